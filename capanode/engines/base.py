@@ -1,0 +1,99 @@
+"""The one interface between a worker's loop and whatever computes.
+
+An engine is synchronous and single-threaded: the worker submits and cancels jobs between steps and
+hands on the events that a step returns. It never sees the network, a key, a price or a client.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocol.errors import Code
+from protocol.messages import Task
+from protocol.payload import EmbeddingInput, GenerationInput, ImageInput
+from protocol.pricing import Units
+
+EngineInput = GenerationInput | EmbeddingInput | ImageInput
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What a loaded engine can do, as measured or read from the model; goes into the offer."""
+
+    task: Task
+    slots: int  # jobs that one step advances together
+    context_tokens: int  # 0 where the notion does not apply
+    quantization: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The input was parsed and counted; the job holds a slot from here on."""
+
+    job_id: str
+    input_units: Units
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """A piece of the answer. `text` is what these token ids add to the visible answer; `data` is
+    the encoded output of tasks that answer all at once."""
+
+    job_id: str
+    token_ids: tuple[int, ...]
+    text: str
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The job ended as it should; `reason` is `stop`, `length` or `complete`."""
+
+    job_id: str
+    reason: str
+    units: Units
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job ended without an answer; the slot is free. `units` is what it had delivered."""
+
+    job_id: str
+    code: Code
+    message: str
+    units: Units
+
+
+EngineEvent = Started | Produced | Finished | Failed
+
+
+class EngineRefusal(Exception):
+    """The input cannot be run (too long, not an image, ...); carries the wire code for the client."""
+
+    def __init__(self, message: str, *, code: Code) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Engine(Protocol):
+    """Runs many jobs at once; see the module docstring for who calls what."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def is_idle(self) -> bool:
+        """True if `step` would do nothing."""
+        ...
+
+    def submit(self, job_id: str, job_input: EngineInput) -> None:
+        """Queue a job for the next step. Raises EngineRefusal; nothing is kept then."""
+        ...
+
+    def cancel(self, job_id: str) -> None:
+        """Free the job's slot at once; unknown ids are ignored (the job may just have ended)."""
+        ...
+
+    def step(self) -> Sequence[EngineEvent]:
+        """Advance every live job by one step and return what happened, in order per job."""
+        ...

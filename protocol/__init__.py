@@ -1,0 +1,1 @@
+"""What both sides of the market must agree on: pure modules, plus `net`, the transport."""
