@@ -1,0 +1,205 @@
+"""Frozen dataclasses to and from msgpack maps, strictly.
+
+The schema is the dataclass: str, int, float, bool, bytes, enums, optionals, homogeneous tuples and
+nested dataclasses. Decoding checks every type, refuses missing fields and trailing bytes, ignores
+unknown fields (a newer peer may say more), and bounds what it allocates by the size of its input.
+Encoding writes fields in declaration order and leaves out those that are None.
+"""
+
+import dataclasses
+import enum
+import math
+import types
+import typing
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+import msgpack
+
+from protocol.errors import Code, RemoteProtocolError
+
+T = TypeVar("T")
+
+_INT64_MAX = 2**63 - 1
+_INT64_MIN = -(2**63)
+
+_Reader = Callable[[Any], Any]
+
+
+class _Mismatch(Exception):
+    """A value does not have its field's type; becomes a MALFORMED error with the field's name."""
+
+
+def encode(message: Any) -> bytes:
+    """The wire bytes of a dataclass."""
+    return typing.cast(bytes, msgpack.packb(_to_plain(message), use_bin_type=True))
+
+
+def decode(cls: type[T], data: bytes | memoryview) -> T:
+    """Read one `cls` that fills `data` exactly.
+
+    Raises RemoteProtocolError: TRUNCATED, TRAILING_BYTES or MALFORMED. A `ValueError` from the
+    class's own `__post_init__` (a bound that it states) becomes MALFORMED too.
+    """
+    plain = _unpack(data)
+    try:
+        reader: _Reader = _reader_for(typing.cast(Any, cls))
+        return typing.cast(T, reader(plain))
+    except _Mismatch as mismatch:
+        raise RemoteProtocolError(f"{cls.__name__}: {mismatch}", code=Code.MALFORMED) from None
+
+
+def _unpack(data: bytes | memoryview) -> Any:
+    size = len(data)
+    try:
+        return msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=size,
+            max_bin_len=size,
+            max_array_len=size,
+            max_map_len=size,
+            max_ext_len=0,
+        )
+    except msgpack.ExtraData:
+        raise RemoteProtocolError("bytes follow the message", code=Code.TRAILING_BYTES) from None
+    except (msgpack.UnpackException, ValueError, RecursionError) as error:
+        # msgpack says "incomplete input" in a ValueError; both mean that bytes are missing.
+        truncated = isinstance(error, msgpack.OutOfData) or "incomplete" in str(error)
+        code = Code.TRUNCATED if truncated else Code.MALFORMED
+        raise RemoteProtocolError("not a complete msgpack value", code=code) from None
+
+
+def _to_plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        plain = {}
+        for name in _field_names(type(value)):
+            item = getattr(value, name)
+            if item is not None:
+                plain[name] = _to_plain(item)
+        return plain
+    if isinstance(value, tuple):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return value.value
+    return value
+
+
+@cache
+def _field_names(cls: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(cls))
+
+
+@cache
+def _reader_for(annotation: Any) -> _Reader:
+    """Compile an annotation to a function that checks and converts one plain value."""
+    origin = typing.get_origin(annotation)
+    if isinstance(annotation, typing.NewType):
+        return _reader_for(annotation.__supertype__)
+    if origin in (typing.Union, types.UnionType):
+        return _read_optional(annotation)
+    if origin is tuple:
+        return _read_tuple(_reader_for(typing.get_args(annotation)[0]))
+    if dataclasses.is_dataclass(annotation):
+        return _read_dataclass(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        return _read_enum(annotation)
+    return _SCALARS[annotation]
+
+
+def _read_str(value: Any) -> str:
+    if type(value) is not str:
+        raise _Mismatch("expected text")
+    return value
+
+
+def _read_bytes(value: Any) -> bytes:
+    if type(value) is not bytes:
+        raise _Mismatch("expected bytes")
+    return value
+
+
+def _read_bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _Mismatch("expected true or false")
+    return value
+
+
+def _read_int(value: Any) -> int:
+    if type(value) is not int or not _INT64_MIN <= value <= _INT64_MAX:
+        raise _Mismatch("expected a 64-bit integer")
+    return value
+
+
+def _read_float(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise _Mismatch("expected a finite number")
+    return float(value)
+
+
+_SCALARS: dict[Any, _Reader] = {
+    str: _read_str,
+    bytes: _read_bytes,
+    bool: _read_bool,
+    int: _read_int,
+    float: _read_float,
+}
+
+
+def _read_optional(annotation: Any) -> _Reader:
+    (inner,) = (arg for arg in typing.get_args(annotation) if arg is not type(None))
+    read = _reader_for(inner)
+    return lambda value: None if value is None else read(value)
+
+
+def _read_tuple(read: _Reader) -> _Reader:
+    def read_items(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise _Mismatch("expected a list")
+        return tuple(map(read, value))
+
+    return read_items
+
+
+def _read_enum(cls: type[enum.Enum]) -> _Reader:
+    members = {member.value: member for member in cls}
+
+    def read_member(value: Any) -> enum.Enum:
+        member = members.get(value) if isinstance(value, str | int) else None
+        if member is None:
+            raise _Mismatch(f"not a {cls.__name__}")
+        return member
+
+    return read_member
+
+
+def _read_dataclass(cls: Any) -> _Reader:
+    hints = typing.get_type_hints(cls)
+    fields = [(field.name, _reader_for(hints[field.name])) for field in dataclasses.fields(cls)]
+    optional = {
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.default is not dataclasses.MISSING
+        or field.default_factory is not dataclasses.MISSING
+    }
+
+    def read_fields(value: Any) -> Any:
+        if type(value) is not dict:
+            raise _Mismatch("expected a map")
+        arguments = {}
+        for name, read in fields:
+            if name in value:
+                try:
+                    arguments[name] = read(value[name])
+                except _Mismatch as mismatch:
+                    raise _Mismatch(f"{name}: {mismatch}") from None
+            elif name not in optional:
+                raise _Mismatch(f"{name} is missing")
+        try:
+            return cls(**arguments)
+        except ValueError as error:
+            raise _Mismatch(str(error)) from None
+
+    return read_fields

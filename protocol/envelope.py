@@ -1,0 +1,102 @@
+"""Signed messages as they travel and as they are stored.
+
+    wire = msgpack [version, kind, signer's 32-byte public key, body, 64-byte signature]
+    signed content = b"capa/1/" + kind + b"\\0" + body
+
+The body is never encoded again after signing: what is verified, stored and forwarded are the bytes
+as received. The digest that other messages name covers the signed content, not the signature, so a
+second valid signature makes no second identity.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+import msgpack
+
+from protocol.codec import decode, encode
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import Digest, PeerId, peer_id_from_public_key, sha256_digest
+from protocol.keys import SigningKey, verify
+from protocol.limits import SIGNED_BYTES_MAX
+
+ENVELOPE_VERSION = 1
+_DOMAIN = b"capa/1/"
+
+
+class SignedMessage(Protocol):
+    """A message class that may be signed says its kind, so that no signature fits two kinds."""
+
+    KIND: ClassVar[str]
+
+
+M = TypeVar("M", bound=SignedMessage)
+
+
+@dataclass(frozen=True, slots=True)
+class Signed(Generic[M]):
+    """A verified message with its evidence. `raw` is what to store and forward."""
+
+    message: M
+    signer: PeerId
+    digest: Digest
+    raw: bytes
+
+
+def seal(key: SigningKey, message: M) -> Signed[M]:
+    """Encode and sign."""
+    body = encode(message)
+    content = _signed_content(message.KIND, body)
+    raw = msgpack.packb(
+        [ENVELOPE_VERSION, message.KIND, key.public_key, body, key.sign(content)],
+        use_bin_type=True,
+    )
+    return Signed(message, key.peer_id, sha256_digest(content), raw)
+
+
+def open_envelope(raw: bytes, message_type: type[M], *, signer: PeerId | None = None) -> Signed[M]:
+    """Check the signature, then read the body.
+
+    Raises RemoteProtocolError: MALFORMED, UNKNOWN_VERSION, FRAME_TOO_LARGE, BAD_SIGNATURE, or
+    WRONG_SIGNER if `signer` is given and another party signed.
+    """
+    kind, public_key, body, signature = _split(raw)
+    if kind != message_type.KIND:
+        raise RemoteProtocolError(
+            f"expected a {message_type.KIND}, got a {kind[:32]!r}", code=Code.MALFORMED
+        )
+    actual_signer = peer_id_from_public_key(public_key)
+    if signer is not None and actual_signer != signer:
+        raise RemoteProtocolError(
+            f"the {kind} is signed by {actual_signer}, not by {signer}", code=Code.WRONG_SIGNER
+        )
+    content = _signed_content(kind, body)
+    verify(actual_signer, content, signature)
+    return Signed(decode(message_type, body), actual_signer, sha256_digest(content), raw)
+
+
+def _signed_content(kind: str, body: bytes) -> bytes:
+    return _DOMAIN + kind.encode() + b"\0" + body
+
+
+def _split(raw: bytes) -> tuple[str, bytes, bytes, bytes]:
+    if len(raw) > SIGNED_BYTES_MAX:
+        raise RemoteProtocolError(
+            f"a signed message of {len(raw)} bytes is over the limit", code=Code.FRAME_TOO_LARGE
+        )
+    try:
+        parts = msgpack.unpackb(raw, raw=False, max_array_len=5, max_map_len=0, max_ext_len=0)
+    except msgpack.ExtraData:
+        raise RemoteProtocolError("bytes follow the envelope", code=Code.TRAILING_BYTES) from None
+    except (msgpack.UnpackException, ValueError, RecursionError):
+        raise RemoteProtocolError("not an envelope", code=Code.MALFORMED) from None
+    if isinstance(parts, list) and parts and parts[0] != ENVELOPE_VERSION:
+        raise RemoteProtocolError(
+            f"the envelope's version is {str(parts[0])[:16]}, we read {ENVELOPE_VERSION}",
+            code=Code.UNKNOWN_VERSION,
+        )
+    match parts:
+        case [_, str(kind), bytes(public_key), bytes(body), bytes(signature)] if (
+            len(public_key) == 32 and len(signature) == 64
+        ):
+            return kind, public_key, body, signature
+    raise RemoteProtocolError("not an envelope", code=Code.MALFORMED)

@@ -1,0 +1,111 @@
+"""What can go wrong between two parties, and whose fault it is.
+
+A RemoteProtocolError is a peer's mistake: refuse, count, go on. A LocalProtocolError is a bug of
+ours: crash and tell someone. Wire codes are stable: peers in other languages match on them.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Why something was refused or failed, as sent on the wire."""
+
+    # The bytes are wrong.
+    MALFORMED = "malformed"
+    FRAME_TOO_LARGE = "frame_too_large"
+    TRUNCATED = "truncated"
+    TRAILING_BYTES = "trailing_bytes"
+    UNKNOWN_VERSION = "unknown_version"
+    UNEXPECTED_FRAME = "unexpected_frame"
+    # The evidence is wrong.
+    BAD_SIGNATURE = "bad_signature"
+    WRONG_SIGNER = "wrong_signer"
+    WRONG_AUDIENCE = "wrong_audience"
+    EXPIRED = "expired"
+    NOT_YET_VALID = "not_yet_valid"
+    REPLAYED = "replayed"
+    DIGEST_MISMATCH = "digest_mismatch"
+    PRICE_ABOVE_OFFER = "price_above_offer"
+    UNTRUSTED_COORDINATOR = "untrusted_coordinator"
+    RECEIPT_MISMATCH = "receipt_mismatch"
+    # The offer is wrong.
+    OFFER_REGRESSED = "offer_regressed"
+    OFFER_CONFLICT = "offer_conflict"
+    OFFER_IMPLAUSIBLE = "offer_implausible"
+    # The market cannot serve it.
+    UNKNOWN_MODEL = "unknown_model"
+    NO_NODE_FITS = "no_node_fits"
+    OUT_OF_FUNDS = "out_of_funds"
+    UNKNOWN_ACCOUNT = "unknown_account"
+    UNKNOWN_API_KEY = "unknown_api_key"
+    BUDGET_EXCEEDED = "budget_exceeded"
+    RATE_LIMITED = "rate_limited"
+    ALREADY_EXISTS = "already_exists"
+    NOT_FOUND = "not_found"
+    # The input is wrong.
+    INVALID_INPUT = "invalid_input"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    INPUT_TOO_LARGE = "input_too_large"
+    INVALID_IMAGE = "invalid_image"
+    IMAGE_TOO_LARGE = "image_too_large"
+    # The node cannot do it now.
+    BUSY = "busy"
+    DRAINING = "draining"
+    ISOLATION_UNAVAILABLE = "isolation_unavailable"
+    MODEL_UNAVAILABLE = "model_unavailable"
+    WORKER_CRASHED = "worker_crashed"
+    WORKER_HUNG = "worker_hung"
+    OUT_OF_MEMORY = "out_of_memory"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELLED = "cancelled"
+    NODE_LOST = "node_lost"
+    COORDINATOR_LOST = "coordinator_lost"
+    STORAGE_FULL = "storage_full"
+    INTERNAL = "internal"
+
+
+# Another node may well succeed: the same request can be leased again without asking the client.
+RETRYABLE_ELSEWHERE = frozenset(
+    {
+        Code.BUSY,
+        Code.DRAINING,
+        Code.ISOLATION_UNAVAILABLE,
+        Code.MODEL_UNAVAILABLE,
+        Code.WORKER_CRASHED,
+        Code.WORKER_HUNG,
+        Code.OUT_OF_MEMORY,
+        Code.NODE_LOST,
+        Code.PRICE_ABOVE_OFFER,
+        Code.UNTRUSTED_COORDINATOR,
+        Code.INTERNAL,
+    }
+)
+
+
+class CapaError(Exception):
+    """Base of every error that the project raises on purpose."""
+
+
+class RemoteProtocolError(CapaError):
+    """The other side broke the protocol or was refused; `code` is what the wire carries."""
+
+    def __init__(self, message: str, *, code: Code) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LocalProtocolError(CapaError):
+    """Our own code asked for something that the protocol forbids."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorBody:
+    """An error as it travels. `message` is for people, `code` is for programs."""
+
+    code: Code
+    message: str
+    retry_after_ms: int | None = None
+
+    def to_error(self) -> RemoteProtocolError:
+        return RemoteProtocolError(self.message, code=self.code)

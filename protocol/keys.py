@@ -1,0 +1,60 @@
+"""Ed25519 signing keys. One key is one party: its peer id is its account."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId, peer_id_from_public_key, public_key_from_peer_id
+
+SEED_BYTES = 32
+
+
+class SigningKey:
+    """A private key. Its repr and pickles show nothing of the seed."""
+
+    __slots__ = ("_private", "_seed", "peer_id", "public_key")
+
+    def __init__(self, seed: bytes) -> None:
+        if len(seed) != SEED_BYTES:
+            raise ValueError(f"a key's seed has {SEED_BYTES} bytes, not {len(seed)}")
+        self._seed = seed
+        self._private = Ed25519PrivateKey.from_private_bytes(seed)
+        self.public_key = self._private.public_key().public_bytes_raw()
+        self.peer_id: PeerId = peer_id_from_public_key(self.public_key)
+
+    @classmethod
+    def generate(cls, entropy: Callable[[int], bytes]) -> "SigningKey":
+        return cls(entropy(SEED_BYTES))
+
+    def sign(self, data: bytes) -> bytes:
+        """The 64-byte Ed25519 signature of `data` (RFC 8032)."""
+        return self._private.sign(data)
+
+    def seed(self) -> bytes:
+        """The secret itself: for the key file and the transport's handshake only."""
+        return self._seed
+
+    def __repr__(self) -> str:
+        return f"SigningKey({self.peer_id})"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a signing key is not pickled")
+
+
+def verify(peer_id: PeerId, data: bytes, signature: bytes) -> None:
+    """Raises RemoteProtocolError (BAD_SIGNATURE) unless `peer_id` signed exactly `data`."""
+    try:
+        _public_key(peer_id).verify(signature, data)
+    except InvalidSignature:
+        raise RemoteProtocolError(
+            f"the signature is not {peer_id}'s", code=Code.BAD_SIGNATURE
+        ) from None
+
+
+# A market talks to the same few thousand parties all day; parsing a key costs a base58 division.
+@lru_cache(maxsize=4096)
+def _public_key(peer_id: PeerId) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(public_key_from_peer_id(peer_id))

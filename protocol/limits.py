@@ -1,0 +1,62 @@
+"""Every bound on what a peer may send, each with its reason. Nothing here is tunable at run time:
+a limit that two parties disagree on is an outage.
+"""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+# A frame is one msgpack body. Bigger payloads travel as several JOB_DATA frames, so that one upload
+# does not delay other jobs' tokens on the same stream: 256 KiB is about 4 ms at 75 MB/s.
+FRAME_BYTES_MAX = 256 * KIB
+
+# One job's input. A 12-megapixel photograph as JPEG is 4–6 MB; 8 MiB takes it with room.
+PAYLOAD_BYTES_MAX = 8 * MIB
+
+# One job's whole output: 131,072 tokens of 8 bytes, or 256 embeddings of 1,024 floats.
+OUTPUT_BYTES_MAX = 4 * MIB
+
+# A signed message names a handful of ids and numbers. An offer lists models, which is the longest.
+SIGNED_BYTES_MAX = 32 * KIB
+
+# Gossip costs 3–14 ms of CPU per message and node, and libp2p drops what is over 1 MiB in silence.
+OFFER_BYTES_MAX = 16 * KIB
+OFFER_MODELS_MAX = 64
+OFFER_ADDRESSES_MAX = 8
+
+# Text fields: a name fits a line, a message fits a paragraph.
+NAME_CHARS_MAX = 128
+ADDRESS_CHARS_MAX = 256
+MESSAGE_CHARS_MAX = 1_000
+
+# Lists in constraints (`only`, `ignore`, `order`, regions).
+LIST_ITEMS_MAX = 64
+
+# What one job may hold: the longest context in the field is far below a million tokens.
+TOKENS_MAX = 1_048_576
+CHAT_MESSAGES_MAX = 2_048
+STOP_STRINGS_MAX = 8
+STOP_CHARS_MAX = 128
+EMBEDDING_TEXTS_MAX = 256
+LABELS_MAX = 1_000
+
+# Jobs at once on one client–node stream: twice what the largest engine runs, so queues can form.
+CHANNELS_PER_PEER_MAX = 256
+
+# NTP keeps honest clocks within a second; 30 s forgives a laptop that just woke up.
+CLOCK_SKEW_MAX_MS = 30_000
+
+# An offer outlives three refreshes, so that one lost message does not hide a node.
+OFFER_REFRESH_MS = 60_000
+OFFER_LIFETIME_MAX_MS = 4 * OFFER_REFRESH_MS
+
+# A request is leased soon after it is signed; its id is remembered that long against replay.
+REQUEST_LIFETIME_MAX_MS = 15 * 60_000
+
+# The longest job that anyone may run in one piece.
+JOB_DURATION_MAX_MS = 10 * 60_000
+
+# From lease to JOB_OPEN at the node: a dial over a relay and a large upload, no more.
+LEASE_OPEN_WITHIN_MS = 30_000
+
+# A receipt for a job that met its deadline may still be in flight: holds wait this long.
+RECEIPT_GRACE_MS = 60_000

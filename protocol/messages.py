@@ -1,0 +1,352 @@
+"""The messages that parties sign, and the few unsigned ones beside them.
+
+Each names the digest of the one before it: JobRequest (client) → Lease (coordinator) → Receipt
+(node) → Acceptance (client). `__post_init__` states the bounds of single fields; rules that need
+time or another message are in `protocol.receipts`.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+from protocol.ids import Digest, JobId, LeaseId, PeerId, is_digest, parse_ulid
+from protocol.limits import (
+    ADDRESS_CHARS_MAX,
+    JOB_DURATION_MAX_MS,
+    LIST_ITEMS_MAX,
+    NAME_CHARS_MAX,
+    OFFER_ADDRESSES_MAX,
+    OFFER_MODELS_MAX,
+    PAYLOAD_BYTES_MAX,
+    TOKENS_MAX,
+)
+from protocol.money import AMOUNT_NANO_MAX
+from protocol.pricing import PriceSheet, Units
+
+# Milliseconds since 1970 until the year 2200: keeps every sum of two stamps far inside int64.
+STAMP_MS_MAX = 7_258_118_400_000
+# A node with more concurrent jobs than this is several nodes.
+SLOTS_MAX = 4_096
+# Faster than any hardware of this decade, per stream or in all.
+TOKENS_PER_S_MAX = 10_000_000
+
+
+class Task(StrEnum):
+    """What a model does; decides engine, payload and units."""
+
+    CAUSAL_LM = "causal_lm"
+    EMBEDDING = "embedding"
+    IMAGE_CLASSIFICATION = "image_classification"
+
+
+class IsolationTier(StrEnum):
+    """How a worker is confined, as proven by the node's own self-test; weakest first."""
+
+    NONE = "none"
+    LANDLOCK = "landlock"
+    BWRAP = "bwrap"
+
+    @property
+    def rank(self) -> int:
+        return list(IsolationTier).index(self)
+
+
+class DataCollection(StrEnum):
+    """Whether a node may keep prompts (OpenRouter's word for it)."""
+
+    ALLOW = "allow"
+    DENY = "deny"
+
+
+class Objective(StrEnum):
+    """What the client would rather have of two nodes that both fit."""
+
+    PRICE = "price"
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    BALANCED = "balanced"
+
+
+class Finish(StrEnum):
+    """How a job ended, as the receipt says it."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    COMPLETE = "complete"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_names(names: tuple[str, ...], what: str) -> None:
+    _check(len(names) <= LIST_ITEMS_MAX, f"{what} lists too many items")
+    _check(all(0 < len(name) <= NAME_CHARS_MAX for name in names), f"{what} has a bad name")
+
+
+def _check_stamps(*stamps_ms: int) -> None:
+    _check(all(0 <= stamp <= STAMP_MS_MAX for stamp in stamps_ms), "a time is out of range")
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What computes. `kind` is `cpu` or `cuda`; `memory_bytes` is per device."""
+
+    kind: str
+    name: str
+    memory_bytes: int
+    count: int
+
+    def __post_init__(self) -> None:
+        _check(self.kind in ("cpu", "cuda"), "the hardware kind is neither cpu nor cuda")
+        _check(len(self.name) <= NAME_CHARS_MAX, "the hardware name is too long")
+        _check(0 <= self.memory_bytes < 2**50 and 0 < self.count <= 1_024, "implausible hardware")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """One model on one node. Speeds are the node's claims, in tokens per second (images per second
+    for classifiers): `prefill_tps` and `decode_tps` of a single stream."""
+
+    name: str
+    manifest_digest: Digest
+    task: Task
+    quantization: str
+    context_tokens: int
+    slots: int
+    queue_max: int
+    prefill_tps: int
+    decode_tps: int
+    price: PriceSheet
+
+    def __post_init__(self) -> None:
+        _check(0 < len(self.name) <= NAME_CHARS_MAX, "the model's name is empty or too long")
+        _check(is_digest(self.manifest_digest), "the manifest digest is not a sha256")
+        _check(0 < len(self.quantization) <= 32, "the quantization is empty or too long")
+        _check(0 <= self.context_tokens <= TOKENS_MAX, "the context is out of range")
+        _check(0 < self.slots <= SLOTS_MAX, "the number of slots is out of range")
+        _check(0 <= self.queue_max <= SLOTS_MAX, "the queue is out of range")
+        _check(0 <= self.prefill_tps <= TOKENS_PER_S_MAX, "the prefill speed is out of range")
+        _check(0 <= self.decode_tps <= TOKENS_PER_S_MAX, "the decode speed is out of range")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOffer:
+    """Signed by the node, gossiped on change. `incarnation_ms` is when this process started: a
+    restarted node outranks its former self, and within one incarnation `sequence` only grows."""
+
+    KIND: ClassVar[str] = "node_offer"
+
+    node: PeerId
+    incarnation_ms: int
+    sequence: int
+    issued_at_ms: int
+    expires_at_ms: int
+    addresses: tuple[str, ...]
+    region: str
+    isolation: IsolationTier
+    hardware: Hardware
+    models: tuple[ModelOffer, ...]
+    software: str
+    data_collection: DataCollection = DataCollection.DENY
+
+    def __post_init__(self) -> None:
+        _check_stamps(self.incarnation_ms, self.issued_at_ms, self.expires_at_ms)
+        _check(self.sequence >= 0, "the sequence is negative")
+        _check(len(self.addresses) <= OFFER_ADDRESSES_MAX, "too many addresses")
+        _check(all(len(a) <= ADDRESS_CHARS_MAX for a in self.addresses), "an address is too long")
+        _check(len(self.region) <= NAME_CHARS_MAX, "the region is too long")
+        _check(len(self.software) <= NAME_CHARS_MAX, "the software version is too long")
+        _check(len(self.models) <= OFFER_MODELS_MAX, "too many models")
+        names = {model.name for model in self.models}
+        digests = {model.manifest_digest for model in self.models}
+        _check(len(names) == len(digests) == len(self.models), "a model is listed twice")
+
+
+@dataclass(frozen=True, slots=True)
+class PriceCap:
+    """The most a client pays per position, in nano-credits; None is no cap."""
+
+    prompt_nano_per_mtok: int | None = None
+    completion_nano_per_mtok: int | None = None
+    image_nano: int | None = None
+    request_nano: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Constraints:
+    """What a node must satisfy. Names are OpenRouter's where they exist there."""
+
+    max_price: PriceCap = PriceCap()
+    max_cost_nano: int | None = None
+    max_latency_ms: int | None = None
+    order: tuple[PeerId, ...] = ()
+    only: tuple[PeerId, ...] = ()
+    ignore: tuple[PeerId, ...] = ()
+    allow_fallbacks: bool = True
+    quantizations: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    isolation: IsolationTier = IsolationTier.LANDLOCK
+    data_collection: DataCollection = DataCollection.ALLOW
+
+    def __post_init__(self) -> None:
+        for what in ("order", "only", "ignore", "quantizations", "regions"):
+            _check_names(getattr(self, what), what)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """Signed by the client: buy this much of this model, for at most this, before then.
+
+    `model` is a manifest digest or a name; `units_max` bounds what may be billed; `units_expected`
+    is the client's guess, for matching only. `payload_digest` pins the input without showing it.
+    """
+
+    KIND: ClassVar[str] = "job_request"
+
+    job_id: JobId
+    client: PeerId
+    coordinator: PeerId
+    model: str
+    task: Task
+    payload_digest: Digest
+    payload_bytes: int
+    units_max: Units
+    units_expected: Units
+    objective: Objective
+    constraints: Constraints
+    issued_at_ms: int
+    deadline_at_ms: int
+
+    def __post_init__(self) -> None:
+        parse_ulid(self.job_id)
+        _check(0 < len(self.model) <= NAME_CHARS_MAX, "the model's name is empty or too long")
+        _check(is_digest(self.payload_digest), "the payload digest is not a sha256")
+        _check(0 < self.payload_bytes <= PAYLOAD_BYTES_MAX, "the payload's size is out of range")
+        _check(self.units_expected.fits_in(self.units_max), "expected units exceed the maximum")
+        _check_stamps(self.issued_at_ms, self.deadline_at_ms)
+        _check(
+            0 < self.deadline_at_ms - self.issued_at_ms <= JOB_DURATION_MAX_MS,
+            "the deadline is before the request or too far after it",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Signed by the coordinator: funds are held; this node may run this request at this price."""
+
+    KIND: ClassVar[str] = "lease"
+
+    lease_id: LeaseId
+    request_digest: Digest
+    job_id: JobId
+    attempt: int
+    client: PeerId
+    node: PeerId
+    coordinator: PeerId
+    offer_digest: Digest
+    model_digest: Digest
+    price: PriceSheet
+    units_max: Units
+    ceiling_nano: int
+    issued_at_ms: int
+    open_before_ms: int
+    deadline_at_ms: int
+
+    def __post_init__(self) -> None:
+        parse_ulid(self.lease_id)
+        parse_ulid(self.job_id)
+        for digest in (self.request_digest, self.offer_digest, self.model_digest):
+            _check(is_digest(digest), "a digest is not a sha256")
+        _check(0 <= self.attempt <= 64, "the attempt is out of range")
+        _check(0 <= self.ceiling_nano <= AMOUNT_NANO_MAX, "the ceiling is out of range")
+        _check_stamps(self.issued_at_ms, self.open_before_ms, self.deadline_at_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Signed by the node when a leased job ended, however it ended: what it delivered and costs.
+
+    `output_digest` is `protocol.payload.OutputDigest` over what was streamed.
+    """
+
+    KIND: ClassVar[str] = "receipt"
+
+    lease_id: LeaseId
+    lease_digest: Digest
+    job_id: JobId
+    node: PeerId
+    client: PeerId
+    coordinator: PeerId
+    model_digest: Digest
+    units: Units
+    amount_nano: int
+    output_digest: Digest
+    finish: Finish
+    code: str
+    queued_ms: int
+    first_output_ms: int
+    total_ms: int
+    issued_at_ms: int
+
+    def __post_init__(self) -> None:
+        parse_ulid(self.lease_id)
+        parse_ulid(self.job_id)
+        for digest in (self.lease_digest, self.model_digest, self.output_digest):
+            _check(is_digest(digest), "a digest is not a sha256")
+        _check(0 <= self.amount_nano <= AMOUNT_NANO_MAX, "the amount is out of range")
+        _check(len(self.code) <= 64, "the code is too long")
+        _check_stamps(self.queued_ms, self.first_output_ms, self.total_ms, self.issued_at_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Acceptance:
+    """Signed by the client: what it counted of the same stream. `agrees` is its verdict."""
+
+    KIND: ClassVar[str] = "acceptance"
+
+    receipt_digest: Digest
+    lease_id: LeaseId
+    client: PeerId
+    units: Units
+    output_digest: Digest
+    agrees: bool
+    issued_at_ms: int
+
+    def __post_init__(self) -> None:
+        parse_ulid(self.lease_id)
+        _check(is_digest(self.receipt_digest), "the receipt digest is not a sha256")
+        _check(is_digest(self.output_digest), "the output digest is not a sha256")
+        _check_stamps(self.issued_at_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """How busy one model is at this moment."""
+
+    manifest_digest: Digest
+    running: int
+    queued: int
+    available: bool
+
+    def __post_init__(self) -> None:
+        _check(is_digest(self.manifest_digest), "the manifest digest is not a sha256")
+        _check(0 <= self.running <= SLOTS_MAX, "running is out of range")
+        _check(0 <= self.queued <= SLOTS_MAX, "queued is out of range")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Node → coordinator on the control stream, unsigned: the connection proves who speaks."""
+
+    incarnation_ms: int
+    draining: bool
+    models: tuple[ModelLoad, ...]
+
+    def __post_init__(self) -> None:
+        _check_stamps(self.incarnation_ms)
+        _check(len(self.models) <= OFFER_MODELS_MAX, "too many models")

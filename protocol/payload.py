@@ -1,0 +1,177 @@
+"""What goes into a job and what comes out of it: the bytes behind `payload_digest`.
+
+The client encodes an input, the sandboxed worker decodes it: a node's trusted parent only checks
+its size and digest. Bounds here are the wire's; a model's own (context length) are its engine's.
+"""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+
+from protocol.codec import decode
+from protocol.ids import Digest
+from protocol.limits import (
+    CHAT_MESSAGES_MAX,
+    EMBEDDING_TEXTS_MAX,
+    LABELS_MAX,
+    NAME_CHARS_MAX,
+    PAYLOAD_BYTES_MAX,
+    STOP_CHARS_MAX,
+    STOP_STRINGS_MAX,
+    TOKENS_MAX,
+)
+from protocol.messages import Task
+
+SEED_MAX = 2**63 - 1
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: str
+    content: str
+
+    def __post_init__(self) -> None:
+        _check(0 < len(self.role) <= NAME_CHARS_MAX, "a message's role is empty or too long")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationInput:
+    """Exactly one of `messages`, `prompt` and `prompt_tokens`. `prefix_tokens` are output tokens
+    that were already delivered: the answer continues after them (they count as input)."""
+
+    max_tokens: int
+    messages: tuple[ChatMessage, ...] = ()
+    prompt: str | None = None
+    prompt_tokens: tuple[int, ...] = ()
+    prefix_tokens: tuple[int, ...] = ()
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        given = (bool(self.messages), self.prompt is not None, bool(self.prompt_tokens))
+        _check(sum(given) == 1, "give one of messages, prompt and prompt_tokens")
+        _check(len(self.messages) <= CHAT_MESSAGES_MAX, "too many messages")
+        _check(0 < self.max_tokens <= TOKENS_MAX, "max_tokens is out of range")
+        for tokens in (self.prompt_tokens, self.prefix_tokens):
+            _check(len(tokens) <= TOKENS_MAX, "too many tokens")
+            _check(all(0 <= token < 2**31 for token in tokens), "a token id is out of range")
+        _check(0.0 <= self.temperature <= 2.0, "temperature lies between 0 and 2")
+        _check(0.0 < self.top_p <= 1.0, "top_p lies above 0 and up to 1")
+        _check(0 <= self.top_k <= TOKENS_MAX, "top_k is out of range")
+        _check(self.seed is None or 0 <= self.seed <= SEED_MAX, "the seed is out of range")
+        _check(len(self.stop) <= STOP_STRINGS_MAX, "too many stop strings")
+        _check(
+            all(0 < len(text) <= STOP_CHARS_MAX for text in self.stop),
+            "a stop string is empty or too long",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingInput:
+    texts: tuple[str, ...]
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        _check(0 < len(self.texts) <= EMBEDDING_TEXTS_MAX, "no texts, or too many")
+        _check(all(self.texts), "a text is empty")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """A JPEG or PNG file; the answer has the `top_k` likeliest labels."""
+
+    image: bytes
+    top_k: int = 5
+
+    def __post_init__(self) -> None:
+        _check(0 < len(self.image) <= PAYLOAD_BYTES_MAX, "the image's size is out of range")
+        _check(0 < self.top_k <= LABELS_MAX, "top_k is out of range")
+
+
+JobInput = GenerationInput | EmbeddingInput | ImageInput
+
+_INPUTS: dict[Task, type[GenerationInput] | type[EmbeddingInput] | type[ImageInput]] = {
+    Task.CAUSAL_LM: GenerationInput,
+    Task.EMBEDDING: EmbeddingInput,
+    Task.IMAGE_CLASSIFICATION: ImageInput,
+}
+
+
+def decode_input(task: Task, payload: bytes) -> JobInput:
+    """Raises RemoteProtocolError if the payload is not an input for this task."""
+    return decode(_INPUTS[task], payload)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a streamed answer: text for people, token ids to meter and to resume with, `data`
+    for tasks that answer in bytes."""
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """One vector per text, in order: `dimensions` little-endian float32 each."""
+
+    dimensions: int
+    vectors: tuple[bytes, ...]
+
+    def __post_init__(self) -> None:
+        _check(0 < self.dimensions <= 65_536, "the dimensions are out of range")
+        _check(len(self.vectors) <= EMBEDDING_TEXTS_MAX, "too many vectors")
+        _check(all(len(v) == 4 * self.dimensions for v in self.vectors), "a vector has a bad size")
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    label: str
+    score: float
+
+    def __post_init__(self) -> None:
+        _check(len(self.label) <= NAME_CHARS_MAX, "a label is too long")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassificationOutput:
+    """The likeliest labels first; scores are probabilities."""
+
+    labels: tuple[Label, ...]
+
+    def __post_init__(self) -> None:
+        _check(len(self.labels) <= LABELS_MAX, "too many labels")
+
+
+class OutputDigest:
+    """A running digest of an answer: equal on both sides however it was cut into chunks.
+
+    sha256(sha256(token ids as big-endian u32) + sha256(text as UTF-8) + sha256(data)).
+    """
+
+    def __init__(self) -> None:
+        self._tokens = hashlib.sha256()
+        self._text = hashlib.sha256()
+        self._data = hashlib.sha256()
+
+    def add(self, chunk: Chunk) -> None:
+        if chunk.token_ids:
+            self._tokens.update(struct.pack(f">{len(chunk.token_ids)}I", *chunk.token_ids))
+        if chunk.text:
+            self._text.update(chunk.text.encode())
+        if chunk.data:
+            self._data.update(chunk.data)
+
+    def hexdigest(self) -> Digest:
+        parts = self._tokens.digest() + self._text.digest() + self._data.digest()
+        return Digest(hashlib.sha256(parts).hexdigest())
