@@ -92,8 +92,11 @@ def _field_names(cls: Any) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls))
 
 
-@cache
 def _reader_for(annotation: Any) -> _Reader:
+    return _READERS.get(annotation) or _READERS.setdefault(annotation, _compile(annotation))
+
+
+def _compile(annotation: Any) -> _Reader:
     """Compile an annotation to a function that checks and converts one plain value."""
     origin = typing.get_origin(annotation)
     if isinstance(annotation, typing.NewType):
@@ -106,7 +109,7 @@ def _reader_for(annotation: Any) -> _Reader:
         return _read_dataclass(annotation)
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return _read_enum(annotation)
-    return _SCALARS[annotation]
+    raise TypeError(f"{annotation!r} cannot travel: use the types that the codec knows")
 
 
 def _read_str(value: Any) -> str:
@@ -139,7 +142,7 @@ def _read_float(value: Any) -> float:
     return float(value)
 
 
-_SCALARS: dict[Any, _Reader] = {
+_READERS: dict[Any, _Reader] = {
     str: _read_str,
     bytes: _read_bytes,
     bool: _read_bool,

@@ -26,7 +26,7 @@ class Code(StrEnum):
     NOT_YET_VALID = "not_yet_valid"
     REPLAYED = "replayed"
     DIGEST_MISMATCH = "digest_mismatch"
-    PRICE_ABOVE_OFFER = "price_above_offer"
+    PRICE_MISMATCH = "price_mismatch"
     UNTRUSTED_COORDINATOR = "untrusted_coordinator"
     RECEIPT_MISMATCH = "receipt_mismatch"
     # The offer is wrong.
@@ -76,7 +76,7 @@ RETRYABLE_ELSEWHERE = frozenset(
         Code.WORKER_HUNG,
         Code.OUT_OF_MEMORY,
         Code.NODE_LOST,
-        Code.PRICE_ABOVE_OFFER,
+        Code.PRICE_MISMATCH,
         Code.UNTRUSTED_COORDINATOR,
         Code.INTERNAL,
     }

@@ -198,6 +198,9 @@ class Constraints:
             _check_names(getattr(self, what), what)
 
 
+NO_CONSTRAINTS = Constraints()
+
+
 @dataclass(frozen=True, slots=True)
 class JobRequest:
     """Signed by the client: buy this much of this model, for at most this, before then.

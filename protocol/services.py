@@ -1,0 +1,209 @@
+"""What is asked of a coordinator, and answered: bodies of REQUEST and REPLY frames.
+
+Two protocols use them. On `LEASE_PROTOCOL` clients lease, quote and settle; on `CONTROL_PROTOCOL`
+nodes report load and hand in receipts. Nothing here is signed except the envelopes inside: the
+connection proves who speaks, and what moves money carries its own signature.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from protocol.ids import Digest, PeerId
+from protocol.limits import LIST_ITEMS_MAX, NAME_CHARS_MAX
+from protocol.messages import NO_CONSTRAINTS, Constraints, LoadReport, Objective, Task
+from protocol.pricing import PriceSheet, Units
+
+JOB_PROTOCOL = "/capa/job/1"
+LEASE_PROTOCOL = "/capa/lease/1"
+CONTROL_PROTOCOL = "/capa/control/1"
+
+# A node gossips in the shard of its own id; a coordinator listens to all. Few shards: a small
+# network must still have several subscribers in each.
+OFFER_SHARDS = 4
+
+
+def offer_topic(shard: int) -> str:
+    return f"/capa/offers/1/{shard}"
+
+
+def shard_of(node: PeerId) -> int:
+    """The last characters of a peer id are hash-like, so their sum spreads well enough."""
+    return sum(node[-4:].encode()) % OFFER_SHARDS
+
+
+class Method(StrEnum):
+    """REQUEST methods; the name of the body that each takes is beside it."""
+
+    LEASE = "lease"  # LeaseAsk → LeaseGrant
+    QUOTE = "quote"  # QuoteAsk → QuoteReply
+    SETTLE = "settle"  # SettleAsk → SettleReply
+    NODES = "nodes"  # NodesAsk → NodesReply
+    BALANCE = "balance"  # BalanceAsk → BalanceReply
+    ATTACH = "attach"  # AttachAsk → AttachReply (control)
+    LOAD = "load"  # LoadReport → LoadAck (control)
+    RECEIPT = "receipt"  # ReceiptAsk → SettleReply (control)
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAsk:
+    """Lease this request. `exclude` are nodes that the client has tried; `receipts` are their
+    signed refusals, which free the holds of the earlier attempts at once."""
+
+    request: bytes
+    exclude: tuple[PeerId, ...] = ()
+    receipts: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        if max(len(self.exclude), len(self.receipts)) > LIST_ITEMS_MAX:
+            raise ValueError("too many earlier attempts")
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGrant:
+    """The signed lease, and where the node listens. `offer` is the node's own signed offer, so that
+    the client can check the price without trusting the coordinator."""
+
+    lease: bytes
+    offer: bytes
+    match_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteAsk:
+    """A dry run: what would a job like this cost, where, and why there. Nothing is held."""
+
+    model: str
+    task: Task
+    units_expected: Units
+    units_max: Units
+    objective: Objective = Objective.BALANCED
+    constraints: Constraints = NO_CONSTRAINTS
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.model) <= NAME_CHARS_MAX:
+            raise ValueError("the model's name is empty or too long")
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteCandidate:
+    """A node that fits, best first. Latencies are expected milliseconds for the expected units."""
+
+    node: PeerId
+    cost_nano: int
+    latency_ms: int
+    rtt_ms: float
+    queue_ms: int
+    prefill_ms: int
+    decode_ms: int
+    score: float
+    price: PriceSheet
+    region: str
+    isolation: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteRejection:
+    """A node that does not fit, and every reason why not."""
+
+    node: PeerId
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteReply:
+    model: str
+    model_digest: Digest
+    ceiling_nano: int
+    candidates: tuple[QuoteCandidate, ...]
+    rejections: tuple[QuoteRejection, ...]
+    match_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class SettleAsk:
+    """The client hands in a receipt with its own countersignature."""
+
+    receipt: bytes
+    acceptance: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SettleReply:
+    """The receipt is durable: `state` is `pending`, `settled` or `disputed`."""
+
+    state: str
+    amount_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodesAsk:
+    """One page of the nodes that offer `model` (all if empty), in order of their ids."""
+
+    model: str = ""
+    after: str = ""
+
+    def __post_init__(self) -> None:
+        if max(len(self.model), len(self.after)) > NAME_CHARS_MAX:
+            raise ValueError("a name is too long")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSummary:
+    """One node as this coordinator sees it now."""
+
+    node: PeerId
+    offer: bytes
+    rtt_ms: float | None
+    attached: bool
+    running: int
+    queued: int
+    health: str
+    success_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodesReply:
+    """`next_after` asks for the following page; empty on the last one."""
+
+    nodes: tuple[NodeSummary, ...]
+    next_after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceAsk:
+    """Of the account that asks."""
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceReply:
+    available_nano: int
+    held_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttachAsk:
+    """A node joins a coordinator's active set; its offer comes along, ahead of gossip."""
+
+    offer: bytes
+    load: LoadReport
+
+
+@dataclass(frozen=True, slots=True)
+class AttachReply:
+    """How often the coordinator wants to hear of load; it calls a silent node dead after three."""
+
+    report_every_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadAck:
+    """Nothing to say: the reply itself is the sign of life."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptAsk:
+    """A node hands in a receipt from its outbox, with the client's acceptance if it came."""
+
+    receipt: bytes
+    acceptance: bytes = b""
