@@ -75,7 +75,8 @@ def _unpack(data: bytes | memoryview) -> Any:
 def _to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         plain = {}
-        for name in _field_names(type(value)):
+        cls: Any = type(value)
+        for name in _field_names(cls):
             item = getattr(value, name)
             if item is not None:
                 plain[name] = _to_plain(item)
