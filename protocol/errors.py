@@ -90,9 +90,10 @@ class CapaError(Exception):
 class RemoteProtocolError(CapaError):
     """The other side broke the protocol or was refused; `code` is what the wire carries."""
 
-    def __init__(self, message: str, *, code: Code) -> None:
+    def __init__(self, message: str, *, code: Code, retry_after_ms: int | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after_ms = retry_after_ms
 
 
 class LocalProtocolError(CapaError):
@@ -108,4 +109,6 @@ class ErrorBody:
     retry_after_ms: int | None = None
 
     def to_error(self) -> RemoteProtocolError:
-        return RemoteProtocolError(self.message, code=self.code)
+        return RemoteProtocolError(
+            self.message, code=self.code, retry_after_ms=self.retry_after_ms
+        )

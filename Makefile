@@ -1,0 +1,42 @@
+# Everything that a fresh machine with Python 3.11+ needs: no root, no GPU, no model hub, no Docker.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+MODELS := .capacloud/models
+DEMO_MODELS := smollm2-135m-instruct all-minilm-l6-v2 efficientnet-lite0
+
+.PHONY: help setup models demo test lint format types
+
+help:
+	@echo "make demo     set up, then run a whole market on this machine and show a job of each kind"
+	@echo "make test     set up, then run all tests"
+	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -m venv .venv; }
+	@echo "installing dependencies (the first time takes a minute or two)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(INSTALLED)
+
+setup: $(INSTALLED)
+
+models: setup
+	@$(BIN)/python -m capanode.models pull $(DEMO_MODELS) --store $(MODELS)
+
+demo: models
+	@$(BIN)/python -m sim demo --models $(MODELS) $(DEMO_FLAGS)
+
+test: models
+	@CAPACLOUD_MODEL_STORE=$(CURDIR)/$(MODELS) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

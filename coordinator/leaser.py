@@ -1,0 +1,86 @@
+"""What a client needs of a coordinator, wherever that runs, and the terms that it is granted."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocol.envelope import Signed
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.messages import Acceptance, JobRequest, Lease, NodeOffer, Receipt
+from protocol.services import NodesAsk, NodesReply, QuoteAsk, QuoteReply, SettleReply
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A verified lease, with the offer that it rests on."""
+
+    lease: Signed[Lease]
+    offer: Signed[NodeOffer]
+    match_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """How a node did, as its client saw it. `code` is None if the job ended as it should."""
+
+    code: Code | None
+    first_output_ms: float | None
+    total_ms: float
+    output_tokens: int
+
+
+class Leaser(Protocol):
+    """A coordinator, in the same process or over the network."""
+
+    @property
+    def coordinator(self) -> PeerId: ...
+
+    async def lease(
+        self,
+        request: Signed[JobRequest],
+        *,
+        exclude: tuple[PeerId, ...],
+        receipts: tuple[Signed[Receipt], ...],
+    ) -> Granted:
+        """Hold funds and name a node. `receipts` are signed refusals of earlier attempts, which free
+        their holds. Raises RemoteProtocolError if nothing fits or funds are missing."""
+        ...
+
+    async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:
+        """Returns once the receipt is durable. Raises RemoteProtocolError or NetError."""
+        ...
+
+    def observe(self, lease: Signed[Lease], observation: Observation) -> None:
+        """Tell how a node did, for its reputation. Moves no money; a remote coordinator, which has
+        no reason to believe us, is not told."""
+        ...
+
+    async def quote(self, ask: QuoteAsk) -> QuoteReply: ...
+
+    async def nodes(self, ask: NodesAsk) -> NodesReply: ...
+
+
+def check_terms(granted: Granted, request: Signed[JobRequest]) -> None:
+    """The client's own check that it was leased what it asked for, at the price that is offered.
+
+    Raises RemoteProtocolError (WRONG_SIGNER, DIGEST_MISMATCH, PRICE_MISMATCH).
+    """
+    lease, offer = granted.lease.message, granted.offer
+    if offer.signer != lease.node or offer.digest != lease.offer_digest:
+        raise RemoteProtocolError(
+            "the lease does not rest on the offer that came with it", code=Code.DIGEST_MISMATCH
+        )
+    if lease.request_digest != request.digest or granted.lease.signer != lease.coordinator:
+        raise RemoteProtocolError("the lease is for another request", code=Code.DIGEST_MISMATCH)
+    prices = [m.price for m in offer.message.models if m.manifest_digest == lease.model_digest]
+    if prices != [lease.price]:
+        raise RemoteProtocolError(
+            "the lease's price is not the one that the node offers", code=Code.PRICE_MISMATCH
+        )
+    cost_max_nano = request.message.constraints.max_cost_nano
+    if cost_max_nano is not None and lease.ceiling_nano > cost_max_nano:
+        raise RemoteProtocolError(
+            f"the lease may cost {lease.ceiling_nano} nano-credits, the request allows "
+            f"{cost_max_nano}",
+            code=Code.PRICE_MISMATCH,
+        )

@@ -1,0 +1,172 @@
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.codec import decode, encode
+from protocol.errors import Code, RemoteProtocolError
+from protocol.messages import JobRequest, Lease, NodeOffer, Receipt
+from protocol.payload import Chunk, GenerationInput
+from protocol.pricing import PriceSheet, Units
+from tests.protocol.makers import make_chain, make_request
+
+
+class Colour(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass(frozen=True, slots=True)
+class Inner:
+    number: int
+    ratio: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    name: str
+    data: bytes
+    flag: bool
+    colour: Colour
+    inner: Inner
+    items: tuple[Inner, ...] = ()
+    note: str | None = None
+
+
+SAMPLE = Sample("n", b"\x00\xff", True, Colour.BLUE, Inner(3), (Inner(4, 1.25),), "hello")
+
+int64 = st.integers(min_value=-(2**63), max_value=2**63 - 1)
+inners = st.builds(Inner, int64, st.floats(allow_nan=False, allow_infinity=False))
+samples = st.builds(
+    Sample,
+    name=st.text(max_size=20),
+    data=st.binary(max_size=20),
+    flag=st.booleans(),
+    colour=st.sampled_from(Colour),
+    inner=inners,
+    items=st.lists(inners, max_size=4).map(tuple),
+    note=st.none() | st.text(max_size=5),
+)
+
+
+def refused(cls: type[object], data: bytes) -> Code:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode(cls, data)
+    return caught.value.code
+
+
+def with_field(name: str, value: object) -> bytes:
+    plain = msgpack.unpackb(encode(SAMPLE), raw=False)
+    plain[name] = value
+    packed: bytes = msgpack.packb(plain, use_bin_type=True)
+    return packed
+
+
+@given(samples)
+def test_what_is_encoded_decodes_to_the_same(sample: Sample) -> None:
+    assert decode(Sample, encode(sample)) == sample
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused_and_never_crash(data: bytes) -> None:
+    for cls in (Sample, JobRequest, Lease, Receipt, NodeOffer, GenerationInput, Chunk):
+        try:
+            decode(cls, data)
+        except RemoteProtocolError:
+            continue
+
+
+@given(st.integers(min_value=0), st.integers(min_value=0, max_value=255))
+def test_a_changed_byte_is_refused_or_gives_another_valid_message(place: int, value: int) -> None:
+    data = bytearray(encode(make_request()))
+    data[place % len(data)] = value
+    try:
+        message = decode(JobRequest, bytes(data))
+    except RemoteProtocolError:
+        return
+    assert isinstance(message, JobRequest)
+
+
+@given(st.integers(min_value=0))
+def test_every_cut_is_refused(place: int) -> None:
+    data = encode(SAMPLE)
+    assert refused(Sample, data[: place % len(data)]) in (Code.TRUNCATED, Code.MALFORMED)
+
+
+def test_trailing_bytes_are_refused() -> None:
+    assert refused(Sample, encode(SAMPLE) + b"\x00") is Code.TRAILING_BYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("name", 7),
+        ("name", b"bytes"),
+        ("data", "text"),
+        ("flag", 1),
+        ("colour", "green"),
+        ("colour", [1]),
+        ("inner", 3),
+        ("inner", {"ratio": 1.0}),
+        ("inner", {"number": True}),
+        ("inner", {"number": 2**63}),
+        ("inner", {"number": 1, "ratio": float("nan")}),
+        ("inner", {"number": 1, "ratio": float("inf")}),
+        ("inner", {"number": 1.0}),
+        ("items", {"0": 1}),
+        ("items", [None]),
+        ("note", 5),
+    ],
+)
+def test_a_wrong_type_is_refused(name: str, value: object) -> None:
+    assert refused(Sample, with_field(name, value)) is Code.MALFORMED
+
+
+def test_a_missing_field_is_refused_by_name() -> None:
+    with pytest.raises(RemoteProtocolError, match="number is missing"):
+        decode(Inner, msgpack.packb({"ratio": 1.0}))
+
+
+def test_an_unknown_field_of_a_newer_peer_is_ignored() -> None:
+    assert decode(Sample, with_field("added_in_2027", [1, 2])) == SAMPLE
+
+
+def test_absent_optionals_take_their_defaults() -> None:
+    assert decode(Inner, msgpack.packb({"number": 1})) == Inner(1, 0.5)
+    assert b"note" not in encode(Sample("", b"", False, Colour.RED, Inner(0)))
+
+
+def test_a_bound_of_the_class_itself_becomes_malformed() -> None:
+    data = msgpack.packb({"input_tokens": -1})
+    assert refused(Units, data) is Code.MALFORMED
+    assert refused(PriceSheet, msgpack.packb({"image_nano": 2**62})) is Code.MALFORMED
+
+
+def test_nesting_bombs_are_refused() -> None:
+    assert refused(Sample, b"\x91" * 100_000) in (Code.TRUNCATED, Code.MALFORMED)
+
+
+def test_a_claimed_giant_array_costs_nothing() -> None:
+    assert refused(Sample, b"\xdd\xff\xff\xff\xff") in (Code.TRUNCATED, Code.MALFORMED)
+
+
+def test_extension_types_are_refused() -> None:
+    assert refused(Sample, msgpack.packb(msgpack.Timestamp(1))) is Code.MALFORMED
+
+
+def test_signed_messages_round_trip() -> None:
+    chain = make_chain()
+    assert decode(JobRequest, encode(chain.request.message)) == chain.request.message
+    assert decode(Receipt, encode(chain.receipt.message)) == chain.receipt.message
+
+
+def test_a_type_that_cannot_travel_is_our_bug() -> None:
+    @dataclass(frozen=True)
+    class Bad:
+        value: complex
+
+    with pytest.raises(TypeError, match="cannot travel"):
+        decode(Bad, msgpack.packb({"value": 1}))

@@ -1,0 +1,96 @@
+import dataclasses
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.codec import encode
+from protocol.envelope import open_envelope, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.limits import SIGNED_BYTES_MAX
+from protocol.messages import JobRequest, Lease, Receipt
+from tests.protocol.makers import CLIENT, STRANGER, make_chain, make_request
+
+SEALED = seal(CLIENT, make_request())
+
+
+def refused(raw: bytes) -> Code:
+    with pytest.raises(RemoteProtocolError) as caught:
+        open_envelope(raw, JobRequest)
+    return caught.value.code
+
+
+def repack(**changes: object) -> bytes:
+    names = ["version", "kind", "public_key", "body", "signature"]
+    parts = dict(zip(names, msgpack.unpackb(SEALED.raw, raw=False), strict=True))
+    packed: bytes = msgpack.packb(list((parts | changes).values()), use_bin_type=True)
+    return packed
+
+
+def test_what_is_sealed_opens_to_the_same() -> None:
+    assert open_envelope(SEALED.raw, JobRequest) == SEALED
+
+
+@given(st.integers(min_value=0), st.integers(min_value=1, max_value=255))
+def test_no_changed_byte_is_accepted(place: int, flip: int) -> None:
+    raw = bytearray(SEALED.raw)
+    raw[place % len(raw)] ^= flip
+    with pytest.raises(RemoteProtocolError):
+        open_envelope(bytes(raw), JobRequest)
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_refused(raw: bytes) -> None:
+    with pytest.raises(RemoteProtocolError):
+        open_envelope(raw, JobRequest)
+
+
+def test_another_signer_is_refused_before_the_signature_is_checked() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        open_envelope(SEALED.raw, JobRequest, signer=STRANGER.peer_id)
+    assert caught.value.code is Code.WRONG_SIGNER
+
+
+def test_a_foreign_key_does_not_fit_the_signature() -> None:
+    assert refused(repack(public_key=STRANGER.public_key)) is Code.BAD_SIGNATURE
+
+
+def test_a_changed_body_is_refused() -> None:
+    other = dataclasses.replace(SEALED.message, model="another-model")
+    assert refused(repack(body=encode(other))) is Code.BAD_SIGNATURE
+
+
+def test_a_signature_does_not_fit_another_kind() -> None:
+    # The same body under another kind: the domain separation must break the signature.
+    with pytest.raises(RemoteProtocolError) as caught:
+        open_envelope(repack(kind="lease"), Lease)
+    assert caught.value.code is Code.BAD_SIGNATURE
+
+
+def test_another_kind_than_expected_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError, match="expected a receipt"):
+        open_envelope(SEALED.raw, Receipt)
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (repack(version=2), Code.UNKNOWN_VERSION),
+        (repack(signature=b"short"), Code.MALFORMED),
+        (repack(public_key="text"), Code.MALFORMED),
+        (repack(kind=7), Code.MALFORMED),
+        (SEALED.raw + b"\x00", Code.TRAILING_BYTES),
+        (SEALED.raw[:-1], Code.MALFORMED),
+        (b"x" * (SIGNED_BYTES_MAX + 1), Code.FRAME_TOO_LARGE),
+        (b"", Code.MALFORMED),
+    ],
+)
+def test_a_malformed_envelope_is_refused(raw: bytes, code: Code) -> None:
+    assert refused(raw) is code
+
+
+def test_the_digest_names_the_content_not_the_signature() -> None:
+    chain = make_chain()
+    assert chain.lease.message.request_digest == chain.request.digest
+    assert chain.receipt.message.lease_digest == chain.lease.digest

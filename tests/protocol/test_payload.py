@@ -1,0 +1,55 @@
+from typing import Any
+
+import pytest
+
+from protocol.codec import encode
+from protocol.errors import Code, RemoteProtocolError
+from protocol.messages import Task
+from protocol.payload import (
+    ChatMessage,
+    EmbeddingInput,
+    EmbeddingOutput,
+    GenerationInput,
+    ImageInput,
+    decode_input,
+)
+
+
+def test_inputs_survive_the_wire() -> None:
+    chat = GenerationInput(max_tokens=5, messages=(ChatMessage("user", "hi"),), stop=("\n",))
+    assert decode_input(Task.CAUSAL_LM, encode(chat)) == chat
+    texts = EmbeddingInput(("a", "b"))
+    assert decode_input(Task.EMBEDDING, encode(texts)) == texts
+    image = ImageInput(b"\xff\xd8")
+    assert decode_input(Task.IMAGE_CLASSIFICATION, encode(image)) == image
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"max_tokens": 5},
+        {"max_tokens": 5, "prompt": "a", "prompt_tokens": (1,)},
+        {"max_tokens": 0, "prompt": "a"},
+        {"max_tokens": 5, "prompt": "a", "temperature": 2.1},
+        {"max_tokens": 5, "prompt": "a", "top_p": 0.0},
+        {"max_tokens": 5, "prompt": "a", "top_k": -1},
+        {"max_tokens": 5, "prompt": "a", "seed": -1},
+        {"max_tokens": 5, "prompt": "a", "stop": ("",)},
+        {"max_tokens": 5, "prompt": "a", "stop": ("x",) * 9},
+        {"max_tokens": 5, "prompt_tokens": (-1,)},
+    ],
+)
+def test_parameters_out_of_range_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        GenerationInput(**fields)
+
+
+def test_the_payload_of_another_task_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError) as caught:
+        decode_input(Task.EMBEDDING, encode(ImageInput(b"x")))
+    assert caught.value.code is Code.MALFORMED
+
+
+def test_vectors_have_the_size_that_they_claim() -> None:
+    with pytest.raises(ValueError, match="size"):
+        EmbeddingOutput(2, (b"\0" * 4,))

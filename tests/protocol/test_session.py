@@ -1,0 +1,196 @@
+from dataclasses import replace
+
+import pytest
+
+from protocol.codec import encode
+from protocol.envelope import seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.framing import FrameType
+from protocol.ids import sha256_digest
+from protocol.job_state import JobState
+from protocol.messages import Finish, Receipt
+from protocol.payload import Chunk, OutputDigest
+from protocol.pricing import Units
+from protocol.session import (
+    DATA_BYTES,
+    Accepted,
+    AcceptedBody,
+    CancelRequested,
+    ClientJob,
+    Ended,
+    NodeJob,
+    OpenBody,
+    Opened,
+    Refused,
+)
+from tests.protocol.makers import (
+    CLIENT,
+    COORDINATOR,
+    NODE,
+    NOW_MS,
+    PAYLOAD,
+    STRANGER,
+    make_chain,
+    make_lease,
+    make_receipt,
+    make_request,
+)
+
+CHAIN = make_chain()
+CHUNKS = (Chunk((5, 6), "Hello"), Chunk((7,), " world"))
+
+
+def digest_of(chunks: tuple[Chunk, ...]) -> str:
+    digest = OutputDigest()
+    for chunk in chunks:
+        digest.add(chunk)
+    return digest.hexdigest()
+
+
+def start(payload: bytes = PAYLOAD) -> tuple[ClientJob, NodeJob, Opened]:
+    request = seal(CLIENT, make_request(payload=payload))
+    lease = seal(COORDINATOR, make_lease(request))
+    client, node = ClientJob(request, lease, payload), NodeJob()
+    events = [node.receive(*frame) for frame in client.open()]
+    assert events[:-1] == [None] * (len(events) - 1)
+    opened = events[-1]
+    assert isinstance(opened, Opened)
+    return client, node, opened
+
+
+def sign_receipt(opened: Opened, chunks: tuple[Chunk, ...], **changes: object) -> Receipt:
+    units = Units(input_tokens=9, output_tokens=sum(len(c.token_ids) for c in chunks))
+    receipt = make_receipt(opened.lease, units, digest_of(chunks))  # type: ignore[arg-type]  # a digest is text
+    return replace(receipt, **changes)  # type: ignore[arg-type]  # tests break fields on purpose
+
+
+def code_of(receive: object, *frame: object) -> Code:
+    with pytest.raises(RemoteProtocolError) as caught:
+        receive(*frame)  # type: ignore[operator]  # a bound `receive` of either side
+    return caught.value.code
+
+
+def test_a_job_runs_from_open_to_countersignature() -> None:
+    client, node, opened = start()
+    assert opened.payload == PAYLOAD
+    accepted = client.receive(*node.accepted(Units(input_tokens=9), queue_position=1))
+    assert accepted == AcceptedBody(Units(input_tokens=9), 1)
+    assert [client.receive(*node.chunk(chunk)) for chunk in CHUNKS] == list(CHUNKS)
+    receipt = seal(NODE, sign_receipt(opened, CHUNKS))
+    ended = client.receive(*node.receipt(receipt))
+    assert ended == Ended(receipt, agrees=True)
+    assert client.units == Units(input_tokens=9, output_tokens=3)
+    acceptance = client.acceptance(ended, CLIENT, now_ms=NOW_MS)
+    assert acceptance.message.agrees
+    assert node.receive(FrameType.JOB_ACCEPTANCE, acceptance.raw) == Accepted(acceptance)
+    assert client.state is node.state is JobState.ENDED
+
+
+def test_a_large_payload_travels_in_pieces() -> None:
+    payload = bytes(range(256)) * 1500
+    client, _, opened = start(payload)
+    assert opened.payload == payload
+    assert len(payload) > 2 * DATA_BYTES
+    assert client.state is JobState.OPENED
+
+
+def test_a_node_that_counts_more_than_it_sent_gets_a_disagreement() -> None:
+    client, node, opened = start()
+    client.receive(*node.accepted(Units(input_tokens=9), queue_position=0))
+    client.receive(*node.chunk(CHUNKS[0]))
+    ended = client.receive(*node.receipt(seal(NODE, sign_receipt(opened, CHUNKS))))
+    assert isinstance(ended, Ended)
+    assert not ended.agrees
+    acceptance = client.acceptance(ended, CLIENT, now_ms=NOW_MS).message
+    assert not acceptance.agrees
+    assert acceptance.units.output_tokens == 2
+
+
+def test_the_digest_does_not_depend_on_how_the_answer_was_cut() -> None:
+    whole = Chunk((5, 6, 7), "Hello world")
+    assert digest_of((whole,)) == digest_of(CHUNKS)
+    assert digest_of((whole,)) != digest_of((Chunk((5, 6, 7), "Hello World"),))
+
+
+def test_a_cancelled_job_still_takes_output_in_flight_and_a_receipt() -> None:
+    client, node, opened = start()
+    client.receive(*node.accepted(Units(input_tokens=9), queue_position=0))
+    in_flight = node.chunk(CHUNKS[0])
+    (cancel,) = client.cancel()
+    assert node.receive(*cancel) == CancelRequested()
+    client.receive(*in_flight)
+    receipt = sign_receipt(opened, CHUNKS[:1], finish=Finish.CANCELLED)
+    assert isinstance(client.receive(*node.receipt(seal(NODE, receipt))), Ended)
+    assert client.cancel() == []
+    assert node.receive(FrameType.JOB_CANCEL, b"") is None
+
+
+def test_a_refusal_frees_the_hold_with_a_signed_receipt_of_zero() -> None:
+    client, node, opened = start()
+    receipt = seal(NODE, make_receipt(opened.lease, Units(), finish=Finish.REFUSED))
+    refused = client.receive(*node.error(Code.BUSY, "full", receipt=receipt, retry_after_ms=50))
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.retry_after_ms) == (Code.BUSY, 50)
+    assert refused.ended is not None
+    assert refused.ended.agrees
+    assert refused.ended.receipt.message.amount_nano == 0
+
+
+def test_a_refusal_without_evidence_carries_no_receipt() -> None:
+    client, node, _ = start()
+    refused = client.receive(*node.error(Code.BAD_SIGNATURE, "no", receipt=None))
+    assert isinstance(refused, Refused)
+    assert refused.ended is None
+    assert client.state is JobState.REFUSED
+
+
+def test_a_payload_other_than_the_pinned_one_is_refused() -> None:
+    body = OpenBody(CHAIN.request.raw, CHAIN.lease.raw, b"X" * len(PAYLOAD))
+    assert code_of(NodeJob().receive, FrameType.JOB_OPEN, encode(body)) is Code.DIGEST_MISMATCH
+
+
+def test_a_payload_longer_than_announced_is_refused() -> None:
+    body = OpenBody(CHAIN.request.raw, CHAIN.lease.raw, PAYLOAD + b"more")
+    assert code_of(NodeJob().receive, FrameType.JOB_OPEN, encode(body)) is Code.DIGEST_MISMATCH
+
+
+def test_frames_out_of_order_are_refused() -> None:
+    node = NodeJob()
+    assert code_of(node.receive, FrameType.JOB_DATA, b"x") is Code.UNEXPECTED_FRAME
+    assert code_of(node.receive, FrameType.JOB_CANCEL, b"") is Code.UNEXPECTED_FRAME
+    assert code_of(node.receive, FrameType.JOB_ACCEPTANCE, b"") is Code.UNEXPECTED_FRAME
+    assert code_of(node.receive, FrameType.JOB_CHUNK, b"") is Code.UNEXPECTED_FRAME
+    client, _, _ = start()
+    assert code_of(client.receive, FrameType.JOB_OPEN, b"") is Code.UNEXPECTED_FRAME
+    chunk = encode(CHUNKS[0])
+    assert code_of(client.receive, FrameType.JOB_CHUNK, chunk) is Code.UNEXPECTED_FRAME
+
+
+def test_a_second_open_is_refused() -> None:
+    client, node, _ = start()
+    body = encode(OpenBody(CHAIN.request.raw, CHAIN.lease.raw, PAYLOAD))
+    assert code_of(node.receive, FrameType.JOB_OPEN, body) is Code.UNEXPECTED_FRAME
+    assert client.state is JobState.OPENED
+
+
+def test_more_tokens_than_leased_are_refused() -> None:
+    client, node, _ = start()
+    client.receive(*node.accepted(Units(input_tokens=9), queue_position=0))
+    flood = node.chunk(Chunk(tuple(range(51)), "x"))
+    assert code_of(client.receive, *flood) is Code.RECEIPT_MISMATCH
+
+
+def test_more_input_than_leased_is_refused() -> None:
+    client, node, _ = start()
+    accepted = node.accepted(Units(input_tokens=101), queue_position=0)
+    assert code_of(client.receive, *accepted) is Code.RECEIPT_MISMATCH
+
+
+def test_a_receipt_signed_by_another_key_is_refused() -> None:
+    client, node, opened = start()
+    receipt = seal(STRANGER, make_receipt(opened.lease, Units(), finish=Finish.REFUSED))
+    assert code_of(client.receive, *node.receipt(receipt)) is Code.WRONG_SIGNER
+
+
+def test_the_pinned_digest_is_of_the_payload_bytes() -> None:
+    assert make_request().payload_digest == sha256_digest(PAYLOAD)

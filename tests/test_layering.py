@@ -1,0 +1,95 @@
+"""The rules of the layout, read from the imports of every source file."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import protocol
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOWED = {
+    "protocol": {"protocol"},
+    "contracts": {"contracts", "protocol"},
+    "capanode": {"capanode", "protocol"},
+    "coordinator": {"coordinator", "contracts", "protocol"},
+    "sim": {"sim", "coordinator", "capanode", "contracts", "protocol"},
+}
+
+# The node's trusted parent never imports torch; these run in the sandbox or in a converter.
+TORCH_PLACES = ("capanode/engines/", "capanode/worker/main.py", "capanode/models/convert", "sim/")
+
+# Pure modules get time and randomness as arguments.
+BANNED_IN_PROTOCOL = {"time", "random", "secrets", "datetime", "socket", "threading", "asyncio"}
+
+# Only these talk to a database.
+SQL_PLACES = ("coordinator/db/", "coordinator/ledger/", "capanode/outbox")
+
+
+def source_files() -> list[Path]:
+    return [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield node.module or ""
+
+
+def importers_of(root: str) -> set[str]:
+    return {
+        str(path.relative_to(ROOT))
+        for path in source_files()
+        if any(name.split(".")[0] == root for name in imported_modules(path))
+    }
+
+
+def test_there_are_files_to_check() -> None:
+    assert len(source_files()) > 30
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_import_only_downwards(package: str) -> None:
+    wrong = {
+        (str(path.relative_to(ROOT)), name)
+        for path in (ROOT / package).rglob("*.py")
+        for name in imported_modules(path)
+        if name.split(".")[0] in ALLOWED and name.split(".")[0] not in ALLOWED[package]
+    }
+    assert not wrong
+
+
+def test_libp2p_is_imported_in_one_place() -> None:
+    stray = {p for p in importers_of("libp2p") if not p.startswith("protocol/net/libp2p")}
+    assert not stray
+
+
+def test_torch_stays_out_of_the_trusted_parent() -> None:
+    assert not {path for path in importers_of("torch") if not path.startswith(TORCH_PLACES)}
+
+
+def test_only_the_query_modules_know_sqlalchemy() -> None:
+    assert not {path for path in importers_of("sqlalchemy") if not path.startswith(SQL_PLACES)}
+
+
+def test_pure_protocol_modules_read_no_clock_and_no_randomness() -> None:
+    wrong = {
+        (path.name, name)
+        for path in (ROOT / "protocol").glob("*.py")
+        for name in imported_modules(path)
+        if name.split(".")[0] in BANNED_IN_PROTOCOL
+    }
+    assert not wrong
+
+
+def test_no_module_unpickles_or_evaluates() -> None:
+    banned = {"pickle", "marshal", "shelve", "dill"}
+    assert not {root: found for root in banned if (found := importers_of(root))}
+
+
+def test_the_generic_package_name_is_ours() -> None:
+    assert Path(protocol.__file__ or "").parent == ROOT / "protocol"
