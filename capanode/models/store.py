@@ -1,0 +1,363 @@
+"""The node's models on disk, addressed by content.
+
+    blobs/sha256/<aa>/<digest>     every file once, however many models share it; read-only
+    models/<manifest digest>/      one model as its engine wants it: hard links, and manifest.json
+    names.json                     what people call them: name → manifest digest
+    scratch/                       work in progress, deleted when its process ends
+    partial/                       downloads that stopped half way, for the next try
+    locks/                         one lock for changes to the store, one per name for pulls
+
+A model's folder appears in one rename after its bytes were checked and synced, so a folder that
+exists is complete. All is readable by any uid: a worker runs as another user than the node.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from capanode.models.errors import (
+    CorruptModelError,
+    DigestMismatchError,
+    StoreBusyError,
+    UnknownModelError,
+)
+from capanode.models.files import (
+    READABLE_FILE,
+    READABLE_FOLDER,
+    disk_errors_named,
+    file_lock,
+    remove_abandoned,
+    remove_tree,
+    scratch_folder,
+    sha256_file,
+    sync_file,
+    sync_folder,
+    write_durably,
+)
+from capanode.models.progress import ProgressCallback, ignore_progress
+from protocol.errors import RemoteProtocolError
+from protocol.ids import Digest, is_digest, sha256_digest
+from protocol.limits import NAME_CHARS_MAX
+from protocol.manifest import (
+    MANIFEST_BYTES_MAX,
+    ModelFile,
+    ModelManifest,
+    decode_manifest,
+    encode_manifest,
+    manifest_digest,
+)
+
+MANIFEST_NAME = "manifest.json"
+
+# Changes to the store are renames and links; whoever holds its lock for longer is stuck.
+_STORE_LOCK_TIMEOUT_S = 60.0
+# A second pull of the same name waits for the first one's download.
+_PULL_LOCK_TIMEOUT_S = 3_600.0
+_NAMES_BYTES_MAX = 1024 * 1024
+_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/@:+-]*")
+# What a file system says that cannot link (FAT, some network mounts) or cannot link this file more.
+_NO_LINK_ERRNOS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredModel:
+    """A model that is complete on disk."""
+
+    digest: Digest
+    path: Path
+    manifest: ModelManifest
+
+
+class ModelStore:
+    """Opens (and makes) the store at `root`; safe to use from several processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self._blobs = self.root / "blobs" / "sha256"
+        self._models = self.root / "models"
+        self._scratch = self.root / "scratch"
+        self._partial = self.root / "partial"
+        self._locks = self.root / "locks"
+        self._names = self.root / "names.json"
+        with disk_errors_named(self.root):
+            for folder in (self._blobs, self._models, self._scratch, self._partial, self._locks):
+                _make_readable_folder(folder, below=self.root)
+
+    # Reading
+
+    def names(self) -> dict[str, Digest]:
+        """What people call the models here; a name may outlive its damaged model."""
+        try:
+            data = self._names.read_bytes()[: _NAMES_BYTES_MAX + 1]
+        except FileNotFoundError:
+            return {}
+        try:
+            names = json.loads(data)
+            if all(is_digest(digest) for digest in names.values()):
+                return {str(name): Digest(digest) for name, digest in names.items()}
+        except (ValueError, TypeError, AttributeError):
+            pass
+        raise CorruptModelError(f"{self._names} is damaged: delete it and pull the models again")
+
+    def digests(self) -> list[Digest]:
+        """Every model here, named or not."""
+        return sorted(Digest(path.name) for path in self._models.iterdir() if is_digest(path.name))
+
+    def find(self, name_or_digest: str) -> StoredModel:
+        """Raises UnknownModelError if it is not here, CorruptModelError if a file is missing."""
+        digest = self.names().get(name_or_digest)
+        if digest is None and is_digest(name_or_digest):
+            digest = Digest(name_or_digest)
+        if digest is None or not (self._models / digest).exists():
+            raise UnknownModelError(
+                f"no model {name_or_digest!r} in {self.root}: see `capanode models list`, or get "
+                f"it with `capanode models pull {name_or_digest}`"
+            )
+        return self._read(digest)
+
+    def is_complete(self, digest: Digest) -> bool:
+        """True if the model is here with every file at its size; reads no weights."""
+        try:
+            self._read(digest)
+        except CorruptModelError:
+            return False
+        return True
+
+    def verify(self, digest: Digest, *, progress: ProgressCallback = ignore_progress) -> None:
+        """Hash every file of a model. Raises CorruptModelError that names the damaged ones."""
+        model = self._read(digest)
+        damaged = [
+            file.path
+            for file in model.manifest.files
+            if sha256_file(model.path / file.path, step=f"verify {file.path}", progress=progress)
+            != file.sha256
+        ]
+        if damaged:
+            raise CorruptModelError(
+                f"{', '.join(damaged)} of {model.manifest.name} changed on disk: "
+                f"`capanode models pull {model.manifest.name}` repairs it"
+            )
+
+    def size_bytes(self, digest: Digest) -> int:
+        return sum(file.bytes for file in self._read(digest).manifest.files)
+
+    # Changing
+
+    @contextlib.contextmanager
+    def pull_lock(self, name: str) -> Iterator[None]:
+        """Held around a pull, so that two processes do not download the same model twice."""
+        lock_name = re.sub(r"[^A-Za-z0-9._-]", "_", name)[:NAME_CHARS_MAX]
+        with file_lock(self._locks / f"pull-{lock_name}", timeout_s=_PULL_LOCK_TIMEOUT_S):
+            yield
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A private folder on the store's file system for what is not checked yet."""
+        with scratch_folder(self._scratch) as folder:
+            yield folder
+
+    @contextlib.contextmanager
+    def partial(self, source: str) -> Iterator[Path]:
+        """The folder for half-finished downloads of `source`: kept on failure, gone on success."""
+        folder = self._partial / sha256_digest(source.encode())
+        with (
+            disk_errors_named(self.root),
+            file_lock(self._locks / f"partial-{folder.name}", timeout_s=_PULL_LOCK_TIMEOUT_S),
+        ):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            yield folder
+            remove_tree(folder)
+
+    def add(
+        self,
+        folder: Path,
+        manifest: ModelManifest,
+        *,
+        progress: ProgressCallback = ignore_progress,
+    ) -> StoredModel:
+        """Take over the manifest's files from `folder` (made with `scratch`) as one model.
+
+        Raises DigestMismatchError if a file is not what the manifest says; the store is unchanged
+        then. Adding what is there already repairs it.
+        """
+        for file in manifest.files:
+            _check_file(folder / file.path, file, progress)
+        intact = {file.sha256 for file in manifest.files if self._is_intact(file, progress)}
+        digest = manifest_digest(manifest)
+        with disk_errors_named(self.root), self._locked():
+            for file in manifest.files:
+                if file.sha256 not in intact or not self._blob(file.sha256).exists():
+                    self._adopt(folder / file.path, file)
+            self._publish(digest, manifest)
+        return StoredModel(digest, self._models / digest, manifest)
+
+    def set_name(self, name: str, digest: Digest) -> None:
+        """Call a model `name`, instead of whatever had that name before."""
+        if not _NAME_PATTERN.fullmatch(name) or len(name) > NAME_CHARS_MAX or is_digest(name):
+            raise UnknownModelError(
+                f"{name[:NAME_CHARS_MAX]!r} cannot name a model: use letters, digits and . _ / -"
+            )
+        with self._locked():
+            self._write_names({**self.names(), name: digest})
+
+    def remove(self, name_or_digest: str) -> int:
+        """Forget a name, or every name of a digest, and delete what nothing names any more.
+
+        Returns the bytes freed. Workers that have the files open keep them until they end.
+        """
+        with self._locked():
+            names = self.names()
+            digest = names.get(name_or_digest, name_or_digest)
+            if name_or_digest not in names and digest not in self.digests():
+                raise UnknownModelError(
+                    f"no model {name_or_digest!r} in {self.root}: see `capanode models list`"
+                )
+            by_digest = name_or_digest not in names
+            kept = {
+                name: value
+                for name, value in names.items()
+                if name != name_or_digest and not (by_digest and value == digest)
+            }
+            self._write_names(kept)
+            if digest not in kept.values():
+                remove_tree(self._models / digest)
+            return self._collect_garbage()
+
+    def collect_garbage(self) -> int:
+        """Delete blobs that no model holds, scratch of dead processes and half-finished downloads;
+        returns the bytes of the blobs."""
+        with self._locked():
+            for folder in list(self._partial.iterdir()):
+                with contextlib.suppress(StoreBusyError):
+                    lock = file_lock(self._locks / f"partial-{folder.name}", timeout_s=0.0)
+                    with lock:
+                        remove_tree(folder)
+            return self._collect_garbage()
+
+    # Below here the store's lock is held, or nothing is changed.
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return file_lock(self._locks / "store", timeout_s=_STORE_LOCK_TIMEOUT_S)
+
+    def _read(self, digest: Digest) -> StoredModel:
+        folder = self._models / digest
+        try:
+            with (folder / MANIFEST_NAME).open("rb") as file:
+                manifest = decode_manifest(file.read(MANIFEST_BYTES_MAX + 1))
+            sound = manifest_digest(manifest) == digest and all(
+                (folder / file.path).stat().st_size == file.bytes for file in manifest.files
+            )
+        except (OSError, RemoteProtocolError):
+            sound = False
+        if not sound:
+            raise CorruptModelError(
+                f"model {digest} in {self.root} is incomplete: pulling it again repairs it"
+            )
+        return StoredModel(digest, folder, manifest)
+
+    def _write_names(self, names: dict[str, Digest]) -> None:
+        write_durably(self._names, json.dumps(names, indent=2, sort_keys=True).encode() + b"\n")
+
+    def _blob(self, digest: Digest) -> Path:
+        return self._blobs / digest[:2] / digest
+
+    def _is_intact(self, file: ModelFile, progress: ProgressCallback) -> bool:
+        """True if another model brought the file already and it is still what it was."""
+        blob = self._blob(file.sha256)
+        if not blob.exists():
+            return False
+        return sha256_file(blob, step=f"compare {file.path}", progress=progress) == file.sha256
+
+    def _adopt(self, path: Path, file: ModelFile) -> None:
+        """Move a checked file among the blobs, in place of a damaged one if there is one."""
+        blob = self._blob(file.sha256)
+        _make_readable_folder(blob.parent, below=self.root)
+        path.chmod(READABLE_FILE)
+        sync_file(path)
+        if path.stat().st_nlink > 1:
+            # The manifest lists this content under two paths, or a source kept a link to it.
+            _copy(path, path := path.with_name(f"{path.name}.own"))
+        path.replace(blob)
+        sync_folder(blob.parent)
+
+    def _publish(self, digest: Digest, manifest: ModelManifest) -> None:
+        """Make the model's folder appear in one rename; leave one that is right already alone,
+        since workers may be reading it."""
+        place = self._models / digest
+        if self._is_linked(place, manifest):
+            return
+        with scratch_folder(self._scratch) as building:
+            for file in manifest.files:
+                placed = building / "new" / file.path
+                _make_readable_folder(placed.parent, below=building / "new")
+                _link_or_copy(self._blob(file.sha256), placed)
+                sync_folder(placed.parent)
+            write_durably(building / "new" / MANIFEST_NAME, encode_manifest(manifest))
+            if place.exists():
+                place.rename(building / "old")
+            (building / "new").rename(place)
+        sync_folder(self._models)
+
+    def _is_linked(self, place: Path, manifest: ModelManifest) -> bool:
+        if not self.is_complete(manifest_digest(manifest)):
+            return False
+        return all((place / file.path).samefile(self._blob(file.sha256)) for file in manifest.files)
+
+    def _collect_garbage(self) -> int:
+        wanted: set[str] = set()
+        for digest in self.digests():
+            with contextlib.suppress(CorruptModelError):
+                wanted.update(file.sha256 for file in self._read(digest).manifest.files)
+        freed = 0
+        for blob in list(self._blobs.glob("*/*")):
+            if blob.name not in wanted:
+                freed += blob.stat().st_size
+                blob.unlink(missing_ok=True)
+        remove_abandoned(self._scratch)
+        return freed
+
+
+def _check_file(path: Path, file: ModelFile, progress: ProgressCallback) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise DigestMismatchError(f"{file.path} is missing from the model that was made")
+    if path.stat().st_size != file.bytes:
+        raise DigestMismatchError(
+            f"{file.path} has {path.stat().st_size} bytes, not {file.bytes} as its manifest says"
+        )
+    actual = sha256_file(path, step=f"verify {file.path}", progress=progress)
+    if actual != file.sha256:
+        raise DigestMismatchError(
+            f"{file.path} has the digest {actual}, not {file.sha256} as its manifest says"
+        )
+
+
+def _make_readable_folder(folder: Path, *, below: Path) -> None:
+    """Make `folder` and its parents up to `below` readable for every uid, whatever the umask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        if folder.stat().st_mode & 0o777 != READABLE_FOLDER:
+            folder.chmod(READABLE_FOLDER)
+        if folder in (below, folder.parent):
+            return
+        folder = folder.parent
+
+
+def _link_or_copy(blob: Path, placed: Path) -> None:
+    try:
+        os.link(blob, placed)
+    except OSError as error:
+        if error.errno not in _NO_LINK_ERRNOS:
+            raise
+        _copy(blob, placed)
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    target.chmod(READABLE_FILE)
+    sync_file(target)
