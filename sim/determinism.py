@@ -5,7 +5,8 @@ nowhere else, and a test runs one seed twice, so that a trio upgrade cannot brea
 """
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import trio
@@ -20,13 +21,19 @@ def run_deterministically(main: Callable[[random.Random], Awaitable[T]], seed: i
 
     No thread may take part: the clock would not wait for it.
     """
-    shuffle_before = trio_run._r
-    allowed_before = trio_run._ALLOW_DETERMINISTIC_SCHEDULING
-    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
-    trio_run._r = random.Random(f"scheduler {seed}")
-    try:
+    with _deterministic_scheduling(random.Random(f"scheduler {seed}")):
         rng = random.Random(f"world {seed}")
         return trio.run(main, rng, clock=MockClock(autojump_threshold=0))
+
+
+@contextmanager
+def _deterministic_scheduling(shuffle: random.Random) -> Iterator[None]:
+    changes = {"_ALLOW_DETERMINISTIC_SCHEDULING": True, "_r": shuffle}
+    before = {name: getattr(trio_run, name) for name in changes}
+    for name, value in changes.items():
+        setattr(trio_run, name, value)
+    try:
+        yield
     finally:
-        trio_run._r = shuffle_before
-        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = allowed_before
+        for name, value in before.items():
+            setattr(trio_run, name, value)
