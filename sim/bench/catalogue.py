@@ -1,0 +1,72 @@
+"""Which benchmarks there are, what each measures, and what we aim for.
+
+A target is stated beside the figure and never asserted: a noisy machine is not a regression.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`figure` should be at most (or, `at_least`, no less than) `bound`."""
+
+    figure: str
+    bound: float
+    at_least: bool = False
+
+    def is_met(self, figures: Figures) -> bool:
+        value = figures[self.figure]
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """`sim.bench.<name>` has `run()`, which returns figures by name."""
+
+    name: str
+    summary: str
+    targets: tuple[Target, ...] = ()
+
+    def run(self) -> Figures:
+        module = importlib.import_module(f"sim.bench.{self.name}")
+        return cast(Callable[[], Figures], module.run)()
+
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "overhead",
+            "gateway, lease, libp2p and sandbox against the same engine in-process",
+            (
+                Target("added_ttft_ms_p50", 3.0),
+                Target("added_ttft_ms_p99", 10.0),
+                Target("throughput_ratio_8", 0.95, at_least=True),
+                Target("throughput_ratio_32", 0.95, at_least=True),
+                Target("rss_coordinator_mb", 200.0),
+                Target("rss_node_mb", 150.0),
+                Target("rss_worker_mb", 1_200.0),
+            ),
+        ),
+        Benchmark(
+            "engine",
+            "causal_lm against transformers' generate on the same weights",
+            tuple(Target(f"ratio_{n}", 1.0, at_least=True) for n in (1, 8, 32)),
+        ),
+        Benchmark("match", "one decision among 1,000 offers", (Target("p50_us", 200.0),)),
+        Benchmark(
+            "ledger",
+            "durable hold+capture pairs with 100 submitters, beside the disk's own fdatasync",
+        ),
+        Benchmark(
+            "sandbox",
+            "a sandboxed worker against the same bare process",
+            (Target("steady_ratio", 1.03),),
+        ),
+    )
+}
