@@ -1,0 +1,43 @@
+"""What can go wrong in a node, each with what to do about it.
+
+Refusals that a peer is told are `protocol.errors.RemoteProtocolError` with a wire code; these here
+are for the operator. The sandbox and the model store have error modules of their own.
+"""
+
+from protocol.errors import CapaError
+
+
+class NodeError(CapaError):
+    """Base of every error that the node itself raises on purpose."""
+
+
+class ConfigError(NodeError):
+    """A setting is wrong; the message names it and where its value came from."""
+
+
+class AlreadyRunningError(NodeError):
+    """Another process runs a node from the same data directory, so with the same key."""
+
+
+class NotRunningError(NodeError):
+    """Nothing answers at the status socket."""
+
+
+class NotInitializedError(NodeError):
+    """The data directory has no key yet."""
+
+
+class NothingToServeError(NodeError):
+    """No model that is configured can be offered."""
+
+
+class OutboxError(NodeError):
+    """The receipts on disk cannot be read or written."""
+
+
+class OutboxFullError(OutboxError):
+    """No room for another receipt: the disk or the outbox's own bound is full."""
+
+
+class BenchmarkError(NodeError):
+    """A model did not get through the start-up benchmark, so its speed cannot be offered."""
