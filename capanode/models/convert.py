@@ -14,6 +14,7 @@ import json
 import resource
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ FILE_BYTES = 16 * 1024**3
 CPU_S = 900
 
 _REPORT_EVERY_S = 0.1
+_REASON_CHARS_MAX = 500
 _CONVERTERS = {
     "gguf": ("capanode.models.convert_gguf", "convert_gguf"),
     "efficientnet": ("capanode.models.convert_efficientnet", "convert_efficientnet"),
@@ -53,9 +55,12 @@ def main(arguments: list[str]) -> int:
     convert = getattr(importlib.import_module(module_name), function_name)
     try:
         result = convert(Path(source), Path(target), on_bytes=_Reporter().report)
-    except (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError) as error:
-        # All of these are what parsers do with hostile bytes; a traceback would tell the user less.
-        _emit({"refused": f"{type(error).__name__}: {error}"[:500]})
+    except Exception as error:
+        # This is the whole program's boundary, and foreign parsers raise what they like on hostile
+        # bytes. The first line tells the user; the traceback goes where the node's log can have it.
+        traceback.print_exc()
+        first_line = str(error).split("\n", 1)[0]
+        _emit({"refused": f"{type(error).__name__}: {first_line}"[:_REASON_CHARS_MAX]})
         return 1
     _emit({"result": result})
     return 0

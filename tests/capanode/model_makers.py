@@ -1,0 +1,177 @@
+"""Tiny models and what goes around them, for the tests of `capanode.models`."""
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from capanode.models.safetensors_file import Tensor, write_safetensors
+from capanode.models.store import ModelStore, StoredModel
+from protocol.ids import sha256_digest
+from protocol.manifest import ModelFile, ModelManifest
+from protocol.messages import Task
+
+SMALL_FILES = {"config.json": b'{"model_type": "tiny"}', "model.safetensors": b"weights" * 100}
+
+
+def manifest_of(files: Mapping[str, bytes], name: str = "tiny") -> ModelManifest:
+    return ModelManifest(
+        name=name,
+        task=Task.CAUSAL_LM,
+        architecture="LlamaForCausalLM",
+        files=tuple(
+            ModelFile(path, sha256_digest(content), len(content))
+            for path, content in sorted(files.items())
+        ),
+        dtype="bf16",
+        quantization="bf16",
+        context_tokens=64,
+        licence="Apache-2.0",
+        source="file:tiny",
+    )
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def add_model(
+    store: ModelStore, files: Mapping[str, bytes] = SMALL_FILES, name: str = "tiny"
+) -> StoredModel:
+    """Put a model of these files into the store, under its name."""
+    manifest = manifest_of(files, name)
+    with store.scratch() as scratch:
+        write_files(scratch, files)
+        model = store.add(scratch, manifest)
+    store.set_name(name, model.digest)
+    return model
+
+
+def layout_files(architecture: str = "LlamaForCausalLM", **config: Any) -> dict[str, bytes]:
+    """A model in the Hugging Face layout that the converter accepts."""
+    settings = {"architectures": [architecture], "max_position_embeddings": 64, **config}
+    return {
+        "config.json": json.dumps(settings).encode(),
+        "model.safetensors": safetensors_bytes({"a": np.ones((2, 3), np.float32)}),
+        "tokenizer.json": b"{}",
+    }
+
+
+def safetensors_bytes(tensors: Mapping[str, np.ndarray[Any, np.dtype[np.float32]]]) -> bytes:
+    header: dict[str, Any] = {}
+    body = b""
+    for name, tensor in tensors.items():
+        end = len(body) + tensor.nbytes
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [len(body), end],
+        }
+        body += tensor.tobytes()
+    return raw_safetensors(header, body)
+
+
+def raw_safetensors(header: Any, body: bytes = b"") -> bytes:
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(encoded).to_bytes(8, "little") + encoded + body
+
+
+class MakesFile:
+    """Pickles to something that makes a file when it is unpickled: a stand-in for an attack."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def hostile_pickle(path: Path) -> bytes:
+    return pickle.dumps(MakesFile(path))
+
+
+def git_sha1(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class FakeHub:
+    """A Hugging Face hub in memory that honours the parts of its HTTP interface that we use.
+
+    Large files redirect to another host, as on the real one. `cuts` makes the next replies break
+    off after so many bytes; `answers` gives statuses to send before the real answer.
+    """
+
+    commit = "a" * 40
+    cdn = "https://cdn.example"
+
+    def __init__(self, files: Mapping[str, bytes], repo: str = "owner/tiny") -> None:
+        self.files = dict(files)
+        self.repo = repo
+        self.cuts: list[int] = []
+        self.answers: list[httpx.Response] = []
+        self.honours_ranges = True
+        self.requests: list[httpx.Request] = []
+        self.listing: Any = {
+            "sha": self.commit,
+            "cardData": {"license": "mit"},
+            "siblings": [self._sibling(path, content) for path, content in files.items()],
+        }
+
+    def _sibling(self, path: str, content: bytes) -> dict[str, Any]:
+        sibling = {"rfilename": path, "size": len(content), "blobId": git_sha1(content)}
+        if path.endswith((".safetensors", ".bin")):
+            digest = hashlib.sha256(content).hexdigest()
+            return {**sibling, "lfs": {"sha256": digest, "size": len(content), "pointerSize": 1}}
+        return sibling
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if self.answers:
+            return self.answers.pop(0)
+        path = request.url.path
+        if path.startswith(f"/api/models/{self.repo}/revision/"):
+            return httpx.Response(200, json=self.listing)
+        name = path.removeprefix(f"/{self.repo}/resolve/{self.commit}/")
+        if name not in self.files:
+            return httpx.Response(404)
+        if name.endswith(".safetensors") and request.url.host != "cdn.example":
+            return httpx.Response(302, headers={"location": f"{self.cdn}{path}"})
+        return self._send(request, self.files[name])
+
+    def _send(self, request: httpx.Request, content: bytes) -> httpx.Response:
+        wanted = request.headers.get("range")
+        status, headers = 200, {}
+        if wanted and self.honours_ranges:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                return httpx.Response(416)
+            status = 206
+            headers = {"content-range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
+            content = content[start:]
+        cut = self.cuts.pop(0) if self.cuts else None
+        headers["content-length"] = str(len(content))
+        return httpx.Response(status, headers=headers, stream=_Cut(content, cut))
+
+
+class _Cut(httpx.SyncByteStream):
+    """The content, or its beginning and then a broken connection."""
+
+    def __init__(self, content: bytes, cut: int | None) -> None:
+        self._content = content
+        self._cut = cut
+
+    def __iter__(self) -> Any:
+        yield self._content[: self._cut]
+        if self._cut is not None:
+            raise httpx.ReadError("the connection broke")
+
+
+def write_tiny_safetensors(path: Path, tensors: list[Tensor]) -> None:
+    write_safetensors(path, tensors, on_bytes=lambda done, total: None)
