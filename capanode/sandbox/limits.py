@@ -1,0 +1,91 @@
+"""How much a worker may use: resource limits that it sets on itself before it imports anything
+large, and the one reading that the node's watchdog takes of it.
+"""
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+_KIB = 1024
+_MIB = 1024 * _KIB
+_GIB = 1024 * _MIB
+
+# Python, torch and a tokenizer take about 0.4 GiB; the rest is room for activations.
+_BASE_MEMORY_BYTES = 3 * _GIB // 2
+
+# While it loads, a model may exist twice (the file's pages and the converted weights), and then
+# its key-value cache grows to about its own size.
+_MEMORY_PER_MODEL_BYTE = 3
+
+# Reserved but never touched: thread stacks, malloc arenas, shared libraries. `import torch` alone
+# reserves 0.65 GiB with two threads.
+_UNTOUCHED_ADDRESS_SPACE_BYTES = 4 * _GIB
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`memory_bytes` is watched from outside, the others are the kernel's to enforce."""
+
+    memory_bytes: int
+    # None with a GPU: CUDA reserves more address space than any machine has memory.
+    address_space_bytes: int | None
+    # Threads count as processes here, and real processes are refused by the filter.
+    processes_max: int = 64
+    files_max: int = 64
+    # The largest file that may be written; the scratch directory below bounds their sum.
+    file_bytes_max: int = 64 * _MIB
+    scratch_bytes: int = 64 * _MIB
+    shared_memory_bytes: int = 16 * _MIB
+
+
+def limits_for_model(model_bytes: int, *, gpu: bool = False, threads: int = 2) -> Limits:
+    """Limits that a well-behaved engine with this much on disk stays under."""
+    memory_bytes = _BASE_MEMORY_BYTES + _MEMORY_PER_MODEL_BYTE * model_bytes
+    return Limits(
+        memory_bytes=memory_bytes,
+        address_space_bytes=None if gpu else memory_bytes + _UNTOUCHED_ADDRESS_SPACE_BYTES,
+        # Two thread pools of torch's, and what the runtime starts on its own.
+        processes_max=48 + 8 * threads,
+    )
+
+
+def apply_limits(limits: Limits) -> None:
+    """Bind this process, for good: soft and hard limits alike. Core dumps would hold prompts."""
+    bounds = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NPROC: limits.processes_max,
+        resource.RLIMIT_NOFILE: limits.files_max,
+        resource.RLIMIT_FSIZE: limits.file_bytes_max,
+    }
+    if limits.address_space_bytes is not None:
+        bounds[resource.RLIMIT_AS] = limits.address_space_bytes
+    for kind, wanted in bounds.items():
+        _, ceiling = resource.getrlimit(kind)
+        bound = wanted if ceiling == resource.RLIM_INFINITY else min(wanted, ceiling)
+        resource.setrlimit(kind, (bound, bound))
+
+
+def resident_bytes(pid: int) -> int:
+    """What the process holds in memory now; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/statm").read_bytes().split()
+    except OSError:
+        return 0
+    return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 else 0
+
+
+def tasks_of_user(user_id: int) -> int:
+    """Threads that a user runs now: without a user namespace of its own, the worker's process
+    limit counts those too."""
+    count = 0
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                if entry.stat().st_uid == user_id:
+                    count += len(os.listdir(f"/proc/{entry.name}/task"))
+            except OSError:
+                continue  # It ended while we looked.
+    return count

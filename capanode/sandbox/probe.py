@@ -1,0 +1,197 @@
+"""The start-up self-test: which isolation tier really works on this machine, shown by running a
+program that tries to break out, and looking at it from outside.
+
+Reads no configuration and trusts no version string; a tier counts only if every attempt failed.
+"""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from capanode.sandbox.bwrap import bwrap_candidates
+from capanode.sandbox.errors import SandboxError
+from capanode.sandbox.landlock import VERSION_MIN, landlock_version
+from capanode.sandbox.limits import Limits
+from capanode.sandbox.seccomp import is_supported
+from capanode.sandbox.spawn import Program, Sandbox, SandboxedProcess
+from protocol.messages import IsolationTier
+
+# A trivial program is up in about 0.1 s; a loaded machine may take much longer.
+PROBE_TIMEOUT_S = 20.0
+_REPORT_BYTES_MAX = 64 * 1024
+_STDERR_BYTES_MAX = 2_000
+_MIB = 1024 * 1024
+
+# Enough for a bare Python, which is all that the self-test is.
+_PROBE_LIMITS = Limits(memory_bytes=512 * _MIB, address_space_bytes=1024 * _MIB)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing that was tried, and how it ended."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class IsolationReport:
+    """The best tier that held. `facts` are of that tier, or of the failures where none did;
+    `advice` says what would make it better."""
+
+    tier: IsolationTier
+    facts: tuple[Fact, ...]
+    advice: tuple[str, ...]
+    sandbox: Sandbox | None
+
+    @property
+    def may_run_remote_jobs(self) -> bool:
+        return self.sandbox is not None
+
+
+def probe_isolation() -> IsolationReport:
+    """Try every way to confine a program, strongest first. Blocks for some tenths of a second."""
+    if sys.platform != "linux" or not is_supported():
+        return _report_nothing(
+            (Fact("platform", False, "only Linux on x86-64 is supported"),),
+            ("run the node on Linux on x86-64; elsewhere it cannot confine other people's jobs",),
+        )
+    failures: list[Fact] = []
+    advice: list[str] = []
+    for sandbox in _candidates():
+        facts = probe_sandbox(sandbox)
+        if all(fact.ok for fact in facts):
+            return IsolationReport(sandbox.tier, facts, tuple(advice), sandbox)
+        failures += [
+            replace(fact, name=f"{_title(sandbox)}: {fact.name}") for fact in facts if not fact.ok
+        ]
+        if sandbox.tier is IsolationTier.BWRAP and not advice:
+            advice.append(_ADVICE_NAMESPACES)
+    if not bwrap_candidates():
+        advice.append("install bubblewrap 0.8 or newer (Debian, Fedora, Arch: `bubblewrap`)")
+    if landlock_version() < VERSION_MIN:
+        advice.append(f"Linux 6.2 or newer has Landlock {VERSION_MIN}, the fallback")
+    advice.append("until then this node refuses remote jobs")
+    return _report_nothing(tuple(failures), tuple(advice))
+
+
+_ADVICE_NAMESPACES = (
+    "allow user namespaces for the full sandbox: on Ubuntu 24.04 install the bubblewrap package "
+    "(its AppArmor profile is for /usr/bin/bwrap), elsewhere set "
+    "kernel.unprivileged_userns_clone=1 or user.max_user_namespaces above 0, and in a container "
+    "use a seccomp profile that permits unshare"
+)
+
+
+def _report_nothing(facts: tuple[Fact, ...], advice: tuple[str, ...]) -> IsolationReport:
+    return IsolationReport(IsolationTier.NONE, facts, advice, None)
+
+
+def _candidates() -> Iterator[Sandbox]:
+    for path in bwrap_candidates():
+        yield Sandbox(IsolationTier.BWRAP, path)
+    if landlock_version() >= VERSION_MIN:
+        yield Sandbox(IsolationTier.LANDLOCK)
+
+
+def _title(sandbox: Sandbox) -> str:
+    return sandbox.tier if sandbox.bwrap is None else f"{sandbox.tier} ({sandbox.bwrap})"
+
+
+def probe_sandbox(sandbox: Sandbox) -> tuple[Fact, ...]:
+    """Run the self-test in this sandbox; all facts are `ok` only if it held."""
+    with _playground() as (canary, model_dir):
+        program = Program(
+            "capanode.sandbox.selftest",
+            limits=_PROBE_LIMITS,
+            arguments=(str(canary),),
+            model_dir=model_dir,
+        )
+        try:
+            process = sandbox.spawn(program)
+        except SandboxError as error:
+            return (Fact("start", False, str(error)),)
+        try:
+            return _examine(process)
+        finally:
+            process.kill()
+            process.popen.wait()
+            process.close()
+
+
+@contextmanager
+def _playground() -> Iterator[tuple[Path, Path]]:
+    """A file that everybody on the host may read, and a model that everybody may write: only the
+    sandbox itself stands before them."""
+    folder = Path(tempfile.mkdtemp(prefix="capanode-probe-"))
+    try:
+        folder.chmod(0o755)
+        canary, model_dir = folder / "canary", folder / "model"
+        model_dir.mkdir()
+        model_dir.chmod(0o777)
+        for path in (canary, model_dir / "model.txt"):
+            path.write_text("x")
+            path.chmod(0o666)
+        yield canary, model_dir
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _examine(process: SandboxedProcess) -> tuple[Fact, ...]:
+    try:
+        report = json.loads(_read_report(process.channel))
+        attempts = [
+            Fact(name, bool(met), f"refused ({met})" if met else "IT WORKED")
+            for name, met in report["refused"].items()
+        ]
+        needs = [Fact(name, not met, met or "works") for name, met in report["works"].items()]
+        status = _read_status(process.find_program_pid())
+    except (OSError, ValueError, KeyError, SandboxError):
+        detail = _read_stderr(process) or "it ended or hung without a word"
+        return (Fact("start", False, detail),)
+    return (*attempts, *needs, *_outside_facts(status))
+
+
+def _read_report(channel: socket.socket) -> bytes:
+    channel.settimeout(PROBE_TIMEOUT_S)
+    received = b""
+    while not received.endswith(b"\n") and len(received) < _REPORT_BYTES_MAX:
+        part = channel.recv(_REPORT_BYTES_MAX)
+        if not part:
+            break
+        received += part
+    return received
+
+
+def _read_status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _outside_facts(status: dict[str, str]) -> tuple[Fact, ...]:
+    """What the host's kernel says of the process, which the process itself cannot colour."""
+    user_ids = status["Uid"].split()
+    capabilities = {name: int(status[name], 16) for name in ("CapEff", "CapPrm", "CapAmb")}
+    return (
+        Fact("not the host's root", "0" not in user_ids, f"host user {user_ids[0]}"),
+        Fact("no capabilities", not any(capabilities.values()), status["CapEff"]),
+        Fact("system-call filter in force", status["Seccomp"] == "2", status["Seccomp"]),
+        Fact("no new privileges", status["NoNewPrivs"] == "1", status["NoNewPrivs"]),
+    )
+
+
+def _read_stderr(process: SandboxedProcess) -> str:
+    os.set_blocking(process.stderr_fd, False)
+    try:
+        text = os.read(process.stderr_fd, _STDERR_BYTES_MAX).decode(errors="replace")
+    except BlockingIOError:
+        return ""
+    return " ".join(text.split())

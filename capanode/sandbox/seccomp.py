@@ -1,0 +1,212 @@
+"""The system calls that a worker may make, as a classic BPF program for x86-64.
+
+Allow-list: whatever is not named here fails with EPERM; a foreign architecture (i386, x32) kills
+the process, because its numbers would mean other calls. The list was found by running torch,
+tokenizers, safetensors and Pillow under it. Numbers are the kernel's own and stable, so no libc
+header or libseccomp is needed.
+"""
+
+import errno
+import platform
+import struct
+from dataclasses import dataclass
+
+# Opcodes of classic BPF, as `linux/bpf_common.h` combines them.
+_LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_AND = 0x54  # BPF_ALU | BPF_AND | BPF_K
+_JUMP_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_JUMP_AT_LEAST = 0x35  # BPF_JMP | BPF_JGE | BPF_K
+_RETURN = 0x06  # BPF_RET | BPF_K
+
+_KILL_PROCESS = 0x80000000
+_ALLOW = 0x7FFF0000
+_FAIL = 0x00050000
+
+# Offsets in `struct seccomp_data`. An argument is 64 bits wide; the calls checked here read only
+# its low half (ints and flag words), which is what the kernel acts on too.
+_NUMBER_AT = 0
+_ARCHITECTURE_AT = 4
+_ARGUMENTS_AT = 16
+
+_AUDIT_ARCH_X86_64 = 0xC000003E
+_X32_BIT = 0x40000000
+
+_CALLS: dict[str, int] = {
+    "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7,
+    "lseek": 8, "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13,
+    "rt_sigprocmask": 14, "rt_sigreturn": 15, "pread64": 17, "pwrite64": 18, "readv": 19,
+    "writev": 20, "access": 21, "pipe": 22, "select": 23, "sched_yield": 24, "mremap": 25,
+    "msync": 26, "mincore": 27, "madvise": 28, "dup": 32, "dup2": 33, "pause": 34,
+    "nanosleep": 35, "getitimer": 36, "alarm": 37, "setitimer": 38, "getpid": 39, "sendfile": 40,
+    "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "execve": 59,
+    "exit": 60, "wait4": 61, "uname": 63, "fcntl": 72, "flock": 73, "fsync": 74, "fdatasync": 75,
+    "truncate": 76, "ftruncate": 77, "getdents": 78, "getcwd": 79, "chdir": 80, "rename": 82,
+    "mkdir": 83, "rmdir": 84, "link": 86, "unlink": 87, "symlink": 88, "readlink": 89,
+    "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99,
+    "times": 100, "getuid": 102, "getgid": 104, "geteuid": 107, "getegid": 108, "getppid": 110,
+    "getpgrp": 111, "getgroups": 115, "getresuid": 118, "getresgid": 120, "getpgid": 121,
+    "getsid": 124, "sigaltstack": 131, "statfs": 137, "fstatfs": 138, "getpriority": 140,
+    "sched_getparam": 143, "sched_getscheduler": 145, "sched_get_priority_max": 146,
+    "sched_get_priority_min": 147, "arch_prctl": 158, "gettid": 186, "futex": 202,
+    "sched_getaffinity": 204, "epoll_create": 213, "getdents64": 217, "set_tid_address": 218,
+    "restart_syscall": 219, "fadvise64": 221, "clock_gettime": 228, "clock_getres": 229,
+    "clock_nanosleep": 230, "exit_group": 231, "epoll_wait": 232, "epoll_ctl": 233, "mbind": 237,
+    "set_mempolicy": 238, "get_mempolicy": 239, "waitid": 247, "openat": 257, "mkdirat": 258,
+    "newfstatat": 262, "unlinkat": 263, "renameat": 264, "readlinkat": 267, "faccessat": 269,
+    "pselect6": 270, "ppoll": 271, "set_robust_list": 273, "get_robust_list": 274,
+    "epoll_pwait": 281, "timerfd_create": 283, "eventfd": 284, "fallocate": 285,
+    "timerfd_settime": 286, "eventfd2": 290, "epoll_create1": 291, "dup3": 292, "pipe2": 293,
+    "preadv": 295, "pwritev": 296, "getcpu": 309, "renameat2": 316, "getrandom": 318,
+    "membarrier": 324, "copy_file_range": 326, "preadv2": 327, "pwritev2": 328, "statx": 332,
+    "rseq": 334, "close_range": 436, "faccessat2": 439, "epoll_pwait2": 441, "futex_waitv": 449,
+}  # fmt: skip
+
+# CUDA pins host memory, and its driver passes anonymous files to itself.
+_GPU_CALLS: dict[str, int] = {"mlock": 149, "munlock": 150, "memfd_create": 319, "mlock2": 325}
+
+_IOCTL = 16
+_SOCKETPAIR = 53
+_CLONE = 56
+_KILL = 62
+_PRCTL = 157
+_SCHED_SETAFFINITY = 203
+_TGKILL = 234
+_PRLIMIT64 = 302
+_CLONE3 = 435
+
+# A thread shares memory and thread group with its creator; anything else is a new process.
+_CLONE_THREAD_FLAGS = 0x00000100 | 0x00010000  # CLONE_VM | CLONE_THREAD
+# NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+_CLONE_NAMESPACE_FLAGS = 0x7E020000
+
+_AF_UNIX = 1
+
+# TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: what Python asks of files and terminals.
+_CPU_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
+# TIOCSTI, TIOCLINUX, TIOCSWINSZ type into or resize someone's terminal. The driver's own requests
+# are too many to list, so with a GPU everything else passes.
+_FORBIDDEN_GPU_IOCTLS = (0x5412, 0x541C, 0x5414)
+
+# GET_PDEATHSIG, GET and SET_DUMPABLE, SET and GET_NAME, SET and GET_NO_NEW_PRIVS, and the naming of
+# anonymous maps. SET_PDEATHSIG is missing: without namespaces it is what ties us to the node.
+_PRCTL_OPTIONS = (2, 3, 4, 15, 16, 38, 39, 0x53564D41)
+
+
+class UnsupportedArchitecture(Exception):
+    """No filter exists for this machine, so nothing may be run that would need one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """`number` is allowed if argument `index`, masked, is one of `values`."""
+
+    number: int
+    index: int
+    values: tuple[int, ...]
+    mask: int | None = None
+
+
+def is_supported() -> bool:
+    """True if this machine's system calls are the ones listed here."""
+    return platform.machine() == "x86_64" and struct.calcsize("P") == 8
+
+
+def build_filter(*, gpu: bool = False, own_pid: int | None = None) -> bytes:
+    """The program as an array of `struct sock_filter`, ready for bwrap or prctl.
+
+    With `own_pid` signals reach that process only; leave it out inside a pid namespace, which
+    already bounds them. Raises UnsupportedArchitecture.
+    """
+    if not is_supported():
+        raise UnsupportedArchitecture(
+            f"the system-call filter knows x86-64 only, and this machine is {platform.machine()}: "
+            "isolation is unsupported here"
+        )
+    program = _prologue()
+    for check in _argument_checks(own_pid):
+        program += _allow_if(check)
+    program += _ioctl_rule(gpu)
+    program += _clone_rule()
+    allowed = _CALLS | (_GPU_CALLS if gpu else {})
+    if own_pid is None:
+        allowed = allowed | {"kill": _KILL, "tgkill": _TGKILL}
+    for number in sorted(allowed.values()):
+        program += _jump(_JUMP_EQUAL, number, if_true=0, if_false=1) + _return(_ALLOW)
+    # glibc falls back to clone, whose flags can be checked, when clone3 does not exist.
+    program += _jump(_JUMP_EQUAL, _CLONE3, if_true=0, if_false=1)
+    program += _return(_FAIL | errno.ENOSYS)
+    return program + _return(_FAIL | errno.EPERM)
+
+
+def _argument_checks(own_pid: int | None) -> list[_Check]:
+    checks = [
+        _Check(_SOCKETPAIR, index=0, values=(_AF_UNIX,)),
+        _Check(_PRCTL, index=0, values=_PRCTL_OPTIONS),
+        # Pid 0 is the caller itself.
+        _Check(_PRLIMIT64, index=0, values=(0,)),
+        _Check(_SCHED_SETAFFINITY, index=0, values=(0,)),
+    ]
+    if own_pid is not None:
+        checks += [_Check(number, index=0, values=(own_pid,)) for number in (_KILL, _TGKILL)]
+    return checks
+
+
+def _clone_rule() -> bytes:
+    return _allow_if(
+        _Check(
+            _CLONE,
+            index=0,
+            values=(_CLONE_THREAD_FLAGS,),
+            mask=_CLONE_THREAD_FLAGS | _CLONE_NAMESPACE_FLAGS,
+        )
+    )
+
+
+def _ioctl_rule(gpu: bool) -> bytes:
+    if not gpu:
+        return _allow_if(_Check(_IOCTL, index=1, values=_CPU_IOCTLS))
+    body = _load_argument(1)
+    for request in _FORBIDDEN_GPU_IOCTLS:
+        body += _jump(_JUMP_EQUAL, request, if_true=0, if_false=1) + _return(_FAIL | errno.EPERM)
+    return _for_call(_IOCTL, body + _return(_ALLOW))
+
+
+def _allow_if(check: _Check) -> bytes:
+    body = _load_argument(check.index)
+    if check.mask is not None:
+        body += _instruction(_AND, check.mask)
+    for value in check.values:
+        body += _jump(_JUMP_EQUAL, value & 0xFFFFFFFF, if_true=0, if_false=1) + _return(_ALLOW)
+    return _for_call(check.number, body + _return(_FAIL | errno.EPERM))
+
+
+def _for_call(number: int, body: bytes) -> bytes:
+    """Run `body`, which always returns, for this call; skip it, with the number loaded, else."""
+    return _jump(_JUMP_EQUAL, number, if_true=0, if_false=len(body) // 8) + body
+
+
+def _prologue() -> bytes:
+    return (
+        _instruction(_LOAD, _ARCHITECTURE_AT)
+        + _jump(_JUMP_EQUAL, _AUDIT_ARCH_X86_64, if_true=1, if_false=0)
+        + _return(_KILL_PROCESS)
+        + _instruction(_LOAD, _NUMBER_AT)
+        + _jump(_JUMP_AT_LEAST, _X32_BIT, if_true=0, if_false=1)
+        + _return(_KILL_PROCESS)
+    )
+
+
+def _load_argument(index: int) -> bytes:
+    return _instruction(_LOAD, _ARGUMENTS_AT + 8 * index)
+
+
+def _return(action: int) -> bytes:
+    return _instruction(_RETURN, action)
+
+
+def _jump(opcode: int, operand: int, *, if_true: int, if_false: int) -> bytes:
+    return _instruction(opcode, operand, if_true, if_false)
+
+
+def _instruction(opcode: int, operand: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("<HBBI", opcode, if_true, if_false, operand)

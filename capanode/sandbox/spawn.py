@@ -1,0 +1,290 @@
+"""Start a program in a sandbox: `Sandbox.spawn` in the node, for the worker and the self-test.
+
+Blocks for a few milliseconds. Call it from a thread that lives as long as the node (trio's own):
+the kernel sends the parent-death signal when the *thread* that started a process ends.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import capanode
+import protocol
+from capanode.sandbox.bwrap import World, bwrap_options
+from capanode.sandbox.errors import SandboxError
+from capanode.sandbox.launch import FileRules, Launch
+from capanode.sandbox.limits import Limits, tasks_of_user
+from capanode.sandbox.privileges import WORKER_USER_ID
+from capanode.sandbox.seccomp import UnsupportedArchitecture, build_filter
+from capanode.sandbox.view import MODEL_TARGET, SCRATCH_TARGET, View, plan_view
+from protocol.messages import IsolationTier
+
+# 4 MiB moves a 10 MB payload at 5 GB/s, twice as fast as the default.
+CHANNEL_BUFFER_BYTES = 4 * 1024 * 1024
+_SO_SNDBUFFORCE = 32
+
+# The only settings that pass from the node's environment: two that choose a BLAS kernel (wrong
+# ones compute wrong results on some processors), and which GPUs are ours.
+_INHERITED_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "CUDA_VISIBLE_DEVICES")
+
+_READABLE_DEVICES = ("/dev/urandom", "/dev/random", "/dev/zero")
+_READABLE_PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
+
+
+def own_packages() -> tuple[Path, ...]:
+    """The packages that a worker imports; the coordinator's and the keys' stay outside."""
+    return tuple(Path(package.__file__ or "").parent for package in (capanode, protocol))
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A Python module to run confined. It finds its channel, model, scratch and limits in the
+    environment (`capanode.sandbox.inside`)."""
+
+    module: str
+    limits: Limits
+    arguments: tuple[str, ...] = ()
+    model_dir: Path | None = None
+    packages: tuple[Path, ...] = field(default_factory=own_packages)
+    threads: int = 1
+    gpu: bool = False
+
+
+@dataclass(slots=True)
+class SandboxedProcess:
+    """A started program: `channel` is the one way to talk to it, `stderr_fd` what it prints.
+
+    The one who spawned it kills it, waits for it and closes this."""
+
+    popen: subprocess.Popen[bytes]
+    channel: socket.socket
+    stderr_fd: int
+    info_fd: int | None
+    host_dir: Path | None
+
+    def find_program_pid(self) -> int:
+        """The host's pid of the program itself; call it once the program has said something.
+
+        bwrap puts a small init above it. Raises SandboxError if it is gone."""
+        if self.info_fd is None:
+            return self.popen.pid
+        try:
+            init_pid = int(json.loads(os.read(self.info_fd, 4096))["child-pid"])
+            children = Path(f"/proc/{init_pid}/task/{init_pid}/children").read_text().split()
+            return int(children[0])
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise SandboxError("the sandboxed program ended while it started") from error
+
+    def kill(self) -> None:
+        """Kill the whole sandbox: everything in it dies with its topmost process."""
+        self.popen.kill()
+
+    def close(self) -> None:
+        """Release what the node holds, after the process was waited for."""
+        self.channel.close()
+        for descriptor in (self.stderr_fd, self.info_fd):
+            if descriptor is not None:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+        if self.host_dir is not None:
+            shutil.rmtree(self.host_dir, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    """One way to confine that the self-test has proven on this machine (see `probe`)."""
+
+    tier: IsolationTier
+    bwrap: Path | None = None
+
+    def spawn(self, program: Program) -> SandboxedProcess:
+        """Start it. Raises SandboxError; that it came up is for its first message to show."""
+        view = plan_view(program.packages, program.model_dir)
+        with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as after_start:
+            ours, theirs = _channel_pair()
+            on_failure.callback(ours.close)
+            after_start.callback(theirs.close)
+            stderr_fd, stderr_write_fd = os.pipe()
+            on_failure.callback(os.close, stderr_fd)
+            after_start.callback(os.close, stderr_write_fd)
+            start = _Start(program, view, theirs.fileno(), on_failure, after_start)
+            try:
+                if self.tier is IsolationTier.BWRAP and self.bwrap is not None:
+                    command = start.with_bwrap(self.bwrap)
+                elif self.tier is IsolationTier.LANDLOCK:
+                    command = start.with_landlock()
+                else:
+                    raise SandboxError("no isolation works here: `capanode doctor` says why")
+                popen = subprocess.Popen(  # noqa: S603 - paths of ours
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stderr_write_fd,
+                    stderr=stderr_write_fd,
+                    pass_fds=(theirs.fileno(), *start.inherited),
+                    cwd="/",
+                    env={},
+                )
+            except (OSError, UnsupportedArchitecture) as error:
+                raise SandboxError(f"the sandbox could not be started: {error}") from error
+            on_failure.pop_all()
+        return SandboxedProcess(popen, ours, stderr_fd, start.info_fd, start.host_dir)
+
+
+@dataclass(slots=True)
+class _Start:
+    """The pieces of one start that both tiers need, and what is to be closed when."""
+
+    program: Program
+    view: View
+    channel_fd: int
+    on_failure: contextlib.ExitStack
+    after_start: contextlib.ExitStack
+    inherited: list[int] = field(default_factory=list)
+    info_fd: int | None = None
+    host_dir: Path | None = None
+
+    def with_bwrap(self, bwrap: Path) -> list[str]:
+        self.info_fd, info_write_fd = os.pipe()
+        self.on_failure.callback(os.close, self.info_fd)
+        self.after_start.callback(os.close, info_write_fd)
+        self.inherited.append(info_write_fd)
+        program = self.program
+        world = World(
+            view=self.view,
+            limits=program.limits,
+            environment=self._environment(MODEL_TARGET, SCRATCH_TARGET, self.view.search_path),
+            gpu=program.gpu,
+            filter_fd=self._inherit(build_filter(gpu=program.gpu)),
+            info_fd=info_write_fd,
+        )
+        options_fd = self._inherit("".join(f"{word}\0" for word in bwrap_options(world)).encode())
+        command = (str(bwrap), "--args", str(options_fd), "--", *self._python_command())
+        if os.geteuid() != 0:
+            return list(command)
+        return self._launcher(
+            Launch(
+                parent_pid=os.getpid(),
+                user_id=WORKER_USER_ID,
+                reachable=(*self.view.sources, str(bwrap.resolve())),
+                file_rules=None,
+                working_dir="/",
+                command=command,
+                environment={},
+            )
+        )
+
+    def with_landlock(self) -> list[str]:
+        is_root = os.geteuid() == 0
+        user_id = WORKER_USER_ID if is_root else os.geteuid()
+        code_dir, scratch_dir = self._make_folders(user_id if is_root else None)
+        limits = self.program.limits
+        processes_max = limits.processes_max + tasks_of_user(user_id)
+        self.program = replace(self.program, limits=replace(limits, processes_max=processes_max))
+        model = str(self.program.model_dir.resolve()) if self.program.model_dir else ""
+        rules = FileRules(
+            readable=(*self.view.sources, str(code_dir), *_READABLE_PROC, *_READABLE_DEVICES),
+            writable=(str(scratch_dir),),
+            devices=("/dev/null", *(_gpu_device_paths() if self.program.gpu else ())),
+            gpu=self.program.gpu,
+        )
+        search_path = (str(code_dir), *(site.source for site in self.view.sites))
+        return self._launcher(
+            Launch(
+                parent_pid=os.getpid(),
+                user_id=user_id if is_root else None,
+                reachable=(*self.view.sources, str(code_dir)),
+                file_rules=rules,
+                working_dir=str(scratch_dir),
+                command=tuple(self._python_command()),
+                environment=self._environment(model, str(scratch_dir), search_path),
+            )
+        )
+
+    def _make_folders(self, owner: int | None) -> tuple[Path, Path]:
+        """Without mounts, packages from different places meet in a folder of links, and the
+        scratch folder lies on the host's disk."""
+        self.host_dir = Path(tempfile.mkdtemp(prefix="capanode-worker-"))
+        self.on_failure.callback(shutil.rmtree, self.host_dir, ignore_errors=True)
+        self.host_dir.chmod(0o755)
+        code_dir, scratch_dir = self.host_dir / "code", self.host_dir / "scratch"
+        code_dir.mkdir(mode=0o755)
+        for package in self.view.packages:
+            (code_dir / Path(package.source).name).symlink_to(package.source)
+        scratch_dir.mkdir(mode=0o700)
+        if owner is not None:
+            os.chown(scratch_dir, owner, owner)
+        return code_dir, scratch_dir
+
+    def _launcher(self, plan: Launch) -> list[str]:
+        plan_fd = self._inherit(plan.to_json().encode())
+        root = str(Path(capanode.__file__ or "").parent.parent)
+        # Isolated and without site: nothing but the standard library and our own code runs here.
+        code = (
+            f"import sys; sys.path.append({root!r}); import capanode.sandbox.launch as l; l.main()"
+        )
+        return [sys.executable, "-I", "-S", "-B", "-c", code, str(plan_fd)]
+
+    def _inherit(self, content: bytes) -> int:
+        """A descriptor that the child reads `content` from."""
+        descriptor = os.memfd_create("capanode-sandbox")
+        self.after_start.callback(os.close, descriptor)
+        os.write(descriptor, content)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        self.inherited.append(descriptor)
+        return descriptor
+
+    def _python_command(self) -> list[str]:
+        return [
+            *(self.view.python, "-s", "-P", "-B"),
+            *("-m", self.program.module, *self.program.arguments),
+        ]
+
+    def _environment(
+        self, model: str, scratch: str, search_path: tuple[str, ...]
+    ) -> Mapping[str, str]:
+        threads = str(self.program.threads)
+        inherited = {name: os.environ[name] for name in _INHERITED_SETTINGS if name in os.environ}
+        return inherited | {
+            "PATH": "/nonexistent",
+            "HOME": scratch,
+            "TMPDIR": scratch,
+            "USER": "worker",
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": ":".join(search_path),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor",
+            # Libraries that start a thread per core at import would run into the thread limit.
+            "OMP_NUM_THREADS": threads,
+            "OPENBLAS_NUM_THREADS": threads,
+            "RAYON_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+            "CAPANODE_CHANNEL_FD": str(self.channel_fd),
+            "CAPANODE_MODEL_DIR": model,
+            "CAPANODE_SCRATCH_DIR": scratch,
+            "CAPANODE_LIMITS": json.dumps(asdict(self.program.limits)),
+        }
+
+
+def _gpu_device_paths() -> tuple[str, ...]:
+    return tuple(str(path) for path in sorted(Path("/dev").glob("nvidia*")))
+
+
+def _channel_pair() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for end in pair:
+        try:
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, CHANNEL_BUFFER_BYTES)
+        except PermissionError:
+            # Not root: as much as the system lets users have.
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, CHANNEL_BUFFER_BYTES)
+    return pair
