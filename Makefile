@@ -17,6 +17,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -m venv .venv; }
 	@echo "installing dependencies (the first time takes a minute or two)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# libp2p brings stubs that describe a trio of 2021 and hide trio's own types from mypy.
+	@rm -rf .venv/lib/python3*/site-packages/trio-stubs
 	@touch $(INSTALLED)
 
 setup: $(INSTALLED)
