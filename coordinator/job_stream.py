@@ -12,6 +12,7 @@ from coordinator.leaser import Granted, Observation
 from protocol.clock import Clock
 from protocol.envelope import Signed
 from protocol.errors import CapaError, Code, RemoteProtocolError
+from protocol.framing import Frame
 from protocol.ids import Digest, JobId, PeerId
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Finish, Receipt
@@ -181,14 +182,9 @@ class JobStream:
 
     async def _receive(self) -> ClientEvent:
         """One event from the node. Raises JobFailed, and remembers it."""
+        frame = await self._receive_frame()
         try:
-            with trio.fail_at(self._deadline):
-                frame = await self._channel.receive()
             event = self._job.receive(frame.type, frame.body)
-        except trio.TooSlowError:
-            raise self._fail("the deadline has passed", Code.DEADLINE_EXCEEDED) from None
-        except NetError as error:
-            raise self._fail(f"the node is gone: {error}", Code.NODE_LOST) from error
         except RemoteProtocolError as error:
             raise self._fail(f"the node broke the protocol: {error}", error.code) from error
         if isinstance(event, AcceptedBody):
@@ -200,6 +196,17 @@ class JobStream:
                 self._countersign(event.ended)
             raise self._fail(event.message, event.code, event.retry_after_ms)
         return event
+
+    async def _receive_frame(self) -> Frame:
+        try:
+            with trio.fail_at(self._deadline):
+                return await self._channel.receive()
+        except trio.TooSlowError:
+            raise self._fail("the deadline has passed", Code.DEADLINE_EXCEEDED) from None
+        except NetError as error:
+            raise self._fail(f"the node is gone: {error}", Code.NODE_LOST) from error
+        except RemoteProtocolError as error:
+            raise self._fail(str(error), error.code, error.retry_after_ms) from error
 
     def _fail(self, message: str, code: Code, retry_after_ms: int | None = None) -> JobFailed:
         self._failure = JobFailed(

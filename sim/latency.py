@@ -65,7 +65,7 @@ class DelayProxy:
                 nursery.start_soon(self._deliver, arriving, sink)
                 async with on_the_way:
                     async for data in source:
-                        await on_the_way.send((trio.current_time() + self._one_way_s, data))
+                        await on_the_way.send((trio.current_time() + self._one_way_s, bytes(data)))
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             connection.cancel()
 
