@@ -1,0 +1,298 @@
+"""The outbox on disk: one small SQLite file, queried by plain functions. `capanode.outbox` owns it.
+
+    receipts   signed for, not yet acknowledged by the coordinator; refused ones stay as evidence
+    earnings   per coordinator, what acknowledged receipts came to
+
+WAL with synchronous=FULL: a receipt that was committed survives a power cut.
+"""
+
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Connection,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    StaticPool,
+    String,
+    Table,
+    create_engine,
+    delete,
+    event,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import DBAPIError
+
+from capanode.errors import OutboxError, OutboxFullError
+from protocol.ids import LeaseId, PeerId
+
+# Only this program writes the file; a longer wait than this means that something hangs.
+_BUSY_TIMEOUT_S = 5
+_SCHEMA_VERSION = 1
+
+_WAITING = "waiting"
+_REFUSED = "refused"
+
+_metadata = MetaData()
+
+_receipts = Table(
+    "receipts",
+    _metadata,
+    Column("lease_id", String(26), primary_key=True),
+    Column("coordinator", String(64), nullable=False),
+    Column("receipt", LargeBinary, nullable=False),
+    Column("acceptance", LargeBinary, nullable=False, default=b""),
+    Column("amount_nano", BigInteger, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", String(200), nullable=False, default=""),
+    Column("tries", Integer, nullable=False, default=0),
+    Column("due_ms", BigInteger, nullable=False),
+    CheckConstraint("amount_nano >= 0", name="amount_is_not_negative"),
+    Index("receipts_by_due", "coordinator", "state", "due_ms"),
+)
+
+_earnings = Table(
+    "earnings",
+    _metadata,
+    Column("coordinator", String(64), primary_key=True),
+    Column("state", String(16), primary_key=True),
+    Column("jobs", BigInteger, nullable=False),
+    Column("amount_nano", BigInteger, nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReceipt:
+    """A signed receipt on its way to a coordinator. `due_ms` is when to hand it in next."""
+
+    lease_id: LeaseId
+    coordinator: PeerId
+    receipt: bytes
+    acceptance: bytes
+    amount_nano: int
+    tries: int
+    due_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Earning:
+    """What a coordinator acknowledged; `state` is what it answered, or `waiting` and `refused` for
+    receipts that are still here."""
+
+    coordinator: PeerId
+    state: str
+    jobs: int
+    amount_nano: int
+
+
+# One change to the file; several share a transaction, and so the cost of making it durable.
+Change = Callable[[Connection], None]
+
+
+class OutboxStore:
+    """The open file. Its methods block; only one of them runs at a time."""
+
+    def __init__(self, path: Path | None) -> None:
+        """`None` keeps everything in memory, for simulations. Raises OutboxError."""
+        self._engine = create_engine(
+            f"sqlite:///{path}" if path is not None else "sqlite://",
+            poolclass=StaticPool,
+            connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_S},
+        )
+        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "begin", _begin)
+        with self._transaction() as connection:
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            if version not in (0, _SCHEMA_VERSION):
+                raise OutboxError(f"{path} was written by a newer capanode: upgrade this one")
+            _metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+
+    def apply(self, changes: Iterable[Change]) -> int:
+        """All of them in one durable transaction; returns how many receipts are here then.
+
+        Raises OutboxError; none of the changes was made then.
+        """
+        with self._transaction() as connection:
+            for change in changes:
+                change(connection)
+            return _count(connection)
+
+    def due(self, coordinator: PeerId, *, limit: int) -> list[StoredReceipt]:
+        """What waits for a coordinator, earliest due first."""
+        query = (
+            select(_receipts)
+            .where(_receipts.c.coordinator == coordinator, _receipts.c.state == _WAITING)
+            .order_by(_receipts.c.due_ms, _receipts.c.lease_id)
+            .limit(limit)
+        )
+        with self._transaction() as connection:
+            return [_to_receipt(row) for row in connection.execute(query)]
+
+    def count(self) -> int:
+        with self._transaction() as connection:
+            return _count(connection)
+
+    def earnings(self) -> list[Earning]:
+        """Sums by coordinator and state, of what was acknowledged and of what is still here."""
+        here = select(
+            _receipts.c.coordinator,
+            _receipts.c.state,
+            func.count(),
+            func.sum(_receipts.c.amount_nano),
+        ).group_by(_receipts.c.coordinator, _receipts.c.state)
+        with self._transaction() as connection:
+            rows = [*connection.execute(select(_earnings)), *connection.execute(here)]
+        return [Earning(PeerId(row[0]), row[1], row[2], row[3]) for row in rows]
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            raise _translate(error) from error
+
+
+def insert_receipt(stored: StoredReceipt) -> Change:
+    """A receipt that is here already stays as it is: a lease ends once."""
+    statement = (
+        insert(_receipts)
+        .values(
+            lease_id=stored.lease_id,
+            coordinator=stored.coordinator,
+            receipt=stored.receipt,
+            acceptance=stored.acceptance,
+            amount_nano=stored.amount_nano,
+            state=_WAITING,
+            due_ms=stored.due_ms,
+        )
+        .on_conflict_do_nothing()
+    )
+    return lambda connection: _execute(connection, statement)
+
+
+def attach_acceptance(lease_id: LeaseId, acceptance: bytes, *, now_ms: int) -> Change:
+    """Complete a receipt; it is due at once then. One that is gone already needs nothing."""
+    statement = (
+        update(_receipts)
+        .where(_receipts.c.lease_id == lease_id, _receipts.c.state == _WAITING)
+        .values(acceptance=acceptance, due_ms=func.min(_receipts.c.due_ms, now_ms))
+    )
+    return lambda connection: _execute(connection, statement)
+
+
+def acknowledge(stored: StoredReceipt, *, state: str) -> Change:
+    """The coordinator has it: forget the receipt, count the money. Twice is once."""
+
+    def change(connection: Connection) -> None:
+        gone = connection.execute(
+            delete(_receipts).where(_receipts.c.lease_id == stored.lease_id)
+        ).rowcount
+        if not gone:
+            return
+        statement = insert(_earnings).values(
+            coordinator=stored.coordinator, state=state, jobs=1, amount_nano=stored.amount_nano
+        )
+        connection.execute(
+            statement.on_conflict_do_update(
+                index_elements=["coordinator", "state"],
+                set_={
+                    "jobs": _earnings.c.jobs + 1,
+                    "amount_nano": _earnings.c.amount_nano + statement.excluded.amount_nano,
+                },
+            )
+        )
+
+    return change
+
+
+def refuse(lease_id: LeaseId, *, reason: str) -> Change:
+    """The coordinator will never take it. It stays, for whoever argues about it."""
+    statement = (
+        update(_receipts)
+        .where(_receipts.c.lease_id == lease_id)
+        .values(state=_REFUSED, reason=reason[:200])
+    )
+    return lambda connection: _execute(connection, statement)
+
+
+def postpone(lease_id: LeaseId, *, due_ms: int) -> Change:
+    """Count a try that failed, and try again later."""
+    statement = (
+        update(_receipts)
+        .where(_receipts.c.lease_id == lease_id)
+        .values(due_ms=due_ms, tries=_receipts.c.tries + 1)
+    )
+    return lambda connection: _execute(connection, statement)
+
+
+def prune_refused(*, keep: int) -> Change:
+    """Drop the oldest refused receipts beyond `keep`: ULIDs sort by time."""
+    kept = (
+        select(_receipts.c.lease_id)
+        .where(_receipts.c.state == _REFUSED)
+        .order_by(_receipts.c.lease_id.desc())
+        .limit(keep)
+    )
+    statement = delete(_receipts).where(
+        _receipts.c.state == _REFUSED, _receipts.c.lease_id.not_in(kept)
+    )
+    return lambda connection: _execute(connection, statement)
+
+
+def _count(connection: Connection) -> int:
+    return connection.execute(select(func.count()).select_from(_receipts)).scalar_one()
+
+
+def _execute(connection: Connection, statement: Any) -> None:
+    connection.execute(statement)
+
+
+def _to_receipt(row: Any) -> StoredReceipt:
+    return StoredReceipt(
+        lease_id=LeaseId(row.lease_id),
+        coordinator=PeerId(row.coordinator),
+        receipt=row.receipt,
+        acceptance=row.acceptance,
+        amount_nano=row.amount_nano,
+        tries=row.tries,
+        due_ms=row.due_ms,
+    )
+
+
+def _configure(connection: sqlite3.Connection, _record: object) -> None:
+    # Transactions are SQLAlchemy's "begin" event below: the module's own would start too late.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _translate(error: DBAPIError) -> OutboxError:
+    cause = error.orig
+    code = getattr(cause, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL:
+        return OutboxFullError("the disk under the outbox is full: free some space")
+    if isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_IOERR:
+        # Some file systems report a full disk as a failed write or sync.
+        return OutboxFullError(f"the outbox cannot be written: {cause}")
+    return OutboxError(f"the outbox cannot be used: {cause}")
