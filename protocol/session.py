@@ -234,6 +234,13 @@ class NodeJob:
         self._receipt: Signed[Receipt] | None = None
         self._payload = bytearray()
 
+    @property
+    def terms(self) -> tuple[Signed[JobRequest], Signed[Lease]] | None:
+        """Request and lease, known from JOB_OPEN on: to be judged before more payload is taken."""
+        if self._request is None or self._lease is None:
+            return None
+        return self._request, self._lease
+
     def receive(self, frame_type: FrameType, body: bytes) -> NodeEvent | None:
         """What the frame completes, or None. Raises RemoteProtocolError."""
         if frame_type is FrameType.JOB_OPEN:
