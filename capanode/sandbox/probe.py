@@ -153,8 +153,8 @@ def _examine(process: SandboxedProcess) -> tuple[Fact, ...]:
             for name, met in report["refused"].items()
         ]
         needs = [Fact(name, not met, met or "works") for name, met in report["works"].items()]
-        status = _read_status(process.find_program_pid())
-    except (OSError, ValueError, KeyError, SandboxError):
+        status = _read_status(process.find_program_pid() or 0)
+    except (OSError, ValueError, KeyError):
         detail = _read_stderr(process) or "it ended or hung without a word"
         return (Fact("start", False, detail),)
     return (*attempts, *needs, *_outside_facts(status))

@@ -69,19 +69,23 @@ class SandboxedProcess:
     stderr_fd: int
     info_fd: int | None
     host_dir: Path | None
+    init_pid: int | None = None
 
-    def find_program_pid(self) -> int:
-        """The host's pid of the program itself; call it once the program has said something.
-
-        bwrap puts a small init above it. Raises SandboxError if it is gone."""
+    def find_program_pid(self) -> int | None:
+        """The host's pid of the program itself, below bwrap's small init; None if it has not got
+        that far, or is gone."""
         if self.info_fd is None:
             return self.popen.pid
+        if self.init_pid is None:
+            try:
+                self.init_pid = int(json.loads(os.read(self.info_fd, 4096))["child-pid"])
+            except (OSError, ValueError):
+                return None
         try:
-            init_pid = int(json.loads(os.read(self.info_fd, 4096))["child-pid"])
-            children = Path(f"/proc/{init_pid}/task/{init_pid}/children").read_text().split()
-            return int(children[0])
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            raise SandboxError("the sandboxed program ended while it started") from error
+            children = Path(f"/proc/{self.init_pid}/task/{self.init_pid}/children").read_text()
+        except OSError:
+            return None
+        return int(children.split()[0]) if children else None
 
     def kill(self) -> None:
         """Kill the whole sandbox: everything in it dies with its topmost process."""
@@ -131,6 +135,8 @@ class Sandbox:
                     pass_fds=(theirs.fileno(), *start.inherited),
                     cwd="/",
                     env={},
+                    # Out of reach of the terminal: Ctrl-C is the node's to handle.
+                    start_new_session=True,
                 )
             except (OSError, UnsupportedArchitecture) as error:
                 raise SandboxError(f"the sandbox could not be started: {error}") from error
@@ -153,6 +159,7 @@ class _Start:
 
     def with_bwrap(self, bwrap: Path) -> list[str]:
         self.info_fd, info_write_fd = os.pipe()
+        os.set_blocking(self.info_fd, False)
         self.on_failure.callback(os.close, self.info_fd)
         self.after_start.callback(os.close, info_write_fd)
         self.inherited.append(info_write_fd)

@@ -1,0 +1,195 @@
+"""The jobs that a worker is running, as the node sees them: who wants each one's events, and
+whether the events make sense. Also `open_job`, the convenient way to run one.
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import trio
+
+from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.worker.frames import WorkerProtocolError
+from protocol.errors import Code, RemoteProtocolError
+from protocol.limits import OUTPUT_BYTES_MAX, TOKENS_MAX
+from protocol.pricing import Units
+
+EventSink = Callable[[EngineEvent], None]
+
+# Far above any engine's slots and any queue before them; stops a caller that has gone wild.
+JOBS_MAX = 1_024
+
+# Events of a job that was cancelled may be on their way already: at most some steps' worth.
+STRAY_EVENTS_PER_CANCEL = 1_024
+
+# A reader this far behind, with a bounded output, has stopped reading.
+QUEUED_EVENTS_MAX = 4_096
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    # It ended and will be started again after a pause.
+    RESTARTING = "restarting"
+    # It ended too often; someone has to look at it.
+    UNAVAILABLE = "unavailable"
+    STOPPED = "stopped"
+
+
+class JobWorker(Protocol):
+    """What the node's job runner needs of a worker; the simulator has one without a process."""
+
+    @property
+    def state(self) -> WorkerState: ...
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What the engine can do; None until it was ready once."""
+        ...
+
+    def submit(self, job_id: str, payload: bytes, sink: EventSink) -> None:
+        """Run a job. `sink` is called with each of its events as they arrive, the last of which is
+        Finished or Failed; it must be quick, must not raise, and is not called from inside `submit`
+        or `cancel`. Raises RemoteProtocolError (MODEL_UNAVAILABLE, BUSY, ALREADY_EXISTS)."""
+        ...
+
+    def cancel(self, job_id: str) -> None:
+        """Free the job's slot at once; its sink is not called again. Unknown ids are ignored."""
+        ...
+
+
+@dataclass(slots=True)
+class _Job:
+    sink: EventSink
+    is_started: bool = False
+    tokens: int = 0
+    output_bytes: int = 0
+
+
+class JobBook:
+    """The live jobs of one worker. Synchronous: changes state, calls sinks, does no I/O."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, _Job] = {}
+        self._stray_budget = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job_id: str, sink: EventSink) -> None:
+        """Raises RemoteProtocolError."""
+        if job_id in self._jobs:
+            raise RemoteProtocolError("the job is running already", code=Code.ALREADY_EXISTS)
+        if len(self._jobs) >= JOBS_MAX:
+            raise RemoteProtocolError("too many jobs for one worker", code=Code.BUSY)
+        self._jobs[job_id] = _Job(sink)
+
+    def remove(self, job_id: str) -> bool:
+        """Forget a job; False if it is not live. Later events of it are expected for a while."""
+        if self._jobs.pop(job_id, None) is None:
+            return False
+        self._stray_budget += STRAY_EVENTS_PER_CANCEL
+        return True
+
+    def deliver(self, events: Iterable[EngineEvent]) -> None:
+        """Hand each event to its job. Raises WorkerProtocolError where they make no sense."""
+        jobs = self._jobs
+        for event in events:
+            job = jobs.get(event.job_id)
+            if job is None:
+                self._count_stray()
+            elif isinstance(event, Produced):
+                _account(job, event)
+                job.sink(event)
+            elif isinstance(event, Started):
+                if job.is_started:
+                    raise WorkerProtocolError("a job started twice")
+                job.is_started = True
+                job.sink(event)
+            else:
+                _check_end(job, event)
+                del jobs[event.job_id]
+                job.sink(event)
+
+    def fail_all(self, code: Code, message: str) -> None:
+        """End every live job: its worker is gone."""
+        jobs, self._jobs = self._jobs, {}
+        self._stray_budget = 0
+        for job_id, job in jobs.items():
+            job.sink(Failed(job_id, code, message, Units(output_tokens=job.tokens)))
+
+    def _count_stray(self) -> None:
+        self._stray_budget -= 1
+        if self._stray_budget < 0:
+            raise WorkerProtocolError("the worker speaks of jobs that it does not have")
+
+
+def _account(job: _Job, event: Produced) -> None:
+    job.tokens += len(event.token_ids)
+    job.output_bytes += len(event.text) + len(event.data)
+    if not job.is_started:
+        raise WorkerProtocolError("a job answered before it started")
+    if job.tokens > TOKENS_MAX or job.output_bytes > OUTPUT_BYTES_MAX:
+        raise WorkerProtocolError("a job answers without end")
+
+
+def _check_end(job: _Job, event: Finished | Failed) -> None:
+    if isinstance(event, Finished) and not job.is_started:
+        raise WorkerProtocolError("a job finished before it started")
+
+
+class JobEvents:
+    """One job's events in order, for one reader; iteration ends after Finished or Failed."""
+
+    def __init__(self) -> None:
+        self._queue: deque[EngineEvent] = deque()
+        self._arrival = trio.Event()
+        self._tokens = 0
+        self.has_ended = False
+
+    def __aiter__(self) -> AsyncIterator[EngineEvent]:
+        return self
+
+    async def __anext__(self) -> EngineEvent:
+        while not self._queue:
+            if self.has_ended:
+                raise StopAsyncIteration
+            self._arrival = trio.Event()
+            await self._arrival.wait()
+        return self._queue.popleft()
+
+    def push(self, event: EngineEvent) -> bool:
+        """False if the reader is too far behind: then the job ends for it, with a Failed."""
+        if len(self._queue) >= QUEUED_EVENTS_MAX and isinstance(event, Produced):
+            units = Units(output_tokens=self._tokens)
+            self.push(Failed(event.job_id, Code.BUSY, "the reader stopped reading", units))
+            return False
+        if isinstance(event, Produced):
+            self._tokens += len(event.token_ids)
+        self._queue.append(event)
+        self.has_ended = isinstance(event, Finished | Failed)
+        self._arrival.set()
+        return True
+
+
+@asynccontextmanager
+async def open_job(worker: JobWorker, job_id: str, payload: bytes) -> AsyncIterator[JobEvents]:
+    """Run a job for as long as the block is open: leaving it early cancels the job.
+
+    A reader that falls behind loses the job, never its neighbours' progress. Raises as `submit`.
+    """
+    events = JobEvents()
+
+    def receive(event: EngineEvent) -> None:
+        if not events.push(event):
+            worker.cancel(job_id)
+
+    worker.submit(job_id, payload, receive)
+    try:
+        yield events
+    finally:
+        if not events.has_ended:
+            worker.cancel(job_id)

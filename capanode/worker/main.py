@@ -1,0 +1,174 @@
+"""The worker: runs one engine inside the sandbox and does what the node says.
+
+`serve` is on the path of every token: it looks for commands without blocking, lets the engine take
+one step for all jobs, and sends all that happened in one frame. Whatever a job's input does to a
+parser, including a panic in native code, is that job's failure; whatever a step raises ends the
+process, because nobody knows what state the engine is in then.
+"""
+
+import gc
+import importlib
+import json
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, cast
+
+from capanode.engines.base import Engine, EngineEvent, EngineRefusal, Failed
+from capanode.sandbox.inside import Surroundings, read_surroundings
+from capanode.sandbox.limits import apply_limits
+from capanode.worker.frames import (
+    Cancel,
+    Command,
+    FrameBuffer,
+    Ping,
+    Start,
+    encode_events,
+    encode_load_failed,
+    encode_pong,
+    encode_ready,
+    parse_command,
+)
+from capanode.worker.spec import (
+    EXIT_LOAD_FAILED,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_STEP_FAILED,
+    EngineOptions,
+    parse_engine_options,
+)
+from protocol.errors import Code, RemoteProtocolError
+from protocol.payload import decode_input
+from protocol.pricing import Units
+
+_RECEIVE_BYTES = 256 * 1024
+_FRAMES_LOGGED_MAX = 8
+
+
+class Channel:
+    """The worker's end of the socket. Sends block: a node that does not read stops the engine,
+    which is the back-pressure that it wants."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._buffer = FrameBuffer()
+
+    def receive(self, *, wait: bool) -> Sequence[Command]:
+        """The commands that have arrived. Raises EOFError when the node is gone."""
+        try:
+            data = self._channel.recv(_RECEIVE_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return ()
+        if not data:
+            raise EOFError
+        return [parse_command(header, blob) for header, blob in self._buffer.feed(data)]
+
+    def send(self, frame: bytes) -> None:
+        self._channel.sendall(frame)
+
+
+def serve(channel: Channel, engine: Engine) -> None:
+    """Run jobs until the node says stop or is gone."""
+    while True:
+        events: list[EngineEvent] = []
+        for command in channel.receive(wait=engine.is_idle):
+            if isinstance(command, Start):
+                events += _submit(engine, command)
+            elif isinstance(command, Cancel):
+                engine.cancel(command.job_id)
+            elif isinstance(command, Ping):
+                channel.send(encode_pong(command.number))
+            else:
+                return
+        if not engine.is_idle:
+            events += engine.step()
+        for frame in encode_events(events):
+            channel.send(frame)
+
+
+def _submit(engine: Engine, command: Start) -> tuple[Failed, ...]:
+    try:
+        engine.submit(command.job_id, decode_input(engine.info.task, command.payload))
+    except (EngineRefusal, RemoteProtocolError) as refusal:
+        return (Failed(command.job_id, refusal.code, str(refusal), Units()),)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # Parsers in native code raise what no list of exceptions foresees: a panic in the tokenizer is
+    # a BaseException. This boundary is per job, like the node's per-stream one.
+    except BaseException as error:
+        code = Code.OUT_OF_MEMORY if _is_out_of_memory(error) else Code.INVALID_INPUT
+        log("job_input_failed", job_id=command.job_id, code=code, **_describe(error))
+        return (Failed(command.job_id, code, "the input could not be read", Units()),)
+    return ()
+
+
+def load_engine(options: EngineOptions, surroundings: Surroundings) -> Engine:
+    module_name, _, class_name = options.engine.partition(":")
+    engine_class: Any = getattr(importlib.import_module(module_name), class_name)
+    return cast(
+        Engine,
+        engine_class.load(surroundings.model_dir, slots=options.slots, threads=options.threads),
+    )
+
+
+def log(event: str, **fields: object) -> None:
+    """One JSON line to the node, which logs it again. Never a job's content: exceptions are named
+    by type and place, because their messages may quote a prompt."""
+    sys.stderr.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stderr.flush()
+
+
+def _describe(error: BaseException) -> dict[str, object]:
+    frames = traceback.extract_tb(error.__traceback__)[-_FRAMES_LOGGED_MAX:]
+    places = [f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in frames]
+    return {"error": type(error).__name__, "places": " < ".join(reversed(places))}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """torch says so in different ways: a RuntimeError on the CPU, a class of its own on a GPU."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
+def _log_uncaught(
+    _kind: type[BaseException], error: BaseException, _trace: TracebackType | None
+) -> None:
+    log("worker_failed", level="error", **_describe(error))
+
+
+def main() -> None:
+    surroundings = read_surroundings()
+    apply_limits(surroundings.limits)
+    sys.excepthook = _log_uncaught
+    options = parse_engine_options(sys.argv[1])
+    channel = Channel(surroundings.open_channel())
+    try:
+        engine = load_engine(options, surroundings)
+    # The boundary of loading: whatever a model's files do to the libraries that read them, the
+    # node is told in words. No prompt has been seen yet, so the message may be told too.
+    except Exception as error:
+        log("model_load_failed", level="error", **_describe(error))
+        channel.send(encode_load_failed(f"{type(error).__name__}: {error}"))
+        sys.exit(EXIT_LOAD_FAILED)
+    # The libraries' millions of objects never die: keep the collector from visiting them.
+    gc.collect()
+    gc.freeze()
+    channel.send(encode_ready(engine.info))
+    try:
+        serve(channel, engine)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        log("node_gone")
+    except Exception as error:
+        log("step_failed", level="error", **_describe(error))
+        os._exit(EXIT_OUT_OF_MEMORY if _is_out_of_memory(error) else EXIT_STEP_FAILED)
+    # Nothing is left to save, and native libraries may hang in their own clean-up.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""One run of a worker process, from its start to its end, as the node sees it.
+
+Reads what it sends, sends what it should do, and ends it when it is silent, too large, or says
+what no worker of ours says. What comes after the end is the supervisor's.
+"""
+
+import contextlib
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from capanode.engines.base import EngineInfo
+from capanode.sandbox.limits import resident_bytes
+from capanode.sandbox.spawn import Sandbox, SandboxedProcess
+from capanode.worker.frames import (
+    Command,
+    FrameBuffer,
+    LoadFailed,
+    Ping,
+    Pong,
+    Report,
+    Shutdown,
+    WorkerProtocolError,
+    encode_command,
+    parse_report,
+)
+from capanode.worker.jobs import JobBook
+from capanode.worker.spec import EXIT_OUT_OF_MEMORY, WorkerSpec
+from capanode.worker.stderr_log import LogLine, StderrLog
+from protocol.errors import Code
+from protocol.limits import MIB
+
+# Inputs that wait for a busy engine; above it the node is busy too.
+UNSENT_BYTES_MAX = 64 * MIB
+
+_RECEIVE_BYTES = 256 * 1024
+_STDERR_BYTES = 16 * 1024
+_LAST_READS_MAX = 8
+
+# How often a worker with jobs is looked at, and asked if it was silent since the last look.
+HEARTBEAT_S = 1.0
+# Memory can grow by gigabytes a second; reading a worker's size takes 20 µs.
+MEMORY_POLL_S = 0.05
+# A worker that was told to stop has nothing to save.
+SHUTDOWN_GRACE_S = 1.0
+# From the end of its stream to the end of the process, and the other way round.
+EXIT_GRACE_S = 1.0
+# What a worker adds to its chance of being chosen when the machine is out of memory: the node
+# and its receipts should outlive it.
+_VICTIM_SCORE = "500"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a worker ended, in the words and the code for the jobs that it had."""
+
+    code: Code
+    message: str
+
+
+class WorkerProcess:
+    """Make one, `run` it, forget it."""
+
+    def __init__(self, sandbox: Sandbox, spec: WorkerSpec, book: JobBook) -> None:
+        self._sandbox = sandbox
+        self._spec = spec
+        self._book = book
+        self._log = structlog.get_logger().bind(engine=spec.engine.partition(":")[2])
+        self._unsent: deque[memoryview] = deque()
+        self._unsent_bytes = 0
+        self._has_unsent = trio.Event()
+        self._stderr = StderrLog()
+        self._heard_at_s = 0.0
+        self._ping = 0
+        self._ping_sent_at_s: float | None = None
+        self._is_ready = False
+        self._exited = trio.Event()
+        self._ending: Ending | None = None
+
+    async def run(self, on_ready: Callable[[EngineInfo], None]) -> Ending:
+        """Start the process and look after it until it ends. Cancelling ends it cleanly.
+
+        Raises SandboxError if it cannot even be started.
+        """
+        process = self._process = self._sandbox.spawn(self._spec.program())
+        self._on_ready = on_ready
+        self._channel = process.channel
+        self._channel.setblocking(False)
+        os.set_blocking(process.stderr_fd, False)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._scope = nursery.cancel_scope
+                for task in (
+                    self._receive,
+                    self._send_rest,
+                    self._read_stderr,
+                    self._watch_exit,
+                    self._watch_load,
+                    self._watch_heartbeat,
+                    self._watch_memory,
+                ):
+                    nursery.start_soon(task)
+            assert self._ending is not None
+            return self._ending
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._stop(process)
+
+    def has_room_for(self, payload_bytes: int) -> bool:
+        return self._unsent_bytes + payload_bytes <= UNSENT_BYTES_MAX
+
+    def send_nowait(self, command: Command) -> None:
+        """Hand a command to the worker without waiting; what does not fit at once follows."""
+        view = memoryview(encode_command(command))
+        if not self._unsent:
+            view = view[self._send_some(view) :]
+        if view:
+            self._unsent.append(view)
+            self._unsent_bytes += len(view)
+            self._has_unsent.set()
+
+    def _send_some(self, view: memoryview) -> int:
+        try:
+            return self._channel.send(view)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            # The worker is gone; the reader sees it too and says why.
+            return len(view)
+
+    async def _send_rest(self) -> None:
+        while True:
+            await self._has_unsent.wait()
+            while self._unsent:
+                await trio.lowlevel.wait_writable(self._channel)
+                view = self._unsent[0]
+                sent = self._send_some(view)
+                self._unsent_bytes -= sent
+                if sent == len(view):
+                    self._unsent.popleft()
+                else:
+                    self._unsent[0] = view[sent:]
+            self._has_unsent = trio.Event()
+
+    def _end(self, code: Code, message: str) -> None:
+        """The first reason counts."""
+        if self._ending is None:
+            self._ending = Ending(code, message)
+            self._scope.cancel()
+
+    async def _receive(self) -> None:
+        buffer = FrameBuffer()
+        while True:
+            await trio.lowlevel.wait_readable(self._channel)
+            try:
+                data = self._channel.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                break
+            self._heard_at_s = trio.current_time()
+            try:
+                for header, blob in buffer.feed(data):
+                    self._handle(parse_report(header, blob))
+            except WorkerProtocolError as error:
+                self._end(Code.WORKER_CRASHED, f"the worker misbehaved: {error}")
+        with trio.move_on_after(EXIT_GRACE_S):
+            await self._exited.wait()
+        self._end(*_explain_exit(self._process.popen.poll(), is_ready=self._is_ready))
+
+    def _handle(self, report: Report) -> None:
+        if isinstance(report, list):
+            self._book.deliver(report)
+        elif isinstance(report, Pong):
+            if report.number != self._ping:
+                raise WorkerProtocolError("an answer to a ping that was not sent")
+            self._ping_sent_at_s = None
+        elif isinstance(report, LoadFailed):
+            self._end(Code.MODEL_UNAVAILABLE, f"the model did not load: {report.message}")
+        else:
+            if self._is_ready:
+                raise WorkerProtocolError("the worker became ready twice")
+            self._is_ready = self._stderr.may_hold_content = True
+            self._on_ready(report)
+
+    async def _watch_exit(self) -> None:
+        pidfd = os.pidfd_open(self._process.popen.pid)
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+        self._exited.set()
+        # The end of its stream tells the reader, after its last words. Should something else hold
+        # the stream open, this does.
+        await trio.sleep(EXIT_GRACE_S)
+        self._end(*_explain_exit(self._process.popen.poll(), is_ready=self._is_ready))
+
+    async def _watch_load(self) -> None:
+        await trio.sleep(self._spec.load_timeout_s)
+        if not self._is_ready:
+            limit = f"{self._spec.load_timeout_s:g} s"
+            self._end(Code.MODEL_UNAVAILABLE, f"the model did not load within {limit}")
+
+    async def _watch_heartbeat(self) -> None:
+        """Ask a worker with jobs that was silent since the last look; it answers between steps."""
+        interval_s = min(HEARTBEAT_S, self._spec.hang_after_s / 4)
+        while True:
+            looked_at_s = trio.current_time()
+            await trio.sleep(interval_s)
+            if not self._is_ready or not self._book:
+                continue
+            now_s = trio.current_time()
+            if self._ping_sent_at_s is None:
+                if self._heard_at_s < looked_at_s:
+                    self._ping += 1
+                    self._ping_sent_at_s = now_s
+                    self.send_nowait(Ping(self._ping))
+            elif now_s - self._ping_sent_at_s > self._spec.hang_after_s:
+                limit = f"{self._spec.hang_after_s:g} s"
+                self._end(Code.WORKER_HUNG, f"the worker did not answer for {limit}")
+
+    async def _watch_memory(self) -> None:
+        limit = self._spec.limits.memory_bytes
+        pid: int | None = None
+        while True:
+            await trio.sleep(MEMORY_POLL_S)
+            if pid is None:
+                pid = self._process.find_program_pid()
+                if pid is not None:
+                    _prefer_as_victim(pid)
+            elif resident_bytes(pid) > limit:
+                what = f"the worker used more than {limit // MIB} MiB of memory"
+                self._end(Code.OUT_OF_MEMORY, what)
+
+    async def _read_stderr(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._process.stderr_fd)
+            if not self._log_stderr():
+                break
+
+    def _log_stderr(self) -> bool:
+        """Log a piece of what the worker printed; False if there is no more for now."""
+        try:
+            data = os.read(self._process.stderr_fd, _STDERR_BYTES)
+        except BlockingIOError:
+            return False
+        self._log_lines(self._stderr.feed(data, trio.current_time()))
+        return bool(data)
+
+    def _log_lines(self, lines: Iterable[LogLine]) -> None:
+        for line in lines:
+            getattr(self._log, line.level)(line.event, **line.fields)
+
+    async def _stop(self, process: SandboxedProcess) -> None:
+        """End the process, whatever happened before, and release what it held."""
+        if self._ending is None:
+            self._send_some(memoryview(encode_command(Shutdown())))
+            with trio.move_on_after(SHUTDOWN_GRACE_S):
+                await self._wait_gone(process)
+        process.kill()
+        # A process with gigabytes to give back takes a while to go.
+        await self._wait_gone(process)
+        process.popen.wait()
+        for _ in range(_LAST_READS_MAX):
+            if not self._log_stderr():
+                break
+        self._log_lines(self._stderr.finish())
+        process.close()
+
+    async def _wait_gone(self, process: SandboxedProcess) -> None:
+        if process.popen.poll() is None:
+            pidfd = os.pidfd_open(process.popen.pid)
+            try:
+                await trio.lowlevel.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)
+
+
+def _explain_exit(status: int | None, *, is_ready: bool) -> tuple[Code, str]:
+    """What an exit status says. bwrap reports a signal as 128 + its number."""
+    when = "unexpectedly" if is_ready else "while it loaded"
+    if status == EXIT_OUT_OF_MEMORY:
+        return Code.OUT_OF_MEMORY, "the worker ran out of memory"
+    if status is None:
+        return Code.WORKER_CRASHED, f"the worker closed its channel {when}"
+    number = -status if status < 0 else status - 128
+    if number > 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(number).name
+            return Code.WORKER_CRASHED, f"the worker was killed by {name} {when}"
+    return Code.WORKER_CRASHED, f"the worker ended with status {status} {when}"
+
+
+def _prefer_as_victim(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(_VICTIM_SCORE)
