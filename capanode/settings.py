@@ -1,22 +1,30 @@
 """Each setting of a node: its name, its default, what it means, and how its text is read.
 
 One table serves the file, the environment, the command line, `config show` and the comments in a
-new configuration file. Merging the sources is `capanode.config`.
+new configuration file. How the sources are merged is in `protocol.settings`.
 """
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
-from protocol.limits import ADDRESS_CHARS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX, OFFER_MODELS_MAX
+from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
 from protocol.log import LEVELS, LogFormat
 from protocol.messages import SLOTS_MAX, DataCollection
-from protocol.money import parse_credits
 from protocol.pricing import PriceSheet
+from protocol.settings import (
+    Setting,
+    read_addresses,
+    read_choice,
+    read_count,
+    read_credits,
+    read_items,
+    read_path,
+    read_text,
+)
 
 THREADS_MAX = 1_024
 DRAIN_S_MAX = 3_600
@@ -52,79 +60,6 @@ class ModelSettings:
     price: PriceSheet | None = None
 
 
-# Reads what TOML, the environment or a flag gives. Raises ValueError with what was expected.
-Reader = Callable[[Any], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """`read` takes text, or what TOML makes of it; `default` is already read."""
-
-    name: str
-    default: Any
-    read: Reader
-    meaning: str
-    example: str
-
-    @property
-    def variable(self) -> str:
-        return f"CAPANODE_{self.name.upper()}"
-
-    @property
-    def flag(self) -> str:
-        """Lists have a flag in the singular, given once per item."""
-        singular = {"coordinators": "coordinator", "models": "model"}
-        return f"--{singular.get(self.name, self.name).replace('_', '-')}"
-
-
-def read_path(raw: Any) -> Path:
-    if not isinstance(raw, str | Path) or not str(raw):
-        raise ValueError("a path")
-    return Path(raw).expanduser().absolute()
-
-
-def read_text(raw: Any) -> str:
-    if not isinstance(raw, str) or len(raw) > NAME_CHARS_MAX:
-        raise ValueError(f"text of at most {NAME_CHARS_MAX} characters")
-    return raw
-
-
-def read_count(low: int, high: int) -> Reader:
-    def read(raw: Any) -> int:
-        # bool is an int in Python, but `queue_max = true` is a mistake.
-        if isinstance(raw, str) and re.fullmatch(r"[0-9]{1,9}", raw):
-            raw = int(raw)
-        if type(raw) is not int or not low <= raw <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return raw
-
-    return read
-
-
-def read_choice(choices: tuple[str, ...]) -> Reader:
-    def read(raw: Any) -> str:
-        if raw not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return str(raw)
-
-    return read
-
-
-def read_credits(raw: Any) -> int:
-    """Nano-credits, from text or a TOML number (which arrives as its literal text)."""
-    try:
-        return parse_credits(str(raw))
-    except ValueError:
-        raise ValueError("an amount of credits such as 0.02") from None
-
-
-def read_addresses(raw: Any) -> tuple[str, ...]:
-    addresses = tuple(_items(raw, ","))
-    if not all(a.startswith("/") and len(a) <= ADDRESS_CHARS_MAX for a in addresses):
-        raise ValueError("multiaddresses such as /ip4/0.0.0.0/tcp/4101")
-    return addresses
-
-
 def read_coordinators(raw: Any) -> tuple[CoordinatorAddress, ...]:
     return tuple(map(_read_coordinator, read_addresses(raw)))
 
@@ -135,22 +70,12 @@ def read_models(raw: Any) -> tuple[ModelSettings, ...]:
     if isinstance(raw, Mapping):
         models = tuple(_read_model(name, table) for name, table in raw.items())
     else:
-        models = tuple(_read_model_text(text) for text in _items(raw, ";"))
+        models = tuple(_read_model_text(text) for text in read_items(raw, ";"))
     if len({model.name for model in models}) != len(models):
         raise ValueError("each model once")
     if len(models) > OFFER_MODELS_MAX:
         raise ValueError(f"at most {OFFER_MODELS_MAX} models")
     return models
-
-
-def _items(raw: Any, separator: str) -> list[str]:
-    if isinstance(raw, str):
-        raw = [item.strip() for item in raw.split(separator) if item.strip()]
-    if not isinstance(raw, list | tuple) or not all(isinstance(item, str) for item in raw):
-        raise ValueError("a list of texts")
-    if len(raw) > LIST_ITEMS_MAX:
-        raise ValueError(f"at most {LIST_ITEMS_MAX} items")
-    return list(raw)
 
 
 def _read_coordinator(address: str) -> CoordinatorAddress:
@@ -215,6 +140,7 @@ SETTINGS: tuple[Setting, ...] = (
         read_coordinators,
         "The markets to join. Leases of these coordinators, and of no others, are accepted.",
         '["/ip4/198.51.100.4/tcp/4100/p2p/12D3KooW…"]',
+        flag="coordinator",
     ),
     Setting("region", "", read_text, "Where this machine stands; clients may ask for it.", '"eu"'),
     Setting(
@@ -223,6 +149,7 @@ SETTINGS: tuple[Setting, ...] = (
         read_models,
         "What to serve; all that the store holds if none is listed. Prices are in credits.",
         "",
+        flag="model",
     ),
     Setting(
         "model_store",

@@ -69,7 +69,7 @@ def resolve_settings(
     given = _from_environment(settings, program, env) | _from_flags(settings, flags)
     merged: _Values = {s.name: (s.default, "default") for s in settings} | given
     # Where the file lies must be known before it is read, so the file cannot move itself.
-    path = file if file is not None else merged["data_dir"][0] / f"{program}.toml"
+    path = file if file is not None else merged["data_dir"][0].expanduser() / f"{program}.toml"
     merged |= _from_file(settings, path, required=file is not None) | given
     return Resolved(
         {name: value for name, (value, _) in merged.items()},

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from capanode.config import Config, new_config_text
-from capanode.errors import ConfigError
-from capanode.settings import SETTINGS, ModelSettings, Setting
+from capanode.settings import SETTINGS, ModelSettings
 from protocol.messages import DataCollection
 from protocol.pricing import PriceSheet
+from protocol.settings import Setting, SettingError
 from tests.protocol.makers import COORDINATOR
 
 COORDINATOR_ADDRESS = f"/ip4/127.0.0.1/tcp/4100/p2p/{COORDINATOR.peer_id}"
@@ -98,24 +98,27 @@ def test_a_wrong_file_names_the_setting_and_the_file(
     tmp_path: Path, text: str, complaint: str
 ) -> None:
     path = write(tmp_path, text)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(SettingError) as caught:
         Config.resolve(flags={"data_dir": tmp_path})
     assert complaint in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="environment CAPANODE_DRAIN_S"):
+    with pytest.raises(SettingError, match="environment CAPANODE_DRAIN_S"):
         Config.resolve(env={"CAPANODE_DRAIN_S": "soon"}, flags={"data_dir": tmp_path})
-    with pytest.raises(ConfigError, match="do you mean CAPANODE_REGION"):
+    with pytest.raises(SettingError, match="do you mean CAPANODE_REGION"):
         Config.resolve(env={"CAPANODE_REGOIN": "eu"}, flags={"data_dir": tmp_path})
 
 
-def test_an_explicit_file_must_exist_and_may_move_the_data(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is no configuration file"):
+def test_an_explicit_file_must_exist_and_is_read_instead(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="there is no configuration file"):
         Config.resolve(file=tmp_path / "nothing.toml")
-    path = write(tmp_path, f'data_dir = "{tmp_path / "data"}"')
-    assert Config.resolve(file=path).data_dir == tmp_path / "data"
+    write(tmp_path, 'region = "implicit"')
+    explicit = tmp_path / "other.toml"
+    explicit.write_text("queue_max = 3")
+    config = Config.resolve(file=explicit, flags={"data_dir": tmp_path})
+    assert (config.region, config.queue_max) == ("", 3)
 
 
 def test_a_new_file_is_valid_and_changes_only_what_was_chosen(tmp_path: Path) -> None:
@@ -136,3 +139,14 @@ def test_the_example_of_each_setting_is_accepted(setting: Setting) -> None:
 def test_every_setting_is_a_field_and_every_field_a_setting() -> None:
     fields = set(Config.__dataclass_fields__) - {"sources"}
     assert fields == {setting.name for setting in SETTINGS}
+
+
+def test_the_default_folder_lies_in_the_operators_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".capanode").mkdir()
+    write(tmp_path / ".capanode", 'region = "home"')
+    config = Config.resolve()
+    assert config.data_dir == tmp_path / ".capanode"
+    assert config.region == "home"

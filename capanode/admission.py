@@ -1,0 +1,217 @@
+"""Whether to run a job: decisions about signed evidence, prices, room and isolation. No I/O here.
+
+`check_evidence` answers "is this lease real, ours and unused?". What fails there is told without a
+receipt: signing one for a lease that was used already would bill it twice. From then on the lease
+is spent, and what `take_seat` refuses is refused with a signed receipt of nothing, which frees the
+client's hold at once.
+"""
+
+import heapq
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from capanode.announce import OwnOffers
+from capanode.served import ServedModel
+from protocol.envelope import Signed
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import Digest, LeaseId, PeerId
+from protocol.limits import CLOCK_SKEW_MAX_MS, LEASE_OPEN_WITHIN_MS, MIB
+from protocol.messages import DataCollection, IsolationTier, JobRequest, Lease
+from protocol.receipts import check_lease
+
+# Leases are remembered for about a minute: this is a thousand a second, far above any node.
+LEASES_REMEMBERED_MAX = 65_536
+
+# Payloads that are still arriving, all clients together: sixteen of the largest.
+UPLOAD_BYTES_MAX = 128 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """What the operator and the machine decide."""
+
+    node: PeerId
+    coordinators: frozenset[PeerId]
+    isolation: IsolationTier
+    data_collection: DataCollection
+    per_client_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A seat that was taken; give it back with `release`."""
+
+    lease_id: LeaseId
+    client: PeerId
+    model: ServedModel
+    payload_bytes: int
+
+
+class SpentLeases:
+    """Leases that were opened here, until they could not be opened anyway.
+
+    A restart forgets them, but then no lease fits any more: each names an offer, and a restarted
+    node has made new ones.
+    """
+
+    def __init__(self, *, remembered_max: int = LEASES_REMEMBERED_MAX) -> None:
+        self._remembered_max = remembered_max
+        self._ids: set[LeaseId] = set()
+        self._by_expiry: list[tuple[int, LeaseId]] = []
+
+    def spend(self, lease: Lease, *, now_ms: int) -> None:
+        """Raises RemoteProtocolError: REPLAYED, or BUSY if too many are remembered."""
+        while self._by_expiry and self._by_expiry[0][0] <= now_ms:
+            self._ids.discard(heapq.heappop(self._by_expiry)[1])
+        if lease.lease_id in self._ids:
+            raise RemoteProtocolError("this lease was opened before", code=Code.REPLAYED)
+        if len(self._ids) >= self._remembered_max:
+            raise RemoteProtocolError("too many leases at once", code=Code.BUSY)
+        self._ids.add(lease.lease_id)
+        expiry = (lease.open_before_ms + CLOCK_SKEW_MAX_MS, lease.lease_id)
+        heapq.heappush(self._by_expiry, expiry)
+
+
+class Admission:
+    """See the module docstring. `storage_failure` says why no receipt can be kept, if so."""
+
+    def __init__(
+        self,
+        rules: AdmissionRules,
+        models: Mapping[Digest, ServedModel],
+        offers: OwnOffers,
+        *,
+        storage_failure: Callable[[], str],
+    ) -> None:
+        self.is_draining = False
+        self._rules = rules
+        self._models = models
+        self._offers = offers
+        self._storage_failure = storage_failure
+        self._spent = SpentLeases()
+        self._clients: dict[PeerId, int] = {}
+        self._upload_bytes = 0
+
+    @property
+    def jobs_admitted(self) -> int:
+        """Jobs that hold a seat now."""
+        return sum(self._clients.values())
+
+    def check_evidence(
+        self, request: Signed[JobRequest], lease: Signed[Lease], *, now_ms: int
+    ) -> None:
+        """Spend the lease if it is in order. Raises RemoteProtocolError (see above)."""
+        check_lease(
+            lease,
+            request,
+            node=self._rules.node,
+            coordinators=self._rules.coordinators,
+            now_ms=now_ms,
+        )
+        granted = lease.message
+        if granted.open_before_ms - granted.issued_at_ms > LEASE_OPEN_WITHIN_MS:
+            raise RemoteProtocolError(
+                "the lease may be opened for longer than leases are remembered",
+                code=Code.MALFORMED,
+            )
+        self._spent.spend(granted, now_ms=now_ms)
+
+    def take_seat(
+        self, request: Signed[JobRequest], lease: Signed[Lease], *, now_ms: int
+    ) -> Ticket:
+        """A seat at the leased model. Raises RemoteProtocolError with the first reason against."""
+        asked, granted = request.message, lease.message
+        self._check_node(asked)
+        model = self._check_model(asked, granted, now_ms)
+        if min(granted.deadline_at_ms, asked.deadline_at_ms) <= now_ms:
+            raise RemoteProtocolError(
+                "the deadline has passed already", code=Code.DEADLINE_EXCEEDED
+            )
+        self._check_room(asked, model)
+        model.seats.take(granted.lease_id)
+        self._clients[asked.client] = self._clients.get(asked.client, 0) + 1
+        self._upload_bytes += asked.payload_bytes
+        return Ticket(granted.lease_id, asked.client, model, asked.payload_bytes)
+
+    def payload_arrived(self, ticket: Ticket) -> None:
+        """The payload counts against uploads no more; the worker's bounds hold from here."""
+        self._upload_bytes -= ticket.payload_bytes
+
+    def release(self, ticket: Ticket, *, ran_ms: float | None, had_arrived: bool) -> None:
+        """Give the seat back; the next job in the queue starts."""
+        if not had_arrived:
+            self.payload_arrived(ticket)
+        remaining = self._clients[ticket.client] - 1
+        if remaining:
+            self._clients[ticket.client] = remaining
+        else:
+            del self._clients[ticket.client]
+        ticket.model.seats.leave(ticket.lease_id, ran_ms=ran_ms)
+
+    def _check_node(self, asked: JobRequest) -> None:
+        """What would refuse any job, or any job of this kind."""
+        if self.is_draining:
+            raise RemoteProtocolError("this node is shutting down", code=Code.DRAINING)
+        if self._rules.isolation is IsolationTier.NONE:
+            raise RemoteProtocolError(
+                "this node cannot confine other people's jobs", code=Code.ISOLATION_UNAVAILABLE
+            )
+        if self._rules.isolation.rank < asked.constraints.isolation.rank:
+            raise RemoteProtocolError(
+                f"the job asks for {asked.constraints.isolation.value} isolation, this node has "
+                f"{self._rules.isolation.value}",
+                code=Code.ISOLATION_UNAVAILABLE,
+            )
+        if (
+            asked.constraints.data_collection is DataCollection.DENY
+            and self._rules.data_collection is DataCollection.ALLOW
+        ):
+            raise RemoteProtocolError(
+                "the job forbids keeping its data, this node may keep it",
+                code=Code.MODEL_UNAVAILABLE,
+            )
+        failure = self._storage_failure()
+        if failure:
+            raise RemoteProtocolError(
+                "this node has no room for another receipt", code=Code.MODEL_UNAVAILABLE
+            )
+
+    def _check_model(self, asked: JobRequest, granted: Lease, now_ms: int) -> ServedModel:
+        model = self._models.get(granted.model_digest)
+        if model is None:
+            raise RemoteProtocolError(
+                f"this node does not have model {granted.model_digest[:12]}…",
+                code=Code.UNKNOWN_MODEL,
+            )
+        price = self._offers.price_of(granted.offer_digest, model.digest, now_ms=now_ms)
+        if price is None:
+            raise RemoteProtocolError(
+                "the lease rests on an offer that this node does not make any more",
+                code=Code.PRICE_MISMATCH,
+            )
+        if price != granted.price:
+            raise RemoteProtocolError(
+                "the lease's price is not the one that this node offered",
+                code=Code.PRICE_MISMATCH,
+            )
+        if asked.task is not model.manifest.task:
+            raise RemoteProtocolError(
+                f"{model.name} does {model.manifest.task.value}, not {asked.task.value}",
+                code=Code.INVALID_INPUT,
+            )
+        if not model.is_available:
+            raise RemoteProtocolError(
+                f"{model.name} is not running at the moment", code=Code.MODEL_UNAVAILABLE
+            )
+        return model
+
+    def _check_room(self, asked: JobRequest, model: ServedModel) -> None:
+        """Bounds across models; the model's own are its seats'."""
+        if self._clients.get(asked.client, 0) >= self._rules.per_client_max:
+            raise RemoteProtocolError(
+                f"this node runs {self._rules.per_client_max} jobs of one client at a time",
+                code=Code.BUSY,
+                retry_after_ms=model.seats.retry_after_ms,
+            )
+        if self._upload_bytes + asked.payload_bytes > UPLOAD_BYTES_MAX:
+            raise RemoteProtocolError("too much is being uploaded", code=Code.BUSY)

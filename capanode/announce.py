@@ -1,0 +1,221 @@
+"""The node's own offer: made from what it serves, signed, gossiped on change and now and then.
+
+Gossip costs every node CPU, so a change waits a moment for others to join it, and without changes
+an offer is only repeated before the old one would expire.
+"""
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from protocol.clock import Clock
+from protocol.envelope import Signed, open_envelope, seal
+from protocol.errors import RemoteProtocolError
+from protocol.ids import Digest
+from protocol.keys import SigningKey
+from protocol.limits import (
+    CLOCK_SKEW_MAX_MS,
+    LEASE_OPEN_WITHIN_MS,
+    OFFER_BYTES_MAX,
+    OFFER_LIFETIME_MAX_MS,
+    OFFER_REFRESH_MS,
+)
+from protocol.messages import DataCollection, Hardware, IsolationTier, ModelOffer, NodeOffer
+from protocol.net.transport import Gossip, Transport
+from protocol.pricing import PriceSheet
+from protocol.receipts import check_fresh
+from protocol.services import offer_topic, shard_of
+
+log = structlog.get_logger(__name__)
+
+# Changes that come together (three workers ready after a start) make one offer.
+DEBOUNCE_S = 0.25
+# A worker that flaps must not turn into gossip: at most one offer in this time.
+OFFER_INTERVAL_MIN_S = 2.0
+# Spread refreshes, so that nodes that were started together do not gossip together.
+REFRESH_JITTER = 0.1
+
+# Offers whose leases may still arrive: twice what OFFER_INTERVAL_MIN_S allows in a lifetime.
+OFFERS_REMEMBERED_MAX = 256
+# Other nodes' offers that we pass on and otherwise ignore.
+GOSSIP_QUEUE_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Self:
+    """What an offer says that does not change while the node runs."""
+
+    region: str
+    isolation: IsolationTier
+    hardware: Hardware
+    software: str
+    data_collection: DataCollection
+    incarnation_ms: int
+
+
+class OwnOffers:
+    """The offers that a lease may still rest on, with the prices that they promised."""
+
+    def __init__(self) -> None:
+        self._offers: OrderedDict[Digest, tuple[int, dict[Digest, PriceSheet]]] = OrderedDict()
+
+    def remember(self, offer: Signed[NodeOffer]) -> None:
+        prices = {model.manifest_digest: model.price for model in offer.message.models}
+        # A lease granted just before the offer expired may be opened a little later.
+        until_ms = offer.message.expires_at_ms + LEASE_OPEN_WITHIN_MS + CLOCK_SKEW_MAX_MS
+        self._offers[offer.digest] = (until_ms, prices)
+        while len(self._offers) > OFFERS_REMEMBERED_MAX:
+            self._offers.popitem(last=False)
+
+    def price_of(self, offer: Digest, model: Digest, *, now_ms: int) -> PriceSheet | None:
+        """What we asked for `model` in this offer; None if we did not, or too long ago."""
+        until_ms, prices = self._offers.get(offer, (0, {}))
+        return prices.get(model) if now_ms < until_ms else None
+
+
+class Announcer:
+    """Keeps one current offer and tells the network. `on_offer` gets every new one."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        key: SigningKey,
+        about: Self,
+        models: Callable[[], tuple[ModelOffer, ...]],
+        *,
+        clock: Clock,
+        rng: random.Random,
+        addresses: Callable[[], tuple[str, ...]],
+    ) -> None:
+        self.offers = OwnOffers()
+        self.current: Signed[NodeOffer] | None = None
+        self.twin_seen = False
+        self._transport = transport
+        self._key = key
+        self._about = about
+        self._models = models
+        self._clock = clock
+        self._rng = rng
+        self._addresses = addresses
+        self._sequence = 0
+        self._topic = offer_topic(shard_of(key.peer_id))
+        self._changed = trio.Event()
+        self._new_offer = trio.Event()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Offer until cancelled; `started` with the first offer made. Also carries our share of
+        others' gossip, by subscribing to our own shard."""
+        channel = self._transport.subscribe(
+            self._topic, self._is_worth_passing, queue_max=GOSSIP_QUEUE_MAX
+        )
+        async with channel, trio.open_nursery() as nursery:
+            nursery.start_soon(self._drop, channel)
+            await self._publish(self._make_offer())
+            task_status.started()
+            while True:
+                await self._wait_reason()
+                await self._publish(self._make_offer())
+
+    def changed(self) -> None:
+        """Something that the offer says may be different now."""
+        self._changed.set()
+
+    async def wait_new_offer(self) -> None:
+        """Until an offer is made after this call."""
+        await self._new_offer.wait()
+
+    async def withdraw(self) -> None:
+        """Tell the network that nothing is to be had here any more."""
+        await self._publish(self._make_offer(withdrawn=True))
+
+    async def _wait_reason(self) -> None:
+        """Until something changed, or the offer needs a refresh."""
+        spread = self._rng.uniform(1 - REFRESH_JITTER, 1 + REFRESH_JITTER)
+        refresh_at = trio.current_time() + OFFER_REFRESH_MS / 1000 * spread
+        quiet_until = trio.current_time() + OFFER_INTERVAL_MIN_S
+        while True:
+            with trio.move_on_at(refresh_at):
+                await self._changed.wait()
+                await trio.sleep(DEBOUNCE_S)
+                await trio.sleep_until(quiet_until)
+                self._changed = trio.Event()
+                if self._says_something_new():
+                    return
+                continue
+            return
+
+    def _says_something_new(self) -> bool:
+        assert self.current is not None
+        offered = self.current.message
+        return (offered.models, offered.addresses) != (self._models(), self._addresses())
+
+    def _make_offer(self, *, withdrawn: bool = False) -> Signed[NodeOffer]:
+        now_ms = self._clock.now_ms()
+        self._sequence += 1
+        about = self._about
+        offer = seal(
+            self._key,
+            NodeOffer(
+                node=self._key.peer_id,
+                incarnation_ms=about.incarnation_ms,
+                sequence=self._sequence,
+                issued_at_ms=now_ms,
+                expires_at_ms=now_ms + OFFER_LIFETIME_MAX_MS,
+                addresses=self._addresses(),
+                region=about.region,
+                isolation=about.isolation,
+                hardware=about.hardware,
+                models=() if withdrawn else self._models(),
+                software=about.software,
+                data_collection=about.data_collection,
+            ),
+        )
+        self.offers.remember(offer)
+        self.current = offer
+        self._new_offer.set()
+        self._new_offer = trio.Event()
+        return offer
+
+    async def _publish(self, offer: Signed[NodeOffer]) -> None:
+        await self._transport.publish(self._topic, offer.raw)
+        log.info(
+            "offer_published",
+            sequence=offer.message.sequence,
+            models=[model.name for model in offer.message.models],
+            size=len(offer.raw),
+        )
+
+    def _is_worth_passing(self, data: bytes) -> bool:
+        """True for a signed, current offer of this shard; coordinators judge what it says."""
+        if len(data) > OFFER_BYTES_MAX:
+            return False
+        try:
+            signed = open_envelope(data, NodeOffer)
+            offer = signed.message
+            check_fresh(
+                offer.issued_at_ms, offer.expires_at_ms, now_ms=self._clock.now_ms(), what="offer"
+            )
+        except RemoteProtocolError:
+            return False
+        if signed.signer != offer.node or offer_topic(shard_of(offer.node)) != self._topic:
+            return False
+        if offer.node == self._key.peer_id:
+            self._look_at_twin(offer)
+        return True
+
+    def _look_at_twin(self, offer: NodeOffer) -> None:
+        """An offer with our key that was made after we started, but not by us: somebody runs a copy
+        of the data directory. (An older one is our own, from before a restart.)"""
+        ours_ms = self._about.incarnation_ms
+        is_twin = offer.incarnation_ms != ours_ms and offer.issued_at_ms > ours_ms
+        if is_twin and not self.twin_seen:
+            self.twin_seen = True
+            log.error("another_node_uses_our_key", its_addresses=list(offer.addresses))
+
+    async def _drop(self, channel: trio.MemoryReceiveChannel[Gossip]) -> None:
+        async for _ in channel:
+            pass

@@ -1,0 +1,79 @@
+"""Who sits at one model: jobs that run, and jobs that wait for a slot in order of arrival.
+
+A seat is taken when a lease is admitted, before its payload has arrived: what was promised to one
+client is not promised to another. Synchronous and without I/O; deadlines are the jobs' own.
+"""
+
+from collections.abc import Callable
+
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import LeaseId
+
+# What a busy node tells clients before it knows how long its jobs take.
+_DURATION_GUESS_MS = 2_000.0
+# How much the newest job counts in the mean: the mix of jobs changes within tens of jobs.
+_NEWEST_WEIGHT = 0.1
+# Sooner than this nobody gets through, later than this is no advice.
+_RETRY_MS_MIN, _RETRY_MS_MAX = 100, 30_000
+
+
+class Seats:
+    """`slots` jobs run at once and `queue_max` wait; the next one is refused."""
+
+    def __init__(self, *, slots: int, queue_max: int) -> None:
+        self.slots = slots
+        self.queue_max = queue_max
+        self._taken: set[LeaseId] = set()
+        self._running: set[LeaseId] = set()
+        self._waiting: dict[LeaseId, Callable[[], None]] = {}
+        self._duration_ms = _DURATION_GUESS_MS
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def queued(self) -> int:
+        """Waiting for a slot, or for the rest of their payload."""
+        return len(self._taken) - len(self._running)
+
+    @property
+    def retry_after_ms(self) -> int:
+        """When a slot should be free, from how long jobs took lately."""
+        expected_ms = self._duration_ms * (self.queued + 1) / self.slots
+        return int(min(max(expected_ms, _RETRY_MS_MIN), _RETRY_MS_MAX))
+
+    def take(self, lease_id: LeaseId) -> None:
+        """Raises RemoteProtocolError (BUSY) when all seats are taken."""
+        if len(self._taken) >= self.slots + self.queue_max:
+            raise RemoteProtocolError(
+                f"{self.running} jobs run and {self.queued} wait here",
+                code=Code.BUSY,
+                retry_after_ms=self.retry_after_ms,
+            )
+        self._taken.add(lease_id)
+
+    def enter(self, lease_id: LeaseId, start: Callable[[], None]) -> int:
+        """Call `start` as soon as a slot is free; returns the place in the queue, 0 if there was no
+        need to queue. `start` must be quick and must not raise; it may be called at once."""
+        assert lease_id in self._taken, "a job enters the seat that it took"
+        if len(self._running) < self.slots:
+            self._running.add(lease_id)
+            start()
+            return 0
+        self._waiting[lease_id] = start
+        return len(self._waiting)
+
+    def leave(self, lease_id: LeaseId, *, ran_ms: float | None = None) -> None:
+        """Free the seat, and start who waits longest. Leaving twice does nothing."""
+        if lease_id not in self._taken:
+            return
+        self._taken.discard(lease_id)
+        self._waiting.pop(lease_id, None)
+        self._running.discard(lease_id)
+        if ran_ms is not None:
+            self._duration_ms += _NEWEST_WEIGHT * (ran_ms - self._duration_ms)
+        while self._waiting and len(self._running) < self.slots:
+            following = next(iter(self._waiting))
+            self._running.add(following)
+            self._waiting.pop(following)()

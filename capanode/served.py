@@ -1,0 +1,63 @@
+"""One model that the node serves: its worker, its seats, its speed and its price together."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from capanode.pricing_policy import Speed
+from capanode.seats import Seats
+from capanode.worker.jobs import JobWorker, WorkerState
+from protocol.ids import Digest
+from protocol.manifest import ModelManifest
+from protocol.messages import ModelLoad, ModelOffer
+from protocol.pricing import PriceSheet
+
+
+class ModelWorker(JobWorker, Protocol):
+    """A worker with its own task; `capanode.worker.supervisor` has the one with a process."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the worker running until cancelled. `started` once it is ready for jobs; raises if
+        it never gets there."""
+        ...
+
+
+@dataclass(slots=True)
+class ServedModel:
+    """What clients can lease here. `speed` and `price` are settled before it is offered."""
+
+    name: str
+    digest: Digest
+    manifest: ModelManifest
+    worker: JobWorker
+    seats: Seats
+    speed: Speed
+    price: PriceSheet
+    jobs_done: int = 0
+    output_tokens_done: int = 0
+
+    @property
+    def is_available(self) -> bool:
+        return self.worker.state is WorkerState.READY
+
+    def offer(self) -> ModelOffer:
+        info = self.worker.info
+        assert info is not None, "a model is offered after its worker was ready once"
+        return ModelOffer(
+            name=self.name,
+            manifest_digest=self.digest,
+            task=info.task,
+            quantization=info.quantization,
+            context_tokens=info.context_tokens,
+            slots=self.seats.slots,
+            queue_max=self.seats.queue_max,
+            prefill_tps=self.speed.prefill_tps,
+            decode_tps=self.speed.decode_tps,
+            price=self.price,
+        )
+
+    def load(self) -> ModelLoad:
+        return ModelLoad(
+            self.digest, self.seats.running, self.seats.queued, available=self.is_available
+        )
