@@ -15,6 +15,7 @@ import capanode
 from capanode.models.convert import FORMATS
 from capanode.models.errors import ConversionError, StorageFullError
 from capanode.models.progress import Progress, ProgressCallback
+from protocol.limits import NAME_CHARS_MAX, TOKENS_MAX
 from protocol.messages import Task
 
 # SmolLM2-135M converts in 4 s; the bound is for a parser that hangs, on a slow disk.
@@ -165,11 +166,16 @@ def _result(message: dict[str, Any], return_code: int, complaint: str) -> Conver
     try:
         return Conversion(
             task=Task(result["task"]),
-            architecture=str(result["architecture"]),
-            dtype=str(result["dtype"]),
-            quantization=str(result["quantization"]),
-            context_tokens=int(result["context_tokens"]),
-            licence=str(result["licence"]),
+            architecture=_short(result["architecture"]),
+            dtype=_short(result["dtype"]),
+            quantization=_short(result["quantization"]),
+            context_tokens=min(max(0, int(result["context_tokens"])), TOKENS_MAX),
+            licence=_short(result["licence"]),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ConversionError(f"the converter's result makes no sense: {error!r}") from None
+
+
+def _short(text: Any) -> str:
+    """As much of a text as a manifest takes."""
+    return str(text).strip()[:NAME_CHARS_MAX] or "unknown"

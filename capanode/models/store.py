@@ -74,6 +74,15 @@ class StoredModel:
     manifest: ModelManifest
 
 
+def check_name(name: str) -> None:
+    """Raises UnknownModelError unless `name` can name a model."""
+    if not _NAME_PATTERN.fullmatch(name) or len(name) > NAME_CHARS_MAX or is_digest(name):
+        raise UnknownModelError(
+            f"{name[:NAME_CHARS_MAX]!r} cannot name a model: give another name, of letters, "
+            "digits and . _ / -"
+        )
+
+
 class ModelStore:
     """Opens (and makes) the store at `root`; safe to use from several processes at once."""
 
@@ -199,10 +208,7 @@ class ModelStore:
 
     def set_name(self, name: str, digest: Digest) -> None:
         """Call a model `name`, instead of whatever had that name before."""
-        if not _NAME_PATTERN.fullmatch(name) or len(name) > NAME_CHARS_MAX or is_digest(name):
-            raise UnknownModelError(
-                f"{name[:NAME_CHARS_MAX]!r} cannot name a model: use letters, digits and . _ / -"
-            )
+        check_name(name)
         with self._locked():
             self._write_names({**self.names(), name: digest})
 

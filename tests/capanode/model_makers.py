@@ -109,11 +109,11 @@ class FakeHub:
     """
 
     commit = "a" * 40
-    cdn = "https://cdn.example"
 
     def __init__(self, files: Mapping[str, bytes], repo: str = "owner/tiny") -> None:
         self.files = dict(files)
         self.repo = repo
+        self.cdn = httpx.URL("https://cdn.example")
         self.cuts: list[int] = []
         self.answers: list[httpx.Response] = []
         self.honours_ranges = True
@@ -141,8 +141,8 @@ class FakeHub:
         name = path.removeprefix(f"/{self.repo}/resolve/{self.commit}/")
         if name not in self.files:
             return httpx.Response(404)
-        if name.endswith(".safetensors") and request.url.host != "cdn.example":
-            return httpx.Response(302, headers={"location": f"{self.cdn}{path}"})
+        if name.endswith(".safetensors") and request.url.host != self.cdn.host:
+            return httpx.Response(302, headers={"location": str(self.cdn.join(path))})
         return self._send(request, self.files[name])
 
     def _send(self, request: httpx.Request, content: bytes) -> httpx.Response:
