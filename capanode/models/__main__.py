@@ -8,39 +8,12 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as ProgressBar
 
 from capanode.models.catalog import load_catalog
 from capanode.models.errors import ModelError
 from capanode.models.library import ensure
-from capanode.models.progress import Progress
+from capanode.models.progress_bar import ConsoleProgress
 from capanode.models.store import ModelStore
-
-
-class ConsoleProgress:
-    """Shows one line per step: a moving bar on a terminal, a plain line in a log."""
-
-    def __init__(self, console: Console) -> None:
-        self.bar = ProgressBar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._console = console
-        self._step = ""
-        self._task = self.bar.add_task("", total=None, visible=False)
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.step != self._step:
-            self._step = progress.step
-            self._task = self.bar.add_task(progress.step, total=progress.total)
-            if not self._console.is_terminal:
-                self._console.print(f"  {progress.step} ...")
-        self.bar.update(self._task, completed=progress.done, total=progress.total)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,9 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         store, catalog = ModelStore(options.store), load_catalog()
         for name in options.names:
-            show = ConsoleProgress(console)
-            with show.bar:
-                model = ensure(store, catalog, name, progress=show)
+            with ConsoleProgress(console) as progress:
+                model = ensure(store, catalog, name, progress=progress)
             print(f"{name} {model.digest[:12]} {model.path}")
     except ModelError as error:
         console.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """Starts the converter process and watches over it; never parses a model itself."""
 
+import errno
 import json
 import os
 import selectors
@@ -153,7 +154,7 @@ def _parse_line(line: bytes) -> dict[str, Any]:
 def _result(message: dict[str, Any], return_code: int, complaint: str) -> Conversion:
     refused = message.get("refused")
     if refused is not None:
-        if "Errno 28" in refused:
+        if any(f"[Errno {number}]" in refused for number in (errno.ENOSPC, errno.EDQUOT)):
             raise StorageFullError(f"the disk filled up while converting ({refused})")
         raise ConversionError(f"the model was refused: {refused[:500]}")
     if return_code != 0 or "result" not in message:

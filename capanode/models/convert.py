@@ -18,8 +18,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-# Converting SmolLM2-135M peaks at 0.7 GB resident; importing torch alone maps 0.7 GB.
-ADDRESS_SPACE_BYTES = 4 * 1024**3
+# Converting SmolLM2-135M peaks at 0.7 GB resident. Private memory is what is limited tightly: a
+# CUDA build of torch maps many gigabytes of libraries without using them.
+DATA_BYTES = 4 * 1024**3
+ADDRESS_SPACE_BYTES = 64 * 1024**3
 # The largest single file that a conversion may write.
 FILE_BYTES = 16 * 1024**3
 CPU_S = 900
@@ -68,6 +70,7 @@ def main(arguments: list[str]) -> int:
 
 def _limit_self() -> None:
     for kind, limit in (
+        (resource.RLIMIT_DATA, DATA_BYTES),
         (resource.RLIMIT_AS, ADDRESS_SPACE_BYTES),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_CPU, CPU_S),

@@ -95,7 +95,9 @@ def file_lock(path: Path, *, timeout_s: float) -> Iterator[None]:
     Raises StoreBusyError after `timeout_s`.
     """
     deadline_s = time.monotonic() + timeout_s
-    with path.open("ab") as file:
+    with disk_errors_named(path.parent):
+        file = path.open("ab")
+    with file:
         while not _try_lock(file.fileno()):
             if time.monotonic() >= deadline_s:
                 raise StoreBusyError(

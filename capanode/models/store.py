@@ -188,13 +188,15 @@ class ModelStore:
         folder: Path,
         manifest: ModelManifest,
         *,
+        name: str,
         progress: ProgressCallback = ignore_progress,
     ) -> StoredModel:
-        """Take over the manifest's files from `folder` (made with `scratch`) as one model.
+        """Take over the manifest's files from `folder` (made with `scratch`) as the model `name`.
 
         Raises DigestMismatchError if a file is not what the manifest says; the store is unchanged
         then. Adding what is there already repairs it.
         """
+        check_name(name)
         for file in manifest.files:
             _check_file(folder / file.path, file, progress)
         intact = {file.sha256 for file in manifest.files if self._is_intact(file, progress)}
@@ -204,6 +206,7 @@ class ModelStore:
                 if file.sha256 not in intact or not self._blob(file.sha256).exists():
                     self._adopt(folder / file.path, file)
             self._publish(digest, manifest)
+            self._write_names({**self.names(), name: digest})
         return StoredModel(digest, self._models / digest, manifest)
 
     def set_name(self, name: str, digest: Digest) -> None:
@@ -236,14 +239,15 @@ class ModelStore:
             return self._collect_garbage()
 
     def collect_garbage(self) -> int:
-        """Delete blobs that no model holds, scratch of dead processes and half-finished downloads;
-        returns the bytes of the blobs."""
+        """Delete models that nothing names, blobs that no model holds, scratch of dead processes
+        and half-finished downloads; returns the bytes of the blobs."""
         with self._locked():
+            for digest in set(self.digests()) - set(self.names().values()):
+                remove_tree(self._models / digest)
             for folder in list(self._partial.iterdir()):
-                with contextlib.suppress(StoreBusyError):
-                    lock = file_lock(self._locks / f"partial-{folder.name}", timeout_s=0.0)
-                    with lock:
-                        remove_tree(folder)
+                lock = self._locks / f"partial-{folder.name}"
+                with contextlib.suppress(StoreBusyError), file_lock(lock, timeout_s=0.0):
+                    remove_tree(folder)
             return self._collect_garbage()
 
     # Below here the store's lock is held, or nothing is changed.

@@ -49,9 +49,7 @@ def add_model(
     manifest = manifest_of(files, name)
     with store.scratch() as scratch:
         write_files(scratch, files)
-        model = store.add(scratch, manifest)
-    store.set_name(name, model.digest)
-    return model
+        return store.add(scratch, manifest, name=name)
 
 
 def layout_files(architecture: str = "LlamaForCausalLM", **config: Any) -> dict[str, bytes]:

@@ -1,3 +1,4 @@
+import io
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from threading import Lock
 import httpx
 import numpy as np
 import pytest
+from rich.console import Console
 
 from capanode.models.__main__ import main
 from capanode.models.catalog import Catalog, CatalogEntry, load_catalog
@@ -22,6 +24,7 @@ from capanode.models.errors import (
 )
 from capanode.models.library import PullOptions, ensure, list_models, pull, remove
 from capanode.models.progress import Progress, ProgressCallback
+from capanode.models.progress_bar import ConsoleProgress
 from capanode.models.sources_hub import HubClient
 from capanode.models.sources_pypi import Member, Wheel
 from capanode.models.store import ModelStore
@@ -330,6 +333,18 @@ def test_the_command_prints_where_models_are_and_says_what_went_wrong(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: no model 'no-such' in the catalog")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_steps_are_shown_on_terminals_and_in_logs(is_terminal: bool) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=is_terminal, width=100)
+    with ConsoleProgress(console) as progress:
+        for done in range(0, 101, 50):
+            progress(Progress("download tiny[1]", done, 100))
+        progress(Progress("convert", 0, None))
+    lines = [line for line in shown.getvalue().splitlines() if "download tiny[1]" in line]
+    assert "100/100 bytes" in lines[-1] if is_terminal else lines == ["  download tiny[1]"]
 
 
 def test_the_node_itself_never_loads_a_parser() -> None:

@@ -1,7 +1,6 @@
 import contextlib
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,7 +103,7 @@ def test_files_that_are_not_the_manifests_change_nothing(
             (tmp_path / "secret").write_bytes(SMALL_FILES["model.safetensors"])
             weights.symlink_to(tmp_path / "secret")
         with pytest.raises(DigestMismatchError, match=r"model\.safetensors"):
-            store.add(scratch, manifest_of(SMALL_FILES))
+            store.add(scratch, manifest_of(SMALL_FILES), name="tiny")
     assert store.digests() == []
     assert store.collect_garbage() == 0
 
@@ -200,8 +199,8 @@ def leave_half_finished(store: ModelStore, source: str) -> Path:
 
 
 def test_garbage_is_what_no_model_and_no_living_process_holds(store: ModelStore) -> None:
-    model = add_model(store)
-    shutil.rmtree(model.path)
+    add_model(store, SMALL_FILES, "renamed")
+    other = add_model(store, {"other.json": b"{}"}, "renamed")
     dead = store.root / "scratch" / "dead"
     write_files(dead, NESTED_FILES)
     stopped = leave_half_finished(store, "hf:given/up@main")
@@ -212,6 +211,7 @@ def test_garbage_is_what_no_model_and_no_living_process_holds(store: ModelStore)
         assert downloading.exists()
         assert not dead.exists()
         assert not stopped.exists()
+    assert store.digests() == [other.digest]
 
 
 def test_a_half_finished_download_waits_until_it_succeeds(store: ModelStore) -> None:
