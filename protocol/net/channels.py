@@ -1,0 +1,397 @@
+"""Many conversations on one long-lived stream.
+
+Opening a libp2p stream costs several round trips, writing to an open one a tenth of that. So two
+parties share one stream per protocol, and a conversation is a channel: a number in every frame.
+Only the side that opened the stream opens channels, each with its first frame.
+
+The reader never waits for a consumer: frames go into their channel's buffer, and a conversation
+that outgrows its bound is dropped, so that one slow consumer delays nobody. (A stock py-libp2p
+peer would moreover kill a stream that is not read for five seconds.)
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import structlog
+import trio
+from trio.lowlevel import ParkingLot
+
+from protocol.codec import decode, encode
+from protocol.errors import CapaError, Code, ErrorBody, RemoteProtocolError
+from protocol.framing import Frame, FrameType
+from protocol.ids import PeerId
+from protocol.limits import CHANNELS_PER_PEER_MAX, MESSAGE_CHARS_MAX, MIB, PAYLOAD_BYTES_MAX
+from protocol.net.errors import Backpressure, NetError, NetTimeout, StreamClosed
+from protocol.net.frames import FLUSH_WITHIN_S, HELLO_WITHIN_S, STREAM_CHANNEL, FramedStream
+from protocol.net.serve import Boundary, leaves
+from protocol.net.transport import Stream
+
+log = structlog.get_logger(__name__)
+
+# A whole payload, or a whole answer, may wait for its consumer; no lawful conversation has more.
+CHANNEL_BYTES_MAX = PAYLOAD_BYTES_MAX + 1 * MIB
+# All conversations of one peer together.
+LINK_BYTES_MAX = 64 * MIB
+# What a waiting frame costs us besides its body; else a flood of empty frames would count nothing.
+FRAME_OVERHEAD_BYTES = 128
+# u32 on the wire. A link that used them all is replaced by a new one.
+CHANNEL_NUMBER_MAX = 2**32 - 1
+
+OnChannel = Callable[["Channel"], Awaitable[None]]
+
+
+class _Owner(Protocol):
+    """What a channel needs of its link."""
+
+    def send_frame(self, frame: Frame) -> None: ...
+
+    async def wait_send_frame(self, frame: Frame) -> None: ...
+
+    def forget(self, channel: "Channel", error: ErrorBody | None) -> None: ...
+
+    def consumed(self, size: int) -> None: ...
+
+
+class Channel:
+    """One conversation. Anybody may send; one task receives."""
+
+    __slots__ = ("_arrived", "_buffer", "_failure", "_owner", "buffered_bytes", "number", "peer")
+
+    def __init__(self, number: int, peer: PeerId, owner: _Owner) -> None:
+        self.number = number
+        self.peer = peer
+        self.buffered_bytes = 0
+        self._owner = owner
+        self._buffer: deque[Frame] = deque()
+        self._arrived = ParkingLot()
+        self._failure: NetError | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """No more can be sent. What has arrived can still be received."""
+        return self._failure is not None
+
+    def send_nowait(self, frame_type: FrameType, body: bytes = b"") -> None:
+        """Raises Backpressure if too much waits for this peer, StreamClosed if it is over."""
+        self._check_open()
+        self._owner.send_frame(Frame(frame_type, self.number, body))
+
+    async def send(self, frame_type: FrameType, body: bytes = b"") -> None:
+        """Waits for room. Raises StreamClosed."""
+        self._check_open()
+        await self._owner.wait_send_frame(Frame(frame_type, self.number, body))
+
+    async def receive(self) -> Frame:
+        """The next frame.
+
+        Raises StreamClosed when the peer closed the channel or the stream is gone, Backpressure
+        when we were too slow to receive, RemoteProtocolError with the code of an ERROR frame.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self._buffer:
+            self._check_open()
+            await self._arrived.park()
+        return self._pop()
+
+    def receive_nowait(self) -> Frame:
+        """As `receive`, but raises trio.WouldBlock when nothing has arrived."""
+        if not self._buffer:
+            self._check_open()
+            raise trio.WouldBlock
+        return self._pop()
+
+    def close(self, error: ErrorBody | None = None) -> None:
+        """End the conversation, telling the peer why if it failed. What it sent and still sends is
+        dropped. Closing twice does nothing."""
+        if self._failure is None:
+            self._owner.forget(self, error)
+            self.fail(StreamClosed("the channel was closed here"))
+        self._discard()
+
+    def deliver(self, frame: Frame, size: int) -> None:
+        """For the link: a frame has arrived."""
+        self._buffer.append(frame)
+        self.buffered_bytes += size
+        self._arrived.unpark()
+
+    def fail(self, failure: NetError) -> None:
+        """For the link: nothing more will arrive, because of `failure`."""
+        self._failure = failure
+        self._arrived.unpark_all()
+
+    def overflow(self) -> None:
+        """For the link: what has arrived is too much to keep."""
+        self._owner.forget(self, ErrorBody(Code.BUSY, "the receiver is too slow"))
+        self.fail(Backpressure("more arrived than was received in time"))
+        self._discard()
+
+    def _check_open(self) -> None:
+        if self._failure is not None:
+            # A fresh error for every caller: an exception that is raised twice mixes tracebacks.
+            raise type(self._failure)(*self._failure.args)
+
+    def _discard(self) -> None:
+        self._owner.consumed(self.buffered_bytes)
+        self._buffer.clear()
+        self.buffered_bytes = 0
+
+    def _pop(self) -> Frame:
+        frame = self._buffer.popleft()
+        size = len(frame.body) + FRAME_OVERHEAD_BYTES
+        self.buffered_bytes -= size
+        self._owner.consumed(size)
+        if frame.type is FrameType.ERROR:
+            raise decode(ErrorBody, frame.body).to_error()
+        return frame
+
+
+class Link:
+    """A stream to one peer with its channels. `run` is its life; `failure` says why it ended."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        role: str,
+        on_channel: OnChannel | None = None,
+        channels_max: int = CHANNELS_PER_PEER_MAX,
+    ) -> None:
+        self.peer = stream.peer
+        self.peer_role = ""
+        self.failure: CapaError | None = None
+        # trio's time when the last channel closed; a link with channels is not idle.
+        self.idle_since = 0.0
+        self._framed = FramedStream(stream)
+        self._role = role
+        self._on_channel = on_channel
+        self._channels_max = channels_max
+        self._channels: dict[int, Channel] = {}
+        self._last_number = STREAM_CHANNEL
+        self._buffered_bytes = 0
+        self._handlers: trio.Nursery | None = None
+        self._life = trio.CancelScope()
+        self._running = False
+
+    @property
+    def is_open(self) -> bool:
+        """Channels can be opened."""
+        return self._running and self._last_number < CHANNEL_NUMBER_MAX
+
+    @property
+    def channels_open(self) -> int:
+        return len(self._channels)
+
+    async def greet(self, *, within_s: float = HELLO_WITHIN_S) -> None:
+        """Exchange HELLO; the first thing on a stream. After an error the stream is gone.
+
+        Raises RemoteProtocolError, StreamClosed, NetTimeout.
+        """
+        try:
+            hello = await self._framed.exchange_hello(self._role, within_s=within_s)
+        except RemoteProtocolError as error:
+            await self._framed.refuse(error_body(error))
+            raise
+        except (NetError, trio.Cancelled):
+            with trio.CancelScope(shield=True):
+                await self._framed.reset()
+            raise
+        self.peer_role = hello.role
+        self.idle_since = trio.current_time()
+        self._running = True
+
+    async def run(self) -> None:
+        """Carry frames until the stream ends or `close`; then wait for channel handlers.
+
+        Never raises what a peer or the network did; that is in `failure` and in every channel.
+        """
+        try:
+            async with trio.open_nursery() as handlers:
+                self._handlers = handlers
+                with self._life:
+                    await self._carry()
+                await self._end()
+        finally:
+            # Cancelled from outside: no time to part in good order.
+            if self._running:
+                with trio.CancelScope(shield=True):
+                    self._fail_channels(StreamClosed("the link was cancelled"))
+                    await self._framed.reset()
+
+    def open_channel(self) -> Channel:
+        """Raises Backpressure at the bound of channels, StreamClosed if the link is over."""
+        if not self.is_open:
+            raise StreamClosed(f"the link to {self.peer} is closed")
+        if len(self._channels) >= self._channels_max:
+            raise Backpressure(f"{len(self._channels)} channels to {self.peer} are open")
+        self._last_number += 1
+        return self._add_channel(self._last_number)
+
+    def close(self) -> None:
+        """End the link in good order: what is queued leaves first, then `run` returns."""
+        self._framed.end()
+        self._life.deadline = trio.current_time() + FLUSH_WITHIN_S
+
+    # What a channel needs of its link.
+
+    def send_frame(self, frame: Frame) -> None:
+        self._framed.send_nowait(frame)
+
+    async def wait_send_frame(self, frame: Frame) -> None:
+        await self._framed.send(frame)
+
+    def forget(self, channel: Channel, error: ErrorBody | None) -> None:
+        """A channel was closed here: tell the peer, and drop what it still sends."""
+        if self._channels.pop(channel.number, None) is None:
+            return
+        self.idle_since = trio.current_time()
+        try:
+            if error is not None:
+                self._framed.send_reserved(
+                    Frame(FrameType.ERROR, channel.number, encode(_shortened(error)))
+                )
+            self._framed.send_reserved(Frame(FrameType.CLOSE, channel.number, b""))
+        except StreamClosed:
+            pass
+        except Backpressure as failure:
+            # Not even endings get through: the peer holds on to channels that we gave up.
+            self.failure = self.failure or failure
+            self._life.cancel()
+
+    def consumed(self, size: int) -> None:
+        self._buffered_bytes -= size
+
+    # The life of the link.
+
+    async def _carry(self) -> None:
+        """Read and write until one of them ends."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, nursery.cancel_scope)
+                await self._framed.run_writer()
+                nursery.cancel_scope.cancel()
+        except* (NetError, RemoteProtocolError) as group:
+            self.failure = self.failure or _gravest(group)
+
+    async def _read(self, both: trio.CancelScope) -> None:
+        while frames := await self._framed.receive_batch():
+            for frame in frames:
+                self._dispatch(frame)
+        both.cancel()
+
+    async def _end(self) -> None:
+        """Part from the peer in the way that fits how it ended, and fail what is still open."""
+        self._running = False
+        failure = self.failure
+        reason = str(failure) if failure is not None else "the link was closed"
+        self._fail_channels(StreamClosed(f"{self.peer}: {reason}"))
+        if isinstance(failure, RemoteProtocolError):
+            log.info("link_refused", peer=self.peer, code=failure.code, error=reason)
+            await self._framed.refuse(error_body(failure))
+        elif failure is not None:
+            log.debug("link_failed", peer=self.peer, error=reason)
+            await self._framed.reset()
+        else:
+            await self._framed.aclose()
+
+    def _dispatch(self, frame: Frame) -> None:
+        channel = self._channels.get(frame.channel)
+        if channel is None:
+            channel = self._accept(frame)
+            if channel is None:
+                return
+        if frame.type is FrameType.CLOSE:
+            del self._channels[frame.channel]
+            self.idle_since = trio.current_time()
+            channel.fail(StreamClosed(f"{self.peer} closed the channel"))
+            return
+        size = len(frame.body) + FRAME_OVERHEAD_BYTES
+        self._buffered_bytes += size
+        channel.deliver(frame, size)
+        if channel.buffered_bytes > CHANNEL_BYTES_MAX:
+            self._drop(channel)
+        elif self._buffered_bytes > LINK_BYTES_MAX:
+            self._drop(max(self._channels.values(), key=lambda each: each.buffered_bytes))
+
+    def _accept(self, frame: Frame) -> Channel | None:
+        """A frame for a channel that is not open: of the stream itself, new, or late."""
+        if frame.channel == STREAM_CHANNEL:
+            self._read_stream_frame(frame)
+        if self._on_channel is None or frame.channel <= self._last_number:
+            return None  # Late: the channel was closed here while the frame was under way.
+        self._last_number = frame.channel
+        if frame.type is FrameType.CLOSE:
+            return None
+        channel = self._add_channel(frame.channel)
+        if len(self._channels) > self._channels_max:
+            channel.close(ErrorBody(Code.BUSY, f"{self._channels_max} channels are open already"))
+            return None
+        if self._handlers is not None:
+            self._handlers.start_soon(self._serve, channel, self._on_channel)
+        return channel
+
+    def _read_stream_frame(self, frame: Frame) -> None:
+        if frame.type is FrameType.ERROR:
+            error = decode(ErrorBody, frame.body)
+            raise StreamClosed(f"ended by the peer: {error.code}: {error.message}")
+        raise RemoteProtocolError(
+            f"{frame.type.name} does not belong on channel 0", code=Code.UNEXPECTED_FRAME
+        )
+
+    async def _serve(self, channel: Channel, on_channel: OnChannel) -> None:
+        boundary = Boundary(on_channel, "channel")
+        error = await boundary.run(channel)
+        channel.close(error_body(error) if error is not None else None)
+
+    def _add_channel(self, number: int) -> Channel:
+        channel = Channel(number, self.peer, self)
+        self._channels[number] = channel
+        return channel
+
+    def _drop(self, channel: Channel) -> None:
+        """The conversation outgrew its bound: end it for both sides, keep the link."""
+        log.warning(
+            "channel_overflow", peer=self.peer, channel=channel.number, size=channel.buffered_bytes
+        )
+        channel.overflow()
+
+    def _fail_channels(self, failure: StreamClosed) -> None:
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
+            channel.fail(failure)
+
+
+async def serve_channels(
+    stream: Stream,
+    on_channel: OnChannel,
+    *,
+    role: str,
+    channels_max: int = CHANNELS_PER_PEER_MAX,
+) -> None:
+    """The accepting side: greet, then run `on_channel` for every channel that the peer opens.
+
+    A handler's error goes to the peer as an ERROR frame and ends its channel only. When the stream
+    ends, handlers are not cancelled: their next `receive` tells them, and they finish in peace.
+    """
+    link = Link(stream, role=role, on_channel=on_channel, channels_max=channels_max)
+    await link.greet()
+    await link.run()
+
+
+def error_body(error: Exception) -> ErrorBody:
+    """What a peer may learn of an error: its code if it has one, else only that it happened."""
+    if isinstance(error, RemoteProtocolError):
+        return _shortened(ErrorBody(error.code, str(error), error.retry_after_ms))
+    if isinstance(error, NetTimeout):
+        return ErrorBody(Code.DEADLINE_EXCEEDED, "it took too long")
+    return ErrorBody(Code.INTERNAL, "internal error")
+
+
+def _shortened(error: ErrorBody) -> ErrorBody:
+    return ErrorBody(error.code, error.message[:MESSAGE_CHARS_MAX], error.retry_after_ms)
+
+
+def _gravest(group: BaseExceptionGroup[CapaError]) -> CapaError:
+    """Reader and writer both complain about a dead stream; a broken protocol explains more."""
+    causes = [cause for cause in leaves(group) if isinstance(cause, CapaError)]
+    return next((cause for cause in causes if isinstance(cause, RemoteProtocolError)), causes[0])

@@ -1,0 +1,171 @@
+"""What the rest of the program may ask of a network. Two implementations keep this contract:
+`libp2p` (TCP, Noise, Yamux, gossipsub) and `memory` (a whole network in one process, for tests and
+simulation). `tests/protocol/net/contract.py` is the contract's other half: run against both.
+
+Rules that both keep:
+
+- A stream is ordered and reliable until it ends. `b""` means that the peer ended its side in good
+  order; everything else is StreamClosed. Neither proves that the peer *finished*: protocols carry
+  their own end marker.
+- Cancelling any call leaves the stream usable, except `send_all`, which may have sent a part.
+- A handler's exception ends its stream, never the transport. When it returns, its stream is closed.
+- Gossip is delivered at most once per message in normal operation, in no particular order, and
+  never to the publisher itself.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from protocol.ids import PeerId
+
+# Offers are at most 16 KiB; libp2p drops over 1 MiB without a word, which nobody would ever find.
+GOSSIP_BYTES_MAX = 64 * 1024
+
+# One read takes what is there up to this: as much as one Noise message or Yamux frame carries.
+RECEIVE_BYTES_MAX = 64 * 1024
+
+# Streams open at once on one connection, in both directions together. Stock py-libp2p blocks in
+# silence at the 257th outbound stream, so a peer of that kind must never get near it.
+STREAMS_PER_CONNECTION_MAX = 200
+
+# Events waiting for one watcher. A watcher this far behind is stuck; `connected_peers` tells it the
+# state when it comes back.
+PEER_EVENTS_MAX = 4096
+
+
+class Stream(Protocol):
+    """A byte stream to one peer, both ways. One task may send while another receives."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is on the other side, proven by the handshake."""
+        ...
+
+    async def send_all(self, data: bytes) -> None:
+        """Raises StreamClosed. Waits while the peer's window is full."""
+        ...
+
+    async def receive_some(self, max_bytes: int = RECEIVE_BYTES_MAX) -> bytes:
+        """At least one byte, or b"" when the peer ended its side. Raises StreamClosed."""
+        ...
+
+    async def send_eof(self) -> None:
+        """End our side; the peer can go on sending."""
+        ...
+
+    async def aclose(self) -> None:
+        """End our side and stop reading. What the peer still sends is refused."""
+        ...
+
+    async def reset(self) -> None:
+        """Drop the stream in both directions, now."""
+        ...
+
+
+Handler = Callable[[Stream], Awaitable[None]]
+Validator = Callable[[bytes], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEvent:
+    """The first connection to a peer opened, or the last one is gone."""
+
+    peer: PeerId
+    connected: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Gossip:
+    """A validated message on a topic. `via` is the neighbour that passed it on, not its author."""
+
+    topic: str
+    data: bytes
+    via: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class TransportStatistics:
+    """Counters since start, and gauges. For metrics and tests."""
+
+    connections: int = 0
+    streams_opened: int = 0
+    streams_accepted: int = 0
+    handlers_failed: int = 0
+    peers_timed_out: int = 0
+    gossip_received: int = 0
+    gossip_rejected: int = 0
+    gossip_dropped: int = 0
+
+
+class Transport(Protocol):
+    """One party's presence on a network."""
+
+    @property
+    def peer_id(self) -> PeerId: ...
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where others can dial us: full multiaddrs that end in /p2p/ID. Empty before `run`."""
+        ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and serve until cancelled. `started` when addresses are known.
+
+        Raises AddressInUse, AddressInvalid.
+        """
+        ...
+
+    def handle(self, protocol_id: str, handler: Handler) -> None:
+        """Serve streams of a protocol. Before `run`; a protocol has one handler."""
+        ...
+
+    async def connect(self, address: str, *, timeout_s: float) -> PeerId:
+        """Make sure of a connection to the peer that the address names, and return its id.
+
+        Raises AddressInvalid, ConnectFailed, PeerMismatch, NetTimeout.
+        """
+        ...
+
+    async def open_stream(self, peer: PeerId, protocol_id: str, *, timeout_s: float) -> Stream:
+        """A new stream on an existing connection.
+
+        Raises ConnectFailed (not connected), ProtocolUnsupported, Backpressure, NetTimeout.
+        """
+        ...
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every connection to the peer; nothing happens if there is none."""
+        ...
+
+    def connected_peers(self) -> frozenset[PeerId]: ...
+
+    def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
+        """A new watcher; it sees what happens from now on. Close it when done."""
+        ...
+
+    async def ping(self, peer: PeerId, *, timeout_s: float) -> float:
+        """One round trip in seconds. Raises ConnectFailed, NetTimeout."""
+        ...
+
+    def subscribe(
+        self, topic: str, validate: Validator, *, queue_max: int
+    ) -> trio.MemoryReceiveChannel[Gossip]:
+        """Join a topic, before or during `run`; one subscription per topic.
+
+        `validate` decides at once and without waiting: what it refuses is neither delivered nor
+        passed on. With `queue_max` messages waiting, newer ones are dropped and counted. Closing
+        the channel leaves the topic.
+        """
+        ...
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        """Send to the topic's subscribers, best effort; we need not be one.
+
+        Raises LocalProtocolError if the data is larger than gossip may carry.
+        """
+        ...
+
+    def statistics(self) -> TransportStatistics: ...

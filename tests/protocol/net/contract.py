@@ -1,0 +1,583 @@
+"""What every transport must do. Subclassed by the tests of each implementation.
+
+The subclass has a `world` fixture. Where the in-memory network and libp2p may differ (timing, who
+notices first) the contract says nothing; deadlines here are only there to end a broken test.
+"""
+
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from typing import Protocol
+
+import pytest
+import trio
+
+from protocol.errors import Code, LocalProtocolError, RemoteProtocolError
+from protocol.keys import SigningKey
+from protocol.net.errors import (
+    AddressInvalid,
+    Backpressure,
+    ConnectFailed,
+    PeerMismatch,
+    ProtocolUnsupported,
+    StreamClosed,
+    StreamReset,
+)
+from protocol.net.transport import (
+    GOSSIP_BYTES_MAX,
+    STREAMS_PER_CONNECTION_MAX,
+    Gossip,
+    Handler,
+    PeerEvent,
+    Stream,
+    Transport,
+)
+
+ECHO = "/test/echo/1"
+SCRIPT = "/test/script/1"
+TOPIC = "/test/topic/1"
+SOON_S = 10.0
+
+OpenTo = Callable[[Handler], Awaitable[Stream]]
+MakeMesh = Callable[[int], Awaitable[list[Transport]]]
+
+
+class World(Protocol):
+    """Makes transports that can reach each other."""
+
+    def make(self, key: SigningKey) -> Transport: ...
+
+
+def key_of(number: int) -> SigningKey:
+    return SigningKey(bytes([number]) * 32)
+
+
+async def echo(stream: Stream) -> None:
+    while data := await stream.receive_some():
+        await stream.send_all(data)
+
+
+async def receive_exactly(stream: Stream, size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        piece = await stream.receive_some(size - len(data))
+        assert piece, f"the stream ended after {len(data)} of {size} bytes"
+        data += piece
+    return bytes(data)
+
+
+async def receive_all(stream: Stream) -> bytes:
+    data = bytearray()
+    while piece := await stream.receive_some():
+        data += piece
+    return bytes(data)
+
+
+class TransportContract:
+    """`alice` dials, `bob` serves ECHO. Both run until the test ends."""
+
+    @pytest.fixture
+    async def bob(self, world: World, nursery: trio.Nursery) -> Transport:
+        bob = world.make(key_of(2))
+        bob.handle(ECHO, echo)
+        await nursery.start(bob.run)
+        return bob
+
+    @pytest.fixture
+    async def alice(self, world: World, nursery: trio.Nursery, bob: Transport) -> Transport:
+        alice = world.make(key_of(1))
+        await nursery.start(alice.run)
+        await alice.connect(bob.addresses[0], timeout_s=SOON_S)
+        return alice
+
+    @pytest.fixture
+    def scripted(self, world: World, nursery: trio.Nursery) -> OpenTo:
+        """Opens a stream to a fresh party that serves it with the given handler."""
+
+        async def open_to(handler: Handler) -> Stream:
+            server, client = world.make(key_of(11)), world.make(key_of(12))
+            server.handle(SCRIPT, handler)
+            await nursery.start(server.run)
+            await nursery.start(client.run)
+            peer = await client.connect(server.addresses[0], timeout_s=SOON_S)
+            return await client.open_stream(peer, SCRIPT, timeout_s=SOON_S)
+
+        return open_to
+
+    # Connections.
+
+    async def test_addresses_name_the_peer(self, alice: Transport, bob: Transport) -> None:
+        assert bob.addresses
+        assert all(address.endswith(f"/p2p/{bob.peer_id}") for address in bob.addresses)
+        assert bob.peer_id == key_of(2).peer_id
+        assert alice.connected_peers() == {bob.peer_id}
+
+    async def test_both_sides_see_the_connection(self, alice: Transport, bob: Transport) -> None:
+        with trio.fail_after(SOON_S):
+            while bob.connected_peers() != {alice.peer_id}:  # noqa: ASYNC110  no event to wait for
+                await trio.sleep(0.01)
+
+    async def test_connecting_again_is_the_same_connection(
+        self, alice: Transport, bob: Transport
+    ) -> None:
+        assert await alice.connect(bob.addresses[0], timeout_s=SOON_S) == bob.peer_id
+        assert alice.statistics().connections == 1
+
+    async def test_concurrent_connects_make_one_connection(
+        self, world: World, nursery: trio.Nursery, bob: Transport
+    ) -> None:
+        carol = world.make(key_of(3))
+        await nursery.start(carol.run)
+        async with trio.open_nursery() as dials:
+            for _ in range(5):
+
+                async def dial() -> None:
+                    assert await carol.connect(bob.addresses[0], timeout_s=SOON_S) == bob.peer_id
+
+                dials.start_soon(dial)
+        assert carol.statistics().connections == 1
+
+    async def test_address_with_another_peers_id_is_refused(
+        self, alice: Transport, bob: Transport
+    ) -> None:
+        stranger = key_of(99).peer_id
+        address = bob.addresses[0].replace(bob.peer_id, stranger)
+        with pytest.raises(PeerMismatch):
+            await alice.connect(address, timeout_s=SOON_S)
+        assert alice.connected_peers() == {bob.peer_id}
+
+    async def test_dead_address_fails_to_connect(
+        self, world: World, nursery: trio.Nursery, alice: Transport
+    ) -> None:
+        gone = world.make(key_of(4))
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as short:
+                await short.start(gone.run)
+                address = gone.addresses[0]
+                scope.cancel()
+        with pytest.raises(ConnectFailed):
+            await alice.connect(address, timeout_s=SOON_S)
+
+    async def test_a_failed_dial_does_not_block_the_next(
+        self, world: World, nursery: trio.Nursery, alice: Transport, bob: Transport
+    ) -> None:
+        # py-libp2p refuses a peer for a minute after all its addresses failed once.
+        await alice.disconnect(bob.peer_id)
+        dead = bob.addresses[0].replace(bob.peer_id, key_of(5).peer_id)
+        with pytest.raises(ConnectFailed):
+            await alice.connect(dead, timeout_s=SOON_S)
+        fifth = world.make(key_of(5))
+        await nursery.start(fifth.run)
+        assert await alice.connect(fifth.addresses[0], timeout_s=SOON_S) == fifth.peer_id
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "",
+            "nonsense",
+            "/ip4/127.0.0.1/udp/4001/quic-v1/p2p/" + key_of(2).peer_id,
+            "/ip4/127.0.0.1/tcp/4001/ws/p2p/" + key_of(2).peer_id,
+            "/ip4/127.0.0.1/tcp/4001",
+            "/ip4/127.0.0.1/tcp/99999/p2p/" + key_of(2).peer_id,
+            "/ip4/127.0.0.1/tcp/4001/p2p/notanid",
+            "/p2p/" + key_of(2).peer_id,
+            "/ip4/127.0.0.1/tcp/4001/p2p/" + "1" * 1000,
+        ],
+    )
+    async def test_unusable_address_is_refused(self, alice: Transport, address: str) -> None:
+        with pytest.raises(AddressInvalid):
+            await alice.connect(address, timeout_s=SOON_S)
+
+    async def test_nobody_dials_himself(self, alice: Transport) -> None:
+        with pytest.raises(ConnectFailed):
+            await alice.connect(alice.addresses[0], timeout_s=SOON_S)
+
+    async def test_events_tell_of_connections(
+        self, world: World, nursery: trio.Nursery, bob: Transport
+    ) -> None:
+        carol = world.make(key_of(3))
+        await nursery.start(carol.run)
+        at_bob, at_carol = bob.peer_events(), carol.peer_events()
+        await carol.connect(bob.addresses[0], timeout_s=SOON_S)
+        with trio.fail_after(SOON_S):
+            assert await at_carol.receive() == PeerEvent(bob.peer_id, connected=True)
+            assert await at_bob.receive() == PeerEvent(carol.peer_id, connected=True)
+        await carol.disconnect(bob.peer_id)
+        assert carol.connected_peers() == frozenset()
+        with trio.fail_after(SOON_S):
+            assert await at_carol.receive() == PeerEvent(bob.peer_id, connected=False)
+            assert await at_bob.receive() == PeerEvent(carol.peer_id, connected=False)
+
+    async def test_disconnecting_a_stranger_does_nothing(self, alice: Transport) -> None:
+        await alice.disconnect(key_of(77).peer_id)
+
+    async def test_closed_watcher_is_forgotten(self, alice: Transport, bob: Transport) -> None:
+        alice.peer_events().close()
+        await alice.disconnect(bob.peer_id)
+        await alice.connect(bob.addresses[0], timeout_s=SOON_S)
+
+    async def test_reconnecting_after_a_disconnect(self, alice: Transport, bob: Transport) -> None:
+        for _ in range(3):
+            await alice.disconnect(bob.peer_id)
+            await alice.connect(bob.addresses[0], timeout_s=SOON_S)
+            stream = await alice.open_stream(bob.peer_id, ECHO, timeout_s=SOON_S)
+            await stream.send_all(b"again")
+            assert await receive_exactly(stream, 5) == b"again"
+
+    async def test_ping_takes_a_round_trip(self, alice: Transport, bob: Transport) -> None:
+        for _ in range(3):
+            assert 0 <= await alice.ping(bob.peer_id, timeout_s=SOON_S) < SOON_S
+
+    async def test_pinging_a_stranger_fails(self, alice: Transport) -> None:
+        with pytest.raises(ConnectFailed):
+            await alice.ping(key_of(77).peer_id, timeout_s=SOON_S)
+
+    # Streams.
+
+    async def test_streams_carry_bytes_both_ways(self, alice: Transport, bob: Transport) -> None:
+        stream = await alice.open_stream(bob.peer_id, ECHO, timeout_s=SOON_S)
+        assert stream.peer == bob.peer_id
+        for message in (b"x", b"y" * 1000, b"z" * 70_000):
+            await stream.send_all(message)
+            assert await receive_exactly(stream, len(message)) == message
+
+    async def test_handler_knows_who_calls(self, scripted: OpenTo) -> None:
+        async def tell(stream: Stream) -> None:
+            await stream.send_all(stream.peer.encode())
+
+        stream = await scripted(tell)
+        assert await receive_all(stream) == key_of(12).peer_id.encode()
+
+    async def test_unknown_protocol_is_refused(self, alice: Transport, bob: Transport) -> None:
+        with pytest.raises(ProtocolUnsupported):
+            await alice.open_stream(bob.peer_id, "/test/nobody/1", timeout_s=SOON_S)
+        stream = await alice.open_stream(bob.peer_id, ECHO, timeout_s=SOON_S)
+        await stream.send_all(b"fine")
+        assert await receive_exactly(stream, 4) == b"fine"
+
+    async def test_opening_without_a_connection_fails(self, alice: Transport) -> None:
+        with pytest.raises(ConnectFailed):
+            await alice.open_stream(key_of(77).peer_id, ECHO, timeout_s=SOON_S)
+
+    async def test_half_close_lets_the_other_side_finish(self, scripted: OpenTo) -> None:
+        async def answer_at_the_end(stream: Stream) -> None:
+            question = await receive_all(stream)
+            await stream.send_all(question[::-1] * 1000)
+
+        stream = await scripted(answer_at_the_end)
+        await stream.send_all(b"abc" * 1000)
+        await stream.send_eof()
+        with trio.fail_after(SOON_S):
+            assert await receive_all(stream) == b"cba" * 1_000_000
+        with pytest.raises(StreamClosed):
+            await stream.send_all(b"more")
+
+    async def test_returning_from_a_handler_ends_its_stream(self, scripted: OpenTo) -> None:
+        async def goodbye(stream: Stream) -> None:
+            await stream.send_all(b"bye")
+
+        stream = await scripted(goodbye)
+        with trio.fail_after(SOON_S):
+            assert await receive_all(stream) == b"bye"
+
+    async def test_reset_is_not_an_end_of_stream(self, scripted: OpenTo) -> None:
+        async def drop(stream: Stream) -> None:
+            await stream.receive_some()
+            await stream.reset()
+
+        stream = await scripted(drop)
+        await stream.send_all(b"go")
+        with trio.fail_after(SOON_S), pytest.raises(StreamReset):
+            await receive_all(stream)
+        with pytest.raises(StreamClosed):
+            await stream.send_all(b"more")
+
+    async def test_handler_learns_of_a_reset(self, scripted: OpenTo) -> None:
+        seen: list[type[BaseException]] = []
+        done = trio.Event()
+
+        async def listen(stream: Stream) -> None:
+            try:
+                await receive_all(stream)
+            except StreamClosed as error:
+                seen.append(type(error))
+            done.set()
+
+        stream = await scripted(listen)
+        await stream.send_all(b"hello")
+        await stream.reset()
+        with trio.fail_after(SOON_S):
+            await done.wait()
+        assert seen == [StreamReset]
+        with pytest.raises(StreamClosed):
+            await stream.receive_some()
+
+    async def test_closing_refuses_what_still_arrives(self, scripted: OpenTo) -> None:
+        failed = trio.Event()
+
+        async def pour(stream: Stream) -> None:
+            try:
+                while True:
+                    await stream.send_all(b"x" * 10_000)
+            except StreamClosed:
+                failed.set()
+
+        stream = await scripted(pour)
+        await stream.receive_some()
+        await stream.aclose()
+        with trio.fail_after(SOON_S):
+            await failed.wait()
+        with pytest.raises(StreamClosed):
+            await stream.receive_some()
+
+    async def test_handler_crash_resets_its_stream_only(
+        self, world: World, nursery: trio.Nursery
+    ) -> None:
+        async def crash(stream: Stream) -> None:
+            await stream.receive_some()
+            raise ValueError("a bug")
+
+        server, client = world.make(key_of(11)), world.make(key_of(12))
+        server.handle(SCRIPT, crash)
+        server.handle(ECHO, echo)
+        await nursery.start(server.run)
+        await nursery.start(client.run)
+        peer = await client.connect(server.addresses[0], timeout_s=SOON_S)
+        beside = await client.open_stream(peer, ECHO, timeout_s=SOON_S)
+        for _ in range(3):
+            stream = await client.open_stream(peer, SCRIPT, timeout_s=SOON_S)
+            await stream.send_all(b"go")
+            with trio.fail_after(SOON_S), pytest.raises(StreamReset):
+                await receive_all(stream)
+        await beside.send_all(b"alive")
+        assert await receive_exactly(beside, 5) == b"alive"
+        assert server.statistics().handlers_failed == 3
+
+    async def test_handler_crash_in_a_nursery_is_contained(self, scripted: OpenTo) -> None:
+        async def crash_in_a_task() -> None:
+            raise RemoteProtocolError("their bug", code=Code.MALFORMED)
+
+        async def crash(stream: Stream) -> None:
+            await stream.receive_some()
+            async with trio.open_nursery() as tasks:
+                tasks.start_soon(crash_in_a_task)
+                tasks.start_soon(trio.sleep_forever)
+
+        stream = await scripted(crash)
+        await stream.send_all(b"go")
+        with trio.fail_after(SOON_S), pytest.raises(StreamReset):
+            await receive_all(stream)
+
+    async def test_large_transfer_arrives_intact(self, scripted: OpenTo) -> None:
+        received: list[bytes] = []
+
+        async def sink(stream: Stream) -> None:
+            received.append(await receive_all(stream))
+            await stream.send_all(b"done")
+
+        data = bytes(range(256)) * 20_000
+        stream = await scripted(sink)
+        with trio.fail_after(30):
+            for start in range(0, len(data), 700_001):
+                await stream.send_all(data[start : start + 700_001])
+            await stream.send_eof()
+            assert await receive_all(stream) == b"done"
+        assert received == [data]
+
+    async def test_writer_waits_for_a_slow_reader(self, scripted: OpenTo) -> None:
+        go = trio.Event()
+
+        async def late(stream: Stream) -> None:
+            await go.wait()
+            await stream.send_all(str(len(await receive_all(stream))).encode())
+
+        stream = await scripted(late)
+        size = 4_000_000
+        with trio.move_on_after(0.5) as too_soon:
+            await stream.send_all(b"x" * size)
+        assert too_soon.cancelled_caught, "nobody reads, but everything was taken"
+        go.set()
+
+    async def test_cancelled_receive_loses_nothing(self, alice: Transport, bob: Transport) -> None:
+        stream = await alice.open_stream(bob.peer_id, ECHO, timeout_s=SOON_S)
+        for _ in range(3):
+            with trio.move_on_after(0.05):
+                await stream.receive_some()
+                pytest.fail("nothing was sent")
+        await stream.send_all(b"still here")
+        assert await receive_exactly(stream, 10) == b"still here"
+
+    async def test_hundred_streams_at_once(self, alice: Transport, bob: Transport) -> None:
+        async def talk(number: int) -> None:
+            stream = await alice.open_stream(bob.peer_id, ECHO, timeout_s=30)
+            for _ in range(3):
+                message = number.to_bytes(4) * 100
+                await stream.send_all(message)
+                assert await receive_exactly(stream, len(message)) == message
+            await stream.aclose()
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as talks:
+                for number in range(100):
+                    talks.start_soon(talk, number)
+
+    async def test_too_many_streams_are_refused_not_awaited(
+        self, alice: Transport, bob: Transport
+    ) -> None:
+        streams: list[Stream] = []
+
+        async def open_too_many() -> None:
+            while len(streams) <= STREAMS_PER_CONNECTION_MAX:
+                streams.append(await alice.open_stream(bob.peer_id, ECHO, timeout_s=SOON_S))
+
+        with trio.fail_after(60), pytest.raises(Backpressure):
+            await open_too_many()
+        assert len(streams) > STREAMS_PER_CONNECTION_MAX // 2
+        for stream in streams[:10]:
+            await stream.reset()
+        await streams[-1].send_all(b"ok")
+        assert await receive_exactly(streams[-1], 2) == b"ok"
+        with trio.fail_after(SOON_S):
+            await alice.open_stream(bob.peer_id, ECHO, timeout_s=SOON_S)
+
+    async def test_streams_opened_one_after_another_do_not_pile_up(
+        self, alice: Transport, bob: Transport
+    ) -> None:
+        for _ in range(STREAMS_PER_CONNECTION_MAX + 20):
+            stream = await alice.open_stream(bob.peer_id, ECHO, timeout_s=SOON_S)
+            await stream.aclose()
+
+    async def test_disconnect_breaks_streams_on_both_sides(
+        self, world: World, nursery: trio.Nursery
+    ) -> None:
+        broken = trio.Event()
+
+        async def wait_end(stream: Stream) -> None:
+            await stream.send_all(b"ready")
+            with pytest.raises(StreamClosed):
+                await receive_all(stream)
+            broken.set()
+
+        server, client = world.make(key_of(11)), world.make(key_of(12))
+        server.handle(SCRIPT, wait_end)
+        await nursery.start(server.run)
+        await nursery.start(client.run)
+        peer = await client.connect(server.addresses[0], timeout_s=SOON_S)
+        stream = await client.open_stream(peer, SCRIPT, timeout_s=SOON_S)
+        assert await receive_exactly(stream, 5) == b"ready"
+        await client.disconnect(peer)
+        with trio.fail_after(SOON_S):
+            with pytest.raises(StreamClosed):
+                await stream.receive_some()
+            with pytest.raises(StreamClosed):
+                await stream.send_all(b"x")
+            await broken.wait()
+
+    async def test_a_party_that_stops_breaks_its_streams(
+        self, world: World, nursery: trio.Nursery, alice: Transport
+    ) -> None:
+        short_lived = world.make(key_of(6))
+        short_lived.handle(ECHO, echo)
+        events = alice.peer_events()
+        with trio.CancelScope() as life:
+            async with trio.open_nursery() as short:
+                await short.start(short_lived.run)
+                peer = await alice.connect(short_lived.addresses[0], timeout_s=SOON_S)
+                stream = await alice.open_stream(peer, ECHO, timeout_s=SOON_S)
+                await stream.send_all(b"x")
+                assert await stream.receive_some() == b"x"
+                life.cancel()
+        with trio.fail_after(SOON_S):
+            with pytest.raises(StreamClosed):
+                await receive_all(stream)
+            assert await events.receive() == PeerEvent(peer, connected=True)
+            assert await events.receive() == PeerEvent(peer, connected=False)
+
+    # Gossip.
+
+    @pytest.fixture
+    def mesh(self, world: World, nursery: trio.Nursery) -> MakeMesh:
+        """A chain of transports, each connected to the next."""
+
+        async def make(count: int) -> list[Transport]:
+            transports = [world.make(key_of(50 + number)) for number in range(count)]
+            for transport in transports:
+                await nursery.start(transport.run)
+            for left, right in pairwise(transports):
+                await left.connect(right.addresses[0], timeout_s=SOON_S)
+            return transports
+
+        return make
+
+    async def test_gossip_reaches_subscribers_over_hops(self, mesh: MakeMesh) -> None:
+        first, middle, last = await mesh(3)
+        at_first = first.subscribe(TOPIC, lambda _: True, queue_max=10)
+        middle.subscribe(TOPIC, lambda _: True, queue_max=10)
+        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=10)
+        message = await publish_until_heard(first, at_last)
+        assert message.topic == TOPIC
+        assert message.via == middle.peer_id
+        with pytest.raises(trio.WouldBlock):
+            at_first.receive_nowait()
+
+    async def test_invalid_gossip_is_neither_delivered_nor_passed_on(self, mesh: MakeMesh) -> None:
+        def only_good(data: bytes) -> bool:
+            if data == b"crash":
+                raise ValueError("a bug in a validator")
+            return data != b"bad"
+
+        first, middle, last = await mesh(3)
+        first.subscribe(TOPIC, lambda _: True, queue_max=10)
+        at_middle = middle.subscribe(TOPIC, only_good, queue_max=100)
+        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=100)
+        await publish_until_heard(first, at_last)
+        await first.publish(TOPIC, b"bad")
+        await first.publish(TOPIC, b"crash")
+        await first.publish(TOPIC, b"good")
+        with trio.fail_after(SOON_S):
+            for queue in (at_middle, at_last):
+                heard = [(await queue.receive()).data]
+                while heard[-1] != b"good":
+                    heard.append((await queue.receive()).data)
+                assert b"bad" not in heard
+                assert b"crash" not in heard
+        assert middle.statistics().gossip_rejected >= 1
+
+    async def test_publisher_need_not_subscribe(self, mesh: MakeMesh) -> None:
+        first, last = await mesh(2)
+        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=10)
+        await publish_until_heard(first, at_last)
+
+    async def test_full_queue_drops_and_counts(self, mesh: MakeMesh) -> None:
+        first, last = await mesh(2)
+        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=2)
+        await publish_until_heard(first, at_last)
+        with trio.fail_after(SOON_S):
+            while last.statistics().gossip_dropped < 3:
+                await first.publish(TOPIC, b"more")
+                await trio.sleep(0.05)
+
+    async def test_leaving_a_topic_is_closing_its_channel(self, mesh: MakeMesh) -> None:
+        first, last = await mesh(2)
+        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=2)
+        await publish_until_heard(first, at_last)
+        at_last.close()
+        with trio.fail_after(SOON_S):
+            for _ in range(5):
+                await first.publish(TOPIC, b"nobody hears")
+                await trio.sleep(0.05)
+
+    async def test_too_large_gossip_is_our_mistake(self, alice: Transport) -> None:
+        with pytest.raises(LocalProtocolError):
+            await alice.publish(TOPIC, b"x" * (GOSSIP_BYTES_MAX + 1))
+
+
+async def publish_until_heard(
+    source: Transport, queue: trio.MemoryReceiveChannel[Gossip]
+) -> Gossip:
+    """Meshes form within seconds; until then a message may go nowhere."""
+    with trio.fail_after(20):
+        for number in range(1000):
+            await source.publish(TOPIC, f"hello {number}".encode())
+            with trio.move_on_after(0.25):
+                return await queue.receive()
+    raise AssertionError("never heard")
