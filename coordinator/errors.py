@@ -4,15 +4,13 @@ Messages may reach a client through the gateway: they name what happened and wha
 path, a statement or a key.
 """
 
-from typing import ClassVar
-
 from protocol.errors import CapaError, Code
 
 
 class CoordinatorError(CapaError):
     """Base of every error that the coordinator raises on purpose; `code` is what the wire says."""
 
-    code: ClassVar[Code] = Code.INTERNAL
+    code: Code = Code.INTERNAL
 
 
 class StorageError(CoordinatorError):
@@ -35,6 +33,12 @@ class ConstraintError(StorageError):
     """The database refused a row that breaks an invariant: a duplicate, or a missing parent."""
 
     code = Code.ALREADY_EXISTS
+
+
+class InvalidRowError(StorageError):
+    """A value that no column can hold: a number beyond 64 bits, or text that is not Unicode."""
+
+    code = Code.INVALID_INPUT
 
 
 class SchemaVersionError(StorageError):

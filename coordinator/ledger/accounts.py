@@ -59,6 +59,13 @@ class Account(NamedTuple):
         return self.debits_pending
 
     @property
+    def is_empty(self) -> bool:
+        """True if no money was ever in it, not even pending."""
+        return not (
+            self.debits_pending or self.debits_posted or self.credits_pending or self.credits_posted
+        )
+
+    @property
     def posted_nano(self) -> int:
         """The balance as if every hold were released."""
         return self.credits_posted - self.debits_posted

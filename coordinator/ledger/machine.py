@@ -89,14 +89,13 @@ class Book:
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What a batch changed. Transfers are in order; the first has `first_sequence` and
-    `first_at_ns`, and each following one has one more of both."""
+    `first_at_ns`, and each following one has one more of both. `accounts` are new or changed."""
 
     results: list[ChainResult]
     transfers: list[Transfer]
     first_sequence: int
     first_at_ns: int
-    opened_accounts: list[Account]
-    changed_accounts: list[Account]
+    accounts: list[Account]
     opened_holds: list[Transfer]
     closed_holds: list[TransferId]
     failed_ids: list[TransferId]
@@ -113,8 +112,7 @@ def apply_chains(book: Book, chains: Sequence[Chain], *, now_ms: int) -> Applied
         transfers=[transfer for transfer, _ in batch.log],
         first_sequence=book.last_sequence + 1,
         first_at_ns=first_at_ns,
-        opened_accounts=[batch.balanced(account) for account in batch.opened.values()],
-        changed_accounts=batch.changed_accounts(),
+        accounts=batch.changed_accounts(),
         opened_holds=[hold for key, hold in batch.holds.items() if key not in book.holds],
         closed_holds=[key for key in book.holds if key not in batch.holds],
         failed_ids=batch.failed_ids,
@@ -179,25 +177,32 @@ class _Batch:
             return ChainResult(result, index)
         return ChainResult(Result.EXISTS if existing else Result.CREATED)
 
-    def balanced(self, account: Account) -> Account:
-        """The account with the balances that it has now."""
-        sums = self._sums[account.id]
-        return account._replace(
-            debits_pending=sums.debits_pending,
-            debits_posted=sums.debits_posted,
-            credits_pending=sums.credits_pending,
-            credits_posted=sums.credits_posted,
-        )
-
     def changed_accounts(self) -> list[Account]:
-        before = (self._accounts[key] for key in self._sums if key in self._accounts)
-        pairs = ((account, self.balanced(account)) for account in before)
-        return [after for account, after in pairs if after != account]
+        """Accounts as they are now, as far as that is new."""
+        changed = []
+        for account_id, sums in self._sums.items():
+            before = self._accounts.get(account_id)
+            account = before or self.opened[account_id]
+            after = Account(
+                account.id,
+                account.kind,
+                account.may_overdraw,
+                sums.debits_pending,
+                sums.debits_posted,
+                sums.credits_pending,
+                sums.credits_posted,
+                account.label,
+                account.created_at_ms,
+            )
+            if after != before:
+                changed.append(after)
+        return changed
 
     def _open(self, accounts: tuple[Account, ...]) -> list[AccountId]:
         opened = []
         for account in accounts:
             if account.id not in self._accounts and account.id not in self.opened:
+                assert account.is_empty, "money enters by transfers only"
                 self.opened[account.id] = account
                 self._sums[account.id] = _Sums(account)
                 opened.append(account.id)

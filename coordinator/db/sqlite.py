@@ -1,0 +1,85 @@
+"""What is particular to SQLite: connections, locking, and what its errors mean.
+
+WAL lets readers go on while the one writer writes. synchronous=FULL makes every commit durable at
+power loss; NORMAL would only make batches of one to ten faster (docs/ledger.md). BEGIN IMMEDIATE
+takes the write lock at once: a transaction that reads first and writes later would otherwise fail
+halfway when another process, such as the command line, got in between.
+"""
+
+import sqlite3
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from coordinator.errors import (
+    ConstraintError,
+    StorageBusyError,
+    StorageError,
+    StorageFullError,
+)
+
+# Longer than any transaction of ours, even on a disk that stalls; shorter than a client's patience.
+_BUSY_TIMEOUT_S = 5
+
+# `coordinator.db.bulk` has about ten sizes of some fifteen statements.
+_STATEMENTS_MAX = 512
+
+_FULL_HINT = "the disk of the ledger is full: free some space; nothing was recorded"
+_BUSY_HINT = "another process held the database for too long; nothing was recorded: try again"
+
+
+def is_memory(url: URL) -> bool:
+    return url.database in (None, "", ":memory:")
+
+
+def open_engines(url: URL, *, readers_max: int) -> tuple[Engine, Engine]:
+    """The engine that writes and the one that reads. In memory they are one, on one connection."""
+    arguments: dict[str, Any] = {
+        "check_same_thread": False,
+        "timeout": _BUSY_TIMEOUT_S,
+        "cached_statements": _STATEMENTS_MAX,
+    }
+    if is_memory(url):
+        engine = create_engine(url, poolclass=StaticPool, connect_args=arguments)
+        _configure(engine, begin="BEGIN IMMEDIATE", read_only=False)
+        return engine, engine
+    write_engine, read_engine = (
+        create_engine(
+            url, poolclass=QueuePool, pool_size=size, max_overflow=0, connect_args=arguments
+        )
+        for size in (1, readers_max)
+    )
+    _configure(write_engine, begin="BEGIN IMMEDIATE", read_only=False)
+    _configure(read_engine, begin="BEGIN", read_only=True)
+    return write_engine, read_engine
+
+
+def _configure(engine: Engine, *, begin: str, read_only: bool) -> None:
+    def connect(connection: sqlite3.Connection, _record: object) -> None:
+        # Transactions are ours: the module's own would begin late, and not IMMEDIATE.
+        connection.isolation_level = None
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        if read_only:
+            connection.execute("PRAGMA query_only = ON")
+
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    event.listen(engine, "connect", connect)
+    event.listen(engine, "begin", begin_transaction)
+
+
+def translate_error(error: DBAPIError) -> StorageError:
+    """Our name for what SQLite says; the original stays attached as the cause."""
+    code = getattr(error.orig, "sqlite_errorcode", 0)
+    primary = code & 0xFF  # the rest tells kinds of one error apart
+    if primary == sqlite3.SQLITE_FULL:
+        return StorageFullError(_FULL_HINT)
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return StorageBusyError(_BUSY_HINT)
+    if primary == sqlite3.SQLITE_CONSTRAINT:
+        return ConstraintError(f"the database refused a row: {error.orig}")
+    return StorageError(f"the database failed: {error.orig}")
