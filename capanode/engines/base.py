@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from protocol.errors import Code
+from protocol.errors import CapaError, Code
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, GenerationInput, ImageInput
 from protocol.pricing import Units
@@ -67,8 +67,12 @@ class Failed:
 EngineEvent = Started | Produced | Finished | Failed
 
 
-class EngineRefusal(Exception):
-    """The input cannot be run (too long, not an image, ...); carries the wire code for the client."""
+class ModelLoadError(CapaError):
+    """The model's directory is damaged, incomplete, or describes something that no engine runs."""
+
+
+class EngineRefusal(CapaError):
+    """The input cannot be run (too long, not an image, ...); `code` is what the client gets."""
 
     def __init__(self, message: str, *, code: Code) -> None:
         super().__init__(message)

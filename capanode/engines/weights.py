@@ -1,0 +1,101 @@
+"""Reading a model directory: JSON files and safetensors, each checked before anything is allocated.
+
+Only safetensors and our own architectures are loaded: no pickle, no code from the model.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from capanode.engines.base import ModelLoadError
+from capanode.models.safetensors_file import read_header
+
+# The largest tokenizer.json in the field is about 35 MB; longer is an attack on the parser.
+JSON_BYTES_MAX = 64 * 1024 * 1024
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object. Raises ModelLoadError if the file is missing, too long or something else."""
+    content = _parse_json(path)
+    if not isinstance(content, dict):
+        raise ModelLoadError(f"{path.name} is not a JSON object")
+    return content
+
+
+def read_optional_json(path: Path) -> Mapping[str, Any]:
+    """As `read_json`; empty if there is no such file."""
+    return read_json(path) if path.exists() else MappingProxyType({})
+
+
+def read_names(path: Path) -> list[str]:
+    """A JSON list of names. Raises ModelLoadError."""
+    content = _parse_json(path)
+    if not isinstance(content, list) or not all(isinstance(item, str) for item in content):
+        raise ModelLoadError(f"{path.name} is not a JSON list of names")
+    return content
+
+
+def _parse_json(path: Path) -> object:
+    try:
+        if path.stat().st_size > JSON_BYTES_MAX:
+            raise ModelLoadError(f"{path.name} is longer than {JSON_BYTES_MAX} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelLoadError(f"{path.name} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{path.name} is not JSON: {error}") from error
+
+
+class Weights:
+    """The tensors of a model directory by name, memory-mapped: what is read once and repacked costs
+    no second copy. Drop the object when the model is built, so that the mapping goes away."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self._readers: dict[str, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for path in _weight_files(model_dir):
+            try:
+                infos = read_header(path)
+                reader = safe_open(path, framework="pt", device="cpu")
+            except (OSError, ValueError, SafetensorError) as error:
+                raise ModelLoadError(f"{path.name}: {error}") from error
+            for info in infos:
+                self._readers[info.name] = reader
+                self._shapes[info.name] = info.shape
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._readers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """The tensor, converted if need be. Raises ModelLoadError unless it has this shape."""
+        if name not in self._readers:
+            raise ModelLoadError(f"the weights lack {name}")
+        if self._shapes[name] != tuple(shape):
+            raise ModelLoadError(f"{name} has shape {self._shapes[name]}, not {tuple(shape)}")
+        tensor: torch.Tensor = self._readers[name].get_tensor(name)
+        if not tensor.is_floating_point():
+            raise ModelLoadError(f"{name} holds {tensor.dtype}, which this engine does not run")
+        return tensor.to(dtype)
+
+
+def _weight_files(model_dir: Path) -> list[Path]:
+    """The one weight file, or the shards that the index names (all of them in this directory)."""
+    index = model_dir / "model.safetensors.index.json"
+    if not index.exists():
+        return [model_dir / "model.safetensors"]
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ModelLoadError(f"{index.name} has no weight_map")
+    shards = [model_dir / str(name) for name in sorted(set(weight_map.values()))]
+    for shard in shards:
+        if shard.parent != model_dir or shard.suffix != ".safetensors":
+            raise ModelLoadError(f"{index.name} names a file outside the model's directory")
+    return shards
