@@ -1,8 +1,8 @@
 """The client of the market: sign a request, lease, open the job at the node, stream, countersign.
 
 The gateway, the command line and the simulator all buy through this class; none has a shorter path.
-Retries are invisible until the first output: a node that refuses or falls silent before it costs the
-buyer nothing but time. What follows the first output comes from that one node, and a cut is told.
+Retries are invisible until the first output: a node that refuses or falls silent before it costs
+the buyer nothing but time. What follows the first output comes from that one node; a cut is told.
 """
 
 from collections.abc import AsyncIterator
@@ -52,7 +52,8 @@ SETTLERS = 8
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What to run, and what it may cost. `units_expected` guides matching only."""
+    """What to run, and what it may cost. `units_expected` guides matching only; `api_key_id` names
+    whose budget the job counts against, where the coordinator is in the same process."""
 
     model: str
     task: Task
@@ -62,6 +63,7 @@ class JobSpec:
     objective: Objective = Objective.BALANCED
     constraints: Constraints = NO_CONSTRAINTS
     deadline_s: float = 120.0
+    api_key_id: str | None = None
 
 
 @dataclass(slots=True)
@@ -111,7 +113,7 @@ class MarketClient:
         attempts = _Attempts()
         while True:
             started_at = trio.current_time()
-            granted = await self._lease(request, attempts, deadline)
+            granted = await self._lease(request, attempts, deadline, spec.api_key_id)
             lease_ms = 1000 * (trio.current_time() - started_at)
             try:
                 stream = await self._open_at(granted, request, payload, key, deadline)
@@ -155,7 +157,11 @@ class MarketClient:
         )
 
     async def _lease(
-        self, request: Signed[JobRequest], attempts: _Attempts, deadline: float
+        self,
+        request: Signed[JobRequest],
+        attempts: _Attempts,
+        deadline: float,
+        api_key_id: str | None,
     ) -> Granted:
         """Raises JobFailed: what the coordinator says, or what the last node said."""
         if len(attempts.exclude) >= ATTEMPTS_MAX and attempts.last_failure is not None:
@@ -163,7 +169,10 @@ class MarketClient:
         try:
             with trio.fail_at(deadline):
                 granted = await self._leaser.lease(
-                    request, exclude=tuple(attempts.exclude), receipts=tuple(attempts.receipts)
+                    request,
+                    exclude=tuple(attempts.exclude),
+                    receipts=tuple(attempts.receipts),
+                    api_key_id=api_key_id,
                 )
             check_terms(granted, request)
         except trio.TooSlowError:

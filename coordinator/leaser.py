@@ -41,9 +41,13 @@ class Leaser(Protocol):
         *,
         exclude: tuple[PeerId, ...],
         receipts: tuple[Signed[Receipt], ...],
+        api_key_id: str | None = None,
     ) -> Granted:
-        """Hold funds and name a node. `receipts` are signed refusals of earlier attempts, which free
-        their holds. Raises RemoteProtocolError if nothing fits or funds are missing."""
+        """Hold funds and name a node. `receipts` are signed refusals of earlier attempts, which
+        free their holds. `api_key_id` is whose budget to charge, known to a gateway only.
+
+        Raises RemoteProtocolError if nothing fits or funds are missing.
+        """
         ...
 
     async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:

@@ -1,0 +1,157 @@
+"""The coordinator's composition root: what it is made of, and in which order that starts and stops.
+
+`Coordinator` has no HTTP and no process: the simulator builds the same one on an in-memory network,
+under virtual time. `coordinator.serve` puts the gateway and the signals around it.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from coordinator.client import MarketClient
+from coordinator.control import ControlServer
+from coordinator.db.engine import Database
+from coordinator.db.leases import list_open_leases
+from coordinator.lease_server import ROLE, LeaseServer
+from coordinator.leases import LeaseDesk
+from coordinator.ledger.writer import LedgerWriter
+from coordinator.market import Market
+from coordinator.offers import OfferBook
+from coordinator.open_leases import OpenLease, OpenLeases
+from coordinator.reputation import Reputation
+from coordinator.runtime import Runtime
+from coordinator.settling import SWEEP_MAX, ReceiptDesk
+from protocol.envelope import open_envelope
+from protocol.ids import Digest
+from protocol.keys import SigningKey
+from protocol.limits import OFFER_BYTES_MAX
+from protocol.messages import Lease
+from protocol.net.pool import StreamPool
+from protocol.net.transport import Gossip, Transport
+from protocol.services import (
+    CONTROL_PROTOCOL,
+    JOB_PROTOCOL,
+    LEASE_PROTOCOL,
+    OFFER_SHARDS,
+    offer_topic,
+)
+
+log = structlog.get_logger(__name__)
+
+# Offers, holds and silent clients are looked through this often; their own times are much longer.
+SWEEP_EVERY_S = 2.0
+# A refresh of a thousand nodes in one shard may arrive at once.
+GOSSIP_QUEUE_MAX = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class MarketRules:
+    """What the operator of this market decides."""
+
+    fee_bps: int = 500
+    # The manifest digests that may answer to a model's name; names that are not here are free.
+    catalogue: Mapping[str, frozenset[Digest]] = field(default_factory=dict)
+
+
+class Coordinator:
+    """Everything but HTTP. `run` is its life; `client` buys in the name of any key."""
+
+    def __init__(
+        self,
+        key: SigningKey,
+        transport: Transport,
+        database: Database,
+        rules: MarketRules,
+        runtime: Runtime,
+    ) -> None:
+        clock, rng = runtime.clock, runtime.rng
+        self.key = key
+        self.transport = transport
+        self.database = database
+        self.leases = OpenLeases()
+        self.writer = LedgerWriter(database, clock)
+        reputation = Reputation(rng=_child(rng))
+        self.market = Market(
+            OfferBook(reputation, catalogue=rules.catalogue),
+            reputation,
+            clock=clock,
+            rng=_child(rng),
+            stopwatch_ns=runtime.stopwatch_ns,
+        )
+        self.receipts = ReceiptDesk(
+            database, self.writer, self.market, self.leases, clock=clock, fee_bps=rules.fee_bps
+        )
+        self.desk = LeaseDesk(
+            key, self.market, self.leases, self.receipts, self.writer, clock=clock
+        )
+        self._lease_server = LeaseServer(self.desk, database)
+        self.control = ControlServer(
+            transport, self.market, self.receipts, clock=clock, rng=_child(rng)
+        )
+        self.pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=_child(rng))
+        self.client = MarketClient(self.pool, self.desk, clock=clock, entropy=runtime.entropy)
+        self._clock = clock
+        transport.handle(LEASE_PROTOCOL, self._lease_server.handle)
+        transport.handle(CONTROL_PROTOCOL, self.control.handle)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; `started` when leases can be granted.
+
+        The books open first and close last: whoever is served can be paid.
+        """
+        async with trio.open_nursery() as books:
+            await books.start(self.writer.run)
+            await self._restore()
+            async with trio.open_nursery() as network:
+                for shard in range(OFFER_SHARDS):
+                    offers = self.transport.subscribe(
+                        offer_topic(shard), _fits_an_offer, queue_max=GOSSIP_QUEUE_MAX
+                    )
+                    network.start_soon(self._follow, offers)
+                await network.start(self.transport.run)
+                await network.start(self.pool.run)
+                await network.start(self.client.run)
+                await network.start(self.control.run)
+                network.start_soon(self._sweep_forever)
+                log.info("coordinator_started", peer_id=self.key.peer_id)
+                task_status.started()
+
+    async def _restore(self) -> None:
+        """Take up the leases that an earlier process left open."""
+        rows = await self.database.read(list_open_leases)
+        self.leases.restore(
+            OpenLease(open_envelope(row.envelope, Lease), row.api_key_id) for row in rows
+        )
+        if rows:
+            log.info("leases_restored", count=len(rows))
+
+    async def _follow(self, offers: trio.MemoryReceiveChannel[Gossip]) -> None:
+        async for gossip in offers:
+            verdict = self.market.book.accept(
+                gossip.data, now_ms=self._clock.now_ms(), via=gossip.via
+            )
+            if verdict.is_news:
+                log.info("offer", node=verdict.node, outcome=verdict.outcome.value)
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_EVERY_S)
+            now_ms = self._clock.now_ms()
+            self.market.book.expire(now_ms)
+            self.leases.forget_attempts(now_ms)
+            while await self.receipts.sweep() == SWEEP_MAX:
+                pass
+            while await self.receipts.expire():
+                pass
+
+
+def _fits_an_offer(data: bytes) -> bool:
+    return len(data) <= OFFER_BYTES_MAX
+
+
+def _child(rng: random.Random) -> random.Random:
+    """A source of its own for each part, so that one part's draws do not shift another's."""
+    return random.Random(rng.getrandbits(64))  # noqa: S311 - spreads load, guards nothing

@@ -1,0 +1,128 @@
+"""Receipts as stored: the node's and the client's signed words, and what was paid on them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from coordinator.db.bulk import BulkInsert, Record
+from coordinator.db.schema import ReceiptState, receipts
+from protocol.envelope import Signed
+from protocol.ids import JobId, LeaseId, PeerId
+from protocol.messages import Acceptance, Receipt
+from protocol.pricing import Units
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReceipt:
+    """`receipt` and `acceptance` are envelopes as signed; `amount_nano` is, or will be, paid."""
+
+    lease_id: LeaseId
+    job_id: JobId
+    node: PeerId
+    receipt: bytes
+    acceptance: bytes | None
+    amount_nano: int
+    units: Units
+    state: ReceiptState
+    received_at_ms: int
+    settled_at_ms: int | None
+
+
+_FIELDS = (
+    "lease_id",
+    "job_id",
+    "node",
+    "receipt",
+    "acceptance",
+    "amount_nano",
+    "input_tokens",
+    "output_tokens",
+    "images",
+    "state",
+    "received_at_ms",
+    "settled_at_ms",
+)
+_COLUMNS = [receipts.c[field] for field in _FIELDS]
+
+# A receipt is first stored while its client has its say, and again when it is paid.
+_UPSERT = BulkInsert(
+    receipts,
+    _FIELDS,
+    on_conflict=(
+        "ON CONFLICT (lease_id) DO UPDATE SET acceptance = excluded.acceptance, "
+        "amount_nano = excluded.amount_nano, state = excluded.state, "
+        "settled_at_ms = excluded.settled_at_ms WHERE receipts.state = 'pending'"
+    ),
+)
+
+
+def record_receipt(
+    receipt: Signed[Receipt],
+    acceptance: Signed[Acceptance] | None,
+    *,
+    state: ReceiptState,
+    amount_nano: int,
+    now_ms: int,
+) -> Record:
+    """A receipt, or what became of one that was pending."""
+    billed = receipt.message
+    return Record(
+        _UPSERT,
+        (
+            billed.lease_id,
+            billed.job_id,
+            billed.node,
+            receipt.raw,
+            acceptance.raw if acceptance is not None else None,
+            amount_nano,
+            billed.units.input_tokens,
+            billed.units.output_tokens,
+            billed.units.images,
+            state.value,
+            now_ms,
+            now_ms if state is ReceiptState.SETTLED else None,
+        ),
+    )
+
+
+def find_receipt(conn: Connection, lease_id: LeaseId) -> StoredReceipt | None:
+    row = conn.execute(select(*_COLUMNS).where(receipts.c.lease_id == lease_id)).first()
+    return None if row is None else _receipt(row)
+
+
+def list_receipts_of(conn: Connection, job_id: JobId) -> list[StoredReceipt]:
+    """One per lease that ended with one, in order of leases' ids."""
+    query = select(*_COLUMNS).where(receipts.c.job_id == job_id).order_by(receipts.c.lease_id)
+    return [_receipt(row) for row in conn.execute(query)]
+
+
+def list_pending_receipts(
+    conn: Connection, *, received_before_ms: int, limit: int
+) -> list[StoredReceipt]:
+    """Those whose clients have been silent since, oldest first."""
+    query = (
+        select(*_COLUMNS)
+        .where(receipts.c.state == ReceiptState.PENDING.value)
+        .where(receipts.c.received_at_ms < received_before_ms)
+        .order_by(receipts.c.received_at_ms)
+        .limit(limit)
+    )
+    return [_receipt(row) for row in conn.execute(query)]
+
+
+def _receipt(row: Sequence[Any]) -> StoredReceipt:
+    lease_id, job_id, node, receipt, acceptance, amount_nano, *units, state, received, settled = row
+    return StoredReceipt(
+        lease_id,
+        job_id,
+        node,
+        receipt,
+        acceptance,
+        amount_nano,
+        Units(*units),
+        ReceiptState(state),
+        received,
+        settled,
+    )

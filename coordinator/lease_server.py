@@ -1,0 +1,75 @@
+"""What clients elsewhere ask of this coordinator: LEASE_PROTOCOL over the network.
+
+The connection proves who asks; a lease is granted only to the signer of its request, so that a
+stolen request is of no use.
+"""
+
+from coordinator.db.accounts import find_account
+from coordinator.db.engine import Database
+from coordinator.leases import LeaseDesk
+from coordinator.ledger.accounts import account_of
+from protocol.envelope import open_envelope
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.messages import Acceptance, JobRequest, Receipt
+from protocol.net.channels import serve_channels
+from protocol.net.rpc import RpcServer
+from protocol.net.transport import Stream
+from protocol.services import (
+    BalanceAsk,
+    BalanceReply,
+    LeaseAsk,
+    LeaseGrant,
+    Method,
+    NodesAsk,
+    NodesReply,
+    QuoteAsk,
+    QuoteReply,
+    SettleAsk,
+    SettleReply,
+)
+
+ROLE = "coordinator"
+
+
+class LeaseServer:
+    """Serves one stream per client; `handle` is the transport's handler."""
+
+    def __init__(self, desk: LeaseDesk, database: Database) -> None:
+        self._desk = desk
+        self._database = database
+        self._rpc = RpcServer()
+        self._rpc.register(Method.LEASE, LeaseAsk, self._lease)
+        self._rpc.register(Method.QUOTE, QuoteAsk, self._quote)
+        self._rpc.register(Method.SETTLE, SettleAsk, self._settle)
+        self._rpc.register(Method.NODES, NodesAsk, self._nodes)
+        self._rpc.register(Method.BALANCE, BalanceAsk, self._balance)
+
+    async def handle(self, stream: Stream) -> None:
+        await serve_channels(stream, self._rpc.serve_channel, role=ROLE)
+
+    async def _lease(self, client: PeerId, ask: LeaseAsk) -> LeaseGrant:
+        request = open_envelope(ask.request, JobRequest, signer=client)
+        receipts = tuple(open_envelope(raw, Receipt) for raw in ask.receipts)
+        granted = await self._desk.lease(request, exclude=ask.exclude, receipts=receipts)
+        return LeaseGrant(granted.lease.raw, granted.offer.raw, granted.match_us)
+
+    async def _quote(self, client: PeerId, ask: QuoteAsk) -> QuoteReply:
+        return await self._desk.quote(ask)
+
+    async def _settle(self, client: PeerId, ask: SettleAsk) -> SettleReply:
+        receipt = open_envelope(ask.receipt, Receipt)
+        acceptance = open_envelope(ask.acceptance, Acceptance, signer=client)
+        return await self._desk.settle(receipt, acceptance)
+
+    async def _nodes(self, client: PeerId, ask: NodesAsk) -> NodesReply:
+        return await self._desk.nodes(ask)
+
+    async def _balance(self, client: PeerId, ask: BalanceAsk) -> BalanceReply:
+        account = await self._database.read(find_account, account_of(client))
+        if account is None:
+            raise RemoteProtocolError(
+                f"there is no account {client}: ask the operator of this market for one",
+                code=Code.UNKNOWN_ACCOUNT,
+            )
+        return BalanceReply(account.available_nano, account.held_nano)

@@ -1,0 +1,165 @@
+"""From a signed request to a signed lease: check, choose, hold the money, sign.
+
+The hold is durable before the lease leaves this process: whoever presents a lease can rely on the
+money being there. Everything between the request and the commit is synchronous, so that a job is
+counted against its node before the next one is matched.
+"""
+
+import structlog
+
+from coordinator.db.bulk import Record
+from coordinator.db.jobs import record_job, record_job_state
+from coordinator.db.leases import record_lease
+from coordinator.errors import CoordinatorError
+from coordinator.leaser import Granted, Observation
+from coordinator.ledger.postings import hold
+from coordinator.ledger.transfers import Result
+from coordinator.ledger.writer import LedgerWriter
+from coordinator.market import Market
+from coordinator.matching import Candidate
+from coordinator.open_leases import OpenLease, OpenLeases
+from coordinator.settling import ReceiptDesk
+from protocol.clock import Clock
+from protocol.envelope import Signed, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import LeaseId, PeerId, derive_ulid
+from protocol.job_state import JobState
+from protocol.keys import SigningKey
+from protocol.limits import LEASE_OPEN_WITHIN_MS
+from protocol.messages import Acceptance, JobRequest, Lease, Receipt
+from protocol.receipts import check_request
+from protocol.services import NodesAsk, NodesReply, QuoteAsk, QuoteReply, SettleReply
+
+log = structlog.get_logger(__name__)
+
+# A client tries five nodes; twice that is somebody who only wants holds.
+LEASES_PER_JOB_MAX = 10
+
+
+class LeaseDesk:
+    """The coordinator as a client sees it, in the same process: a `coordinator.leaser.Leaser`."""
+
+    def __init__(
+        self,
+        key: SigningKey,
+        market: Market,
+        leases: OpenLeases,
+        receipts: ReceiptDesk,
+        writer: LedgerWriter,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._key = key
+        self._market = market
+        self._leases = leases
+        self._receipts = receipts
+        self._writer = writer
+        self._clock = clock
+
+    @property
+    def coordinator(self) -> PeerId:
+        return self._key.peer_id
+
+    async def lease(
+        self,
+        request: Signed[JobRequest],
+        *,
+        exclude: tuple[PeerId, ...] = (),
+        receipts: tuple[Signed[Receipt], ...] = (),
+        api_key_id: str | None = None,
+    ) -> Granted:
+        """See `Leaser.lease`. The caller vouches that the request comes from its client."""
+        now_ms = self._clock.now_ms()
+        check_request(request, coordinator=self.coordinator, now_ms=now_ms)
+        for receipt in receipts:
+            await self._receipts.accept(receipt, None)
+        attempt = self._leases.attempts(request.message.job_id)
+        if attempt >= LEASES_PER_JOB_MAX:
+            raise RemoteProtocolError("this job was leased too often", code=Code.REPLAYED)
+        choice = self._market.choose(request.message, exclude=frozenset(exclude))
+        candidate = choice.candidate
+        lease = seal(self._key, self._terms(request, candidate, attempt, now_ms))
+        await self._hold(request, OpenLease(lease, api_key_id, candidate.claim))
+        log.info(
+            "lease_granted",
+            job_id=lease.message.job_id,
+            lease_id=lease.message.lease_id,
+            node=lease.message.node,
+            ceiling_nano=lease.message.ceiling_nano,
+            why=candidate.why.value,
+        )
+        return Granted(lease, candidate.offer, choice.match_us)
+
+    async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:
+        return await self._receipts.accept(receipt, acceptance)
+
+    def observe(self, lease: Signed[Lease], observation: Observation) -> None:
+        opened = self._leases.get(lease.message.lease_id)
+        if opened is not None:
+            self._market.judge(opened, observation)
+        self._market.book.release(lease.message.lease_id)
+
+    async def quote(self, ask: QuoteAsk) -> QuoteReply:
+        return self._market.quote(ask)
+
+    async def nodes(self, ask: NodesAsk) -> NodesReply:
+        return self._market.nodes(ask)
+
+    def _terms(
+        self, request: Signed[JobRequest], candidate: Candidate, attempt: int, now_ms: int
+    ) -> Lease:
+        asked = request.message
+        return Lease(
+            # Derived, so that asking twice for the same attempt holds money once.
+            lease_id=LeaseId(derive_ulid(asked.job_id, f"lease/{attempt}")),
+            request_digest=request.digest,
+            job_id=asked.job_id,
+            attempt=attempt,
+            client=asked.client,
+            node=candidate.node,
+            coordinator=self.coordinator,
+            offer_digest=candidate.offer.digest,
+            model_digest=candidate.model.manifest_digest,
+            price=candidate.model.price,
+            units_max=asked.units_max,
+            ceiling_nano=candidate.ceiling_nano,
+            issued_at_ms=now_ms,
+            open_before_ms=min(now_ms + LEASE_OPEN_WITHIN_MS, asked.deadline_at_ms),
+            deadline_at_ms=asked.deadline_at_ms,
+        )
+
+    async def _hold(self, request: Signed[JobRequest], opened: OpenLease) -> None:
+        """Make the hold durable. Raises RemoteProtocolError (OUT_OF_FUNDS, …); nothing is kept."""
+        lease, granted = opened.lease, opened.lease.message
+        expires_at_ms = opened.hold_expires_at_ms
+        # Counted before it is durable, or a burst would all be matched to the same node.
+        self._leases.add(opened)
+        self._market.reserve(granted, expires_at_ms=expires_at_ms)
+        rows = (
+            self._job_row(request, opened),
+            record_lease(lease, hold_id=opened.funds.hold_id, expires_at_ms=expires_at_ms),
+        )
+        posted = None
+        try:
+            posted = await self._writer.submit(
+                hold(opened.funds, timeout_at_ms=expires_at_ms), rows
+            )
+        except CoordinatorError as error:
+            raise RemoteProtocolError(str(error), code=error.code) from error
+        finally:
+            if posted is not Result.CREATED:
+                self._leases.end(granted.lease_id)
+                self._market.book.release(granted.lease_id)
+        if posted is not Result.CREATED:
+            raise RemoteProtocolError("this request was leased before", code=Code.REPLAYED)
+
+    def _job_row(self, request: Signed[JobRequest], opened: OpenLease) -> Record:
+        granted = opened.lease.message
+        if granted.attempt:
+            return record_job_state(granted.job_id, JobState.LEASED)
+        return record_job(
+            request,
+            model_digest=granted.model_digest,
+            api_key_id=opened.api_key_id,
+            now_ms=granted.issued_at_ms,
+        )

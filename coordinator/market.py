@@ -1,0 +1,205 @@
+"""The market as one coordinator sees it: who offers what, how good they are, who should run a job.
+
+Joins the offer book, reputation and matching behind the questions that the rest of the coordinator
+asks. Synchronous and without I/O; the answers that travel are `protocol.services` bodies.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coordinator.leaser import Observation
+from coordinator.matching import Candidate, Job, Match, Reason, match
+from coordinator.offers import NodeEntry, OfferBook
+from coordinator.open_leases import OpenLease
+from coordinator.reputation import NO_RATIOS, Reputation
+from protocol.clock import Clock
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import Digest, PeerId
+from protocol.messages import JobRequest, Lease
+from protocol.services import (
+    NodesAsk,
+    NodesReply,
+    NodeSummary,
+    QuoteAsk,
+    QuoteCandidate,
+    QuoteRejection,
+    QuoteReply,
+)
+
+# A quote is read by people: the best few, and enough of the others to see what keeps them out.
+QUOTE_CANDIDATES_MAX = 20
+QUOTE_REJECTIONS_MAX = 100
+# A page of signed offers of a few models each stays far below a frame.
+NODES_PAGE = 20
+
+# What is said when nothing fits, by the reason that keeps most nodes away.
+_ADVICE = {
+    Reason.BUSY: "all fitting nodes are busy: try again shortly",
+    Reason.PRICE_ABOVE_MAX: "raise max_price",
+    Reason.COST_ABOVE_MAX: "raise the cost limit or lower max_tokens",
+    Reason.LATENCY_ABOVE_MAX: "raise max_latency",
+    Reason.CONTEXT_TOO_SHORT: "shorten the prompt or lower max_tokens",
+    Reason.ISOLATION_TOO_WEAK: "accept a weaker isolation tier",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The node that shall run a job, and how long the decision took."""
+
+    candidate: Candidate
+    match_us: int
+
+
+class Market:
+    """Offers, reputation and matching of one coordinator. `stopwatch_ns` times decisions."""
+
+    def __init__(
+        self,
+        book: OfferBook,
+        reputation: Reputation,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        stopwatch_ns: Callable[[], int],
+    ) -> None:
+        self.book = book
+        self.reputation = reputation
+        self._clock = clock
+        self._rng = rng
+        self._stopwatch_ns = stopwatch_ns
+
+    def choose(self, request: JobRequest, *, exclude: frozenset[PeerId]) -> Choice:
+        """Raises RemoteProtocolError: UNKNOWN_MODEL, NO_NODE_FITS."""
+        started_ns = self._stopwatch_ns()
+        job = Job.of_request(request, exclude=exclude)
+        # Two, because matching never lets a newcomer be the only choice.
+        found = self._match(job, limit=2)
+        if not found.candidates:
+            raise _refusal(job, found)
+        return Choice(found.candidates[0], (self._stopwatch_ns() - started_ns) // 1_000)
+
+    def reserve(self, lease: Lease, *, expires_at_ms: int) -> None:
+        """Count a leased job against its node from now on, ahead of what the node reports."""
+        now_ms = self._clock.now_ms()
+        self.reputation.start_attempt(lease.node, now_ms=now_ms)
+        self.book.grant(
+            lease.lease_id,
+            lease.node,
+            lease.model_digest,
+            now_ms=now_ms,
+            expires_at_ms=expires_at_ms,
+        )
+
+    def quote(self, ask: QuoteAsk) -> QuoteReply:
+        """Every candidate and every rejection with reasons; holds nothing."""
+        job = Job.of_quote(ask)
+        started_ns = self._stopwatch_ns()
+        found = self._match(job, limit=QUOTE_CANDIDATES_MAX, explain=True)
+        match_us = (self._stopwatch_ns() - started_ns) // 1_000
+        if Reason.UNKNOWN_MODEL in found.counts:
+            raise _refusal(job, found)
+        best = found.candidates[0] if found.candidates else None
+        return QuoteReply(
+            model=ask.model,
+            model_digest=best.model.manifest_digest if best else Digest(""),
+            ceiling_nano=best.ceiling_nano if best else 0,
+            candidates=tuple(map(_quote_candidate, found.candidates)),
+            rejections=tuple(
+                QuoteRejection(rejection.node, tuple(reason.value for reason in rejection.reasons))
+                for rejection in found.rejections[:QUOTE_REJECTIONS_MAX]
+            ),
+            match_us=match_us,
+        )
+
+    def nodes(self, ask: NodesAsk) -> NodesReply:
+        """One page of nodes, in order of ids."""
+        page = self.book.page(model=ask.model, after=ask.after, limit=NODES_PAGE)
+        summaries = tuple(map(self._summary, page))
+        is_last = len(page) < NODES_PAGE
+        return NodesReply(summaries, next_after="" if is_last else page[-1].node)
+
+    def judge(self, opened: OpenLease, observation: Observation) -> None:
+        """Take a job's outcome into its node's reputation, once."""
+        if opened.is_judged:
+            return
+        opened.is_judged = True
+        node = opened.lease.message.node
+        now_ms = self._clock.now_ms()
+        entry = self.book.get(node)
+        ratios = NO_RATIOS
+        if opened.claim is not None:
+            ratios = opened.claim.ratios(
+                first_output_ms=observation.first_output_ms,
+                total_ms=observation.total_ms,
+                output_tokens=observation.output_tokens,
+                rtt_ms=entry.rtt_ms if entry is not None else None,
+            )
+        if observation.code is None:
+            self.reputation.record_success(node, now_ms=now_ms, ratios=ratios)
+        else:
+            self.reputation.record_code(node, observation.code, now_ms=now_ms, ratios=ratios)
+
+    def _match(self, job: Job, *, limit: int, explain: bool = False) -> Match:
+        return match(
+            job,
+            self.book,
+            self.reputation,
+            now_ms=self._clock.now_ms(),
+            rng=self._rng,
+            limit=limit,
+            explain=explain,
+        )
+
+    def _summary(self, entry: NodeEntry) -> NodeSummary:
+        now_ms = self._clock.now_ms()
+        standing = self.reputation.standing(entry.node, now_ms=now_ms)
+        health = standing.breaker.value if standing is not None else "closed"
+        return NodeSummary(
+            node=entry.node,
+            offer=entry.signed.raw,
+            rtt_ms=entry.rtt_ms,
+            attached=entry.is_attached,
+            running=sum(state.running for state in entry.models.values()),
+            queued=sum(state.queued for state in entry.models.values()),
+            health=entry.suspension or health,
+            success_rate=standing.success_rate if standing is not None else 1.0,
+        )
+
+
+def _quote_candidate(candidate: Candidate) -> QuoteCandidate:
+    latency = candidate.latency
+    reasons = [candidate.why.value]
+    if candidate.is_over_limit:
+        reasons.append("expected to miss the latency limit")
+    return QuoteCandidate(
+        node=candidate.node,
+        cost_nano=candidate.cost_nano,
+        latency_ms=round(latency.total_ms),
+        rtt_ms=round(latency.rtt_ms, 3),
+        queue_ms=round(latency.queue_ms),
+        prefill_ms=round(latency.prefill_ms),
+        decode_ms=round(latency.decode_ms),
+        score=round(candidate.score, 6),
+        price=candidate.model.price,
+        region=candidate.offer.message.region,
+        isolation=candidate.offer.message.isolation.value,
+        reasons=tuple(reasons),
+    )
+
+
+def _refusal(job: Job, found: Match) -> RemoteProtocolError:
+    """Why nothing fits, with numbers, and what to do about it."""
+    if Reason.UNKNOWN_MODEL in found.counts:
+        return RemoteProtocolError(f"no node offers {job.model!r} now", code=Code.UNKNOWN_MODEL)
+    ordered = sorted(found.counts.items(), key=lambda item: -item[1])
+    reasons = ", ".join(f"{reason.value}: {count}" for reason, count in ordered)
+    decisive = max(found.alone, key=lambda reason: found.alone[reason], default=None)
+    advice = _ADVICE.get(decisive, "") if decisive is not None else ""
+    message = f"none of {found.considered} nodes with {job.model!r} fits ({reasons})"
+    return RemoteProtocolError(
+        f"{message}; {advice}" if advice else message,
+        code=Code.NO_NODE_FITS,
+        retry_after_ms=found.retry_after_ms,
+    )

@@ -1,0 +1,81 @@
+"""Leases whose jobs have not been settled: what the coordinator keeps in memory of each.
+
+The database has them too; `restore` brings them back after a restart, without what only the old
+process knew: the claim that matching made.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from coordinator.ledger.postings import LeaseFunds
+from coordinator.matching.claim import Claim
+from protocol.envelope import Signed
+from protocol.ids import JobId, LeaseId, TransferId
+from protocol.limits import RECEIPT_GRACE_MS
+from protocol.messages import Lease
+
+
+@dataclass(slots=True)
+class OpenLease:
+    """`api_key_id` is whose budget it counts against, if the gateway asked for it; `is_judged` once
+    the node's reputation has taken this job in, so that it counts once."""
+
+    lease: Signed[Lease]
+    api_key_id: str | None
+    claim: Claim | None = None
+    is_judged: bool = False
+
+    @property
+    def funds(self) -> LeaseFunds:
+        granted = self.lease.message
+        return LeaseFunds(granted.lease_id, granted.job_id, granted.client, granted.ceiling_nano)
+
+    @property
+    def hold_expires_at_ms(self) -> int:
+        return hold_expiry_ms(self.lease.message)
+
+
+def hold_expiry_ms(lease: Lease) -> int:
+    """A receipt for a job that met its deadline has this long to arrive."""
+    return lease.deadline_at_ms + RECEIPT_GRACE_MS
+
+
+class OpenLeases:
+    """By lease id, and how often each job was leased, until its request is too old for another."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[LeaseId, OpenLease] = {}
+        self._attempts: dict[JobId, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def restore(self, leases: Iterable[OpenLease]) -> None:
+        """Take up what an earlier process left open; in order of attempts."""
+        for opened in leases:
+            self.add(opened)
+
+    def add(self, opened: OpenLease) -> None:
+        granted = opened.lease.message
+        self._by_id[granted.lease_id] = opened
+        self._attempts[granted.job_id] = (granted.attempt + 1, hold_expiry_ms(granted))
+
+    def get(self, lease_id: LeaseId) -> OpenLease | None:
+        return self._by_id.get(lease_id)
+
+    def attempts(self, job_id: JobId) -> int:
+        """How many leases this job has had, as far as this process knows."""
+        return self._attempts.get(job_id, (0, 0))[0]
+
+    def end(self, lease_id: LeaseId) -> OpenLease | None:
+        """Forget a lease that was settled, released or expired."""
+        return self._by_id.pop(lease_id, None)
+
+    def by_hold(self) -> dict[TransferId, OpenLease]:
+        return {opened.funds.hold_id: opened for opened in self._by_id.values()}
+
+    def forget_attempts(self, now_ms: int) -> None:
+        """Drop the counts of jobs whose requests are refused as expired anyway."""
+        over = [job for job, (_, until_ms) in self._attempts.items() if until_ms <= now_ms]
+        for job_id in over:
+            del self._attempts[job_id]
