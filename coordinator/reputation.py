@@ -184,7 +184,8 @@ class Reputation:
 
     def standings(self, slots: NDArray[np.int64], *, now_ms: int) -> Standings:
         """The rows of these slots, as matching wants them."""
-        return Standings(self._matrix.take(slots, axis=0), self._growth(now_ms))
+        growth = self._growth(now_ms)
+        return Standings(self._matrix.take(slots, axis=0), growth)
 
     def standing(self, node: PeerId, *, now_ms: int) -> NodeStanding | None:
         """One node, or None if nothing is known of it."""
@@ -230,8 +231,8 @@ class Reputation:
     def _record_failure(self, record: _Record, now_ms: int, jitter: float) -> None:
         record.failures += 1
         self._count(record, FAILURES, now_ms)
-        row = self._matrix[record.slot]
         growth = self._growth(now_ms)
+        row = self._matrix[record.slot]
         weight = (row[SUCCESSES] + row[FAILURES]) / growth
         fails_often = weight >= FAILS_OFTEN_WEIGHT and (
             row[FAILURES] / growth >= FAILS_OFTEN_SHARE * weight
@@ -242,8 +243,9 @@ class Reputation:
             row[FAMILIAR] = 0.0
 
     def _count(self, record: _Record, column: int, now_ms: int) -> None:
+        growth = self._growth(now_ms)
         row = self._matrix[record.slot]
-        row[column] += self._growth(now_ms)
+        row[column] += growth
         row[FAMILIAR] += 1.0
 
     def _learn(self, slot: int, ratios: Ratios, now_ms: int) -> None:
@@ -259,8 +261,8 @@ class Reputation:
     ) -> None:
         """Move the average of the logarithm, in which twice as fast cancels twice as slow and one
         absurd measurement weighs little. Stored as the deviation from the prior."""
-        row = self._matrix[slot]
         growth = self._growth(now_ms)
+        row = self._matrix[slot]
         deviation = math.log(max(ratio, 1e-9) / PRIOR_RATIO)
         deviation = min(max(deviation, -RATIO_LOG_MAX), RATIO_LOG_MAX)
         weight = min(row[weight_column] / growth, RATIO_WEIGHT_MAX - 1.0)
@@ -273,6 +275,8 @@ class Reputation:
         row[COOLING_UNTIL] = record.cooldown.until_ms
 
     def _growth(self, now_ms: int) -> float:
+        """What one event counts now. May move the landmark, which scales all counts down: so ask
+        for it before reading any of them."""
         half_lives = (now_ms - self._landmark_ms) / HALF_LIFE_MS
         if half_lives > _REBASE_HALF_LIVES:
             self._matrix[:, DECAYING] *= 2.0 ** -min(half_lives, _HALF_LIVES_MAX)

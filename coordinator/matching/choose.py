@@ -114,7 +114,7 @@ def _by_pairs(field: Field, positions: list[int], limit: int) -> list[Place]:
 
 
 def _best(field: Field, among: Ints, primary: Floats, salt: int, count: int) -> list[int]:
-    """The `count` rows of lowest score, lowest first; a random one first of those that are equal."""
+    """The `count` rows of lowest score, lowest first; equals in random order."""
     if len(among) > count:
         bound = np.partition(primary, count - 1)[count - 1]
         pool = primary <= bound

@@ -144,12 +144,12 @@ def _places(
     ordered = [p for p in dict.fromkeys(found) if p is not None and is_open[p]]
     places = [Place(position, Why.ORDERED) for position in ordered]
     is_open[ordered] = False
-    within: Ints = np.flatnonzero(is_open & ~misses.is_over)
+    within: Ints = (is_open & ~misses.is_over).nonzero()[0]
     # Without a fallback, a client that gets the new node gets nothing else.
     curious = explore(field, within, rng=rng) if not ordered and limit > 1 else None
     if curious is not None:
         places.append(Place(curious, Why.EXPLORED))
         within = within[within != curious]
-    for among in (within, np.flatnonzero(is_open & misses.is_over)):
+    for among in (within, (is_open & misses.is_over).nonzero()[0]):
         places += rank(field, among, rng=rng, limit=limit - len(places))
     return places

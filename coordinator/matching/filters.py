@@ -205,7 +205,7 @@ def fitting(table: ModelTable, selection: Selection) -> tuple[Selection, Ints]:
         found = rejects(selection)
         if found is not None:
             rejected |= found
-    kept: Ints = np.flatnonzero(~rejected)
+    kept: Ints = (~rejected).nonzero()[0]
     if len(kept) >= rows.size * _COPY_BELOW_SHARE:
         return selection, kept
     fewer = Selection(
