@@ -42,7 +42,7 @@ class RpcClient:
     """Asks peers over a pool's streams."""
 
     def __init__(self, pool: StreamPool) -> None:
-        self._pool = pool
+        self.pool = pool
 
     async def call(
         self,
@@ -57,7 +57,7 @@ class RpcClient:
         """Raises RemoteProtocolError (what the peer answered, or that its answer is malformed),
         NetTimeout (it may have happened or not), NetError."""
         with trio.move_on_after(timeout_s):
-            channel = await self._pool.open_channel(peer, addresses=addresses, timeout_s=timeout_s)
+            channel = await self.pool.open_channel(peer, addresses=addresses, timeout_s=timeout_s)
             try:
                 return await ask_once(channel, method, ask, reply)
             finally:

@@ -1,0 +1,58 @@
+import pytest
+
+from protocol.net.addresses import check_tcp, split_peer_id
+from protocol.net.errors import AddressInvalid
+from tests.protocol.net.contract import key_of
+
+PEER = key_of(1).peer_id
+
+
+def test_an_address_is_a_place_and_a_peer() -> None:
+    assert split_peer_id(f"/ip4/10.0.0.1/tcp/4001/p2p/{PEER}") == ("/ip4/10.0.0.1/tcp/4001", PEER)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "/",
+        PEER,
+        f"/p2p/{PEER}",
+        "/ip4/10.0.0.1/tcp/4001",
+        "/ip4/1.1.1.1/tcp/1/p2p/x",
+        "a" * 999,
+    ],
+)
+def test_address_without_a_peer_is_invalid(address: str) -> None:
+    with pytest.raises(AddressInvalid):
+        split_peer_id(address)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/ip4/10.0.0.1/tcp/4001", "/ip6/::1/tcp/0", "/dns4/node.example.org/tcp/65535"],
+)
+def test_tcp_places_are_fine(place: str) -> None:
+    check_tcp(place)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "",
+        "/ip4/10.0.0.1",
+        "/ip4/10.0.0.1/udp/4001",
+        "/ip4/10.0.0.1/udp/4001/quic-v1",
+        "/ip4/10.0.0.1/tcp/4001/ws",
+        "/ip4//tcp/4001",
+        "/ip4/10.0.0.1/tcp/",
+        "/ip4/10.0.0.1/tcp/-1",
+        "/ip4/10.0.0.1/tcp/65536",
+        "/ip4/10.0.0.1/tcp/¼",
+        "/unix/tmp/tcp/1",
+        "ip4/10.0.0.1/tcp/4001",
+    ],
+)
+def test_anything_else_is_not(place: str) -> None:
+    with pytest.raises(AddressInvalid):
+        check_tcp(place)

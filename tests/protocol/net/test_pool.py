@@ -1,0 +1,222 @@
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from protocol.framing import FrameType
+from protocol.ids import PeerId
+from protocol.net.channels import Channel
+from protocol.net.errors import (
+    Backpressure,
+    ConnectFailed,
+    NetError,
+    NetTimeout,
+    PeerMismatch,
+    ProtocolUnsupported,
+    StreamClosed,
+)
+from protocol.net.memory_wire import Conditions
+from protocol.net.pool import PoolOptions, StreamPool
+from protocol.net.transport import Stream
+from tests.protocol.net.contract import key_of
+from tests.protocol.net.pairs import CHANNELS, Pair
+from tests.protocol.net.test_channels import echo
+from tests.protocol.net.virtual import virtual_time
+
+
+@asynccontextmanager
+async def pooled(pair: Pair, options: PoolOptions = PoolOptions()) -> AsyncIterator[StreamPool]:
+    pool = StreamPool(pair.client, CHANNELS, role="client", rng=random.Random(1), options=options)
+    async with pair.running() as nursery:
+        await nursery.start(pool.run)
+        yield pool
+
+
+async def open_and_talk(pool: StreamPool, peer: PeerId, **more: object) -> Channel:
+    channel = await pool.open_channel(peer, timeout_s=20, **more)  # type: ignore[arg-type]
+    channel.send_nowait(FrameType.EVENT, b"hello")
+    assert (await channel.receive()).body == b"hello"
+    return channel
+
+
+def echoing(conditions: Conditions = Conditions(latency_s=0.01)) -> Pair:
+    pair = Pair(conditions)
+    pair.serve_channels(echo)
+    return pair
+
+
+@virtual_time
+async def test_one_stream_serves_all_callers() -> None:
+    pair = echoing()
+    async with pooled(pair) as pool:
+        async with trio.open_nursery() as callers:
+            for _ in range(5):
+                callers.start_soon(open_and_talk, pool, pair.server.peer_id)
+        await open_and_talk(pool, pair.server.peer_id)
+        assert pair.client.statistics().streams_opened == 1
+        assert pool.statistics().opened == 1
+        assert pool.statistics().channels == 6
+
+
+@virtual_time
+async def test_unconnected_peer_is_dialled_at_its_addresses() -> None:
+    pair = echoing()
+    async with pooled(pair) as pool:
+        await pair.client.disconnect(pair.server.peer_id)
+        dead = pair.server.addresses[0].replace("/memory/", "/memory/99")
+        wrong = f"/ip4/1.2.3.4/udp/1/p2p/{pair.server.peer_id}"
+        await open_and_talk(
+            pool, pair.server.peer_id, addresses=(wrong, dead, *pair.server.addresses)
+        )
+
+
+@virtual_time
+async def test_peer_without_connection_or_address_fails() -> None:
+    pair = echoing()
+    async with pooled(pair) as pool:
+        with pytest.raises(ConnectFailed):
+            await pool.open_channel(key_of(9).peer_id, timeout_s=20)
+        assert pool.statistics().failed == 1
+
+
+@virtual_time
+async def test_address_of_another_peer_is_refused_without_retry() -> None:
+    pair = echoing()
+    async with pooled(pair) as pool:
+        stranger = key_of(9).peer_id
+        started_at = trio.current_time()
+        with pytest.raises(PeerMismatch):
+            await pool.open_channel(stranger, addresses=pair.server.addresses, timeout_s=20)
+        assert trio.current_time() - started_at < 0.05
+
+
+@virtual_time
+async def test_dead_stream_is_opened_again_on_demand() -> None:
+    pair = echoing()
+    async with pooled(pair) as pool:
+        for _ in range(3):
+            channel = await open_and_talk(
+                pool, pair.server.peer_id, addresses=pair.server.addresses
+            )
+            await pair.client.disconnect(pair.server.peer_id)
+            with pytest.raises(StreamClosed):
+                await channel.receive()
+        assert pool.statistics().links == 0
+        assert pool.statistics().opened == 3
+
+
+@virtual_time
+async def test_opening_survives_a_peer_that_restarts() -> None:
+    refusals = 2
+
+    async def refuse_at_first(stream: Stream) -> None:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            await stream.reset()
+            return
+        from protocol.net.channels import serve_channels
+
+        await serve_channels(stream, echo, role="server")
+
+    pair = Pair(Conditions(latency_s=0.01))
+    pair.server.handle(CHANNELS, refuse_at_first)
+    async with pooled(pair) as pool:
+        await open_and_talk(pool, pair.server.peer_id)
+        assert pool.statistics().failed == 0
+
+
+@virtual_time
+async def test_tries_are_bounded() -> None:
+    tries = 0
+
+    async def refuse(stream: Stream) -> None:
+        nonlocal tries
+        tries += 1
+        await stream.reset()
+
+    pair = Pair()
+    pair.server.handle(CHANNELS, refuse)
+    async with pooled(pair) as pool:
+        with pytest.raises(NetError):
+            await pool.open_channel(pair.server.peer_id, timeout_s=60)
+        assert tries == PoolOptions().tries
+
+
+@virtual_time
+async def test_unknown_protocol_is_not_retried() -> None:
+    pair = Pair()
+    async with pooled(pair) as pool:
+        with pytest.raises(ProtocolUnsupported):
+            await pool.open_channel(pair.server.peer_id, timeout_s=20)
+
+
+@virtual_time
+async def test_impatient_caller_does_not_spoil_the_opening_for_others() -> None:
+    pair = echoing(Conditions(latency_s=0.5))
+    async with pooled(pair) as pool:
+        async with trio.open_nursery() as callers:
+            callers.start_soon(open_and_talk, pool, pair.server.peer_id)
+            with pytest.raises(NetTimeout):
+                await pool.open_channel(pair.server.peer_id, timeout_s=0.1)
+        assert pool.statistics().opened == 1
+
+
+@virtual_time
+async def test_peer_that_hangs_while_greeting_times_out() -> None:
+    async def hang(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    pair = Pair()
+    pair.server.handle(CHANNELS, hang)
+    async with pooled(pair) as pool:
+        started_at = trio.current_time()
+        with pytest.raises(NetTimeout):
+            await pool.open_channel(pair.server.peer_id, timeout_s=60)
+        assert trio.current_time() - started_at < 12
+
+
+@virtual_time
+async def test_idle_stream_is_closed_and_a_busy_one_kept() -> None:
+    pair = echoing()
+    async with pooled(pair, PoolOptions(idle_s=60)) as pool:
+        channel = await open_and_talk(pool, pair.server.peer_id)
+        await trio.sleep(300)
+        assert pool.statistics().links == 1
+        channel.close()
+        await trio.sleep(300)
+        assert pool.statistics().links == 0
+        await open_and_talk(pool, pair.server.peer_id)
+
+
+@virtual_time
+async def test_closing_a_peer_fails_its_channels() -> None:
+    pair = echoing()
+    async with pooled(pair) as pool:
+        channel = await open_and_talk(pool, pair.server.peer_id)
+        pool.close(pair.server.peer_id)
+        pool.close(key_of(9).peer_id)
+        with pytest.raises(StreamClosed):
+            await channel.receive()
+
+
+@virtual_time
+async def test_channels_to_one_peer_are_bounded() -> None:
+    pair = echoing()
+    async with pooled(pair, PoolOptions(channels_max=2)) as pool:
+        channels = [await open_and_talk(pool, pair.server.peer_id) for _ in range(2)]
+        with pytest.raises(Backpressure):
+            await pool.open_channel(pair.server.peer_id, timeout_s=5)
+        channels[0].close()
+        await open_and_talk(pool, pair.server.peer_id)
+
+
+@virtual_time
+async def test_pool_that_is_not_running_says_so() -> None:
+    pair = echoing()
+    async with pair.running():
+        pool = StreamPool(pair.client, CHANNELS, role="client", rng=random.Random(1))
+        with pytest.raises(StreamClosed):
+            await pool.open_channel(pair.server.peer_id, timeout_s=5)
