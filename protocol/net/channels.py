@@ -284,7 +284,7 @@ class Link:
         self._running = False
         failure = self.failure
         reason = str(failure) if failure is not None else "the link was closed"
-        self._fail_channels(StreamClosed(f"{self.peer}: {reason}"))
+        self._fail_channels(StreamClosed(reason))
         if isinstance(failure, RemoteProtocolError):
             log.info("link_refused", peer=self.peer, code=failure.code, error=reason)
             await self._framed.refuse(error_body(failure))

@@ -12,7 +12,7 @@ import structlog
 import trio
 
 from protocol.errors import RemoteProtocolError
-from protocol.net.errors import NetError
+from protocol.net.errors import NetError, StreamClosed
 from protocol.net.transport import Handler, Stream
 
 log = structlog.get_logger(__name__)
@@ -27,7 +27,7 @@ ORDINARY = (NetError, RemoteProtocolError)
 
 
 class Boundary(Generic[T]):
-    """Runs `serve` and keeps what it raises. `failures` counts them all."""
+    """Runs `serve` and keeps what it raises. `failures` counts it, unless the peer just left."""
 
     def __init__(self, serve: Callable[[T], Awaitable[None]], name: str) -> None:
         self._serve = serve
@@ -53,8 +53,13 @@ class Boundary(Generic[T]):
         return None
 
     def _report(self, error: Exception) -> None:
+        causes = leaves(error)
+        if all(isinstance(cause, StreamClosed) for cause in causes):
+            # The other side went away: how most conversations end.
+            log.debug("conversation_ended", handler=self._name, error=describe(error))
+            return
         self.failures += 1
-        if all(isinstance(cause, ORDINARY) for cause in leaves(error)):
+        if all(isinstance(cause, ORDINARY) for cause in causes):
             log.info("conversation_failed", handler=self._name, error=describe(error))
         else:
             log.error("handler_crashed", handler=self._name, exc_info=error)

@@ -10,6 +10,7 @@ from protocol.net.errors import Backpressure, NetTimeout, StreamClosed
 from protocol.net.frames import FramedStream, Hello
 from protocol.net.memory_wire import Conditions
 from protocol.net.transport import Stream
+from tests.protocol.net.contract import receive_all
 from tests.protocol.net.pairs import CHANNELS, Pair
 from tests.protocol.net.virtual import virtual_time
 
@@ -280,8 +281,7 @@ async def test_handlers_finish_in_peace_when_the_peer_is_gone() -> None:
 
     async def careful(channel: Channel) -> None:
         with pytest.raises(StreamClosed):
-            while True:
-                await channel.receive()
+            await echo(channel)
         await trio.sleep(3)  # As a node does, that writes its receipt down.
         finished.set()
 
@@ -372,8 +372,7 @@ async def test_peer_that_never_greets_is_dropped() -> None:
         stream = await pair.client.open_stream(pair.server.peer_id, CHANNELS, timeout_s=5)
         started_at = trio.current_time()
         with pytest.raises(StreamClosed):
-            while True:
-                assert await stream.receive_some()
+            await receive_all(stream)
         assert trio.current_time() - started_at < 10
 
 

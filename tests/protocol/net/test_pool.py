@@ -7,7 +7,7 @@ import trio
 
 from protocol.framing import FrameType
 from protocol.ids import PeerId
-from protocol.net.channels import Channel
+from protocol.net.channels import Channel, serve_channels
 from protocol.net.errors import (
     Backpressure,
     ConnectFailed,
@@ -25,9 +25,12 @@ from tests.protocol.net.pairs import CHANNELS, Pair
 from tests.protocol.net.test_channels import echo
 from tests.protocol.net.virtual import virtual_time
 
+DEFAULT = PoolOptions()
+NEAR = Conditions(latency_s=0.01)
+
 
 @asynccontextmanager
-async def pooled(pair: Pair, options: PoolOptions = PoolOptions()) -> AsyncIterator[StreamPool]:
+async def pooled(pair: Pair, options: PoolOptions = DEFAULT) -> AsyncIterator[StreamPool]:
     pool = StreamPool(pair.client, CHANNELS, role="client", rng=random.Random(1), options=options)
     async with pair.running() as nursery:
         await nursery.start(pool.run)
@@ -41,7 +44,7 @@ async def open_and_talk(pool: StreamPool, peer: PeerId, **more: object) -> Chann
     return channel
 
 
-def echoing(conditions: Conditions = Conditions(latency_s=0.01)) -> Pair:
+def echoing(conditions: Conditions = NEAR) -> Pair:
     pair = Pair(conditions)
     pair.serve_channels(echo)
     return pair
@@ -103,6 +106,7 @@ async def test_dead_stream_is_opened_again_on_demand() -> None:
             await pair.client.disconnect(pair.server.peer_id)
             with pytest.raises(StreamClosed):
                 await channel.receive()
+        await trio.sleep(1)
         assert pool.statistics().links == 0
         assert pool.statistics().opened == 3
 
@@ -117,8 +121,6 @@ async def test_opening_survives_a_peer_that_restarts() -> None:
         if refusals >= 0:
             await stream.reset()
             return
-        from protocol.net.channels import serve_channels
-
         await serve_channels(stream, echo, role="server")
 
     pair = Pair(Conditions(latency_s=0.01))
@@ -142,7 +144,7 @@ async def test_tries_are_bounded() -> None:
     async with pooled(pair) as pool:
         with pytest.raises(NetError):
             await pool.open_channel(pair.server.peer_id, timeout_s=60)
-        assert tries == PoolOptions().tries
+        assert tries == DEFAULT.tries
 
 
 @virtual_time

@@ -3,7 +3,7 @@ import trio
 from structlog.testing import capture_logs
 
 from protocol.errors import Code, RemoteProtocolError
-from protocol.net.errors import StreamReset
+from protocol.net.errors import NetTimeout, StreamReset
 from protocol.net.serve import Boundary, describe, guarded, leaves
 
 
@@ -32,9 +32,9 @@ async def test_a_crash_is_logged_with_its_traceback_and_counted() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        StreamReset("gone"),
+        NetTimeout("slow"),
         RemoteProtocolError("bad bytes", code=Code.MALFORMED),
-        ExceptionGroup("tasks", [StreamReset("gone"), ExceptionGroup("more", [StreamReset("x")])]),
+        ExceptionGroup("tasks", [NetTimeout("slow"), ExceptionGroup("more", [StreamReset("x")])]),
     ],
 )
 async def test_what_peers_do_every_day_is_one_quiet_line(error: Exception) -> None:
@@ -43,6 +43,14 @@ async def test_what_peers_do_every_day_is_one_quiet_line(error: Exception) -> No
         await boundary.run(error)
     assert [entry["event"] for entry in logs] == ["conversation_failed"]
     assert boundary.failures == 1
+
+
+async def test_peer_that_leaves_is_no_failure() -> None:
+    boundary = Boundary(serve, "test")
+    with capture_logs() as logs:
+        await boundary.run(StreamReset("gone"))
+    assert [entry["log_level"] for entry in logs] == ["debug"]
+    assert boundary.failures == 0
 
 
 async def test_cancellation_passes() -> None:
