@@ -46,6 +46,8 @@ RECEIPT_WITHIN_S = 5.0
 # Settlements waiting for a coordinator that is away. Nodes hand theirs in too, so none is lost.
 SETTLEMENTS_MAX = 10_000
 SETTLE_TRIES = 5
+# A command that has printed its answer waits this long for its receipt to be handed in.
+SETTLED_WITHIN_S = 5.0
 # Several hand-ins at once let the ledger commit them as one group.
 SETTLERS = 8
 
@@ -85,6 +87,8 @@ class MarketClient:
         self._entropy = entropy
         self._settlements, self._to_settle = trio.open_memory_channel[Outcome](SETTLEMENTS_MAX)
         self._background: trio.Nursery | None = None
+        self._unsettled = 0
+        self._settled = trio.lowlevel.ParkingLot()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Hand receipts in and collect those of abandoned jobs, until cancelled."""
@@ -93,6 +97,12 @@ class MarketClient:
             for _ in range(SETTLERS):
                 nursery.start_soon(self._settle_forever)
             task_status.started()
+
+    async def wait_settled(self, *, within_s: float = SETTLED_WITHIN_S) -> None:
+        """Returns when every receipt is handed in, or the time is over: for a short-lived buyer."""
+        with trio.move_on_after(within_s):
+            while self._unsettled:
+                await self._settled.park()
 
     @asynccontextmanager
     async def open_job(self, spec: JobSpec, key: SigningKey) -> AsyncIterator[JobStream]:
@@ -231,6 +241,7 @@ class MarketClient:
 
     def _leave(self, stream: JobStream) -> None:
         """Let go of a job: settle what ended, cancel what did not."""
+        self._unsettled += 1
         if stream.has_ended:
             self._wrap_up(stream)
         elif self._background is not None:
@@ -243,19 +254,34 @@ class MarketClient:
     def _wrap_up(self, stream: JobStream) -> None:
         self._leaser.observe(stream.granted.lease, stream.observation())
         outcome = stream.outcome
-        if outcome is not None:
-            try:
-                stream.send([(FrameType.JOB_ACCEPTANCE, outcome.acceptance.raw)])
-                self._settlements.send_nowait(outcome)
-            except NetError:
-                log.info("acceptance_not_sent", lease_id=outcome.receipt.message.lease_id)
-            except trio.WouldBlock:
-                log.warning("settlements_full", lease_id=outcome.receipt.message.lease_id)
+        if outcome is None:
+            self._note_settled()
+        else:
+            self._hand_in(stream, outcome)
         stream.close()
+
+    def _hand_in(self, stream: JobStream, outcome: Outcome) -> None:
+        """To the node at once, and to the coordinator soon: either alone would do."""
+        lease_id = outcome.receipt.message.lease_id
+        try:
+            stream.send([(FrameType.JOB_ACCEPTANCE, outcome.acceptance.raw)])
+        except NetError:
+            log.info("acceptance_not_sent", lease_id=lease_id)
+        try:
+            self._settlements.send_nowait(outcome)
+        except trio.WouldBlock:
+            log.warning("settlements_full", lease_id=lease_id)
+            self._note_settled()
+
+    def _note_settled(self) -> None:
+        self._unsettled -= 1
+        if not self._unsettled:
+            self._settled.unpark_all()
 
     async def _settle_forever(self) -> None:
         async for outcome in self._to_settle:
             await self._settle(outcome)
+            self._note_settled()
 
     async def _settle(self, outcome: Outcome) -> None:
         lease_id = outcome.receipt.message.lease_id

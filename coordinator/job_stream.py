@@ -105,6 +105,12 @@ class JobStream:
     def has_ended(self) -> bool:
         return self.outcome is not None or self._failure is not None
 
+    def ended(self) -> tuple[JobInfo, Outcome]:
+        """Where it ran and how it ended, of a job that has been read to its end."""
+        assert self.info is not None, "the stream was not opened"
+        assert self.outcome is not None, "the stream was not read to its end"
+        return self.info, self.outcome
+
     def send(self, frames: list[Outgoing]) -> None:
         for frame_type, body in frames:
             self._channel.send_nowait(frame_type, body)

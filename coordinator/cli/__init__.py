@@ -1,0 +1,46 @@
+"""`coordinator`: run a market, and buy in one.
+
+A module per group of commands. Commands only read options and print; data goes to stdout, talk to
+stderr. `main` is the one place that turns errors into exit codes.
+"""
+
+import sys
+
+import typer
+
+from coordinator.cli import accounts, buy, chat, config, jobs, keys, ledger, receipts, start
+from coordinator.cli.output import complain
+from protocol.errors import CapaError
+from protocol.net.serve import leaves
+
+app = typer.Typer(
+    name="coordinator",
+    help="Run a CapaCloud market, and buy inference in one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("start")(start.start)
+app.command("chat")(chat.chat)
+app.command("submit")(buy.submit)
+app.command("quote")(buy.quote)
+app.command("nodes")(buy.nodes)
+app.command("balance")(buy.balance)
+app.command("whoami")(buy.whoami)
+app.add_typer(accounts.app, name="accounts")
+app.add_typer(keys.app, name="keys")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(receipts.app, name="receipts")
+app.add_typer(config.app, name="config")
+
+
+def main() -> None:
+    """Run a command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except* CapaError as group:
+        complain("; ".join(str(error) for error in leaves(group)))
+        sys.exit(1)
+    except* KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,154 @@
+"""`coordinator accounts`: who may buy, and how much money they have."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from coordinator.accounts import create_account, credit_account, find_by_name
+from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, open_books
+from coordinator.cli.output import credits_text, print_facts, print_json, print_table, short
+from coordinator.db.accounts import list_accounts
+from coordinator.ledger.accounts import Account
+from coordinator.vault import Vault
+from protocol.keyfile import load_or_create_key_file
+from protocol.money import format_credits, parse_credits
+from protocol.net.clock import SystemClock
+
+app = typer.Typer(
+    help="Accounts: create them, put money in, look at balances.", no_args_is_help=True
+)
+
+Name = Annotated[str, typer.Argument(help="The account's name, or its id.")]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="What to call the account.")],
+    peer_id: Annotated[
+        str | None,
+        typer.Option(
+            help="Its owner's peer id. Without one the coordinator keeps a key for the account, "
+            "and its owner uses API keys."
+        ),
+    ] = None,
+    opening_credit: Annotated[
+        str | None, typer.Option("--credit", help="Credits to put in, for example 10.")
+    ] = None,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Open an account."""
+    amount_nano = _parse_amount(opening_credit) if opening_credit is not None else 0
+    config = load_config(data_dir, config_file)
+    database = open_books(config)
+    key = load_or_create_key_file(config.key_path)
+    clock = SystemClock()
+    with database.transaction() as conn:
+        account = create_account(
+            conn, name, peer_id=peer_id, vault=Vault(key), clock=clock, entropy=os.urandom
+        )
+        if amount_nano:
+            account = credit_account(
+                conn, account.id, amount_nano, transfer_id=None, clock=clock, entropy=os.urandom
+            )
+    _show(account, as_json)
+
+
+@app.command()
+def credit(
+    name: Name,
+    amount: Annotated[str, typer.Argument(help="Credits to put in, for example 12.5.")],
+    transfer_id: Annotated[
+        str | None,
+        typer.Option(
+            "--id", help="An id of your own (a ULID): saying the same id again changes nothing."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Put money into an account."""
+    amount_nano = _parse_amount(amount)
+    database = open_books(load_config(data_dir, config_file))
+    with database.transaction() as conn:
+        account = find_by_name(conn, name)
+        account = credit_account(
+            conn,
+            account.id,
+            amount_nano,
+            transfer_id=transfer_id,
+            clock=SystemClock(),
+            entropy=os.urandom,
+        )
+    _show(account, as_json)
+
+
+@app.command()
+def show(
+    name: Annotated[str | None, typer.Argument(help="One account; all if left out.")] = None,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Balances of one account, or of all."""
+    database = open_books(load_config(data_dir, config_file))
+    with database.transaction() as conn:
+        if name is not None:
+            _show(find_by_name(conn, name), as_json)
+            return
+        accounts = list_accounts(conn, limit=10_000)
+    if as_json:
+        print_json([_plain(account) for account in accounts])
+        return
+    print_table(
+        ("account", "name", "kind", "available", "held"),
+        [
+            (
+                account.id,
+                account.label,
+                account.kind.value,
+                format_credits(account.available_nano),
+                format_credits(account.held_nano),
+            )
+            for account in accounts
+        ],
+    )
+
+
+def _show(account: Account, as_json: bool) -> None:
+    if as_json:
+        print_json(_plain(account))
+        return
+    print_facts(
+        {
+            "account": account.id,
+            "name": account.label or short(account.id),
+            "kind": account.kind.value,
+            "available": credits_text(account.available_nano),
+            "held": credits_text(account.held_nano),
+        }
+    )
+
+
+def _plain(account: Account) -> dict[str, object]:
+    return {
+        "id": account.id,
+        "name": account.label,
+        "kind": account.kind.value,
+        "available_nano": account.available_nano,
+        "held_nano": account.held_nano,
+        "posted_nano": account.posted_nano,
+    }
+
+
+def _parse_amount(text: str) -> int:
+    try:
+        amount_nano = parse_credits(text)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
+    if not amount_nano:
+        raise CommandError("an amount of nothing changes nothing")
+    return amount_nano

@@ -1,0 +1,100 @@
+"""`coordinator chat`: talk to a model in the market, answers streaming in."""
+
+import sys
+from typing import Annotated
+
+import trio
+import typer
+
+from coordinator.cli.buy_options import MaxCost, Only, build_constraints
+from coordinator.cli.market_session import MarketSession, open_market
+from coordinator.cli.options import At, ConfigFile, DataDir, KeyFile, load_config
+from coordinator.cli.output import complain, say
+from coordinator.cli.results import print_outcome
+from coordinator.client import JobSpec
+from coordinator.job_stream import JobFailed
+from coordinator.units import units_of
+from protocol.messages import Constraints, Objective, Task
+from protocol.payload import ChatMessage, GenerationInput
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+PROMPT = "you> "
+HELP = "Empty line or Ctrl-D ends, /reset forgets what was said."
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="A model's name, or its digest.")] = DEFAULT_MODEL,
+    system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000)] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
+    objective: Annotated[Objective, typer.Option(help="What matters more.")] = Objective.LATENCY,
+    max_cost: MaxCost = None,
+    only: Only = None,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    key: KeyFile = None,
+    coordinator: At = None,
+) -> None:
+    """Talk to a model. Each answer says which node gave it, how fast, and for how much."""
+    constraints = build_constraints(max_cost=max_cost, only=only)
+    opening = (ChatMessage("system", system),) if system else ()
+
+    async def talk() -> None:
+        config = load_config(data_dir, config_file)
+        async with open_market(config, at=coordinator, key_path=key) as market:
+            say(f"Talking to {model}. {HELP}")
+            history = opening
+            while (line := await _read_line()) is not None:
+                if line == "/reset":
+                    history = opening
+                    continue
+                asked = (*history, ChatMessage("user", line))
+                job_input = GenerationInput(max_tokens, asked, temperature=temperature)
+                answer = await _answer(market, _spec(model, job_input, objective, constraints))
+                if answer is not None:
+                    history = (*asked, ChatMessage("assistant", answer))
+
+    trio.run(talk)
+
+
+async def _answer(market: MarketSession, spec: JobSpec) -> str | None:
+    """Print an answer while it comes. None if there was none; the conversation can go on."""
+    started_at = trio.current_time()
+    answer = ""
+    try:
+        async with market.client.open_job(spec, market.key) as stream:
+            first_output_ms = 1_000 * (trio.current_time() - started_at)
+            async for chunk in stream:
+                answer += chunk.text
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+    except JobFailed as error:
+        complain(str(error))
+        return None
+    typer.echo()
+    info, outcome = stream.ended()
+    total_ms = 1_000 * (trio.current_time() - started_at)
+    print_outcome(info, outcome, first_output_ms=first_output_ms, total_ms=total_ms)
+    return answer
+
+
+def _spec(
+    model: str, job_input: GenerationInput, objective: Objective, constraints: Constraints
+) -> JobSpec:
+    units_max, units_expected = units_of(job_input)
+    return JobSpec(
+        model, Task.CAUSAL_LM, job_input, units_max, units_expected, objective, constraints
+    )
+
+
+async def _read_line() -> str | None:
+    """A line from the terminal, or None at its end. The network goes on meanwhile."""
+
+    def read() -> str | None:
+        try:
+            return input(PROMPT if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return None
+
+    line = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
+    return line or None

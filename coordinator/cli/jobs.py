@@ -1,0 +1,153 @@
+"""`coordinator jobs`: what was bought, where it ran, and how it ended."""
+
+from typing import Annotated
+
+import typer
+
+from coordinator.accounts import find_by_name
+from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
+from coordinator.cli.output import print_facts, print_json, print_table, short, time_text
+from coordinator.db.engine import Connection
+from coordinator.db.jobs import StoredJob, find_job, list_jobs
+from coordinator.db.leases import StoredLease, list_leases_of
+from coordinator.db.receipts import StoredReceipt, list_receipts_of
+from protocol.ids import JobId, PeerId
+from protocol.job_state import JobState
+from protocol.money import format_credits
+
+app = typer.Typer(help="Jobs: list them, look at one.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_command(
+    account: Annotated[str | None, typer.Option(help="Only of this account.")] = None,
+    state: Annotated[JobState | None, typer.Option(help="Only in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000)] = 20,
+    before: Annotated[str | None, typer.Option(help="Only jobs older than this id.")] = None,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """The newest jobs."""
+
+    def query(conn: Connection) -> list[tuple[StoredJob, list[StoredReceipt]]]:
+        client = PeerId(find_by_name(conn, account).id) if account is not None else None
+        older = JobId(before) if before is not None else None
+        found = list_jobs(conn, client=client, state=state, before=older, limit=limit)
+        return [(job, list_receipts_of(conn, job.job_id)) for job in found]
+
+    found = read_books(load_config(data_dir, config_file), query)
+    if as_json:
+        print_json([_plain_job(job, receipts) for job, receipts in found])
+        return
+    print_table(
+        ("job", "created", "state", "task", "client", "node", "in", "out", "credits"),
+        [
+            (
+                job.job_id,
+                time_text(job.created_at_ms),
+                job.state.value,
+                job.task.value,
+                short(job.client),
+                ", ".join(short(receipt.node) for receipt in receipts) or "-",
+                sum(receipt.units.input_tokens for receipt in receipts),
+                sum(receipt.units.output_tokens for receipt in receipts),
+                format_credits(sum(receipt.amount_nano for receipt in receipts)),
+            )
+            for job, receipts in found
+        ],
+    )
+
+
+@app.command()
+def show(
+    job_id: Annotated[str, typer.Argument(help="The job's id.")],
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """One job with every attempt at it."""
+
+    def query(
+        conn: Connection,
+    ) -> tuple[StoredJob | None, list[StoredLease], list[StoredReceipt]]:
+        name = JobId(job_id)
+        return find_job(conn, name), list_leases_of(conn, name), list_receipts_of(conn, name)
+
+    job, leases, receipts = read_books(load_config(data_dir, config_file), query)
+    if job is None:
+        raise CommandError(f"there is no job {job_id!r}: `coordinator jobs list` lists them")
+    if as_json:
+        plain = _plain_job(job, receipts)
+        print_json(plain | {"attempts": [_plain_lease(lease) for lease in leases]})
+        return
+    print_facts(
+        {
+            "job": job.job_id,
+            "state": job.state.value,
+            "client": job.client,
+            "task": job.task.value,
+            "model": job.model_digest,
+            "objective": job.objective.value,
+            "created": time_text(job.created_at_ms),
+            "ended": time_text(job.ended_at_ms),
+            "error": job.error_code or "-",
+        }
+    )
+    by_lease = {receipt.lease_id: receipt for receipt in receipts}
+    print_table(
+        ("attempt", "lease", "node", "hold", "state", "in", "out", "images", "paid", "receipt"),
+        [_attempt_row(lease, by_lease.get(lease.lease_id)) for lease in leases],
+    )
+
+
+def _attempt_row(lease: StoredLease, receipt: StoredReceipt | None) -> tuple[object, ...]:
+    head = (
+        lease.attempt,
+        lease.lease_id,
+        short(lease.node),
+        format_credits(lease.ceiling_nano),
+        lease.state.value,
+    )
+    if receipt is None:
+        return (*head, "-", "-", "-", "-", "none")
+    units = receipt.units
+    paid = format_credits(receipt.amount_nano)
+    counts = (units.input_tokens, units.output_tokens, units.images)
+    return (*head, *counts, paid, receipt.state.value)
+
+
+def _plain_job(job: StoredJob, receipts: list[StoredReceipt]) -> dict[str, object]:
+    return {
+        "job_id": job.job_id,
+        "state": job.state.value,
+        "client": job.client,
+        "task": job.task.value,
+        "model_digest": job.model_digest,
+        "objective": job.objective.value,
+        "created_at_ms": job.created_at_ms,
+        "ended_at_ms": job.ended_at_ms,
+        "error_code": job.error_code,
+        "receipts": [
+            {
+                "lease_id": receipt.lease_id,
+                "node": receipt.node,
+                "input_tokens": receipt.units.input_tokens,
+                "output_tokens": receipt.units.output_tokens,
+                "images": receipt.units.images,
+                "amount_nano": receipt.amount_nano,
+                "state": receipt.state.value,
+            }
+            for receipt in receipts
+        ],
+    }
+
+
+def _plain_lease(lease: StoredLease) -> dict[str, object]:
+    return {
+        "lease_id": lease.lease_id,
+        "attempt": lease.attempt,
+        "node": lease.node,
+        "ceiling_nano": lease.ceiling_nano,
+        "state": lease.state.value,
+    }

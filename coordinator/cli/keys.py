@@ -1,0 +1,115 @@
+"""`coordinator keys`: API keys for people and programs that speak HTTP."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from coordinator.accounts import find_by_name
+from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, open_books
+from coordinator.cli.output import print_json, print_table, say, time_text
+from coordinator.db.api_keys import ApiKey, create_api_key, list_api_keys, revoke_api_key
+from coordinator.db.custodial_keys import find_custodial_key
+from protocol.money import format_credits, parse_credits
+from protocol.net.clock import SystemClock
+
+app = typer.Typer(help="API keys: make, list and revoke them.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    account: Annotated[str, typer.Argument(help="Whose money the key spends: a name or an id.")],
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    budget: Annotated[
+        str | None, typer.Option(help="At most this many credits, ever.", show_default="no limit")
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, show_default="no limit")
+    ] = None,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key. It is shown once, here, and never again."""
+    database = open_books(load_config(data_dir, config_file))
+    with database.transaction() as conn:
+        owner = find_by_name(conn, account)
+        if find_custodial_key(conn, owner.id) is None:
+            raise CommandError(
+                f"account {account!r} signs with a key of its own; API keys are for accounts whose "
+                "key we keep: create one without --peer-id"
+            )
+        secret, key = create_api_key(
+            conn,
+            owner.id,
+            name,
+            now_ms=SystemClock().now_ms(),
+            entropy=os.urandom,
+            budget_nano=_parse_budget(budget),
+            requests_per_minute=requests_per_minute,
+        )
+    if as_json:
+        print_json({"key": secret, **_plain(key)})
+        return
+    say(f"Key {key.id} of account {owner.label or owner.id}. Copy it now; it is not stored:")
+    typer.echo(secret)
+
+
+@app.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Let nobody in with this key any more."""
+    database = open_books(load_config(data_dir, config_file))
+    with database.transaction() as conn:
+        if not revoke_api_key(conn, key_id, now_ms=SystemClock().now_ms()):
+            raise CommandError(f"there is no key {key_id!r} that could be revoked")
+    say(f"Key {key_id} is revoked.")
+
+
+@app.command("list")
+def list_keys(
+    account: Annotated[str | None, typer.Argument(help="Of one account; all if left out.")] = None,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Every key with its use; the keys themselves are not stored."""
+    database = open_books(load_config(data_dir, config_file))
+    with database.transaction() as conn:
+        owner = find_by_name(conn, account).id if account is not None else None
+        found = list_api_keys(conn, account=owner)
+    if as_json:
+        print_json([_plain(key) for key in found])
+        return
+    print_table(
+        ("id", "begins", "name", "account", "created", "spent", "budget", "state"),
+        [
+            (
+                key.id,
+                f"{key.prefix}…",
+                key.name or "-",
+                key.account,
+                time_text(key.created_at_ms),
+                format_credits(key.spent_nano),
+                "-" if key.budget_nano is None else format_credits(key.budget_nano),
+                "active" if key.revoked_at_ms is None else "revoked",
+            )
+            for key in found
+        ],
+    )
+
+
+def _plain(key: ApiKey) -> dict[str, object]:
+    return {field: getattr(key, field) for field in ApiKey.__slots__}
+
+
+def _parse_budget(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_credits(text)
+    except ValueError as error:
+        raise CommandError(str(error)) from None

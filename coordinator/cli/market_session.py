@@ -1,0 +1,77 @@
+"""A command's own presence in the market: a key, a connection to a coordinator, a client."""
+
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+from protocol.net.libp2p import Libp2pTransport
+
+from coordinator.cli.options import CommandError
+from coordinator.client import MarketClient
+from coordinator.remote import RemoteLeaser
+from coordinator.settings import Config
+from protocol.errors import RemoteProtocolError
+from protocol.ids import parse_peer_id
+from protocol.keyfile import load_or_create_key_file
+from protocol.keys import SigningKey
+from protocol.net.clock import SystemClock
+from protocol.net.pool import StreamPool
+from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL
+
+ROLE = "client"
+CONNECT_WITHIN_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class MarketSession:
+    key: SigningKey
+    leaser: RemoteLeaser
+    client: MarketClient
+
+
+def buyer_key(config: Config, path: Path | None) -> SigningKey:
+    return load_or_create_key_file(path if path is not None else config.client_key_path)
+
+
+@asynccontextmanager
+async def open_market(
+    config: Config, *, at: str | None, key_path: Path | None
+) -> AsyncIterator[MarketSession]:
+    """Join the market of the coordinator at `at`, or of the one that runs on this machine."""
+    address = at if at is not None else _local_address(config)
+    try:
+        coordinator = parse_peer_id(address.rpartition("/p2p/")[2])
+    except RemoteProtocolError:
+        raise CommandError(f"{address!r} does not end in /p2p/ and a peer id") from None
+    key = buyer_key(config, key_path)
+    transport = Libp2pTransport(key, ())
+    rng = random.SystemRandom()
+    lease_pool, job_pool = (
+        StreamPool(transport, protocol, role=ROLE, rng=rng)
+        for protocol in (LEASE_PROTOCOL, JOB_PROTOCOL)
+    )
+    leaser = RemoteLeaser(lease_pool, coordinator, addresses=(address,))
+    client = MarketClient(job_pool, leaser, clock=SystemClock(), entropy=os.urandom)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(transport.run)
+        await nursery.start(lease_pool.run)
+        await nursery.start(job_pool.run)
+        await nursery.start(client.run)
+        await transport.connect(address, timeout_s=CONNECT_WITHIN_S)
+        yield MarketSession(key, leaser, client)
+        await client.wait_settled()
+        nursery.cancel_scope.cancel()
+
+
+def _local_address(config: Config) -> str:
+    try:
+        return config.address_path.read_text().strip()
+    except OSError:
+        raise CommandError(
+            f"no coordinator runs with data directory {config.data_dir}: start one, or name one "
+            "with --coordinator"
+        ) from None

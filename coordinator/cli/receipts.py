@@ -1,0 +1,76 @@
+"""`coordinator receipts`: the signed evidence behind every payment, and checking it anywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, open_books
+from coordinator.cli.output import credits_text, print_facts, print_json
+from coordinator.db.jobs import find_job
+from coordinator.db.leases import find_lease
+from coordinator.db.receipts import list_receipts_of
+from coordinator.evidence import read_evidence, write_evidence
+from protocol.ids import JobId
+from protocol.receipts import Evidence, verify_chain
+
+app = typer.Typer(help="Receipts: export and verify them.", no_args_is_help=True)
+
+
+@app.command()
+def export(
+    job_id: Annotated[str, typer.Argument(help="The job's id.")],
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Print the signed messages of a job's last receipt, for `receipts verify` anywhere."""
+    database = open_books(load_config(data_dir, config_file))
+    with database.transaction() as conn:
+        job = find_job(conn, JobId(job_id))
+        receipts = list_receipts_of(conn, JobId(job_id))
+        stored = receipts[-1] if receipts else None
+        lease = find_lease(conn, stored.lease_id) if stored is not None else None
+    if job is None or stored is None or lease is None:
+        raise CommandError(f"there is no receipt for a job {job_id!r}")
+    typer.echo(
+        write_evidence(job.request, lease.envelope, stored.receipt, stored.acceptance), nl=False
+    )
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="What `receipts export` printed; - for stdin.")],
+    as_json: Json = False,
+) -> None:
+    """Check every signature and that the messages belong together. Needs no network, no books."""
+    try:
+        text = typer.get_text_stream("stdin").read() if str(file) == "-" else file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"cannot read {file}: {error}") from None
+    evidence = read_evidence(text)
+    verify_chain(evidence)
+    facts = _facts(evidence)
+    if as_json:
+        print_json({"valid": True, **facts})
+        return
+    typer.echo("valid: every signature and every link holds")
+    print_facts(facts | {"amount": credits_text(evidence.receipt.message.amount_nano)})
+
+
+def _facts(evidence: Evidence) -> dict[str, object]:
+    billed = evidence.receipt.message
+    accepted = evidence.acceptance
+    agrees = "not there" if accepted is None else "yes" if accepted.message.agrees else "no"
+    return {
+        "job": billed.job_id,
+        "client": billed.client,
+        "node": billed.node,
+        "coordinator": billed.coordinator,
+        "model": billed.model_digest,
+        "finish": billed.finish.value,
+        "input_tokens": billed.units.input_tokens,
+        "output_tokens": billed.units.output_tokens,
+        "images": billed.units.images,
+        "amount_nano": billed.amount_nano,
+        "client_agrees": agrees,
+    }

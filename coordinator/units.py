@@ -1,0 +1,51 @@
+"""How much a job may use at most, and probably will: the bounds of a request, from its input alone.
+
+A buyer has no tokenizer. A token of a byte-level vocabulary stands for at least one byte, so the
+bytes of the text bound its tokens; chat templates add a little per message. What is not used is
+released with the receipt, so the bound costs nothing but a larger hold for some seconds.
+"""
+
+from protocol.limits import TOKENS_MAX
+from protocol.payload import EmbeddingInput, GenerationInput, JobInput
+from protocol.pricing import Units
+
+# English text has about four bytes a token.
+BYTES_PER_TOKEN = 4
+# Role names and separators; and a default system prompt, which some templates add.
+TEMPLATE_TOKENS_PER_MESSAGE = 16
+TEMPLATE_TOKENS = 128
+# Answers are mostly shorter than what people allow.
+OUTPUT_TOKENS_EXPECTED = 256
+
+
+def units_of(job_input: JobInput) -> tuple[Units, Units]:
+    """(the most that may be billed, what to expect). Raises ValueError if that is out of range."""
+    if isinstance(job_input, GenerationInput):
+        return _generation_units(job_input)
+    if isinstance(job_input, EmbeddingInput):
+        text_bytes = sum(len(text.encode()) for text in job_input.texts)
+        # Two tokens around every text mark its beginning and end.
+        marks = 2 * len(job_input.texts)
+        return (
+            Units(input_tokens=min(text_bytes + marks, TOKENS_MAX)),
+            Units(input_tokens=min(text_bytes // BYTES_PER_TOKEN + marks, TOKENS_MAX)),
+        )
+    return Units(images=1), Units(images=1)
+
+
+def _generation_units(job_input: GenerationInput) -> tuple[Units, Units]:
+    texts = [message.content for message in job_input.messages]
+    text_bytes = sum(len(text.encode()) for text in [*texts, job_input.prompt or ""])
+    given = len(job_input.prompt_tokens) + len(job_input.prefix_tokens)
+    template = TEMPLATE_TOKENS + TEMPLATE_TOKENS_PER_MESSAGE * len(texts) if texts else 1
+    expected_input = given + template // 2 + text_bytes // BYTES_PER_TOKEN
+    return (
+        Units(
+            input_tokens=min(given + template + text_bytes, TOKENS_MAX),
+            output_tokens=job_input.max_tokens,
+        ),
+        Units(
+            input_tokens=min(expected_input, TOKENS_MAX),
+            output_tokens=min(job_input.max_tokens, OUTPUT_TOKENS_EXPECTED),
+        ),
+    )
