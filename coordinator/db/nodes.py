@@ -1,4 +1,4 @@
-"""What is remembered of nodes beyond their current offers: when they were seen, and how they did."""
+"""What is remembered of nodes beyond their current offers: when they were seen, how they did."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -105,7 +105,7 @@ def apply_chains(book: Book, chains: Sequence[Chain], *, now_ms: int) -> Applied
     """Submit chains one after another to what `book` knows; each sees those before it."""
     # A clock that was set back must not revive an expired hold: the books' time never goes back.
     first_at_ns = max(now_ms * _NS_PER_MS, book.last_at_ns + 1)
-    batch = _Batch(book, first_at_ns // _NS_PER_MS)
+    batch = _Batch(book, first_at_ns)
     results = [batch.submit(chain) for chain in chains]
     return Applied(
         results=results,
@@ -141,9 +141,9 @@ class _Sums:
 class _Batch:
     """Working copies of a book. Nothing is copied that no chain touches."""
 
-    def __init__(self, book: Book, now_ms: int) -> None:
+    def __init__(self, book: Book, first_at_ns: int) -> None:
         self._accounts = book.accounts
-        self._now_ms = now_ms
+        self._first_at_ns = first_at_ns
         self._sums: dict[AccountId, _Sums] = {}
         self._existing = dict(book.existing)
         self._resolutions = dict(book.resolutions)
@@ -153,6 +153,11 @@ class _Batch:
         self.failed_ids: list[TransferId] = []
         # What happened, each with the hold that it resolved: enough to undo it.
         self.log: list[tuple[Transfer, Transfer | None]] = []
+
+    @property
+    def _now_ms(self) -> int:
+        """The time that the next transfer will carry: the books show what judged it."""
+        return (self._first_at_ns + len(self.log)) // _NS_PER_MS
 
     def submit(self, chain: Chain) -> ChainResult:
         start = len(self.log)

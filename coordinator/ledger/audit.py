@@ -1,0 +1,302 @@
+"""Proof that the books are right: everything that should follow from the transfers, does.
+
+A list of small checks, each of which reports all that it finds. It reads one snapshot, so the
+market may go on meanwhile. Memory grows with accounts and open holds, not with transfers.
+
+This checks what is stored, with arithmetic of its own; the rules that decide what may be stored are
+in `coordinator.ledger.machine`. Queries are in `coordinator.db.audits`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import islice
+
+from coordinator.db import audits
+from coordinator.db.engine import Connection
+from coordinator.db.transfers import iterate_transfers
+from coordinator.ledger.accounts import Account, AccountId, SystemAccount
+from coordinator.ledger.transfers import RecordedTransfer, Transfer, TransferKind
+from protocol.errors import RemoteProtocolError
+from protocol.ids import TransferId, parse_ulid
+from protocol.money import AMOUNT_NANO_MAX, format_credits
+
+# A broken database may have a finding per row: nobody reads more than these.
+_FINDINGS_MAX = 1_000
+
+
+class Check(StrEnum):
+    """What was found to be wrong."""
+
+    SEQUENCE_HAS_GAP = "sequence_has_gap"
+    TIME_GOES_BACKWARDS = "time_goes_backwards"
+    TRANSFER_MALFORMED = "transfer_malformed"
+    ACCOUNT_MISSING = "account_missing"
+    ACCOUNT_OVERDRAWN = "account_overdrawn"
+    HOLD_RESOLVED_WRONGLY = "hold_resolved_wrongly"
+    ID_USED_TWICE = "id_used_twice"
+    FAILED_ID_HAPPENED = "failed_id_happened"
+    BALANCE_IS_NOT_FOLD = "balance_is_not_fold"
+    DEBITS_ARE_NOT_CREDITS = "debits_are_not_credits"
+    ESCROW_KEEPS_MONEY = "escrow_keeps_money"
+    OPEN_HOLDS_DIFFER = "open_holds_differ"
+    LEASE_CONTRADICTS_HOLD = "lease_contradicts_hold"
+    RECEIPT_CONTRADICTS_CAPTURE = "receipt_contradicts_capture"
+    MORE_FINDINGS = "more_findings"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One error. `subject` is the id of the account, transfer or lease that it is about."""
+
+    check: Check
+    subject: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What was looked at, and everything that is wrong with it."""
+
+    transfers: int
+    accounts: int
+    open_holds: int
+    issued_nano: int
+    held_nano: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_green(self) -> bool:
+        return not self.findings
+
+
+@dataclass(slots=True)
+class _Balance:
+    debits_pending: int = 0
+    debits_posted: int = 0
+    credits_pending: int = 0
+    credits_posted: int = 0
+
+    @property
+    def available_nano(self) -> int:
+        return self.credits_posted - self.debits_posted - self.debits_pending
+
+
+@dataclass(slots=True)
+class _Fold:
+    """What the transfers read so far add up to."""
+
+    sequence: int = 0
+    at_ns: int = 0
+    balances: dict[AccountId, _Balance] = field(default_factory=dict)
+    open: dict[TransferId, Transfer] = field(default_factory=dict)
+
+    def balance(self, account_id: AccountId) -> _Balance:
+        return self.balances.setdefault(account_id, _Balance())
+
+
+def audit(conn: Connection) -> AuditReport:
+    """Check the whole book. Takes some seconds per million transfers."""
+    accounts = audits.load_accounts(conn)
+    fold = _Fold()
+    checks = (
+        _check_transfers(conn, fold, accounts),
+        _check_ids(conn),
+        _check_balances(fold, accounts),
+        _check_sums(accounts),
+        _check_open_holds(conn, fold),
+        _check_leases(conn),
+        _check_receipts(conn),
+    )
+    found = (finding for check in checks for finding in check)
+    findings = list(islice(found, _FINDINGS_MAX))
+    if len(findings) == _FINDINGS_MAX:
+        findings.append(Finding(Check.MORE_FINDINGS, "", "there is more wrong than is listed here"))
+    issuance = accounts.get(SystemAccount.ISSUANCE)
+    escrow = accounts.get(SystemAccount.ESCROW)
+    return AuditReport(
+        transfers=fold.sequence,
+        accounts=len(accounts),
+        open_holds=len(fold.open),
+        issued_nano=-issuance.posted_nano if issuance else 0,
+        held_nano=escrow.credits_pending if escrow else 0,
+        findings=tuple(findings),
+    )
+
+
+def _check_transfers(
+    conn: Connection, fold: _Fold, accounts: dict[AccountId, Account]
+) -> Iterator[Finding]:
+    """Read every transfer once, in order, and judge each by those before it."""
+    for recorded in iterate_transfers(conn):
+        transfer = recorded.transfer
+        yield from _check_order(fold, recorded)
+        fault = _find_fault(transfer)
+        if fault is not None:
+            yield Finding(Check.TRANSFER_MALFORMED, transfer.id, fault)
+        yield from _apply(fold, recorded)
+        for account_id in (transfer.debit, transfer.credit):
+            if account_id not in accounts:
+                yield Finding(
+                    Check.ACCOUNT_MISSING, account_id, f"transfer {transfer.id} names this account"
+                )
+        debtor = accounts.get(transfer.debit)
+        available_nano = fold.balance(transfer.debit).available_nano
+        if debtor and not debtor.may_overdraw and available_nano < 0:
+            yield Finding(
+                Check.ACCOUNT_OVERDRAWN,
+                transfer.debit,
+                f"transfer {transfer.id} leaves {format_credits(available_nano)}",
+            )
+
+
+def _check_order(fold: _Fold, recorded: RecordedTransfer) -> Iterator[Finding]:
+    transfer_id = recorded.transfer.id
+    if recorded.sequence != fold.sequence + 1:
+        yield Finding(
+            Check.SEQUENCE_HAS_GAP,
+            transfer_id,
+            f"sequence {recorded.sequence} follows {fold.sequence}",
+        )
+    if recorded.created_at_ns <= fold.at_ns:
+        yield Finding(
+            Check.TIME_GOES_BACKWARDS,
+            transfer_id,
+            f"{recorded.created_at_ns} ns follows {fold.at_ns} ns",
+        )
+    fold.sequence, fold.at_ns = recorded.sequence, recorded.created_at_ns
+
+
+def _find_fault(transfer: Transfer) -> str | None:
+    """What is wrong with a transfer on its own."""
+    try:
+        parse_ulid(transfer.id)
+    except RemoteProtocolError:
+        return "its id is not a ULID"
+    if not 0 <= transfer.amount_nano <= AMOUNT_NANO_MAX:
+        return f"its amount of {transfer.amount_nano} is out of range"
+    if transfer.debit == transfer.credit:
+        return "it debits and credits the same account"
+    resolves = transfer.kind in (TransferKind.POST, TransferKind.VOID, TransferKind.EXPIRE)
+    if resolves != (transfer.pending_id is not None):
+        return f"a {transfer.kind.value} transfer names the hold {transfer.pending_id}"
+    if (transfer.kind is TransferKind.PENDING) != (transfer.timeout_at_ms is not None):
+        return f"a {transfer.kind.value} transfer has the timeout {transfer.timeout_at_ms}"
+    return None
+
+
+def _apply(fold: _Fold, recorded: RecordedTransfer) -> Iterator[Finding]:
+    transfer = recorded.transfer
+    debit, credit = fold.balance(transfer.debit), fold.balance(transfer.credit)
+    amount = transfer.amount_nano
+    if transfer.kind is TransferKind.PENDING:
+        debit.debits_pending += amount
+        credit.credits_pending += amount
+        fold.open[transfer.id] = transfer
+        return
+    if transfer.kind is not TransferKind.POSTED and transfer.pending_id is not None:
+        hold = fold.open.pop(transfer.pending_id, None)
+        fault = _find_resolution_fault(hold, recorded)
+        if fault is not None:
+            yield Finding(Check.HOLD_RESOLVED_WRONGLY, transfer.id, fault)
+        if hold is not None:
+            fold.balance(hold.debit).debits_pending -= hold.amount_nano
+            fold.balance(hold.credit).credits_pending -= hold.amount_nano
+    if transfer.kind in (TransferKind.POSTED, TransferKind.POST):
+        debit.debits_posted += amount
+        credit.credits_posted += amount
+
+
+def _find_resolution_fault(hold: Transfer | None, recorded: RecordedTransfer) -> str | None:
+    """What is wrong with how a transfer resolves its hold."""
+    transfer = recorded.transfer
+    if hold is None:
+        return f"hold {transfer.pending_id} does not exist, or is resolved before"
+    if (hold.debit, hold.credit) != (transfer.debit, transfer.credit):
+        return f"hold {hold.id} is between other accounts"
+    if transfer.amount_nano > hold.amount_nano:
+        return f"{transfer.amount_nano} is more than the {hold.amount_nano} of hold {hold.id}"
+    if transfer.kind is not TransferKind.POST and transfer.amount_nano != hold.amount_nano:
+        return f"it releases {transfer.amount_nano} of the {hold.amount_nano} of hold {hold.id}"
+    is_late = recorded.created_at_ns // 1_000_000 >= (hold.timeout_at_ms or 0)
+    if is_late != (transfer.kind is TransferKind.EXPIRE):
+        return f"its time lies on the wrong side of the timeout of hold {hold.id}"
+    return None
+
+
+def _check_ids(conn: Connection) -> Iterator[Finding]:
+    for transfer_id in audits.repeated_ids(conn):
+        yield Finding(Check.ID_USED_TWICE, transfer_id, "two transfers have this id")
+    for transfer_id in audits.failed_ids_that_happened(conn):
+        yield Finding(
+            Check.FAILED_ID_HAPPENED, transfer_id, "its submitter was told that it had failed"
+        )
+
+
+def _check_balances(fold: _Fold, accounts: dict[AccountId, Account]) -> Iterator[Finding]:
+    for account in accounts.values():
+        folded = fold.balances.get(account.id, _Balance())
+        for name in ("debits_pending", "debits_posted", "credits_pending", "credits_posted"):
+            stored, expected = getattr(account, name), getattr(folded, name)
+            if stored != expected:
+                yield Finding(
+                    Check.BALANCE_IS_NOT_FOLD,
+                    account.id,
+                    f"{name} is {stored}, its transfers make {expected}",
+                )
+
+
+def _check_sums(accounts: dict[AccountId, Account]) -> Iterator[Finding]:
+    sums: tuple[tuple[str, Callable[[Account], int], Callable[[Account], int]], ...] = (
+        ("posted", lambda a: a.debits_posted, lambda a: a.credits_posted),
+        ("pending", lambda a: a.debits_pending, lambda a: a.credits_pending),
+    )
+    for name, debits_of, credits_of in sums:
+        debited = sum(map(debits_of, accounts.values()))
+        credited = sum(map(credits_of, accounts.values()))
+        if debited != credited:
+            yield Finding(
+                Check.DEBITS_ARE_NOT_CREDITS,
+                "",
+                f"all {name} debits are {debited}, all {name} credits {credited}",
+            )
+    escrow = accounts.get(SystemAccount.ESCROW)
+    if escrow is not None and escrow.posted_nano != 0:
+        # A capture passes money through it in one chain: what stays has lost its way.
+        yield Finding(
+            Check.ESCROW_KEEPS_MONEY, escrow.id, f"it holds {format_credits(escrow.posted_nano)}"
+        )
+
+
+def _check_open_holds(conn: Connection, fold: _Fold) -> Iterator[Finding]:
+    stored = audits.load_open_holds(conn)
+    for hold_id in sorted(stored.keys() - fold.open.keys()):
+        yield Finding(Check.OPEN_HOLDS_DIFFER, hold_id, "it is listed as open, and is not")
+    for hold_id, hold in fold.open.items():
+        if hold_id not in stored:
+            yield Finding(Check.OPEN_HOLDS_DIFFER, hold_id, "it is open, and not listed")
+        elif stored[hold_id] != hold.timeout_at_ms:
+            yield Finding(
+                Check.OPEN_HOLDS_DIFFER,
+                hold_id,
+                f"its timeout is listed as {stored[hold_id]}, and is {hold.timeout_at_ms}",
+            )
+
+
+def _check_leases(conn: Connection) -> Iterator[Finding]:
+    for lease in audits.contradicting_leases(conn):
+        ended = f"ended by {lease.resolution}" if lease.resolution else "still open"
+        yield Finding(
+            Check.LEASE_CONTRADICTS_HOLD,
+            lease.lease_id,
+            f"the lease is {lease.state}, its hold {lease.hold_id} is {ended}",
+        )
+
+
+def _check_receipts(conn: Connection) -> Iterator[Finding]:
+    for receipt in audits.contradicting_receipts(conn):
+        yield Finding(
+            Check.RECEIPT_CONTRADICTS_CAPTURE,
+            receipt.lease_id,
+            f"the receipt says {receipt.amount_nano}, {receipt.captured_nano} was captured",
+        )
