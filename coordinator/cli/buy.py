@@ -49,6 +49,18 @@ from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, Image
 from protocol.pricing import PriceSheet, Units
 from protocol.services import NodesAsk, NodeSummary, QuoteAsk, QuoteReply
 
+NODE_HEADINGS = (
+    "node",
+    "region",
+    "isolation",
+    "rtt",
+    "busy",
+    "health",
+    "model",
+    "slots",
+    "price",
+)
+
 Model = Annotated[str, typer.Argument(help="A model's name, or its manifest digest.")]
 Goal = Annotated[Objective, typer.Option(help="What matters more.")]
 MaxTokens = Annotated[int, typer.Option(min=1, max=1_000_000, help="The longest answer.")]
