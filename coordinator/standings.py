@@ -32,8 +32,8 @@ DECAYING = [SUCCESSES, FAILURES, REFUSALS, FIRST_WEIGHT, DECODE_WEIGHT]
 
 # Claims come from a benchmark on an idle node, so an unmeasured one is taken to be slower by this.
 PRIOR_RATIO = 1.25
-# The prior weighs as much as one measurement: who claims too much is found out in a few jobs.
-PRIOR_RATIO_WEIGHT = 1.0
+# The prior weighs as much as half a measurement: who claims too much is found out in a few jobs.
+PRIOR_RATIO_WEIGHT = 0.5
 # A stranger is believed to succeed nine times in ten: a little worse than most, so that a fresh
 # identity never outranks a good record, yet close enough to win by being cheaper or faster.
 PRIOR_SUCCESSES = 9.0

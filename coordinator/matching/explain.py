@@ -130,7 +130,8 @@ def _retry_after(
         return None
     rows, standings = selection.rows, selection.standings.rows
     rested_ms = np.maximum(standings[:, OPEN_UNTIL], standings[:, COOLING_UNTIL]) - selection.now_ms
-    slot_ms = (estimates.total_ms - estimates.rtt_ms) / rows.value(SLOTS)
+    job_ms = estimates.prefill_ms + estimates.decode_ms
+    slot_ms = job_ms / rows.value(SLOTS)
     is_full = rows.value(BUSY) >= rows.value(ROOM)
     wait_ms = np.maximum(rested_ms, np.where(is_full, slot_ms, 0.0))[waits_only]
     return int(min(max(wait_ms.min(), _RETRY_MIN_MS), _RETRY_MAX_MS))
