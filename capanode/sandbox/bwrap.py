@@ -81,11 +81,13 @@ def bwrap_options(world: World) -> list[str]:
 
 
 def _namespaces() -> list[str]:
+    """The worker is process 1 of its namespace: bwrap's own init beside it would let it read host
+    paths in that one's memory, and would serve only programs that fork."""
     return [
         *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
         *("--unshare-cgroup-try", "--disable-userns"),
         *("--uid", _INNER_ID, "--gid", _INNER_ID, "--hostname", "worker"),
-        *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+        *("--as-pid-1", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
     ]
 
 

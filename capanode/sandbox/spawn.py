@@ -69,23 +69,17 @@ class SandboxedProcess:
     stderr_fd: int
     info_fd: int | None
     host_dir: Path | None
-    init_pid: int | None = None
+    _program_pid: int | None = None
 
     def find_program_pid(self) -> int | None:
-        """The host's pid of the program itself, below bwrap's small init; None if it has not got
-        that far, or is gone."""
+        """The host's pid of the program itself, which bwrap starts below it; None if it has not got
+        that far, or failed before."""
         if self.info_fd is None:
             return self.popen.pid
-        if self.init_pid is None:
-            try:
-                self.init_pid = int(json.loads(os.read(self.info_fd, 4096))["child-pid"])
-            except (OSError, ValueError):
-                return None
-        try:
-            children = Path(f"/proc/{self.init_pid}/task/{self.init_pid}/children").read_text()
-        except OSError:
-            return None
-        return int(children.split()[0]) if children else None
+        if self._program_pid is None:
+            with contextlib.suppress(OSError, ValueError):
+                self._program_pid = int(json.loads(os.read(self.info_fd, 4096))["child-pid"])
+        return self._program_pid
 
     def kill(self) -> None:
         """Kill the whole sandbox: everything in it dies with its topmost process."""

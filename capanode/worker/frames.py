@@ -58,6 +58,7 @@ class Kind(IntEnum):
     EVENTS = 17
     PONG = 18
     LOAD_FAILED = 19
+    CANCELLED = 20
 
 
 class EventKind(IntEnum):
@@ -101,11 +102,18 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """No event of the cancelled job follows; those of a new job with the same id may."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class LoadFailed:
     message: str
 
 
-Report = EngineInfo | list[EngineEvent] | Pong | LoadFailed
+Report = EngineInfo | list[EngineEvent] | Pong | Cancelled | LoadFailed
 
 
 class FrameBuffer:
@@ -177,6 +185,10 @@ def encode_pong(number: int) -> bytes:
     return _frame((Kind.PONG, number))
 
 
+def encode_cancelled(job_id: str) -> bytes:
+    return _frame((Kind.CANCELLED, job_id))
+
+
 def encode_load_failed(message: str) -> bytes:
     return _frame((Kind.LOAD_FAILED, message[:MESSAGE_CHARS_MAX]))
 
@@ -238,6 +250,8 @@ def parse_report(header: Any, blob: memoryview) -> Report:
     match header:
         case [Kind.PONG, int(number)]:
             return Pong(number)
+        case [Kind.CANCELLED, str(job_id)]:
+            return Cancelled(job_id)
         case [Kind.READY, str(task), int(slots), int(context_tokens), str(quantization)]:
             if (
                 task not in set(Task)

@@ -22,9 +22,6 @@ EventSink = Callable[[EngineEvent], None]
 # Far above any engine's slots and any queue before them; stops a caller that has gone wild.
 JOBS_MAX = 1_024
 
-# Events of a job that was cancelled may be on their way already: at most some steps' worth.
-STRAY_EVENTS_PER_CANCEL = 1_024
-
 # A reader this far behind, with a bounded output, has stopped reading.
 QUEUED_EVENTS_MAX = 4_096
 
@@ -74,57 +71,68 @@ class JobBook:
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
-        self._stray_budget = 0
+        # Cancelled jobs whose last events may still be on their way, and how often each was
+        # cancelled: an id can be used again at once, and must not get its predecessor's events.
+        self._leaving: dict[str, int] = {}
 
-    def __len__(self) -> int:
+    @property
+    def live_jobs(self) -> int:
         return len(self._jobs)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing is expected of the worker."""
+        return not self._jobs and not self._leaving
 
     def add(self, job_id: str, sink: EventSink) -> None:
         """Raises RemoteProtocolError."""
         if job_id in self._jobs:
             raise RemoteProtocolError("the job is running already", code=Code.ALREADY_EXISTS)
-        if len(self._jobs) >= JOBS_MAX:
+        if len(self._jobs) + len(self._leaving) >= JOBS_MAX:
             raise RemoteProtocolError("too many jobs for one worker", code=Code.BUSY)
         self._jobs[job_id] = _Job(sink)
 
     def remove(self, job_id: str) -> bool:
-        """Forget a job; False if it is not live. Later events of it are expected for a while."""
+        """Forget a job; False if it is not live. The worker is expected to confirm."""
         if self._jobs.pop(job_id, None) is None:
             return False
-        self._stray_budget += STRAY_EVENTS_PER_CANCEL
+        self._leaving[job_id] = self._leaving.get(job_id, 0) + 1
         return True
+
+    def confirm_removal(self, job_id: str) -> None:
+        """Raises WorkerProtocolError."""
+        left = self._leaving.pop(job_id, 0) - 1
+        if left < 0:
+            raise WorkerProtocolError("the worker confirms what it was not told")
+        if left:
+            self._leaving[job_id] = left
 
     def deliver(self, events: Iterable[EngineEvent]) -> None:
         """Hand each event to its job. Raises WorkerProtocolError where they make no sense."""
         jobs = self._jobs
         for event in events:
+            if event.job_id in self._leaving:
+                continue
             job = jobs.get(event.job_id)
             if job is None:
-                self._count_stray()
-            elif isinstance(event, Produced):
+                raise WorkerProtocolError("the worker speaks of a job that it does not have")
+            if isinstance(event, Produced):
                 _account(job, event)
-                job.sink(event)
             elif isinstance(event, Started):
                 if job.is_started:
                     raise WorkerProtocolError("a job started twice")
                 job.is_started = True
-                job.sink(event)
             else:
                 _check_end(job, event)
                 del jobs[event.job_id]
-                job.sink(event)
+            job.sink(event)
 
     def fail_all(self, code: Code, message: str) -> None:
         """End every live job: its worker is gone."""
         jobs, self._jobs = self._jobs, {}
-        self._stray_budget = 0
+        self._leaving.clear()
         for job_id, job in jobs.items():
             job.sink(Failed(job_id, code, message, Units(output_tokens=job.tokens)))
-
-    def _count_stray(self) -> None:
-        self._stray_budget -= 1
-        if self._stray_budget < 0:
-            raise WorkerProtocolError("the worker speaks of jobs that it does not have")
 
 
 def _account(job: _Job, event: Produced) -> None:

@@ -26,6 +26,7 @@ from capanode.worker.frames import (
     FrameBuffer,
     Ping,
     Start,
+    encode_cancelled,
     encode_events,
     encode_load_failed,
     encode_pong,
@@ -68,6 +69,10 @@ class Channel:
     def send(self, frame: bytes) -> None:
         self._channel.sendall(frame)
 
+    def send_events(self, events: Sequence[EngineEvent]) -> None:
+        for frame in encode_events(events):
+            self._channel.sendall(frame)
+
 
 def serve(channel: Channel, engine: Engine) -> None:
     """Run jobs until the node says stop or is gone."""
@@ -78,14 +83,17 @@ def serve(channel: Channel, engine: Engine) -> None:
                 events += _submit(engine, command)
             elif isinstance(command, Cancel):
                 engine.cancel(command.job_id)
+                # After what is told of the job already, before anything of a successor.
+                channel.send_events(events)
+                events = []
+                channel.send(encode_cancelled(command.job_id))
             elif isinstance(command, Ping):
                 channel.send(encode_pong(command.number))
             else:
                 return
         if not engine.is_idle:
             events += engine.step()
-        for frame in encode_events(events):
-            channel.send(frame)
+        channel.send_events(events)
 
 
 def _submit(engine: Engine, command: Start) -> tuple[Failed, ...]:

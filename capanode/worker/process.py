@@ -19,6 +19,7 @@ from capanode.engines.base import EngineInfo
 from capanode.sandbox.limits import resident_bytes
 from capanode.sandbox.spawn import Sandbox, SandboxedProcess
 from capanode.worker.frames import (
+    Cancelled,
     Command,
     FrameBuffer,
     LoadFailed,
@@ -183,6 +184,8 @@ class WorkerProcess:
             if report.number != self._ping:
                 raise WorkerProtocolError("an answer to a ping that was not sent")
             self._ping_sent_at_s = None
+        elif isinstance(report, Cancelled):
+            self._book.confirm_removal(report.job_id)
         elif isinstance(report, LoadFailed):
             self._end(Code.MODEL_UNAVAILABLE, f"the model did not load: {report.message}")
         else:
@@ -215,7 +218,7 @@ class WorkerProcess:
         while True:
             looked_at_s = trio.current_time()
             await trio.sleep(interval_s)
-            if not self._is_ready or not self._book:
+            if not self._is_ready or self._book.is_empty:
                 continue
             now_s = trio.current_time()
             if self._ping_sent_at_s is None:

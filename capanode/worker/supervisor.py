@@ -84,7 +84,7 @@ class WorkerSupervisor:
 
     @property
     def live_jobs(self) -> int:
-        return len(self._book)
+        return self._book.live_jobs
 
     def submit(self, job_id: str, payload: bytes, sink: EventSink) -> None:
         """See `JobWorker.submit`."""
@@ -155,7 +155,7 @@ class WorkerSupervisor:
             "worker_ended",
             code=ending.code,
             reason=ending.message,
-            jobs=len(self._book),
+            jobs=self._book.live_jobs,
             restart_in_s=round(pause_s, 3),
         )
         self._restart_at_s = trio.current_time() + pause_s

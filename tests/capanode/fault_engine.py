@@ -3,6 +3,7 @@
 The prompt says what to do: `echo`, `forever`, or one of the faults below. Runs inside the sandbox.
 """
 
+import ctypes
 import os
 import time
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ class FaultEngine:
         if fault == "crash":
             os._exit(9)
         if fault == "segfault":
-            os.kill(os.getpid(), 11)
+            ctypes.string_at(0)
         if fault == "raise":
             raise ValueError("secret prompt")
         if fault == "bomb":
