@@ -150,9 +150,9 @@ class Config:
         return self.data_dir / "client.key"
 
     @property
-    def address_path(self) -> Path:
-        """Where a running coordinator writes its address, for commands on the same machine."""
-        return self.data_dir / "address"
+    def endpoint_path(self) -> Path:
+        """Where a running coordinator says how to reach it, for commands on the same machine."""
+        return self.data_dir / "endpoint.json"
 
     @property
     def lock_path(self) -> Path:

@@ -111,18 +111,7 @@ def nodes(
             print_json([_plain_node(summary) for summary in found])
             return
         rows = [row for summary in found for row in _node_rows(summary)]
-        headings = (
-            "node",
-            "region",
-            "isolation",
-            "rtt",
-            "busy",
-            "health",
-            "model",
-            "slots",
-            "price",
-        )
-        print_table(headings, rows)
+        print_table(NODE_HEADINGS, rows)
 
     trio.run(ask)
 

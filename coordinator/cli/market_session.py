@@ -12,6 +12,7 @@ from protocol.net.libp2p import Libp2pTransport
 
 from coordinator.cli.options import CommandError
 from coordinator.client import MarketClient
+from coordinator.endpoint import read_endpoint
 from coordinator.remote import RemoteLeaser
 from coordinator.settings import Config
 from protocol.errors import RemoteProtocolError
@@ -68,10 +69,10 @@ async def open_market(
 
 
 def _local_address(config: Config) -> str:
-    try:
-        return config.address_path.read_text().strip()
-    except OSError:
+    endpoint = read_endpoint(config.endpoint_path)
+    if endpoint is None or not endpoint.addresses:
         raise CommandError(
             f"no coordinator runs with data directory {config.data_dir}: start one, or name one "
             "with --coordinator"
-        ) from None
+        )
+    return endpoint.addresses[0]
