@@ -1,7 +1,7 @@
 """`python -m sim demo`: a market on this machine, and one job of each kind bought in it.
 
-Everything is real: processes, libp2p, sandboxes, models, signatures, books. What is shown is what the
-programs and the API answer; the demo computes nothing itself but three cosines.
+Everything is real: processes, libp2p, sandboxes, models, signatures, books. What is shown is what
+the programs and the API answer; the demo computes nothing itself but three cosines.
 """
 
 import base64

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trio
-from protocol.net.libp2p import Libp2pTransport
 
 from coordinator.cli.options import CommandError
 from coordinator.client import MarketClient
@@ -20,6 +19,7 @@ from protocol.ids import parse_peer_id
 from protocol.keyfile import load_or_create_key_file
 from protocol.keys import SigningKey
 from protocol.net.clock import SystemClock
+from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL
 

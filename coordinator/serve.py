@@ -1,0 +1,91 @@
+"""The coordinator as a process: identity, books, network and gateway around `coordinator.app`."""
+
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+import trio
+
+from coordinator.app import Coordinator, MarketRules
+from coordinator.auth import ApiKeyDesk
+from coordinator.db.engine import ThreadRunner, open_database
+from coordinator.endpoint import Endpoint, write_endpoint
+from coordinator.errors import CoordinatorError
+from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.server import Gateway
+from coordinator.local_market import LocalMarket
+from coordinator.metrics import Metrics
+from coordinator.runtime import system_runtime
+from coordinator.settings import Config
+from coordinator.vault import Vault
+from protocol.keyfile import load_or_create_key_file
+from protocol.net.libp2p import Libp2pTransport
+
+log = structlog.get_logger(__name__)
+
+
+class AlreadyRunning(CoordinatorError):
+    """Another process serves from this data directory."""
+
+
+async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
+    """Run until SIGINT or SIGTERM. Raises CoordinatorError, KeyFileError, NetError."""
+    config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _locked(config.lock_path):
+        key = load_or_create_key_file(config.key_path)
+        database = open_database(config.database, ThreadRunner())
+        runtime = system_runtime()
+        transport = Libp2pTransport(key, config.listen)
+        rules = MarketRules(config.fee_bps, config.catalogue)
+        coordinator = Coordinator(key, transport, database, rules, runtime)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(_cancel_on_signal, nursery.cancel_scope)
+                await nursery.start(coordinator.run)
+                keys = ApiKeyDesk(database, Vault(key))
+                market = LocalMarket(coordinator, keys)
+                gateway = Gateway(
+                    GatewayConfig(host=config.http.host, port=config.http.port),
+                    market,
+                    Metrics(),
+                )
+                url = await nursery.start(gateway.run)
+                endpoint = Endpoint(key.peer_id, transport.addresses, url)
+                write_endpoint(config.endpoint_path, endpoint)
+                on_ready(endpoint)
+        finally:
+            config.endpoint_path.unlink(missing_ok=True)
+            database.close()
+
+
+async def _cancel_on_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The first signal stops in good order; a second one is not waited for."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name)
+            scope.cancel()
+            return
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One coordinator per data directory: two would share a key and a database file."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AlreadyRunning(
+                f"another coordinator runs with data directory {path.parent}: stop it, or use "
+                "another --data-dir"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
