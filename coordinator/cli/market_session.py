@@ -19,7 +19,6 @@ from protocol.ids import parse_peer_id
 from protocol.keyfile import load_or_create_key_file
 from protocol.keys import SigningKey
 from protocol.net.clock import SystemClock
-from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL
 
@@ -43,6 +42,8 @@ async def open_market(
     config: Config, *, at: str | None, key_path: Path | None
 ) -> AsyncIterator[MarketSession]:
     """Join the market of the coordinator at `at`, or of the one that runs on this machine."""
+    from protocol.net.libp2p import Libp2pTransport  # half a second, which others need not pay
+
     address = at if at is not None else _local_address(config)
     try:
         coordinator = parse_peer_id(address.rpartition("/p2p/")[2])
