@@ -4,16 +4,14 @@ Both transports deliver through here, so that a message is judged, counted and d
 rules on a real network and in a simulated one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import structlog
 import trio
 
 from protocol.ids import PeerId
 from protocol.net.serve import guarded
 from protocol.net.transport import Gossip, Validator
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +21,13 @@ class _Subscription:
 
 
 class Topics:
-    """Subscriptions by topic, with counts of what became of messages."""
+    """Subscriptions by topic, with counts of what became of messages.
 
-    def __init__(self) -> None:
+    `on_left` is told of a topic whose subscriber has closed its channel.
+    """
+
+    def __init__(self, on_left: Callable[[str], None] = lambda _: None) -> None:
+        self._on_left = on_left
         self._subscriptions: dict[str, _Subscription] = {}
         self.received = 0
         self.rejected = 0
@@ -56,7 +58,7 @@ class Topics:
         return False
 
     def deliver(self, topic: str, data: bytes, via: PeerId) -> None:
-        """Queue a valid message. A subscriber that has closed its channel leaves the topic."""
+        """Queue a valid message, or find that its subscriber has left."""
         subscription = self._subscriptions.get(topic)
         if subscription is None:
             return
@@ -68,4 +70,4 @@ class Topics:
             self.dropped += 1
         except trio.BrokenResourceError:
             del self._subscriptions[topic]
-            log.debug("topic_left", topic=topic)
+            self._on_left(topic)

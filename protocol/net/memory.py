@@ -19,6 +19,7 @@ from protocol.errors import LocalProtocolError
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
 from protocol.net.addresses import parse_port, split_peer_id
+from protocol.net.dials import Dials
 from protocol.net.errors import (
     AddressInUse,
     AddressInvalid,
@@ -190,7 +191,7 @@ class MemoryTransport:
         self._nursery: trio.Nursery | None = None
         self._handlers: dict[str, Handler] = {}
         self._connections: dict[PeerId, _Connection] = {}
-        self._dialling: dict[PeerId, trio.Event] = {}
+        self._dials = Dials()
         self._watchers = Watchers()
         self._topics = Topics()
         self._seen: dict[int, None] = {}
@@ -226,13 +227,9 @@ class MemoryTransport:
         if peer == self._peer_id:
             raise ConnectFailed(f"{address} is our own address")
         with trio.move_on_after(timeout_s):
-            await trio.lowlevel.checkpoint()
-            while peer not in self._connections:
-                under_way = self._dialling.get(peer)
-                if under_way is None:
-                    await self._dial(port, peer)
-                else:
-                    await under_way.wait()
+            await self._dials.ensure(
+                peer, lambda: peer in self._connections, partial(self._dial, port, peer)
+            )
             return peer
         raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
 
@@ -384,29 +381,23 @@ class MemoryTransport:
     # Connections.
 
     async def _dial(self, port: int, peer: PeerId) -> None:
-        """One attempt, which everybody who wants this peer waits for."""
-        done = self._dialling[peer] = trio.Event()
-        try:
-            wire = Wire(
-                self.network.rng,
-                self.network.conditions(self._peer_id, peer),
-                self.agenda,
-                lost=lambda: None,
-            )
-            for _ in range(2 * CONNECT_ROUND_TRIPS):
-                await trio.sleep(wire.delay_s())
-            while self.network.are_apart(self._peer_id, peer):
-                await self.network.rearranged.park()
-            other = self.network.at(port)
-            if other is None:
-                raise ConnectFailed(f"nobody listens at /memory/{port}")
-            if other.peer_id != peer:
-                raise PeerMismatch(f"/memory/{port} is {other.peer_id}, not {peer}")
-            if peer not in self._connections:
-                self._join(other)
-        finally:
-            del self._dialling[peer]
-            done.set()
+        wire = Wire(
+            self.network.rng,
+            self.network.conditions(self._peer_id, peer),
+            self.agenda,
+            lost=lambda: None,
+        )
+        for _ in range(2 * CONNECT_ROUND_TRIPS):
+            await trio.sleep(wire.delay_s())
+        while self.network.are_apart(self._peer_id, peer):
+            await self.network.rearranged.park()
+        other = self.network.at(port)
+        if other is None:
+            raise ConnectFailed(f"nobody listens at /memory/{port}")
+        if other.peer_id != peer:
+            raise PeerMismatch(f"/memory/{port} is {other.peer_id}, not {peer}")
+        if peer not in self._connections:
+            self._join(other)
 
     def _join(self, other: "MemoryTransport") -> None:
         ours, theirs = _Connection(self, other), _Connection(other, self)

@@ -1,0 +1,337 @@
+"""The transport of the real network: TCP, Noise, Yamux and gossipsub through py-libp2p.
+
+Only `libp2p*.py` import that library. Where this code goes its own way, the reason is beside it.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+
+import structlog
+import trio
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.peer.id import ID
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
+from multiaddr import Multiaddr
+
+from protocol.errors import LocalProtocolError
+from protocol.ids import PeerId
+from protocol.keys import SigningKey
+from protocol.net.addresses import check_tcp, split_peer_id
+from protocol.net.dials import Dials
+from protocol.net.errors import (
+    Backpressure,
+    ConnectFailed,
+    NetTimeout,
+    PeerMismatch,
+)
+from protocol.net.gossip import Topics
+from protocol.net.libp2p_gossip import GossipService, running_gossip
+from protocol.net.libp2p_host import make_host, quiet_libp2p
+from protocol.net.libp2p_stream import Libp2pStream, handler_for, negotiate
+from protocol.net.libp2p_tcp import BufferedTcp, dial, listen_at, places_of
+from protocol.net.libp2p_yamux import Mux
+from protocol.net.serve import Boundary
+from protocol.net.transport import (
+    GOSSIP_BYTES_MAX,
+    STREAMS_PER_CONNECTION_MAX,
+    Gossip,
+    Handler,
+    PeerEvent,
+    TransportStatistics,
+    Validator,
+)
+from protocol.net.watchers import Watchers
+
+log = structlog.get_logger(__name__)
+
+# A coordinator of the largest network we aim at, with room. Each costs about a megabyte.
+CONNECTIONS_MAX = 2048
+# Handshakes at once: each is 5–10 ms of CPU, and strangers can start them for nothing.
+HANDSHAKES_MAX = 32
+
+# The library wants to know where a connection came in, for its log.
+ANYWHERE = Multiaddr("/ip4/0.0.0.0/tcp/0")
+
+# Closing a connection takes the library a fixed 0.1 s; all are closed at once, within this.
+CLOSE_WITHIN_S = 2.0
+
+
+class Libp2pTransport:
+    """One party on the real network.
+
+    `listen` are multiaddrs without /p2p/; port 0 is any free one, and no address at all makes a
+    party that only dials. `announce` replaces them in `addresses`, for parties behind a forwarded
+    port.
+    """
+
+    def __init__(
+        self, key: SigningKey, listen: tuple[str, ...] = (), *, announce: tuple[str, ...] = ()
+    ) -> None:
+        self._peer_id = key.peer_id
+        self._listen = listen
+        self._announce = announce
+        self._addresses: tuple[str, ...] = ()
+        self._host, self._swarm = make_host(key, lambda: self._addresses)
+        self._connections: dict[PeerId, list[SwarmConn]] = {}
+        self._handshakes = 0
+        self._dials = Dials()
+        self._watchers = Watchers()
+        self._topics = Topics(on_left=self._leave)
+        self._gossip: GossipService | None = None
+        self._nursery: trio.Nursery | None = None
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self._addresses
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        quiet_libp2p()
+        listeners = [listener for place in self._listen for listener in await listen_at(place)]
+        self._addresses = self._reachable_at(listeners)
+        host_scope = trio.CancelScope(shield=True)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await nursery.start(self._run_host, host_scope)
+                for topic in self._topics.names():
+                    nursery.start_soon(self._join, topic)
+                if listeners:
+                    welcome = Boundary(self._welcome, "connection").run
+                    nursery.start_soon(trio.serve_listeners, welcome, listeners)
+                task_status.started()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    # The host is shielded so that its connections can be closed in good order;
+                    # cancelled in the middle, the library leaks their sockets.
+                    await self._close_all()
+                    host_scope.cancel()
+        finally:
+            self._nursery = None
+            self._addresses = ()
+            for listener in listeners:
+                await trio.aclose_forcefully(listener)
+
+    def handle(self, protocol_id: str, handler: Handler) -> None:
+        self._host.set_stream_handler(
+            TProtocol(protocol_id), handler_for(handler, protocol_id, self._counts)
+        )
+
+    async def connect(self, address: str, *, timeout_s: float) -> PeerId:
+        place, peer = split_peer_id(address)
+        check_tcp(place)
+        if peer == self._peer_id:
+            raise ConnectFailed(f"{address} is our own address")
+        if self._nursery is None:
+            raise ConnectFailed("the transport is not running")
+        with trio.move_on_after(timeout_s):
+            await self._dials.ensure(
+                peer, lambda: self._live(peer) is not None, partial(self._dial, place, peer)
+            )
+            return peer
+        raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
+
+    async def open_stream(
+        self, peer: PeerId, protocol_id: str, *, timeout_s: float
+    ) -> Libp2pStream:
+        connection = self._live(peer)
+        if connection is None:
+            raise ConnectFailed(f"{peer} is not connected")
+        open_now = len(_mux(connection).streams)
+        if open_now >= STREAMS_PER_CONNECTION_MAX:
+            raise Backpressure(f"{open_now} streams to {peer} are open")
+        with trio.move_on_after(timeout_s):
+            stream = await negotiate(connection, peer, protocol_id)
+            self._counts["streams_opened"] += 1
+            return stream
+        raise NetTimeout(f"{peer} opened no stream within {timeout_s:g} s")
+
+    async def disconnect(self, peer: PeerId) -> None:
+        await trio.lowlevel.checkpoint()
+        await self._close(self._connections.get(peer, ()))
+
+    def connected_peers(self) -> frozenset[PeerId]:
+        return frozenset(peer for peer in self._connections if self._live(peer) is not None)
+
+    def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
+        return self._watchers.add()
+
+    async def ping(self, peer: PeerId, *, timeout_s: float) -> float:
+        connection = self._live(peer)
+        if connection is None:
+            raise ConnectFailed(f"{peer} is not connected")
+        with trio.move_on_after(timeout_s):
+            try:
+                return await _mux(connection).ping()
+            except MuxedConnUnavailable:
+                raise ConnectFailed(f"{peer} is not connected any more") from None
+        raise NetTimeout(f"{peer} did not answer a ping within {timeout_s:g} s")
+
+    def subscribe(
+        self, topic: str, validate: Validator, *, queue_max: int
+    ) -> trio.MemoryReceiveChannel[Gossip]:
+        messages = self._topics.subscribe(topic, validate, queue_max=queue_max)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._join, topic)
+        return messages
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        if len(data) > GOSSIP_BYTES_MAX:
+            raise LocalProtocolError(f"gossip of {len(data)} bytes is over the limit")
+        if self._gossip is None:
+            raise ConnectFailed("the transport is not running")
+        await self._gossip.publish(topic, data)
+
+    def statistics(self) -> TransportStatistics:
+        return TransportStatistics(
+            connections=sum(map(len, self._connections.values())),
+            gossip_received=self._topics.received,
+            gossip_rejected=self._topics.rejected,
+            gossip_dropped=self._topics.dropped,
+            **self._counts,
+        )
+
+    # The host.
+
+    async def _run_host(
+        self,
+        scope: trio.CancelScope,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        # Gossip numbers must grow over restarts; the clock does, as far as it matters here.
+        gossip = running_gossip(self._host, self._topics, first_number=time.time_ns())
+        with scope:
+            async with self._host.run([]), gossip as self._gossip:
+                task_status.started()
+                await trio.sleep_forever()
+        self._gossip = None
+
+    def _reachable_at(self, listeners: list[trio.SocketListener]) -> tuple[str, ...]:
+        places = self._announce or tuple(
+            place for listener in listeners for place in places_of(listener)
+        )
+        return tuple(f"{place}/p2p/{self._peer_id}" for place in places)
+
+    # Connections.
+
+    async def _dial(self, place: str, peer: PeerId) -> None:
+        stream = await dial(place)
+        raw = RawConnection(BufferedTcp(stream), True)
+        try:
+            await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer))
+        except BaseLibp2pError as error:
+            await trio.aclose_forcefully(stream)
+            if _was_caused_by(error, PeerIDMismatchesPubkey):
+                raise PeerMismatch(f"whoever is at {place} is not {peer}") from error
+            raise ConnectFailed(f"no handshake with {peer} at {place}: {error}") from error
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        connection = self._find(ID.from_base58(peer))
+        if connection is None or self._nursery is None:
+            raise ConnectFailed(f"{peer} closed the connection at once")
+        self._register(peer, connection)
+        self._nursery.start_soon(self._wait_end, peer, connection)
+
+    async def _welcome(self, stream: trio.SocketStream) -> None:
+        """Somebody dialled us. The socket is closed when this returns."""
+        known = sum(map(len, self._connections.values()))
+        if self._handshakes >= HANDSHAKES_MAX or known >= CONNECTIONS_MAX:
+            log.warning("connection_refused", connections=known, handshakes=self._handshakes)
+            return
+        raw = RawConnection(BufferedTcp(stream), False)
+        self._handshakes += 1
+        try:
+            mux = await self._swarm.upgrade_inbound_raw_conn(raw, ANYWHERE)
+        except (BaseLibp2pError, OSError) as error:
+            log.debug("handshake_failed", error=str(error))
+            return
+        finally:
+            self._handshakes -= 1
+        assert isinstance(mux, Mux)
+        connection = self._find(mux.peer_id)
+        if connection is not None:
+            peer = PeerId(str(mux.peer_id))
+            self._register(peer, connection)
+            await self._wait_end(peer, connection)
+
+    def _find(self, peer_id: ID) -> SwarmConn | None:
+        """The youngest connection to a peer, which is the one that was just made."""
+        for connection in reversed(self._swarm.get_connections(peer_id)):
+            if isinstance(connection, SwarmConn):
+                return connection
+        return None
+
+    def _register(self, peer: PeerId, connection: SwarmConn) -> None:
+        connections = self._connections.setdefault(peer, [])
+        connections.append(connection)
+        if len(connections) == 1:
+            self._watchers.tell(PeerEvent(peer, connected=True))
+
+    async def _wait_end(self, peer: PeerId, connection: SwarmConn) -> None:
+        mux = _mux(connection)
+        try:
+            await mux.event_closed.wait()
+        finally:
+            self._counts["peers_timed_out"] += mux.timed_out
+            connections = self._connections[peer]
+            connections.remove(connection)
+            if not connections:
+                del self._connections[peer]
+                self._watchers.tell(PeerEvent(peer, connected=False))
+
+    def _live(self, peer: PeerId) -> SwarmConn | None:
+        """The oldest connection that works: two parties may dial each other at the same time, and
+        both then use the same one for most of its life."""
+        for connection in self._connections.get(peer, ()):
+            if _mux(connection).is_established:
+                return connection
+        return None
+
+    async def _close(self, connections: Iterable[SwarmConn]) -> None:
+        with trio.move_on_after(CLOSE_WITHIN_S):
+            async with trio.open_nursery() as nursery:
+                for connection in connections:
+                    nursery.start_soon(connection.close)
+
+    async def _close_all(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._close([each for known in self._connections.values() for each in known])
+            # Ends the tasks that the library started outside of any nursery of ours.
+            await self._host.close()
+
+    # Topics.
+
+    async def _join(self, topic: str) -> None:
+        if self._gossip is not None:
+            self._gossip.set_topic_validator(topic, self._gossip.validator_of(topic), False)
+            await self._gossip.subscribe(topic)
+
+    def _leave(self, topic: str) -> None:
+        if self._gossip is not None and self._nursery is not None:
+            self._gossip.remove_topic_validator(topic)
+            self._nursery.start_soon(self._gossip.unsubscribe, topic)
+
+
+def _mux(connection: SwarmConn) -> Mux:
+    assert isinstance(connection.muxed_conn, Mux)
+    return connection.muxed_conn
+
+
+def _was_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__
+    return False

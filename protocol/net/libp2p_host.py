@@ -1,0 +1,106 @@
+"""A libp2p host that does only what we ask for: Noise over TCP, our Yamux, and nothing by itself.
+
+py-libp2p's own dialling and listening are not used. Its dialler waits 250 ms after every success,
+remembers failures for a minute and tries one address per peer; its listener shares its port with
+whoever else wants it, and keeps a task and an admission token for every connection that ever came.
+What remains is the handshake, the registry of connections and the negotiation of streams.
+"""
+
+import logging
+from collections.abc import Callable
+
+from libp2p.abc import IMuxedConn, INetStream, ISecureConn
+from libp2p.crypto.ed25519 import Ed25519PrivateKey
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair
+from libp2p.custom_types import TMuxerOptions, TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
+
+from protocol.keys import SigningKey
+from protocol.net.libp2p_yamux import Mux
+from protocol.net.serve import Boundary
+
+YAMUX = TProtocol("/yamux/1.0.0")
+MUXERS: TMuxerOptions = {YAMUX: Mux}
+
+# A handshake is three round trips; who needs longer is not going to be of use.
+HANDSHAKE_WITHIN_S = 10.0
+
+# Connections are admitted by us, before the handshake; the library's own bounds are out of reach.
+UNBOUNDED = 1_000_000
+
+
+class _OurMuxer(MuxerMultistream):
+    """py-libp2p negotiates Yamux and then builds its own, whatever class it was given."""
+
+    async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        await self.select_transport(conn)
+        return Mux(conn, peer_id)
+
+
+def make_host(
+    key: SigningKey, listen_addresses: Callable[[], tuple[str, ...]]
+) -> tuple[BasicHost, Swarm]:
+    """A host with the identity of `key`. Only Noise: the library's default list also offers
+    plaintext, and a default host was seen to answer a plaintext dialler."""
+    private = Ed25519PrivateKey.new(key.seed())
+    keys = KeyPair(private, private.get_public_key())
+    peer_id = ID.from_pubkey(keys.public_key)
+    assert str(peer_id) == key.peer_id
+    noise = Noise(keys, noise_privkey=create_new_key_pair().private_key)
+    upgrader = TransportUpgrader({NOISE: noise}, MUXERS)
+    upgrader.muxer_multistream = _OurMuxer(MUXERS)
+    peerstore = PeerStore()
+    peerstore.add_key_pair(peer_id, keys)
+    swarm = Swarm(
+        peer_id,
+        peerstore,
+        upgrader,
+        transports=[],  # Nothing to dial with: it dials known peers on its own otherwise.
+        connection_config=ConnectionConfig(
+            min_connections=0,
+            low_watermark=0,
+            high_watermark=UNBOUNDED,
+            max_connections=UNBOUNDED,
+            inbound_upgrade_timeout=HANDSHAKE_WITHIN_S,
+            outbound_upgrade_timeout=HANDSHAKE_WITHIN_S,
+        ),
+    )
+    host = BasicHost(
+        swarm,
+        addrs_factory=lambda _: [Multiaddr(address) for address in listen_addresses()],
+        disable_identify_address_discovery=True,
+    )
+    # An exception that leaves a handler stops the whole host, and the library's own handlers for
+    # identify, ping and gossip parse what strangers send.
+    library_handler = swarm.common_stream_handler
+
+    async def handle(stream: INetStream) -> None:
+        if await Boundary(library_handler, "libp2p").run(stream) is not None:
+            await stream.reset()
+
+    swarm.set_stream_handler(handle)
+    return host, swarm
+
+
+def quiet_libp2p() -> None:
+    """py-libp2p logs what peers do to it as errors, with tracebacks; we log the same in our words.
+
+    Whoever sets the root logger to DEBUG gets all of it.
+    """
+    root = logging.getLogger()
+    if not root.handlers:
+        # The library calls `logging.debug` on the module, which installs a handler on standard
+        # error for the whole program if there is none.
+        root.addHandler(logging.NullHandler())
+    if root.getEffectiveLevel() > logging.DEBUG:
+        logging.getLogger("libp2p").setLevel(logging.CRITICAL)

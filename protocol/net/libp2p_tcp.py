@@ -1,0 +1,104 @@
+"""TCP below libp2p: where we listen, how we dial, and reads that do not cost two system calls."""
+
+import errno
+import ipaddress
+
+import psutil
+import trio
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.trio import TrioTCPStream
+
+from protocol.net.addresses import check_tcp
+from protocol.net.errors import AddressInUse, AddressInvalid, ConnectFailed
+
+# A TCP read takes what is there up to this: usually one message with its length prefix, which
+# py-libp2p would otherwise fetch in two system calls.
+READ_BYTES = 64 * 1024
+
+
+class BufferedTcp(TrioTCPStream):
+    """A TCP stream whose small reads are served from memory."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        super().__init__(stream)
+        self._buffer = b""
+
+    async def read(self, n: int | None = None) -> bytes:
+        if n == 0:
+            return b""
+        if not self._buffer:
+            try:
+                self._buffer = await self.stream.receive_some(READ_BYTES)
+            except trio.BrokenResourceError as error:
+                raise ConnectionClosedError(f"the peer broke the connection: {error}") from error
+            except trio.ClosedResourceError:
+                return b""
+        if n is None or n >= len(self._buffer):
+            data, self._buffer = self._buffer, b""
+        else:
+            data, self._buffer = self._buffer[:n], self._buffer[n:]
+        return data
+
+
+async def dial(place: str) -> trio.SocketStream:
+    """Raises ConnectFailed."""
+    host, port = _host_and_port(place)
+    try:
+        return await trio.open_tcp_stream(host, port)
+    except OSError as error:
+        raise ConnectFailed(f"{place} cannot be reached: {error}") from error
+
+
+async def listen_at(place: str) -> list[trio.SocketListener]:
+    """Sockets that listen at /ip4|ip6/HOST/tcp/PORT, never shared with another process.
+
+    py-libp2p listens with SO_REUSEPORT: two nodes on one port would each get half of the dials.
+
+    Raises AddressInvalid, AddressInUse.
+    """
+    check_tcp(place)
+    host, port = _host_and_port(place)
+    try:
+        return await trio.open_tcp_listeners(port, host=host)
+    except OSError as error:
+        if _errno(error) == errno.EADDRINUSE:
+            raise AddressInUse(
+                f"{place} is taken: stop the program that listens there or choose another port"
+            ) from error
+        raise AddressInvalid(f"cannot listen at {place}: {error}") from error
+
+
+def places_of(listener: trio.SocketListener) -> list[str]:
+    """Where a listening socket can be dialled; for one on all interfaces, one place for each."""
+    host, port = listener.socket.getsockname()[:2]
+    address = ipaddress.ip_address(host)
+    hosts = _interface_addresses(address.version) if address.is_unspecified else [str(address)]
+    return [f"/ip{address.version}/{each}/tcp/{port}" for each in hosts]
+
+
+def _host_and_port(place: str) -> tuple[str, int]:
+    _, _, host, _, port = place.split("/")
+    return host, int(port)
+
+
+def _interface_addresses(version: int) -> list[str]:
+    """This machine's addresses, those that others can use first. Link-local ones need a zone that
+    an address cannot carry."""
+    found = []
+    for interface in psutil.net_if_addrs().values():
+        for entry in interface:
+            try:
+                address = ipaddress.ip_address(entry.address.partition("%")[0])
+            except ValueError:
+                continue  # A hardware address.
+            if address.version == version and not address.is_link_local:
+                found.append(address)
+    return [str(address) for address in sorted(found, key=lambda a: (a.is_loopback, int(a)))]
+
+
+def _errno(error: OSError) -> int | None:
+    """trio raises one error for several sockets with the first socket's error as its cause."""
+    cause = error.__cause__
+    if error.errno is None and isinstance(cause, OSError):
+        return cause.errno
+    return error.errno

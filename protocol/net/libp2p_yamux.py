@@ -1,0 +1,536 @@
+"""Yamux: many streams on one encrypted connection.
+
+py-libp2p has one, and it was measured and read before this was written (docs/decisions). What ours
+does otherwise, all of it on the same wire format:
+
+- One task writes, joining what has gathered. A writer that is cancelled half-way would cut a Noise
+  message in two and lose the connection for everybody; a caller of ours can be cancelled any time.
+- Silence is death: a peer that answers no ping is gone, at the cost of twelve bytes per ping. The
+  library's check opens a stream for each probe, and hangs on a frozen peer whose socket is full.
+- A writer waits as long as its caller likes; the library resets a stream after five seconds.
+- A reset is told apart from an end of stream; what arrived before a connection died can be read.
+- Credit is returned in halves of the window, not with every read.
+- A peer cannot open streams without bound, nor send past its window.
+
+Source: https://github.com/hashicorp/yamux/blob/master/spec.md
+"""
+
+import struct
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import trio
+from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.connection_types import ConnectionType
+from libp2p.io.exceptions import IOException
+from libp2p.network.connection.exceptions import RawConnError
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import (
+    MuxedConnUnavailable,
+    MuxedStreamClosed,
+    MuxedStreamEOF,
+    MuxedStreamReset,
+)
+from multiaddr import Multiaddr
+from noise.exceptions import (  # type: ignore[import-untyped]  # noiseprotocol ships no types
+    NoiseInvalidMessage,
+    NoiseMaxNonceError,
+)
+from trio.lowlevel import ParkingLot
+
+from protocol.net.serve import Boundary
+
+HEADER = struct.Struct("!BBHII")  # version, type, flags, stream, length
+VERSION = 0
+
+DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
+SYN, ACK, FIN, RST = 1, 2, 4, 8
+GO_AWAY_NORMAL, GO_AWAY_PROTOCOL_ERROR = 0, 1
+
+# The specification's first window; both sides assume it.
+WINDOW_BYTES = 256 * 1024
+# A stream whose reader keeps up may have this much under way: 80 MB/s at 50 ms. Only such a stream
+# gets it, because what is under way is memory that the peer makes us hold.
+WINDOW_BYTES_MAX = 4 * 1024 * 1024
+
+# One Noise message; a frame of data fits into one together with its header.
+WRITE_BYTES_MAX = 65_519
+DATA_BYTES_MAX = WRITE_BYTES_MAX - HEADER.size
+
+# What may wait for the socket before writers do. Enough to keep it busy, little enough that a ping
+# behind it is answered at once.
+OUTBOX_BYTES_MAX = 256 * 1024
+# What we owe to peers (acknowledgements, credit, pongs) is not subject to that; a peer that demands
+# it faster than it reads it is hostile.
+DEBTS_BYTES_MAX = 1024 * 1024
+
+# Twice the streams that a well-behaved peer of ours has open; stock py-libp2p stops at 256.
+STREAMS_ACCEPTED_MAX = 256
+
+# A silent peer is noticed within their sum. An event loop that torch starves has been seen to stall
+# for a second or two, so the second is no shorter.
+PING_AFTER_S = 2.5
+PONG_WITHIN_S = 6.0
+
+# A peer that reads gets our last words in this time.
+FAREWELL_S = 0.2
+
+# What reading or writing a dead connection raises, from socket to cipher.
+BROKEN = (
+    MuxedConnUnavailable,
+    IOException,
+    RawConnError,
+    OSError,
+    NoiseInvalidMessage,
+    NoiseMaxNonceError,
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+)
+
+
+class _ProtocolViolation(Exception):
+    """The peer breaks the rules of Yamux: the connection ends."""
+
+
+class MuxStream(IMuxedStream):
+    """One stream. One task may read while another writes."""
+
+    def __init__(self, stream_id: int, mux: "Mux", *, is_inbound: bool) -> None:
+        self.stream_id = stream_id
+        self.muxed_conn = mux
+        self.is_inbound = is_inbound
+        self.mux = mux
+        self._buffer = bytearray()
+        self._send_credit = WINDOW_BYTES
+        self._window = WINDOW_BYTES
+        # What the peer may still send, and what we have read but not yet given back as credit.
+        self._receive_credit = WINDOW_BYTES
+        self._consumed = 0
+        self._arrived = ParkingLot()
+        self._room = ParkingLot()
+        self.eof_sent = False
+        self.eof_received = False
+        self.discards = False
+        self._failure: Exception | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        return self._failure is not None or (self.eof_sent and self.eof_received)
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Up to `n` bytes. Raises MuxedStreamEOF, MuxedStreamReset, MuxedStreamClosed."""
+        await trio.lowlevel.checkpoint()
+        while not self._buffer:
+            if self._failure is not None and not self.eof_received:
+                raise self._fresh_failure()
+            if self.eof_received or self.discards:
+                raise MuxedStreamEOF
+            await self._arrived.park()
+        if n is None or n < 0 or n >= len(self._buffer):
+            data = bytes(self._buffer)
+            self._buffer.clear()
+        else:
+            data = bytes(self._buffer[:n])
+            del self._buffer[:n]
+        self._give_credit(len(data))
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Returns when all is queued for the socket. Raises MuxedStreamReset, MuxedStreamClosed."""
+        await trio.lowlevel.checkpoint()
+        rest = memoryview(data)
+        while rest:
+            if self._failure is not None:
+                raise self._fresh_failure()
+            if self.eof_sent:
+                raise MuxedStreamClosed
+            if not self._send_credit:
+                await self._room.park()
+                continue
+            if self.mux.is_congested:
+                await self.mux.wait_uncongested()
+                continue
+            piece = rest[: min(self._send_credit, DATA_BYTES_MAX)]
+            rest = rest[len(piece) :]
+            self._send_credit -= len(piece)
+            self.mux.send(DATA, 0, self.stream_id, len(piece), piece)
+
+    async def close(self) -> None:
+        """End our side; the peer's side goes on."""
+        await trio.lowlevel.checkpoint()
+        if self._failure is None and not self.eof_sent:
+            self.eof_sent = True
+            self.mux.send(WINDOW_UPDATE, FIN, self.stream_id, 0)
+            self._settle()
+        self._room.unpark_all()
+
+    async def close_both(self) -> None:
+        """End our side and read no more: what the peer still sends is answered with a reset."""
+        await self.close()
+        self.discards = True
+        self._buffer.clear()
+        self._arrived.unpark_all()
+
+    async def reset(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._failure is None and not (self.eof_sent and self.eof_received):
+            self.mux.send(WINDOW_UPDATE, RST, self.stream_id, 0)
+            self.fail(MuxedStreamReset("the stream was reset here"))
+
+    def set_deadline(self, ttl: int) -> None:
+        raise NotImplementedError("deadlines are trio's cancel scopes")
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self.mux.get_remote_address()
+
+    async def __aenter__(self) -> "MuxStream":
+        return self
+
+    # What the peer does, as its frames arrive.
+
+    def on_data(self, data: memoryview) -> None:
+        self._receive_credit -= len(data)
+        if self._receive_credit < 0:
+            raise _ProtocolViolation(f"stream {self.stream_id} exceeds its window")
+        if self.discards and data:
+            self.mux.send(WINDOW_UPDATE, RST, self.stream_id, 0)
+            self.fail(MuxedStreamReset("the peer sent to a closed stream"))
+        elif self._failure is None and not self.eof_received:
+            self._buffer += data
+            self._arrived.unpark()
+
+    def on_credit(self, size: int) -> None:
+        self._send_credit += size
+        self._room.unpark_all()
+
+    def on_flags(self, flags: int) -> None:
+        if flags & RST:
+            self._buffer.clear()
+            self.eof_received = False
+            self.fail(MuxedStreamReset("the peer reset the stream"))
+        elif flags & FIN:
+            self.eof_received = True
+            self._arrived.unpark_all()
+            self._settle()
+
+    def fail(self, failure: Exception) -> None:
+        if self._failure is None:
+            self._failure = failure
+        self._arrived.unpark_all()
+        self._room.unpark_all()
+        self._settle()
+
+    def _give_credit(self, size: int) -> None:
+        """Let the peer send again what we have taken, once it is worth a frame."""
+        self._consumed += size
+        if self._consumed < self._window // 2 or self.eof_received or self._failure is not None:
+            return
+        credit = self._consumed
+        if not self._buffer and self._window < WINDOW_BYTES_MAX:
+            # The reader waits for the network, not the other way round: allow more under way.
+            credit += self._window
+            self._window *= 2
+        self._consumed = 0
+        self._receive_credit += credit
+        self.mux.send(WINDOW_UPDATE, 0, self.stream_id, credit)
+
+    def _settle(self) -> None:
+        if self.is_closed:
+            self.mux.forget(self)
+
+    def _fresh_failure(self) -> Exception:
+        assert self._failure is not None
+        return type(self._failure)(*self._failure.args)
+
+
+class Mux(IMuxedConn):
+    """The streams of one connection. The swarm calls `start` in a task of its own."""
+
+    def __init__(self, conn: ISecureConn, peer_id: ID) -> None:
+        self.peer_id = peer_id
+        self.event_started = trio.Event()
+        self.event_closed = trio.Event()
+        # Set by the swarm; tells it that the connection is over.
+        self.on_close: Callable[[], Awaitable[Any]] | None = None
+        self.streams: dict[int, MuxStream] = {}
+        self.timed_out = False
+        self._conn = conn
+        self._next_id = 1 if conn.is_initiator else 2
+        self._last_accepted = 0
+        self._accepted, self._to_accept = trio.open_memory_channel[MuxStream](STREAMS_ACCEPTED_MAX)
+        self._outbox: deque[bytes] = deque()
+        self._outbox_bytes = 0
+        self._work = ParkingLot()
+        self._uncongested = ParkingLot()
+        self._heard_at = 0.0
+        self._pings = 0
+        self._pongs: dict[int, trio.Event] = {}
+        self._life = trio.CancelScope()
+        self._ending = False
+
+    # What the swarm wants to know.
+
+    @property
+    def is_initiator(self) -> bool:
+        return self._conn.is_initiator
+
+    @property
+    def is_established(self) -> bool:
+        return self.event_started.is_set() and not self._ending
+
+    @property
+    def is_closed(self) -> bool:
+        return self.event_closed.is_set()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return self._conn.get_transport_addresses()
+
+    def get_connection_type(self) -> ConnectionType:
+        return self._conn.get_connection_type()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self._conn.get_remote_address()
+
+    # Life.
+
+    async def start(self) -> None:
+        """Carry frames until the connection ends, then tell the swarm."""
+        self._heard_at = trio.current_time()
+        try:
+            # A bug of ours costs this connection, not the swarm that runs this task.
+            await Boundary(Mux._carry, "connection").run(self)
+        finally:
+            self._end("the connection is closed")
+            with trio.CancelScope(shield=True):
+                await self._hang_up()
+
+    async def close(self) -> None:
+        """Say goodbye if the peer still reads, then end everything. Safe to call again."""
+        if not self._ending:
+            self.send(GO_AWAY, 0, 0, GO_AWAY_NORMAL)
+            self._end("the connection was closed here")
+            await self._flush()
+        self._life.cancel()
+        await self._hang_up()
+
+    async def ping(self) -> float:
+        """Seconds for one round trip. Waits for ever if the peer is gone: give it a deadline."""
+        self._pings += 1
+        number = self._pings & 0xFFFF_FFFF
+        pong = self._pongs[number] = trio.Event()
+        sent_at = trio.current_time()
+        self.send(PING, SYN, 0, number)
+        try:
+            await pong.wait()
+        finally:
+            self._pongs.pop(number, None)
+        if self._ending:
+            raise MuxedConnUnavailable
+        return trio.current_time() - sent_at
+
+    async def open_stream(self) -> MuxStream:
+        await trio.lowlevel.checkpoint()
+        if self._ending:
+            raise MuxedConnUnavailable("the connection is closed")
+        stream = MuxStream(self._next_id, self, is_inbound=False)
+        self._next_id += 2
+        self.streams[stream.stream_id] = stream
+        self.send(WINDOW_UPDATE, SYN, stream.stream_id, 0)
+        return stream
+
+    async def accept_stream(self) -> MuxStream:
+        try:
+            return await self._to_accept.receive()
+        except trio.EndOfChannel:
+            raise MuxedConnUnavailable("the connection is closed") from None
+
+    # For streams.
+
+    def send(
+        self, kind: int, flags: int, stream_id: int, length: int, data: memoryview | bytes = b""
+    ) -> None:
+        """Queue a frame. Never waits: streams look at `is_congested` before they send data."""
+        if self._ending:
+            return
+        self._outbox.append(HEADER.pack(VERSION, kind, flags, stream_id, length) + bytes(data))
+        self._outbox_bytes += HEADER.size + len(data)
+        self._work.unpark()
+
+    @property
+    def is_congested(self) -> bool:
+        return self._outbox_bytes >= OUTBOX_BYTES_MAX
+
+    async def wait_uncongested(self) -> None:
+        await self._uncongested.park()
+
+    def forget(self, stream: MuxStream) -> None:
+        self.streams.pop(stream.stream_id, None)
+
+    # The three tasks.
+
+    async def _carry(self) -> None:
+        with self._life:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._ended_by, self._write_forever)
+                nursery.start_soon(self._ended_by, self._watch_silence)
+                self.event_started.set()
+                await self._ended_by(self._read_until_end)
+
+    async def _ended_by(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Whichever task ends first ends the others."""
+        try:
+            await task()
+        except BROKEN:
+            pass
+        except _ProtocolViolation:
+            await self._accuse()
+        self._life.cancel()
+
+    async def _write_forever(self) -> None:
+        while True:
+            batch = self._take()
+            if not batch:
+                await self._work.park()
+                continue
+            await self._conn.write(batch)
+            self._outbox_bytes -= len(batch)
+            self._uncongested.unpark_all()
+
+    async def _watch_silence(self) -> None:
+        while True:
+            await trio.sleep(PING_AFTER_S)
+            asked_at = trio.current_time()
+            if asked_at - self._heard_at < PING_AFTER_S:
+                continue
+            with trio.move_on_after(PONG_WITHIN_S):
+                await self.ping()
+            # A pong may be stuck behind bulk data that does arrive: any byte is a sign of life.
+            if self._heard_at < asked_at:
+                self.timed_out = True
+                return
+
+    async def _read_until_end(self) -> None:
+        buffer = bytearray()
+        while data := await self._conn.read():
+            self._heard_at = trio.current_time()
+            buffer += data
+            taken = self._read_frames(buffer)
+            del buffer[:taken]
+
+    def _read_frames(self, buffer: bytearray) -> int:
+        """Handle all whole frames; returns how many bytes they were."""
+        position = 0
+        with memoryview(buffer) as view:
+            while len(buffer) - position >= HEADER.size:
+                version, kind, flags, stream_id, length = HEADER.unpack_from(view, position)
+                if version != VERSION or kind > GO_AWAY:
+                    raise _ProtocolViolation(f"frame of version {version}, type {kind}")
+                if kind != DATA:
+                    position += HEADER.size
+                    self._on_control(kind, flags, stream_id, length)
+                    continue
+                if length > WINDOW_BYTES_MAX:
+                    raise _ProtocolViolation(f"{length} bytes in one frame")
+                end = position + HEADER.size + length
+                if end > len(buffer):
+                    break
+                with view[position + HEADER.size : end] as body:
+                    self._on_data(flags, stream_id, body)
+                position = end
+        return position
+
+    def _on_control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
+        if kind == WINDOW_UPDATE:
+            stream = self._stream_for(flags, stream_id)
+            if stream is not None:
+                stream.on_credit(length)
+                stream.on_flags(flags)
+        elif kind == PING and flags & SYN:
+            self._owe(PING, ACK, 0, length)
+        elif kind == PING:
+            pong = self._pongs.get(length)
+            if pong is not None:
+                pong.set()
+        else:
+            raise MuxedConnUnavailable(f"the peer said goodbye ({length})")
+
+    def _on_data(self, flags: int, stream_id: int, body: memoryview) -> None:
+        stream = self._stream_for(flags, stream_id)
+        if stream is not None:
+            stream.on_data(body)
+            stream.on_flags(flags)
+
+    def _stream_for(self, flags: int, stream_id: int) -> MuxStream | None:
+        """The stream that a frame is for; None if it is over, and the frame too late."""
+        if not flags & SYN:
+            return self.streams.get(stream_id)
+        if stream_id % 2 == self._next_id % 2 or stream_id <= self._last_accepted:
+            raise _ProtocolViolation(f"stream {stream_id} cannot be opened by the peer")
+        self._last_accepted = stream_id
+        stream = MuxStream(stream_id, self, is_inbound=True)
+        inbound = sum(each.is_inbound for each in self.streams.values())
+        try:
+            if inbound >= STREAMS_ACCEPTED_MAX:
+                raise trio.WouldBlock
+            self._accepted.send_nowait(stream)
+        except trio.WouldBlock:
+            self._owe(WINDOW_UPDATE, RST, stream_id, 0)
+            return None
+        self.streams[stream_id] = stream
+        self._owe(WINDOW_UPDATE, ACK, stream_id, 0)
+        return stream
+
+    def _owe(self, kind: int, flags: int, stream_id: int, length: int) -> None:
+        if self._outbox_bytes > OUTBOX_BYTES_MAX + DEBTS_BYTES_MAX:
+            raise _ProtocolViolation("the peer asks faster than it reads the answers")
+        self.send(kind, flags, stream_id, length)
+
+    def _take(self) -> bytes:
+        """The next write: whole frames, as many as one Noise message holds."""
+        size = 0
+        count = 0
+        for frame in self._outbox:
+            if size + len(frame) > WRITE_BYTES_MAX:
+                break
+            size += len(frame)
+            count += 1
+        if count == 1:
+            return self._outbox.popleft()
+        return b"".join([self._outbox.popleft() for _ in range(count)])
+
+    # The end.
+
+    async def _accuse(self) -> None:
+        """Tell the peer that it broke the protocol, if it reads."""
+        self.send(GO_AWAY, 0, 0, GO_AWAY_PROTOCOL_ERROR)
+        await self._flush()
+
+    async def _flush(self) -> None:
+        with trio.move_on_after(FAREWELL_S):
+            while self._outbox_bytes:
+                await self._uncongested.park()
+
+    def _end(self, reason: str) -> None:
+        """No more streams; those that are open fail."""
+        self._ending = True
+        self._accepted.close()
+        if self.timed_out:
+            reason = "the peer fell silent"
+        for stream in list(self.streams.values()):
+            stream.fail(MuxedStreamClosed(reason))
+        for pong in self._pongs.values():
+            pong.set()
+        self._uncongested.unpark_all()
+
+    async def _hang_up(self) -> None:
+        if self.event_closed.is_set():
+            return
+        self.event_closed.set()
+        try:
+            await self._conn.close()
+        except BROKEN:
+            pass
+        finally:
+            if self.on_close is not None:
+                await self.on_close()

@@ -1,0 +1,20 @@
+"""The real transport keeps the contract, on loopback sockets."""
+
+import pytest
+
+from protocol.keys import SigningKey
+from protocol.net.libp2p import Libp2pTransport
+from tests.protocol.net.contract import TransportContract
+
+LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
+
+
+class Libp2pWorld:
+    def make(self, key: SigningKey) -> Libp2pTransport:
+        return Libp2pTransport(key, LOOPBACK)
+
+
+class TestLibp2pTransport(TransportContract):
+    @pytest.fixture
+    def world(self) -> Libp2pWorld:
+        return Libp2pWorld()
