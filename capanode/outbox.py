@@ -75,8 +75,8 @@ class InlineRunner:
 
 
 @dataclass(slots=True)
-class _Batch:
-    """Changes that become durable together; `done` is set then, or when they failed."""
+class Pending:
+    """Changes that become durable together."""
 
     changes: list[Change] = field(default_factory=list)
     added: int = 0
@@ -84,7 +84,10 @@ class _Batch:
     error: OutboxError | None = None
 
     async def wait(self) -> None:
-        """Raises OutboxError if the changes are not durable yet; they are tried again."""
+        """Returns when they are durable.
+
+        Raises OutboxError if they are not; they are kept in memory then and tried again.
+        """
         await self.done.wait()
         if self.error is not None:
             raise self.error
@@ -106,7 +109,7 @@ class Outbox:
         self._runner = runner
         self._receipts_max = receipts_max
         self._count = store.count()
-        self._batch = _Batch()
+        self._batch = Pending()
         self._work = trio.Event()
         self._news = trio.Event()
         self._failure: OutboxError | None = None
@@ -137,19 +140,35 @@ class Outbox:
             if self._batch.changes:
                 await self._commit()
 
-    async def store(self, receipt: Signed[Receipt]) -> None:
-        """Returns when the receipt is durable.
+    def add(self, receipt: Signed[Receipt]) -> Pending:
+        """Keep a receipt; wait for what is returned to know that it is durable.
 
-        Raises OutboxError if it is not; it is kept in memory then and written as soon as possible.
+        Receipts of nothing are dropped while the outbox is full: they only speed a release up.
         """
-        await self._insert(receipt).wait()
-
-    def store_nowait(self, receipt: Signed[Receipt]) -> None:
-        """For receipts of nothing, which nobody has to wait for."""
-        self._insert(receipt)
+        billed = receipt.message
+        if not billed.amount_nano and not self.is_accepting:
+            return self._batch
+        self._count += 1
+        self._batch.added += 1
+        return self._change(
+            insert_receipt(
+                StoredReceipt(
+                    lease_id=billed.lease_id,
+                    coordinator=billed.coordinator,
+                    receipt=receipt.raw,
+                    acceptance=b"",
+                    amount_nano=billed.amount_nano,
+                    tries=0,
+                    due_ms=self._clock.now_ms() + ACCEPTANCE_WAIT_MS,
+                )
+            )
+        )
 
     def attach_nowait(self, acceptance: Signed[Acceptance]) -> None:
-        """The client's countersignature came."""
+        """The client's countersignature came. It is dropped while the outbox is full: the client
+        hands it in as well."""
+        if not self.is_accepting:
+            return
         now_ms = self._clock.now_ms()
         self._change(attach_acceptance(acceptance.message.lease_id, acceptance.raw, now_ms=now_ms))
 
@@ -182,32 +201,14 @@ class Outbox:
     async def earnings(self) -> list[Earning]:
         return await self._runner.run(self._store.earnings)
 
-    def _insert(self, receipt: Signed[Receipt]) -> _Batch:
-        billed = receipt.message
-        self._count += 1
-        self._batch.added += 1
-        return self._change(
-            insert_receipt(
-                StoredReceipt(
-                    lease_id=billed.lease_id,
-                    coordinator=billed.coordinator,
-                    receipt=receipt.raw,
-                    acceptance=b"",
-                    amount_nano=billed.amount_nano,
-                    tries=0,
-                    due_ms=self._clock.now_ms() + ACCEPTANCE_WAIT_MS,
-                )
-            )
-        )
-
-    def _change(self, change: Change) -> _Batch:
+    def _change(self, change: Change) -> Pending:
         self._batch.changes.append(change)
         self._work.set()
         return self._batch
 
     async def _commit(self) -> bool:
         """Make the waiting changes durable, whoever is cancelled; on failure keep them."""
-        batch, self._batch = self._batch, _Batch()
+        batch, self._batch = self._batch, Pending()
         self._work = trio.Event()
         try:
             with trio.CancelScope(shield=True):

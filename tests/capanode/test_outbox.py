@@ -86,7 +86,7 @@ async def test_receipts_survive_a_restart(
     clock = VirtualClock()
     first = OutboxStore(tmp_path / "outbox.sqlite")
     async with running(Outbox(first, clock=clock, runner=InlineRunner())) as outbox:
-        await outbox.store(receipt)
+        await outbox.add(receipt).wait()
     first.close()
     second = OutboxStore(tmp_path / "outbox.sqlite")
     async with running(Outbox(second, clock=clock, runner=InlineRunner())) as outbox:
@@ -101,7 +101,7 @@ async def test_a_receipt_is_handed_in_at_once_when_its_acceptance_came(
 ) -> None:
     chain = make_chain()
     async with running(make_outbox(store)) as outbox:
-        await outbox.store(chain.receipt)
+        await outbox.add(chain.receipt).wait()
         outbox.attach_nowait(chain.acceptance)
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
         assert trio.current_time() == 0
@@ -112,7 +112,7 @@ async def test_a_receipt_waits_for_its_acceptance_but_not_for_ever(
     store: OutboxStore, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with running(make_outbox(store)) as outbox:
-        await outbox.store(new_receipt())
+        await outbox.add(new_receipt()).wait()
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
         assert trio.current_time() == pytest.approx(ACCEPTANCE_WAIT_MS / 1000)
         assert stored.acceptance == b""
@@ -122,7 +122,7 @@ async def test_an_acknowledged_receipt_is_counted_once_and_gone(
     store: OutboxStore, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with running(make_outbox(store)) as outbox:
-        await outbox.store(new_receipt())
+        await outbox.add(new_receipt()).wait()
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
         await outbox.acknowledge(stored, state="settled")
         await outbox.acknowledge(stored, state="settled")
@@ -137,8 +137,8 @@ async def test_an_acknowledged_receipt_is_counted_once_and_gone(
 async def test_the_same_receipt_twice_is_one_receipt(store: OutboxStore) -> None:
     receipt = new_receipt()
     async with running(make_outbox(store)) as outbox:
-        await outbox.store(receipt)
-        await outbox.store(receipt)
+        await outbox.add(receipt).wait()
+        await outbox.add(receipt).wait()
         (earning,) = await outbox.earnings()
         assert (earning.state, earning.jobs) == ("waiting", 1)
 
@@ -147,7 +147,7 @@ async def test_a_failed_try_comes_back_when_it_is_due(
     store: OutboxStore, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with running(make_outbox(store)) as outbox:
-        await outbox.store(new_receipt())
+        await outbox.add(new_receipt()).wait()
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
         await outbox.postpone(stored, due_ms=stored.due_ms + 60_000)
         (again,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
@@ -159,7 +159,7 @@ async def test_a_refused_receipt_stays_as_evidence_but_is_not_handed_in(
     store: OutboxStore, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with running(make_outbox(store)) as outbox:
-        await outbox.store(new_receipt())
+        await outbox.add(new_receipt()).wait()
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
         await outbox.refuse(stored, reason="receipt_mismatch")
         (earning,) = await outbox.earnings()
@@ -173,7 +173,7 @@ async def test_other_coordinators_receipts_are_not_due(
     store: OutboxStore, autojump_clock: trio.testing.MockClock
 ) -> None:
     async with running(make_outbox(store)) as outbox:
-        await outbox.store(new_receipt())
+        await outbox.add(new_receipt()).wait()
         with trio.move_on_after(10) as scope:
             await outbox.wait_due(NODE.peer_id, limit=10)
         assert scope.cancelled_caught
@@ -185,7 +185,7 @@ async def test_a_full_outbox_takes_no_work_until_receipts_leave(
     async with running(make_outbox(store, receipts_max=2)) as outbox:
         accepting = [outbox.is_accepting]
         for _ in range(2):
-            await outbox.store(new_receipt())
+            await outbox.add(new_receipt()).wait()
             accepting.append(outbox.is_accepting)
         assert "coordinator" in outbox.failure
         (stored, _) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
@@ -201,7 +201,7 @@ async def test_a_full_disk_is_told_survived_and_written_when_there_is_room(
     async with running(outbox):
         disk.is_full = True
         with pytest.raises(OutboxFullError):
-            await outbox.store(new_receipt())
+            await outbox.add(new_receipt()).wait()
         accepting = [outbox.is_accepting]
         assert "full" in outbox.failure
         disk.is_full = False
@@ -216,7 +216,7 @@ async def test_what_was_not_waited_for_is_written_before_the_end(tmp_path: Path)
     store = OutboxStore(path)
     outbox = Outbox(store, clock=VirtualClock(), runner=ThreadRunner())
     async with running(outbox):
-        outbox.store_nowait(new_receipt())
+        outbox.add(new_receipt())
     store.close()
     again = OutboxStore(path)
     assert again.count() == 1
@@ -236,7 +236,7 @@ async def test_a_burst_of_receipts_shares_transactions(
     monkeypatch.setattr(store, "apply", counted)
     async with running(make_outbox(store)) as outbox, trio.open_nursery() as nursery:
         for _ in range(32):
-            nursery.start_soon(outbox.store, new_receipt())
+            nursery.start_soon(outbox.add(new_receipt()).wait)
     assert sum(sizes) == 32
     assert len(sizes) <= 3
 

@@ -1,0 +1,425 @@
+"""Serves jobs: one `ServedJob` per channel takes a leased job from its opening to its receipt.
+
+A job is one task. It listens to its client, while its worker's events come as plain calls
+(`_on_event`) and go straight into the channel: a token costs no task switch here. Whatever ends
+the job (worker, client, deadline, shutdown) calls `_end`, and the task then frees the seat, signs,
+makes the receipt durable and sends it, in that order.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from capanode.admission import Admission, Ticket
+from capanode.engines.base import EngineEvent, Finished, Produced, Started
+from capanode.errors import OutboxError
+from capanode.metering import Meter, Timing, chunks_of
+from capanode.outbox import Outbox, Pending
+from protocol.clock import Clock
+from protocol.envelope import Signed
+from protocol.errors import Code, RemoteProtocolError
+from protocol.keys import SigningKey
+from protocol.limits import LEASE_OPEN_WITHIN_MS
+from protocol.messages import Finish, JobRequest, Lease, Receipt
+from protocol.net.channels import Channel, serve_channels
+from protocol.net.errors import NetError
+from protocol.net.transport import Stream
+from protocol.session import Accepted, CancelRequested, NodeEvent, NodeJob, Opened, Outgoing
+
+log = structlog.get_logger(__name__)
+
+ROLE = "node"
+
+# A client countersigns within a round trip; its channel is not held open for longer than this.
+ACCEPTANCE_WITHIN_S = 5.0
+# After the drain's deadline jobs are cut: signing and one durable write need no more than this.
+CUT_WITHIN_S = 5.0
+ERRORS_REMEMBERED = 20
+
+# What the outside is told of our own failures; the worker's words stay in our log.
+_OUR_FAILURES = {
+    Code.INTERNAL: "the node failed to run the job",
+    Code.WORKER_CRASHED: "the model's process ended; it is being started again",
+    Code.WORKER_HUNG: "the model's process stopped answering; it is being started again",
+    Code.OUT_OF_MEMORY: "the model's process ran out of memory; it is being started again",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a job ended. `code` is None when it ended well, or as its client wished."""
+
+    finish: Finish
+    code: Code | None = None
+    message: str = ""
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobFailure:
+    """A job that did not end well, for `capanode status`."""
+
+    at_ms: int
+    job_id: str
+    code: Code
+    message: str
+
+
+class JobServer:
+    """Serves the streams of JOB_PROTOCOL. `on_change` hears when the load changed."""
+
+    def __init__(
+        self,
+        key: SigningKey,
+        admission: Admission,
+        outbox: Outbox,
+        *,
+        clock: Clock,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.key = key
+        self.admission = admission
+        self.outbox = outbox
+        self.clock = clock
+        self.on_change = on_change
+        self.failures: deque[JobFailure] = deque(maxlen=ERRORS_REMEMBERED)
+        self._live: set[ServedJob] = set()
+        self._idle = trio.Event()
+
+    @property
+    def live_jobs(self) -> int:
+        return len(self._live)
+
+    async def serve(self, stream: Stream) -> None:
+        """The transport's handler."""
+        await serve_channels(stream, self.serve_channel, role=ROLE)
+
+    async def serve_channel(self, channel: Channel) -> None:
+        await ServedJob(self, channel).run()
+
+    async def drain(self, *, within_s: float) -> None:
+        """Take no more jobs; let those here finish, then cut what is left, each with a receipt."""
+        self.admission.is_draining = True
+        self.on_change()
+        with trio.move_on_after(within_s):
+            await self._wait_idle()
+        for job in tuple(self._live):
+            job.cut(Ending(Finish.FAILED, Code.DRAINING, "this node is shutting down"))
+        with trio.move_on_after(CUT_WITHIN_S):
+            await self._wait_idle()
+
+    def enter(self, job: "ServedJob") -> None:
+        self._live.add(job)
+
+    def leave(self, job: "ServedJob") -> None:
+        self._live.discard(job)
+        if not self._live:
+            self._idle.set()
+
+    async def _wait_idle(self) -> None:
+        while self._live:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+
+class ServedJob:
+    """One channel, so one job. `run` is its life."""
+
+    def __init__(self, server: JobServer, channel: Channel) -> None:
+        self._server = server
+        self._channel = channel
+        self._job = NodeJob()
+        self._opened_at = trio.current_time()
+        self._ended_at = self._opened_at
+        self._started_at: float | None = None
+        self._first_output_at: float | None = None
+        self._meter: Meter | None = None
+        self._ticket: Ticket | None = None
+        self._has_payload = False
+        self._payload = b""
+        self._queue_position = 0
+        self._is_accepted = False
+        self._is_client_gone = False
+        self._ending: Ending | None = None
+        self._work = trio.CancelScope()
+
+    async def run(self) -> None:
+        """Serve the job. Raises only what is a bug."""
+        self._server.enter(self)
+        durable: Pending | None = None
+        try:
+            try:
+                await self._serve()
+            finally:
+                receipt = self._leave()
+                if receipt is not None:
+                    durable = self._server.outbox.add(receipt)
+            if receipt is not None and receipt.message.amount_nano and durable is not None:
+                await self._wait_durable(durable)
+            self._send_end(receipt)
+        finally:
+            self._server.leave(self)
+        if receipt is not None and not self._is_client_gone:
+            await self._wait_acceptance()
+
+    def cut(self, ending: Ending) -> None:
+        """End the job from outside."""
+        self._end(ending)
+
+    # From opening to ending.
+
+    async def _serve(self) -> None:
+        """Until something has called `_end`, or the node is stopped for good."""
+        try:
+            with self._work:
+                await self._wait_payload()
+                self._enter_queue()
+                await self._listen()
+        except RemoteProtocolError as error:
+            self._end_with(error)
+        except NetError as error:
+            self._lose_client(error)
+        except trio.Cancelled:
+            self._end(Ending(Finish.FAILED, Code.DRAINING, "this node is shutting down"))
+            raise
+        if self._ending is None:
+            self._end(Ending(Finish.FAILED, Code.DEADLINE_EXCEEDED, "the deadline has passed"))
+
+    async def _wait_payload(self) -> None:
+        """Until an admitted job is here as a whole. Raises RemoteProtocolError, NetError."""
+        with trio.move_on_after(LEASE_OPEN_WITHIN_MS / 1000):
+            while True:
+                event = await self._receive()
+                if self._meter is None:
+                    self._admit()
+                if isinstance(event, Opened):
+                    self._payload = event.payload
+                    return
+                if isinstance(event, CancelRequested):
+                    raise RemoteProtocolError("the client cancelled", code=Code.CANCELLED)
+        raise RemoteProtocolError("the payload did not arrive", code=Code.DEADLINE_EXCEEDED)
+
+    def _admit(self) -> None:
+        """Judge the lease as soon as it is known. Raises RemoteProtocolError."""
+        terms = self._job.terms
+        if terms is None:
+            raise RemoteProtocolError("a job starts with JOB_OPEN", code=Code.UNEXPECTED_FRAME)
+        request, lease = terms
+        now_ms = self._server.clock.now_ms()
+        self._server.admission.check_evidence(request, lease, now_ms=now_ms)
+        # From here on the lease is ours, so that every ending owes a receipt, if only of nothing.
+        self._meter = Meter(lease)
+        self._ticket = self._server.admission.take_seat(request, lease, now_ms=now_ms)
+        self._work.deadline = self._deadline(request, lease, now_ms)
+
+    def _deadline(self, request: Signed[JobRequest], lease: Signed[Lease], now_ms: int) -> float:
+        """In trio's time, which no one can set back."""
+        deadline_ms = min(request.message.deadline_at_ms, lease.message.deadline_at_ms)
+        return trio.current_time() + (deadline_ms - now_ms) / 1000
+
+    def _enter_queue(self) -> None:
+        assert self._ticket is not None
+        self._has_payload = True
+        self._server.admission.payload_arrived(self._ticket)
+        seats = self._ticket.model.seats
+        self._queue_position = seats.enter(self._ticket.lease_id, self._start)
+        self._server.on_change()
+
+    def _start(self) -> None:
+        """A slot is ours: hand the job to the worker."""
+        assert self._ticket is not None
+        self._started_at = trio.current_time()
+        payload, self._payload = self._payload, b""
+        try:
+            self._ticket.model.worker.submit(self._ticket.lease_id, payload, self._on_event)
+        except RemoteProtocolError as error:
+            self._end_with(error)
+
+    async def _listen(self) -> None:
+        """What the client says while the job waits or runs. Raises as `_receive`."""
+        while True:
+            if isinstance(await self._receive(), CancelRequested):
+                return self._end(Ending(Finish.CANCELLED))
+
+    async def _receive(self) -> NodeEvent | None:
+        """Raises RemoteProtocolError, NetError."""
+        frame = await self._channel.receive()
+        return self._job.receive(frame.type, frame.body)
+
+    # What the worker says. Called from its reader: quick, and never raising.
+
+    def _on_event(self, event: EngineEvent) -> None:
+        if self._ending is not None:
+            return
+        try:
+            if isinstance(event, Produced):
+                self._pass_on(event)
+            elif isinstance(event, Started):
+                self._accept(event)
+            elif isinstance(event, Finished):
+                self._compare_counts(event)
+                self._end(Ending(Finish(event.reason)))
+            else:
+                self._end(Ending(Finish.FAILED, event.code, event.message))
+        except RemoteProtocolError as error:
+            self._end_with(error)
+        except NetError as error:
+            self._lose_client(error)
+
+    def _pass_on(self, event: Produced) -> None:
+        assert self._meter is not None
+        assert self._ticket is not None
+        if self._first_output_at is None:
+            self._first_output_at = trio.current_time()
+        for chunk in chunks_of(event):
+            self._meter.add(chunk)
+            self._send(self._job.chunk(chunk))
+        self._ticket.model.output_tokens_done += len(event.token_ids)
+
+    def _accept(self, event: Started) -> None:
+        assert self._meter is not None
+        self._meter.accept(event.input_units)
+        self._is_accepted = True
+        self._send(self._job.accepted(event.input_units, queue_position=self._queue_position))
+
+    def _compare_counts(self, event: Finished) -> None:
+        assert self._meter is not None
+        assert self._ticket is not None
+        if event.units != self._meter.units:
+            log.error(
+                "worker_miscounts",
+                lease_id=self._ticket.lease_id,
+                worker=str(event.units),
+                streamed=str(self._meter.units),
+            )
+
+    def _send(self, frame: Outgoing) -> None:
+        self._channel.send_nowait(*frame)
+
+    # Endings.
+
+    def _end(self, ending: Ending) -> None:
+        """The first reason counts. A job that nothing was done for is refused, and free."""
+        if self._ending is not None:
+            return
+        if not self._is_accepted:
+            code = ending.code or (Code.CANCELLED if ending.finish is Finish.CANCELLED else None)
+            ending = Ending(Finish.REFUSED, code, ending.message, ending.retry_after_ms)
+        self._ending = ending
+        self._ended_at = trio.current_time()
+        self._work.cancel()
+
+    def _end_with(self, error: RemoteProtocolError) -> None:
+        self._end(Ending(Finish.FAILED, error.code, str(error), error.retry_after_ms))
+
+    def _lose_client(self, error: NetError) -> None:
+        """Nobody listens any more: as if cancelled, with nobody to tell."""
+        self._is_client_gone = True
+        self._end(Ending(Finish.CANCELLED, message=str(error)))
+
+    def _leave(self) -> Signed[Receipt] | None:
+        """Free what the job holds, and sign for what it was given; None if no lease was ours."""
+        # Without an ending there is a bug on its way up: the client learns that much.
+        self._end(Ending(Finish.FAILED, Code.INTERNAL, "the job ended unexpectedly"))
+        assert self._ending is not None
+        ending, self._payload = self._ending, b""
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._free(ticket)
+        self._note_failure(ending)
+        if self._meter is None:
+            return None
+        return self._meter.sign(
+            self._server.key,
+            ending.finish,
+            code=ending.code or "",
+            timing=self._timing(),
+            now_ms=self._server.clock.now_ms(),
+        )
+
+    def _free(self, ticket: Ticket) -> None:
+        """Give slot and seat back, now: the next job starts in here."""
+        ticket.model.worker.cancel(ticket.lease_id)
+        ran_ms = None
+        if self._started_at is not None:
+            ran_ms = 1000 * (self._ended_at - self._started_at)
+            ticket.model.jobs_done += 1
+        self._server.admission.release(ticket, ran_ms=ran_ms, had_arrived=self._has_payload)
+        self._server.on_change()
+
+    def _timing(self) -> Timing:
+        """What never came is as late as the end."""
+
+        def since_open_ms(at: float | None) -> int:
+            return round(1000 * ((self._ended_at if at is None else at) - self._opened_at))
+
+        return Timing(
+            queued_ms=since_open_ms(self._started_at),
+            first_output_ms=since_open_ms(self._first_output_at),
+            total_ms=since_open_ms(self._ended_at),
+        )
+
+    def _note_failure(self, ending: Ending) -> None:
+        if ending.code in (None, Code.CANCELLED):
+            return
+        assert ending.code is not None
+        terms = self._job.terms
+        job_id = terms[0].message.job_id if terms is not None else ""
+        log.info(
+            "job_failed" if ending.finish is Finish.FAILED else "job_refused",
+            job_id=job_id,
+            peer=self._channel.peer,
+            code=ending.code,
+            reason=ending.message,
+        )
+        now_ms = self._server.clock.now_ms()
+        self._server.failures.append(JobFailure(now_ms, job_id, ending.code, ending.message))
+
+    async def _wait_durable(self, durable: Pending) -> None:
+        # Shielded: a receipt that is signed shall not depend on how the node stops.
+        with trio.move_on_after(CUT_WITHIN_S) as scope:
+            scope.shield = True
+            try:
+                await durable.wait()
+            except OutboxError as error:
+                # The work is done; the client can still hand the receipt in for us.
+                log.error("receipt_not_durable", error=str(error))
+
+    def _send_end(self, receipt: Signed[Receipt] | None) -> None:
+        """The last word, if there is anybody to hear it."""
+        ending = self._ending
+        assert ending is not None
+        if self._is_client_gone:
+            return
+        try:
+            # A client that cancelled wants the receipt, not an error.
+            if receipt is not None and ending.code in (None, Code.CANCELLED):
+                self._send(self._job.receipt(receipt))
+            else:
+                code = ending.code or Code.INTERNAL
+                message = _OUR_FAILURES.get(code, ending.message)
+                self._send(
+                    self._job.error(
+                        code, message, receipt=receipt, retry_after_ms=ending.retry_after_ms
+                    )
+                )
+        except NetError as error:
+            self._is_client_gone = True
+            log.info("receipt_not_sent", error=str(error))
+
+    async def _wait_acceptance(self) -> None:
+        """The client's countersignature goes into the outbox beside the receipt."""
+        with trio.move_on_after(ACCEPTANCE_WITHIN_S):
+            try:
+                while True:
+                    event = await self._receive()
+                    if isinstance(event, Accepted):
+                        self._server.outbox.attach_nowait(event.acceptance)
+                        return
+            except NetError:
+                return
+            except RemoteProtocolError as error:
+                log.info("acceptance_refused", peer=self._channel.peer, code=error.code)

@@ -1,0 +1,110 @@
+"""What one job was given: counted and hashed as it is streamed, and signed for at the end.
+
+The client counts and hashes the same stream. So what is billed is what was streamed, never what the
+worker says that it made: the worker's own count is only compared.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from capanode.engines.base import Produced
+from protocol.envelope import Signed, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.keys import SigningKey
+from protocol.limits import KIB
+from protocol.messages import Finish, Lease, Receipt
+from protocol.payload import Chunk, OutputDigest
+from protocol.pricing import Units
+from protocol.receipts import charge_nano
+from protocol.session import DATA_BYTES
+
+# With four bytes to a character this stays far below a frame, whatever the script.
+_TEXT_CHARS = 16 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a job took, in milliseconds from its opening; as the receipt says it."""
+
+    queued_ms: int
+    first_output_ms: int
+    total_ms: int
+
+
+class Meter:
+    """Counts one leased job. Raises when the job would exceed what was leased."""
+
+    def __init__(self, lease: Signed[Lease]) -> None:
+        self._lease = lease
+        self._digest = OutputDigest()
+        self._input = Units()
+        self._output_tokens = 0
+
+    @property
+    def units(self) -> Units:
+        """What has been delivered."""
+        return Units(self._input.input_tokens, self._output_tokens, self._input.images)
+
+    @property
+    def has_output(self) -> bool:
+        return self._output_tokens > 0
+
+    def accept(self, input_units: Units) -> None:
+        """Raises RemoteProtocolError if the input counts as more than the client leased."""
+        leased = self._lease.message.units_max
+        if input_units.output_tokens or not input_units.fits_in(leased):
+            raise RemoteProtocolError(
+                f"the input counts {input_units.input_tokens} tokens and {input_units.images} "
+                f"images, the lease allows {leased.input_tokens} and {leased.images}",
+                code=Code.INPUT_TOO_LARGE,
+            )
+        self._input = input_units
+
+    def add(self, chunk: Chunk) -> None:
+        """Raises RemoteProtocolError if the job asks for more output than the client leased."""
+        tokens = self._output_tokens + len(chunk.token_ids)
+        if tokens > self._lease.message.units_max.output_tokens:
+            raise RemoteProtocolError(
+                "the input asks for more output than was leased", code=Code.INVALID_INPUT
+            )
+        self._output_tokens = tokens
+        self._digest.add(chunk)
+
+    def sign(
+        self, key: SigningKey, finish: Finish, *, code: str, timing: Timing, now_ms: int
+    ) -> Signed[Receipt]:
+        """The receipt for what has been delivered."""
+        granted = self._lease.message
+        return seal(
+            key,
+            Receipt(
+                lease_id=granted.lease_id,
+                lease_digest=self._lease.digest,
+                job_id=granted.job_id,
+                node=granted.node,
+                client=granted.client,
+                coordinator=granted.coordinator,
+                model_digest=granted.model_digest,
+                units=self.units,
+                amount_nano=charge_nano(granted.price, self.units, finish),
+                output_digest=self._digest.hexdigest(),
+                finish=finish,
+                code=code,
+                queued_ms=timing.queued_ms,
+                first_output_ms=timing.first_output_ms,
+                total_ms=timing.total_ms,
+                issued_at_ms=now_ms,
+            ),
+        )
+
+
+def chunks_of(event: Produced) -> Iterator[Chunk]:
+    """The event in pieces that fit a frame: one, but for a large embedding."""
+    text, data = event.text, event.data
+    if len(text) <= _TEXT_CHARS and len(data) <= DATA_BYTES:
+        yield Chunk(event.token_ids, text, data)
+        return
+    token_ids = event.token_ids
+    while token_ids or text or data:
+        yield Chunk(token_ids, text[:_TEXT_CHARS], data[:DATA_BYTES])
+        token_ids, text, data = (), text[_TEXT_CHARS:], data[DATA_BYTES:]
