@@ -73,10 +73,12 @@ def _has_wrong_task(selection: Selection) -> Bools:
 
 
 def _has_too_short_context(selection: Selection) -> Bools | None:
+    """The whole answer must fit behind the prompt as we guess it. The most that may be billed for
+    the prompt is no measure: it allows a token for every byte."""
     if selection.job.task is not Task.CAUSAL_LM:
         return None
-    maximum = selection.job.maximum
-    return selection.rows.value(CONTEXT) < maximum.input_tokens + maximum.output_tokens
+    needed = selection.job.expected.input_tokens + selection.job.maximum.output_tokens
+    return selection.rows.value(CONTEXT) < needed
 
 
 def _asks_more_than_max_price(selection: Selection) -> Bools | None:

@@ -224,6 +224,11 @@ def test_what_the_node_cannot_do_is_named() -> None:
     assert Reason.EXPIRED in counts(market, a_job()), "even before anyone sweeps the book"
 
 
+def test_a_cautious_bound_on_the_prompt_refuses_no_node() -> None:
+    market = market_of(model_offer(context_tokens=1_000))
+    assert market.match(a_job(maximum=Units(900_000, 200))).candidates
+
+
 def test_what_the_node_cannot_do_now_is_named() -> None:
     market = market_of(*[model_offer(slots=1, queue_max=1)] * 5)
     market.load(0, 1, 1)

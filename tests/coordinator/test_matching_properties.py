@@ -166,7 +166,7 @@ def ruled_out_by_client(node_id: PeerId, offer: NodeOffer, model: ModelOffer, jo
 def cannot_now(market: Market, entry: NodeEntry, model: ModelOffer, job: Job) -> bool:
     state = entry.models[model.manifest_digest]
     standing = market.reputation.standing(entry.node, now_ms=market.now_ms)
-    needed = job.maximum.input_tokens + job.maximum.output_tokens
+    needed = job.expected.input_tokens + job.maximum.output_tokens
     return (
         model.task is not job.task
         or model.context_tokens < needed
