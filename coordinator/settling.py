@@ -157,7 +157,8 @@ class ReceiptDesk:
             return SettleReply(verdict.state, billed.amount_nano)
         chain = capture(opened.funds, verdict.amount_nano, billed.node, fee_bps=self._fee_bps)
         state = LeaseState.SETTLED if verdict.amount_nano else LeaseState.RELEASED
-        await self._submit(chain, (row, *_rows_of_end(opened, state, billed, now_ms)))
+        rows = _rows_of_end(opened, state, billed, verdict.amount_nano, now_ms)
+        await self._submit(chain, (row, *rows))
         self._close(opened, receipt, verdict)
         return SettleReply(verdict.state, verdict.amount_nano)
 
@@ -169,7 +170,7 @@ class ReceiptDesk:
             opened = by_hold.get(pending.id)
             if opened is None:
                 return ()
-            return _rows_of_end(opened, LeaseState.EXPIRED, None, now_ms)
+            return _rows_of_end(opened, LeaseState.EXPIRED, None, 0, now_ms)
 
         by_hold = self._leases.by_hold()
         expired = await self._writer.expire_holds(rows_of)
@@ -231,7 +232,7 @@ _JOB_STATES = {
 
 
 def _rows_of_end(
-    opened: OpenLease, state: LeaseState, billed: Receipt | None, now_ms: int
+    opened: OpenLease, state: LeaseState, billed: Receipt | None, paid_nano: int, now_ms: int
 ) -> tuple[Record, ...]:
     """What else is written when a lease's hold is resolved."""
     granted = opened.lease.message
@@ -243,8 +244,8 @@ def _rows_of_end(
         record_lease_end(granted.lease_id, state, now_ms=now_ms),
         record_job_state(granted.job_id, job_state, ended_at_ms=now_ms, error_code=code),
     ]
-    if opened.api_key_id is not None and state is LeaseState.SETTLED and billed is not None:
-        rows.append(record_spending(opened.api_key_id, billed.amount_nano))
+    if opened.api_key_id is not None and paid_nano:
+        rows.append(record_spending(opened.api_key_id, paid_nano))
     return tuple(rows)
 
 

@@ -1,0 +1,351 @@
+"""A coordinator, scripted nodes and a buyer on an in-memory network: one process, no models.
+
+The coordinator and the client are the real ones. A `ScriptedNode` speaks the real protocol and does
+what its script says: answer, refuse, fall silent, cut the stream, lie about what it delivered.
+"""
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from typing import TypeVar
+
+import trio
+
+from coordinator.app import Coordinator, MarketRules
+from coordinator.client import JobSpec, MarketClient
+from coordinator.db.accounts import find_account
+from coordinator.db.engine import Connection, Database, InlineRunner, open_database
+from coordinator.ledger.accounts import Account, AccountKind, account_of
+from coordinator.ledger.audit import AuditReport, audit
+from coordinator.ledger.postings import credit
+from coordinator.ledger.writer import post_one
+from coordinator.remote import RemoteLeaser
+from coordinator.runtime import Runtime
+from protocol.envelope import Signed, seal
+from protocol.errors import Code
+from protocol.framing import FrameType
+from protocol.ids import PeerId, TransferId, new_ulid, sha256_digest
+from protocol.keys import SigningKey
+from protocol.messages import (
+    Finish,
+    Hardware,
+    IsolationTier,
+    Lease,
+    LoadReport,
+    ModelLoad,
+    ModelOffer,
+    NodeOffer,
+    Receipt,
+    Task,
+)
+from protocol.money import NANO_PER_CREDIT
+from protocol.net.channels import Channel, serve_channels
+from protocol.net.clock import VirtualClock
+from protocol.net.errors import NetError
+from protocol.net.memory import MemoryNetwork, MemoryTransport
+from protocol.net.pool import StreamPool
+from protocol.net.rpc import RpcClient
+from protocol.net.transport import Stream
+from protocol.payload import Chunk, GenerationInput, OutputDigest
+from protocol.pricing import PriceSheet, Units
+from protocol.receipts import charge_nano
+from protocol.services import (
+    CONTROL_PROTOCOL,
+    JOB_PROTOCOL,
+    LEASE_PROTOCOL,
+    AttachAsk,
+    AttachReply,
+    Method,
+    ReceiptAsk,
+    SettleReply,
+)
+from protocol.session import CancelRequested, NodeJob, Opened
+
+R = TypeVar("R")
+
+MODEL = "tiny"
+DIGEST = sha256_digest(b"tiny")
+WORDS = ("Hello", ",", " world", "!")
+INPUT_UNITS = Units(input_tokens=7)
+PRICE = PriceSheet(input_nano_per_mtok=20_000_000_000, output_nano_per_mtok=60_000_000_000)
+OPENING_CREDIT_NANO = NANO_PER_CREDIT
+FEE_BPS = 1_000
+
+
+class Script(Enum):
+    """What a node does with a job."""
+
+    ANSWER = auto()
+    REFUSE = auto()  # busy, with a signed receipt of zero
+    REFUSE_BARE = auto()  # busy, without a receipt
+    BAD_INPUT = auto()  # the client's fault
+    VANISH_AT_ONCE = auto()  # drops the channel before any output
+    VANISH_MIDWAY = auto()  # drops it after two chunks
+    CRASH_MIDWAY = auto()  # after two chunks an error, with a receipt for them
+    OVERCHARGE = auto()  # bills a token more than it sent
+    HANG = auto()  # accepts, then says nothing until it is cancelled
+
+
+@dataclass
+class ScriptedNode:
+    """A node that obeys. `receipts` are those that it signed."""
+
+    key: SigningKey
+    transport: MemoryTransport
+    clock: VirtualClock
+    price: PriceSheet = PRICE
+    script: Script = Script.ANSWER
+    receipts: list[Signed[Receipt]] = field(default_factory=list)
+    jobs_opened: int = 0
+    cancels_seen: int = 0
+    incarnation_ms: int = 0
+
+    async def run(
+        self, coordinator: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen, attach, and serve until cancelled."""
+        self.transport.handle(JOB_PROTOCOL, self._serve)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.transport.run)
+            self.pool = StreamPool(
+                self.transport, CONTROL_PROTOCOL, role="node", rng=random.Random(1)
+            )
+            await nursery.start(self.pool.run)
+            await self.transport.connect(coordinator, timeout_s=5)
+            self.coordinator = PeerId(coordinator.rpartition("/p2p/")[2])
+            self.incarnation_ms = self.clock.now_ms()
+            await self.call(Method.ATTACH, AttachAsk(self.offer().raw, self.load()), AttachReply)
+            task_status.started()
+            await trio.sleep_forever()
+
+    async def call(self, method: Method, ask: object, reply: type[R]) -> R:
+        """Ask the coordinator on the control protocol."""
+        return await RpcClient(self.pool).call(self.coordinator, method, ask, reply, timeout_s=5)
+
+    def offer(self, **changes: object) -> Signed[NodeOffer]:
+        now_ms = self.clock.now_ms()
+        offer = NodeOffer(
+            node=self.key.peer_id,
+            incarnation_ms=self.incarnation_ms,
+            sequence=0,
+            issued_at_ms=now_ms,
+            expires_at_ms=now_ms + 200_000,
+            addresses=self.transport.addresses,
+            region="here",
+            isolation=IsolationTier.BWRAP,
+            hardware=Hardware("cpu", "test", 2**30, 1),
+            models=(
+                ModelOffer(
+                    MODEL, DIGEST, Task.CAUSAL_LM, "bf16", 2_048, 4, 4, 1_000, 100, self.price
+                ),
+            ),
+            software="test",
+        )
+        return seal(self.key, replace(offer, **changes))  # type: ignore[arg-type]  # tests break it
+
+    def load(self, running: int = 0) -> LoadReport:
+        return LoadReport(self.incarnation_ms, False, (ModelLoad(DIGEST, running, 0, True),))
+
+    async def _serve(self, stream: Stream) -> None:
+        await serve_channels(stream, self._serve_job, role="node")
+
+    async def _serve_job(self, channel: Channel) -> None:
+        job = NodeJob()
+        opened = await _receive_opened(job, channel)
+        self.jobs_opened += 1
+        if self.script is Script.VANISH_AT_ONCE:
+            return
+        if self.script is Script.REFUSE_BARE:
+            channel.send_nowait(*job.error(Code.BUSY, "full", receipt=None))
+            return
+        if self.script in (Script.REFUSE, Script.BAD_INPUT):
+            code = Code.BUSY if self.script is Script.REFUSE else Code.PROMPT_TOO_LONG
+            receipt = self._sign(opened.lease, (), Finish.REFUSED, code=code.value)
+            channel.send_nowait(*job.error(code, "no", receipt=receipt))
+            await self._wait_acceptance(job, channel)
+            return
+        channel.send_nowait(*job.accepted(INPUT_UNITS, queue_position=0))
+        if self.script is Script.HANG:
+            await self._wait_cancel(job, channel, opened)
+            return
+        sent: list[Chunk] = []
+        try:
+            await self._answer(job, channel, opened, sent)
+        except NetError:
+            # The client is gone: what it had got is billed, and handed in by ourselves.
+            self._sign(opened.lease, tuple(sent), Finish.CANCELLED)
+
+    async def _answer(
+        self, job: NodeJob, channel: Channel, opened: Opened, sent: list[Chunk]
+    ) -> None:
+        for number, word in enumerate(WORDS):
+            if number == 2 and self.script is Script.VANISH_MIDWAY:
+                return
+            if number == 2 and self.script is Script.CRASH_MIDWAY:
+                receipt = self._sign(opened.lease, tuple(sent), Finish.FAILED, "worker_crashed")
+                channel.send_nowait(*job.error(Code.WORKER_CRASHED, "crashed", receipt=receipt))
+                await self._wait_acceptance(job, channel)
+                return
+            sent.append(Chunk((number,), word))
+            channel.send_nowait(*job.chunk(sent[-1]))
+            await trio.sleep(0.01)
+        if self.script is Script.OVERCHARGE:
+            sent.append(Chunk((99,), "never sent"))
+        channel.send_nowait(*job.receipt(self._sign(opened.lease, tuple(sent), Finish.STOP)))
+        await self._wait_acceptance(job, channel)
+
+    async def _wait_cancel(self, job: NodeJob, channel: Channel, opened: Opened) -> None:
+        frame = await channel.receive()
+        assert isinstance(job.receive(frame.type, frame.body), CancelRequested)
+        self.cancels_seen += 1
+        channel.send_nowait(*job.receipt(self._sign(opened.lease, (), Finish.CANCELLED)))
+        await self._wait_acceptance(job, channel)
+
+    async def _wait_acceptance(self, job: NodeJob, channel: Channel) -> None:
+        with trio.move_on_after(1), suppress(NetError):
+            frame = await channel.receive()
+            if frame.type is FrameType.JOB_ACCEPTANCE:
+                job.receive(frame.type, frame.body)
+
+    def _sign(
+        self, lease: Signed[Lease], chunks: tuple[Chunk, ...], finish: Finish, code: str = ""
+    ) -> Signed[Receipt]:
+        digest = OutputDigest()
+        for chunk in chunks:
+            digest.add(chunk)
+        used = Units(
+            input_tokens=0 if finish is Finish.REFUSED else INPUT_UNITS.input_tokens,
+            output_tokens=sum(len(chunk.token_ids) for chunk in chunks),
+        )
+        granted = lease.message
+        receipt = Receipt(
+            lease_id=granted.lease_id,
+            lease_digest=lease.digest,
+            job_id=granted.job_id,
+            node=granted.node,
+            client=granted.client,
+            coordinator=granted.coordinator,
+            model_digest=granted.model_digest,
+            units=used,
+            amount_nano=charge_nano(granted.price, used, finish),
+            output_digest=digest.hexdigest(),
+            finish=finish,
+            code=code,
+            queued_ms=0,
+            first_output_ms=1,
+            total_ms=2,
+            issued_at_ms=self.clock.now_ms(),
+        )
+        self.receipts.append(seal(self.key, receipt))
+        return self.receipts[-1]
+
+    async def hand_in(self, receipt: Signed[Receipt], acceptance: bytes = b"") -> SettleReply:
+        """As a node's outbox does."""
+        return await self.call(Method.RECEIPT, ReceiptAsk(receipt.raw, acceptance), SettleReply)
+
+
+async def _receive_opened(job: NodeJob, channel: Channel) -> Opened:
+    while True:
+        frame = await channel.receive()
+        event = job.receive(frame.type, frame.body)
+        if isinstance(event, Opened):
+            return event
+
+
+@dataclass
+class SmallMarket:
+    """What a test acts on. `client` buys over the network with `buyer`'s key."""
+
+    network: MemoryNetwork
+    clock: VirtualClock
+    database: Database
+    coordinator: Coordinator
+    nodes: list[ScriptedNode]
+    buyer: SigningKey
+    client: MarketClient
+    leaser: RemoteLeaser
+    nursery: trio.Nursery
+
+    def spec(self, max_tokens: int = 8, deadline_s: float = 30.0) -> JobSpec:
+        units = Units(input_tokens=16, output_tokens=max_tokens)
+        job_input = GenerationInput(max_tokens=max_tokens, prompt="Say hello")
+        return JobSpec(MODEL, Task.CAUSAL_LM, job_input, units, units, deadline_s=deadline_s)
+
+    async def buy(self, **changes: object) -> list[Chunk]:
+        """One job, read to its end."""
+        async with self.client.open_job(self.spec(**changes), self.buyer) as stream:  # type: ignore[arg-type]  # keywords of `spec`
+            return [chunk async for chunk in stream]
+
+    def account(self, peer: PeerId) -> Account:
+        with self.database.transaction() as conn:
+            found = find_account(conn, account_of(peer))
+        assert found is not None
+        return found
+
+    def audit(self) -> AuditReport:
+        with self.database.transaction() as conn:
+            return audit(conn)
+
+    def assert_books_are_closed(self) -> None:
+        """Green, nothing held, nothing lost."""
+        report = self.audit()
+        assert report.is_green, report.findings
+        assert report.held_nano == 0
+
+
+def give_credit(conn: Connection, peer: PeerId, amount_nano: int, now_ms: int) -> None:
+    opens = Account(account_of(peer), AccountKind.CLIENT, created_at_ms=now_ms)
+    transfer_id = TransferId(new_ulid(now_ms, peer.encode()[-10:]))
+    chain = credit(transfer_id, account_of(peer), amount_nano, opens=opens)
+    post_one(conn, chain, now_ms=now_ms)
+
+
+@asynccontextmanager
+async def open_small_market(
+    *scripts: Script,
+    seed: int = 0,
+    credit_nano: int = OPENING_CREDIT_NANO,
+    adjust: Callable[[list[ScriptedNode]], None] = lambda nodes: None,
+) -> AsyncIterator[SmallMarket]:
+    """A market with a node per script and a buyer with money; `adjust` may change the nodes."""
+    rng = random.Random(seed)
+    network, clock = MemoryNetwork(rng), VirtualClock()
+    database = open_database("sqlite://", InlineRunner())
+    keys = [SigningKey.generate(rng.randbytes) for _ in range(len(scripts) + 2)]
+    coordinator = Coordinator(
+        keys[0],
+        network.transport(keys[0]),
+        database,
+        MarketRules(fee_bps=FEE_BPS),
+        Runtime(clock, rng.randbytes, rng, lambda: 0),
+    )
+    buyer = keys[1]
+    if credit_nano:
+        with database.transaction() as conn:
+            give_credit(conn, buyer.peer_id, credit_nano, clock.now_ms())
+    nodes = [
+        ScriptedNode(key, network.transport(key), clock, script=script)
+        for key, script in zip(keys[2:], scripts, strict=True)
+    ]
+    adjust(nodes)
+    transport = network.transport(buyer)
+    leases = StreamPool(transport, LEASE_PROTOCOL, role="client", rng=rng)
+    jobs = StreamPool(transport, JOB_PROTOCOL, role="client", rng=rng)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(coordinator.run)
+        address = coordinator.transport.addresses[0]
+        for node in nodes:
+            await nursery.start(node.run, address)
+        await nursery.start(transport.run)
+        await nursery.start(leases.run)
+        await nursery.start(jobs.run)
+        leaser = RemoteLeaser(leases, coordinator.key.peer_id, addresses=(address,))
+        client = MarketClient(jobs, leaser, clock=clock, entropy=rng.randbytes)
+        await nursery.start(client.run)
+        yield SmallMarket(
+            network, clock, database, coordinator, nodes, buyer, client, leaser, nursery
+        )
+        nursery.cancel_scope.cancel()
+    database.close()

@@ -1,0 +1,148 @@
+"""Receipts become payments: who is paid what, when, and what happens to a second word."""
+
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from coordinator.db.schema import ReceiptState
+from coordinator.settling import ACCEPTANCE_WITHIN_MS, Verdict, judge_receipt
+from protocol.envelope import Signed, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.messages import Acceptance, Finish, Receipt
+from protocol.pricing import Units
+from protocol.receipts import charge_nano
+from tests.coordinator.small_market import (
+    OPENING_CREDIT_NANO,
+    Script,
+    SmallMarket,
+    open_small_market,
+)
+from tests.protocol.makers import PRICE, make_chain
+
+CHAIN = make_chain()
+RECEIPT = CHAIN.receipt.message
+LEASE = CHAIN.lease.message
+
+
+def verdict(acceptance: Acceptance | None, *, is_overdue: bool = False) -> Verdict:
+    return judge_receipt(RECEIPT, acceptance, LEASE, is_overdue=is_overdue)
+
+
+def test_a_receipt_that_the_client_agrees_to_is_paid_at_once() -> None:
+    agreed = verdict(CHAIN.acceptance.message)
+    assert agreed == Verdict(ReceiptState.SETTLED, RECEIPT.amount_nano)
+
+
+def test_without_the_clients_word_the_node_waits_and_is_then_paid() -> None:
+    assert verdict(None) == Verdict(ReceiptState.PENDING, None)
+    assert verdict(None, is_overdue=True) == Verdict(ReceiptState.SETTLED, RECEIPT.amount_nano)
+
+
+def test_of_two_counts_the_smaller_is_paid() -> None:
+    for output_tokens in (0, 1, 3):
+        counted = Units(RECEIPT.units.input_tokens, output_tokens)
+        disputed = replace(CHAIN.acceptance.message, units=counted, agrees=False)
+        smaller = min(RECEIPT.amount_nano, charge_nano(PRICE, counted, Finish.STOP))
+        assert verdict(disputed) == Verdict(ReceiptState.DISPUTED, smaller)
+
+
+def test_a_receipt_of_nothing_frees_the_hold_at_once() -> None:
+    nothing = replace(RECEIPT, units=Units(), amount_nano=0, finish=Finish.REFUSED)
+    found = judge_receipt(nothing, None, LEASE, is_overdue=False)
+    assert found == Verdict(ReceiptState.SETTLED, 0)
+
+
+async def lose_client(market: SmallMarket) -> Signed[Receipt]:
+    """A job is answered, but the buyer vanishes before it countersigns."""
+    async with market.client.open_job(market.spec(), market.buyer):
+        market.network.kill(market.buyer.peer_id)
+        await trio.sleep(1)
+    return market.nodes[0].receipts[-1]
+
+
+def spent(market: SmallMarket) -> int:
+    return OPENING_CREDIT_NANO - market.account(market.buyer.peer_id).posted_nano
+
+
+async def test_a_node_whose_client_vanished_is_paid_after_the_wait(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        reply = await market.nodes[0].hand_in(receipt)
+        assert reply.state == ReceiptState.PENDING
+        assert spent(market) == 0
+        assert market.account(market.buyer.peer_id).held_nano > 0
+        await trio.sleep(ACCEPTANCE_WITHIN_MS / 1_000 + 5)
+        assert spent(market) == receipt.message.amount_nano
+        market.assert_books_are_closed()
+
+
+async def test_handing_in_again_changes_nothing(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        await market.buy()
+        await market.client.wait_settled()
+        before = spent(market)
+        (receipt,) = market.nodes[0].receipts
+        for _ in range(3):
+            reply = await market.nodes[0].hand_in(receipt)
+            assert reply.state == ReceiptState.SETTLED
+            assert reply.amount_nano == before
+        assert spent(market) == before
+        market.assert_books_are_closed()
+
+
+async def test_a_second_receipt_for_the_same_lease_is_refused(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        await market.buy()
+        await market.client.wait_settled()
+        node = market.nodes[0]
+        other = seal(node.key, replace(node.receipts[0].message, issued_at_ms=1))
+        with pytest.raises(RemoteProtocolError) as caught:
+            await node.hand_in(other)
+        assert caught.value.code is Code.RECEIPT_MISMATCH
+        market.assert_books_are_closed()
+
+
+async def test_a_receipt_after_its_hold_has_expired_is_refused(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        await trio.sleep(200)
+        market.assert_books_are_closed()
+        assert spent(market) == 0
+        with pytest.raises(RemoteProtocolError) as caught:
+            await market.nodes[0].hand_in(receipt)
+        assert caught.value.code is Code.EXPIRED
+        assert spent(market) == 0
+
+
+async def test_a_receipt_for_no_lease_is_refused(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        forged = seal(node.key, replace(RECEIPT, node=node.key.peer_id))
+        with pytest.raises(RemoteProtocolError) as caught:
+            await node.hand_in(forged)
+        assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_a_receipt_of_another_node_is_refused(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.HANG, Script.ANSWER) as market:
+        thief = market.nodes[1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_buy_until_cancelled, market)
+            await trio.sleep(1)
+            (opened,) = market.coordinator.leases.by_hold().values()
+            if opened.lease.message.node == thief.key.peer_id:
+                nursery.cancel_scope.cancel()
+                return
+            stolen = thief._sign(opened.lease, (), Finish.STOP)
+            with pytest.raises(RemoteProtocolError) as caught:
+                await thief.hand_in(stolen)
+            assert caught.value.code is Code.WRONG_SIGNER
+            nursery.cancel_scope.cancel()
+
+
+async def _buy_until_cancelled(market: SmallMarket) -> None:
+    await market.buy()
