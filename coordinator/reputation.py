@@ -55,8 +55,8 @@ RATIO_WEIGHT_MAX = 20.0
 # A stalled client or a lucky cache makes single measurements absurd; none counts beyond 64 times.
 RATIO_LOG_MAX = math.log(64)
 
-# Four times the offers that a book holds: enough to remember who left, about 40 MB at most.
-NODES_MAX = 400_000
+# Twice the nodes that a book holds: enough to remember who left, about 120 MB at most.
+NODES_MAX = 200_000
 # How far to look for a departed node whose breaker is not open before forgetting the oldest anyway.
 _FORGET_SCAN = 16
 

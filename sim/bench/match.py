@@ -41,19 +41,23 @@ _QUANTIZATIONS = ("bf16", "int8", "int4")
 _JOBS = 256
 _DECISIONS = {1_000: 5_000, 10_000: 1_500, 100_000: 150}
 _OFFERS_TAKEN = 300
+# What a lease asks for: the node to take, and one to make taking a newcomer safe.
+_CANDIDATES = 2
 
 
 def run() -> dict[str, float]:
-    """Figures in microseconds; `p50_us` and `p99_us` are among 1,000 offers."""
+    """Figures in microseconds; those without a suffix are among 1,000 offers. On a busy machine the
+    99th percentile of wall time shows its scheduler, so processor time stands beside it."""
     figures: dict[str, float] = {}
     for nodes, decisions in _DECISIONS.items():
         rng = random.Random(_SEED)
         book, reputation = _market(nodes, rng)
         jobs = list(_jobs(_JOBS, [entry.node for entry in book], rng))
         suffix = "" if nodes == 1_000 else f"_{nodes // 1_000}k"
-        times_us = _decide(book, reputation, jobs, decisions, rng)
-        figures[f"p50_us{suffix}"] = statistics.median(times_us)
-        figures[f"p99_us{suffix}"] = statistics.quantiles(times_us, n=100)[98]
+        wall_us, cpu_us = _decide(book, reputation, jobs, decisions, rng)
+        figures[f"p50_us{suffix}"] = statistics.median(wall_us)
+        figures[f"p99_us{suffix}"] = _p99(wall_us)
+        figures[f"cpu_p99_us{suffix}"] = _p99(cpu_us)
         if nodes == 1_000:
             figures["plain_loop_us"] = _plain_loop(book, jobs)
             figures["loop_ratio"] = figures["plain_loop_us"] / figures["p50_us"]
@@ -66,12 +70,20 @@ def _decide(
     jobs: Sequence[Job],
     decisions: int,
     rng: random.Random,
-) -> list[float]:
-    times_us = []
+) -> tuple[list[float], list[float]]:
+    """Wall and processor time of each decision."""
+    wall_us, cpu_us = [], []
     for number in range(decisions):
         job = jobs[number % len(jobs)]
-        times_us.append(_timed_us(partial(match, job, book, reputation, now_ms=_NOW_MS, rng=rng)))
-    return times_us
+        cpu_ns, wall_ns = time.thread_time_ns(), time.perf_counter_ns()
+        match(job, book, reputation, now_ms=_NOW_MS, rng=rng, limit=_CANDIDATES)
+        wall_us.append((time.perf_counter_ns() - wall_ns) / 1_000)
+        cpu_us.append((time.thread_time_ns() - cpu_ns) / 1_000)
+    return wall_us, cpu_us
+
+
+def _p99(times_us: Sequence[float]) -> float:
+    return statistics.quantiles(times_us, n=100)[98]
 
 
 def _timed_us(action: Callable[[], object]) -> float:

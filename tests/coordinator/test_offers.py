@@ -3,10 +3,12 @@
 import random
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.offers import OfferBook, Outcome
+from coordinator.offers import book as book_module
 from coordinator.offers.book import GRANT_UNSEEN_MS, SUSPENSION_MS
 from coordinator.offers.table import BUSY, FLAGS, RTT_MS, SUSPENDED, UNREACHABLE
 from coordinator.reputation import Reputation
@@ -155,6 +157,17 @@ def test_an_offer_is_gone_when_it_expires() -> None:
     assert market.book.expire(gone_ms - 1) == ()
     assert market.book.expire(gone_ms) == (node(1),)
     assert [entry.node for entry in market.book] == [node(2)]
+
+
+def test_a_mass_expiry_is_done_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(book_module, "EXPIRE_MAX", 3)
+    market = Market()
+    for number in range(7):
+        market.add(number)
+    market.now_ms += OFFER_LIFETIME_MAX_MS
+    sizes = [len(market.book.expire(market.now_ms)) for _ in range(4)]
+    assert sizes == [3, 3, 1, 0]
+    assert len(market.book) == 0
 
 
 def test_a_refresh_prolongs_an_offer() -> None:
