@@ -39,7 +39,7 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
         key = load_or_create_key_file(config.key_path)
         database = open_database(config.database, ThreadRunner())
         runtime = system_runtime()
-        transport = Libp2pTransport(key, config.listen)
+        transport = Libp2pTransport(key, config.listen, announce=config.announce)
         rules = MarketRules(config.fee_bps, config.catalogue)
         coordinator = Coordinator(key, transport, database, rules, runtime)
         try:

@@ -73,6 +73,13 @@ SETTINGS: tuple[Setting, ...] = (
         '["/ip4/0.0.0.0/tcp/4100"]',
     ),
     Setting(
+        "announce",
+        (),
+        read_addresses,
+        "What to tell others instead, if a router forwards another address to this machine.",
+        '["/ip4/203.0.113.7/tcp/4100"]',
+    ),
+    Setting(
         "http",
         HttpAddress("127.0.0.1", 8080),
         read_http_address,
@@ -117,6 +124,7 @@ class Config:
 
     data_dir: Path
     listen: tuple[str, ...]
+    announce: tuple[str, ...]
     http: HttpAddress
     database: str
     fee_bps: int
