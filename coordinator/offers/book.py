@@ -313,8 +313,10 @@ class OfferBook:
         victim = self._crowd.victim(network_of(offer.addresses))
         if victim is None:
             return False
-        self._unlist(self._entries[victim])
+        evicted = self._entries[victim]
+        self._unlist(evicted)
         self._lineages.drop(victim)
+        self._intake.forget(evicted.signed.raw)
         return True
 
     def _prove(self, entry: NodeEntry) -> None:

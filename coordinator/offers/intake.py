@@ -77,7 +77,7 @@ class Intake:
         FRAME_TOO_LARGE, WRONG_SIGNER, EXPIRED, NOT_YET_VALID, OFFER_IMPLAUSIBLE, or what
         `open_envelope` raises."""
         self._check_neighbour(raw, now_ms, via)
-        fingerprint = hashlib.blake2b(raw, digest_size=16).digest()
+        fingerprint = _fingerprint(raw)
         if fingerprint in self._seen:
             raise RemoteProtocolError("this offer has been taken already", code=Code.REPLAYED)
         claimed_key = _claimed_key(raw)
@@ -93,6 +93,10 @@ class Intake:
         if len(self._seen) > _SEEN_MAX:
             self._seen.popitem(last=False)
         return signed
+
+    def forget(self, raw: bytes) -> None:
+        """Take this offer again if it comes again: its place in the book was lost."""
+        self._seen.pop(_fingerprint(raw), None)
 
     def _check_neighbour(self, raw: bytes, now_ms: int, via: PeerId) -> None:
         if not self._junk.has_any(via, now_ms):
@@ -135,6 +139,10 @@ def check_plausible(signed: Signed[NodeOffer], *, now_ms: int) -> None:
             "the offer was issued before its node started", code=Code.OFFER_IMPLAUSIBLE
         )
     check_fresh(offer.issued_at_ms, offer.expires_at_ms, now_ms=now_ms, what="offer")
+
+
+def _fingerprint(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=16).digest()
 
 
 def _claimed_key(raw: bytes) -> bytes:

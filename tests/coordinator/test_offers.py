@@ -308,6 +308,19 @@ def test_a_flood_from_one_network_evicts_itself() -> None:
     assert len(book) == 10
 
 
+def test_an_evicted_node_may_come_back_with_the_same_offer() -> None:
+    book = full_book(2)
+    raws = [sealed(n, node_offer(n, address=f"/ip4/6.6.6.{n}/tcp/1")).raw for n in range(2)]
+    for raw in raws:
+        book.accept(raw, now_ms=NOW_MS, via=node(9))
+    insert_at(book, 5, "/ip4/10.0.5.1/tcp/1")
+    assert book.get(node(0)) is None
+    book.set_rtt(node(5), 1.0)
+    assert book.accept(raws[1], now_ms=NOW_MS, via=node(9)).outcome is Outcome.DUPLICATE
+    again = book.accept(raws[0], now_ms=NOW_MS, via=node(0))
+    assert again.code is Code.RATE_LIMITED, "no room, but not mistaken for a repetition"
+
+
 def test_nodes_that_we_have_reached_are_never_evicted() -> None:
     book = full_book(3)
     for number in range(3):
