@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from capanode.sandbox.kernel import load_filter
 from capanode.sandbox.landlock import LandlockUnavailable, restrict_files
@@ -52,7 +53,16 @@ class Launch:
 def parse_launch(text: str) -> Launch:
     fields = json.loads(text)
     rules = fields.pop("file_rules")
-    return Launch(**fields, file_rules=None if rules is None else FileRules(**rules))
+    return Launch(
+        **_with_tuples(fields),
+        file_rules=None if rules is None else FileRules(**_with_tuples(rules)),
+    )
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
 
 
 def launch(plan: Launch) -> None:

@@ -65,24 +65,29 @@ def probe_isolation() -> IsolationReport:
             ("run the node on Linux on x86-64; elsewhere it cannot confine other people's jobs",),
         )
     failures: list[Fact] = []
-    advice: list[str] = []
     for sandbox in _candidates():
         facts = probe_sandbox(sandbox)
         if all(fact.ok for fact in facts):
-            return IsolationReport(sandbox.tier, facts, tuple(advice), sandbox)
+            return IsolationReport(sandbox.tier, facts, _advice(sandbox.tier), sandbox)
         failures += [
             replace(fact, name=f"{_title(sandbox)}: {fact.name}") for fact in facts if not fact.ok
         ]
-        if sandbox.tier is IsolationTier.BWRAP and not advice:
-            advice.append(_ADVICE_NAMESPACES)
-    if not bwrap_candidates():
-        advice.append("install bubblewrap 0.8 or newer (Debian, Fedora, Arch: `bubblewrap`)")
-    if landlock_version() < VERSION_MIN:
-        advice.append(f"Linux 6.2 or newer has Landlock {VERSION_MIN}, the fallback")
-    advice.append("until then this node refuses remote jobs")
-    return _report_nothing(tuple(failures), tuple(advice))
+    return _report_nothing(tuple(failures), _advice(IsolationTier.NONE))
 
 
+def _advice(tier: IsolationTier) -> tuple[str, ...]:
+    """What the operator can do to reach a better tier."""
+    advice = []
+    if tier is not IsolationTier.BWRAP:
+        advice.append(_ADVICE_NAMESPACES if bwrap_candidates() else _ADVICE_BWRAP)
+    if tier is IsolationTier.NONE:
+        if landlock_version() < VERSION_MIN:
+            advice.append(f"Linux 6.2 or newer has Landlock {VERSION_MIN}, the fallback")
+        advice.append("until then this node refuses remote jobs")
+    return tuple(advice)
+
+
+_ADVICE_BWRAP = "install bubblewrap 0.8 or newer (Debian, Fedora, Arch: `bubblewrap`)"
 _ADVICE_NAMESPACES = (
     "allow user namespaces for the full sandbox: on Ubuntu 24.04 install the bubblewrap package "
     "(its AppArmor profile is for /usr/bin/bwrap), elsewhere set "

@@ -1,0 +1,205 @@
+"""The worker's loop, run in a thread on a socket pair: same code, no sandbox."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capanode.engines.base import Failed, Finished, Produced, Started
+from capanode.worker.frames import (
+    Cancel,
+    Cancelled,
+    Command,
+    FrameBuffer,
+    Ping,
+    Pong,
+    Shutdown,
+    Start,
+    encode_command,
+    parse_report,
+)
+from capanode.worker.main import Channel, _describe, _is_out_of_memory, log, serve
+from protocol.codec import encode
+from protocol.errors import Code
+from protocol.payload import GenerationInput
+from tests.capanode.fault_engine import FaultEngine
+
+
+class Node:
+    """The other end of the worker's channel."""
+
+    def __init__(self, slots: int) -> None:
+        self.socket, self._theirs = socket.socketpair()
+        self.socket.settimeout(10)
+        self._buffer = FrameBuffer()
+        self._channel = Channel(self._theirs)
+        self._thread = threading.Thread(
+            target=self._serve, args=(FaultEngine(Path("/"), slots),), daemon=True
+        )
+        self.failure: BaseException | None = None
+        self.frames = 0
+
+    def _serve(self, engine: FaultEngine) -> None:
+        try:
+            serve(self._channel, engine)
+        except BaseException as error:
+            self.failure = error
+
+    def start(self, *commands: Command) -> None:
+        """Begin with these commands waiting, so that the first look finds them all."""
+        self.tell(*commands)
+        self._thread.start()
+
+    def tell(self, *commands: Command) -> None:
+        self.socket.sendall(b"".join(map(encode_command, commands)))
+
+    def hear(self, count: int) -> list[Any]:
+        reports: list[Any] = []
+        while len(reports) < count:
+            data = self.socket.recv(65_536)
+            assert data, "the worker went away"
+            for header, blob in self._buffer.feed(data):
+                self.frames += 1
+                report = parse_report(header, blob)
+                reports += report if isinstance(report, list) else [report]
+        return reports
+
+    def join(self) -> None:
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+    def close(self) -> None:
+        self.socket.close()
+        if self._thread.ident is not None:
+            self.join()
+        self._theirs.close()
+
+
+def start(prompt: str, job_id: str | None = None) -> Start:
+    return Start(job_id or prompt, encode(GenerationInput(max_tokens=9, prompt=prompt)))
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    node = Node(slots=4)
+    yield node
+    node.close()
+
+
+def test_all_events_of_a_step_travel_in_one_frame(node: Node) -> None:
+    node.start(start("one two"), start("three"))
+    reports = node.hear(7)
+    assert sum(isinstance(report, Started) for report in reports) == 2
+    assert sum(isinstance(report, Finished) for report in reports) == 2
+    # Both jobs advance together: start, word, word or end, end.
+    assert node.frames <= 5
+    node.tell(Shutdown())
+    node.join()
+    assert node.failure is None
+
+
+def test_ping_is_answered_while_jobs_run(node: Node) -> None:
+    node.start(start("forever"))
+    node.hear(3)
+    node.tell(Ping(41))
+    while not any(report == Pong(41) for report in node.hear(1)):
+        pass
+    node.tell(Shutdown())
+    node.join()
+
+
+def test_cancel_is_confirmed_after_the_last_event(node: Node) -> None:
+    node.start(start("forever", "job"))
+    node.hear(3)
+    node.tell(Cancel("job"), start("again", "job"))
+    reports: list[Any] = []
+    while not any(isinstance(report, Finished) for report in reports):
+        reports += node.hear(1)
+    at = reports.index(Cancelled("job"))
+    assert all(isinstance(report, Produced) for report in reports[:at])
+    assert isinstance(reports[at + 1], Started)
+    node.tell(Shutdown())
+    node.join()
+
+
+def test_refusal_of_a_job_that_is_cancelled_at_once_comes_before_the_confirmation(
+    node: Node,
+) -> None:
+    node.start(start("too long", "job"), Cancel("job"))
+    failed, confirmed = node.hear(2)
+    assert isinstance(failed, Failed)
+    assert confirmed == Cancelled("job")
+    node.tell(Shutdown())
+    node.join()
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"),
+    [
+        (start("too long").payload, Code.PROMPT_TOO_LONG),
+        (start("panic").payload, Code.INVALID_INPUT),
+        (b"\xc1", Code.MALFORMED),
+        (encode(GenerationInput(max_tokens=1, prompt="x")) + b"x", Code.TRAILING_BYTES),
+    ],
+)
+def test_bad_input_is_its_own_jobs_failure(
+    node: Node, payload: bytes, code: Code, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node.start(Start("bad", payload), start("good"))
+    reports = node.hear(4)
+    assert [r.code for r in reports if isinstance(r, Failed)] == [code]
+    assert [r.job_id for r in reports if isinstance(r, Finished)] == ["good"]
+    node.tell(Shutdown())
+    node.join()
+    assert "secret" not in capsys.readouterr().err
+
+
+def test_step_that_raises_ends_the_loop(node: Node) -> None:
+    node.start(start("raise"))
+    node.join()
+    assert isinstance(node.failure, ValueError)
+
+
+def test_node_that_is_gone_ends_the_loop(node: Node) -> None:
+    node.start(start("forever"))
+    node.hear(2)
+    node.socket.close()
+    node.join()
+    assert isinstance(node.failure, EOFError | BrokenPipeError | ConnectionResetError)
+
+
+def test_errors_are_described_by_type_and_place_only() -> None:
+    try:
+        raise ValueError("my secret prompt")
+    except ValueError as error:
+        description = _describe(error)
+    assert description["error"] == "ValueError"
+    assert "test_worker_main.py" in str(description["places"])
+    assert "secret" not in json.dumps(description)
+
+
+def test_log_is_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    log("job_input_failed", job_id="01J", error="Two\nlines")
+    assert json.loads(capsys.readouterr().err) == {
+        "event": "job_input_failed",
+        "job_id": "01J",
+        "error": "Two\nlines",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (type("OutOfMemoryError", (RuntimeError,), {})(), True),
+        (RuntimeError("shapes do not match"), False),
+        (ValueError(), False),
+    ],
+)
+def test_out_of_memory_is_recognized(error: BaseException, expected: bool) -> None:
+    assert _is_out_of_memory(error) is expected
