@@ -1,0 +1,30 @@
+"""The gateway's settings, with defaults that suit one coordinator on a small machine."""
+
+from dataclasses import dataclass
+
+from protocol.limits import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """`host` and `port` are where HTTP is served; port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    # The largest lawful input (8 MiB) as base64, with room for the JSON around it.
+    body_bytes_max: int = 12 * MIB
+    # A body that trickles in holds a request open; photographs over slow lines need some time.
+    body_within_s: float = 60.0
+    # Each request in flight costs some tens of KiB and a hold; more than this is an overload.
+    requests_max: int = 4_096
+    connections_max: int = 16_384
+    # The longest that one job may take, from request to the last token.
+    job_within_s: float = 300.0
+    # Silent streams say this often that they are alive: proxies cut after 30 to 60 seconds.
+    keepalive_s: float = 10.0
+    # Chunks that wait for a slow reader, beyond what the sockets hold; then the job waits for it.
+    stream_chunks_max: int = 1_024
+    # How long requests in flight may go on once the gateway is told to stop.
+    shutdown_within_s: float = 10.0
+    # Origins whose pages may call us from a browser; "*" for any. Empty: none may.
+    cors_origins: tuple[str, ...] = ()

@@ -1,0 +1,75 @@
+"""What the gateway needs of the market, whoever provides it: a coordinator in this process, or one
+elsewhere. Everything here runs on the trio side.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from coordinator.auth import Caller
+from coordinator.client import JobSpec
+from coordinator.job_stream import JobInfo, Outcome
+from protocol.ids import Digest
+from protocol.messages import Task
+from protocol.payload import Chunk
+from protocol.pricing import PriceSheet
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model name and who offers it now. Prices are the lowest and highest of each position."""
+
+    name: str
+    digest: Digest
+    task: Task
+    quantization: str
+    nodes: int
+    context_tokens: int
+    price_from: PriceSheet
+    price_to: PriceSheet
+    first_seen_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """`reason` says what is missing; empty if the market can take jobs."""
+
+    nodes: int
+    reason: str = ""
+
+
+class Job(Protocol):
+    """A job whose first output has arrived; iterate for the chunks. `coordinator.job_stream`."""
+
+    @property
+    def info(self) -> JobInfo | None: ...
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """None before the iteration has ended."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+
+
+class GatewayMarket(Protocol):
+    """Tests bring a fake one."""
+
+    async def authenticate(self, secret: str) -> Caller | None:
+        """Whose API key this is; None if it is nobody's, or was revoked."""
+        ...
+
+    def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[Job]:
+        """Buy in the caller's name; see `MarketClient.open_job`. Raises JobFailed."""
+        ...
+
+    def model(self, name: str) -> ModelInfo | None:
+        """What is offered under a name or manifest digest."""
+        ...
+
+    def models(self) -> Sequence[ModelInfo]:
+        """All names that are offered."""
+        ...
+
+    def health(self) -> Health: ...

@@ -1,0 +1,1 @@
+"""OpenAI's endpoints, one module per noun; what chat and completions share is in `generation`."""

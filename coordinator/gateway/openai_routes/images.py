@@ -1,0 +1,107 @@
+"""POST /v1/images/classifications: our extension, as JSON with base64 or as a form with a file."""
+
+import base64
+import binascii
+
+from coordinator.gateway.context import GatewayContext
+from coordinator.gateway.errors import ApiError, error_of, invalid
+from coordinator.gateway.jobs import finish_job, finished_headers
+from coordinator.gateway.multipart import read_form
+from coordinator.gateway.openai_routes.generation import FINGERPRINT_CHARS
+from coordinator.gateway.orders import ImageOrder
+from coordinator.gateway.requests import Request
+from coordinator.gateway.responses import Reply, json_response
+from coordinator.gateway.routing_params import read_routing
+from coordinator.gateway.strict_json import Fields, check_text, parse_object
+from protocol.codec import decode
+from protocol.errors import Code, RemoteProtocolError
+from protocol.limits import LABELS_MAX, PAYLOAD_BYTES_MAX
+from protocol.payload import ClassificationOutput, ImageInput
+
+# Room for the encoded input around the image.
+IMAGE_BYTES_MAX = PAYLOAD_BYTES_MAX - 1_024
+
+LABELS_DEFAULT = 5
+
+# What every JPEG and every PNG starts with. The node's sandbox decodes it; this only spares it
+# what cannot be one.
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+async def image_classifications(context: GatewayContext, request: Request) -> Reply:
+    order = await _read_request(context, request)
+    finished = await finish_job(context, request, order)
+    try:
+        output = decode(ClassificationOutput, finished.data)
+    except RemoteProtocolError as error:
+        raise error_of(error.code, str(error), is_billed=True) from error
+    opened, outcome = finished.opened, finished.outcome
+    answer = {
+        "id": f"imgcls-{opened.info.job_id}",
+        "object": "image.classification",
+        "created": context.now_s(),
+        "model": order.routing.model,
+        "system_fingerprint": opened.info.model_digest[:FINGERPRINT_CHARS],
+        "data": [
+            {"object": "label", "index": index, "label": label.label, "score": label.score}
+            for index, label in enumerate(output.labels)
+        ],
+        "usage": {"images": outcome.units.images, "cost_nano": outcome.amount_nano},
+    }
+    return json_response(answer, headers=finished_headers(context, request, finished))
+
+
+async def _read_request(context: GatewayContext, request: Request) -> ImageOrder:
+    if request.content_type != "multipart/form-data":
+        fields = await context.read_json(request)
+        return _order(fields, _read_base64(fields))
+    form = read_form(await context.read_body(request), request.header(b"content-type") or "")
+    image = form.files.get("image") or form.files.get("file")
+    if image is None:
+        raise invalid(
+            "the form has no file named image", "image", api_code="missing_required_parameter"
+        )
+    return _order(_form_fields(form.texts), image)
+
+
+def _order(fields: Fields, image: bytes) -> ImageOrder:
+    """Raises ApiError (400, 413)."""
+    routing = read_routing(fields)
+    top_k = fields.integer("top_k", low=1, high=LABELS_MAX) or LABELS_DEFAULT
+    if len(image) > IMAGE_BYTES_MAX:
+        raise error_of(
+            Code.IMAGE_TOO_LARGE, f"the image has {len(image)} bytes; we take {IMAGE_BYTES_MAX}"
+        )
+    if not image.startswith((_JPEG, _PNG)):
+        raise error_of(Code.INVALID_IMAGE, "the image is neither a JPEG nor a PNG")
+    return ImageOrder(routing, ImageInput(image, top_k))
+
+
+def _form_fields(texts: dict[str, str]) -> Fields:
+    """Forms know only text: numbers and objects are read as the JSON that they look like."""
+    values: dict[str, object] = dict(texts)
+    if "top_k" in texts:
+        values["top_k"] = int(texts["top_k"]) if texts["top_k"].isdecimal() else texts["top_k"]
+    if "provider" in texts:
+        values["provider"] = parse_object(texts["provider"].encode())
+    return Fields(values)
+
+
+def _read_base64(fields: Fields) -> bytes:
+    """A data URL, or base64 alone."""
+    text = check_text(fields.required("image"), "image")
+    if text.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not head.endswith(";base64"):
+            raise _bad_base64()
+    elif text.startswith(("http://", "https://")):
+        raise invalid("the gateway fetches nothing: send the image itself as base64", "image")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise _bad_base64() from None
+
+
+def _bad_base64() -> ApiError:
+    return invalid("image is not base64, nor a data URL with base64", "image")
