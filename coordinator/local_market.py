@@ -73,7 +73,7 @@ class LocalMarket:
     async def _open_within_budget(
         self, caller: Caller, remaining_nano: int, spec: JobSpec
     ) -> AsyncIterator[JobStream]:
-        """The lease may cost no more than what is reserved: no overspending, however many at once."""
+        """A lease may cost what is reserved and no more, so many at once cannot overspend."""
         reservation = self._reserve(caller, remaining_nano, spec)
         constraints = replace(spec.constraints, max_cost_nano=reservation.amount_nano)
         try:
@@ -114,9 +114,12 @@ class LocalMarket:
 
 def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:
     """One node's offer stands for what they share; prices and contexts are of all."""
-    offer, entry = book.model_at(table.nodes[0], name), book.get(table.nodes[0])
-    if offer is None or entry is None:
+    entry = book.get(table.nodes[0])
+    offers = [state.offer for state in entry.models.values()] if entry is not None else []
+    named = [offer for offer in offers if name in (offer.manifest_digest, offer.name)]
+    if entry is None or not named:
         return None
+    (offer,) = named
     rows = table.rows()
     columns = [rows.value(column) for column in _PRICES]
     return ModelInfo(

@@ -43,8 +43,8 @@ class Gateway:
 
     def __init__(
         self,
-        market: GatewayMarket,
         config: GatewayConfig,
+        market: GatewayMarket,
         metrics: Metrics,
         runtime: Runtime | None = None,
     ) -> None:
