@@ -46,7 +46,7 @@ GOSSIP_QUEUE_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Self:
+class About:
     """What an offer says that does not change while the node runs."""
 
     region: str
@@ -84,7 +84,7 @@ class Announcer:
         self,
         transport: Transport,
         key: SigningKey,
-        about: Self,
+        about: About,
         models: Callable[[], tuple[ModelOffer, ...]],
         *,
         clock: Clock,
@@ -102,7 +102,7 @@ class Announcer:
         self._rng = rng
         self._addresses = addresses
         self._sequence = 0
-        self._topic = offer_topic(shard_of(key.peer_id))
+        self.topic = offer_topic(shard_of(key.peer_id))
         self._changed = trio.Event()
         self._new_offer = trio.Event()
 
@@ -110,7 +110,7 @@ class Announcer:
         """Offer until cancelled; `started` with the first offer made. Also carries our share of
         others' gossip, by subscribing to our own shard."""
         channel = self._transport.subscribe(
-            self._topic, self._is_worth_passing, queue_max=GOSSIP_QUEUE_MAX
+            self.topic, self._is_worth_passing, queue_max=GOSSIP_QUEUE_MAX
         )
         async with channel, trio.open_nursery() as nursery:
             nursery.start_soon(self._drop, channel)
@@ -128,9 +128,9 @@ class Announcer:
         """Until an offer is made after this call."""
         await self._new_offer.wait()
 
-    async def withdraw(self) -> None:
-        """Tell the network that nothing is to be had here any more."""
-        await self._publish(self._make_offer(withdrawn=True))
+    async def publish_now(self) -> None:
+        """Without waiting for more changes: the node is about to leave."""
+        await self._publish(self._make_offer())
 
     async def _wait_reason(self) -> None:
         """Until something changed, or the offer needs a refresh."""
@@ -153,7 +153,7 @@ class Announcer:
         offered = self.current.message
         return (offered.models, offered.addresses) != (self._models(), self._addresses())
 
-    def _make_offer(self, *, withdrawn: bool = False) -> Signed[NodeOffer]:
+    def _make_offer(self) -> Signed[NodeOffer]:
         now_ms = self._clock.now_ms()
         self._sequence += 1
         about = self._about
@@ -169,7 +169,7 @@ class Announcer:
                 region=about.region,
                 isolation=about.isolation,
                 hardware=about.hardware,
-                models=() if withdrawn else self._models(),
+                models=self._models(),
                 software=about.software,
                 data_collection=about.data_collection,
             ),
@@ -181,7 +181,7 @@ class Announcer:
         return offer
 
     async def _publish(self, offer: Signed[NodeOffer]) -> None:
-        await self._transport.publish(self._topic, offer.raw)
+        await self._transport.publish(self.topic, offer.raw)
         log.info(
             "offer_published",
             sequence=offer.message.sequence,
@@ -201,7 +201,7 @@ class Announcer:
             )
         except RemoteProtocolError:
             return False
-        if signed.signer != offer.node or offer_topic(shard_of(offer.node)) != self._topic:
+        if signed.signer != offer.node or offer_topic(shard_of(offer.node)) != self.topic:
             return False
         if offer.node == self._key.peer_id:
             self._look_at_twin(offer)

@@ -15,6 +15,7 @@ import trio
 
 from capanode.errors import OutboxError
 from capanode.outbox_store import (
+    WAITING,
     Change,
     Earning,
     OutboxStore,
@@ -197,6 +198,15 @@ class Outbox:
             wait_s = (waiting[0].due_ms - now_ms) / 1000 if waiting else _LOOK_AGAIN_S
             with trio.move_on_after(min(wait_s, _LOOK_AGAIN_S)):
                 await news.wait()
+
+    async def wait_empty(self) -> None:
+        """Until no receipt is here, refused ones aside which never leave."""
+        while True:
+            news = self._news
+            earnings = await self.earnings()
+            if not any(earning.state == WAITING for earning in earnings):
+                return
+            await news.wait()
 
     async def earnings(self) -> list[Earning]:
         return await self._runner.run(self._store.earnings)

@@ -42,8 +42,9 @@ from protocol.ids import LeaseId, PeerId
 _BUSY_TIMEOUT_S = 5
 _SCHEMA_VERSION = 1
 
-_WAITING = "waiting"
-_REFUSED = "refused"
+# States of a receipt that is still here; of others a coordinator decides.
+WAITING = "waiting"
+REFUSED = "refused"
 
 _metadata = MetaData()
 
@@ -134,7 +135,7 @@ class OutboxStore:
         """What waits for a coordinator, earliest due first."""
         query = (
             select(_receipts)
-            .where(_receipts.c.coordinator == coordinator, _receipts.c.state == _WAITING)
+            .where(_receipts.c.coordinator == coordinator, _receipts.c.state == WAITING)
             .order_by(_receipts.c.due_ms, _receipts.c.lease_id)
             .limit(limit)
         )
@@ -179,7 +180,7 @@ def insert_receipt(stored: StoredReceipt) -> Change:
             receipt=stored.receipt,
             acceptance=stored.acceptance,
             amount_nano=stored.amount_nano,
-            state=_WAITING,
+            state=WAITING,
             due_ms=stored.due_ms,
         )
         .on_conflict_do_nothing()
@@ -191,7 +192,7 @@ def attach_acceptance(lease_id: LeaseId, acceptance: bytes, *, now_ms: int) -> C
     """Complete a receipt; it is due at once then. One that is gone already needs nothing."""
     statement = (
         update(_receipts)
-        .where(_receipts.c.lease_id == lease_id, _receipts.c.state == _WAITING)
+        .where(_receipts.c.lease_id == lease_id, _receipts.c.state == WAITING)
         .values(acceptance=acceptance, due_ms=func.min(_receipts.c.due_ms, now_ms))
     )
     return lambda connection: _execute(connection, statement)
@@ -227,7 +228,7 @@ def refuse(lease_id: LeaseId, *, reason: str) -> Change:
     statement = (
         update(_receipts)
         .where(_receipts.c.lease_id == lease_id)
-        .values(state=_REFUSED, reason=reason[:200])
+        .values(state=REFUSED, reason=reason[:200])
     )
     return lambda connection: _execute(connection, statement)
 
@@ -246,12 +247,12 @@ def prune_refused(*, keep: int) -> Change:
     """Drop the oldest refused receipts beyond `keep`: ULIDs sort by time."""
     kept = (
         select(_receipts.c.lease_id)
-        .where(_receipts.c.state == _REFUSED)
+        .where(_receipts.c.state == REFUSED)
         .order_by(_receipts.c.lease_id.desc())
         .limit(keep)
     )
     statement = delete(_receipts).where(
-        _receipts.c.state == _REFUSED, _receipts.c.lease_id.not_in(kept)
+        _receipts.c.state == REFUSED, _receipts.c.lease_id.not_in(kept)
     )
     return lambda connection: _execute(connection, statement)
 

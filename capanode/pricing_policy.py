@@ -44,6 +44,10 @@ class Wages:
     gpu_gib_hour_nano: int
 
 
+# A core rents for 2–4 cents an hour, a GiB of GPU memory for 1–3: an 80 GiB card asks for 1.60.
+DEFAULT_WAGES = Wages(cpu_core_hour_nano=20_000_000, gpu_gib_hour_nano=20_000_000)
+
+
 def propose_price(task: Task, speed: Speed, *, hourly_nano: int) -> PriceSheet:
     """A price sheet for one model that may use all of what earns `hourly_nano`."""
     if task is Task.IMAGE_CLASSIFICATION:

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import trio
 
+from capanode.engines.base import EngineInfo
 from capanode.pricing_policy import Speed
 from capanode.seats import Seats
 from capanode.worker.jobs import JobWorker, WorkerState
@@ -17,9 +18,11 @@ from protocol.pricing import PriceSheet
 class ModelWorker(JobWorker, Protocol):
     """A worker with its own task; `capanode.worker.supervisor` has the one with a process."""
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep the worker running until cancelled. `started` once it is ready for jobs; raises if
-        it never gets there."""
+    async def run(
+        self, *, task_status: trio.TaskStatus[EngineInfo] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Keep the worker running until cancelled. `started` once it is ready for jobs; raises
+        NodeError if it never gets there."""
         ...
 
 
@@ -39,7 +42,14 @@ class ServedModel:
 
     @property
     def is_available(self) -> bool:
+        """Jobs can be handed to it now."""
         return self.worker.state is WorkerState.READY
+
+    @property
+    def is_offered(self) -> bool:
+        """False once its worker was given up. One that is being started again stays in the offer:
+        load reports say that it is away, and offers are dear."""
+        return self.worker.state not in (WorkerState.UNAVAILABLE, WorkerState.STOPPED)
 
     def offer(self) -> ModelOffer:
         info = self.worker.info

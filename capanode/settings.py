@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from capanode.pricing_policy import DEFAULT_WAGES
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
@@ -181,14 +182,14 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "price_cpu_core_hour",
-        read_credits("0.02"),
+        DEFAULT_WAGES.cpu_core_hour_nano,
         read_credits,
         "What an hour of one busy CPU core shall earn; sets the prices that you leave open.",
         '"0.02"',
     ),
     Setting(
         "price_gpu_gib_hour",
-        read_credits("0.02"),
+        DEFAULT_WAGES.gpu_gib_hour_nano,
         read_credits,
         "What an hour of one GiB of busy GPU memory shall earn (an 80 GiB card: 1.60).",
         '"0.02"',

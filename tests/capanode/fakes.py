@@ -66,6 +66,7 @@ class FakeWorker:
         self.book = JobBook()
         self.live: dict[str, tuple[GenerationInput, int]] = {}
         self.most_live = 0
+        self.work = trio.Event()
 
     def submit(self, job_id: str, payload: bytes, sink: EventSink) -> None:
         if self.state is not WorkerState.READY:
@@ -75,6 +76,7 @@ class FakeWorker:
         assert isinstance(job_input, GenerationInput)
         self.live[job_id] = (job_input, -1)
         self.most_live = max(self.most_live, len(self.live))
+        self.work.set()
 
     def cancel(self, job_id: str) -> None:
         self.live.pop(job_id, None)
@@ -86,8 +88,11 @@ class FakeWorker:
         assert self.info is not None
         task_status.started(self.info)
         while True:
-            await trio.sleep(STEP_S)
-            self.step()
+            await self.work.wait()
+            self.work = trio.Event()
+            while self.live:
+                await trio.sleep(STEP_S)
+                self.step()
 
     def step(self) -> None:
         for job_id, (job_input, done) in tuple(self.live.items()):

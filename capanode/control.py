@@ -1,0 +1,226 @@
+"""The line to one coordinator: who we are, how busy we are, and what we are owed.
+
+Attaching hands over the current offer, ahead of gossip. While attached, load goes out on change and
+as the sign of life that the coordinator asked for, and receipts go out from the outbox. When the
+line breaks, everything here ends, and after a pause it starts again from attaching.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import structlog
+import trio
+
+from capanode.announce import Announcer
+from capanode.errors import OutboxError
+from capanode.outbox import Outbox
+from capanode.outbox_store import StoredReceipt
+from protocol.clock import Clock
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.messages import LoadReport
+from protocol.net.errors import NetError
+from protocol.net.rpc import RpcClient
+from protocol.net.serve import describe, leaves
+from protocol.services import (
+    AttachAsk,
+    AttachReply,
+    LoadAck,
+    Method,
+    ReceiptAsk,
+    SettleReply,
+)
+
+log = structlog.get_logger(__name__)
+
+R = TypeVar("R")
+
+# A control call is small and its answer a durable write at most.
+CALL_WITHIN_S = 10.0
+
+# Reports on change: fresh enough for choosing between two nodes, and at most four a second.
+REPORT_INTERVAL_MIN_S = 0.25
+# What a coordinator may ask for, whatever it asks for.
+REPORT_EVERY_MS_MIN, REPORT_EVERY_MS_MAX = 250, 60_000
+
+# Pauses between attempts to attach double up to the longest; jitter spreads nodes that lost the
+# same coordinator.
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 30.0
+
+# Receipts under way at once: enough for the ledger to commit them as one group.
+RECEIPTS_AT_ONCE = 16
+# A receipt that the coordinator could not take for now comes again after this, doubled per try.
+RECEIPT_RETRY_MS = 2_000
+RECEIPT_RETRY_MS_MAX = 15 * 60_000
+# The coordinator's own troubles; what else it answers is its last word about the receipt.
+_RETRY_LATER = frozenset(
+    {
+        Code.BUSY,
+        Code.RATE_LIMITED,
+        Code.DRAINING,
+        Code.DEADLINE_EXCEEDED,
+        Code.COORDINATOR_LOST,
+        Code.STORAGE_FULL,
+        Code.INTERNAL,
+    }
+)
+
+
+class LineState(StrEnum):
+    """What `capanode status` says about a coordinator."""
+
+    CONNECTING = "connecting"
+    ATTACHED = "attached"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class LineStatus:
+    coordinator: PeerId
+    state: LineState
+    error: str
+    receipts_handed_in: int
+
+
+class ControlLine:
+    """One coordinator that the operator listed. `load` is asked for whenever a report goes out."""
+
+    def __init__(
+        self,
+        rpc: RpcClient,
+        coordinator: PeerId,
+        addresses: Sequence[str],
+        *,
+        announcer: Announcer,
+        outbox: Outbox,
+        load: Callable[[], LoadReport],
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        self.coordinator = coordinator
+        self._rpc = rpc
+        self._addresses = tuple(addresses)
+        self._announcer = announcer
+        self._outbox = outbox
+        self._load = load
+        self._clock = clock
+        self._rng = rng
+        self._state = LineState.CONNECTING
+        self._error = ""
+        self._handed_in = 0
+        self._load_changed = trio.Event()
+        self._reported: LoadReport | None = None
+
+    @property
+    def status(self) -> LineStatus:
+        return LineStatus(self.coordinator, self._state, self._error, self._handed_in)
+
+    def load_changed(self) -> None:
+        """A job started or ended."""
+        self._load_changed.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Attach, stay attached, come back; until cancelled. A node is up without coordinators, so
+        it is `started` at once."""
+        task_status.started()
+        failures, pause_s = 0, FIRST_PAUSE_S
+        while True:
+            try:
+                await self._stay_attached()
+            except* (NetError, RemoteProtocolError, OutboxError) as group:
+                error = leaves(group)[0]
+                failures = 1 if self._state is LineState.ATTACHED else failures + 1
+                pause_s = self._pause_s(failures, error)
+                self._state, self._error = LineState.LOST, str(error)
+                log.warning(
+                    "coordinator_lost",
+                    coordinator=self.coordinator,
+                    error=describe(group),
+                    retry_in_s=round(pause_s, 2),
+                )
+            await trio.sleep(pause_s)
+
+    def _pause_s(self, failures: int, error: BaseException) -> float:
+        pause_s = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_S)
+        wanted_ms = error.retry_after_ms if isinstance(error, RemoteProtocolError) else None
+        return max(pause_s * self._rng.uniform(0.5, 1.0), (wanted_ms or 0) / 1000)
+
+    async def _stay_attached(self) -> None:
+        """Raises NetError, RemoteProtocolError or OutboxError, alone or in a group."""
+        reply = await self._attach()
+        every_ms = min(max(reply.report_every_ms, REPORT_EVERY_MS_MIN), REPORT_EVERY_MS_MAX)
+        self._state, self._error = LineState.ATTACHED, ""
+        log.info("coordinator_attached", coordinator=self.coordinator, report_every_ms=every_ms)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._report_forever, every_ms / 1000)
+            nursery.start_soon(self._renew_forever)
+            nursery.start_soon(self._hand_in_forever)
+
+    async def _attach(self) -> AttachReply:
+        offer = self._announcer.current
+        assert offer is not None, "the announcer starts before the control lines"
+        ask = AttachAsk(offer.raw, self._load())
+        return await self._call(Method.ATTACH, ask, AttachReply)
+
+    async def _renew_forever(self) -> None:
+        """A new offer takes the direct way as well as gossip's."""
+        while True:
+            await self._announcer.wait_new_offer()
+            await self._attach()
+
+    async def _report_forever(self, every_s: float) -> None:
+        while True:
+            await trio.sleep(REPORT_INTERVAL_MIN_S)
+            with trio.move_on_after(every_s - REPORT_INTERVAL_MIN_S):
+                await self._wait_news()
+            self._load_changed = trio.Event()
+            self._reported = self._load()
+            await self._call(Method.LOAD, self._reported, LoadAck)
+
+    async def _wait_news(self) -> None:
+        """Until the load is another than the one reported: a job that came and went is none."""
+        while True:
+            await self._load_changed.wait()
+            if self._load() != self._reported:
+                return
+            self._load_changed = trio.Event()
+
+    async def _hand_in_forever(self) -> None:
+        while True:
+            due = await self._outbox.wait_due(self.coordinator, limit=RECEIPTS_AT_ONCE)
+            async with trio.open_nursery() as nursery:
+                for stored in due:
+                    nursery.start_soon(self._hand_in, stored)
+
+    async def _hand_in(self, stored: StoredReceipt) -> None:
+        """Raises NetError when the line is gone, OutboxError; the receipt stays due then."""
+        ask = ReceiptAsk(stored.receipt, stored.acceptance)
+        try:
+            reply = await self._call(Method.RECEIPT, ask, SettleReply)
+        except RemoteProtocolError as error:
+            if error.code in _RETRY_LATER:
+                await self._outbox.postpone(stored, due_ms=self._retry_at_ms(stored, error))
+            else:
+                await self._outbox.refuse(stored, reason=f"{error.code}: {error}")
+        else:
+            self._handed_in += 1
+            await self._outbox.acknowledge(stored, state=reply.state)
+
+    def _retry_at_ms(self, stored: StoredReceipt, error: RemoteProtocolError) -> int:
+        wait_ms = min(RECEIPT_RETRY_MS << min(stored.tries, 16), RECEIPT_RETRY_MS_MAX)
+        wait_ms = max(round(wait_ms * self._rng.uniform(0.5, 1.0)), error.retry_after_ms or 0)
+        return self._clock.now_ms() + wait_ms
+
+    async def _call(self, method: Method, ask: object, reply: type[R]) -> R:
+        return await self._rpc.call(
+            self.coordinator,
+            method,
+            ask,
+            reply,
+            timeout_s=CALL_WITHIN_S,
+            addresses=self._addresses,
+        )

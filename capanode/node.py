@@ -1,0 +1,341 @@
+"""The composition root: what a node is made of, and in which order that starts and stops.
+
+    outbox      every receipt that is signed finds it open
+      workers   measured, priced; a model whose worker does not start is left out
+        network: transport, offers, a line to each coordinator
+          jobs
+
+`Node` knows no files, signals or processes: `capanode.serve` puts those around it, and the
+simulator runs the same `Node` on an in-memory network, under virtual time, with its own workers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from capanode.admission import Admission, AdmissionRules
+from capanode.announce import About, Announcer
+from capanode.benchmark import SpeedCache, measure_speed, speed_key
+from capanode.control import ControlLine
+from capanode.errors import NodeError, NothingToServeError
+from capanode.jobs import ROLE, JobServer
+from capanode.layers import Layer, open_layer
+from capanode.outbox import Outbox
+from capanode.outbox_store import OutboxStore
+from capanode.pricing_policy import DEFAULT_WAGES, Speed, Wages, hourly_nano, propose_price
+from capanode.runtime import Runtime
+from capanode.seats import Seats
+from capanode.served import ModelWorker, ServedModel
+from capanode.settings import CoordinatorAddress
+from capanode.workers import ModelPlan, WorkerPool
+from protocol.ids import Digest, PeerId
+from protocol.keys import SigningKey
+from protocol.messages import (
+    DataCollection,
+    Hardware,
+    IsolationTier,
+    LoadReport,
+    ModelOffer,
+)
+from protocol.money import format_credits
+from protocol.net.pool import StreamPool
+from protocol.net.rpc import RpcClient
+from protocol.net.transport import Transport
+from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL
+
+log = structlog.get_logger(__name__)
+
+# After the last job, receipts get this long to reach their coordinators; the outbox keeps the rest.
+HAND_IN_WITHIN_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRules:
+    """What the operator and the machine decide."""
+
+    coordinators: tuple[CoordinatorAddress, ...]
+    isolation: IsolationTier
+    hardware: Hardware
+    software: str
+    region: str = ""
+    data_collection: DataCollection = DataCollection.DENY
+    queue_max: int = 16
+    per_client_max: int = 64
+    wages: Wages = DEFAULT_WAGES
+    drain_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Milestone:
+    """A step of the start that an operator wants to see: words for people, facts for programs."""
+
+    name: str
+    words: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+OnMilestone = Callable[[Milestone], None]
+
+
+def ignore_milestone(milestone: Milestone) -> None:
+    """For those who only log."""
+
+
+class Node:
+    """One provider. `run` is its life; `stop` ends it in good order, cancelling at once."""
+
+    def __init__(
+        self,
+        key: SigningKey,
+        transport: Transport,
+        workers: WorkerPool,
+        plans: Sequence[ModelPlan],
+        rules: NodeRules,
+        *,
+        store: OutboxStore,
+        speeds: SpeedCache,
+        runtime: Runtime,
+        on_milestone: OnMilestone = ignore_milestone,
+    ) -> None:
+        self.key = key
+        self.transport = transport
+        self.rules = rules
+        self.started_at_ms = runtime.clock.now_ms()
+        self.outbox = Outbox(store, clock=runtime.clock, runner=runtime.outbox_runner)
+        self.models: dict[Digest, ServedModel] = {}
+        self._workers = workers
+        self._plans = tuple(plans)
+        self._speeds = speeds
+        self._runtime = runtime
+        self._tell = on_milestone
+        self._stopping = trio.Event()
+        self.announcer = Announcer(
+            transport,
+            key,
+            self._about(),
+            self._offered_models,
+            clock=runtime.clock,
+            rng=runtime.child_rng(),
+            addresses=lambda: transport.addresses,
+        )
+        self.admission = Admission(
+            self._admission_rules(),
+            self.models,
+            self.announcer.offers,
+            storage_failure=lambda: self.outbox.failure,
+        )
+        self.jobs = JobServer(
+            key, self.admission, self.outbox, clock=runtime.clock, on_change=self._load_changed
+        )
+        self._pool = StreamPool(transport, CONTROL_PROTOCOL, role=ROLE, rng=runtime.child_rng())
+        self.lines = self._make_lines(RpcClient(self._pool))
+        transport.handle(JOB_PROTOCOL, self.jobs.serve)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `stop` or cancelled; `started` when jobs can come.
+
+        Raises NothingToServeError if no model can be run, NetError if the network cannot be used.
+        """
+        async with open_layer() as storage:
+            await storage.start(self.outbox.run)
+            async with open_layer() as workers:
+                await self._start_models(workers)
+                async with open_layer() as network:
+                    await network.start(self.transport.run)
+                    await network.start(self._pool.run)
+                    await network.start(self.announcer.run)
+                    for line in self.lines:
+                        await network.start(line.run)
+                    self._tell(self._ready())
+                    task_status.started()
+                    await self._stopping.wait()
+                    await self._wind_down()
+
+    def stop(self) -> None:
+        """Take no more jobs, finish those that run within `drain_s`, hand receipts in, and end."""
+        self._stopping.set()
+
+    def load(self) -> LoadReport:
+        models = tuple(model.load() for model in self.models.values())
+        return LoadReport(self.started_at_ms, self.admission.is_draining, models)
+
+    # Starting.
+
+    async def _start_models(self, layer: Layer) -> None:
+        """Start all workers, then measure one after the other, so that none slows another down."""
+        ready: dict[Digest, ModelWorker] = {}
+
+        async def start(plan: ModelPlan) -> None:
+            worker = self._workers.worker(plan, on_state=lambda _: self._worker_changed())
+            self._tell(Milestone("model_loading", f"loading {plan.name}", {"model": plan.name}))
+            try:
+                await layer.start(worker.run)
+            except NodeError as error:
+                log.error("model_not_started", model=plan.name, error=str(error))
+                self._tell_failed(plan, error)
+            else:
+                ready[plan.digest] = worker
+
+        async with trio.open_nursery() as nursery:
+            for plan in self._plans:
+                nursery.start_soon(start, plan)
+        for plan in self._plans:
+            if plan.digest in ready:
+                await self._adopt(plan, ready[plan.digest])
+        if not self.models:
+            raise NothingToServeError(
+                "no model could be started: see the errors above, and `capanode doctor`"
+            )
+
+    async def _adopt(self, plan: ModelPlan, worker: ModelWorker) -> None:
+        """Measure, price and serve one model; one that fails its measurement is left out."""
+        info = worker.info
+        assert info is not None, "a worker that started has said what it is"
+        try:
+            speed = await self._speed(plan, worker)
+        except NodeError as error:
+            log.error("model_not_measured", model=plan.name, error=str(error))
+            self._tell_failed(plan, error)
+            return
+        hourly = hourly_nano(self.rules.hardware, self.rules.wages, threads=plan.threads)
+        model = ServedModel(
+            name=plan.name,
+            digest=plan.digest,
+            manifest=plan.manifest,
+            worker=worker,
+            seats=Seats(slots=info.slots, queue_max=self.rules.queue_max),
+            speed=speed,
+            price=plan.price or propose_price(info.task, speed, hourly_nano=hourly),
+        )
+        self.models[plan.digest] = model
+        self._tell(_model_ready(model, is_proposed=plan.price is None))
+
+    async def _speed(self, plan: ModelPlan, worker: ModelWorker) -> Speed:
+        """Raises BenchmarkError."""
+        assert worker.info is not None
+        key = speed_key(
+            plan.digest,
+            self.rules.hardware,
+            slots=worker.info.slots,
+            threads=plan.threads,
+            software=self.rules.software,
+        )
+        speed = self._speeds.find(key)
+        if speed is None:
+            words = f"measuring {plan.name}"
+            self._tell(Milestone("model_measuring", words, {"model": plan.name}))
+            speed = await measure_speed(worker)
+            self._speeds.keep(key, speed)
+        return speed
+
+    # Stopping.
+
+    async def _wind_down(self) -> None:
+        self.admission.is_draining = True
+        jobs = self.jobs.live_jobs
+        log.info("draining", jobs=jobs, within_s=self.rules.drain_s)
+        self._tell(Milestone("draining", f"finishing {jobs} jobs", {"jobs": jobs}))
+        self._load_changed()
+        await self.announcer.publish_now()
+        await self.jobs.drain(within_s=self.rules.drain_s)
+        with trio.move_on_after(HAND_IN_WITHIN_S):
+            await self.outbox.wait_empty()
+
+    # What changed.
+
+    def _offered_models(self) -> tuple[ModelOffer, ...]:
+        if self.admission.is_draining:
+            return ()
+        return tuple(model.offer() for model in self.models.values() if model.is_offered)
+
+    def _worker_changed(self) -> None:
+        self.announcer.changed()
+        self._load_changed()
+
+    def _load_changed(self) -> None:
+        for line in self.lines:
+            line.load_changed()
+
+    # Parts.
+
+    def _about(self) -> About:
+        return About(
+            region=self.rules.region,
+            isolation=self.rules.isolation,
+            hardware=self.rules.hardware,
+            software=self.rules.software,
+            data_collection=self.rules.data_collection,
+            incarnation_ms=self.started_at_ms,
+        )
+
+    def _admission_rules(self) -> AdmissionRules:
+        return AdmissionRules(
+            node=self.key.peer_id,
+            coordinators=frozenset(c.peer for c in self.rules.coordinators),
+            isolation=self.rules.isolation,
+            data_collection=self.rules.data_collection,
+            per_client_max=self.rules.per_client_max,
+        )
+
+    def _make_lines(self, rpc: RpcClient) -> tuple[ControlLine, ...]:
+        addresses: dict[PeerId, list[str]] = {}
+        for coordinator in self.rules.coordinators:
+            addresses.setdefault(coordinator.peer, []).append(coordinator.address)
+        return tuple(
+            ControlLine(
+                rpc,
+                peer,
+                listed,
+                announcer=self.announcer,
+                outbox=self.outbox,
+                load=self.load,
+                clock=self._runtime.clock,
+                rng=self._runtime.child_rng(),
+            )
+            for peer, listed in addresses.items()
+        )
+
+    def _ready(self) -> Milestone:
+        addresses = list(self.transport.addresses)
+        facts = {
+            "peer_id": self.key.peer_id,
+            "addresses": addresses,
+            "models": [model.name for model in self.models.values()],
+            "isolation": self.rules.isolation.value,
+        }
+        return Milestone("ready", f"serving at {', '.join(addresses)}", facts)
+
+    def _tell_failed(self, plan: ModelPlan, error: NodeError) -> None:
+        facts = {"model": plan.name, "error": str(error)}
+        self._tell(Milestone("model_failed", f"{plan.name} is not served: {error}", facts))
+
+
+def _model_ready(model: ServedModel, *, is_proposed: bool) -> Milestone:
+    price = {
+        name: format_credits(nano)
+        for name, nano in (
+            ("input per Mtok", model.price.input_nano_per_mtok),
+            ("output per Mtok", model.price.output_nano_per_mtok),
+            ("image", model.price.image_nano),
+            ("request", model.price.request_nano),
+        )
+        if nano
+    }
+    asked = ", ".join(f"{name} {amount}" for name, amount in price.items()) or "free"
+    words = (
+        f"{model.name}: {model.seats.slots} slots, {model.speed.prefill_tps}/s in, "
+        f"{model.speed.decode_tps}/s out, {model.speed.batched_tps}/s batched; "
+        f"{'proposed' if is_proposed else 'configured'} price: {asked}"
+    )
+    facts = {
+        "model": model.name,
+        "digest": model.digest,
+        "slots": model.seats.slots,
+        "prefill_tps": model.speed.prefill_tps,
+        "decode_tps": model.speed.decode_tps,
+        "batched_tps": model.speed.batched_tps,
+        "price": price,
+    }
+    return Milestone("model_ready", words, facts)

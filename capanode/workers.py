@@ -1,0 +1,116 @@
+"""Which models this node runs, and the workers that run them.
+
+A plan says what to run and how large; a pool makes a worker of it. The real pool confines each in
+the sandbox that the self-test has proven; a simulation has one without processes.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from capanode.errors import NothingToServeError
+from capanode.hardware import Machine
+from capanode.models.store import ModelStore, StoredModel
+from capanode.sandbox.limits import limits_for_model
+from capanode.sandbox.spawn import Sandbox
+from capanode.served import ModelWorker
+from capanode.settings import ModelSettings
+from capanode.worker.jobs import WorkerState
+from capanode.worker.spec import ENGINES, WorkerSpec
+from capanode.worker.supervisor import WorkerSupervisor
+from protocol.ids import Digest
+from protocol.manifest import ModelManifest
+from protocol.messages import Hardware, Task
+from protocol.pricing import PriceSheet
+
+# How many jobs an engine is asked to run at once. It takes fewer if its cache has no room: what it
+# says when it is ready is what the node offers.
+DEFAULT_SLOTS: Mapping[Task, int] = {
+    Task.CAUSAL_LM: 16,
+    Task.EMBEDDING: 4,
+    Task.IMAGE_CLASSIFICATION: 4,
+}
+# A GPU streams its weights once for the whole batch, so that more jobs cost little.
+GPU_SLOTS = 64
+# More threads than this on one step of a small model wait for each other more than they compute.
+THREADS_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """One model to serve. `price` is the operator's, None to let the policy propose one."""
+
+    name: str
+    digest: Digest
+    manifest: ModelManifest
+    path: Path
+    slots: int
+    threads: int
+    price: PriceSheet | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.manifest.files)
+
+
+class WorkerPool(Protocol):
+    """Makes workers. `on_state` hears of every change of a worker's state."""
+
+    def worker(
+        self, plan: ModelPlan, *, on_state: Callable[[WorkerState], None]
+    ) -> ModelWorker: ...
+
+
+class SandboxedWorkers:
+    """The real pool: a supervised process for each model."""
+
+    def __init__(self, sandbox: Sandbox, hardware: Hardware, *, rng: random.Random) -> None:
+        self._sandbox = sandbox
+        self._gpu = hardware.kind == "cuda"
+        self._rng = rng
+
+    def worker(self, plan: ModelPlan, *, on_state: Callable[[WorkerState], None]) -> ModelWorker:
+        spec = WorkerSpec(
+            engine=ENGINES[plan.manifest.task],
+            model_dir=plan.path,
+            limits=limits_for_model(plan.bytes, gpu=self._gpu, threads=plan.threads),
+            slots=plan.slots,
+            threads=plan.threads,
+            gpu=self._gpu,
+        )
+        return WorkerSupervisor(self._sandbox, spec, rng=self._rng, on_state=on_state)
+
+
+def plan_models(
+    settings: tuple[ModelSettings, ...], store: ModelStore, machine: Machine, *, gpu: bool
+) -> tuple[ModelPlan, ...]:
+    """What to serve: the models of the configuration, or else all that the store holds.
+
+    Raises UnknownModelError or CorruptModelError for a model that was named, NothingToServeError
+    if nothing is there.
+    """
+    wanted = settings or tuple(map(ModelSettings, sorted(store.names())))
+    if not wanted:
+        raise NothingToServeError(
+            f"there is no model in {store.root}: get one with `capanode models pull NAME`"
+        )
+    plans: dict[Digest, ModelPlan] = {}
+    for setting in wanted:
+        plan = _plan(setting, store.find(setting.name), machine, gpu=gpu)
+        # Two names of one model would run it twice and offer it twice.
+        plans.setdefault(plan.digest, plan)
+    return tuple(plans.values())
+
+
+def _plan(setting: ModelSettings, stored: StoredModel, machine: Machine, *, gpu: bool) -> ModelPlan:
+    return ModelPlan(
+        name=setting.name if setting.name != stored.digest else stored.manifest.name,
+        digest=stored.digest,
+        manifest=stored.manifest,
+        path=stored.path,
+        slots=setting.slots or (GPU_SLOTS if gpu else DEFAULT_SLOTS[stored.manifest.task]),
+        threads=setting.threads or max(1, min(machine.cpu_threads, THREADS_MAX)),
+        price=setting.price,
+    )
