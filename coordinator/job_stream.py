@@ -173,6 +173,7 @@ class JobStream:
             first_output_ms=first_ms,
             total_ms=1000 * (trio.current_time() - self._started_at),
             output_tokens=self._job.units.output_tokens,
+            retry_after_ms=self._failure.retry_after_ms if self._failure is not None else None,
         )
 
     async def _next_output(self) -> Chunk | None:

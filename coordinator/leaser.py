@@ -27,6 +27,7 @@ class Observation:
     first_output_ms: float | None
     total_ms: float
     output_tokens: int
+    retry_after_ms: int | None = None
 
 
 class Leaser(Protocol):

@@ -10,26 +10,24 @@ from dataclasses import dataclass
 
 from coordinator.leaser import Observation
 from coordinator.matching import Candidate, Job, Match, Reason, match
+from coordinator.matching.quote import quote_reply, summary
 from coordinator.offers import NodeEntry, OfferBook
 from coordinator.open_leases import OpenLease
 from coordinator.reputation import NO_RATIOS, Reputation
 from protocol.clock import Clock
 from protocol.errors import Code, RemoteProtocolError
-from protocol.ids import Digest, PeerId
+from protocol.ids import PeerId
 from protocol.messages import JobRequest, Lease
 from protocol.services import (
     NodesAsk,
     NodesReply,
     NodeSummary,
     QuoteAsk,
-    QuoteCandidate,
-    QuoteRejection,
     QuoteReply,
 )
 
-# A quote is read by people: the best few, and enough of the others to see what keeps them out.
+# A quote is read by people: the best few. Matching bounds the rejections that it names.
 QUOTE_CANDIDATES_MAX = 20
-QUOTE_REJECTIONS_MAX = 100
 # A page of signed offers of a few models each stays far below a frame.
 NODES_PAGE = 20
 
@@ -100,18 +98,7 @@ class Market:
         match_us = (self._stopwatch_ns() - started_ns) // 1_000
         if Reason.UNKNOWN_MODEL in found.counts:
             raise _refusal(job, found)
-        best = found.candidates[0] if found.candidates else None
-        return QuoteReply(
-            model=ask.model,
-            model_digest=best.model.manifest_digest if best else Digest(""),
-            ceiling_nano=best.ceiling_nano if best else 0,
-            candidates=tuple(map(_quote_candidate, found.candidates)),
-            rejections=tuple(
-                QuoteRejection(rejection.node, tuple(reason.value for reason in rejection.reasons))
-                for rejection in found.rejections[:QUOTE_REJECTIONS_MAX]
-            ),
-            match_us=match_us,
-        )
+        return quote_reply(found, job, self.book, match_us=match_us)
 
     def nodes(self, ask: NodesAsk) -> NodesReply:
         """One page of nodes, in order of ids."""
@@ -139,7 +126,13 @@ class Market:
         if observation.code is None:
             self.reputation.record_success(node, now_ms=now_ms, ratios=ratios)
         else:
-            self.reputation.record_code(node, observation.code, now_ms=now_ms, ratios=ratios)
+            self.reputation.record_code(
+                node,
+                observation.code,
+                now_ms=now_ms,
+                retry_after_ms=observation.retry_after_ms,
+                ratios=ratios,
+            )
 
     def _match(self, job: Job, *, limit: int, explain: bool = False) -> Match:
         return match(
@@ -168,36 +161,13 @@ class Market:
         )
 
 
-def _quote_candidate(candidate: Candidate) -> QuoteCandidate:
-    latency = candidate.latency
-    reasons = [candidate.why.value]
-    if candidate.is_over_limit:
-        reasons.append("expected to miss the latency limit")
-    return QuoteCandidate(
-        node=candidate.node,
-        cost_nano=candidate.cost_nano,
-        latency_ms=round(latency.total_ms),
-        rtt_ms=round(latency.rtt_ms, 3),
-        queue_ms=round(latency.queue_ms),
-        prefill_ms=round(latency.prefill_ms),
-        decode_ms=round(latency.decode_ms),
-        score=round(candidate.score, 6),
-        price=candidate.model.price,
-        region=candidate.offer.message.region,
-        isolation=candidate.offer.message.isolation.value,
-        reasons=tuple(reasons),
-    )
-
-
 def _refusal(job: Job, found: Match) -> RemoteProtocolError:
     """Why nothing fits, with numbers, and what to do about it."""
     if Reason.UNKNOWN_MODEL in found.counts:
         return RemoteProtocolError(f"no node offers {job.model!r} now", code=Code.UNKNOWN_MODEL)
-    ordered = sorted(found.counts.items(), key=lambda item: -item[1])
-    reasons = ", ".join(f"{reason.value}: {count}" for reason, count in ordered)
     decisive = max(found.alone, key=lambda reason: found.alone[reason], default=None)
     advice = _ADVICE.get(decisive, "") if decisive is not None else ""
-    message = f"none of {found.considered} nodes with {job.model!r} fits ({reasons})"
+    message = f"none of {found.considered} nodes with {job.model!r} fits: {summary(found)}"
     return RemoteProtocolError(
         f"{message}; {advice}" if advice else message,
         code=Code.NO_NODE_FITS,

@@ -43,23 +43,25 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
         rules = MarketRules(config.fee_bps, config.catalogue)
         coordinator = Coordinator(key, transport, database, rules, runtime)
         try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(_cancel_on_signal, nursery.cancel_scope)
-                await nursery.start(coordinator.run)
-                keys = ApiKeyDesk(database, Vault(key))
-                market = LocalMarket(coordinator, keys)
-                gateway = Gateway(
-                    GatewayConfig(host=config.http.host, port=config.http.port),
-                    market,
-                    Metrics(),
-                )
-                url = await nursery.start(gateway.run)
-                endpoint = Endpoint(key.peer_id, transport.addresses, url)
-                write_endpoint(config.endpoint_path, endpoint)
-                on_ready(endpoint)
+            async with trio.open_nursery() as market:
+                await market.start(coordinator.run)
+                async with trio.open_nursery() as front:
+                    await front.start(_cancel_on_signal, front.cancel_scope)
+                    url = await front.start(_make_gateway(config, coordinator, Vault(key)).run)
+                    endpoint = Endpoint(key.peer_id, transport.addresses, url)
+                    write_endpoint(config.endpoint_path, endpoint)
+                    on_ready(endpoint)
+                # The front has ended: requests in flight have had their answers.
+                market.cancel_scope.cancel()
         finally:
             config.endpoint_path.unlink(missing_ok=True)
             database.close()
+
+
+def _make_gateway(config: Config, coordinator: Coordinator, vault: Vault) -> Gateway:
+    market = LocalMarket(coordinator, ApiKeyDesk(coordinator.database, vault))
+    listening = GatewayConfig(host=config.http.host, port=config.http.port)
+    return Gateway(listening, market, Metrics())
 
 
 async def _cancel_on_signal(

@@ -8,8 +8,10 @@ import sys
 
 import typer
 
-from coordinator.cli import accounts, buy, chat, config, jobs, keys, ledger, receipts, start
+from coordinator.cli import accounts, buy, config, jobs, keys, ledger, receipts
+from coordinator.cli.chat import chat
 from coordinator.cli.output import complain
+from coordinator.cli.start import start
 from protocol.errors import CapaError
 from protocol.net.serve import leaves
 
@@ -20,8 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("start")(start.start)
-app.command("chat")(chat.chat)
+app.command("start")(start)
+app.command("chat")(chat)
 app.command("submit")(buy.submit)
 app.command("quote")(buy.quote)
 app.command("nodes")(buy.nodes)
