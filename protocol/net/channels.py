@@ -35,6 +35,8 @@ CHANNEL_BYTES_MAX = PAYLOAD_BYTES_MAX + 1 * MIB
 LINK_BYTES_MAX = 64 * MIB
 # What a waiting frame costs us besides its body; else a flood of empty frames would count nothing.
 FRAME_OVERHEAD_BYTES = 128
+# Channels that we closed and whose last frames may still be under way.
+CLOSED_MAX = 4096
 # u32 on the wire. A link that used them all is replaced by a new one.
 CHANNEL_NUMBER_MAX = 2**32 - 1
 
@@ -168,6 +170,9 @@ class Link:
         self._channels_max = channels_max
         self._channels: dict[int, Channel] = {}
         self._last_number = STREAM_CHANNEL
+        # Oldest first. First frames do not arrive in the order of their numbers, so a number alone
+        # does not say whether its channel is new or over.
+        self._closed_here: dict[int, None] = {}
         self._buffered_bytes = 0
         self._handlers: trio.Nursery | None = None
         self._life = trio.CancelScope()
@@ -245,6 +250,9 @@ class Link:
         if self._channels.pop(channel.number, None) is None:
             return
         self.idle_since = trio.current_time()
+        self._closed_here[channel.number] = None
+        if len(self._closed_here) > CLOSED_MAX:
+            del self._closed_here[next(iter(self._closed_here))]
         try:
             if error is not None:
                 self._framed.send_reserved(
@@ -317,9 +325,8 @@ class Link:
         """A frame for a channel that is not open: of the stream itself, new, or late."""
         if frame.channel == STREAM_CHANNEL:
             self._read_stream_frame(frame)
-        if self._on_channel is None or frame.channel <= self._last_number:
+        if self._on_channel is None or frame.channel in self._closed_here:
             return None  # Late: the channel was closed here while the frame was under way.
-        self._last_number = frame.channel
         if frame.type is FrameType.CLOSE:
             return None
         channel = self._add_channel(frame.channel)

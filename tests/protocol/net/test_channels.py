@@ -125,6 +125,22 @@ async def test_late_frames_of_a_closed_conversation_are_dropped() -> None:
 
 
 @virtual_time
+async def test_conversations_may_begin_in_any_order() -> None:
+    pair = Pair()
+    pair.serve_channels(echo)
+    async with pair.running() as nursery:
+        link = await pair.link(nursery)
+        channels = [link.open_channel() for _ in range(6)]
+        # The first has to wait for its turn with a bulky frame, and the last speaks first.
+        channels[0].send_nowait(FrameType.JOB_DATA, b"x" * 100_000)
+        for channel in reversed(channels[1:]):
+            channel.send_nowait(FrameType.EVENT, b"hello")
+        with trio.fail_after(5):
+            for channel in channels:
+                await channel.receive()
+
+
+@virtual_time
 async def test_handler_error_reaches_the_peer_with_its_code() -> None:
     async def refuse(channel: Channel) -> None:
         await channel.receive()
