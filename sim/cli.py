@@ -5,11 +5,19 @@ they import them when called, so that `--help` is instant.
 """
 
 import json
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
+import trio
 import typer
 
+from protocol.errors import CapaError
+from protocol.net.serve import leaves
 from sim.bench.catalogue import BENCHMARKS, Benchmark, Figures
 
 app = typer.Typer(
@@ -20,6 +28,47 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+Models = Annotated[
+    Path,
+    typer.Option("--models", help="A model store; `make models` fills the default one."),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option("--folder", help="Keys, books and logs go here. Default: one that is removed."),
+]
+DEFAULT_MODELS = Path(".capacloud/models")
+
+
+@app.command()
+def demo(
+    models: Models = DEFAULT_MODELS,
+    folder: Folder = None,
+    nodes: Annotated[int, typer.Option(min=1, max=8, help="How many nodes.")] = 3,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the market running.")] = False,
+) -> None:
+    """A market of real processes on this machine, and one job of each kind bought in it."""
+    from sim.demo import DemoOptions, run_demo
+
+    with _folder(folder) as place:
+        options = DemoOptions(models.absolute(), place, nodes=nodes, keep=keep)
+        trio.run(run_demo, options, typer.echo, _write)
+
+
+@app.command()
+def up(
+    models: Models = DEFAULT_MODELS,
+    folder: Folder = None,
+    nodes: Annotated[int, typer.Option(min=1, max=32, help="How many nodes.")] = 3,
+    http: Annotated[str, typer.Option(help="HOST:PORT of the API.")] = "127.0.0.1:0",
+    as_json: Json = False,
+) -> None:
+    """Run a coordinator and N nodes, with different prices and distances, until Ctrl-C."""
+    from sim.up import run_up
+
+    with _folder(folder) as place:
+        trio.run(run_up, models.absolute(), place, nodes, http, as_json)
 
 
 @app.command()
@@ -55,5 +104,28 @@ def _print_figures(benchmark: Benchmark, figures: Figures) -> None:
         typer.echo(line)
 
 
+@contextmanager
+def _folder(chosen: Path | None) -> Iterator[Path]:
+    """The folder that was named, or a temporary one."""
+    if chosen is not None:
+        chosen.mkdir(parents=True, exist_ok=True)
+        yield chosen.absolute()
+        return
+    with tempfile.TemporaryDirectory(prefix="capacloud-") as place:
+        yield Path(place)
+
+
+def _write(text: str) -> None:
+    """Without a line end: a piece of a streamed answer."""
+    typer.echo(text, nl=False)
+
+
 def main() -> None:
-    app()
+    """Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except* CapaError as group:
+        typer.echo(f"error: {'; '.join(str(error) for error in leaves(group))}", err=True)
+        sys.exit(1)
+    except* KeyboardInterrupt:
+        sys.exit(130)

@@ -91,7 +91,7 @@ async def run_demo(options: DemoOptions, say: Say, write: Say) -> None:
         async with trio.open_nursery() as starting:
             for plan in plans:
                 starting.start_soon(network.start_node, plan)
-        key = await _open_account(network)
+        key = await open_account(network)
         config = Config.resolve(flags={"data_dir": network.coordinator_dir})
         async with open_market(config, at=None, key_path=None) as market:
             await _show_offers(market, len(plans), say)
@@ -133,7 +133,7 @@ async def wait_nodes(
     raise NetworkError(f"only {len(seen)} of {count} nodes joined within {NODE_READY_WITHIN_S} s")
 
 
-async def _open_account(network: LocalNetwork) -> str:
+async def open_account(network: LocalNetwork) -> str:
     """An account with money, an API key for it, and one for the command line's own key."""
     data_dir = f"--data-dir={network.coordinator_dir}"
 

@@ -1,1 +1,1 @@
-"""Benchmarks: each compares two things side by side in one run and prints ratios with raw figures."""
+"""Benchmarks: each compares two things side by side in one run; ratios stand with raw figures."""

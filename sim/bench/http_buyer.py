@@ -1,0 +1,126 @@
+"""A buyer that measures: the smallest HTTP client that can stream a chat answer.
+
+One task a stream, one connection kept for the next; it parses no more of an event than it needs, so
+that on two cores it takes little from what it measures. Tests use real clients; this is for load.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import trio
+
+from protocol.errors import CapaError
+
+ANSWER_WITHIN_S = 60.0
+_READ_BYTES = 64 * 1024
+_TEXT_MARK = b'"content":"'
+_TEXT_MARK_SPACED = b'"content": "'
+
+
+class BuyerError(CapaError):
+    """The API did not answer as it should; the message has what it said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """When the first text came after the request was sent, and how many tokens were billed."""
+
+    first_s: float
+    total_s: float
+    tokens: int
+
+
+class HttpBuyer:
+    """Streams chat answers from the gateway at `base_url`."""
+
+    def __init__(self, base_url: str, key: str, model: str) -> None:
+        parts = urlsplit(base_url)
+        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._key = key
+        self._model = model
+        self._idle: list[trio.SocketStream] = []
+
+    async def stream(self, prompt: str, tokens: int) -> Answer:
+        """One answer, greedily decoded. Raises BuyerError."""
+        connection = self._idle.pop() if self._idle else await self._connect()
+        request = self._request(prompt, tokens)
+        with trio.fail_after(ANSWER_WITHIN_S):
+            answer = await _exchange(connection, request)
+        self._idle.append(connection)
+        return answer
+
+    async def stream_many(self, prompts: list[str], tokens: int, streams: int) -> list[Answer]:
+        """All answers, at most `streams` at once."""
+        waiting = list(reversed(prompts))
+        answers: list[Answer] = []
+
+        async def buy() -> None:
+            while waiting:
+                answers.append(await self.stream(waiting.pop(), tokens))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(streams):
+                nursery.start_soon(buy)
+        return answers
+
+    async def _connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream(self._host, self._port)
+
+    def _request(self, prompt: str, tokens: int) -> bytes:
+        body = json.dumps(
+            {
+                "model": self._model,
+                "messages": [{"role": "user", "content": prompt}],
+                "max_tokens": tokens,
+                "temperature": 0,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            }
+        ).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
+            f"Authorization: Bearer {self._key}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+async def _exchange(connection: trio.SocketStream, request: bytes) -> Answer:
+    """Send a request and read its answer to the last chunk of the chunked body."""
+    began_s = time.perf_counter()
+    await connection.send_all(request)
+    received = bytearray()
+    first_s = 0.0
+    while not received.endswith(b"\r\n0\r\n\r\n"):
+        data = await connection.receive_some(_READ_BYTES)
+        if not data:
+            raise BuyerError(f"the connection was closed after {bytes(received[-300:])!r}")
+        received += data
+        if not first_s and (_has_text(received)):
+            first_s = time.perf_counter() - began_s
+        if received.startswith(b"HTTP/1.1 ") and not received.startswith(b"HTTP/1.1 200"):
+            raise BuyerError(f"the API answered {bytes(received[:600])!r}")
+    total_s = time.perf_counter() - began_s
+    return Answer(first_s or total_s, total_s, _completion_tokens(received))
+
+
+def _has_text(received: bytearray) -> bool:
+    """A delta with text has come; the opening one, with the role, is empty."""
+    for mark in (_TEXT_MARK, _TEXT_MARK_SPACED):
+        start = 0
+        while (start := received.find(mark, start)) >= 0:
+            start += len(mark)
+            if bytes(received[start : start + 1]) not in (b'"', b""):
+                return True
+    return False
+
+
+def _completion_tokens(received: bytearray) -> int:
+    """From the usage event, the last before [DONE]."""
+    start = received.rfind(b'"completion_tokens":')
+    if start < 0 or b"data: [DONE]" not in received:
+        raise BuyerError(f"the answer ended early: {bytes(received[-600:])!r}")
+    digits = received[start + 20 : start + 32].lstrip()
+    return int(digits.split(b",")[0].split(b"}")[0])

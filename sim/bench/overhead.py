@@ -1,0 +1,208 @@
+"""What the market costs: gateway → lease → libp2p → sandbox, against the same engine in-process.
+
+Both sides answer the same prompts with the same model, slots and threads, one after the other in
+small alternating rounds, so that a noisy moment hits both. The buyer on our side is a real HTTP
+client on a loopback socket; its own work counts against us, as it would for any user.
+"""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import trio
+
+from capanode.engines.base import Engine, Produced
+from capanode.engines.causal_lm import CausalLM
+from capanode.models.catalog import load_catalog
+from capanode.models.library import ensure
+from capanode.models.store import ModelStore
+from coordinator.cli.market_session import open_market
+from coordinator.settings import Config
+from protocol.payload import ChatMessage, GenerationInput
+from sim.bench.http_buyer import HttpBuyer
+from sim.demo import CHAT_MODEL, open_account, wait_nodes
+from sim.latency import LATENCY_CLASSES
+from sim.network import LocalNetwork, NodePlan, open_network
+
+DEFAULT_STORE = Path(".capacloud/models")
+SLOTS = 32
+THREADS = 2
+# A pair of requests takes a fifth of a second; eighty give a p99 that is one outlier's word.
+FIRST_TOKEN_PAIRS = 60
+FIRST_TOKEN_TOKENS = 2
+# (streams, tokens each, rounds): as many as fit into the minute.
+THROUGHPUT = ((1, 32, 2), (8, 48, 3), (32, 48, 3))
+GROWTH_WARM_UP_JOBS = 100
+GROWTH_JOBS = 1_000
+GROWTH_STREAMS = 16
+MB = 1_000_000
+
+_TOPICS = ("rain", "trains", "bread", "violins", "glaciers", "spices", "maps", "bees", "ink")
+
+
+def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
+    """Start a coordinator and one node, measure, and stop them."""
+    models = ModelStore(store)
+    model = ensure(models, load_catalog(), CHAT_MODEL)
+    engine = CausalLM.load(model.path, slots=SLOTS, threads=THREADS)
+    with tempfile.TemporaryDirectory(prefix="capacloud-bench-") as folder:
+        return trio.run(_measure, engine, Path(folder), store.absolute())
+
+
+async def _measure(engine: Engine, folder: Path, store: Path) -> dict[str, float]:
+    plan = NodePlan(
+        "node-1",
+        (CHAT_MODEL,),
+        input_per_mtok="0.02",
+        output_per_mtok="0.06",
+        image="0.0001",
+        latency=LATENCY_CLASSES[0],
+        slots=SLOTS,
+        threads=THREADS,
+    )
+    async with open_network(folder, store) as network:
+        await network.start_coordinator()
+        await network.start_node(plan)
+        key = await open_account(network)
+        config = Config.resolve(flags={"data_dir": network.coordinator_dir})
+        async with open_market(config, at=None, key_path=None) as market:
+            await wait_nodes(market, 1, lambda offer, rtt_ms: None)
+        bench = _Bench(engine, HttpBuyer(network.endpoint.http, key, CHAT_MODEL), network)
+        figures = bench.idle_memory()
+        prompts = _prompts()
+        await bench.warm_up(prompts)
+        figures |= await bench.first_tokens(prompts)
+        for streams, tokens, rounds in THROUGHPUT:
+            figures |= await bench.throughput(prompts, streams, tokens, rounds)
+        figures |= await bench.growth(prompts)
+        return figures
+
+
+def _prompts() -> Iterator[str]:
+    """Prompts of about the same length, none twice: no cache may help either side."""
+    for number in itertools.count():
+        topic = _TOPICS[number % len(_TOPICS)]
+        yield f"Tell story number {number} about {topic}, in a calm voice and many sentences."
+
+
+@dataclass(slots=True)
+class _Bench:
+    engine: Engine
+    buyer: HttpBuyer
+    network: LocalNetwork
+    _ids: Iterator[int] = field(default_factory=itertools.count)
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """Coordinator, node parent and worker, and this process with the HTTP client."""
+        node = psutil.Process(self.network.nodes[0].process.pid)
+        # Between node and worker stand the sandbox's own small processes.
+        worker = max(node.children(recursive=True), key=lambda child: child.memory_info().rss)
+        coordinator = psutil.Process(self.network.coordinator.pid)
+        return {"coordinator": coordinator, "node": node, "worker": worker}
+
+    def idle_memory(self) -> dict[str, float]:
+        return {
+            f"rss_{name}_mb": process.memory_info().rss / MB
+            for name, process in self.processes().items()
+        }
+
+    async def warm_up(self, prompts: Iterator[str]) -> None:
+        """Connections, caches of statements and kernels: not what is measured."""
+        for _ in range(5):
+            prompt = next(prompts)
+            self._answer([prompt], 4)
+            await self.buyer.stream(prompt, 4)
+
+    async def first_tokens(self, prompts: Iterator[str]) -> dict[str, float]:
+        ours_ms, alone_ms = [], []
+        for _ in range(FIRST_TOKEN_PAIRS):
+            prompt = next(prompts)
+            alone_ms.append(1_000 * self._answer([prompt], FIRST_TOKEN_TOKENS).first_s[0])
+            ours_ms.append(1_000 * (await self.buyer.stream(prompt, FIRST_TOKEN_TOKENS)).first_s)
+        return {
+            "ttft_ms_p50": statistics.median(ours_ms),
+            "ttft_in_process_ms_p50": statistics.median(alone_ms),
+            "added_ttft_ms_p50": statistics.median(ours_ms) - statistics.median(alone_ms),
+            "added_ttft_ms_p99": _p99(ours_ms) - _p99(alone_ms),
+        }
+
+    async def throughput(
+        self, prompts: Iterator[str], streams: int, tokens: int, rounds: int
+    ) -> dict[str, float]:
+        """The median over rounds of each side's tokens per second, and processor time per token."""
+        ours, alone = [], []
+        cpu_before = self._cpu_s()
+        ours_tokens = 0
+        for _ in range(rounds):
+            asked = list(itertools.islice(prompts, streams))
+            alone.append(self._answer(asked, tokens).tokens_per_s)
+            began_s = time.perf_counter()
+            answers = await self.buyer.stream_many(asked, tokens, streams)
+            took_s = time.perf_counter() - began_s
+            count = sum(answer.tokens for answer in answers)
+            ours_tokens += count
+            ours.append(count / took_s)
+        figures = {
+            f"tokens_per_s_{streams}": statistics.median(ours),
+            f"tokens_per_s_in_process_{streams}": statistics.median(alone),
+            f"throughput_ratio_{streams}": statistics.median(ours) / statistics.median(alone),
+        }
+        for name, cpu_s in self._cpu_s().items():
+            used_us = 1_000_000 * (cpu_s - cpu_before[name]) / ours_tokens
+            figures[f"cpu_us_per_token_{name}_{streams}"] = used_us
+        return figures
+
+    async def growth(self, prompts: Iterator[str]) -> dict[str, float]:
+        """Resident memory that a thousand jobs leave behind."""
+        await self._many_jobs(prompts, GROWTH_WARM_UP_JOBS)
+        before = {name: p.memory_info().rss for name, p in self.processes().items()}
+        began_s = time.perf_counter()
+        await self._many_jobs(prompts, GROWTH_JOBS)
+        jobs_per_s = GROWTH_JOBS / (time.perf_counter() - began_s)
+        grown = {
+            f"rss_grown_{name}_mb": (process.memory_info().rss - before[name]) / MB
+            for name, process in self.processes().items()
+        }
+        return {"jobs_per_s": jobs_per_s, **grown}
+
+    async def _many_jobs(self, prompts: Iterator[str], count: int) -> None:
+        await self.buyer.stream_many(list(itertools.islice(prompts, count)), 1, GROWTH_STREAMS)
+
+    def _cpu_s(self) -> dict[str, float]:
+        times = {name: process.cpu_times() for name, process in self.processes().items()}
+        return {name: spent.user + spent.system for name, spent in times.items()}
+
+    def _answer(self, prompts: list[str], tokens: int) -> "_Answered":
+        """The baseline: the engine with nothing around it."""
+        began_s = time.perf_counter()
+        first_s: dict[str, float] = {}
+        count = 0
+        for prompt in prompts:
+            self.engine.submit(str(next(self._ids)), _job_input(prompt, tokens))
+        while not self.engine.is_idle:
+            for event in self.engine.step():
+                if isinstance(event, Produced):
+                    count += len(event.token_ids)
+                    first_s.setdefault(event.job_id, time.perf_counter() - began_s)
+        return _Answered(list(first_s.values()), count / (time.perf_counter() - began_s))
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    first_s: list[float]
+    tokens_per_s: float
+
+
+def _job_input(prompt: str, tokens: int) -> GenerationInput:
+    return GenerationInput(
+        max_tokens=tokens, messages=(ChatMessage("user", prompt),), temperature=0.0
+    )
+
+
+def _p99(values: list[float]) -> float:
+    return statistics.quantiles(values, n=100)[98]
