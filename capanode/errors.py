@@ -19,8 +19,12 @@ class NotRunningError(NodeError):
     """Nothing answers at the status socket."""
 
 
-class NotInitializedError(NodeError):
-    """The data directory has no key yet."""
+class SocketError(NodeError):
+    """The status socket cannot be made."""
+
+
+class IsolationError(NodeError):
+    """This machine cannot confine a worker, so the node must not run other people's jobs."""
 
 
 class NothingToServeError(NodeError):

@@ -32,6 +32,7 @@ from capanode.settings import CoordinatorAddress
 from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
+from protocol.limits import OFFER_ADDRESSES_MAX
 from protocol.messages import (
     DataCollection,
     Hardware,
@@ -118,7 +119,7 @@ class Node:
             self._offered_models,
             clock=runtime.clock,
             rng=runtime.child_rng(),
-            addresses=lambda: transport.addresses,
+            addresses=lambda: transport.addresses[:OFFER_ADDRESSES_MAX],
         )
         self.admission = Admission(
             self._admission_rules(),

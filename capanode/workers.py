@@ -34,6 +34,8 @@ DEFAULT_SLOTS: Mapping[Task, int] = {
 }
 # A GPU streams its weights once for the whole batch, so that more jobs cost little.
 GPU_SLOTS = 64
+# A third of a kilobyte each: more would not fit into an offer that gossip carries.
+MODELS_MAX = 32
 # More threads than this on one step of a small model wait for each other more than they compute.
 THREADS_MAX = 16
 
@@ -95,6 +97,11 @@ def plan_models(
     if not wanted:
         raise NothingToServeError(
             f"there is no model in {store.root}: get one with `capanode models pull NAME`"
+        )
+    if len(wanted) > MODELS_MAX:
+        raise NothingToServeError(
+            f"one node offers at most {MODELS_MAX} models, not {len(wanted)}: list those that it "
+            "shall serve under [models] in its configuration"
         )
     plans: dict[Digest, ModelPlan] = {}
     for setting in wanted:

@@ -1,0 +1,46 @@
+"""`capanode`: lend this machine's compute to a market.
+
+A module per command or group. Commands only read options and print; data goes to stdout, talk to
+stderr. `main` is the one place that turns errors into exit codes.
+"""
+
+import sys
+
+import typer
+
+from capanode.cli import config, doctor, init, models, start, status
+from capanode.cli.options import program_version
+from capanode.cli.output import complain
+from protocol.errors import CapaError
+from protocol.net.serve import leaves
+
+app = typer.Typer(
+    name="capanode",
+    help="Lend this machine's compute to a CapaCloud market.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("init")(init.init)
+app.command("start")(start.start)
+app.command("status")(status.status)
+app.command("doctor")(doctor.doctor)
+app.add_typer(models.app, name="models")
+app.add_typer(config.app, name="config")
+
+
+@app.command("version")
+def version() -> None:
+    """Print the program's version."""
+    typer.echo(program_version())
+
+
+def main() -> None:
+    """Run a command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    try:
+        app()
+    except* CapaError as group:
+        complain("; ".join(dict.fromkeys(str(error) for error in leaves(group))))
+        sys.exit(1)
+    except* KeyboardInterrupt:
+        sys.exit(130)

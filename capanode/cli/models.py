@@ -1,0 +1,99 @@
+"""`capanode models`: what this node can serve."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_config
+from capanode.cli.output import bytes_text, print_json, print_table, say
+from capanode.models.catalog import load_catalog
+from capanode.models.library import ModelSummary, list_models, pull, remove
+from capanode.models.progress_bar import ConsoleProgress
+from capanode.models.store import ModelStore
+
+app = typer.Typer(help="Get, list and remove models.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_command(
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    model_store: ModelStoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """What is here, and what the catalog could bring."""
+    config = load_config(data_dir, config_file, model_store=model_store)
+    found = list_models(ModelStore(config.model_store), load_catalog())
+    if as_json:
+        print_json([_plain(model) for model in found])
+        return
+    print_table(
+        ("model", "state", "task", "size", "licence", "digest"),
+        [
+            (
+                model.name,
+                model.state,
+                model.manifest.task.value if model.manifest else "-",
+                bytes_text(model.bytes),
+                model.manifest.licence if model.manifest else "-",
+                model.digest[:12],
+            )
+            for model in found
+        ],
+    )
+
+
+@app.command("pull")
+def pull_command(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Names from the catalog, hf:OWNER/REPO@REVISION, or file:PATH."),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it here.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    model_store: ModelStoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Get models, check them byte for byte, and convert them if needed."""
+    if name is not None and len(names) != 1:
+        raise typer.BadParameter("--name goes with one model")
+    config = load_config(data_dir, config_file, model_store=model_store)
+    store, catalog, console = ModelStore(config.model_store), load_catalog(), Console(stderr=True)
+    for wanted in names:
+        with ConsoleProgress(console) as progress:
+            model = pull(store, catalog, wanted, progress=progress, name=name)
+        if as_json:
+            print_json({"name": name or model.manifest.name, "digest": model.digest})
+        else:
+            typer.echo(f"{name or model.manifest.name}  {model.digest}")
+
+
+@app.command("rm")
+def remove_command(
+    names: Annotated[list[str], typer.Argument(help="Names or digests of models here.")],
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    model_store: ModelStoreDir = None,
+) -> None:
+    """Remove models. A node that serves one keeps it until it is started again."""
+    config = load_config(data_dir, config_file, model_store=model_store)
+    store = ModelStore(config.model_store)
+    for name in names:
+        freed = remove(store, name)
+        say(f"removed {name}, {bytes_text(freed)} freed")
+
+
+def _plain(model: ModelSummary) -> dict[str, object]:
+    return {
+        "name": model.name,
+        "digest": model.digest,
+        "state": model.state,
+        "bytes": model.bytes,
+        "task": model.manifest.task.value if model.manifest else None,
+        "licence": model.manifest.licence if model.manifest else None,
+        "path": str(model.path) if model.path else None,
+    }

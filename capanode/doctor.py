@@ -1,0 +1,185 @@
+"""What works on this machine, and what to do about what does not: `capanode doctor`.
+
+Each check looks at one thing, changes nothing, and waits for nothing longer than a few seconds.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from capanode.config import Config
+from capanode.errors import NotRunningError
+from capanode.hardware import Finding, hardware_findings, probe_machine
+from capanode.models.errors import ModelError
+from capanode.models.store import ModelStore
+from capanode.sandbox.probe import IsolationReport, probe_isolation
+from capanode.status import ask_status
+from protocol.keyfile import KeyFileError, load_key_file
+from protocol.net.addresses import check_tcp, split_peer_id
+from protocol.net.errors import AddressInvalid
+
+# A new model of the smallest kind, its conversion, and room for receipts.
+_FREE_BYTES_MIN = 2 * 1024**3
+_DIAL_WITHIN_S = 3.0
+# What adjtimex(2) returns while nothing keeps the clock right.
+_CLOCK_UNSYNCHRONIZED = 5
+_TIMEX_BYTES = 256
+
+# Without these no job can run; the others only make the node better.
+_ESSENTIAL = frozenset({"key", "isolation", "memory", "models", "disk", "port"})
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    findings: tuple[Finding, ...]
+
+    @property
+    def can_serve(self) -> bool:
+        return all(finding.works for finding in self.findings if finding.subject in _ESSENTIAL)
+
+
+def examine(config: Config) -> Diagnosis:
+    """Look at everything. Blocks for some seconds at most."""
+    running = _is_running(config)
+    return Diagnosis(
+        (
+            _key(config),
+            _isolation(probe_isolation()),
+            *hardware_findings(probe_machine()),
+            *(_port(place, running=running) for place in config.listen),
+            *_coordinators(config),
+            _models(config),
+            _disk(config),
+            _clock(),
+        )
+    )
+
+
+def _is_running(config: Config) -> bool:
+    try:
+        ask_status(config.status_socket)
+    except NotRunningError:
+        return False
+    return True
+
+
+def _key(config: Config) -> Finding:
+    try:
+        key = load_key_file(config.key_path)
+    except KeyFileError as error:
+        return Finding("key", False, str(error), "run `capanode init`, or name its --data-dir")
+    mode = stat.S_IMODE(config.data_dir.stat().st_mode)
+    if mode & 0o077:
+        advice = f"run `chmod 700 {config.data_dir}`"
+        return Finding("key", True, f"{key.peer_id}; its folder is open to others", advice)
+    return Finding("key", True, key.peer_id)
+
+
+def _isolation(report: IsolationReport) -> Finding:
+    failed = [f"{fact.name}: {fact.detail}" for fact in report.facts if not fact.ok]
+    detail = f"{report.tier.value}: {len(report.facts)} attempts to break out failed"
+    if report.sandbox is None:
+        detail = "; ".join(failed) or "nothing works"
+    return Finding("isolation", report.sandbox is not None, detail, "; ".join(report.advice))
+
+
+def _port(place: str, *, running: bool) -> Finding:
+    """Whether we could listen there now; if a node of ours does, it can."""
+    if running:
+        return Finding("port", True, f"{place} is served by the node that runs here")
+    try:
+        check_tcp(place)
+        _, kind, host, _, port = place.split("/")
+        family = socket.AF_INET6 if kind == "ip6" else socket.AF_INET
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, int(port)))
+    except AddressInvalid as error:
+        return Finding("port", False, str(error), "correct `listen`")
+    except OSError as error:
+        return Finding("port", False, f"{place}: {error.strerror or error}", _port_advice(error))
+    return Finding("port", True, f"{place} is free")
+
+
+def _port_advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "stop the program that listens there, or choose another port with --listen"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 are root's: choose a higher one with --listen"
+    return "choose an address of this machine with --listen, for example /ip4/0.0.0.0/tcp/4101"
+
+
+def _coordinators(config: Config) -> Iterator[Finding]:
+    if not config.coordinators:
+        advice = "name one with --coordinator or `coordinators`: it prints its address at its start"
+        yield Finding("coordinator", False, "none is listed, so no job can come", advice)
+    for coordinator in config.coordinators:
+        place, _ = split_peer_id(coordinator.address)
+        try:
+            check_tcp(place)
+            _, _, host, _, port = place.split("/")
+            socket.create_connection((host, int(port)), timeout=_DIAL_WITHIN_S).close()
+        except (AddressInvalid, OSError) as error:
+            advice = "check the address and any firewall between; the node keeps trying by itself"
+            yield Finding("coordinator", False, f"{place} does not answer: {error}", advice)
+        else:
+            yield Finding("coordinator", True, f"{place} answers")
+
+
+def _models(config: Config) -> Finding:
+    try:
+        store = ModelStore(config.model_store)
+        wanted = [model.name for model in config.models] or sorted(store.names())
+        for name in wanted:
+            store.find(name)
+    except ModelError as error:
+        return Finding("models", False, str(error), "`capanode models list` shows what there is")
+    if not wanted:
+        advice = "get one: `capanode models list`, then `capanode models pull NAME`"
+        return Finding("models", False, f"no model in {config.model_store}", advice)
+    return Finding("models", True, f"{', '.join(wanted)} in {config.model_store}")
+
+
+def _disk(config: Config) -> Finding:
+    folder = _existing(config.data_dir)
+    if not os.access(folder, os.W_OK):
+        advice = "give the folder to this user, or use another --data-dir"
+        return Finding("disk", False, f"cannot write in {folder}", advice)
+    short = []
+    for place in {folder, _existing(config.model_store)}:
+        free = shutil.disk_usage(place).free
+        if free < _FREE_BYTES_MIN:
+            short.append(f"{free / 1e9:.1f} GB free under {place}")
+    if short:
+        advice = "free some space: a full disk stops the node from taking jobs"
+        return Finding("disk", False, "; ".join(sorted(short)), advice)
+    return Finding("disk", True, f"{shutil.disk_usage(folder).free / 1e9:.0f} GB free")
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above that is there already."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _clock() -> Finding:
+    """Leases hold for seconds: a clock that drifts makes the node refuse them as expired."""
+    try:
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(
+            ctypes.create_string_buffer(_TIMEX_BYTES)
+        )
+    except (OSError, AttributeError):
+        state = -1
+    if state < 0:
+        return Finding("clock", True, "this system does not say whether its clock is kept right")
+    if state == _CLOCK_UNSYNCHRONIZED:
+        advice = "run a time service (systemd-timesyncd, chrony): leases expire within seconds"
+        return Finding("clock", False, "nothing keeps this machine's clock right", advice)
+    return Finding("clock", True, "kept right by a time service")

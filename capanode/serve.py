@@ -1,0 +1,174 @@
+"""The node as a process: its folder, key, machine and signals around `capanode.node`.
+
+The first SIGINT or SIGTERM drains, a second one stops at once. Either way no receipt is lost.
+"""
+
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+import trio
+
+from capanode.benchmark import SpeedCache
+from capanode.config import Config
+from capanode.errors import AlreadyRunningError, IsolationError
+from capanode.hardware import hardware_of, probe_machine
+from capanode.models.store import ModelStore
+from capanode.node import Milestone, Node, NodeRules, OnMilestone
+from capanode.outbox_store import OutboxStore
+from capanode.pricing_policy import Wages
+from capanode.runtime import system_runtime
+from capanode.sandbox.probe import IsolationReport, probe_isolation
+from capanode.status import NodeStatus, StatusServer, read_status
+from capanode.workers import SandboxedWorkers, plan_models
+from protocol.keyfile import load_key_file
+from protocol.messages import Hardware
+
+log = structlog.get_logger(__name__)
+
+STATUS_EVERY_S = 1.0
+
+OnStatus = Callable[[NodeStatus], None]
+
+
+async def serve(
+    config: Config, *, software: str, on_milestone: OnMilestone, on_status: OnStatus | None = None
+) -> None:
+    """Run a node until it is told to stop. Raises CapaError of many kinds, each with advice.
+
+    Must run on the main thread: workers die with the thread that started them.
+    """
+    with _locked(config):
+        key = load_key_file(config.key_path)
+        machine = probe_machine()
+        hardware = hardware_of(machine)
+        report = _require_isolation(probe_isolation(), on_milestone)
+        assert report.sandbox is not None
+        models = ModelStore(config.model_store)
+        plans = plan_models(config.models, models, machine, gpu=hardware.kind == "cuda")
+        runtime = system_runtime()
+        # libp2p alone takes 45 MB: only the running node loads it.
+        from protocol.net.libp2p import Libp2pTransport  # noqa: PLC0415
+
+        store = OutboxStore(config.outbox_path)
+        try:
+            node = Node(
+                key,
+                Libp2pTransport(key, config.listen, announce=config.announce),
+                SandboxedWorkers(report.sandbox, hardware, rng=runtime.child_rng()),
+                plans,
+                _rules(config, report, hardware, software),
+                store=store,
+                speeds=SpeedCache(config.benchmarks_path),
+                runtime=runtime,
+                on_milestone=on_milestone,
+            )
+            await _run(node, config, on_status)
+        finally:
+            store.close()
+
+
+async def _run(node: Node, config: Config, on_status: OnStatus | None) -> None:
+    async with trio.open_nursery() as nursery:
+        stopping = await nursery.start(_stop_on_signal, node, nursery.cancel_scope)
+
+        async def live(*, task_status: trio.TaskStatus[None]) -> None:
+            await node.run(task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(live)
+        stopping.has_started = True
+        server = StatusServer(node, config.status_socket)
+        await nursery.start(server.run)
+        if on_status is not None:
+            nursery.start_soon(_show_forever, node, server, on_status)
+
+
+class _Stopping:
+    """Before the node is up there is nothing to drain."""
+
+    has_started = False
+
+
+async def _stop_on_signal(
+    node: Node,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[_Stopping] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    stopping = _Stopping()
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started(stopping)
+        async for number in signals:
+            log.info("stopping", signal=signal.Signals(number).name)
+            if not stopping.has_started:
+                break
+            stopping.has_started = False
+            node.stop()
+    scope.cancel()
+
+
+async def _show_forever(node: Node, server: StatusServer, on_status: OnStatus) -> None:
+    while True:
+        on_status(await read_status(node, server.rates))
+        await trio.sleep(STATUS_EVERY_S)
+
+
+def _require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> IsolationReport:
+    """Without a sandbox this machine must not run what strangers send."""
+    if report.sandbox is None:
+        raise IsolationError(
+            "this machine cannot confine other people's jobs, so it takes none: "
+            + "; ".join(report.advice)
+        )
+    tier = report.tier.value
+    words = f"isolation: {tier}, shown by a self-test that tried to break out"
+    on_milestone(Milestone("isolation", words, {"tier": tier}))
+    return report
+
+
+def _rules(config: Config, report: IsolationReport, hardware: Hardware, software: str) -> NodeRules:
+    return NodeRules(
+        coordinators=config.coordinators,
+        isolation=report.tier,
+        hardware=hardware,
+        software=software,
+        region=config.region,
+        data_collection=config.data_collection,
+        queue_max=config.queue_max,
+        per_client_max=config.per_client_max,
+        wages=Wages(config.price_cpu_core_hour, config.price_gpu_gib_hour),
+        drain_s=config.drain_s,
+    )
+
+
+@contextmanager
+def _locked(config: Config) -> Iterator[None]:
+    """One node per data directory: two would share a key, and each would spoil the other's offers.
+
+    The kernel frees the lock when the process ends, however it ends.
+    """
+    if not config.data_dir.is_dir():
+        # The key's error says what to do; a lock file must not make the folder look set up.
+        load_key_file(config.key_path)
+    descriptor = os.open(config.lock_path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise AlreadyRunningError(
+                f"another node runs with data directory {config.data_dir}: stop it, or use another "
+                "--data-dir"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def prepare_data_dir(path: Path) -> None:
+    """Make the folder that holds the key; others may not look into it."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,0 +1,253 @@
+"""What a running node says about itself, and the local socket at which it says so.
+
+Whoever connects gets one JSON object and the end of the stream. Only the operator's own user can
+connect; nothing secret is said, and nothing can be commanded.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from capanode.errors import NotRunningError, SocketError
+from capanode.node import Node
+from capanode.outbox_store import Earning
+from capanode.pricing_policy import Speed
+from protocol.ids import Digest
+from protocol.messages import Hardware
+from protocol.pricing import PriceSheet
+
+# Long enough to be steady, short enough to show a job that began a moment ago.
+_RATE_WINDOW_S = 10.0
+_SAMPLE_EVERY_S = 1.0
+_ANSWER_WITHIN_S = 5.0
+_CONNECTIONS_MAX = 8
+# Dozens of models and failures; a file of megabytes is not a node's status.
+_ANSWER_BYTES_MAX = 4 * 1024 * 1024
+# What the kernel takes for the path of a socket.
+_PATH_BYTES_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """`tokens_per_s` is what was streamed over the last seconds."""
+
+    name: str
+    digest: Digest
+    state: str
+    running: int
+    queued: int
+    slots: int
+    jobs_done: int
+    output_tokens_done: int
+    tokens_per_s: float
+    speed: Speed
+    price: PriceSheet
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorStatus:
+    peer_id: str
+    state: str
+    error: str
+    receipts_handed_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailureStatus:
+    at_ms: int
+    job_id: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """All that `capanode status` shows. `warnings` want something from the operator."""
+
+    peer_id: str
+    software: str
+    started_at_ms: int
+    draining: bool
+    addresses: tuple[str, ...]
+    region: str
+    isolation: str
+    hardware: Hardware
+    models: tuple[ModelStatus, ...]
+    coordinators: tuple[CoordinatorStatus, ...]
+    earnings: tuple[Earning, ...]
+    failures: tuple[FailureStatus, ...]
+    warnings: tuple[str, ...]
+
+
+class Rates:
+    """Tokens per second by model, from samples of their counters."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._samples: deque[tuple[float, dict[Digest, int]]] = deque()
+
+    def sample(self) -> None:
+        now = trio.current_time()
+        counters = {m.digest: m.output_tokens_done for m in self._node.models.values()}
+        self._samples.append((now, counters))
+        while self._samples[0][0] < now - _RATE_WINDOW_S:
+            self._samples.popleft()
+
+    def tokens_per_s(self, digest: Digest) -> float:
+        if len(self._samples) < 2:
+            return 0.0
+        (began, first), (ended, last) = self._samples[0], self._samples[-1]
+        return round((last.get(digest, 0) - first.get(digest, 0)) / (ended - began), 1)
+
+
+async def read_status(node: Node, rates: Rates) -> NodeStatus:
+    """Look at a node that runs in this process."""
+    models = tuple(
+        ModelStatus(
+            name=model.name,
+            digest=model.digest,
+            state=model.worker.state.value,
+            running=model.seats.running,
+            queued=model.seats.queued,
+            slots=model.seats.slots,
+            jobs_done=model.jobs_done,
+            output_tokens_done=model.output_tokens_done,
+            tokens_per_s=rates.tokens_per_s(model.digest),
+            speed=model.speed,
+            price=model.price,
+        )
+        for model in node.models.values()
+    )
+    lines = (line.status for line in node.lines)
+    return NodeStatus(
+        peer_id=node.key.peer_id,
+        software=node.rules.software,
+        started_at_ms=node.started_at_ms,
+        draining=node.admission.is_draining,
+        addresses=node.transport.addresses,
+        region=node.rules.region,
+        isolation=node.rules.isolation.value,
+        hardware=node.rules.hardware,
+        models=models,
+        coordinators=tuple(
+            CoordinatorStatus(
+                line.coordinator, line.state.value, line.error, line.receipts_handed_in
+            )
+            for line in lines
+        ),
+        earnings=tuple(await node.outbox.earnings()),
+        failures=tuple(
+            FailureStatus(failure.at_ms, failure.job_id, failure.code.value, failure.message)
+            for failure in node.jobs.failures
+        ),
+        warnings=tuple(_warnings(node)),
+    )
+
+
+class StatusServer:
+    """Answers at the socket, and keeps the samples that rates are made of."""
+
+    def __init__(self, node: Node, path: Path) -> None:
+        self.rates = Rates(node)
+        self._node = node
+        self._path = path
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Until cancelled. Raises SocketError if the socket cannot be made."""
+        self.rates.sample()
+        limiter = trio.CapacityLimiter(_CONNECTIONS_MAX)
+
+        async def answer(stream: trio.SocketStream) -> None:
+            async with stream, limiter:
+                with trio.move_on_after(_ANSWER_WITHIN_S):
+                    await self._answer(stream)
+
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(_listen(self._path)))
+        try:
+            async with listener, trio.open_nursery() as nursery:
+                nursery.start_soon(self._sample_forever)
+                task_status.started()
+                await trio.serve_listeners(answer, [listener])
+        finally:
+            os.unlink(self._path)
+
+    async def _answer(self, stream: trio.SocketStream) -> None:
+        status = await read_status(self._node, self.rates)
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(json.dumps(asdict(status)).encode())
+
+    async def _sample_forever(self) -> None:
+        while True:
+            await trio.sleep(_SAMPLE_EVERY_S)
+            self.rates.sample()
+
+
+def ask_status(path: Path) -> dict[str, Any]:
+    """The status of the node that listens at `path`, as JSON has it. Raises NotRunningError."""
+    data = b""
+    try:
+        with _short_path(path) as address, socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_ANSWER_WITHIN_S)
+            connection.connect(address)
+            while piece := connection.recv(64 * 1024):
+                data += piece
+                if len(data) > _ANSWER_BYTES_MAX:
+                    raise NotRunningError(f"what answers at {path} is no node")
+        status: dict[str, Any] = json.loads(data)
+    except (OSError, ValueError) as error:
+        raise NotRunningError(
+            f"no node answers at {path} ({error}): start it with `capanode start`, or name its "
+            "--data-dir"
+        ) from None
+    return status
+
+
+def _warnings(node: Node) -> Iterator[str]:
+    if node.outbox.failure:
+        yield f"no jobs are taken: {node.outbox.failure}"
+    if node.announcer.twin_seen:
+        yield "another node runs with this node's key: stop it, or give it a key of its own"
+    if not node.lines:
+        yield "no coordinator is listed, so no job can come: set `coordinators`"
+    for model in node.models.values():
+        if not model.is_offered:
+            yield f"{model.name} is not offered: its worker ended too often; see the log"
+
+
+def _listen(path: Path) -> socket.socket:
+    """A socket at `path` that only this user can connect to. Raises SocketError."""
+    server = socket.socket(socket.AF_UNIX)
+    # Nobody else may connect, not even in the moment before a chmod.
+    mask = os.umask(0o177)
+    try:
+        path.unlink(missing_ok=True)
+        with _short_path(path) as address:
+            server.bind(address)
+        server.listen(_CONNECTIONS_MAX)
+    except OSError as error:
+        server.close()
+        raise SocketError(f"cannot listen at {path}: {error.strerror or error}") from error
+    finally:
+        os.umask(mask)
+    return server
+
+
+@contextlib.contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """The path as the kernel takes it: sockets in deep folders are reached through a descriptor."""
+    if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
