@@ -166,6 +166,7 @@ def _bare(threads: int) -> Iterator[socket.socket]:
         **{name: value for name, value in os.environ.items() if name.startswith("OPENBLAS")},
         "PYTHONPATH": ":".join([str(_REPOSITORY), *(site.source for site in view.sites)]),
         "OMP_NUM_THREADS": str(_THREADS),
+        "OMP_WAIT_POLICY": "PASSIVE",
         "OPENBLAS_NUM_THREADS": str(_THREADS),
         "CAPANODE_CHANNEL_FD": str(theirs.fileno()),
         "CAPANODE_MODEL_DIR": "",
