@@ -31,6 +31,10 @@ _TORCH_PAIRS = 4
 _ROUNDS_PER_PAIR = 40
 _THREADS = 1
 
+# A loaded machine takes several times longer; then fewer pairs must do, but two of each at least.
+_PAIRS_MIN = 2
+_START_BUDGET_S, _STEADY_BUDGET_S = 8.0, 30.0
+
 # From the start of a process to its first word, on a loaded machine.
 _TIMEOUT_S = 30.0
 
@@ -60,7 +64,7 @@ def run() -> dict[str, float]:
 
 def _measure_start(confined: _Start) -> dict[str, float]:
     pairs = []
-    for number in range(_START_PAIRS):
+    for number in _pairs(_START_PAIRS, _START_BUDGET_S):
         with _both(confined, 0, confined_first=number % 2 == 1) as (bare, boxed):
             pairs.append((bare.start_ms, boxed.start_ms))
     return _start_figures("startup", pairs)
@@ -71,7 +75,7 @@ def _measure_steady(confined: _Start) -> dict[str, float]:
     some percent for as long as it lives."""
     starts = []
     rounds = []
-    for number in range(_TORCH_PAIRS):
+    for number in _pairs(_TORCH_PAIRS, _STEADY_BUDGET_S):
         with _both(confined, _THREADS, confined_first=number % 2 == 1) as (bare, boxed):
             starts.append((bare.start_ms, boxed.start_ms))
             rounds += [_round_of_both(bare, boxed, turn) for turn in range(_ROUNDS_PER_PAIR)]
@@ -82,6 +86,14 @@ def _measure_steady(confined: _Start) -> dict[str, float]:
         "steady_bare_round_ms": statistics.median(before[0] for before, _ in rounds) * 1_000,
         "steady_confined_round_ms": statistics.median(after[0] for _, after in rounds) * 1_000,
     }
+
+
+def _pairs(count: int, budget_s: float) -> Iterator[int]:
+    began_s = time.perf_counter()
+    for number in range(count):
+        if number >= _PAIRS_MIN and time.perf_counter() - began_s > budget_s:
+            return
+        yield number
 
 
 def _round_of_both(bare: _Started, boxed: _Started, turn: int) -> tuple[_Spent, _Spent]:
