@@ -17,7 +17,7 @@ from capanode.engines.kv_cache import KvCache
 
 # Decode reads every row up to a multiple of this: the views hold for that many steps, and a row's
 # sums come out bit for bit the same whatever the longest row beside it is.
-LENGTH_STEP = 64
+LENGTH_STEP = 32
 
 # What one more call of the kernels costs per layer, in tokens read: about 40 us at 12 GB/s.
 _CALL_COST_TOKENS = 640

@@ -65,10 +65,12 @@ class KvCache:
         )[rows.start * shape.kv_heads : rows.stop * shape.kv_heads, :, :length]
         return heads[:, 0], heads[:, 1]
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy a row's first `length` tokens to another row, then release the source."""
+    def move(self, source: int, target: int, length: int, target_length: int) -> None:
+        """Copy `length` tokens over a row that held `target_length`, then release the source."""
         for layer in self.layers:
             layer[target, :, :length].copy_(layer[source, :, :length])
+            if target_length > length:
+                layer[target, :, length:target_length].zero_()
         self.release(source, length)
 
     def swap(self, first: int, first_length: int, second: int, second_length: int) -> None:

@@ -88,9 +88,15 @@ class LlamaModel:
         return self._head(self._norm(hidden))
 
     def prefill(
-        self, pieces: Sequence[tuple[Piece, Sequence[int]]], cache: KvCache, *, padding_row: int
+        self,
+        pieces: Sequence[tuple[Piece, Sequence[int]]],
+        cache: KvCache,
+        *,
+        padding_row: int,
+        wanted: Sequence[int],
     ) -> Tensor:
-        """The logits [pieces, vocab] after the last token of each piece of a prompt."""
+        """Take pieces of prompts into the cache; returns the logits [wanted, vocab] after the last
+        token of those pieces that are `wanted`. `padding_row` is a row of the cache to spoil."""
         tokens: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
@@ -111,7 +117,29 @@ class LlamaModel:
             heads=self.config.heads,
         )
         hidden = self._run(torch.tensor(tokens + padding, device=self.device), place, attention)
-        return self._head(self._norm(hidden[torch.tensor(ends, device=self.device)]))
+        if not wanted:
+            return hidden.new_empty((0, self.config.vocab_size))
+        last = torch.tensor([ends[index] for index in wanted], device=self.device)
+        return self._head(self._norm(hidden[last]))
+
+    def warm_up(self, rows_max: int, piece_tokens: int) -> None:
+        """Run each product once for each number of rows to come: oneDNN compiles a kernel for each,
+        half a millisecond that would otherwise fall on somebody's answer."""
+        layer = self._layers[0]
+        shapes = (
+            (layer.qkv, self.config.hidden_size),
+            (layer.output, self.config.heads * self.config.head_dim),
+            (layer.gate_up, self.config.hidden_size),
+            (layer.down, self.config.intermediate_size),
+        )
+        prefill_rows = range(_PREFILL_ROWS_MIN, piece_tokens + 1, _PREFILL_ROWS_STEP)
+        for rows in (*range(1, rows_max + 1), *prefill_rows):
+            for linear, columns in shapes:
+                linear(torch.zeros((rows, columns), dtype=self.dtype, device=self.device))
+        for rows in range(1, rows_max + 1):
+            self._head(
+                torch.zeros((rows, self.config.hidden_size), dtype=self.dtype, device=self.device)
+            )
 
     def _run(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         config = self.config
@@ -124,8 +152,9 @@ class LlamaModel:
             mixed = (qkv * cosines).addcmul_(torch.roll(qkv, half, -1), sines)
             hidden = layer.output(attention(index, mixed)).add_(hidden)
             gate_up = layer.gate_up(layer.mlp_norm(hidden))
-            gated = torch.ops.aten.silu_(gate_up[:, :inner]).mul_(gate_up[:, inner:])
-            hidden = layer.down(gated).add_(hidden)
+            gate = torch.ops.aten.silu_(gate_up[:, :inner])
+            # A new tensor and not in place: the product wants its input without gaps.
+            hidden = layer.down(gate * gate_up[:, inner:]).add_(hidden)
         return hidden
 
 

@@ -1,0 +1,332 @@
+"""Generation with continuous batching: jobs come and go at any step, every step serves all of them.
+
+A step is one pass: either pieces of waiting prompts (which gives the first tokens) or one token for
+every running answer. The two alternate while both have work, so that a long prompt slows running
+answers down but never stops them.
+
+Determinism: a job's tokens depend on its input and seed. In bfloat16 on CPU they do so bit for bit
+whatever else runs, as long as no more than `INVARIANT_ROWS` jobs decode together: prompts are cut
+into pieces at fixed places, and every kernel computes a row alike whatever is beside it. What may
+differ in the last bit, and so in a near tie between two tokens, is the same job on another kind of
+CPU, and an answer continued from a prefix, whose tokens are then prefilled instead of decoded.
+"""
+
+import dataclasses
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from capanode.engines.attention import LENGTH_STEP, DecodeAttention, Piece
+from capanode.engines.base import (
+    EngineEvent,
+    EngineInfo,
+    EngineInput,
+    EngineRefusal,
+    Finished,
+    ModelLoadError,
+    Produced,
+    Started,
+)
+from capanode.engines.detokenize import AnswerText
+from capanode.engines.generation import FinishReason, Generation
+from capanode.engines.kv_cache import CacheShape, KvCache
+from capanode.engines.llama import LlamaModel
+from capanode.engines.llama_config import LlamaConfig
+from capanode.engines.prompt import PromptReader
+from capanode.engines.sampling import SamplingParameters, choose_tokens
+from capanode.engines.slots import Slots
+from capanode.engines.weights import Weights, read_json, read_optional_json
+from protocol.errors import Code
+from protocol.messages import Task
+from protocol.payload import GenerationInput
+
+# Prompts are prefilled in pieces of this many tokens. Bigger ones are hardly more efficient (0.25
+# ms a token on two cores) and would hold running answers up for longer than about 35 ms.
+PIECE_TOKENS = 128
+
+# With nobody waiting for a next token, one pass may take more pieces.
+_IDLE_PASS_TOKENS = 4 * PIECE_TOKENS
+
+# Keys and values of all jobs. With torch (240 MB) and SmolLM2's weights (330 MB) it keeps a worker
+# under 1.2 GB, and holds 17,000 tokens of that model.
+CACHE_BYTES = 384 * 1024 * 1024
+CONTEXT_TOKENS_MAX = 4096
+
+# The cache has addresses for all slots at full context; the sandbox allows 6 GiB for everything.
+_ADDRESS_BYTES_MAX = 3 * 1024**3
+
+# A job is admitted only if the running ones could each go on for this long before one of them would
+# have to be put back to wait: to put back means to prefill again.
+_ADMISSION_MARGIN_TOKENS = 64
+
+_QUANTIZATION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+class CausalLM:
+    """An Engine for generation."""
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        cache: KvCache,
+        reader: PromptReader,
+        *,
+        cache_tokens: int,
+        end_tokens: frozenset[int],
+        entropy: Callable[[int], bytes],
+    ) -> None:
+        slots = cache.shape.rows - 1
+        self._model, self._cache, self._reader = model, cache, reader
+        self._cache_tokens = cache_tokens
+        self._end_tokens = end_tokens
+        self._entropy = entropy
+        self._padding_row = slots
+        self._slots = Slots(cache, slots)
+        self._waiting: deque[Generation] = deque()
+        self._jobs: dict[str, Generation] = {}
+        self._attention: DecodeAttention | None = None
+        self._was_prefill = False
+        self._info = EngineInfo(
+            task=Task.CAUSAL_LM,
+            slots=slots,
+            context_tokens=cache.shape.context_tokens,
+            quantization=_QUANTIZATION[model.dtype],
+        )
+
+    @classmethod
+    def load(
+        cls,
+        model_dir: Path,
+        *,
+        slots: int,
+        threads: int,
+        context_tokens: int = CONTEXT_TOKENS_MAX,
+        cache_bytes: int = CACHE_BYTES,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> "CausalLM":
+        """Raises ModelLoadError if the directory does not hold a model that runs here.
+
+        `entropy` seeds jobs that bring no seed. A CUDA device is used where there is one.
+        """
+        torch.set_num_threads(threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        plain = read_json(model_dir / "config.json")
+        config = LlamaConfig.parse(plain)
+        is_half = config.dtype == torch.float16 and device.type == "cpu"
+        dtype = torch.bfloat16 if is_half else config.dtype
+        shape = _cache_shape(config, dtype, slots, context_tokens, cache_bytes)
+        context_tokens = shape.context_tokens
+        reader = PromptReader(
+            model_dir, context_tokens=context_tokens, vocab_size=config.vocab_size
+        )
+        with torch.inference_mode():
+            weights = Weights(model_dir)
+            model = LlamaModel(
+                config, weights, device=device, dtype=dtype, context_tokens=context_tokens
+            )
+            cache = KvCache(shape, device=device)
+            model.warm_up(slots, PIECE_TOKENS)
+        return cls(
+            model,
+            cache,
+            reader,
+            cache_tokens=cache_bytes // shape.token_bytes,
+            end_tokens=_end_tokens(model_dir, plain),
+            entropy=entropy,
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._jobs
+
+    def submit(self, job_id: str, job_input: EngineInput) -> None:
+        """Raises EngineRefusal: PROMPT_TOO_LONG or INVALID_INPUT.
+
+        `max_tokens` bounds what this job generates; tokens that came as `prefix_tokens` are not
+        counted. The answer also ends where the context is full.
+        """
+        if not isinstance(job_input, GenerationInput):
+            raise EngineRefusal("this model generates text", code=Code.INVALID_INPUT)
+        assert job_id not in self._jobs, "the parent names each job once"
+        tokens = self._reader.read(job_input)
+        seed = job_input.seed
+        job = Generation(
+            job_id=job_id,
+            tokens=tokens,
+            sampling=SamplingParameters(
+                temperature=job_input.temperature,
+                top_p=job_input.top_p,
+                top_k=job_input.top_k,
+                seed=int.from_bytes(self._entropy(8), "big") if seed is None else seed,
+            ),
+            answer=AnswerText(self._reader.token_bytes, job_input.stop),
+            prefix_count=len(job_input.prefix_tokens),
+            tokens_max=min(len(tokens) + job_input.max_tokens, self._info.context_tokens),
+            end_tokens=frozenset() if job_input.ignore_eos else self._end_tokens,
+        )
+        for token in job_input.prefix_tokens:
+            job.answer.push(token)
+        self._jobs[job_id] = job
+        self._waiting.append(job)
+
+    def cancel(self, job_id: str) -> None:
+        job = self._jobs.get(job_id)
+        if job is not None:
+            with torch.inference_mode():  # Rows of the cache may move.
+                self._forget(job)
+
+    def step(self) -> Sequence[EngineEvent]:
+        with torch.inference_mode():
+            events = self._admit()
+            is_turn = not (self._was_prefill and self._slots.decoding)
+            self._was_prefill = bool(self._slots.prefilling) and is_turn
+            if self._was_prefill:
+                events += self._prefill()
+            elif self._slots.decoding:
+                events += self._decode()
+        return events
+
+    def _admit(self) -> list[EngineEvent]:
+        """Give rows to waiting jobs while there are rows and memory for them."""
+        events: list[EngineEvent] = []
+        while self._waiting and self._has_room(self._waiting[0]):
+            job = self._waiting.popleft()
+            if not job.is_started:
+                job.is_started = True
+                events.append(Started(job.job_id, job.input_units))
+            if job.answer.is_stopped:  # The prefix already ends with a stop string.
+                self._forget(job)
+                events.append(Finished(job.job_id, FinishReason.STOP, job.units))
+            else:
+                self._slots.admit(job)
+        return events
+
+    def _has_room(self, job: Generation) -> bool:
+        if self._slots.is_full:
+            return False
+        running = len(self._slots.decoding) + len(self._slots.prefilling)
+        margin = running * _ADMISSION_MARGIN_TOKENS
+        needed = self._slots.token_count + len(job.tokens) + margin
+        return needed <= self._cache_tokens or self._slots.is_empty
+
+    def _prefill(self) -> list[EngineEvent]:
+        """Run the next pieces of prompts, first come, first served."""
+        left = PIECE_TOKENS if self._slots.decoding else _IDLE_PASS_TOKENS
+        pieces: list[tuple[Piece, Sequence[int]]] = []
+        finished: list[Generation] = []
+        wanted: list[int] = []  # the pieces that end a prompt
+        for job in self._slots.prefilling:
+            while left and job.cached < len(job.tokens):
+                # Cut at multiples of the piece size only: where a prompt is cut must not depend on
+                # what else runs.
+                ids = job.tokens[job.cached : job.cached + PIECE_TOKENS]
+                if len(ids) > left:
+                    left = 0
+                    break
+                pieces.append((Piece(job.row, job.cached, len(ids)), ids))
+                job.cached += len(ids)
+                left -= len(ids)
+            if job.cached == len(job.tokens):
+                finished.append(job)
+                wanted.append(len(pieces) - 1)
+            if not left:
+                break
+        logits = self._model.prefill(
+            pieces, self._cache, padding_row=self._padding_row, wanted=wanted
+        )
+        for job in finished:
+            self._slots.activate(job)
+        self._attention = None
+        return self._continue(finished, logits)
+
+    def _decode(self) -> list[EngineEvent]:
+        """Run one token of every answer."""
+        self._put_back()
+        jobs = self._slots.decoding
+        lengths = [len(job.tokens) for job in jobs]
+        if self._attention is None or not self._attention.fits(lengths):
+            heads = self._model.config.heads
+            self._attention = DecodeAttention(self._cache, lengths, heads=heads)
+        logits = self._model.decode(
+            [job.tokens[-1] for job in jobs], [length - 1 for length in lengths], self._attention
+        )
+        for job, length in zip(jobs, lengths, strict=True):
+            job.cached = length
+        return self._continue(list(jobs), logits)
+
+    def _continue(self, jobs: Sequence[Generation], logits: Tensor) -> list[EngineEvent]:
+        """Choose each job's next token and say what came of it."""
+        if not jobs:
+            return []
+        tokens = choose_tokens(
+            logits, [job.sampling for job in jobs], [job.draw_index for job in jobs]
+        )
+        events: list[EngineEvent] = []
+        ended: list[Generation] = []
+        for job, token in zip(jobs, tokens, strict=True):
+            count = len(job.tokens)
+            text, reason = job.accept(token)
+            if text or len(job.tokens) > count:
+                events.append(Produced(job.job_id, tuple(job.tokens[count:]), text))
+            if reason is not None:
+                events.append(Finished(job.job_id, reason, job.units))
+                ended.append(job)
+        # From the last row down, so that no row is moved that is about to be freed.
+        for job in sorted(ended, key=lambda job: job.row, reverse=True):
+            self._forget(job)
+        return events
+
+    def _put_back(self) -> None:
+        """If the cache is full, let the youngest answer wait: it is prefilled again later."""
+        while self._slots.token_count > self._cache_tokens and len(self._slots.decoding) > 1:
+            youngest = min(self._slots.decoding, key=lambda job: job.output_count)
+            self._vacate(youngest)
+            self._waiting.appendleft(youngest)
+
+    def _forget(self, job: Generation) -> None:
+        del self._jobs[job.job_id]
+        if job.row < 0:
+            if job in self._waiting:
+                self._waiting.remove(job)
+        else:
+            self._vacate(job)
+
+    def _vacate(self, job: Generation) -> None:
+        self._slots.vacate(job)
+        self._attention = None
+
+
+def _cache_shape(
+    config: LlamaConfig, dtype: torch.dtype, slots: int, context_tokens: int, cache_bytes: int
+) -> CacheShape:
+    """Rows for all slots and one for padding, as long as memory and addresses allow."""
+    rows = slots + 1
+    token = CacheShape(config.layers, 1, config.kv_heads, 1, config.head_dim, dtype)
+    limit = min(
+        config.context_tokens,
+        context_tokens,
+        cache_bytes // token.token_bytes,
+        _ADDRESS_BYTES_MAX // (token.token_bytes * rows),
+    )
+    if limit < LENGTH_STEP:
+        raise ModelLoadError(f"{cache_bytes} bytes of cache are too few for {slots} slots")
+    return dataclasses.replace(token, rows=rows, context_tokens=limit // LENGTH_STEP * LENGTH_STEP)
+
+
+def _end_tokens(model_dir: Path, config: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that end an answer. The generation config has the last word."""
+    generation = read_optional_json(model_dir / "generation_config.json")
+    plain = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = plain if isinstance(plain, list) else [] if plain is None else [plain]
+    if not all(type(item) is int for item in ids):
+        raise ModelLoadError("eos_token_id is neither a number nor a list of numbers")
+    return frozenset(ids)

@@ -1,0 +1,123 @@
+"""From token ids to text, token by token: never half a character, never what follows a stop string.
+
+Tokens are bytes. Decoding them with an incremental UTF-8 decoder is exact and takes under a
+microsecond, where asking the tokenizer to decode a growing window again and again takes twenty.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Sequence
+
+from tokenizers import Tokenizer
+
+from capanode.engines.base import ModelLoadError
+
+_HEX_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class TokenBytes:
+    """What each token of a vocabulary adds to the text. Special tokens add nothing."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        kinds = _decoder_kinds(tokenizer)
+        to_bytes: Callable[[str], bytes]
+        if "ByteLevel" in kinds:
+            to_bytes = _read_byte_level
+        elif kinds & {"ByteFallback", "Metaspace"}:
+            to_bytes = _read_sentence_piece
+        else:
+            raise ModelLoadError(f"tokenizer decoder {sorted(kinds)} is not run here")
+        # Sentence-piece words begin with their space; the answer's first one has none before it.
+        self.drops_first_space = "ByteLevel" not in kinds
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self._bytes = [b""] * (max(vocabulary.values(), default=0) + 1)
+        for token, token_id in vocabulary.items():
+            self._bytes[token_id] = to_bytes(token)
+        for token_id, added in tokenizer.get_added_tokens_decoder().items():
+            self._bytes[token_id] = b"" if added.special else added.content.encode()
+        self.longest = max(map(len, self._bytes))
+
+    def __getitem__(self, token_id: int) -> bytes:
+        """Empty for ids that the vocabulary does not name (models pad their embeddings)."""
+        return self._bytes[token_id] if token_id < len(self._bytes) else b""
+
+
+class AnswerText:
+    """One answer's visible text as its tokens arrive.
+
+    Text that may turn out to be the beginning of a stop string is held back until it is not. How
+    much has been released depends on the tokens alone and not on how they were cut into steps, so
+    that an answer continued elsewhere repeats and omits nothing.
+    """
+
+    def __init__(self, token_bytes: TokenBytes, stops: Sequence[str]) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._stops = tuple(stops)
+        self._held = ""
+        self._at_start = token_bytes.drops_first_space
+        self.is_stopped = False
+
+    def push(self, token_id: int) -> str:
+        """The text that this token releases."""
+        text = self._decoder.decode(self._token_bytes[token_id])
+        if self._at_start and text:
+            text = text.removeprefix(" ")
+            self._at_start = False
+        return self._filter(text) if self._stops else text
+
+    def finish(self) -> str:
+        """What was held back, once it is sure that no more comes. Half a character is dropped."""
+        held, self._held = self._held, ""
+        return "" if self.is_stopped else held
+
+    def _filter(self, text: str) -> str:
+        text = self._held + text
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            self.is_stopped = True
+            return text[: min(found)]
+        kept = self._possible_stop_length(text)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+    def _possible_stop_length(self, text: str) -> int:
+        """Length of the longest end of `text` that a stop string begins with."""
+        longest = max(map(len, self._stops)) - 1
+        for length in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stops):
+                return length
+        return 0
+
+
+def _decoder_kinds(tokenizer: Tokenizer) -> set[str]:
+    if tokenizer.decoder is None:
+        raise ModelLoadError("the tokenizer has no decoder")
+    plain = json.loads(tokenizer.decoder.__getstate__())
+    return {part["type"] for part in plain.get("decoders", [plain])}
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes: printable ones as themselves, the others from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + place): byte for place, byte in enumerate(others)
+    }
+
+
+_BYTE_OF = _byte_level_alphabet()
+
+
+def _read_byte_level(token: str) -> bytes:
+    try:
+        return bytes([_BYTE_OF[character] for character in token])
+    except KeyError:  # Not spelled in bytes: a word that was added to the vocabulary as it is.
+        return token.encode()
+
+
+def _read_sentence_piece(token: str) -> bytes:
+    if match := _HEX_BYTE.fullmatch(token):
+        return bytes.fromhex(match[1])
+    return token.replace("▁", " ").encode()
