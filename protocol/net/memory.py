@@ -173,6 +173,13 @@ class _Connection:
             )
         elif not apart and self.wire.is_silent:
             self.wire.resume()
+            if self.mate is not None and self.mate.mate is None:
+                # The other side ended while it could not say so. As on TCP, whatever is sent to it
+                # now comes back as a reset.
+                self.owner.agenda.add(
+                    trio.current_time() + 2 * self.wire.delay_s(),
+                    partial(self.owner.lose, self, "the peer had closed the connection"),
+                )
 
     def _give_up(self, silence: int) -> None:
         if self.wire.is_silent and self._silences == silence:

@@ -159,6 +159,24 @@ async def test_killed_peer_is_noticed_after_one_latency(pair: Pair, network: Mem
 
 
 @virtual_time
+async def test_peer_that_was_killed_behind_a_partition_is_noticed_when_it_heals(
+    pair: Pair, network: MemoryNetwork
+) -> None:
+    client, server = pair
+    stream = await client.open_stream(server.peer_id, ECHO, timeout_s=1)
+    network.partition([server.peer_id])
+    network.kill(server.peer_id)
+    await trio.sleep(LIVENESS_S / 2)
+    assert client.connected_peers() == {server.peer_id}
+    network.heal()
+    healed_at = trio.current_time()
+    with trio.fail_after(SOON_S), pytest.raises(StreamClosed):
+        await receive_all(stream)
+    assert trio.current_time() - healed_at == pytest.approx(2 * 0.05)
+    assert client.connected_peers() == frozenset()
+
+
+@virtual_time
 async def test_killed_peer_comes_back_at_its_old_address(
     pair: Pair, network: MemoryNetwork, nursery: trio.Nursery
 ) -> None:
