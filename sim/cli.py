@@ -5,6 +5,7 @@ they import them when called, so that `--help` is instant.
 """
 
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -122,6 +123,8 @@ def _write(text: str) -> None:
 
 def main() -> None:
     """Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    # Whoever ends us politely means the network that we started as well.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     try:
         app()
     except* CapaError as group:

@@ -127,11 +127,8 @@ class LocalNetwork:
         if made.returncode:
             raise NetworkError(f"cannot set up {plan.name}: {made.stderr.decode().strip()}")
         port = _free_port()
-        inbound = DelayProxy(port, plan.latency)
-        coordinator_address = self.endpoint.addresses[0]
-        outbound = DelayProxy(_port_of(coordinator_address), plan.latency)
-        await self._nursery.start(inbound.run)
-        await self._nursery.start(outbound.run)
+        inbound_port = await self._distant(port, plan.latency)
+        outbound_port = await self._distant(_port_of(self.endpoint.addresses[0]), plan.latency)
         process = ChildProcess(
             plan.name,
             "capanode",
@@ -139,8 +136,8 @@ class LocalNetwork:
                 "start",
                 f"--data-dir={data_dir}",
                 f"--listen=/ip4/127.0.0.1/tcp/{port}",
-                f"--announce=/ip4/127.0.0.1/tcp/{inbound.port}",
-                f"--coordinator=/ip4/127.0.0.1/tcp/{outbound.port}/p2p/{self.endpoint.peer_id}",
+                f"--announce=/ip4/127.0.0.1/tcp/{inbound_port}",
+                f"--coordinator=/ip4/127.0.0.1/tcp/{outbound_port}/p2p/{self.endpoint.peer_id}",
                 f"--region={plan.latency.name}",
                 f"--model-store={self._model_store}",
                 "--log-format=json",
@@ -152,6 +149,13 @@ class LocalNetwork:
         node = LocalNode(plan, data_dir, process, json.loads(made.stdout)["peer_id"])
         self.nodes.append(node)
         return node
+
+    async def _distant(self, port: int, latency: LatencyClass) -> int:
+        """A port that leads to `port` over a distance; `port` itself if there is none."""
+        if not latency.rtt_ms:
+            return port
+        proxy_port: int = await self._nursery.start(DelayProxy(port, latency).run)
+        return proxy_port
 
     async def _wait_endpoint(self) -> Endpoint:
         with trio.move_on_after(COORDINATOR_READY_WITHIN_S):
