@@ -189,6 +189,9 @@ def _read_dataclass(cls: Any) -> _Reader:
         or field.default_factory is not dataclasses.MISSING
     }
 
+    # Encoding leaves out what is None, so an absent nullable without a default is None.
+    nullable = {name for name, _ in fields if type(None) in typing.get_args(hints[name])} - optional
+
     def read_fields(value: Any) -> Any:
         if type(value) is not dict:
             raise _Mismatch("expected a map")
@@ -199,6 +202,8 @@ def _read_dataclass(cls: Any) -> _Reader:
                     arguments[name] = read(value[name])
                 except _Mismatch as mismatch:
                     raise _Mismatch(f"{name}: {mismatch}") from None
+            elif name in nullable:
+                arguments[name] = None
             elif name not in optional:
                 raise _Mismatch(f"{name} is missing")
         try:

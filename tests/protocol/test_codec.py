@@ -139,6 +139,16 @@ def test_absent_optionals_take_their_defaults() -> None:
     assert b"note" not in encode(Sample("", b"", False, Colour.RED, Inner(0)))
 
 
+def test_a_none_without_a_default_survives() -> None:
+    @dataclass(frozen=True)
+    class Measured:
+        rtt_ms: float | None
+        name: str
+
+    assert decode(Measured, encode(Measured(None, "n"))) == Measured(None, "n")
+    assert decode(Measured, encode(Measured(1.5, "n"))) == Measured(1.5, "n")
+
+
 def test_a_bound_of_the_class_itself_becomes_malformed() -> None:
     data = msgpack.packb({"input_tokens": -1})
     assert refused(Units, data) is Code.MALFORMED
