@@ -5,7 +5,7 @@ in one call, elsewhere: a thread in production, in place in a simulation, where 
 the virtual clock. There is no await inside a transaction.
 
 The URL chooses the database. SQLite is the only one so far; what is particular to it is in
-`coordinator.db.sqlite`, and another database needs the same three functions.
+`coordinator.db.sqlite`, and another database needs the same few functions.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
 from sqlalchemy import Connection, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError
 
 from coordinator.db import sqlite
 from coordinator.db.migrations import upgrade_schema
@@ -82,7 +82,6 @@ class Database:
                 f"there is no support for {parsed.get_backend_name()} yet: use a sqlite:/// URL"
             )
         self._runner = runner
-        self._translate_error = sqlite.translate_error
         if not sqlite.is_memory(parsed) and not Path(parsed.database or "").parent.is_dir():
             raise StorageError(f"the folder of {parsed.database} does not exist: create it first")
         self._write_engine, self._read_engine = sqlite.open_engines(
@@ -138,8 +137,8 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except DBAPIError as error:
-            raise self._translate_error(error) from error
+        except sqlite.ERRORS as error:
+            raise sqlite.translate_error(error) from error
         except (OverflowError, UnicodeEncodeError) as error:
             # Drivers raise these as they are, while they bind a value.
             raise InvalidRowError(f"a value does not fit its column: {error}") from error

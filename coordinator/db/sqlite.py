@@ -72,14 +72,19 @@ def _configure(engine: Engine, *, begin: str, read_only: bool) -> None:
     event.listen(engine, "begin", begin_transaction)
 
 
-def translate_error(error: DBAPIError) -> StorageError:
-    """Our name for what SQLite says; the original stays attached as the cause."""
-    code = getattr(error.orig, "sqlite_errorcode", 0)
+# As raised by SQLAlchemy, and by the driver where `coordinator.db.bulk` calls it directly.
+ERRORS = (DBAPIError, sqlite3.Error)
+
+
+def translate_error(error: Exception) -> StorageError:
+    """Our name for one of ERRORS; the original stays attached as the cause."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    code = getattr(original, "sqlite_errorcode", 0)
     primary = code & 0xFF  # the rest tells kinds of one error apart
     if primary == sqlite3.SQLITE_FULL:
         return StorageFullError(_FULL_HINT)
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StorageBusyError(_BUSY_HINT)
     if primary == sqlite3.SQLITE_CONSTRAINT:
-        return ConstraintError(f"the database refused a row: {error.orig}")
-    return StorageError(f"the database failed: {error.orig}")
+        return ConstraintError(f"the database refused a row: {original}")
+    return StorageError(f"the database failed: {original}")
