@@ -35,6 +35,7 @@ _SO_SNDBUFFORCE = 32
 # ones compute wrong results on some processors), and which GPUs are ours.
 _INHERITED_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "CUDA_VISIBLE_DEVICES")
 
+_FOLDER_PREFIX = "capanode-worker-"
 _READABLE_DEVICES = ("/dev/urandom", "/dev/random", "/dev/zero")
 _READABLE_PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
 
@@ -212,7 +213,8 @@ class _Start:
     def _make_folders(self, owner: int | None) -> tuple[Path, Path]:
         """Without mounts, packages from different places meet in a folder of links, and the
         scratch folder lies on the host's disk."""
-        self.host_dir = Path(tempfile.mkdtemp(prefix="capanode-worker-"))
+        _remove_orphaned_folders()
+        self.host_dir = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
         self.on_failure.callback(shutil.rmtree, self.host_dir, ignore_errors=True)
         self.host_dir.chmod(0o755)
         code_dir, scratch_dir = self.host_dir / "code", self.host_dir / "scratch"
@@ -277,6 +279,14 @@ class _Start:
             "CAPANODE_SCRATCH_DIR": scratch,
             "CAPANODE_LIMITS": json.dumps(asdict(self.program.limits)),
         }
+
+
+def _remove_orphaned_folders() -> None:
+    """What a node that was killed could not remove; its pid is in the name."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _gpu_device_paths() -> tuple[str, ...]:
