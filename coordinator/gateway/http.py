@@ -90,8 +90,6 @@ class GatewayApp:
         self._running += 1
         try:
             await self._serve(request, send)
-        except ClientGone:
-            pass
         except asyncio.CancelledError:
             # Whoever hung up has cancelled us; anybody else, such as a stopping server, goes on.
             if not request.is_gone:
@@ -107,6 +105,8 @@ class GatewayApp:
             reply: Reply = self._cors.preflight(request) or await self._reply(
                 route, request, headers
             )
+        except ClientGone:
+            return
         except CoordinatorError as error:
             reply = api_error_of(error).to_response()
         except Exception as error:

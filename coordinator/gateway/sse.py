@@ -3,7 +3,6 @@
 Every streamed token passes here, so an event is two constant halves around the token's JSON text.
 """
 
-import json
 from dataclasses import dataclass
 from json import JSONEncoder
 
@@ -14,7 +13,7 @@ DONE = b"data: [DONE]\n\n"
 # Comments are ignored by clients, and keep proxies from cutting a silent connection.
 KEEPALIVE = b": keepalive\n\n"
 
-_encode_text = JSONEncoder(ensure_ascii=False).encode
+_encode = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ class Events:
     def __init__(self, envelope: Envelope, shape: ChoiceShape, *, include_usage: bool) -> None:
         self._shape = shape
         self._include_usage = include_usage
-        head = json.dumps(envelope.to_plain(), ensure_ascii=False).removesuffix("}")
+        head = _encode(envelope.to_plain()).removesuffix("}")
         self._head = f'data: {head},"choices":['
         # With usage asked for, every event carries the key; null until the last one.
         self._tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
@@ -83,14 +82,14 @@ class Events:
 
     def text(self, text: str) -> bytes:
         """One piece of the answer."""
-        return (self._before + _encode_text(text) + self._after).encode()
+        return (self._before + _encode(text) + self._after).encode()
 
     def last(self, finish_reason: str, usage: dict[str, int]) -> bytes:
         """Everything from the last token on."""
         before, after = self._shape.last
-        events = self._event(before + _encode_text(finish_reason) + after)
+        events = self._event(before + _encode(finish_reason) + after)
         if self._include_usage:
-            events += f'{self._head}],"usage":{json.dumps(usage)}}}\n\n'.encode()
+            events += f'{self._head}],"usage":{_encode(usage)}}}\n\n'.encode()
         return events + DONE
 
     def _event(self, choice: str) -> bytes:

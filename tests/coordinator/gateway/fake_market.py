@@ -1,0 +1,248 @@
+"""A market without nodes: answers what a test scripts, and keeps what it was asked for.
+
+It honours the contract of `GatewayMarket`: a job is open once its first output is there, leaving it
+early cancels it, and an outcome carries a receipt that the node signed.
+"""
+
+import struct
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from coordinator.auth import Caller
+from coordinator.client import JobSpec
+from coordinator.gateway.market import Health, ModelInfo
+from coordinator.job_stream import JobFailed, JobInfo, Outcome
+from protocol.codec import encode
+from protocol.envelope import seal
+from protocol.errors import Code
+from protocol.ids import Digest, JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
+from protocol.keys import SigningKey
+from protocol.messages import Acceptance, Finish, Receipt, Task
+from protocol.payload import (
+    Chunk,
+    ClassificationOutput,
+    EmbeddingInput,
+    EmbeddingOutput,
+    ImageInput,
+    Label,
+)
+from protocol.pricing import PriceSheet, Units, cost_nano
+
+NOW_MS = 1_800_000_000_000
+API_KEY = "sk-capa-test"
+LIMITED_KEY = "sk-capa-limited"
+NODE_KEY = SigningKey(bytes(31) + b"n")
+CLIENT_KEY = SigningKey(bytes(31) + b"c")
+COORDINATOR = SigningKey(bytes(31) + b"m").peer_id
+PRICE = PriceSheet(
+    input_nano_per_mtok=20_000_000, output_nano_per_mtok=80_000_000, image_nano=5_000
+)
+DIGESTS = {task: sha256_digest(task.value.encode()) for task in Task}
+NAMES = {
+    Task.CAUSAL_LM: "tiny-chat",
+    Task.EMBEDDING: "tiny-embedder",
+    Task.IMAGE_CLASSIFICATION: "tiny/classifier",
+}
+VECTOR = (0.5, -0.25, 1.0)
+
+
+@dataclass
+class Script:
+    """How the next jobs go. `gate`, if set, is waited for before the token at `gate_before`."""
+
+    tokens: Sequence[str] = ("Hel", "lo", "", " wörld ", "🙂")
+    finish: Finish = Finish.STOP
+    failure: JobFailed | None = None
+    failure_after: int | None = None
+    gate_before: int | None = None
+    lease_ms: float = 1.0
+    interval_s: float = 0.0
+
+
+@dataclass
+class FakeMarket:
+    """`specs` are the jobs that were asked for, `cancelled` counts those that were left early."""
+
+    script: Script = field(default_factory=Script)
+    specs: list[JobSpec] = field(default_factory=list)
+    cancelled: int = 0
+    finished: int = 0
+    lookups: int = 0
+    revoked: set[str] = field(default_factory=set)
+    nodes: int = 3
+    gate: trio.Event = field(default_factory=trio.Event)
+    waiting: trio.Event = field(default_factory=trio.Event)
+    cancellation: trio.Event = field(default_factory=trio.Event)
+
+    async def authenticate(self, secret: str) -> Caller | None:
+        await trio.lowlevel.checkpoint()
+        self.lookups += 1
+        if secret in self.revoked:
+            return None
+        if secret == API_KEY:
+            return Caller("key-1", CLIENT_KEY)
+        if secret == LIMITED_KEY:
+            return Caller("key-2", CLIENT_KEY, requests_per_minute=2)
+        return None
+
+    @asynccontextmanager
+    async def open_job(self, caller: Caller, spec: JobSpec) -> AsyncIterator["FakeJob"]:
+        assert caller.signing_key is CLIENT_KEY
+        self.specs.append(spec)
+        job = FakeJob(self, spec)
+        with self._watched():
+            await job.wait_first_output()
+            yield job
+
+    def model(self, name: str) -> ModelInfo | None:
+        return next((model for model in self.models() if model.name == name), None)
+
+    def models(self) -> Sequence[ModelInfo]:
+        dearer = PriceSheet(40_000_000, 160_000_000, 10_000, 7)
+        return [
+            ModelInfo(
+                name=NAMES[task],
+                digest=DIGESTS[task],
+                task=task,
+                quantization="bf16",
+                nodes=self.nodes,
+                context_tokens=2_048 if task is Task.CAUSAL_LM else 0,
+                price_from=PRICE,
+                price_to=dearer,
+                first_seen_s=NOW_MS // 1_000,
+            )
+            for task in Task
+        ]
+
+    def health(self) -> Health:
+        return Health(self.nodes, "" if self.nodes else "no node offers anything")
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        try:
+            yield
+        except trio.Cancelled:
+            self.cancelled += 1
+            self.cancellation.set()
+            raise
+        self.finished += 1
+
+
+class FakeJob:
+    """Plays the market's script."""
+
+    def __init__(self, market: FakeMarket, spec: JobSpec) -> None:
+        self.info: JobInfo | None = None
+        self.outcome: Outcome | None = None
+        self._market = market
+        self._script = market.script
+        self._spec = spec
+        self._chunks = list(_chunks_of(market.script, spec))
+        self._next = 0
+
+    async def wait_first_output(self) -> None:
+        if self._market.model(self._spec.model) is None:
+            raise JobFailed(f"no node offers {self._spec.model!r} now", code=Code.UNKNOWN_MODEL)
+        await self._reach(0)
+        task = self._spec.task
+        self.info = JobInfo(
+            job_id=_JOB_ID,
+            node=NODE_KEY.peer_id,
+            attempts=1,
+            model_digest=DIGESTS[task],
+            price=PRICE,
+            ceiling_nano=1_000,
+            input_units=Units(7),
+            queue_position=0,
+            lease_ms=self._script.lease_ms,
+            match_us=42,
+        )
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        index = self._next
+        if index:
+            await self._reach(index)
+        if index == len(self._chunks):
+            self.outcome = _outcome(self._script, self._spec, self._chunks)
+            raise StopAsyncIteration
+        self._next += 1
+        return self._chunks[index]
+
+    async def _reach(self, index: int) -> None:
+        script = self._script
+        if script.interval_s:
+            await trio.sleep(script.interval_s)
+        else:
+            await trio.lowlevel.checkpoint()
+        if script.gate_before == index:
+            self._market.waiting.set()
+            await self._market.gate.wait()
+        if script.failure is not None and (script.failure_after or 0) == index:
+            raise script.failure
+
+
+_JOB_ID = JobId(new_ulid(NOW_MS, bytes(10)))
+
+
+def _chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
+    if isinstance(spec.job_input, EmbeddingInput):
+        vector = struct.pack(f"<{len(VECTOR)}f", *VECTOR)
+        data = encode(EmbeddingOutput(len(VECTOR), (vector,) * len(spec.job_input.texts)))
+        # In two pieces, as a large one arrives.
+        yield Chunk(data=data[:10])
+        yield Chunk(data=data[10:])
+    elif isinstance(spec.job_input, ImageInput):
+        labels = (Label("military uniform", 0.75), Label("bow tie", 0.125))
+        yield Chunk(data=encode(ClassificationOutput(labels[: spec.job_input.top_k])))
+    else:
+        for index, text in enumerate(script.tokens):
+            yield Chunk((index,), text)
+
+
+def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> Outcome:
+    if spec.task is Task.IMAGE_CLASSIFICATION:
+        units = Units(images=1)
+    else:
+        units = Units(7, sum(len(chunk.token_ids) for chunk in chunks))
+    lease_id = LeaseId(derive_ulid(_JOB_ID, "lease/0"))
+    receipt = seal(
+        NODE_KEY,
+        Receipt(
+            lease_id=lease_id,
+            lease_digest=Digest("0" * 64),
+            job_id=_JOB_ID,
+            node=NODE_KEY.peer_id,
+            client=CLIENT_KEY.peer_id,
+            coordinator=COORDINATOR,
+            model_digest=DIGESTS[spec.task],
+            units=units,
+            amount_nano=cost_nano(PRICE, units),
+            output_digest=Digest("0" * 64),
+            finish=script.finish if spec.task is Task.CAUSAL_LM else Finish.COMPLETE,
+            code="",
+            queued_ms=3,
+            first_output_ms=5,
+            total_ms=9,
+            issued_at_ms=NOW_MS,
+        ),
+    )
+    billed = receipt.message
+    acceptance = seal(
+        CLIENT_KEY,
+        Acceptance(
+            receipt_digest=receipt.digest,
+            lease_id=lease_id,
+            client=CLIENT_KEY.peer_id,
+            units=units,
+            output_digest=billed.output_digest,
+            agrees=True,
+            issued_at_ms=NOW_MS,
+        ),
+    )
+    return Outcome(billed.finish, units, billed.amount_nano, receipt, acceptance)

@@ -1,0 +1,179 @@
+"""The gateway's application with a fake market, both real threads and no sockets.
+
+Trio runs in a thread, as the market's side; the test's own thread runs asyncio, as the HTTP side.
+Requests go through httpx's ASGI transport, or through `exchange` where a test needs to see single
+messages or to hang up.
+"""
+
+import asyncio
+import json
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import httpx
+import trio
+
+from coordinator.gateway.bridge import Bridge
+from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.context import GatewayContext
+from coordinator.gateway.http import GatewayApp
+from coordinator.metrics import Metrics
+from coordinator.runtime import Runtime
+from tests.coordinator.gateway.fake_market import API_KEY, NOW_MS, FakeMarket
+
+T = TypeVar("T")
+
+WITHIN_S = 20.0
+
+
+class FakeClock:
+    def now_ms(self) -> int:
+        return NOW_MS
+
+
+class Stopwatch:
+    """Stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> int:
+        return int(self.now_s * 1e9)
+
+
+class TrioThread:
+    """A trio run in a thread of its own, with a bridge into it."""
+
+    def __init__(self) -> None:
+        self.bridge = Bridge()
+        self._started = threading.Event()
+        self._stop: Callable[[], None] = lambda: None
+        self._thread = threading.Thread(target=lambda: trio.run(self._main))
+
+    def __enter__(self) -> "TrioThread":
+        self._thread.start()
+        assert self._started.wait(WITHIN_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._thread.join(WITHIN_S)
+        assert not self._thread.is_alive()
+
+    def stop(self) -> None:
+        self._stop()
+
+    async def _main(self) -> None:
+        token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+
+            def stop() -> None:
+                with suppress(trio.RunFinishedError):  # stopped before
+                    token.run_sync_soon(nursery.cancel_scope.cancel)
+
+            self._stop = stop
+            await nursery.start(self.bridge.run)
+            self._started.set()
+
+
+@dataclass
+class Harness:
+    """What a test works with."""
+
+    app: GatewayApp
+    market: FakeMarket
+    metrics: Metrics
+    bridge: Bridge
+    stopwatch: Stopwatch
+    runner: asyncio.Runner
+
+    def run(self, work: Awaitable[T]) -> T:
+        async def bounded() -> T:
+            async with asyncio.timeout(WITHIN_S):
+                return await work
+
+        return self.runner.run(bounded())
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """One request with a good key, unless headers say otherwise."""
+
+        async def send() -> httpx.Response:
+            transport = httpx.ASGITransport(app=self.app)  # type: ignore[arg-type]
+            headers = {"authorization": f"Bearer {API_KEY}"}
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://gateway", headers=headers
+            ) as client:
+                return await client.request(method, path, **arguments)
+
+        return self.run(send())
+
+    def post(self, path: str, body: object = None, **arguments: Any) -> httpx.Response:
+        if body is not None:
+            arguments["json"] = body
+        return self.request("POST", path, **arguments)
+
+    def get(self, path: str, **arguments: Any) -> httpx.Response:
+        return self.request("GET", path, **arguments)
+
+    def in_trio(self, callback: Callable[[], object]) -> None:
+        self.bridge.run_in_trio(callback)
+
+    async def wait(self, event: trio.Event) -> None:
+        """Asyncio: until a trio event is set."""
+        await self.bridge.call(event.wait)
+
+
+@contextmanager
+def harness(config: GatewayConfig | None = None) -> Iterator[Harness]:
+    stopwatch = Stopwatch()
+    numbers = iter(range(1, 2**32))
+    runtime = Runtime(
+        FakeClock(),
+        entropy=lambda size: next(numbers).to_bytes(size),
+        rng=None,  # type: ignore[arg-type]  # the gateway draws no lots
+        stopwatch_ns=stopwatch,
+    )
+    metrics = Metrics()
+    market = FakeMarket()
+    with TrioThread() as trio_thread, asyncio.Runner() as runner:
+        trio_thread.bridge.attach(runner.get_loop())
+        context = GatewayContext(
+            trio_thread.bridge, market, metrics, config or GatewayConfig(), runtime
+        )
+        yield Harness(GatewayApp(context), market, metrics, trio_thread.bridge, stopwatch, runner)
+
+
+@dataclass
+class Exchange:
+    """One request, message by message."""
+
+    messages: "asyncio.Queue[dict[str, Any]]"
+    incoming: "asyncio.Queue[dict[str, Any]]"
+    task: "asyncio.Task[None]"
+
+    def hang_up(self) -> None:
+        self.incoming.put_nowait({"type": "http.disconnect"})
+
+    async def next(self) -> dict[str, Any]:
+        return await self.messages.get()
+
+
+def exchange(app: GatewayApp, path: str, body: object, *, key: str = API_KEY) -> Exchange:
+    """Start a POST in this loop."""
+    messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    incoming.put_nowait({"type": "http.request", "body": json.dumps(body).encode()})
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "headers": [
+            (b"authorization", f"Bearer {key}".encode()),
+            (b"content-type", b"application/json"),
+        ],
+    }
+    task = asyncio.ensure_future(app(scope, incoming.get, messages.put))
+    return Exchange(messages, incoming, task)

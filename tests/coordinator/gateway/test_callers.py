@@ -1,0 +1,136 @@
+"""Who gets in, and how long a revoked key still does."""
+
+import asyncio
+
+import pytest
+
+from coordinator.auth import Caller
+from coordinator.gateway.callers import TTL_S, Callers
+from coordinator.gateway.errors import ApiError
+from tests.coordinator.gateway.fake_market import CLIENT_KEY
+
+CALLER = Caller("key-1", CLIENT_KEY)
+
+
+class Desk:
+    """Knows one key, until it is revoked."""
+
+    def __init__(self) -> None:
+        self.lookups = 0
+        self.known = {"sk-good": CALLER}
+        self.now = 0.0
+
+    async def authenticate(self, secret: str) -> Caller | None:
+        self.lookups += 1
+        await asyncio.sleep(0)
+        return self.known.get(secret)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+@pytest.fixture
+def callers(desk: Desk) -> Callers:
+    return Callers(desk.authenticate, monotonic=lambda: desk.now)
+
+
+def test_a_good_key_is_looked_up_once_per_period(desk: Desk, callers: Callers) -> None:
+    async def several() -> None:
+        for _ in range(5):
+            assert await callers.identify("Bearer sk-good") is CALLER
+        assert desk.lookups == 1
+        desk.now += TTL_S
+        assert await callers.identify("bearer  sk-good") is CALLER
+        assert desk.lookups == 2
+
+    asyncio.run(several())
+
+
+def test_requests_that_arrive_together_share_a_lookup(desk: Desk, callers: Callers) -> None:
+    async def together() -> None:
+        await asyncio.gather(*(callers.identify("Bearer sk-good") for _ in range(20)))
+        assert desk.lookups == 1
+
+    asyncio.run(together())
+
+
+def test_a_request_that_is_given_up_leaves_the_lookup_to_others(
+    desk: Desk, callers: Callers
+) -> None:
+    async def one_leaves() -> None:
+        first, second = (
+            asyncio.ensure_future(callers.identify("Bearer sk-good")) for _ in range(2)
+        )
+        await asyncio.sleep(0)
+        first.cancel()
+        assert await second is CALLER
+        assert first.cancelled()
+
+    asyncio.run(one_leaves())
+
+
+def test_a_revoked_key_stops_working_within_the_period(desk: Desk, callers: Callers) -> None:
+    async def revoke() -> None:
+        await callers.identify("Bearer sk-good")
+        desk.known.clear()
+        desk.now += TTL_S
+        with pytest.raises(ApiError, match="revoked"):
+            await callers.identify("Bearer sk-good")
+
+    asyncio.run(revoke())
+
+
+def test_an_unknown_key_is_remembered_too(desk: Desk, callers: Callers) -> None:
+    async def repeat() -> None:
+        for _ in range(3):
+            with pytest.raises(ApiError):
+                await callers.identify("Bearer sk-bad")
+        assert desk.lookups == 1
+
+    asyncio.run(repeat())
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic abc", "sk-good", "Bearer " + "x" * 300]
+)
+def test_what_is_no_bearer_key_is_not_even_looked_up(
+    desk: Desk, callers: Callers, header: str | None
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(callers.identify(header))
+    assert (caught.value.status, caught.value.api_code) == (401, "invalid_api_key")
+    assert desk.lookups == 0
+
+
+def test_a_failed_lookup_is_not_remembered(desk: Desk) -> None:
+    async def fail_once() -> None:
+        answers: list[ApiError | Caller] = [ApiError(503, "down"), CALLER]
+
+        async def authenticate(_secret: str) -> Caller | None:
+            answer = answers.pop(0)
+            if isinstance(answer, ApiError):
+                raise answer
+            return answer
+
+        callers = Callers(authenticate, monotonic=lambda: 0.0)
+        with pytest.raises(ApiError, match="down"):
+            await callers.identify("Bearer sk-good")
+        assert await callers.identify("Bearer sk-good") is CALLER
+
+    asyncio.run(fail_once())
+
+
+def test_the_cache_is_bounded(
+    desk: Desk, callers: Callers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coordinator.gateway.callers._CACHE_MAX", 2)
+
+    async def many() -> None:
+        for number in range(5):
+            with pytest.raises(ApiError):
+                await callers.identify(f"Bearer sk-{number}")
+        assert len(callers._known) == 2
+
+    asyncio.run(many())

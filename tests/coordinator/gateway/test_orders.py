@@ -1,0 +1,101 @@
+"""How much a request may use, before any node has counted it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.auth import Caller
+from coordinator.client import JobSpec
+from coordinator.gateway.errors import ApiError
+from coordinator.gateway.orders import (
+    OUTPUT_TOKENS_DEFAULT,
+    EmbeddingOrder,
+    GenerationOrder,
+    ImageOrder,
+    check_text_size,
+)
+from coordinator.gateway.routing_params import Routing
+from protocol.limits import PAYLOAD_BYTES_MAX
+from protocol.messages import NO_CONSTRAINTS, Objective, Task
+from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput
+from tests.coordinator.gateway.fake_market import CLIENT_KEY, FakeMarket
+
+CALLER = Caller("key-1", CLIENT_KEY)
+ROUTING = Routing("tiny-chat", Objective.PRICE, NO_CONSTRAINTS)
+MODEL = FakeMarket().model("tiny-chat")
+assert MODEL is not None
+CONTEXT = MODEL.context_tokens
+
+
+def spec(prompt: str, max_tokens: int | None = None) -> JobSpec:
+    job_input = GenerationInput(
+        max_tokens=max_tokens or OUTPUT_TOKENS_DEFAULT, messages=(ChatMessage("user", prompt),)
+    )
+    order = GenerationOrder(ROUTING, job_input, max_tokens is not None)
+    return order.to_spec(CALLER, MODEL, deadline_s=9.0)
+
+
+def test_a_job_says_who_pays_and_what_is_wanted() -> None:
+    made = spec("hi", 5)
+    assert (made.model, made.task, made.objective) == (
+        "tiny-chat",
+        Task.CAUSAL_LM,
+        Objective.PRICE,
+    )
+    assert (made.api_key_id, made.deadline_s) == ("key-1", 9.0)
+    assert made.units_max.output_tokens == 5
+
+
+@given(st.text(max_size=400), st.none() | st.integers(1, 3_000))
+def test_expected_units_fit_the_maximum_and_both_fit_the_context(
+    prompt: str, max_tokens: int | None
+) -> None:
+    try:
+        made = spec(prompt, max_tokens)
+    except ApiError as error:
+        refused = error.api_code
+    else:
+        refused = None
+    if refused is not None:
+        assert refused == "context_length_exceeded"
+        return
+    assert made.units_expected.fits_in(made.units_max)
+    assert made.units_max.input_tokens <= CONTEXT
+    assert made.units_expected.input_tokens + made.units_max.output_tokens <= CONTEXT
+
+
+def test_an_open_answer_takes_the_room_that_a_long_prompt_leaves() -> None:
+    made = spec("word " * 1_200)
+    assert isinstance(made.job_input, GenerationInput)
+    assert made.job_input.max_tokens == made.units_max.output_tokens < OUTPUT_TOKENS_DEFAULT
+
+
+@pytest.mark.parametrize(("prompt", "max_tokens"), [("hi", CONTEXT), ("word " * 5_000, None)])
+def test_what_cannot_fit_is_refused_before_anything_is_held(
+    prompt: str, max_tokens: int | None
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        spec(prompt, max_tokens)
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+
+
+def test_an_unknown_model_is_left_to_the_market() -> None:
+    order = GenerationOrder(ROUTING, GenerationInput(max_tokens=9_999, prompt="x"), True)
+    assert order.input_param == "prompt"
+    assert order.to_spec(CALLER, None, deadline_s=1.0).units_max.output_tokens == 9_999
+
+
+def test_other_tasks_are_metered_by_their_own_units() -> None:
+    texts = EmbeddingOrder(ROUTING, EmbeddingInput(("a", "bcd")))
+    made = texts.to_spec(CALLER, None, deadline_s=1.0)
+    assert made.task is Task.EMBEDDING
+    assert made.units_max.input_tokens >= 4
+    image = ImageOrder(ROUTING, ImageInput(b"x")).to_spec(CALLER, None, deadline_s=1.0)
+    assert (image.task, image.units_max.images) == (Task.IMAGE_CLASSIFICATION, 1)
+
+
+def test_more_text_than_a_job_can_carry_is_refused() -> None:
+    check_text_size(PAYLOAD_BYTES_MAX // 2, "input")
+    with pytest.raises(ApiError) as caught:
+        check_text_size(PAYLOAD_BYTES_MAX, "input")
+    assert (caught.value.status, caught.value.param) == (413, "input")

@@ -1,0 +1,67 @@
+"""Token buckets under a clock that the test moves."""
+
+import pytest
+
+from coordinator.gateway.errors import ApiError
+from coordinator.gateway.rate_limit import RateLimits
+
+
+class Clock:
+    now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def taken(limits: RateLimits, key: str = "k", rate: int = 60) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in limits.take(key, rate)}
+
+
+def test_a_minute_may_be_spent_at_once_and_comes_back_steadily() -> None:
+    clock = Clock()
+    limits = RateLimits(clock)
+    left = [taken(limits)["x-ratelimit-remaining-requests"] for _ in range(60)]
+    assert left == [str(59 - n) for n in range(60)]
+    with pytest.raises(ApiError) as caught:
+        limits.take("k", 60)
+    assert (caught.value.status, caught.value.should_retry) == (429, True)
+    assert caught.value.retry_after_ms == 1_000
+    clock.now += 1.0
+    assert taken(limits)["x-ratelimit-remaining-requests"] == "0"
+
+
+def test_a_refusal_says_the_limit_too() -> None:
+    limits = RateLimits(Clock())
+    limits.take("k", 1)
+    with pytest.raises(ApiError) as caught:
+        limits.take("k", 1)
+    response = caught.value.to_response()
+    headers = dict(response.headers)
+    assert headers[b"x-ratelimit-limit-requests"] == b"1"
+    assert headers[b"retry-after"] == b"60"
+    assert headers[b"retry-after-ms"] == b"60000"
+
+
+def test_keys_do_not_share_a_bucket() -> None:
+    limits = RateLimits(Clock())
+    limits.take("a", 1)
+    assert taken(limits, "b", 1)["x-ratelimit-limit-requests"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("rate", "used", "text"), [(6_000, 1, "10ms"), (60, 2, "2s"), (1, 1, "1m0s"), (40, 1, "1.5s")]
+)
+def test_the_reset_is_written_as_openai_does(rate: int, used: int, text: str) -> None:
+    limits = RateLimits(Clock())
+    for _ in range(used):
+        headers = taken(limits, rate=rate)
+    assert headers["x-ratelimit-reset-requests"] == text
+
+
+def test_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coordinator.gateway.rate_limit._BUCKETS_MAX", 3)
+    limits = RateLimits(Clock())
+    for key in "abcd":
+        limits.take(key, 5)
+    assert len(limits._buckets) == 3
+    assert "a" not in limits._buckets

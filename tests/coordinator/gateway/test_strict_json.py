@@ -1,0 +1,148 @@
+"""What is refused before anybody looks at its meaning."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.gateway.errors import ApiError
+from coordinator.gateway.strict_json import DEPTH_MAX, Fields, check_text, parse_object, read_list
+
+
+def refusal(body: bytes) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        parse_object(body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b'{"a": 1,}', "not valid JSON"),
+        (b"[1]", "not an object"),
+        (b'"text"', "not an object"),
+        (b"null", "not an object"),
+        (b'{"a": NaN}', "NaN"),
+        (b'{"a": [-Infinity]}', "-Infinity"),
+        (b'{"a": "\xff"}', "UTF-8"),
+        (b'{"a": ' + b"9" * 5_000 + b"}", "too long"),
+        (b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}", "too deeply"),
+        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "too deeply"),
+        (b"{} {}", "not valid JSON"),
+    ],
+)
+def test_what_is_not_plain_json_is_refused(body: bytes, words: str) -> None:
+    assert words in str(refusal(body))
+
+
+def test_nesting_up_to_the_bound_is_fine() -> None:
+    body = b"[" * (DEPTH_MAX - 1) + b"]" * (DEPTH_MAX - 1)
+    assert "a" in parse_object(b'{"a": ' + body + b"}")
+    refusal(b'{"a": [' + body + b"]}")
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5),
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+            ),
+            max_leaves=8,
+        ),
+        max_size=5,
+    )
+)
+def test_any_valid_object_is_read_as_it_is(value: dict[str, object]) -> None:
+    assert parse_object(json.dumps(value).encode()) == value
+
+
+@given(st.binary(max_size=60))
+def test_no_bytes_crash_the_parser(body: bytes) -> None:
+    status = 400
+    try:
+        parse_object(body)
+    except ApiError as error:
+        status = error.status
+    assert status == 400
+
+
+def wrong(fields: Fields, method: str, name: str, **bounds: object) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        getattr(fields, method)(name, **bounds)
+    return caught.value
+
+
+def test_null_stands_for_absent() -> None:
+    fields = Fields({"a": None})
+    assert fields.flag("a") is fields.flag("b") is None
+    assert fields.integer("a", low=0, high=1) is None
+    assert fields.number("a", low=0, high=1) is None
+    assert fields.choice("a", {"x": 1}) is None
+    assert fields.texts("a", items_max=1, chars_max=1) == ()
+    assert fields.fields("a") is None
+
+
+def test_a_missing_field_is_named() -> None:
+    error = wrong(Fields({}, "provider"), "required", "x")
+    assert (error.param, error.api_code) == ("provider.x", "missing_required_parameter")
+
+
+@pytest.mark.parametrize("value", ["1", True, 1.5, [1], {}, 2**63])
+def test_an_integer_is_nothing_else(value: object) -> None:
+    assert wrong(Fields({"n": value}), "integer", "n", low=0, high=10).param == "n"
+
+
+def test_a_whole_float_is_an_integer_in_json() -> None:
+    assert Fields({"n": 2.0}).integer("n", low=0, high=10) == 2
+
+
+@pytest.mark.parametrize("value", ["1", False, [1], float("inf"), 10**400, -0.1, 2.1])
+def test_a_number_is_finite_and_in_range(value: object) -> None:
+    assert wrong(Fields({"n": value}), "number", "n", low=0, high=2).param == "n"
+
+
+def test_infinity_by_exponent_is_refused() -> None:
+    fields = Fields(parse_object(b'{"n": 1e999}'))
+    assert wrong(fields, "number", "n", low=0, high=float("1e300")).param == "n"
+
+
+@pytest.mark.parametrize("value", [1, "yes", [True]])
+def test_a_flag_is_true_or_false(value: object) -> None:
+    assert wrong(Fields({"f": value}), "flag", "f").api_code == "invalid_type"
+
+
+@pytest.mark.parametrize("value", ["", "x" * 5, 1, ["a"]])
+def test_a_text_has_its_bounds(value: object) -> None:
+    assert wrong(Fields({"t": value}), "text", "t", chars_max=4).param == "t"
+
+
+def test_half_a_surrogate_pair_cannot_travel() -> None:
+    text = parse_object(rb'{"t": "\ud800"}')["t"]
+    with pytest.raises(ApiError, match="surrogate"):
+        check_text(text, "t")
+
+
+def test_items_of_a_list_are_named_by_their_index() -> None:
+    with pytest.raises(ApiError) as caught:
+        read_list(["a", 1], "stop", items_max=4, read=check_text)
+    assert caught.value.param == "stop[1]"
+    with pytest.raises(ApiError, match="at most 1"):
+        read_list(["a", "b"], "stop", items_max=1, read=check_text)
+    with pytest.raises(ApiError, match="a list"):
+        read_list("ab", "stop", items_max=1, read=check_text)
+
+
+def test_one_text_stands_for_a_list_of_one() -> None:
+    assert Fields({"stop": "x"}).texts("stop", items_max=4, chars_max=4) == ("x",)
+
+
+@pytest.mark.parametrize("value", [3, "fast", [], {}])
+def test_a_choice_lists_what_can_be_chosen(value: object) -> None:
+    error = wrong(Fields({"sort": value}), "choice", "sort", choices={"price": 1, "latency": 2})
+    assert "price, latency" in str(error)
