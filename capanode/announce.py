@@ -110,7 +110,7 @@ class Announcer:
         """Offer until cancelled; `started` with the first offer made. Also carries our share of
         others' gossip, by subscribing to our own shard."""
         channel = self._transport.subscribe(
-            self.topic, self._is_worth_passing, queue_max=GOSSIP_QUEUE_MAX
+            self.topic, self.is_worth_passing, queue_max=GOSSIP_QUEUE_MAX
         )
         async with channel, trio.open_nursery() as nursery:
             nursery.start_soon(self._drop, channel)
@@ -189,7 +189,7 @@ class Announcer:
             size=len(offer.raw),
         )
 
-    def _is_worth_passing(self, data: bytes) -> bool:
+    def is_worth_passing(self, data: bytes) -> bool:
         """True for a signed, current offer of this shard; coordinators judge what it says."""
         if len(data) > OFFER_BYTES_MAX:
             return False

@@ -4,7 +4,6 @@ Each check looks at one thing, changes nothing, and waits for nothing longer tha
 """
 
 import ctypes
-import errno
 import os
 import shutil
 import socket
@@ -18,6 +17,7 @@ from capanode.errors import NotRunningError
 from capanode.hardware import Finding, hardware_findings, probe_machine
 from capanode.models.errors import ModelError
 from capanode.models.store import ModelStore
+from capanode.ports import PortError, check_port
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.status import ask_status
 from protocol.keyfile import KeyFileError, load_key_file
@@ -32,7 +32,7 @@ _CLOCK_UNSYNCHRONIZED = 5
 _TIMEX_BYTES = 256
 
 # Without these no job can run; the others only make the node better.
-_ESSENTIAL = frozenset({"key", "isolation", "memory", "models", "disk", "port"})
+ESSENTIAL = frozenset({"key", "isolation", "memory", "models", "disk", "port"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Diagnosis:
 
     @property
     def can_serve(self) -> bool:
-        return all(finding.works for finding in self.findings if finding.subject in _ESSENTIAL)
+        return all(finding.works for finding in self.findings if finding.subject in ESSENTIAL)
 
 
 def examine(config: Config) -> Diagnosis:
@@ -94,25 +94,10 @@ def _port(place: str, *, running: bool) -> Finding:
     if running:
         return Finding("port", True, f"{place} is served by the node that runs here")
     try:
-        check_tcp(place)
-        _, kind, host, _, port = place.split("/")
-        family = socket.AF_INET6 if kind == "ip6" else socket.AF_INET
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, int(port)))
-    except AddressInvalid as error:
-        return Finding("port", False, str(error), "correct `listen`")
-    except OSError as error:
-        return Finding("port", False, f"{place}: {error.strerror or error}", _port_advice(error))
+        check_port(place)
+    except PortError as error:
+        return Finding("port", False, str(error), error.advice)
     return Finding("port", True, f"{place} is free")
-
-
-def _port_advice(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return "stop the program that listens there, or choose another port with --listen"
-    if error.errno == errno.EACCES:
-        return "ports below 1024 are root's: choose a higher one with --listen"
-    return "choose an address of this machine with --listen, for example /ip4/0.0.0.0/tcp/4101"
 
 
 def _coordinators(config: Config) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from protocol.messages import Finish, JobRequest, Lease, Receipt
 from protocol.net.channels import Channel, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.transport import Stream
+from protocol.pricing import Units
 from protocol.session import Accepted, CancelRequested, NodeEvent, NodeJob, Opened, Outgoing
 
 log = structlog.get_logger(__name__)
@@ -329,7 +330,7 @@ class ServedJob:
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
             self._free(ticket)
-        self._note_failure(ending)
+        self._record(ending)
         if self._meter is None:
             return None
         return self._meter.sign(
@@ -362,21 +363,24 @@ class ServedJob:
             total_ms=since_open_ms(self._ended_at),
         )
 
-    def _note_failure(self, ending: Ending) -> None:
-        if ending.code in (None, Code.CANCELLED):
-            return
-        assert ending.code is not None
+    def _record(self, ending: Ending) -> None:
+        """One line per job in the log, and failures for `capanode status`."""
         terms = self._job.terms
         job_id = terms[0].message.job_id if terms is not None else ""
+        units = self._meter.units if self._meter is not None else Units()
         log.info(
-            "job_failed" if ending.finish is Finish.FAILED else "job_refused",
+            "job_ended",
             job_id=job_id,
-            peer=self._channel.peer,
+            finish=ending.finish.value,
             code=ending.code,
             reason=ending.message,
+            input_tokens=units.input_tokens,
+            output_tokens=units.output_tokens,
+            total_ms=self._timing().total_ms,
         )
-        now_ms = self._server.clock.now_ms()
-        self._server.failures.append(JobFailure(now_ms, job_id, ending.code, ending.message))
+        if ending.code is not None and ending.code is not Code.CANCELLED:
+            now_ms = self._server.clock.now_ms()
+            self._server.failures.append(JobFailure(now_ms, job_id, ending.code, ending.message))
 
     async def _wait_durable(self, durable: Pending) -> None:
         # Shielded: a receipt that is signed shall not depend on how the node stops.

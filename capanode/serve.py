@@ -8,18 +8,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import structlog
 import trio
 
 from capanode.benchmark import SpeedCache
 from capanode.config import Config
-from capanode.errors import AlreadyRunningError, IsolationError
+from capanode.errors import AlreadyRunningError, IsolationError, NodeError
 from capanode.hardware import hardware_of, probe_machine
 from capanode.models.store import ModelStore
 from capanode.node import Milestone, Node, NodeRules, OnMilestone
 from capanode.outbox_store import OutboxStore
+from capanode.ports import PortError, check_port
 from capanode.pricing_policy import Wages
 from capanode.runtime import system_runtime
 from capanode.sandbox.probe import IsolationReport, probe_isolation
@@ -44,6 +44,8 @@ async def serve(
     """
     with _locked(config):
         key = load_key_file(config.key_path)
+        for place in config.listen:
+            _require_port(place)
         machine = probe_machine()
         hardware = hardware_of(machine)
         report = _require_isolation(probe_isolation(), on_milestone)
@@ -118,6 +120,13 @@ async def _show_forever(node: Node, server: StatusServer, on_status: OnStatus) -
         await trio.sleep(STATUS_EVERY_S)
 
 
+def _require_port(place: str) -> None:
+    try:
+        check_port(place)
+    except PortError as error:
+        raise NodeError(f"{error}: {error.advice}") from None
+
+
 def _require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> IsolationReport:
     """Without a sandbox this machine must not run what strangers send."""
     if report.sandbox is None:
@@ -167,8 +176,3 @@ def _locked(config: Config) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def prepare_data_dir(path: Path) -> None:
-    """Make the folder that holds the key; others may not look into it."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)

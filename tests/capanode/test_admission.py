@@ -1,0 +1,76 @@
+"""What needs no network: replay memory and counting. Refusals are tested whole in test_jobs."""
+
+from dataclasses import replace
+
+import pytest
+
+from capanode.admission import UPLOAD_BYTES_MAX, SpentLeases
+from protocol.envelope import Signed, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import LeaseId
+from protocol.limits import CLOCK_SKEW_MAX_MS, PAYLOAD_BYTES_MAX
+from protocol.messages import JobRequest, Lease
+from tests.capanode.fakes import Market, Setup, open_market
+from tests.protocol.makers import CLIENT, COORDINATOR, NOW_MS, make_lease, make_request
+
+
+def make(number: int) -> Lease:
+    lease = make_lease(seal(CLIENT, make_request()))
+    return replace(lease, lease_id=LeaseId(f"{number:026d}"))
+
+
+def code_of(spent: SpentLeases, lease: Lease, now_ms: int) -> Code:
+    with pytest.raises(RemoteProtocolError) as caught:
+        spent.spend(lease, now_ms=now_ms)
+    return caught.value.code
+
+
+def test_a_lease_is_remembered_for_as_long_as_it_could_be_opened() -> None:
+    spent = SpentLeases()
+    lease = make(1)
+    spent.spend(lease, now_ms=NOW_MS)
+    last_ms = lease.open_before_ms + CLOCK_SKEW_MAX_MS - 1
+    assert code_of(spent, lease, last_ms) is Code.REPLAYED
+
+
+def test_memory_of_leases_is_bounded_and_never_forgets_one_that_is_still_good() -> None:
+    spent = SpentLeases(remembered_max=2)
+    spent.spend(make(1), now_ms=NOW_MS)
+    spent.spend(make(2), now_ms=NOW_MS)
+    assert code_of(spent, make(3), NOW_MS) is Code.BUSY
+    assert code_of(spent, make(1), NOW_MS) is Code.REPLAYED
+    later_ms = make(1).open_before_ms + CLOCK_SKEW_MAX_MS
+    spent.spend(make(3), now_ms=later_ms)
+
+
+def signed(market: Market, payload: bytes) -> tuple[Signed[JobRequest], Signed[Lease]]:
+    request = seal(CLIENT, market.request(payload))
+    return request, seal(COORDINATOR, market.lease(request))
+
+
+async def test_uploads_of_all_clients_together_are_bounded() -> None:
+    fits = UPLOAD_BYTES_MAX // PAYLOAD_BYTES_MAX
+    async with open_market(Setup(slots=fits + 1)) as market:
+        payload = bytes(PAYLOAD_BYTES_MAX)
+        now_ms = market.clock.now_ms()
+        tickets = [
+            market.admission.take_seat(*signed(market, payload), now_ms=now_ms) for _ in range(fits)
+        ]
+        with pytest.raises(RemoteProtocolError) as caught:
+            market.admission.take_seat(*signed(market, payload), now_ms=now_ms)
+        assert caught.value.code is Code.BUSY
+        market.admission.payload_arrived(tickets[0])
+        market.admission.take_seat(*signed(market, payload), now_ms=now_ms)
+        for ticket in tickets:
+            market.admission.release(ticket, ran_ms=None, had_arrived=ticket is tickets[0])
+        assert market.admission.jobs_admitted == 1
+
+
+async def test_a_lease_past_its_deadline_is_not_seated() -> None:
+    async with open_market() as market:
+        request, lease = signed(market, b"x")
+        late_ms = lease.message.deadline_at_ms
+        with pytest.raises(RemoteProtocolError) as caught:
+            market.admission.take_seat(request, lease, now_ms=late_ms)
+        assert caught.value.code is Code.DEADLINE_EXCEEDED
+        assert market.admission.jobs_admitted == 0

@@ -1,0 +1,81 @@
+"""The offers that we remember; announcing itself is tested whole in test_node."""
+
+from dataclasses import replace
+from random import Random
+
+from trio.testing import MockClock
+
+from capanode.announce import OFFERS_REMEMBERED_MAX, About, Announcer, OwnOffers
+from protocol.envelope import seal
+from protocol.limits import OFFER_BYTES_MAX
+from protocol.messages import DataCollection, IsolationTier
+from protocol.net.clock import VirtualClock
+from protocol.net.memory import MemoryNetwork
+from protocol.services import offer_topic, shard_of
+from tests.capanode.fakes import HARDWARE, FakeWorker, make_manifest, make_model, make_offer
+from tests.protocol.makers import NODE, NOW_MS, PRICE, STRANGER
+
+MODEL = make_model(make_manifest(), FakeWorker())
+OFFER = seal(NODE, make_offer(MODEL, NOW_MS))
+
+
+def test_a_price_is_ours_only_from_the_offer_that_named_it() -> None:
+    offers = OwnOffers()
+    offers.remember(OFFER)
+    assert offers.price_of(OFFER.digest, MODEL.digest, now_ms=NOW_MS) == PRICE
+    assert offers.price_of(OFFER.digest, OFFER.digest, now_ms=NOW_MS) is None
+    assert offers.price_of(MODEL.digest, MODEL.digest, now_ms=NOW_MS) is None
+
+
+def test_an_offer_is_honoured_a_little_longer_than_it_is_valid_and_no_more() -> None:
+    offers = OwnOffers()
+    offers.remember(OFFER)
+    expires_ms = OFFER.message.expires_at_ms
+    assert offers.price_of(OFFER.digest, MODEL.digest, now_ms=expires_ms + 50_000) == PRICE
+    assert offers.price_of(OFFER.digest, MODEL.digest, now_ms=expires_ms + 70_000) is None
+
+
+def test_only_so_many_offers_are_remembered() -> None:
+    offers = OwnOffers()
+    offers.remember(OFFER)
+    for sequence in range(2, OFFERS_REMEMBERED_MAX + 2):
+        offers.remember(seal(NODE, replace(OFFER.message, sequence=sequence)))
+    assert offers.price_of(OFFER.digest, MODEL.digest, now_ms=NOW_MS) is None
+
+
+def make_announcer(clock: VirtualClock) -> Announcer:
+    about = About("eu", IsolationTier.BWRAP, HARDWARE, "test", DataCollection.DENY, NOW_MS)
+    return Announcer(
+        MemoryNetwork(Random(1)).transport(NODE),
+        NODE,
+        about,
+        lambda: (MODEL.offer(),),
+        clock=clock,
+        rng=Random(2),
+        addresses=lambda: (),
+    )
+
+
+async def test_only_current_signed_offers_of_our_shard_are_passed_on(
+    autojump_clock: MockClock,
+) -> None:
+    clock = VirtualClock(epoch_ms=NOW_MS)
+    announcer = make_announcer(clock)
+    assert announcer.is_worth_passing(OFFER.raw)
+    forged = seal(STRANGER, OFFER.message).raw
+    expired = seal(NODE, replace(OFFER.message, issued_at_ms=0, expires_at_ms=1)).raw
+    for bad in (b"", b"garbage", forged, expired, bytes(OFFER_BYTES_MAX + 1)):
+        assert not announcer.is_worth_passing(bad)
+    theirs = seal(STRANGER, replace(OFFER.message, node=STRANGER.peer_id)).raw
+    same_shard = offer_topic(shard_of(STRANGER.peer_id)) == announcer.topic
+    assert announcer.is_worth_passing(theirs) == same_shard
+
+
+async def test_our_own_offer_from_before_a_restart_is_no_twin(autojump_clock: MockClock) -> None:
+    announcer = make_announcer(VirtualClock(epoch_ms=NOW_MS + 1_000))
+    former = replace(OFFER.message, incarnation_ms=NOW_MS - 60_000, issued_at_ms=NOW_MS - 1_000)
+    assert announcer.is_worth_passing(seal(NODE, former).raw)
+    assert not announcer.twin_seen
+    copied = replace(former, issued_at_ms=NOW_MS + 500)
+    assert announcer.is_worth_passing(seal(NODE, copied).raw)
+    assert announcer.twin_seen

@@ -1,0 +1,135 @@
+import io
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from PIL import Image
+from trio.testing import MockClock
+
+from capanode.benchmark import SpeedCache, grey_png, measure_speed, speed_key
+from capanode.engines.base import EngineInfo, Failed, Finished, Produced, Started
+from capanode.errors import BenchmarkError
+from capanode.pricing_policy import Speed
+from protocol.errors import Code
+from protocol.messages import Hardware, Task
+from protocol.payload import EmbeddingInput, ImageInput, decode_input
+from protocol.pricing import Units
+from tests.capanode.fakes import STEP_S, FakeWorker
+from tests.protocol.makers import MODEL
+
+HARDWARE = Hardware("cpu", "two cores", 1, 1)
+
+
+class OneShotWorker(FakeWorker):
+    """Answers embeddings and images whole, after one step."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(slots=4, task=task)
+        self._task = task
+        self.payloads: dict[str, bytes] = {}
+
+    def submit(self, job_id: str, payload: bytes, sink: object) -> None:
+        self.book.add(job_id, sink)  # type: ignore[arg-type]  # a sink, as in the base class
+        self.payloads[job_id] = payload
+        self.live[job_id] = None  # type: ignore[assignment]  # only its key is looked at here
+        self.work.set()
+
+    def step(self) -> None:
+        for job_id in tuple(self.live):
+            del self.live[job_id]
+            job_input = decode_input(self._task, self.payloads[job_id])
+            if isinstance(job_input, EmbeddingInput):
+                units = Units(input_tokens=sum(len(t.split()) for t in job_input.texts))
+            else:
+                assert isinstance(job_input, ImageInput)
+                units = Units(images=1)
+            self.book.deliver([Started(job_id, units), Produced(job_id, (), "", b"answer")])
+            self.book.deliver([Finished(job_id, "complete", units)])
+
+
+@asynccontextmanager
+async def running(worker: FakeWorker) -> AsyncIterator[FakeWorker]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(worker.run)
+        yield worker
+        nursery.cancel_scope.cancel()
+
+
+async def test_generation_is_measured_alone_and_together(autojump_clock: MockClock) -> None:
+    async with running(FakeWorker(slots=4)) as worker:
+        speed = await measure_speed(worker)
+    assert speed.decode_tps == pytest.approx(1 / STEP_S, rel=0.05)
+    assert speed.batched_tps == pytest.approx(4 / STEP_S, rel=0.2)
+    assert speed.prefill_tps > 1_000
+    assert not worker.live
+
+
+async def test_a_model_with_a_tiny_context_is_measured_too(autojump_clock: MockClock) -> None:
+    worker = FakeWorker(slots=1)
+    worker.info = EngineInfo(Task.CAUSAL_LM, 1, 8, "bf16")
+    async with running(worker):
+        assert (await measure_speed(worker)).decode_tps > 0
+
+
+async def test_embeddings_are_measured_in_tokens_and_images_in_images(
+    autojump_clock: MockClock,
+) -> None:
+    async with running(OneShotWorker(Task.EMBEDDING)) as worker:
+        embedding = await measure_speed(worker)
+    async with running(OneShotWorker(Task.IMAGE_CLASSIFICATION)) as worker:
+        images = await measure_speed(worker)
+    assert embedding.prefill_tps > 1_000
+    assert images.prefill_tps == pytest.approx(1 / STEP_S, rel=0.05)
+    assert images.batched_tps == pytest.approx(4 / STEP_S, rel=0.05)
+
+
+async def test_a_model_that_fails_its_benchmark_says_why(autojump_clock: MockClock) -> None:
+    class Failing(FakeWorker):
+        def step(self) -> None:
+            for job_id in tuple(self.live):
+                del self.live[job_id]
+                self.book.deliver([Failed(job_id, Code.INTERNAL, "weights are NaN", Units())])
+
+    async with running(Failing()) as worker:
+        with pytest.raises(BenchmarkError, match="weights are NaN"):
+            await measure_speed(worker)
+
+
+async def test_a_model_that_hangs_is_given_up(autojump_clock: MockClock) -> None:
+    class Hanging(FakeWorker):
+        def step(self) -> None: ...
+
+    async with running(Hanging()) as worker:
+        with pytest.raises(BenchmarkError, match="too slow"):
+            await measure_speed(worker)
+
+
+def test_speeds_are_kept_by_what_they_depend_on(tmp_path: Path) -> None:
+    path = tmp_path / "benchmarks.json"
+    key = speed_key(MODEL, HARDWARE, slots=4, threads=2, software="1")
+    other = speed_key(MODEL, HARDWARE, slots=4, threads=2, software="2")
+    SpeedCache(path).keep(key, Speed(1, 2, 3))
+    SpeedCache(path).keep(other, Speed(4, 5, 6))
+    assert SpeedCache(path).find(key) == Speed(1, 2, 3)
+    assert SpeedCache(path).find(other) == Speed(4, 5, 6)
+    assert SpeedCache(path).find("another") is None
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("damaged", [b"{", b"[]", b'{"a": 1}', b'{"a": {"x": 1}}', b"\xff"])
+def test_a_damaged_file_is_measured_anew(tmp_path: Path, damaged: bytes) -> None:
+    path = tmp_path / "benchmarks.json"
+    path.write_bytes(damaged)
+    cache = SpeedCache(path)
+    assert cache.find("a") is None
+    cache.keep("a", Speed(1, 2, 3))
+    assert SpeedCache(path).find("a") == Speed(1, 2, 3)
+
+
+def test_the_benchmarks_image_is_an_image() -> None:
+    data = grey_png(64)
+    assert data.startswith(b"\x89PNG")
+    image = Image.open(io.BytesIO(data))
+    assert (image.size, image.getpixel((5, 5))) == ((64, 64), (128, 128, 128))

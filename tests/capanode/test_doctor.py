@@ -1,0 +1,116 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from capanode import doctor
+from capanode.config import Config
+from capanode.doctor import examine
+from capanode.errors import NotRunningError
+from capanode.hardware import Finding, GpuReport, Machine
+from capanode.ports import PortError
+from capanode.sandbox.probe import Fact, IsolationReport
+from capanode.sandbox.spawn import Sandbox
+from protocol.keyfile import create_key_file
+from protocol.messages import IsolationTier
+from tests.protocol.makers import COORDINATOR
+
+GIB = 1024**3
+MACHINE = Machine("a cpu", 2, 8 * GIB, 8 * GIB, "Linux", GpuReport((), None, "no GPU"), None)
+HELD = IsolationReport(
+    IsolationTier.BWRAP, (Fact("net", True, "EPERM"),), (), Sandbox(IsolationTier.BWRAP)
+)
+BROKEN = IsolationReport(
+    IsolationTier.NONE, (Fact("bwrap", False, "no namespaces"),), ("allow namespaces",), None
+)
+
+
+@pytest.fixture(autouse=True)
+def _a_machine_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sandbox, socket or port is touched."""
+
+    def nobody(*_: Any, **__: Any) -> None:
+        raise NotRunningError("nobody")
+
+    monkeypatch.setattr(doctor, "probe_isolation", lambda: HELD)
+    monkeypatch.setattr(doctor, "probe_machine", lambda: MACHINE)
+    monkeypatch.setattr(doctor, "ask_status", nobody)
+    monkeypatch.setattr(doctor, "check_port", lambda place: None)
+
+
+def make_config(tmp_path: Path, **flags: Any) -> Config:
+    return Config.resolve(flags={"data_dir": tmp_path, **flags})
+
+
+def find(config: Config, subject: str) -> Finding:
+    (finding,) = (f for f in examine(config).findings if f.subject == subject)
+    return finding
+
+
+def test_a_fresh_folder_lacks_a_key_and_a_model_and_says_how_to_get_them(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    assert "capanode init" in find(config, "key").advice
+    assert "capanode models pull" in find(config, "models").advice
+    assert not examine(config).can_serve
+
+
+def test_a_key_in_an_open_folder_is_told(tmp_path: Path) -> None:
+    key = create_key_file(tmp_path / "node.key")
+    tmp_path.chmod(0o755)
+    finding = find(make_config(tmp_path), "key")
+    assert finding.works
+    assert key.peer_id in finding.detail
+    assert "chmod 700" in finding.advice
+    tmp_path.chmod(0o700)
+    assert not find(make_config(tmp_path), "key").advice
+
+
+def test_isolation_that_does_not_hold_is_a_reason_not_to_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find(make_config(tmp_path), "isolation").works
+    monkeypatch.setattr(doctor, "probe_isolation", lambda: BROKEN)
+    finding = find(make_config(tmp_path), "isolation")
+    assert not finding.works
+    assert finding.advice == "allow namespaces"
+    assert "no namespaces" in finding.detail
+
+
+def test_a_port_that_our_own_node_serves_is_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(place: str) -> None:
+        raise PortError(f"{place}: in use", "choose another port")
+
+    monkeypatch.setattr(doctor, "check_port", taken)
+    assert find(make_config(tmp_path), "port").advice == "choose another port"
+    monkeypatch.setattr(doctor, "ask_status", lambda _: {})
+    assert find(make_config(tmp_path), "port").works
+
+
+def test_coordinators_are_dialled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionRefusedError("refused")
+
+    assert "none is listed" in find(make_config(tmp_path), "coordinator").detail
+    monkeypatch.setattr("capanode.doctor.socket.create_connection", refuse)
+    address = f"/ip4/127.0.0.1/tcp/4100/p2p/{COORDINATOR.peer_id}"
+    finding = find(make_config(tmp_path, coordinators=[address]), "coordinator")
+    assert "does not answer" in finding.detail
+    assert "keeps trying" in finding.advice
+
+
+def test_a_full_disk_is_a_reason_not_to_serve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr("capanode.doctor.shutil.disk_usage", lambda _: usage)
+    finding = find(make_config(tmp_path / "not-there-yet"), "disk")
+    assert not finding.works
+    assert "free some space" in finding.advice
+
+
+def test_the_clock_and_the_gpu_are_no_reason_not_to_serve(tmp_path: Path) -> None:
+    subjects = {f.subject for f in examine(make_config(tmp_path)).findings}
+    assert {"clock", "gpu", "processor", "memory"} <= subjects
+    assert not {"clock", "gpu", "coordinator"} & doctor.ESSENTIAL

@@ -1,0 +1,148 @@
+import json
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+import trio
+import trio.lowlevel
+import trio.testing
+
+from capanode.benchmark import SpeedCache
+from capanode.cli.status import status_line
+from capanode.errors import NotRunningError, SocketError
+from capanode.node import Node, NodeRules
+from capanode.outbox import InlineRunner
+from capanode.outbox_store import OutboxStore
+from capanode.runtime import Runtime
+from capanode.status import StatusServer, ask_status, read_status
+from protocol.messages import IsolationTier
+from protocol.net.clock import VirtualClock
+from protocol.net.memory import MemoryNetwork
+from tests.capanode.fakes import HARDWARE, FakeWorker, make_manifest, make_model
+from tests.protocol.makers import NODE
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    """Not running: status only looks."""
+    store = OutboxStore(None)
+    rules = NodeRules((), IsolationTier.BWRAP, HARDWARE, "capanode/test", region="eu")
+    rng = Random(1)
+    node = Node(
+        NODE,
+        MemoryNetwork(rng).transport(NODE),
+        None,  # type: ignore[arg-type]  # no workers are made here
+        (),
+        rules,
+        store=store,
+        speeds=SpeedCache(None),
+        runtime=Runtime(VirtualClock(), rng.randbytes, rng, InlineRunner()),
+    )
+    model = make_model(make_manifest(), FakeWorker())
+    node.models[model.digest] = model
+    yield node
+    store.close()
+
+
+@asynccontextmanager
+async def serving(node: Node, path: Path) -> AsyncIterator[StatusServer]:
+    server = StatusServer(node, path)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_socket_tells_the_operator_and_nobody_else(node: Node, tmp_path: Path) -> None:
+    path = tmp_path / "status.sock"
+    async with serving(node, path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        plain = await trio.to_thread.run_sync(ask_status, path)
+    assert plain["peer_id"] == NODE.peer_id
+    assert plain["models"][0]["name"] == "a-model"
+    assert plain["warnings"] == ["no coordinator is listed, so no job can come: set `coordinators`"]
+    assert NODE.seed().hex() not in json.dumps(plain)
+    assert not path.exists()
+
+
+async def test_a_socket_that_an_earlier_process_left_is_replaced(
+    node: Node, tmp_path: Path
+) -> None:
+    path = tmp_path / "status.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with pytest.raises(NotRunningError, match="capanode start"):
+        ask_status(path)
+    async with serving(node, path):
+        assert await trio.to_thread.run_sync(ask_status, path)
+
+
+async def test_a_deep_data_directory_has_a_socket_too(node: Node, tmp_path: Path) -> None:
+    folder = tmp_path.joinpath(*["a-rather-long-name"] * 8)
+    folder.mkdir(parents=True)
+    async with serving(node, folder / "status.sock"):
+        plain = await trio.to_thread.run_sync(ask_status, folder / "status.sock")
+    assert plain["peer_id"] == NODE.peer_id
+
+
+async def test_a_socket_that_cannot_be_made_is_an_error_with_its_path(
+    node: Node, tmp_path: Path
+) -> None:
+    with pytest.RaisesGroup(pytest.RaisesExc(SocketError, match="missing"), flatten_subgroups=True):
+        async with serving(node, tmp_path / "missing" / "status.sock"):
+            pass
+
+
+async def test_a_client_that_does_not_read_is_dropped_without_harm(
+    node: Node, tmp_path: Path
+) -> None:
+    path = tmp_path / "status.sock"
+    async with serving(node, path):
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as rude:
+                rude.connect(str(path))
+            await trio.lowlevel.checkpoint()
+        assert await trio.to_thread.run_sync(ask_status, path)
+
+
+@pytest.mark.parametrize("answer", [b"", b"{", b"x" * 5_000_000])
+async def test_what_is_no_node_is_not_mistaken_for_one(tmp_path: Path, answer: bytes) -> None:
+    path = tmp_path / "status.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+
+        def answer_once() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                try:
+                    connection.sendall(answer)
+                except BrokenPipeError:
+                    return
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(trio.to_thread.run_sync, answer_once))
+            with pytest.raises(NotRunningError):
+                await trio.to_thread.run_sync(ask_status, path)
+
+
+async def test_rates_are_those_of_the_last_seconds(
+    node: Node, autojump_clock: trio.testing.MockClock
+) -> None:
+    server = StatusServer(node, Path("unused"))
+    (model,) = node.models.values()
+    for _ in range(30):
+        server.rates.sample()
+        await trio.sleep(1)
+        model.output_tokens_done += 50
+    server.rates.sample()
+    assert server.rates.tokens_per_s(model.digest) == pytest.approx(50.0)
+    line = status_line(await read_status(node, server.rates))
+    assert "0/2 running" in line
+    assert "50 tokens/s" in line
+    assert "no coordinator" in line

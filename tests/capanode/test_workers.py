@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from capanode.errors import NothingToServeError
+from capanode.hardware import GpuReport, Machine
+from capanode.models.errors import UnknownModelError
+from capanode.models.store import ModelStore
+from capanode.settings import ModelSettings
+from capanode.workers import DEFAULT_SLOTS, GPU_SLOTS, MODELS_MAX, THREADS_MAX, plan_models
+from protocol.ids import Digest, sha256_digest
+from protocol.manifest import ModelFile, ModelManifest
+from protocol.messages import Task
+from protocol.pricing import PriceSheet
+
+MACHINE = Machine("cpu", 2, 8, 8, "Linux", GpuReport((), None, "none"), None)
+
+
+def add_model(store: ModelStore, name: str, *, task: Task = Task.CAUSAL_LM) -> Digest:
+    data = name.encode()
+    file = ModelFile("config.json", sha256_digest(data), len(data))
+    manifest = ModelManifest(name, task, "Fake", (file,), "bf16", "bf16", 128, "mit", "file:fake")
+    with store.scratch() as scratch:
+        (scratch / "config.json").write_bytes(data)
+        return store.add(scratch, manifest, name=name).digest
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "models")
+
+
+def test_all_models_of_the_store_are_served_if_none_is_listed(store: ModelStore) -> None:
+    add_model(store, "a-model")
+    add_model(store, "b-model", task=Task.EMBEDDING)
+    plans = plan_models((), store, MACHINE, gpu=False)
+    assert [(plan.name, plan.slots, plan.threads, plan.price) for plan in plans] == [
+        ("a-model", DEFAULT_SLOTS[Task.CAUSAL_LM], 2, None),
+        ("b-model", DEFAULT_SLOTS[Task.EMBEDDING], 2, None),
+    ]
+
+
+def test_what_the_operator_says_wins(store: ModelStore) -> None:
+    add_model(store, "a-model")
+    add_model(store, "b-model")
+    price = PriceSheet(request_nano=5)
+    listed = (ModelSettings("b-model", slots=3, threads=1, price=price),)
+    (plan,) = plan_models(listed, store, MACHINE, gpu=False)
+    assert (plan.name, plan.slots, plan.threads, plan.price) == ("b-model", 3, 1, price)
+
+
+def test_a_gpu_gets_more_slots_and_a_large_machine_not_all_its_threads(store: ModelStore) -> None:
+    add_model(store, "a-model")
+    large = Machine("cpu", 256, 8, 8, "Linux", GpuReport((), None, "none"), None)
+    (plan,) = plan_models((), store, large, gpu=True)
+    assert (plan.slots, plan.threads) == (GPU_SLOTS, THREADS_MAX)
+
+
+def test_one_model_under_two_names_is_served_once(store: ModelStore) -> None:
+    digest = add_model(store, "a-model")
+    store.set_name("alias", digest)
+    (plan,) = plan_models((), store, MACHINE, gpu=False)
+    assert plan.name == "a-model"
+    (named_by_digest,) = plan_models((ModelSettings(digest),), store, MACHINE, gpu=False)
+    assert named_by_digest.name == "a-model"
+
+
+def test_nothing_to_serve_says_how_to_get_something(store: ModelStore) -> None:
+    with pytest.raises(NothingToServeError, match="capanode models pull"):
+        plan_models((), store, MACHINE, gpu=False)
+    with pytest.raises(UnknownModelError, match="missing"):
+        plan_models((ModelSettings("missing"),), store, MACHINE, gpu=False)
+    many = tuple(ModelSettings(f"m{number}") for number in range(MODELS_MAX + 1))
+    with pytest.raises(NothingToServeError, match="at most"):
+        plan_models(many, store, MACHINE, gpu=False)
