@@ -4,6 +4,7 @@ A target is stated beside the figure and never asserted: a noisy machine is not 
 """
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -33,6 +34,9 @@ class Benchmark:
     targets: tuple[Target, ...] = ()
 
     def run(self) -> Figures:
+        # As in a worker's sandbox, and before torch is imported: threads that spin while they wait
+        # take the processor from whom they wait for, and a comparison must treat both sides alike.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         module = importlib.import_module(f"sim.bench.{self.name}")
         return cast(Callable[[], Figures], module.run)()
 

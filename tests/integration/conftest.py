@@ -1,0 +1,103 @@
+"""A whole market of real processes, started once for all tests that only buy in it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from capanode.models.catalog import load_catalog
+from capanode.models.store import ModelStore
+
+START_WITHIN_S = 180
+STOP_WITHIN_S = 40
+
+
+@dataclass(frozen=True)
+class RunningMarket:
+    """How to reach it, as `sim up --json` says."""
+
+    http: str
+    api_key: str
+    coordinator: str
+    data_dir: str
+    pids: dict[str, int]
+
+    def client(self, **headers: str) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.http,
+            headers={"Authorization": f"Bearer {self.api_key}"} | headers,
+            timeout=60,
+            trust_env=False,
+        )
+
+    def command(self, *arguments: str, stdin: str | None = None) -> str:
+        """`coordinator …` as its operator or buyer types it. Raises with what it printed."""
+        done = self.try_command(*arguments, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def try_command(
+        self, *arguments: str, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "coordinator", *arguments, f"--data-dir={self.data_dir}"]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, input=stdin, timeout=90
+        )
+
+    def audit(self) -> dict[str, Any]:
+        """Raises unless the books are right."""
+        report: dict[str, Any] = json.loads(self.command("ledger", "audit", "--json"))
+        assert report["green"], report["findings"]
+        return report
+
+
+@pytest.fixture(scope="session")
+def market(
+    demo_model_store: ModelStore,
+    demo_models: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[RunningMarket]:
+    for name in load_catalog().names:
+        demo_models(name)
+    folder = tmp_path_factory.mktemp("market")
+    command = [
+        sys.executable,
+        "-m",
+        "sim",
+        "up",
+        "--json",
+        "--nodes=3",
+        f"--models={demo_model_store.root}",
+        f"--folder={folder}",
+    ]
+    with (folder / "sim.log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, (folder / "sim.log").read_text()
+        plain = json.loads(line)
+        yield RunningMarket(
+            plain["http"], plain["api_key"], plain["coordinator"], plain["data_dir"], plain["pids"]
+        )
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(STOP_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
