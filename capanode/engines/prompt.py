@@ -12,11 +12,11 @@ from typing import Any, NoReturn
 from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 
 from capanode.engines.base import EngineRefusal, ModelLoadError
 from capanode.engines.detokenize import TokenBytes
-from capanode.engines.weights import JSON_BYTES_MAX, read_optional_json
+from capanode.engines.tokenizer import load_tokenizer
+from capanode.engines.weights import read_optional_json
 from protocol.errors import Code
 from protocol.payload import ChatMessage, GenerationInput
 
@@ -82,24 +82,6 @@ class PromptReader:
             f"the prompt has {size}; the model takes {self._context_tokens} tokens with the answer",
             code=Code.PROMPT_TOO_LONG,
         )
-
-
-def load_tokenizer(model_dir: Path) -> Tokenizer:
-    """Raises ModelLoadError."""
-    path = model_dir / "tokenizer.json"
-    try:
-        if path.stat().st_size > JSON_BYTES_MAX:
-            raise ModelLoadError("tokenizer.json is too long")
-        tokenizer = Tokenizer.from_file(str(path))
-    except OSError as error:
-        raise ModelLoadError(f"tokenizer.json cannot be read: {error.strerror}") from error
-    except ModelLoadError:
-        raise
-    except Exception as error:  # The library raises bare Exception for any malformed file.
-        raise ModelLoadError(f"tokenizer.json: {str(error)[:200]}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def _load_template(model_dir: Path) -> Template | None:
