@@ -44,7 +44,7 @@ class RecordStatement(Protocol):
 
 
 class BulkInsert:
-    """Insert rows whose values are in the order of `columns`.
+    """Insert rows whose values are in the order of `columns`, which is that of the table.
 
     `on_conflict` is the clause behind VALUES that makes a repetition harmless; SQLAlchemy has no
     common form for it, but SQLite and PostgreSQL write it alike. Without it a duplicate is refused.
