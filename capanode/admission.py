@@ -123,7 +123,7 @@ class Admission:
         asked, granted = request.message, lease.message
         self._check_node(asked)
         model = self._check_model(asked, granted, now_ms)
-        if min(granted.deadline_at_ms, asked.deadline_at_ms) <= now_ms:
+        if granted.deadline_at_ms + CLOCK_SKEW_MAX_MS <= now_ms:
             raise RemoteProtocolError(
                 "the deadline has passed already", code=Code.DEADLINE_EXCEEDED
             )

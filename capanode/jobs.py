@@ -23,7 +23,7 @@ from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.keys import SigningKey
 from protocol.limits import LEASE_OPEN_WITHIN_MS
-from protocol.messages import Finish, JobRequest, Lease, Receipt
+from protocol.messages import Finish, Lease, Receipt
 from protocol.net.channels import Channel, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.transport import Stream
@@ -214,12 +214,7 @@ class ServedJob:
         # From here on the lease is ours, so that every ending owes a receipt, if only of nothing.
         self._meter = Meter(lease)
         self._ticket = self._server.admission.take_seat(request, lease, now_ms=now_ms)
-        self._work.deadline = self._deadline(request, lease, now_ms)
-
-    def _deadline(self, request: Signed[JobRequest], lease: Signed[Lease], now_ms: int) -> float:
-        """In trio's time, which no one can set back."""
-        deadline_ms = min(request.message.deadline_at_ms, lease.message.deadline_at_ms)
-        return trio.current_time() + (deadline_ms - now_ms) / 1000
+        self._work.deadline = _deadline(lease.message)
 
     def _enter_queue(self) -> None:
         assert self._ticket is not None
@@ -427,3 +422,9 @@ class ServedJob:
                 return
             except RemoteProtocolError as error:
                 log.info("acceptance_refused", peer=self._channel.peer, code=error.code)
+
+
+def _deadline(lease: Lease) -> float:
+    """In trio's time, which no one can set back. Both stamps are the coordinator's: how long a job
+    may take does not depend on whose clock is right."""
+    return trio.current_time() + (lease.deadline_at_ms - lease.issued_at_ms) / 1000

@@ -76,9 +76,13 @@ class LeaseDesk:
         attempt = self._leases.attempts(request.message.job_id)
         if attempt >= LEASES_PER_JOB_MAX:
             raise RemoteProtocolError("this job was leased too often", code=Code.REPLAYED)
-        choice = self._market.choose(request.message, exclude=frozenset(exclude))
+        deadline_at_ms = self._deadline_at_ms(request.message, now_ms)
+        choice = self._market.choose(
+            request.message, exclude=frozenset(exclude), deadline_at_ms=deadline_at_ms
+        )
         candidate = choice.candidate
-        lease = seal(self._key, self._terms(request, candidate, attempt, now_ms))
+        terms = self._terms(request, candidate, attempt, now_ms, deadline_at_ms)
+        lease = seal(self._key, terms)
         await self._hold(request, OpenLease(lease, api_key_id, candidate.claim))
         log.info(
             "lease_granted",
@@ -105,8 +109,20 @@ class LeaseDesk:
     async def nodes(self, ask: NodesAsk) -> NodesReply:
         return self._market.nodes(ask)
 
+    def _deadline_at_ms(self, asked: JobRequest, now_ms: int) -> int:
+        """The request's deadline by our own clock. The client's may be half a minute off, and a
+        job of twenty seconds would then be over before it began: so how long it may take counts
+        from when we first leased it."""
+        known = self._leases.deadline_at_ms(asked.job_id)
+        return known if known is not None else now_ms + asked.deadline_at_ms - asked.issued_at_ms
+
     def _terms(
-        self, request: Signed[JobRequest], candidate: Candidate, attempt: int, now_ms: int
+        self,
+        request: Signed[JobRequest],
+        candidate: Candidate,
+        attempt: int,
+        now_ms: int,
+        deadline_at_ms: int,
     ) -> Lease:
         asked = request.message
         return Lease(
@@ -124,8 +140,8 @@ class LeaseDesk:
             units_max=asked.units_max,
             ceiling_nano=candidate.ceiling_nano,
             issued_at_ms=now_ms,
-            open_before_ms=min(now_ms + LEASE_OPEN_WITHIN_MS, asked.deadline_at_ms),
-            deadline_at_ms=asked.deadline_at_ms,
+            open_before_ms=min(now_ms + LEASE_OPEN_WITHIN_MS, deadline_at_ms),
+            deadline_at_ms=deadline_at_ms,
         )
 
     async def _hold(self, request: Signed[JobRequest], opened: OpenLease) -> None:

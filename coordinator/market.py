@@ -6,7 +6,7 @@ asks. Synchronous and without I/O; the answers that travel are `protocol.service
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.leaser import Observation
 from coordinator.matching import Candidate, Job, Match, Reason, match
@@ -68,10 +68,15 @@ class Market:
         self._rng = rng
         self._stopwatch_ns = stopwatch_ns
 
-    def choose(self, request: JobRequest, *, exclude: frozenset[PeerId]) -> Choice:
-        """Raises RemoteProtocolError: UNKNOWN_MODEL, NO_NODE_FITS."""
+    def choose(
+        self, request: JobRequest, *, exclude: frozenset[PeerId], deadline_at_ms: int
+    ) -> Choice:
+        """`deadline_at_ms` is the request's by our clock, which may differ from its client's.
+
+        Raises RemoteProtocolError: UNKNOWN_MODEL, NO_NODE_FITS.
+        """
         started_ns = self._stopwatch_ns()
-        job = Job.of_request(request, exclude=exclude)
+        job = replace(Job.of_request(request, exclude=exclude), deadline_at_ms=deadline_at_ms)
         # Two, because matching never lets a newcomer be the only choice.
         found = self._match(job, limit=2)
         if not found.candidates:

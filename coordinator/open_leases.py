@@ -58,7 +58,7 @@ class OpenLeases:
     def add(self, opened: OpenLease) -> None:
         granted = opened.lease.message
         self._by_id[granted.lease_id] = opened
-        self._attempts[granted.job_id] = (granted.attempt + 1, hold_expiry_ms(granted))
+        self._attempts[granted.job_id] = (granted.attempt + 1, granted.deadline_at_ms)
 
     def get(self, lease_id: LeaseId) -> OpenLease | None:
         return self._by_id.get(lease_id)
@@ -66,6 +66,11 @@ class OpenLeases:
     def attempts(self, job_id: JobId) -> int:
         """How many leases this job has had, as far as this process knows."""
         return self._attempts.get(job_id, (0, 0))[0]
+
+    def deadline_at_ms(self, job_id: JobId) -> int | None:
+        """When this job has to end by our own clock; None if it has had no lease yet."""
+        known = self._attempts.get(job_id)
+        return known[1] if known is not None else None
 
     def end(self, lease_id: LeaseId) -> OpenLease | None:
         """Forget a lease that was settled, released or expired."""
@@ -76,6 +81,7 @@ class OpenLeases:
 
     def forget_attempts(self, now_ms: int) -> None:
         """Drop the counts of jobs whose requests are refused as expired anyway."""
-        over = [job for job, (_, until_ms) in self._attempts.items() if until_ms <= now_ms]
+        latest_ms = now_ms - RECEIPT_GRACE_MS
+        over = [job for job, (_, end_ms) in self._attempts.items() if end_ms <= latest_ms]
         for job_id in over:
             del self._attempts[job_id]

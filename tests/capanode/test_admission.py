@@ -69,7 +69,7 @@ async def test_uploads_of_all_clients_together_are_bounded() -> None:
 async def test_a_lease_past_its_deadline_is_not_seated() -> None:
     async with open_market() as market:
         request, lease = signed(market, b"x")
-        late_ms = lease.message.deadline_at_ms
+        late_ms = lease.message.deadline_at_ms + CLOCK_SKEW_MAX_MS
         with pytest.raises(RemoteProtocolError) as caught:
             market.admission.take_seat(request, lease, now_ms=late_ms)
         assert caught.value.code is Code.DEADLINE_EXCEEDED
