@@ -1,0 +1,101 @@
+"""An API to try the stock `openai` client on: its address, a key, and the models that it serves.
+
+`served_gateway` is the real HTTP server in front of a scripted market. What only needs an `Api`
+holds for a whole running market too: give such a fixture to the same tests.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import trio
+
+from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.server import Gateway
+from coordinator.metrics import Metrics
+from protocol.messages import Task
+from tests.coordinator.gateway.fake_market import API_KEY, NAMES, FakeMarket
+
+WITHIN_S = 20.0
+
+
+@dataclass(frozen=True)
+class Api:
+    """`url` is the server's root; OpenAI's API is below `/v1`."""
+
+    url: str
+    key: str
+    chat_model: str
+    embedding_model: str
+    image_model: str
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+
+@dataclass
+class Served:
+    """A gateway in a thread. `stop` tells it to end, in good order; leaving waits for that."""
+
+    api: Api
+    market: FakeMarket
+    stop: Callable[[], None]
+    ended: threading.Event
+    token: trio.lowlevel.TrioToken
+
+    def in_trio(self, callback: Callable[[], object]) -> None:
+        self.token.run_sync_soon(callback)
+
+    def wait(self, event: trio.Event) -> None:
+        """From a test's thread, for an event of the market's."""
+
+        async def wait_event() -> None:
+            with trio.fail_after(WITHIN_S):
+                await event.wait()
+
+        trio.from_thread.run(wait_event, trio_token=self.token)
+
+
+@contextmanager
+def served_gateway(config: GatewayConfig | None = None) -> Iterator[Served]:
+    """Serve a scripted market on a free port."""
+    ready, ended = threading.Event(), threading.Event()
+    found: list[tuple[str, trio.lowlevel.TrioToken, trio.CancelScope]] = []
+    market = FakeMarket()
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                gateway = Gateway(config or GatewayConfig(port=0), market, Metrics())
+                url = await nursery.start(gateway.run)
+                found.append((url, trio.lowlevel.current_trio_token(), scope))
+                ready.set()
+        ended.set()
+
+    thread = threading.Thread(target=lambda: trio.run(main))
+    thread.start()
+    assert ready.wait(WITHIN_S), "the gateway does not start"
+    url, token, scope = found[0]
+
+    def stop() -> None:
+        with suppress(trio.RunFinishedError):
+            token.run_sync_soon(scope.cancel)
+
+    try:
+        yield Served(api_at(url), market, stop, ended, token)
+    finally:
+        stop()
+        thread.join(WITHIN_S)
+        assert not thread.is_alive(), "the gateway does not stop"
+
+
+def api_at(url: str) -> Api:
+    return Api(
+        url,
+        API_KEY,
+        NAMES[Task.CAUSAL_LM],
+        NAMES[Task.EMBEDDING],
+        NAMES[Task.IMAGE_CLASSIFICATION],
+    )

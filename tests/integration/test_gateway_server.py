@@ -1,0 +1,229 @@
+"""The gateway on real sockets: how it starts and stops, and what it does to rude clients."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import httpx
+import pytest
+import trio
+
+from coordinator.gateway import http_protocol
+from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.server import Gateway
+from coordinator.metrics import Metrics
+from protocol.net.errors import AddressInUse, AddressInvalid
+from tests.coordinator.gateway.fake_market import FakeMarket, Script
+from tests.integration.openai_api import WITHIN_S, Served, served_gateway
+
+BODY: dict[str, object] = {"model": "tiny-chat", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with served_gateway() as running:
+        yield running
+
+
+def connect(served: Served) -> socket.socket:
+    host, port = served.api.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=WITHIN_S)
+
+
+def request_bytes(served: Served, body: dict[str, object]) -> bytes:
+    content = json.dumps(body).encode()
+    return (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer "
+        f"{served.api.key}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(content)}\r\n\r\n"
+    ).encode() + content
+
+
+def post(served: Served, body: dict[str, object]) -> httpx.Response:
+    return httpx.post(
+        f"{served.api.base_url}/chat/completions",
+        json=body,
+        headers={"authorization": f"Bearer {served.api.key}"},
+        timeout=WITHIN_S,
+    )
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Until the other side closes, however it does that."""
+    parts = []
+    try:
+        while part := connection.recv(65_536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+def gateway_at(host: str, port: int) -> Gateway:
+    return Gateway(GatewayConfig(host=host, port=port), FakeMarket(), Metrics())
+
+
+async def run_briefly(gateway: Gateway) -> str:
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(gateway.run)
+        assert isinstance(url, str)
+        nursery.cancel_scope.cancel()
+    return url
+
+
+async def test_port_zero_takes_a_free_one_and_says_which() -> None:
+    url = await run_briefly(gateway_at("127.0.0.1", 0))
+    assert int(url.rsplit(":", 1)[1]) > 0
+
+
+async def test_a_taken_port_is_said_so() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(AddressInUse, match=str(port)):
+            await gateway_at("127.0.0.1", port).run()
+
+
+async def test_an_address_that_is_not_ours_is_said_so() -> None:
+    with pytest.raises(AddressInvalid):
+        await gateway_at("203.0.113.7", 0).run()
+
+
+async def test_it_can_be_started_again_on_the_same_port() -> None:
+    first = await run_briefly(gateway_at("127.0.0.1", 0))
+    port = int(first.rsplit(":", 1)[1])
+    assert await run_briefly(gateway_at("127.0.0.1", port)) == first
+
+
+def test_a_stopping_gateway_lets_a_stream_finish() -> None:
+    with served_gateway(GatewayConfig(port=0, shutdown_within_s=WITHIN_S)) as served:
+        served.market.script = Script(gate_before=2)
+        with connect(served) as connection:
+            connection.sendall(request_bytes(served, BODY | {"stream": True}))
+            first = connection.recv(65_536)
+            assert first.startswith(b"HTTP/1.1 200")
+            served.stop()
+            _wait_refused(served)
+            served.in_trio(served.market.gate.set)
+            assert (first + read_all(connection)).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert served.ended.wait(WITHIN_S)
+
+
+def test_a_stopping_gateway_cuts_what_outlasts_its_deadline() -> None:
+    with served_gateway(GatewayConfig(port=0, shutdown_within_s=0.2)) as served:
+        served.market.script = Script(gate_before=2)
+        with connect(served) as connection:
+            connection.sendall(request_bytes(served, BODY | {"stream": True}))
+            first = connection.recv(65_536)
+            served.stop()
+            answer = first + read_all(connection)
+        assert b'"code": "coordinator_lost"' in answer
+        assert b"[DONE]" not in answer
+        assert served.ended.wait(WITHIN_S)
+        assert served.market.cancelled == 1
+
+
+def _wait_refused(served: Served) -> None:
+    """Until the listening socket is closed."""
+    for _ in range(1_000):
+        try:
+            connect(served).close()
+        except ConnectionRefusedError:
+            return
+        time.sleep(0.01)
+    raise AssertionError("it still listens")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_hanging_up_cancels_the_job(served: Served, stream: bool) -> None:
+    served.market.script = Script(gate_before=0)
+    with connect(served) as connection:
+        connection.sendall(request_bytes(served, BODY | {"stream": stream}))
+        served.wait(served.market.waiting)
+    served.wait(served.market.cancellation)
+    assert served.market.cancelled == 1
+    served.market.script = Script()
+    assert post(served, BODY).status_code == 200
+
+
+def test_many_requests_on_one_connection(served: Served) -> None:
+    with connect(served) as connection:
+        connection.sendall(request_bytes(served, BODY) * 5)
+        answer = b""
+        while answer.count(b"HTTP/1.1 200") < 5 or not answer.endswith(b"}}"):
+            part = connection.recv(65_536)
+            assert part
+            answer += part
+
+
+def test_a_large_upload_is_refused_before_it_is_sent(served: Served) -> None:
+    with connect(served) as connection:
+        head = request_bytes(served, BODY).split(b"content-length")[0]
+        connection.sendall(head + b"content-length: 999999999999\r\n\r\n")
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b'"input_too_large"' in answer
+
+
+def test_an_upload_without_a_length_is_counted() -> None:
+    with served_gateway(GatewayConfig(port=0, body_bytes_max=10_000)) as served:
+        with connect(served) as connection:
+            head = request_bytes(served, BODY).split(b"content-length")[0]
+            connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n")
+            connection.sendall(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+            connection.sendall((b"1000\r\n" + b"x" * 4096 + b"\r\n") * 2)
+            assert read_all(connection).startswith(b"HTTP/1.1 413")
+        assert post(served, BODY).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",
+        b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
+    ],
+)
+def test_what_is_not_http_is_refused(served: Served, rubbish: bytes) -> None:
+    with connect(served) as connection:
+        connection.sendall(rubbish)
+        assert read_all(connection).startswith(b"HTTP/1.1 400")
+    assert post(served, BODY).status_code == 200
+
+
+def test_a_head_of_any_size_is_not_collected(served: Served) -> None:
+    with connect(served) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n")
+        with pytest.raises(OSError, match=r"eset|roken pipe"):
+            _send_headers_for_ever(connection)
+    assert post(served, BODY).status_code == 200
+
+
+def _send_headers_for_ever(connection: socket.socket) -> None:
+    for number in range(10_000):
+        connection.sendall(f"x-{number}: {'y' * 1_000}\r\n".encode())
+
+
+def test_who_says_nothing_or_only_half_is_disconnected(
+    monkeypatch: pytest.MonkeyPatch, served: Served
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_WITHIN_S", 0.05)
+    for said in (b"", b"GET /health HT"):
+        with connect(served) as connection:
+            connection.sendall(said)
+            assert read_all(connection) == b""
+    assert post(served, BODY).status_code == 200
+
+
+def test_connections_are_bounded() -> None:
+    with (
+        served_gateway(GatewayConfig(port=0, connections_max=2)) as served,
+        connect(served) as first,
+        connect(served) as second,
+        connect(served) as third,
+    ):
+        assert read_all(third).startswith(b"HTTP/1.1 503")
+        for connection in (first, second):
+            connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert read_all(connection).startswith(b"HTTP/1.1 200")

@@ -1,0 +1,273 @@
+"""The stock `openai` Python client against the gateway, sync and async.
+
+Tests that take `api` hold for any market; those that take `served` script what goes wrong.
+"""
+
+import asyncio
+import base64
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import openai
+import pytest
+import trio
+from openai import AsyncOpenAI, OpenAI
+from openai.types.chat import ChatCompletionMessageParam
+from PIL import Image
+
+from coordinator.job_stream import JobFailed
+from protocol.errors import Code
+from tests.coordinator.gateway.fake_market import LIMITED_KEY, Script
+from tests.integration.openai_api import WITHIN_S, Api, Served, served_gateway
+
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say hello."}]
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with served_gateway() as running:
+        yield running
+
+
+@pytest.fixture
+def api(served: Served) -> Api:
+    return served.api
+
+
+@pytest.fixture
+def client(api: Api) -> Iterator[OpenAI]:
+    with OpenAI(base_url=api.base_url, api_key=api.key, timeout=WITHIN_S) as stock:
+        yield stock
+
+
+# What any market does.
+
+
+def test_chat(api: Api, client: OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=api.chat_model, messages=MESSAGES, max_tokens=16, temperature=0
+    )
+    (choice,) = answer.choices
+    assert choice.message.role == "assistant"
+    assert choice.message.content
+    assert choice.finish_reason in ("stop", "length")
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.system_fingerprint
+    digest = client.models.retrieve(api.chat_model).model_dump()["manifest_digest"]
+    assert digest.startswith(answer.system_fingerprint)
+
+
+def test_chat_streams(api: Api, client: OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=api.chat_model,
+        messages=MESSAGES,
+        max_tokens=16,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert text
+    reasons = [choice.finish_reason for chunk in chunks for choice in chunk.choices]
+    assert reasons[-1] in ("stop", "length")
+    assert not any(reasons[:-1])
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_completions_whole_and_streamed(api: Api, client: OpenAI) -> None:
+    answer = client.completions.create(model=api.chat_model, prompt="Once upon", max_tokens=8)
+    assert answer.choices[0].text
+    stream = client.completions.create(
+        model=api.chat_model, prompt="Once upon", max_tokens=8, stream=True
+    )
+    assert "".join(chunk.choices[0].text for chunk in stream)
+
+
+def test_embeddings_as_the_client_asks_by_default_and_as_floats(api: Api, client: OpenAI) -> None:
+    texts = ["a cat", "a dog", "a stone"]
+    encoded = client.embeddings.create(model=api.embedding_model, input=texts)
+    plain = client.embeddings.create(
+        model=api.embedding_model, input=texts, encoding_format="float"
+    )
+    assert [item.index for item in encoded.data] == [0, 1, 2]
+    for one, other in zip(encoded.data, plain.data, strict=True):
+        assert np.allclose(one.embedding, other.embedding, atol=1e-6)
+    assert encoded.usage.prompt_tokens > 0
+
+
+def test_models(api: Api, client: OpenAI) -> None:
+    listed = {model.id for model in client.models.list()}
+    assert {api.chat_model, api.embedding_model, api.image_model} <= listed
+    assert client.models.retrieve(api.image_model).id == api.image_model
+
+
+def test_headers_are_there_for_who_asks(api: Api, client: OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(
+        model=api.chat_model, messages=MESSAGES, max_tokens=4
+    )
+    assert raw.headers["x-capacloud-node"]
+    assert int(raw.headers["x-capacloud-amount-nano"]) >= 0
+    assert raw.request_id == raw.headers["x-request-id"]
+
+
+def test_images_through_the_clients_own_transport(api: Api, client: OpenAI) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (10, 120, 10)).save(buffer, "PNG")
+    answer = client.post(
+        "/images/classifications",
+        cast_to=dict[str, object],
+        body={
+            "model": api.image_model,
+            "image": base64.b64encode(buffer.getvalue()).decode(),
+            "top_k": 2,
+        },
+    )
+    assert isinstance(answer["data"], list)
+    assert len(answer["data"]) == 2
+
+
+def test_an_unknown_model_is_not_found(api: Api, client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-9", messages=MESSAGES)
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    assert caught.value.request_id
+
+
+def test_a_wrong_key_is_an_authentication_error(api: Api) -> None:
+    with (
+        OpenAI(base_url=api.base_url, api_key="sk-wrong") as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.models.list()
+
+
+def test_bad_input_is_a_bad_request_that_names_the_parameter(api: Api, client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=api.chat_model, messages=MESSAGES, n=3)
+    assert caught.value.param == "n"
+
+
+def test_a_prompt_beyond_the_context_is_a_bad_request(api: Api, client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model=api.chat_model, messages=[{"role": "user", "content": "word " * 200_000}]
+        )
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_the_async_client_under_asyncio(api: Api) -> None:
+    async def talk() -> str:
+        async with AsyncOpenAI(base_url=api.base_url, api_key=api.key) as stock:
+            stream = await stock.chat.completions.create(
+                model=api.chat_model, messages=MESSAGES, max_tokens=16, stream=True
+            )
+            return "".join(
+                [choice.delta.content or "" async for chunk in stream for choice in chunk.choices]
+            )
+
+    assert asyncio.run(talk())
+
+
+async def test_the_async_client_under_trio(api: Api) -> None:
+    answers = []
+
+    async def ask(stock: AsyncOpenAI) -> None:
+        answers.append(
+            await stock.chat.completions.create(
+                model=api.chat_model, messages=MESSAGES, max_tokens=8
+            )
+        )
+
+    async with (
+        AsyncOpenAI(base_url=api.base_url, api_key=api.key) as stock,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(8):
+            nursery.start_soon(ask, stock)
+    assert all(answer.choices[0].message.content for answer in answers)
+
+
+# What goes wrong, by script.
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (Code.OUT_OF_FUNDS, openai.APIStatusError),
+        (Code.UNKNOWN_ACCOUNT, openai.PermissionDeniedError),
+        (Code.INVALID_INPUT, openai.BadRequestError),
+        (Code.NO_NODE_FITS, openai.InternalServerError),
+        (Code.DEADLINE_EXCEEDED, openai.InternalServerError),
+    ],
+)
+def test_a_failure_that_a_retry_does_not_help_is_asked_once(
+    served: Served, client: OpenAI, code: Code, kind: type[openai.APIStatusError]
+) -> None:
+    served.market.script = Script(failure=JobFailed("no", code=code))
+    with pytest.raises(kind):
+        client.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
+    assert len(served.market.specs) == 1
+
+
+def test_a_busy_market_is_asked_again_when_it_said(served: Served, client: OpenAI) -> None:
+    served.market.script = Script(failure=JobFailed("", code=Code.BUSY, retry_after_ms=1))
+    with pytest.raises(openai.RateLimitError):
+        client.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
+    assert len(served.market.specs) == 3
+
+
+def test_an_answer_that_was_billed_in_part_is_not_bought_again(
+    served: Served, client: OpenAI
+) -> None:
+    failure = JobFailed("gone", code=Code.NODE_LOST, delivered=True)
+    served.market.script = Script(failure=failure, failure_after=2)
+    with pytest.raises(openai.InternalServerError):
+        client.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
+    assert len(served.market.specs) == 1
+
+
+def test_a_cut_stream_raises_after_its_text(served: Served, client: OpenAI) -> None:
+    failure = JobFailed("gone", code=Code.NODE_LOST, delivered=True)
+    served.market.script = Script(failure=failure, failure_after=2)
+    stream = client.chat.completions.create(
+        model=served.api.chat_model, messages=MESSAGES, stream=True
+    )
+    texts: list[str] = []
+
+    def read() -> None:
+        for chunk in stream:
+            texts.extend(choice.delta.content or "" for choice in chunk.choices)
+
+    with pytest.raises(openai.APIError) as caught:
+        read()
+    assert "".join(texts) == "Hello"
+    assert caught.value.code == "node_lost"
+    assert len(served.market.specs) == 1
+
+
+def test_a_rate_limit_is_a_rate_limit_error(served: Served) -> None:
+    with OpenAI(base_url=served.api.base_url, api_key=LIMITED_KEY, max_retries=0) as limited:
+        limited.models.list()
+        limited.models.list()
+        with pytest.raises(openai.RateLimitError) as caught:
+            limited.models.list()
+    assert caught.value.response.headers["retry-after"]
+
+
+def test_closing_a_stream_cancels_the_job(served: Served, client: OpenAI) -> None:
+    served.market.script = Script(gate_before=2)
+    stream = client.chat.completions.create(
+        model=served.api.chat_model, messages=MESSAGES, stream=True
+    )
+    for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            break
+    stream.close()
+    served.wait(served.market.cancellation)
+    assert (served.market.cancelled, served.market.finished) == (1, 0)
