@@ -109,6 +109,4 @@ class ErrorBody:
     retry_after_ms: int | None = None
 
     def to_error(self) -> RemoteProtocolError:
-        return RemoteProtocolError(
-            self.message, code=self.code, retry_after_ms=self.retry_after_ms
-        )
+        return RemoteProtocolError(self.message, code=self.code, retry_after_ms=self.retry_after_ms)
