@@ -17,7 +17,7 @@ import trio
 from capanode.announce import Announcer
 from capanode.errors import OutboxError
 from capanode.outbox import Outbox
-from capanode.outbox_store import StoredReceipt
+from capanode.outbox_store import PENDING, StoredReceipt
 from protocol.clock import Clock
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
@@ -49,13 +49,15 @@ REPORT_EVERY_MS_MIN, REPORT_EVERY_MS_MAX = 250, 60_000
 # Pauses between attempts to attach double up to the longest; jitter spreads nodes that lost the
 # same coordinator.
 FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 30.0
+LONGEST_PAUSE_S = 15.0
 
 # Receipts under way at once: enough for the ledger to commit them as one group.
 RECEIPTS_AT_ONCE = 16
 # A receipt that the coordinator could not take for now comes again after this, doubled per try.
 RECEIPT_RETRY_MS = 2_000
 RECEIPT_RETRY_MS_MAX = 15 * 60_000
+# One that is pending is asked about after this, likewise doubled: clients get some seconds.
+RECEIPT_PENDING_MS = 20_000
 # The coordinator's own troubles; what else it answers is its last word about the receipt.
 _RETRY_LATER = frozenset(
     {
@@ -203,16 +205,21 @@ class ControlLine:
             reply = await self._call(Method.RECEIPT, ask, SettleReply)
         except RemoteProtocolError as error:
             if error.code in _RETRY_LATER:
-                await self._outbox.postpone(stored, due_ms=self._retry_at_ms(stored, error))
+                due_ms = self._retry_at_ms(stored, RECEIPT_RETRY_MS, error.retry_after_ms or 0)
+                await self._outbox.postpone(stored, due_ms=due_ms)
             else:
                 await self._outbox.refuse(stored, reason=f"{error.code}: {error}")
         else:
             self._handed_in += 1
-            await self._outbox.acknowledge(stored, state=reply.state)
+            if reply.state == PENDING:
+                due_ms = self._retry_at_ms(stored, RECEIPT_PENDING_MS, RECEIPT_PENDING_MS)
+                await self._outbox.postpone(stored, due_ms=due_ms, state=PENDING)
+            else:
+                await self._outbox.acknowledge(stored, state=reply.state)
 
-    def _retry_at_ms(self, stored: StoredReceipt, error: RemoteProtocolError) -> int:
-        wait_ms = min(RECEIPT_RETRY_MS << min(stored.tries, 16), RECEIPT_RETRY_MS_MAX)
-        wait_ms = max(round(wait_ms * self._rng.uniform(0.5, 1.0)), error.retry_after_ms or 0)
+    def _retry_at_ms(self, stored: StoredReceipt, first_ms: int, least_ms: int) -> int:
+        wait_ms = min(first_ms << min(stored.tries, 16), RECEIPT_RETRY_MS_MAX)
+        wait_ms = max(round(wait_ms * self._rng.uniform(0.5, 1.0)), least_ms)
         return self._clock.now_ms() + wait_ms
 
     async def _call(self, method: Method, ask: object, reply: type[R]) -> R:

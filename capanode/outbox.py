@@ -183,8 +183,9 @@ class Outbox:
         self._change(refuse(stored.lease_id, reason=reason))
         await self._change(prune_refused(keep=REFUSED_MAX)).wait()
 
-    async def postpone(self, stored: StoredReceipt, *, due_ms: int) -> None:
-        await self._change(postpone(stored.lease_id, due_ms=due_ms)).wait()
+    async def postpone(self, stored: StoredReceipt, *, due_ms: int, state: str = WAITING) -> None:
+        """Not yet: the coordinator cannot take it, or has it and waits for the client's word."""
+        await self._change(postpone(stored.lease_id, due_ms=due_ms, state=state)).wait()
 
     async def wait_due(self, coordinator: PeerId, *, limit: int) -> list[StoredReceipt]:
         """What to hand in now; waits until there is something. Raises OutboxError."""
@@ -200,7 +201,7 @@ class Outbox:
                 await news.wait()
 
     async def wait_empty(self) -> None:
-        """Until no receipt is here, refused ones aside which never leave."""
+        """Until every receipt has reached its coordinator, or was refused by it."""
         while True:
             news = self._news
             earnings = await self.earnings()

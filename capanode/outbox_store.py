@@ -42,9 +42,12 @@ from protocol.ids import LeaseId, PeerId
 _BUSY_TIMEOUT_S = 5
 _SCHEMA_VERSION = 1
 
-# States of a receipt that is still here; of others a coordinator decides.
+# States of a receipt that is still here; others are its coordinator's last word.
 WAITING = "waiting"
+# The coordinator has it, but lets the client have its say before it pays.
+PENDING = "pending"
 REFUSED = "refused"
+_TO_HAND_IN = (WAITING, PENDING)
 
 _metadata = MetaData()
 
@@ -89,8 +92,8 @@ class StoredReceipt:
 
 @dataclass(frozen=True, slots=True)
 class Earning:
-    """What a coordinator acknowledged; `state` is what it answered, or `waiting` and `refused` for
-    receipts that are still here."""
+    """What a coordinator acknowledged; `state` is what it answered, or for receipts that are still
+    here `waiting`, `pending` or `refused`."""
 
     coordinator: PeerId
     state: str
@@ -135,7 +138,7 @@ class OutboxStore:
         """What waits for a coordinator, earliest due first."""
         query = (
             select(_receipts)
-            .where(_receipts.c.coordinator == coordinator, _receipts.c.state == WAITING)
+            .where(_receipts.c.coordinator == coordinator, _receipts.c.state.in_(_TO_HAND_IN))
             .order_by(_receipts.c.due_ms, _receipts.c.lease_id)
             .limit(limit)
         )
@@ -192,7 +195,7 @@ def attach_acceptance(lease_id: LeaseId, acceptance: bytes, *, now_ms: int) -> C
     """Complete a receipt; it is due at once then. One that is gone already needs nothing."""
     statement = (
         update(_receipts)
-        .where(_receipts.c.lease_id == lease_id, _receipts.c.state == WAITING)
+        .where(_receipts.c.lease_id == lease_id, _receipts.c.state.in_(_TO_HAND_IN))
         .values(acceptance=acceptance, due_ms=func.min(_receipts.c.due_ms, now_ms))
     )
     return lambda connection: _execute(connection, statement)
@@ -233,12 +236,12 @@ def refuse(lease_id: LeaseId, *, reason: str) -> Change:
     return lambda connection: _execute(connection, statement)
 
 
-def postpone(lease_id: LeaseId, *, due_ms: int) -> Change:
-    """Count a try that failed, and try again later."""
+def postpone(lease_id: LeaseId, *, due_ms: int, state: str = WAITING) -> Change:
+    """Count a try that was not the last, and try again later."""
     statement = (
         update(_receipts)
         .where(_receipts.c.lease_id == lease_id)
-        .values(due_ms=due_ms, tries=_receipts.c.tries + 1)
+        .values(due_ms=due_ms, tries=_receipts.c.tries + 1, state=state)
     )
     return lambda connection: _execute(connection, statement)
 

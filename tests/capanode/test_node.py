@@ -333,6 +333,22 @@ async def test_a_receipt_that_the_coordinator_rejects_is_kept_but_not_repeated(
         assert earning.state == "refused"
 
 
+async def test_a_pending_receipt_is_asked_about_until_it_is_paid(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        world.coordinator.answer = lambda: SettleReply("pending", 1)
+        await world.run_job(accept=False)
+        await trio.sleep(10)
+        assert [e.state for e in await world.node.outbox.earnings()] == ["pending"]
+        assert len(world.coordinator.receipts) == 1
+        world.coordinator.answer = lambda: SettleReply("settled", 1)
+        await trio.sleep(600)
+        (earning,) = await world.node.outbox.earnings()
+        assert (earning.state, earning.jobs) == ("settled", 1)
+        assert len(world.coordinator.receipts) == 2
+
+
 async def test_receipts_wait_for_a_coordinator_that_is_away(autojump_clock: MockClock) -> None:
     async with open_world() as world:
         world.network.partition([COORDINATOR.peer_id], [NODE.peer_id, CLIENT.peer_id])

@@ -189,7 +189,7 @@ async def test_a_full_outbox_takes_no_work_until_receipts_leave(
             accepting.append(outbox.is_accepting)
         assert "coordinator" in outbox.failure
         (stored, _) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
-        await outbox.acknowledge(stored, state="pending")
+        await outbox.acknowledge(stored, state="disputed")
         assert [*accepting, outbox.is_accepting] == [True, True, False, True]
 
 
