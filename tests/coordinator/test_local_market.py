@@ -1,0 +1,164 @@
+"""The gateway's view of a real coordinator: models, health, and budgets that hold under load."""
+
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from coordinator.accounts import create_account
+from coordinator.auth import ApiKeyDesk, Caller
+from coordinator.db.api_keys import create_api_key, find_api_key
+from coordinator.job_stream import JobFailed
+from coordinator.local_market import LocalMarket
+from coordinator.vault import Vault
+from protocol.errors import Code
+from protocol.ids import PeerId
+from protocol.messages import Finish, Task
+from protocol.pricing import Units, cost_nano
+from protocol.receipts import charge_nano
+from tests.coordinator.small_market import (
+    DIGEST,
+    INPUT_UNITS,
+    MODEL,
+    PRICE,
+    WORDS,
+    Script,
+    ScriptedNode,
+    SmallMarket,
+    give_credit,
+    open_small_market,
+)
+
+COST_NANO = charge_nano(PRICE, Units(INPUT_UNITS.input_tokens, len(WORDS)), Finish.STOP)
+
+
+class Shop:
+    """A market with a user who holds an API key, as the gateway meets them."""
+
+    def __init__(self, market: SmallMarket, *, budget_nano: int | None = None) -> None:
+        self.small = market
+        vault = Vault(market.coordinator.key)
+        entropy = market.network.rng.randbytes
+        now_ms = market.clock.now_ms()
+        with market.database.transaction() as conn:
+            account = create_account(
+                conn, "ada", peer_id=None, vault=vault, clock=market.clock, entropy=entropy
+            )
+            give_credit(conn, PeerId(account.id), 10**9, now_ms)
+            self.secret, key = create_api_key(
+                conn, account.id, "", now_ms=now_ms, entropy=entropy, budget_nano=budget_nano
+            )
+        self.key_id = key.id
+        self.market = LocalMarket(market.coordinator, ApiKeyDesk(market.database, vault))
+
+    async def caller(self) -> Caller:
+        found = await self.market.authenticate(self.secret)
+        assert found is not None
+        return found
+
+    async def buy(self, caller: Caller) -> str:
+        spec = replace(self.small.spec(), api_key_id=caller.key_id)
+        async with self.market.open_job(caller, spec) as job:
+            return "".join([chunk.text async for chunk in job])
+
+    def spent_nano(self) -> int:
+        with self.small.database.transaction() as conn:
+            key = find_api_key(conn, self.key_id)
+        assert key is not None
+        return key.spent_nano
+
+    @property
+    def ceiling_nano(self) -> int:
+        return cost_nano(PRICE, self.small.spec().units_max)
+
+
+async def test_models_are_what_the_nodes_offer(autojump_clock: MockClock) -> None:
+    def reprice(nodes: list[ScriptedNode]) -> None:
+        nodes[1].price = replace(PRICE, output_nano_per_mtok=90_000_000_000)
+
+    async with open_small_market(Script.ANSWER, Script.ANSWER, adjust=reprice) as small:
+        market = Shop(small).market
+        (model,) = market.models()
+        assert (model.name, model.digest, model.task) == (MODEL, DIGEST, Task.CAUSAL_LM)
+        assert (model.nodes, model.context_tokens, model.quantization) == (2, 2_048, "bf16")
+        assert model.price_from == PRICE
+        assert model.price_to.output_nano_per_mtok == 90_000_000_000
+        assert market.model(MODEL) == market.model(DIGEST) == model
+        assert market.model("nothing") is None
+        assert market.health().reason == ""
+
+
+async def test_an_empty_market_is_not_healthy(autojump_clock: MockClock) -> None:
+    async with open_small_market() as small:
+        market = Shop(small).market
+        assert market.models() == ()
+        assert market.health().reason
+
+
+async def test_a_key_without_a_budget_spends_its_accounts_money(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as small:
+        shop = Shop(small)
+        assert await shop.buy(await shop.caller()) == "".join(WORDS)
+        await small.coordinator.client.wait_settled()
+        assert shop.spent_nano() == COST_NANO
+        small.assert_books_are_closed()
+
+
+async def test_a_budget_is_spent_to_its_end_and_not_beyond(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as small:
+        shop = Shop(small, budget_nano=0)
+        budget_nano = shop.ceiling_nano + COST_NANO
+        caller = replace(await shop.caller(), remaining_nano=budget_nano)
+        assert await shop.buy(caller) == "".join(WORDS)
+        # The caller's figure is as old as it was, yet what was spent since then counts.
+        assert await shop.buy(caller) == "".join(WORDS)
+        with pytest.raises(JobFailed) as caught:
+            await shop.buy(caller)
+        assert caught.value.code is Code.BUDGET_EXCEEDED
+        await small.coordinator.client.wait_settled()
+        assert shop.spent_nano() == 2 * COST_NANO
+        small.assert_books_are_closed()
+
+
+async def test_jobs_at_once_cannot_overspend_together(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as small:
+        shop = Shop(small)
+        caller = replace(await shop.caller(), remaining_nano=2 * shop.ceiling_nano)
+        answers: list[str] = []
+        refusals: list[Code] = []
+
+        async def buy() -> None:
+            try:
+                answers.append(await shop.buy(caller))
+            except JobFailed as failure:
+                refusals.append(failure.code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(buy)
+        assert len(answers) == 2
+        assert refusals == [Code.BUDGET_EXCEEDED] * 4
+
+
+async def test_a_job_that_delivered_nothing_gives_its_reservation_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.BAD_INPUT) as small:
+        shop = Shop(small)
+        caller = replace(await shop.caller(), remaining_nano=shop.ceiling_nano)
+        with pytest.raises(JobFailed) as caught:
+            await shop.buy(caller)
+        assert caught.value.code is Code.PROMPT_TOO_LONG
+        small.nodes[0].script = Script.ANSWER
+        assert await shop.buy(caller) == "".join(WORDS)
+
+
+async def test_a_job_left_early_keeps_its_ceiling_reserved(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as small:
+        shop = Shop(small)
+        caller = replace(await shop.caller(), remaining_nano=shop.ceiling_nano)
+        async with shop.market.open_job(caller, small.spec()) as job:
+            assert (await anext(aiter(job))).text == WORDS[0]
+        with pytest.raises(JobFailed):
+            await shop.buy(caller)
