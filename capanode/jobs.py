@@ -87,7 +87,8 @@ class JobServer:
         self.clock = clock
         self.on_change = on_change
         self.failures: deque[JobFailure] = deque(maxlen=ERRORS_REMEMBERED)
-        self._live: set[ServedJob] = set()
+        # A dictionary, not a set: a drain cuts jobs in the order in which they came.
+        self._live: dict[ServedJob, None] = {}
         self._idle = trio.Event()
 
     @property
@@ -113,10 +114,10 @@ class JobServer:
             await self._wait_idle()
 
     def enter(self, job: "ServedJob") -> None:
-        self._live.add(job)
+        self._live[job] = None
 
     def leave(self, job: "ServedJob") -> None:
-        self._live.discard(job)
+        self._live.pop(job, None)
         if not self._live:
             self._idle.set()
 

@@ -76,7 +76,7 @@ async def serve(
 
 async def _run(node: Node, config: Config, on_status: OnStatus | None) -> None:
     async with trio.open_nursery() as nursery:
-        stopping = await nursery.start(_stop_on_signal, node, nursery.cancel_scope)
+        stopping = await nursery.start(stop_on_signal, node, nursery.cancel_scope)
 
         async def live(*, task_status: trio.TaskStatus[None]) -> None:
             await node.run(task_status=task_status)
@@ -90,19 +90,19 @@ async def _run(node: Node, config: Config, on_status: OnStatus | None) -> None:
             nursery.start_soon(_show_forever, node, server, on_status)
 
 
-class _Stopping:
+class Stopping:
     """Before the node is up there is nothing to drain."""
 
     has_started = False
 
 
-async def _stop_on_signal(
+async def stop_on_signal(
     node: Node,
     scope: trio.CancelScope,
     *,
-    task_status: trio.TaskStatus[_Stopping] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[Stopping] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    stopping = _Stopping()
+    stopping = Stopping()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started(stopping)
         async for number in signals:
