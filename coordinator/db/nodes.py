@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, literal_column, select, update
 
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
 from coordinator.db.schema import nodes
@@ -49,7 +49,7 @@ _SEE = BulkInsert(
 _COUNT = {
     counter: BulkUpdate(
         update(nodes)
-        .values({counter.value: nodes.c[counter.value] + 1})
+        .values({counter.value: nodes.c[counter.value] + literal_column("1")})
         .where(nodes.c.peer_id == bindparam("node")),
         ("node",),
     )

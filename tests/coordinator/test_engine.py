@@ -1,6 +1,5 @@
 """Transactions by way of both runners, and what is promised about them."""
 
-import sqlite3
 import threading
 from pathlib import Path
 
@@ -15,12 +14,10 @@ from coordinator.db.engine import (
     InlineRunner,
     Runner,
     ThreadRunner,
-    open_database,
 )
 from coordinator.errors import (
     ConstraintError,
     InvalidRowError,
-    StorageBusyError,
     StorageError,
 )
 from coordinator.ledger.accounts import Account, AccountId, AccountKind
@@ -65,23 +62,6 @@ async def test_what_fails_leaves_nothing_and_the_next_write_works(
         await database.write(open_account, CAROL)
 
 
-async def test_a_file_database_refuses_to_write_on_the_reading_side(tmp_path: Path) -> None:
-    with opened(f"sqlite:///{tmp_path / 'capa.db'}", ThreadRunner()) as database:
-        with pytest.raises(StorageError, match="readonly"):
-            await database.read(open_account, CAROL)
-        assert await database.read(find_account, CAROL.id) is None
-
-
-async def test_commits_are_made_durable_before_they_are_acknowledged(tmp_path: Path) -> None:
-    def settings(conn: Connection) -> list[object]:
-        names = ("journal_mode", "synchronous", "foreign_keys")
-        return [conn.scalar(text(f"PRAGMA {name}")) for name in names]
-
-    with opened(f"sqlite:///{tmp_path / 'capa.db'}") as database:
-        full = 2
-        assert await database.write(settings) == ["wal", full, 1]
-
-
 async def test_a_read_does_not_wait_for_a_write(tmp_path: Path) -> None:
     with opened(f"sqlite:///{tmp_path / 'capa.db'}", ThreadRunner()) as database:
         may_end = threading.Event()
@@ -115,20 +95,6 @@ async def test_a_transaction_that_has_begun_is_completed_when_its_caller_is_canc
         assert await database.read(find_account, CAROL.id) == CAROL
 
 
-async def test_another_process_that_keeps_the_lock_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "capa.db"
-    with opened(f"sqlite:///{path}") as database:
-        await database.write(lambda conn: conn.exec_driver_sql("PRAGMA busy_timeout = 20").all())
-        other = sqlite3.connect(path, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StorageBusyError, match="another process") as refused:
-            await database.write(open_account, CAROL)
-        assert refused.value.code is Code.BUSY
-        other.execute("ROLLBACK")
-        other.close()
-        await database.write(open_account, CAROL)
-
-
 @pytest.mark.parametrize("label", ["\ud800", "lone \udcff surrogate"])
 async def test_text_that_is_not_unicode_is_refused(label: str) -> None:
     with opened("sqlite://") as database:
@@ -143,14 +109,6 @@ async def test_numbers_beyond_64_bits_are_refused(number: int) -> None:
         with pytest.raises(InvalidRowError):
             await database.write(open_account, CAROL._replace(created_at_ms=number))
         await database.write(open_account, CAROL)
-
-
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "capa.db"
-    path.write_bytes(b"certainly not a database" * 100)
-    with pytest.raises(StorageError, match="not a database"):
-        open_database(f"sqlite:///{path}", InlineRunner())
-    assert path.read_bytes().startswith(b"certainly"), "and is left alone"
 
 
 @pytest.mark.parametrize(
