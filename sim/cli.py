@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import trio
 import typer
@@ -73,6 +73,33 @@ def up(
 
 
 @app.command()
+def run(
+    seed: Annotated[int, typer.Option(help="Decides everything that happens.")] = 1,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", help="Write every event here, one per line.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """A whole market in virtual time, with faults; then quiet, and every book is checked.
+
+    The same seed gives the same trace, byte for byte. Exits with 1 if an invariant was broken.
+    """
+    from sim.report import render, seed_line, to_json
+    from sim.world import run_world
+
+    typer.echo(seed_line(seed), err=as_json)
+    try:
+        with _trace_file(trace) as sink:
+            result = run_world(seed, sink=sink)
+        typer.echo(json.dumps(to_json(result)) if as_json else "\n".join(render(result)))
+    finally:
+        # Last as well as first: whatever scrolled by or went wrong, this is what to run again.
+        typer.echo(seed_line(seed), err=as_json)
+    if result.violations:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bench(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
     as_json: Json = False,
@@ -103,6 +130,19 @@ def _print_figures(benchmark: Benchmark, figures: Figures) -> None:
             verdict = "met" if target.is_met(figures) else "missed"
             line += f"   target {sign} {target.bound:g}: {verdict}"
         typer.echo(line)
+
+
+@contextmanager
+def _trace_file(path: Path | None) -> Iterator[TextIO | None]:
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("w")
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be written: {error.strerror}") from None
+    with file:
+        yield file
 
 
 @contextmanager

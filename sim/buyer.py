@@ -1,0 +1,198 @@
+"""A client of a simulated market: the real client library on its own key, clock and transport.
+
+It reports what became of each job, and lets the auditor see what passes between it and the
+coordinator.
+"""
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+
+import trio
+
+from coordinator.client import JobSpec, MarketClient
+from coordinator.job_stream import JobFailed, JobStream, Outcome
+from coordinator.leaser import Granted, Leaser, Observation
+from coordinator.remote import RemoteLeaser
+from protocol.clock import Clock
+from protocol.envelope import Signed
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.keys import SigningKey
+from protocol.messages import Acceptance, JobRequest, Lease, Receipt
+from protocol.net.pool import StreamPool
+from protocol.net.transport import Transport
+from protocol.payload import Chunk
+from protocol.services import (
+    JOB_PROTOCOL,
+    LEASE_PROTOCOL,
+    NodesAsk,
+    NodesReply,
+    QuoteAsk,
+    QuoteReply,
+    SettleReply,
+)
+from sim.auditor import Auditor
+from sim.workload import PlannedJob
+
+ROLE = "client"
+
+
+class End(StrEnum):
+    """How a job looked to whoever asked for it."""
+
+    ANSWERED = "answered"
+    CANCELLED = "cancelled"
+    FAILED = "failed"  # nothing was delivered
+    CUT = "cut"  # the answer broke off
+
+
+@dataclass(slots=True)
+class JobReport:
+    """What one client got for one job, by its own count. Times are virtual milliseconds."""
+
+    planned: PlannedJob
+    end: End = End.FAILED
+    code: Code | None = None
+    message: str = ""
+    node: PeerId | None = None
+    attempts: int = 0
+    first_output_ms: float | None = None
+    total_ms: float = 0.0
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+    data: bytes = b""
+    chunks: int = 0
+    outcome: Outcome | None = None
+
+    def take(self, chunk: Chunk) -> None:
+        self.chunks += 1
+        self.token_ids += chunk.token_ids
+        self.text += chunk.text
+        self.data += chunk.data
+
+
+class Buyer:
+    """One client. `run` must be running while it buys."""
+
+    def __init__(
+        self,
+        name: str,
+        key: SigningKey,
+        transport: Transport,
+        clock: Clock,
+        *,
+        rng: random.Random,
+        coordinator: PeerId,
+        addresses: tuple[str, ...],
+        auditor: Auditor,
+    ) -> None:
+        self.name = name
+        self.key = key
+        self._transport = transport
+        self._lease_pool = StreamPool(transport, LEASE_PROTOCOL, role=ROLE, rng=_child(rng))
+        self._job_pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=_child(rng))
+        self._leaser = _WatchedLeaser(
+            RemoteLeaser(self._lease_pool, coordinator, addresses=addresses), auditor
+        )
+        self._market = MarketClient(
+            self._job_pool, self._leaser, clock=clock, entropy=_child(rng).randbytes
+        )
+
+    @property
+    def channels_open(self) -> int:
+        """Conversations under way, with nodes and the coordinator."""
+        pools = (self._lease_pool, self._job_pool)
+        return sum(pool.statistics().channels for pool in pools)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with trio.open_nursery() as nursery:
+            for run in (
+                self._transport.run,
+                self._lease_pool.run,
+                self._job_pool.run,
+                self._market.run,
+            ):
+                await nursery.start(run)
+            task_status.started()
+
+    async def buy(self, planned: PlannedJob) -> JobReport:
+        """Run a job to whatever end it has."""
+        report = JobReport(planned)
+        started_at = trio.current_time()
+        try:
+            await self._consume(planned.spec, report, started_at)
+        except JobFailed as failure:
+            report.code, report.message = failure.code, str(failure)
+            report.end = End.CUT if failure.delivered else End.FAILED
+        report.total_ms = 1000 * (trio.current_time() - started_at)
+        return report
+
+    async def _consume(self, spec: JobSpec, report: JobReport, started_at: float) -> None:
+        enough = report.planned.cancel_after
+        async with self._market.open_job(spec, self.key) as job:
+            report.first_output_ms = 1000 * (trio.current_time() - started_at)
+            _take_info(report, job)
+            async for chunk in job:
+                if report.chunks == enough:
+                    report.end = End.CANCELLED
+                    return
+                report.take(chunk)
+            report.end = End.ANSWERED
+            report.outcome = job.outcome
+
+
+def _take_info(report: JobReport, job: JobStream) -> None:
+    assert job.info is not None, "a job that was opened says where it runs"
+    report.node = job.info.node
+    report.attempts = job.info.attempts
+
+
+class _WatchedLeaser:
+    """A leaser that shows the auditor what was signed and what was answered."""
+
+    def __init__(self, inner: Leaser, auditor: Auditor) -> None:
+        self._inner = inner
+        self._auditor = auditor
+
+    @property
+    def coordinator(self) -> PeerId:
+        return self._inner.coordinator
+
+    async def lease(
+        self,
+        request: Signed[JobRequest],
+        *,
+        exclude: tuple[PeerId, ...],
+        receipts: tuple[Signed[Receipt], ...],
+        api_key_id: str | None = None,
+    ) -> Granted:
+        granted = await self._inner.lease(
+            request, exclude=exclude, receipts=receipts, api_key_id=api_key_id
+        )
+        self._auditor.leased(granted.lease)
+        return granted
+
+    async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:
+        self._auditor.receipted(receipt)
+        self._auditor.accepted(acceptance)
+        try:
+            reply = await self._inner.settle(receipt, acceptance)
+        except RemoteProtocolError as error:
+            self._auditor.refused(receipt, error.code)
+            raise
+        self._auditor.answered(receipt, reply.state, reply.amount_nano)
+        return reply
+
+    def observe(self, lease: Signed[Lease], observation: Observation) -> None:
+        self._inner.observe(lease, observation)
+
+    async def quote(self, ask: QuoteAsk) -> QuoteReply:
+        return await self._inner.quote(ask)
+
+    async def nodes(self, ask: NodesAsk) -> NodesReply:
+        return await self._inner.nodes(ask)
+
+
+def _child(rng: random.Random) -> random.Random:
+    return random.Random(rng.getrandbits(64))

@@ -1,0 +1,101 @@
+"""What must hold while a world runs, looked at from outside: answers, slots, queues, holds.
+
+Money is the auditor's. Each check returns sentences, so that one look shows all that is wrong.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from capanode.served import ServedModel
+from coordinator.open_leases import OpenLeases
+from protocol.errors import Code
+from protocol.limits import CHANNELS_PER_PEER_MAX
+from sim.buyer import End, JobReport
+from sim.sim_worker import SimWorker, text_of
+
+# What may honestly happen to a job in a world of honest parties. All other codes accuse somebody of
+# a mistake that nobody here makes.
+HONEST_CODES = frozenset(
+    {
+        Code.NO_NODE_FITS,
+        Code.UNKNOWN_MODEL,
+        Code.OUT_OF_FUNDS,
+        Code.BUSY,
+        Code.DRAINING,
+        Code.MODEL_UNAVAILABLE,
+        Code.WORKER_CRASHED,
+        Code.DEADLINE_EXCEEDED,
+        Code.NODE_LOST,
+        Code.COORDINATOR_LOST,
+        # The node was restarted and has made new offers, of which the client did not know.
+        Code.PRICE_MISMATCH,
+    }
+)
+# What a client hears whose input is not what it claimed.
+BAD_INPUT_CODES = frozenset({Code.INPUT_TOO_LARGE, Code.PROMPT_TOO_LONG})
+
+
+def check_job(report: JobReport) -> Iterator[str]:
+    """What is wrong with one client's view of one job: no token lost, doubled or out of order."""
+    planned, answer = report.planned, report.planned.answer
+    count = len(report.token_ids)
+    if report.token_ids != answer.token_ids[:count]:
+        yield f"{planned.name} got tokens that are not the answer's"
+    if report.text != "".join(map(text_of, report.token_ids)):
+        yield f"{planned.name} got text that is not its tokens'"
+    if report.end is End.ANSWERED:
+        yield from _check_answered(report)
+    if report.end in (End.FAILED, End.CUT):
+        honest = HONEST_CODES | (BAD_INPUT_CODES if planned.is_bad else frozenset())
+        if report.code not in honest:
+            yield f"{planned.name} failed with {report.code}, which no honest party earns"
+    if report.code is Code.DEADLINE_EXCEEDED and report.total_ms < 1000 * planned.spec.deadline_s:
+        yield f"{planned.name} ended after {report.total_ms:g} ms, long before its deadline"
+    if report.end is End.FAILED and report.chunks:
+        yield f"{planned.name} delivered {report.chunks} chunks and says that it delivered nothing"
+
+
+def _check_answered(report: JobReport) -> Iterator[str]:
+    planned, answer, outcome = report.planned, report.planned.answer, report.outcome
+    if planned.is_bad:
+        yield f"{planned.name} was answered although its input is not what it claims"
+    if (report.token_ids, report.data) != (answer.token_ids, answer.data):
+        yield f"{planned.name} is called complete after {len(report.token_ids)} tokens"
+    if outcome is None:
+        yield f"{planned.name} ended well without a receipt"
+        return
+    if (outcome.units, outcome.finish.value) != (answer.units, answer.reason):
+        yield f"{planned.name} is billed {outcome.units} ({outcome.finish}), not {answer.units}"
+    if not outcome.acceptance.message.agrees:
+        yield f"{planned.name}: the client's count is not its node's"
+
+
+def check_model(name: str, model: ServedModel) -> Iterator[str]:
+    """Slots and queue of one model at one node."""
+    seats, worker = model.seats, model.worker
+    assert isinstance(worker, SimWorker)
+    if seats.running > seats.slots or worker.most_live > seats.slots:
+        yield f"{name} runs {max(seats.running, worker.most_live)} jobs in {seats.slots} slots"
+    if seats.running + seats.queued > seats.slots + seats.queue_max:
+        yield f"{name} has {seats.queued} jobs in a queue of {seats.queue_max}"
+
+
+def check_channels(name: str, channels: int, peers: int) -> Iterator[str]:
+    """Conversations of one party."""
+    if channels > peers * CHANNELS_PER_PEER_MAX:
+        yield f"{name} has {channels} channels open to {peers} peers"
+
+
+def check_holds(
+    leases: OpenLeases, held_nano: Mapping[str, int], *, now_ms: int, late_ms: int
+) -> Iterator[str]:
+    """Every hold belongs to an open lease, is bounded by its ceiling, and ends in time."""
+    expected: dict[str, int] = {}
+    for opened in leases.by_hold().values():
+        granted = opened.lease.message
+        expected[granted.client] = expected.get(granted.client, 0) + granted.ceiling_nano
+        if opened.hold_expires_at_ms + late_ms < now_ms:
+            late_s = (now_ms - opened.hold_expires_at_ms) / 1000
+            yield f"the hold of {granted.lease_id} should have ended {late_s:g} s ago"
+    for client, nano in held_nano.items():
+        if nano > expected.get(client, 0):
+            yield f"{nano} is held of {client}, its open leases come to {expected.get(client, 0)}"

@@ -1,0 +1,103 @@
+"""What goes wrong in a world, and when: planned from the seed, then carried out on a schedule.
+
+Every fault has a beginning and an end inside the chaos phase, so that the quiet phase starts with a
+whole network; whether the market recovers from it is what the world is for.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+
+import trio
+
+from sim.options import Faults, WorldOptions
+from sim.trace import Trace
+
+
+class FaultKind(StrEnum):
+    KILL = "kill"  # the node's process dies and is started again
+    PARTITION = "partition"  # some parties reach only each other
+    FAR_LINK = "far_link"  # one node's connections become slow
+    SLOW_NODE = "slow_node"  # its machine has something else to do
+    REFUSAL = "refusal"  # it takes leases and refuses every job
+    WORKER_CRASH = "worker_crash"  # the model's process dies, the node lives
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`nodes` are numbers of nodes; of a partition, all that are on the smaller side, which has
+    clients too if `clients` names some. Processes die where it hurts: at the busiest node, or at
+    this one if all are idle."""
+
+    kind: FaultKind
+    at_s: float
+    lasts_s: float
+    nodes: tuple[int, ...]
+    clients: tuple[int, ...] = ()
+
+
+# What a world does for each kind: the fault lasts as long as the context is open, which says whom
+# it hit.
+Switches = dict[FaultKind, Callable[[Fault], AbstractContextManager[str]]]
+
+
+def plan_faults(options: WorldOptions, rng: random.Random) -> tuple[Fault, ...]:
+    """The faults of the chaos phase, in order of time."""
+    planned = [*_plan_partitions(options, rng), *_plan_others(options, rng)]
+    return tuple(sorted(planned, key=lambda fault: fault.at_s))
+
+
+async def carry_out(faults: Sequence[Fault], switches: Switches, trace: Trace) -> None:
+    """Begin and end every fault in its time, from now on. Returns when the last one is over."""
+    started_at = trio.current_time()
+
+    async def carry(fault: Fault) -> None:
+        await trio.sleep_until(started_at + fault.at_s)
+        with switches[fault.kind](fault) as victims:
+            trace.add("world", "fault_began", kind=fault.kind, at=victims)
+            await trio.sleep(fault.lasts_s)
+        trace.add("world", "fault_ended", kind=fault.kind, at=victims)
+
+    async with trio.open_nursery() as nursery:
+        for fault in faults:
+            nursery.start_soon(carry, fault)
+
+
+def _plan_partitions(options: WorldOptions, rng: random.Random) -> Iterable[Fault]:
+    """One after the other: a network has one partition at a time."""
+    faults = options.faults
+    if not faults.partitions:
+        return
+    window_s = options.chaos_s / faults.partitions
+    for number in range(faults.partitions):
+        lasts_s = min(rng.uniform(*faults.partition_lasts_s), 0.9 * window_s)
+        at_s = number * window_s + rng.uniform(0.0, window_s - lasts_s)
+        nodes = rng.sample(range(options.nodes), rng.randint(1, 2))
+        clients = [client for client in range(options.clients) if rng.random() < 0.25]
+        yield Fault(FaultKind.PARTITION, at_s, lasts_s, tuple(sorted(nodes)), tuple(clients))
+
+
+def _plan_others(options: WorldOptions, rng: random.Random) -> Iterator[Fault]:
+    """Faults that may overlap as they like."""
+    for kind, count, lasting_s in _independent(options.faults):
+        for _ in range(count):
+            lasts_s = rng.uniform(*lasting_s)
+            node = rng.randrange(options.nodes)
+            yield Fault(kind, _begin(options, lasts_s, rng), lasts_s, (node,))
+
+
+def _independent(faults: Faults) -> tuple[tuple[FaultKind, int, tuple[float, float]], ...]:
+    return (
+        (FaultKind.KILL, faults.kills, faults.kill_lasts_s),
+        (FaultKind.FAR_LINK, faults.far_links, faults.far_link_lasts_s),
+        (FaultKind.SLOW_NODE, faults.slow_nodes, faults.slow_lasts_s),
+        (FaultKind.REFUSAL, faults.refusals, faults.refusal_lasts_s),
+        (FaultKind.WORKER_CRASH, faults.worker_crashes, faults.worker_restart_s),
+    )
+
+
+def _begin(options: WorldOptions, lasts_s: float, rng: random.Random) -> float:
+    """Early enough to be over when the chaos phase is."""
+    return rng.uniform(0.0, max(0.0, options.chaos_s - lasts_s))

@@ -1,0 +1,146 @@
+"""Everything that a seed decides before a world begins: machines, network, demand, and what fails.
+
+The vocabulary of faults is in one place, so that a world can be read from its options: they are
+written into the trace first.
+"""
+
+import random
+from dataclasses import dataclass, field
+
+from protocol.limits import CLOCK_SKEW_MAX_MS
+from protocol.money import NANO_PER_CREDIT
+from protocol.net.memory_wire import Conditions
+from protocol.pricing import PriceSheet
+
+# Both sides of the window are used, and two honest clocks may stand at its two ends.
+SKEW_MS_MAX = CLOCK_SKEW_MAX_MS // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A kind of node, calibrated: one stream gets `decode_tps`, and every further stream of a batch
+    makes a step longer by `batch_slowdown`. Prices are per million tokens in and out."""
+
+    name: str
+    prefill_tps: int
+    decode_tps: int
+    batch_slowdown: float
+    slots: int
+    queue_max: int
+    price: PriceSheet
+
+
+def _price(input_credits: float, output_credits: float) -> PriceSheet:
+    return PriceSheet(
+        input_nano_per_mtok=round(input_credits * NANO_PER_CREDIT),
+        output_nano_per_mtok=round(output_credits * NANO_PER_CREDIT),
+    )
+
+
+# SmolLM2 on two cores measured 41 tokens/s alone and 350 in a batch of 32 (DESIGN, section 10);
+# the others keep the published ratios between such a machine and a consumer or a server card.
+# Slots are few, so that forty jobs are enough to fill queues.
+MACHINES = (
+    Machine("laptop", 400, 41, 0.09, 2, 2, _price(0.02, 0.06)),
+    Machine("desktop", 3_000, 90, 0.04, 3, 2, _price(0.05, 0.12)),
+    Machine("server", 9_000, 160, 0.02, 4, 4, _price(0.11, 0.31)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """How far parties are from each other: each pair draws a latency from this range."""
+
+    latency_s: tuple[float, float] = (0.001, 0.08)
+    jitter_s: float = 0.01
+    loss: float = 0.01
+    gossip_delay_s: float = 0.5
+    gossip_duplicates: float = 0.2
+
+    def draw(self, rng: random.Random) -> Conditions:
+        """The conditions between two parties."""
+        return Conditions(
+            latency_s=round(rng.uniform(*self.latency_s), 4),
+            jitter_s=self.jitter_s,
+            loss=self.loss,
+            gossip_delay_s=self.gossip_delay_s,
+            gossip_duplicates=self.gossip_duplicates,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How often each thing fails in the chaos phase, and for how long (seconds, from, to)."""
+
+    kills: int = 1
+    kill_lasts_s: tuple[float, float] = (4.0, 15.0)
+    partitions: int = 1
+    partition_lasts_s: tuple[float, float] = (3.0, 14.0)
+    far_links: int = 1
+    far_link_lasts_s: tuple[float, float] = (5.0, 20.0)
+    far_link_latency_s: float = 0.6
+    slow_nodes: int = 1
+    slow_lasts_s: tuple[float, float] = (5.0, 20.0)
+    slowdown: float = 8.0
+    refusals: int = 1
+    refusal_lasts_s: tuple[float, float] = (5.0, 20.0)
+    worker_crashes: int = 2
+    worker_restart_s: tuple[float, float] = (0.3, 3.0)
+    skew_ms_max: int = SKEW_MS_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What clients want. The last client has money for few of its jobs."""
+
+    jobs: int = 80
+    # That many come at about the same time, or queues would never fill.
+    burst: int = 8
+    burst_s: float = 0.5
+    cancel_share: float = 0.15
+    bad_input_share: float = 0.05
+    embedding_share: float = 0.15
+    tokens: tuple[int, int] = (4, 100)
+    deadline_s: tuple[float, float] = (20.0, 60.0)
+    credit_nano: int = NANO_PER_CREDIT
+    poor_credit_nano: int = 150_000
+
+
+@dataclass(frozen=True, slots=True)
+class WorldOptions:
+    """One world. Equal options and an equal seed make equal traces."""
+
+    nodes: int = 5
+    clients: int = 3
+    fee_bps: int = 500
+    chaos_s: float = 40.0
+    network: Network = field(default_factory=Network)
+    faults: Faults = field(default_factory=Faults)
+    demand: Demand = field(default_factory=Demand)
+
+
+def draw_options(seed: int) -> WorldOptions:
+    """The world of a seed: every kind of fault at least once, the rest as it falls."""
+    rng = random.Random(f"options {seed}")
+    return WorldOptions(
+        fee_bps=rng.choice((0, 250, 500, 1_111)),
+        network=Network(
+            latency_s=(0.001, rng.choice((0.01, 0.08, 0.15))),
+            loss=rng.choice((0.0, 0.01, 0.05)),
+            gossip_duplicates=rng.choice((0.1, 0.5)),
+        ),
+        faults=Faults(
+            kills=rng.randint(1, 4),
+            partitions=rng.randint(1, 3),
+            far_links=rng.randint(1, 3),
+            slow_nodes=rng.randint(1, 2),
+            refusals=rng.randint(1, 2),
+            worker_crashes=rng.randint(1, 4),
+        ),
+        demand=Demand(
+            jobs=rng.randint(50, 90),
+            burst=rng.randint(2, 12),
+            cancel_share=rng.uniform(0.1, 0.3),
+            poor_credit_nano=rng.randint(60_000, 300_000),
+        ),
+    )

@@ -1,0 +1,187 @@
+"""Who takes part in a world: made from its options, connected by one network, not yet running."""
+
+import random
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import trio
+
+from capanode.settings import CoordinatorAddress
+from coordinator.app import Coordinator, MarketRules
+from coordinator.db.accounts import list_accounts, open_account
+from coordinator.db.engine import Connection, InlineRunner, open_database
+from coordinator.ledger.accounts import Account, AccountKind, SystemAccount, account_of
+from coordinator.ledger.postings import credit
+from coordinator.ledger.writer import post_one
+from coordinator.runtime import Runtime
+from protocol.clock import Clock
+from protocol.ids import ULID_ENTROPY_BYTES, PeerId, TransferId, new_ulid
+from protocol.keys import SigningKey
+from protocol.messages import Task
+from protocol.net.clock import VirtualClock
+from protocol.net.memory import MemoryNetwork
+from protocol.net.memory_wire import Conditions
+from sim.auditor import Auditor, Balances
+from sim.buyer import Buyer
+from sim.options import MACHINES, WorldOptions
+from sim.sim_node import SimNode
+from sim.sim_worker import Ailments
+from sim.trace import Trace
+
+COORDINATOR_NAME = "coordinator"
+# Other parties get ports from 1 on.
+COORDINATOR_PORT = 4100
+
+
+class SkewedClock:
+    """A clock that was set wrong."""
+
+    def __init__(self, clock: Clock, *, ahead_ms: int) -> None:
+        self._clock = clock
+        self._ahead_ms = ahead_ms
+
+    def now_ms(self) -> int:
+        return self._clock.now_ms() + self._ahead_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Parties:
+    """The whole cast. `links` are the conditions between each two of them in good weather."""
+
+    network: MemoryNetwork
+    clock: VirtualClock
+    coordinator: Coordinator
+    nodes: tuple[SimNode, ...]
+    buyers: tuple[Buyer, ...]
+    links: dict[tuple[PeerId, PeerId], Conditions]
+    auditor: Auditor
+
+    def names(self) -> dict[str, str]:
+        """What each account is called."""
+        nodes = {str(node.key.peer_id): node.name for node in self.nodes}
+        return nodes | {str(buyer.key.peer_id): buyer.name for buyer in self.buyers}
+
+    def set_links(self, *, of: PeerId | None = None, extra_latency_s: float = 0.0) -> None:
+        """Set the distances between all parties, or from one to all others."""
+        for (a, b), usual in self.links.items():
+            if of in (None, a, b):
+                latency_s = usual.latency_s + extra_latency_s
+                self.network.set_conditions(a, b, replace(usual, latency_s=latency_s))
+
+
+def make_parties(options: WorldOptions, rng: random.Random, trace: Trace) -> Parties:
+    """Keys, clocks, machines, accounts and distances, each drawn in this order."""
+    casting = _Casting(options, rng)
+    coordinator = casting.make_coordinator()
+    me = coordinator.key.peer_id
+    auditor = Auditor(me, fee_bps=options.fee_bps)
+    nodes = tuple(casting.make_node(number, me, auditor) for number in range(options.nodes))
+    buyers = tuple(casting.make_buyer(number, me, auditor) for number in range(options.clients))
+    for number, buyer in enumerate(buyers):
+        is_poor = number == options.clients - 1
+        demand = options.demand
+        amount_nano = demand.poor_credit_nano if is_poor else demand.credit_nano
+        casting.credit(coordinator, buyer, amount_nano)
+        auditor.credited(buyer.key.peer_id, amount_nano)
+    peers = [me, *(node.key.peer_id for node in nodes), *(buyer.key.peer_id for buyer in buyers)]
+    links = {pair: options.network.draw(rng) for pair in combinations(peers, 2)}
+    parties = Parties(casting.network, casting.clock, coordinator, nodes, buyers, links, auditor)
+    trace.name(me, COORDINATOR_NAME)
+    for peer, name in parties.names().items():
+        trace.name(PeerId(peer), name)
+    parties.set_links()
+    return parties
+
+
+def read_balances(conn: Connection) -> Balances:
+    """What the coordinator's books say, as the plain numbers that the auditor compares."""
+    accounts = {account.id: account for account in list_accounts(conn, limit=1_000)}
+    system = {
+        name: accounts.pop(name)
+        for name in (SystemAccount.ISSUANCE, SystemAccount.ESCROW, SystemAccount.OPERATOR)
+    }
+    return Balances(
+        posted_nano={account.id: account.posted_nano for account in accounts.values()},
+        held_nano={account.id: account.held_nano for account in accounts.values()},
+        operator_nano=system[SystemAccount.OPERATOR].posted_nano,
+        escrow_nano=system[SystemAccount.ESCROW].posted_nano,
+    )
+
+
+def address_of(coordinator: PeerId) -> str:
+    """Where everybody finds it."""
+    return f"/memory/{COORDINATOR_PORT}/p2p/{coordinator}"
+
+
+def child_of(rng: random.Random) -> random.Random:
+    """A source of its own for each part, so that one part's draws do not shift another's."""
+    return random.Random(rng.getrandbits(64))
+
+
+class _Casting:
+    """Makes parties one by one, all from one random source."""
+
+    def __init__(self, options: WorldOptions, rng: random.Random) -> None:
+        self.clock = VirtualClock()
+        self.clock.now_ms()  # The world begins now.
+        self.network = MemoryNetwork(child_of(rng))
+        self._options = options
+        self._rng = rng
+
+    def make_coordinator(self) -> Coordinator:
+        key = SigningKey.generate(self._rng.randbytes)
+        runtime = Runtime(
+            self.clock,
+            child_of(self._rng).randbytes,
+            child_of(self._rng),
+            stopwatch_ns=lambda: round(1e9 * trio.current_time()),
+        )
+        return Coordinator(
+            key,
+            self.network.transport(key, port=COORDINATOR_PORT),
+            open_database("sqlite://", InlineRunner()),
+            MarketRules(fee_bps=self._options.fee_bps),
+            runtime,
+        )
+
+    def make_node(self, number: int, coordinator: PeerId, auditor: Auditor) -> SimNode:
+        has_both = number % 2 == 0
+        return SimNode(
+            f"node-{number + 1}",
+            SigningKey.generate(self._rng.randbytes),
+            self._rng.choice(MACHINES),
+            self.network,
+            self._skewed_clock(),
+            rng=child_of(self._rng),
+            tasks=(Task.CAUSAL_LM, Task.EMBEDDING) if has_both else (Task.CAUSAL_LM,),
+            coordinator=CoordinatorAddress(coordinator, address_of(coordinator)),
+            auditor=auditor,
+            ailments=Ailments(self._options.faults.slowdown),
+        )
+
+    def make_buyer(self, number: int, coordinator: PeerId, auditor: Auditor) -> Buyer:
+        key = SigningKey.generate(self._rng.randbytes)
+        return Buyer(
+            f"client-{number + 1}",
+            key,
+            self.network.transport(key),
+            self._skewed_clock(),
+            rng=child_of(self._rng),
+            coordinator=coordinator,
+            addresses=(address_of(coordinator),),
+            auditor=auditor,
+        )
+
+    def credit(self, coordinator: Coordinator, buyer: Buyer, amount_nano: int) -> None:
+        """As an operator does it who was paid: open an account and put money in."""
+        now_ms = self.clock.now_ms()
+        transfer_id = TransferId(new_ulid(now_ms, self._rng.randbytes(ULID_ENTROPY_BYTES)))
+        account_id = account_of(buyer.key.peer_id)
+        account = Account(account_id, AccountKind.CLIENT, label=buyer.name, created_at_ms=now_ms)
+        with coordinator.database.transaction() as conn:
+            open_account(conn, account)
+            post_one(conn, credit(transfer_id, account_id, amount_nano), now_ms=now_ms)
+
+    def _skewed_clock(self) -> SkewedClock:
+        limit_ms = self._options.faults.skew_ms_max
+        return SkewedClock(self.clock, ahead_ms=self._rng.randint(-limit_ms, limit_ms))

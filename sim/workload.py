@@ -1,0 +1,168 @@
+"""What the clients of a world want, and when: planned from the seed before anything runs.
+
+Every job comes with its one right answer, so that whatever arrives can be compared with it.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from coordinator.client import JobSpec
+from protocol.ids import PeerId
+from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
+from protocol.payload import EmbeddingInput, GenerationInput
+from protocol.pricing import Units
+from sim.options import Demand, WorldOptions
+from sim.sim_worker import CONTEXT_TOKENS, Answer, SimInput, answer_of
+
+# Models by task; every node offers the first, every other node the second.
+MODELS = {Task.CAUSAL_LM: "sim-lm", Task.EMBEDDING: "sim-embedder"}
+
+_WORDS = ("graph", "tensor", "market", "lease", "token", "river", "seed", "clock", "fault", "peer")
+_PROMPT_WORDS = (3, 60)
+_TEXTS_MAX = 6
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedJob:
+    """A job of client number `client`, asked for `at_s` after the chaos begins. `is_bad` if no node
+    may answer it; `cancel_after` chunks its client has had enough."""
+
+    number: int
+    client: int
+    at_s: float
+    spec: JobSpec
+    answer: Answer
+    is_bad: bool = False
+    cancel_after: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"job-{self.number}"
+
+
+def plan_jobs(
+    options: WorldOptions, nodes: Sequence[PeerId], rng: random.Random
+) -> tuple[PlannedJob, ...]:
+    """The demand of the chaos phase, in order of time."""
+    times = sorted(_plan_times(options, rng))
+    return tuple(
+        _plan_job(number, at_s, options, nodes, rng) for number, at_s in enumerate(times, 1)
+    )
+
+
+def plan_probes(options: WorldOptions, rng: random.Random) -> tuple[PlannedJob, ...]:
+    """What must be answered once nothing fails any more: a job of each client that has money."""
+    job_input = _generation(options.demand, rng)
+    return tuple(
+        PlannedJob(
+            number=options.demand.jobs + 1 + client,
+            client=client,
+            at_s=0.0,
+            spec=_spec(job_input, answer_of(job_input), deadline_s=60.0),
+            answer=answer_of(job_input),
+        )
+        for client in range(options.clients - 1)
+    )
+
+
+def _plan_times(options: WorldOptions, rng: random.Random) -> Iterator[float]:
+    """Jobs come in bursts."""
+    demand = options.demand
+    for number in range(demand.jobs):
+        if number % demand.burst == 0:
+            burst_at_s = rng.uniform(0.0, options.chaos_s)
+        yield burst_at_s + rng.uniform(0.0, demand.burst_s)
+
+
+def _plan_job(
+    number: int,
+    at_s: float,
+    options: WorldOptions,
+    nodes: Sequence[PeerId],
+    rng: random.Random,
+) -> PlannedJob:
+    demand = options.demand
+    is_embedding = rng.random() < demand.embedding_share
+    job_input = _texts(rng) if is_embedding else _generation(demand, rng)
+    is_bad = rng.random() < demand.bad_input_share
+    if is_bad:
+        job_input = _too_long(rng)
+    answer = answer_of(job_input)
+    is_impatient = rng.random() < demand.cancel_share
+    spec = _spec(
+        job_input,
+        answer,
+        objective=rng.choice(tuple(Objective)),
+        constraints=_constraints(nodes, rng),
+        deadline_s=round(rng.uniform(*demand.deadline_s), 1),
+        is_understated=is_bad,
+    )
+    return PlannedJob(
+        number=number,
+        client=rng.randrange(options.clients),
+        at_s=at_s,
+        spec=spec,
+        answer=answer,
+        is_bad=is_bad,
+        cancel_after=rng.randrange(4) if is_impatient else None,
+    )
+
+
+def _spec(
+    job_input: SimInput,
+    answer: Answer,
+    *,
+    objective: Objective = Objective.BALANCED,
+    constraints: Constraints = NO_CONSTRAINTS,
+    deadline_s: float,
+    is_understated: bool = False,
+) -> JobSpec:
+    """`is_understated`: the client claims a short input, which the node will find out."""
+    output_max = job_input.max_tokens if isinstance(job_input, GenerationInput) else 0
+    input_max = 10 if is_understated else answer.input_tokens
+    task = Task.CAUSAL_LM if isinstance(job_input, GenerationInput) else Task.EMBEDDING
+    return JobSpec(
+        model=MODELS[task],
+        task=task,
+        job_input=job_input,
+        units_max=Units(input_tokens=input_max, output_tokens=output_max),
+        units_expected=Units(input_tokens=input_max, output_tokens=output_max // 2),
+        objective=objective,
+        constraints=constraints,
+        deadline_s=deadline_s,
+    )
+
+
+def _generation(demand: Demand, rng: random.Random) -> GenerationInput:
+    return GenerationInput(
+        max_tokens=rng.randint(*demand.tokens),
+        prompt=_prompt(rng.randint(*_PROMPT_WORDS), rng),
+        seed=rng.getrandbits(31),
+    )
+
+
+def _too_long(rng: random.Random) -> GenerationInput:
+    """Longer than claimed; every other one is longer than the model's context too."""
+    words = rng.choice((100, CONTEXT_TOKENS + 1))
+    return GenerationInput(max_tokens=4, prompt=_prompt(words, rng))
+
+
+def _texts(rng: random.Random) -> EmbeddingInput:
+    return EmbeddingInput(tuple(_prompt(8, rng) for _ in range(rng.randint(1, _TEXTS_MAX))))
+
+
+def _prompt(words: int, rng: random.Random) -> str:
+    return " ".join(rng.choices(_WORDS, k=words))
+
+
+def _constraints(nodes: Sequence[PeerId], rng: random.Random) -> Constraints:
+    """Most clients take any node; some like one, some avoid one, some cap the cost."""
+    kind = rng.randrange(10)
+    if kind == 0:
+        return Constraints(ignore=(rng.choice(nodes),))
+    if kind == 1:
+        return Constraints(order=tuple(rng.sample(nodes, 2)))
+    if kind == 2:
+        return Constraints(max_cost_nano=rng.randint(3_000, 40_000))
+    return NO_CONSTRAINTS

@@ -1,0 +1,258 @@
+"""One deterministic world: a real coordinator, real nodes and real clients on a network in memory.
+
+First chaos: demand and faults together, with invariants looked at all the time. Then quiet: the
+network is whole, nothing fails, and progress is demanded: every job ends, every hold is resolved,
+every receipt is handed in, new jobs are answered, and an independent auditor agrees with the books.
+
+No thread, no socket, no clock but trio's virtual one; all chance comes from the seed.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TextIO
+
+import trio
+
+from coordinator.ledger.audit import audit
+from protocol.limits import RECEIPT_GRACE_MS
+from sim.buyer import JobReport
+from sim.checkers import check_channels, check_holds, check_job, check_model
+from sim.determinism import run_deterministically
+from sim.faults import carry_out, plan_faults
+from sim.options import WorldOptions, draw_options
+from sim.parties import COORDINATOR_NAME, child_of, make_parties, read_balances
+from sim.switches import make_switches
+from sim.trace import Trace, Voice
+from sim.workload import PlannedJob, plan_jobs, plan_probes
+
+# Attaching is a dial and two round trips; with a second between tries.
+READY_WITHIN_S = 30.0
+# A job's deadline, and the patience of whoever waits for its receipt.
+JOBS_END_WITHIN_S = 90.0
+# The longest deadline, the grace of its hold, and the coordinator's own rounds.
+SETTLED_WITHIN_S = 60.0 + RECEIPT_GRACE_MS / 1000 + 60.0
+# A breaker that opened in the chaos forgives within this; a client would come back as well.
+PROBE_TRIES = 6
+PROBE_AGAIN_S = 20.0
+LOOK_EVERY_S = 1.0
+POLL_EVERY_S = 0.25
+# A coordinator looks for expired holds every two seconds.
+HOLD_LATE_MS = 5_000
+
+
+class Stuck(Exception):
+    """The world makes no progress; the message says what did not happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorldResult:
+    """A world after its end. It went well if `violations` is empty."""
+
+    seed: int
+    options: WorldOptions
+    jobs: tuple[JobReport, ...]
+    probes: tuple[JobReport, ...]
+    credited_nano: int
+    money_nano: dict[str, int]
+    captured_nano: int
+    leases: int
+    faults: dict[str, int]
+    events: dict[str, int]
+    trace_lines: int
+    trace_sha256: str
+    virtual_s: float
+    violations: tuple[str, ...]
+
+
+def run_world(
+    seed: int, *, options: WorldOptions | None = None, sink: TextIO | None = None
+) -> WorldResult:
+    """Run the world of a seed. Its trace goes to `sink`; nothing else is read or written."""
+    chosen = options if options is not None else draw_options(seed)
+
+    async def main(rng: random.Random) -> WorldResult:
+        trace = Trace(trio.current_time, sink=sink)
+        with trace.logs_captured():
+            return await World(seed, chosen, rng, trace).run()
+
+    return run_deterministically(main, seed)
+
+
+class World:
+    """All parties of one run. `run` is its whole life."""
+
+    def __init__(self, seed: int, options: WorldOptions, rng: random.Random, trace: Trace) -> None:
+        self.seed = seed
+        self.options = options
+        self.trace = trace
+        self._rng = rng
+        self._violations: dict[str, None] = {}
+        self._reports: list[JobReport] = []
+        self._faults: Counter[str] = Counter()
+        trace.add("world", "options", seed=seed, options=options)
+        self._parties = make_parties(options, rng, trace)
+
+    async def run(self) -> WorldResult:
+        probes: tuple[JobReport, ...] = ()
+        async with trio.open_nursery() as nursery:
+            await self._start(nursery)
+            nursery.start_soon(self._look_forever)
+            try:
+                await self._make_chaos(nursery)
+                probes = await self._demand_progress()
+            except Stuck as stuck:
+                self._violate(f"no progress: {stuck}")
+            self._judge()
+            nursery.cancel_scope.cancel()
+        return self._result(probes)
+
+    # The phases.
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        with Voice(COORDINATOR_NAME).speaking():
+            await nursery.start(self._parties.coordinator.run)
+        for node in self._parties.nodes:
+            nursery.start_soon(node.run)
+        for buyer in self._parties.buyers:
+            with Voice(buyer.name).speaking():
+                await nursery.start(buyer.run)
+        await self._wait_until(self._is_market_open, READY_WITHIN_S, "the nodes attach")
+        self.trace.add("world", "market_open", nodes=len(self._parties.nodes))
+
+    async def _make_chaos(self, nursery: trio.Nursery) -> None:
+        faults = plan_faults(self.options, child_of(self._rng))
+        self._faults.update(fault.kind.value for fault in faults)
+        nodes = tuple(node.key.peer_id for node in self._parties.nodes)
+        jobs = plan_jobs(self.options, nodes, child_of(self._rng))
+        self.trace.add("world", "chaos_began", faults=len(faults), jobs=len(jobs))
+        for planned in jobs:
+            nursery.start_soon(self._run_job, planned)
+        switches = make_switches(self._parties, self.options.faults, self.trace)
+        await carry_out(faults, switches, self.trace)
+
+    async def _demand_progress(self) -> tuple[JobReport, ...]:
+        self._parties.network.heal()
+        self.trace.add("world", "quiet_began")
+        await self._wait_until(
+            lambda: len(self._reports) == self.options.demand.jobs, JOBS_END_WITHIN_S, "jobs end"
+        )
+        await self._wait_until(self._is_market_open, READY_WITHIN_S, "all nodes are back")
+        probes = plan_probes(self.options, child_of(self._rng))
+        answered = tuple([await self._run_probe(planned) for planned in probes])
+        await self._wait_until(self._is_settled, SETTLED_WITHIN_S, "everything is settled")
+        self.trace.add("world", "settled")
+        return answered
+
+    async def _run_job(self, planned: PlannedJob) -> None:
+        await trio.sleep(planned.at_s)
+        self._reports.append(await self._buy(planned))
+
+    async def _run_probe(self, planned: PlannedJob) -> JobReport:
+        for _ in range(PROBE_TRIES):
+            report = await self._buy(planned)
+            if report.outcome is not None:
+                return report
+            await trio.sleep(PROBE_AGAIN_S)
+        raise Stuck(f"{planned.name} is not answered although nothing fails: {report.code}")
+
+    async def _buy(self, planned: PlannedJob) -> JobReport:
+        buyer = self._parties.buyers[planned.client]
+        with Voice(buyer.name).speaking():
+            self.trace.add(buyer.name, "job_asked", job=planned.name, model=planned.spec.model)
+            report = await buyer.buy(planned)
+        self.trace.add(
+            buyer.name,
+            "job_ended",
+            job=planned.name,
+            end=report.end,
+            code=report.code or "-",
+            node=report.node or "-",
+            attempts=report.attempts,
+            chunks=report.chunks,
+            tokens=len(report.token_ids),
+            total_ms=round(report.total_ms, 3),
+        )
+        for violation in check_job(report):
+            self._violate(violation)
+        return report
+
+    async def _wait_until(self, is_true: Callable[[], bool], within_s: float, what: str) -> None:
+        for _ in range(int(within_s / POLL_EVERY_S)):
+            if is_true():
+                return
+            await trio.sleep(POLL_EVERY_S)
+        raise Stuck(f"{what}: not within {within_s:g} s")
+
+    # Looking at it.
+
+    def _is_market_open(self) -> bool:
+        attached = {
+            entry.node for entry in self._parties.coordinator.market.book if entry.is_attached
+        }
+        return all(node.is_up and node.key.peer_id in attached for node in self._parties.nodes)
+
+    def _is_settled(self) -> bool:
+        return not len(self._parties.coordinator.leases) and not any(
+            node.store.count() for node in self._parties.nodes
+        )
+
+    async def _look_forever(self) -> None:
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            balances = await self._parties.coordinator.database.read(read_balances)
+            for violation in self._look(balances.held_nano):
+                self._violate(violation)
+
+    def _look(self, held: Mapping[str, int]) -> Iterator[str]:
+        yield from check_holds(
+            self._parties.coordinator.leases,
+            held,
+            now_ms=self._parties.clock.now_ms(),
+            late_ms=HOLD_LATE_MS,
+        )
+        for node in self._parties.nodes:
+            for model in node.models:
+                yield from check_model(f"{node.name}'s {model.name}", model)
+        for buyer in self._parties.buyers:
+            yield from check_channels(buyer.name, buyer.channels_open, 1 + len(self._parties.nodes))
+
+    def _violate(self, what: str) -> None:
+        if what not in self._violations:
+            self._violations[what] = None
+            self.trace.add("world", "violation", what=what.splitlines()[0])
+
+    def _judge(self) -> None:
+        """The end: what was logged as an error, both audits, and what the parties have."""
+        with self._parties.coordinator.database.transaction() as conn:
+            own = audit(conn)
+            self._balances = read_balances(conn)
+        for alarm in self.trace.alarms:
+            self._violate(alarm)
+        for finding in own.findings:
+            self._violate(f"the ledger's own audit: {finding}")
+        for verdict in self._parties.auditor.audit(self._balances):
+            self._violate(f"the auditor: {verdict}")
+
+    def _result(self, probes: tuple[JobReport, ...]) -> WorldResult:
+        names = self._parties.names()
+        money = {names[account]: nano for account, nano in self._balances.posted_nano.items()}
+        money["operator"] = self._balances.operator_nano
+        self.trace.add("world", "ended", **{k.replace("-", "_"): v for k, v in money.items()})
+        return WorldResult(
+            seed=self.seed,
+            options=self.options,
+            jobs=tuple(sorted(self._reports, key=lambda report: report.planned.number)),
+            probes=probes,
+            credited_nano=self._parties.auditor.credited_nano,
+            money_nano=dict(sorted(money.items())),
+            captured_nano=self._parties.auditor.captured_nano(),
+            leases=self._parties.auditor.leases_seen,
+            faults=dict(sorted(self._faults.items())),
+            events=dict(sorted(self.trace.counts.items())),
+            trace_lines=self.trace.lines,
+            trace_sha256=self.trace.hexdigest(),
+            virtual_s=trio.current_time(),
+            violations=tuple(self._violations),
+        )
