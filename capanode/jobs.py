@@ -23,6 +23,7 @@ from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.keys import SigningKey
 from protocol.limits import LEASE_OPEN_WITHIN_MS
+from protocol.log import bind_job
 from protocol.messages import Finish, Lease, Receipt
 from protocol.net.channels import Channel, serve_channels
 from protocol.net.errors import NetError
@@ -210,6 +211,8 @@ class ServedJob:
         if terms is None:
             raise RemoteProtocolError("a job starts with JOB_OPEN", code=Code.UNEXPECTED_FRAME)
         request, lease = terms
+        # This task is this job's alone, so that all it logs from here on may carry the id.
+        bind_job(request.message.job_id)
         now_ms = self._server.clock.now_ms()
         self._server.admission.check_evidence(request, lease, now_ms=now_ms)
         # From here on the lease is ours, so that every ending owes a receipt, if only of nothing.

@@ -7,8 +7,7 @@ copied into bug reports.
 
 import logging
 import sys
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from collections.abc import MutableMapping
 from enum import StrEnum
 from typing import Any, TextIO
 
@@ -82,11 +81,9 @@ def configure_logging(
     root.setLevel(max(number, logging.ERROR))
 
 
-@contextmanager
-def job_bound(job_id: JobId) -> Iterator[None]:
-    """Everything that is logged inside, in this task, carries the job's id."""
-    with structlog.contextvars.bound_contextvars(job_id=job_id):
-        yield
+def bind_job(job_id: JobId) -> None:
+    """Everything that this task logs from here on carries the job's id. For tasks of one job."""
+    structlog.contextvars.bind_contextvars(job_id=job_id)
 
 
 def hide_secrets(_logger: Any, _method: str, event: _Event) -> _Event:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+import trio
 
 from protocol.ids import JobId
-from protocol.log import HIDDEN, LogFormat, configure_logging, job_bound
+from protocol.log import HIDDEN, LogFormat, bind_job, configure_logging
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +25,17 @@ def lines(stream: io.StringIO) -> list[dict[str, object]]:
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
-def test_json_lines_carry_the_job_id_that_is_bound() -> None:
+async def test_what_the_task_of_a_job_logs_carries_the_jobs_id() -> None:
     stream = io.StringIO()
     configure_logging(level="info", log_format=LogFormat.JSON, stream=stream)
     log = structlog.get_logger()
-    with job_bound(JobId("J")):
+
+    async def serve() -> None:
+        bind_job(JobId("J"))
         log.info("job_refused", code="busy")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
     log.info("job_forgotten")
     inside, outside = lines(stream)
     assert (inside["event"], inside["job_id"], inside["code"]) == ("job_refused", "J", "busy")
