@@ -55,7 +55,7 @@ class GenerationOrder:
                 )
             # The node cuts a longer answer to what its context leaves, and refuses a longer prompt.
             units_max = replace(units_max, input_tokens=min(units_max.input_tokens, context))
-        return _spec(self, job_input, units_max, expected, caller, deadline_s)
+        return _spec(self, job_input, (units_max, expected), caller, deadline_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class EmbeddingOrder:
     job_input: EmbeddingInput
 
     def to_spec(self, caller: Caller, model: ModelInfo | None, *, deadline_s: float) -> JobSpec:
-        return _spec(self, self.job_input, *units_of(self.job_input), caller, deadline_s)
+        return _spec(self, self.job_input, units_of(self.job_input), caller, deadline_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class ImageOrder:
     job_input: ImageInput
 
     def to_spec(self, caller: Caller, model: ModelInfo | None, *, deadline_s: float) -> JobSpec:
-        return _spec(self, self.job_input, *units_of(self.job_input), caller, deadline_s)
+        return _spec(self, self.job_input, units_of(self.job_input), caller, deadline_s)
 
 
 Order = GenerationOrder | EmbeddingOrder | ImageOrder
@@ -99,11 +99,11 @@ def check_text_size(size: int, param: str) -> None:
 def _spec(
     order: Order,
     job_input: JobInput,
-    units_max: Units,
-    units_expected: Units,
+    units: tuple[Units, Units],
     caller: Caller,
     deadline_s: float,
 ) -> JobSpec:
+    units_max, units_expected = units
     return JobSpec(
         model=order.routing.model,
         task=order.task,
