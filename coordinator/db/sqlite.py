@@ -44,11 +44,12 @@ def open_engines(url: URL, *, readers_max: int) -> tuple[Engine, Engine]:
         engine = create_engine(url, poolclass=StaticPool, connect_args=arguments)
         _configure(engine, begin="BEGIN IMMEDIATE", read_only=False)
         return engine, engine
+    # Two for writing: the one that the writer's thread keeps, and one for `Database.transaction`.
     write_engine, read_engine = (
         create_engine(
             url, poolclass=QueuePool, pool_size=size, max_overflow=0, connect_args=arguments
         )
-        for size in (1, readers_max)
+        for size in (2, readers_max)
     )
     _configure(write_engine, begin="BEGIN IMMEDIATE", read_only=False)
     _configure(read_engine, begin="BEGIN", read_only=True)

@@ -62,6 +62,21 @@ async def test_what_fails_leaves_nothing_and_the_next_write_works(
         await database.write(open_account, CAROL)
 
 
+@runners
+@places
+async def test_a_program_may_mix_both_ways_to_write(
+    runner: type[Runner], place: str, tmp_path: Path
+) -> None:
+    with opened(url_of(place, tmp_path), runner()) as database:
+        for number in range(3):
+            with database.transaction() as conn:
+                open_account(conn, CAROL._replace(id=AccountId(f"a{number}")))
+            await database.write(open_account, CAROL._replace(id=AccountId(f"b{number}")))
+        for number in range(3):
+            assert await database.read(find_account, AccountId(f"a{number}"))
+            assert await database.read(find_account, AccountId(f"b{number}"))
+
+
 async def test_a_read_does_not_wait_for_a_write(tmp_path: Path) -> None:
     with opened(f"sqlite:///{tmp_path / 'capa.db'}", ThreadRunner()) as database:
         may_end = threading.Event()
