@@ -214,6 +214,9 @@ class Libp2pTransport:
         gossip = running_gossip(self._host, self._topics, first_number=time.time_ns())
         with scope:
             async with self._host.run([]), gossip as self._gossip:
+                # They dial every peer that was ever seen, and drop connections that look idle.
+                await self._swarm.auto_connector.stop()
+                await self._swarm.connection_pruner.stop()
                 task_status.started()
                 await trio.sleep_forever()
         self._gossip = None

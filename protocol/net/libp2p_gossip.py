@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
+import trio
 from libp2p.abc import IHost
+from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
@@ -81,12 +83,30 @@ class GossipService(Pubsub):
         return validate
 
 
+class _Router(GossipSub):
+    """Tells every new neighbour our topics twice.
+
+    The library writes its greeting with the topics of that moment, waits, and only then registers
+    the neighbour for what follows: a topic joined in between would never be told to it.
+    """
+
+    def add_peer(self, peer_id: ID, protocol_id: TProtocol | None) -> None:
+        super().add_peer(peer_id, protocol_id)
+        if self.pubsub is not None:
+            self.pubsub.manager.run_task(self._greet_again, peer_id)
+
+    async def _greet_again(self, peer_id: ID) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.pubsub is not None and peer_id in self.pubsub.peers:
+            self.send_rpc(peer_id, self.pubsub.get_hello_packet())
+
+
 @asynccontextmanager
 async def running_gossip(
     host: IHost, topics: Topics, *, first_number: int
 ) -> AsyncIterator[GossipService]:
     """Gossip on `host` while the block runs. Before any connection is made."""
-    router = GossipSub(
+    router = _Router(
         [PROTOCOL_ID_V11],
         DEGREE,
         DEGREE_LOW,
@@ -99,8 +119,6 @@ async def running_gossip(
         max_pending_messages_per_peer=1,
     )
     # Kept for the adaptive mode only, which is what would ever empty them.
-    router.recent_peer_connections = _Forgetful()
-    router.recent_peer_disconnections = _Forgetful()
     router.recent_message_deliveries = defaultdict(_Forgetful)
     gossip = GossipService(host, router, topics, first_number)
     async with background_trio_service(gossip), background_trio_service(router):

@@ -316,6 +316,8 @@ class Mux(IMuxedConn):
 
     async def ping(self) -> float:
         """Seconds for one round trip. Waits for ever if the peer is gone: give it a deadline."""
+        if self._ending:
+            raise MuxedConnUnavailable("the connection is closed")
         self._pings += 1
         number = self._pings & 0xFFFF_FFFF
         pong = self._pongs[number] = trio.Event()
@@ -326,7 +328,7 @@ class Mux(IMuxedConn):
         finally:
             self._pongs.pop(number, None)
         if self._ending:
-            raise MuxedConnUnavailable
+            raise MuxedConnUnavailable("the connection was closed meanwhile")
         return trio.current_time() - sent_at
 
     async def open_stream(self) -> MuxStream:
@@ -399,7 +401,7 @@ class Mux(IMuxedConn):
 
     async def _watch_silence(self) -> None:
         while True:
-            await trio.sleep(PING_AFTER_S)
+            await trio.sleep_until(self._heard_at + PING_AFTER_S)
             asked_at = trio.current_time()
             if asked_at - self._heard_at < PING_AFTER_S:
                 continue

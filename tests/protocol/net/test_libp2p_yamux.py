@@ -1,0 +1,425 @@
+"""Yamux over a pair of queues: what the wire carries, and what a hostile peer may not do."""
+
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import pytest
+import trio
+from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import (
+    MuxedConnUnavailable,
+    MuxedStreamClosed,
+    MuxedStreamEOF,
+    MuxedStreamReset,
+)
+from trio.testing import wait_all_tasks_blocked
+
+from protocol.net.libp2p_yamux import (
+    ACK,
+    DATA,
+    FIN,
+    GO_AWAY,
+    HEADER,
+    OUTBOX_BYTES_MAX,
+    PING,
+    PING_AFTER_S,
+    PONG_WITHIN_S,
+    RST,
+    STREAMS_ACCEPTED_MAX,
+    SYN,
+    WINDOW_BYTES,
+    WINDOW_UPDATE,
+    WRITE_BYTES_MAX,
+    Mux,
+    MuxStream,
+)
+from tests.protocol.net.contract import key_of
+from tests.protocol.net.virtual import virtual_time
+
+PEER = ID.from_base58(key_of(3).peer_id)
+
+
+class QueueConn:
+    """A secured connection whose messages go to the other one's queue."""
+
+    def __init__(self, *, is_initiator: bool) -> None:
+        self.is_initiator = is_initiator
+        self.send, self.receive = trio.open_memory_channel[bytes](10_000)
+        self.other: QueueConn = self
+        self.stuck = trio.Event()
+        self.stuck.set()
+        self.written: list[bytes] = []
+
+    async def read(self, n: int | None = None) -> bytes:
+        try:
+            return await self.receive.receive()
+        except trio.EndOfChannel:
+            raise ConnectionClosedError("the other side is gone") from None
+
+    async def write(self, data: bytes) -> None:
+        await self.stuck.wait()
+        self.written.append(data)
+        try:
+            await self.other.send.send(data)
+        except (trio.ClosedResourceError, trio.BrokenResourceError):
+            raise ConnectionClosedError("the other side is gone") from None
+
+    async def close(self) -> None:
+        self.other.send.close()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return None
+
+
+def queue_pair() -> tuple[QueueConn, QueueConn]:
+    left, right = QueueConn(is_initiator=True), QueueConn(is_initiator=False)
+    left.other, right.other = right, left
+    return left, right
+
+
+def mux_on(conn: QueueConn) -> Mux:
+    return Mux(cast(Any, conn), PEER)
+
+
+@asynccontextmanager
+async def muxed() -> AsyncIterator[tuple[Mux, Mux, QueueConn, QueueConn]]:
+    left, right = queue_pair()
+    ours, theirs = mux_on(left), mux_on(right)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ours.start)
+        nursery.start_soon(theirs.start)
+        yield ours, theirs, left, right
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def against_raw() -> AsyncIterator[tuple[Mux, QueueConn]]:
+    """A Mux that accepts, and the other side's bare connection."""
+    left, right = queue_pair()
+    mux = mux_on(left)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mux.start)
+        yield mux, right
+        nursery.cancel_scope.cancel()
+
+
+def frame(kind: int, flags: int, stream_id: int, length: int = 0, body: bytes = b"") -> bytes:
+    return HEADER.pack(0, kind, flags, stream_id, length or len(body)) + body
+
+
+async def frames_from(conn: QueueConn) -> list[tuple[int, int, int, int]]:
+    """What the Mux has sent so far: type, flags, stream and length of each frame."""
+    await wait_all_tasks_blocked()
+    data = b""
+    while True:
+        try:
+            data += conn.receive.receive_nowait()
+        except (trio.WouldBlock, trio.EndOfChannel):
+            break
+    frames = []
+    while data:
+        _, kind, flags, stream_id, length = HEADER.unpack_from(data)
+        frames.append((kind, flags, stream_id, length))
+        data = data[HEADER.size + (length if kind == DATA else 0) :]
+    return frames
+
+
+async def read_exactly(stream: MuxStream, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += await stream.read(size - len(data))
+    return data
+
+
+@virtual_time
+async def test_frames_are_yamux() -> None:
+    async with against_raw() as (mux, raw):
+        stream = await mux.open_stream()
+        await stream.write(b"hello")
+        await stream.close()
+        assert await frames_from(raw) == [
+            (WINDOW_UPDATE, SYN, 1, 0),
+            (DATA, 0, 1, 5),
+            (WINDOW_UPDATE, FIN, 1, 0),
+        ]
+
+
+@virtual_time
+async def test_what_waits_together_is_written_together() -> None:
+    async with against_raw() as (mux, _):
+        streams = [await mux.open_stream() for _ in range(3)]
+        await wait_all_tasks_blocked()
+        before = len(cast(QueueConn, cast(Any, mux)._conn).written)
+        for stream in streams:
+            await stream.write(b"x" * 100)
+        await wait_all_tasks_blocked()
+        writes = cast(QueueConn, cast(Any, mux)._conn).written[before:]
+        assert len(writes) < 3 or sum(map(len, writes)) == 3 * (HEADER.size + 100)
+        assert all(len(write) <= WRITE_BYTES_MAX for write in writes)
+
+
+@virtual_time
+async def test_data_goes_both_ways_and_ends() -> None:
+    async with muxed() as (ours, theirs, _, _):
+        mine = await ours.open_stream()
+        await mine.write(b"question")
+        yours = await theirs.accept_stream()
+        assert await read_exactly(yours, 8) == b"question"
+        await mine.close()
+        with pytest.raises(MuxedStreamEOF):
+            await yours.read()
+        await yours.write(b"answer")
+        await yours.close()
+        assert await read_exactly(mine, 6) == b"answer"
+        with pytest.raises(MuxedStreamEOF):
+            await mine.read()
+        await wait_all_tasks_blocked()
+        assert not ours.streams
+        assert not theirs.streams
+
+
+@virtual_time
+async def test_cancelled_writer_spoils_nothing() -> None:
+    async with muxed() as (ours, theirs, left, _):
+        mine = await ours.open_stream()
+        other = await ours.open_stream()
+        yours = await theirs.accept_stream()
+        their_other = await theirs.accept_stream()
+        left.stuck = trio.Event()
+        with trio.move_on_after(1) as scope:
+            await mine.write(b"x" * (OUTBOX_BYTES_MAX + WINDOW_BYTES))
+        assert scope.cancelled_caught
+        left.stuck.set()
+        await other.write(b"fine")
+        assert await read_exactly(their_other, 4) == b"fine"
+        assert set(await yours.read()) == {ord("x")}
+
+
+@virtual_time
+async def test_writer_waits_for_the_window_as_long_as_it_takes() -> None:
+    async with muxed() as (ours, theirs, _, _):
+        mine = await ours.open_stream()
+        size = 3 * WINDOW_BYTES
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mine.write, b"x" * size)
+            yours = await theirs.accept_stream()
+            await trio.sleep(3600)
+            assert await read_exactly(yours, size) == b"x" * size
+
+
+@virtual_time
+async def test_small_reads_return_no_credit_each() -> None:
+    async with against_raw() as (mux, raw):
+        await raw.write(frame(WINDOW_UPDATE, SYN, 2))
+        stream = await mux.accept_stream()
+        for _ in range(100):
+            await raw.write(frame(DATA, 0, 2, body=b"x" * 100))
+            assert await stream.read() == b"x" * 100
+        assert await frames_from(raw) == [(WINDOW_UPDATE, ACK, 2, 0)]
+
+
+@virtual_time
+async def test_window_grows_for_a_reader_that_keeps_up() -> None:
+    async with against_raw() as (mux, raw):
+        await raw.write(frame(WINDOW_UPDATE, SYN, 2))
+        stream = await mux.accept_stream()
+        credit = WINDOW_BYTES
+        for _ in range(200):
+            body = b"x" * 32_768
+            credit -= len(body)
+            await raw.write(frame(DATA, 0, 2, body=body))
+            assert await read_exactly(stream, len(body)) == body
+            credit += sum(f[3] for f in await frames_from(raw) if f[0] == WINDOW_UPDATE)
+        assert credit > 2_000_000
+
+
+@virtual_time
+async def test_pings_are_answered_and_measured() -> None:
+    async with muxed() as (ours, _, _, _):
+        assert await ours.ping() >= 0
+    async with against_raw() as (_, raw):
+        await raw.write(frame(PING, SYN, 0, 77))
+        assert await frames_from(raw) == [(PING, ACK, 0, 77)]
+
+
+@virtual_time
+async def test_silent_peer_is_given_up() -> None:
+    async with against_raw() as (mux, _):
+        stream = await mux.open_stream()
+        started_at = trio.current_time()
+        with pytest.raises(MuxedStreamClosed, match="silent"):
+            await stream.read()
+        assert trio.current_time() - started_at <= PING_AFTER_S + PONG_WITHIN_S + 0.1
+        assert mux.timed_out
+        assert mux.is_closed
+
+
+@virtual_time
+async def test_any_byte_is_a_sign_of_life() -> None:
+    async with against_raw() as (mux, raw):
+        await raw.write(frame(WINDOW_UPDATE, SYN, 2))
+        stream = await mux.accept_stream()
+        for _ in range(30):
+            await trio.sleep(PONG_WITHIN_S * 0.9)
+            await raw.write(frame(DATA, 0, 2, body=b"x"))
+            await stream.read()
+        assert not mux.is_closed
+
+
+@virtual_time
+async def test_idle_connection_stays_open() -> None:
+    async with muxed() as (ours, theirs, _, _):
+        await trio.sleep(3600)
+        assert ours.is_established
+        assert theirs.is_established
+
+
+@virtual_time
+async def test_closing_does_not_hang_on_a_peer_that_reads_nothing() -> None:
+    async with muxed() as (ours, _, left, _):
+        left.stuck = trio.Event()
+        stream = await ours.open_stream()
+        await stream.write(b"x" * 1000)
+        with trio.fail_after(1):
+            await ours.close()
+        assert ours.is_closed
+        with pytest.raises(MuxedStreamClosed):
+            await stream.read()
+
+
+@virtual_time
+async def test_end_of_the_connection_ends_everything() -> None:
+    async with muxed() as (ours, theirs, _, _):
+        told: list[str] = []
+
+        async def tell() -> None:
+            told.append("closed")
+
+        theirs.on_close = tell
+        mine = await ours.open_stream()
+        await mine.write(b"arrived")
+        yours = await theirs.accept_stream()
+        await ours.close()
+        await ours.close()
+        await theirs.event_closed.wait()
+        await wait_all_tasks_blocked()
+        assert told == ["closed"]
+        assert await yours.read() == b"arrived"
+        with pytest.raises(MuxedStreamClosed):
+            await yours.read()
+        for mux in (ours, theirs):
+            with pytest.raises(MuxedConnUnavailable):
+                await mux.open_stream()
+            with pytest.raises(MuxedConnUnavailable):
+                await mux.accept_stream()
+            with pytest.raises(MuxedConnUnavailable):
+                await mux.ping()
+
+
+@virtual_time
+async def test_reset_is_told_apart_from_the_end() -> None:
+    async with muxed() as (ours, theirs, _, _):
+        mine = await ours.open_stream()
+        yours = await theirs.accept_stream()
+        await yours.write(b"lost with the reset")
+        await yours.reset()
+        await wait_all_tasks_blocked()
+        with pytest.raises(MuxedStreamReset):
+            await mine.read()
+        with pytest.raises(MuxedStreamReset):
+            await mine.write(b"x")
+
+
+@virtual_time
+async def test_data_for_a_closed_stream_is_answered_with_a_reset() -> None:
+    async with muxed() as (ours, theirs, _, _):
+        mine = await ours.open_stream()
+        yours = await theirs.accept_stream()
+        await mine.close_both()
+        with pytest.raises(MuxedStreamEOF):
+            await yours.read()
+        await yours.write(b"anybody there?")
+        await wait_all_tasks_blocked()
+        with pytest.raises(MuxedStreamReset):
+            await yours.write(b"x")
+
+
+@virtual_time
+async def test_late_frames_are_ignored() -> None:
+    async with against_raw() as (mux, raw):
+        for kind, flags in ((DATA, 0), (WINDOW_UPDATE, 0), (WINDOW_UPDATE, FIN), (DATA, RST)):
+            await raw.write(frame(kind, flags, 99, body=b""))
+        await wait_all_tasks_blocked()
+        assert mux.is_established
+
+
+@virtual_time
+async def test_frames_may_be_cut_anywhere() -> None:
+    async with against_raw() as (mux, raw):
+        wire = frame(WINDOW_UPDATE, SYN, 2) + frame(DATA, FIN, 2, body=b"hello")
+        for byte in wire:
+            await raw.write(bytes([byte]))
+        stream = await mux.accept_stream()
+        assert await read_exactly(stream, 5) == b"hello"
+        with pytest.raises(MuxedStreamEOF):
+            await stream.read()
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        struct.pack("!BBHII", 1, DATA, 0, 1, 0),
+        struct.pack("!BBHII", 0, 9, 0, 1, 0),
+        frame(WINDOW_UPDATE, SYN, 1),
+        frame(WINDOW_UPDATE, SYN, 4) + frame(WINDOW_UPDATE, SYN, 2),
+        frame(DATA, SYN, 2, length=2**31),
+        frame(DATA, SYN, 2, body=b"x" * WINDOW_BYTES) + frame(DATA, 0, 2, body=b"x"),
+    ],
+    ids=["version", "type", "our own number", "backwards", "huge frame", "over the window"],
+)
+@virtual_time
+async def test_broken_rules_end_the_connection(wire: bytes) -> None:
+    async with against_raw() as (mux, raw):
+        await raw.write(wire)
+        with trio.fail_after(5):
+            await mux.event_closed.wait()
+        assert (GO_AWAY, 0, 0, 1) in await frames_from(raw)
+
+
+@virtual_time
+async def test_streams_that_nobody_accepts_are_bounded() -> None:
+    async with against_raw() as (mux, raw):
+        for n in range(STREAMS_ACCEPTED_MAX + 5):
+            await raw.write(frame(WINDOW_UPDATE, SYN, 2 * n + 2))
+        answers = await frames_from(raw)
+        assert sum(flags == ACK for _, flags, _, _ in answers) == STREAMS_ACCEPTED_MAX
+        assert sum(flags == RST for _, flags, _, _ in answers) == 5
+        assert len(mux.streams) == STREAMS_ACCEPTED_MAX
+
+
+@virtual_time
+async def test_streams_that_are_accepted_and_never_closed_are_bounded() -> None:
+    async with against_raw() as (mux, raw):
+        for n in range(STREAMS_ACCEPTED_MAX + 5):
+            await raw.write(frame(WINDOW_UPDATE, SYN, 2 * n + 2))
+            if n < STREAMS_ACCEPTED_MAX:
+                await mux.accept_stream()
+        assert len(mux.streams) == STREAMS_ACCEPTED_MAX
+
+
+@virtual_time
+async def test_flood_of_pings_without_reading_ends_the_connection() -> None:
+    left, right = queue_pair()
+    mux = mux_on(left)
+    left.stuck = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mux.start)
+        for _ in range(40):
+            await right.write(frame(PING, SYN, 0, 1) * 5000)
+        with trio.fail_after(5):
+            await mux.event_closed.wait()
+        assert not mux.timed_out
+        nursery.cancel_scope.cancel()
