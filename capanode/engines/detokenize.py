@@ -31,12 +31,13 @@ class TokenBytes:
         # Sentence-piece words begin with their space; the answer's first one has none before it.
         self.drops_first_space = "ByteLevel" not in kinds
         vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        # No token, not even a special one, stands for more bytes of text than this.
+        self.longest = max((len(token.encode()) for token in vocabulary), default=1)
         self._bytes = [b""] * (max(vocabulary.values(), default=0) + 1)
         for token, token_id in vocabulary.items():
             self._bytes[token_id] = to_bytes(token)
         for token_id, added in tokenizer.get_added_tokens_decoder().items():
             self._bytes[token_id] = b"" if added.special else added.content.encode()
-        self.longest = max(map(len, self._bytes))
 
     def __getitem__(self, token_id: int) -> bytes:
         """Empty for ids that the vocabulary does not name (models pad their embeddings)."""
