@@ -150,6 +150,10 @@ class LocalNetwork:
         self.nodes.append(node)
         return node
 
+    async def restart_node(self, node: LocalNode) -> None:
+        """Run a node again that was killed: same key, ports and outbox."""
+        await self._nursery.start(node.process.run)
+
     async def _distant(self, port: int, latency: LatencyClass) -> int:
         """A port that leads to `port` over a distance; `port` itself if there is none."""
         if not latency.rtt_ms:

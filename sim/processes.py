@@ -29,6 +29,7 @@ class ChildProcess:
         self.log_path = log_path
         self._command = [sys.executable, "-m", module, *arguments]
         self._process: trio.Process | None = None
+        self._was_killed = False
 
     @property
     def pid(self) -> int:
@@ -36,8 +37,10 @@ class ChildProcess:
         return self._process.pid
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Start, and wait. Raises ProcessFailed if it ends before we are cancelled."""
-        with self.log_path.open("wb") as output:
+        """Start, and wait. Raises ProcessFailed if it ends before we are cancelled, unless it was
+        killed from here; then it may be run again."""
+        self._was_killed = False
+        with self.log_path.open("ab") as output:
             # A session of its own: Ctrl-C at the terminal reaches us, and we stop in order.
             self._process = await trio.lowlevel.open_process(
                 self._command,
@@ -50,15 +53,19 @@ class ChildProcess:
         task_status.started()
         try:
             code = await self._process.wait()
+            if self._was_killed:
+                return
             raise ProcessFailed(f"{self.name} ended with code {code}:\n{self.log_tail()}")
         finally:
             with trio.CancelScope(shield=True):
                 await self._stop(self._process)
 
-    def kill(self) -> None:
-        """As a power cut would: no goodbye."""
+    async def kill(self) -> None:
+        """As a power cut would: no goodbye. Returns when its ports and locks are free again."""
         assert self._process is not None, "the process is not running"
+        self._was_killed = True
         self._process.kill()
+        await self._process.wait()
 
     def log_tail(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines()
