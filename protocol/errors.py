@@ -65,7 +65,9 @@ class Code(StrEnum):
     INTERNAL = "internal"
 
 
-# Another node may well succeed: the same request can be leased again without asking the client.
+# Another node may well succeed: the same request can be leased again without asking the client. A
+# node's clock or disk is its own trouble; if it was the request that is too old, the attempts are
+# bounded, and the coordinator leases nothing past the deadline.
 RETRYABLE_ELSEWHERE = frozenset(
     {
         Code.BUSY,
@@ -78,6 +80,9 @@ RETRYABLE_ELSEWHERE = frozenset(
         Code.NODE_LOST,
         Code.PRICE_MISMATCH,
         Code.UNTRUSTED_COORDINATOR,
+        Code.EXPIRED,
+        Code.NOT_YET_VALID,
+        Code.STORAGE_FULL,
         Code.INTERNAL,
     }
 )
