@@ -6,7 +6,9 @@ that on two cores it takes little from what it measures. Tests use real clients;
 
 import json
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import trio
@@ -15,8 +17,7 @@ from protocol.errors import CapaError
 
 ANSWER_WITHIN_S = 60.0
 _READ_BYTES = 64 * 1024
-_TEXT_MARK = b'"content":"'
-_TEXT_MARK_SPACED = b'"content": "'
+_TEXT_MARKS = (b'"content":"', b'"text":"')
 
 
 class BuyerError(CapaError):
@@ -44,47 +45,60 @@ class HttpBuyer:
 
     async def stream(self, prompt: str, tokens: int) -> Answer:
         """One answer, greedily decoded. Raises BuyerError."""
-        connection = self._idle.pop() if self._idle else await self._connect()
-        request = self._request(prompt, tokens)
-        with trio.fail_after(ANSWER_WITHIN_S):
-            answer = await _exchange(connection, request)
-        self._idle.append(connection)
-        return answer
+        messages = [{"role": "user", "content": prompt}]
+        return await self._ask("chat/completions", {"messages": messages, "max_tokens": tokens})
+
+    async def complete(self, prompt: str) -> Answer:
+        """One more token of a text. Raises BuyerError."""
+        return await self._ask("completions", {"prompt": prompt, "max_tokens": 1})
 
     async def stream_many(self, prompts: list[str], tokens: int, streams: int) -> list[Answer]:
         """All answers, at most `streams` at once."""
-        waiting = list(reversed(prompts))
-        answers: list[Answer] = []
+        return await _at_once(lambda prompt: self.stream(prompt, tokens), prompts, streams)
 
-        async def buy() -> None:
-            while waiting:
-                answers.append(await self.stream(waiting.pop(), tokens))
+    async def complete_many(self, prompts: list[str], streams: int) -> list[Answer]:
+        return await _at_once(self.complete, prompts, streams)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(streams):
-                nursery.start_soon(buy)
-        return answers
+    async def _ask(self, path: str, body: dict[str, Any]) -> Answer:
+        connection = self._idle.pop() if self._idle else await self._connect()
+        with trio.fail_after(ANSWER_WITHIN_S):
+            answer = await _exchange(connection, self._request(path, body))
+        self._idle.append(connection)
+        return answer
 
     async def _connect(self) -> trio.SocketStream:
         return await trio.open_tcp_stream(self._host, self._port)
 
-    def _request(self, prompt: str, tokens: int) -> bytes:
-        body = json.dumps(
-            {
-                "model": self._model,
-                "messages": [{"role": "user", "content": prompt}],
-                "max_tokens": tokens,
-                "temperature": 0,
-                "stream": True,
-                "stream_options": {"include_usage": True},
-            }
-        ).encode()
+    def _request(self, path: str, body: dict[str, Any]) -> bytes:
+        common = {
+            "model": self._model,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        content = json.dumps(common | body).encode()
         head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
+            f"POST /v1/{path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
             f"Authorization: Bearer {self._key}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n"
         )
-        return head.encode() + body
+        return head.encode() + content
+
+
+async def _at_once(
+    buy: Callable[[str], Awaitable[Answer]], prompts: list[str], streams: int
+) -> list[Answer]:
+    waiting = list(reversed(prompts))
+    answers: list[Answer] = []
+
+    async def buy_next() -> None:
+        while waiting:
+            answers.append(await buy(waiting.pop()))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(streams):
+            nursery.start_soon(buy_next)
+    return answers
 
 
 async def _exchange(connection: trio.SocketStream, request: bytes) -> Answer:
@@ -108,7 +122,7 @@ async def _exchange(connection: trio.SocketStream, request: bytes) -> Answer:
 
 def _has_text(received: bytearray) -> bool:
     """A delta with text has come; the opening one, with the role, is empty."""
-    for mark in (_TEXT_MARK, _TEXT_MARK_SPACED):
+    for mark in _TEXT_MARKS:
         start = 0
         while (start := received.find(mark, start)) >= 0:
             start += len(mark)
