@@ -90,8 +90,10 @@ class Channel:
         Raises StreamClosed when the peer closed the channel or the stream is gone, Backpressure
         when we were too slow to receive, RemoteProtocolError with the code of an ERROR frame.
         """
-        await trio.lowlevel.checkpoint()
+        if self._buffer:
+            await trio.lowlevel.checkpoint()
         while not self._buffer:
+            await trio.lowlevel.checkpoint_if_cancelled()
             self._check_open()
             await self._arrived.park()
         return self._pop()

@@ -140,19 +140,17 @@ class FramedStream:
                 return None
 
     async def receive_batch(self) -> list[Frame]:
-        """All whole frames of the next read, at least one; empty at the end. Raises as `receive`.
+        """All whole frames that are here or come next, at least one; empty at the end.
 
-        One wait for what the peer joined into one write, rather than one for every frame.
+        One wait for what the peer joined into one write, rather than one for every frame. Raises
+        as `receive`.
         """
-        while True:
-            frames = []
-            while (frame := self._decoder.next_frame()) is not None:
-                frames.append(frame)
-            if frames:
-                await trio.lowlevel.checkpoint()
-                return frames
-            if not await self._fill():
-                return []
+        frames = self._decoded()
+        if frames:  # They came in one read with the greeting.
+            await trio.lowlevel.checkpoint()
+        while not frames and await self._fill():
+            frames = self._decoded()
+        return frames
 
     async def run_writer(self) -> None:
         """Write what is queued until the stream is closed. Raises StreamClosed, NetTimeout."""
@@ -240,6 +238,12 @@ class FramedStream:
         if waiting:
             self._bulk[channel] = waiting  # At the end of the dictionary: the others are next.
         return data
+
+    def _decoded(self) -> list[Frame]:
+        frames = []
+        while (frame := self._decoder.next_frame()) is not None:
+            frames.append(frame)
+        return frames
 
     async def _fill(self) -> bool:
         """Feed the decoder once; False at the end of the stream."""

@@ -120,8 +120,10 @@ class MuxStream(IMuxedStream):
 
     async def read(self, n: int | None = None) -> bytes:
         """Up to `n` bytes. Raises MuxedStreamEOF, MuxedStreamReset, MuxedStreamClosed."""
-        await trio.lowlevel.checkpoint()
+        if self._buffer:
+            await trio.lowlevel.checkpoint()
         while not self._buffer:
+            await trio.lowlevel.checkpoint_if_cancelled()
             if self._failure is not None and not self.eof_received:
                 raise self._fresh_failure()
             if self.eof_received or self.discards:
@@ -138,7 +140,7 @@ class MuxStream(IMuxedStream):
 
     async def write(self, data: bytes) -> None:
         """Returns when all is queued for the socket. Raises MuxedStreamReset, MuxedStreamClosed."""
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
         rest = memoryview(data)
         while rest:
             if self._failure is not None:
@@ -155,6 +157,8 @@ class MuxStream(IMuxedStream):
             rest = rest[len(piece) :]
             self._send_credit -= len(piece)
             self.mux.send(DATA, 0, self.stream_id, len(piece), piece)
+        # Only now, so that the frame is on its way while others have their turn.
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def close(self) -> None:
         """End our side; the peer's side goes on."""
