@@ -101,3 +101,17 @@ def market(
             process.kill()
             process.wait()
         process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def frail(
+    demo_model_store: ModelStore,
+    demo_models: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator["FrailMarket"]:
+    """A market of its own for tests that kill its parts; each leaves it whole."""
+    from tests.integration.frail_market import CHAT_MODEL, open_frail_market  # noqa: PLC0415
+
+    demo_models(CHAT_MODEL)
+    with open_frail_market(tmp_path_factory.mktemp("frail"), demo_model_store.root) as frail:
+        yield frail

@@ -1,0 +1,193 @@
+"""Processes that die at the worst moment: nodes, workers, the coordinator."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from protocol.limits import RECEIPT_GRACE_MS
+from sim.network import LocalNode
+from tests.integration.frail_market import FrailMarket, chat_body, only, order_of
+
+pytestmark = [pytest.mark.models, pytest.mark.slow]
+
+# The gateway's own deadline for a job is five minutes; holds outlive that by the grace.
+HOLD_MS_MAX = 300_000 + RECEIPT_GRACE_MS
+LONG = {"max_tokens": 400, "stream": True}
+
+
+def events_of(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if line.startswith("data: "):
+            assert line != "data: [DONE]", "a broken stream must not look complete"
+            yield json.loads(line.removeprefix("data: "))
+
+
+def text_of(event: dict[str, Any]) -> str:
+    return "".join(c["delta"].get("content") or "" for c in event.get("choices", ()))
+
+
+def read_until_text(events: Iterator[dict[str, Any]], pieces: int) -> None:
+    while pieces:
+        pieces -= bool(text_of(next(events)))
+
+
+def assert_next_job_works(frail: FrailMarket, **provider: Any) -> httpx.Response:
+    with frail.client() as http:
+        reply = http.post("/v1/chat/completions", json=chat_body(provider=provider))
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["choices"][0]["message"]["content"]
+    return reply
+
+
+def assert_holds_are_bounded(frail: FrailMarket, *nodes: LocalNode) -> None:
+    """Only what dead nodes owe a receipt for is held, and not for ever."""
+    holds = frail.open_holds()
+    assert [hold.node for hold in holds] == [node.peer_id for node in nodes]
+    latest_ms = int(1_000 * time.time()) + HOLD_MS_MAX
+    assert all(hold.expires_at_ms <= latest_ms for hold in holds)
+
+
+def wait_holds_of_the_living(frail: FrailMarket) -> None:
+    dead = {hold.lease_id for hold in frail.open_holds()}
+    frail.wait(lambda: not dead & {hold.lease_id for hold in frail.open_holds()})
+
+
+def test_a_worker_killed_midway_is_told_and_comes_back(frail: FrailMarket) -> None:
+    node = frail.nodes[0]
+    pid = frail.worker_of(node).pid
+    with frail.client() as http:
+        body = chat_body(**LONG, provider=only(node))
+        with http.stream("POST", "/v1/chat/completions", json=body) as response:
+            job_id = response.headers["x-capacloud-job-id"]
+            events = events_of(response.iter_lines())
+            read_until_text(events, 3)
+            frail.worker_of(node).kill()
+            *_, last = events
+    assert last["error"]["code"] == "worker_crashed"
+    assert "Traceback" not in json.dumps(last)
+    assert_next_job_works(frail)  # At the other node, at once.
+
+    def works_again() -> bool:
+        with frail.client() as http:
+            reply = http.post("/v1/chat/completions", json=chat_body(provider=only(node)))
+        if reply.status_code != 200:
+            assert reply.json()["error"]["code"] in ("no_node_fits", "model_unavailable", "busy")
+        return reply.status_code == 200
+
+    frail.wait(works_again)
+    assert frail.worker_of(node).pid != pid
+    (state, tokens), *more = frail.rows(
+        "SELECT state, output_tokens FROM receipts WHERE job_id = ?", job_id
+    )
+    assert not more
+    assert (state, tokens > 0) == ("settled", True)
+    assert frail.open_holds() == []
+    frail.assert_sound()
+
+
+def test_a_node_killed_before_the_first_token_is_not_noticed(frail: FrailMarket) -> None:
+    doomed, other = frail.nodes
+    assert assert_next_job_works(frail, **only(doomed)).headers["x-capacloud-attempts"] == "1"
+    frail.wait(lambda: not frail.open_holds())
+    replies: list[httpx.Response] = []
+
+    def buy() -> None:
+        with frail.client() as http:
+            body = chat_body(provider=order_of(doomed, other))
+            replies.append(http.post("/v1/chat/completions", json=body))
+
+    buyer = threading.Thread(target=buy)
+    with frail.frozen(doomed):
+        buyer.start()
+        frail.wait(lambda: [hold.node for hold in frail.open_holds()] == [doomed.peer_id])
+        frail.kill(doomed)
+    buyer.join()
+    (reply,) = replies
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["x-capacloud-node"] == other.peer_id
+    assert reply.headers["x-capacloud-attempts"] == "2"
+    frail.wait(lambda: len(frail.open_holds()) == 1)
+    assert_holds_are_bounded(frail, doomed)
+    frail.restart(doomed)
+    frail.wait_healthy()
+    frail.assert_sound()
+
+
+def test_a_node_killed_after_the_first_token_ends_the_stream_with_an_error(
+    frail: FrailMarket,
+) -> None:
+    other, doomed = frail.nodes
+    before = frail.open_holds()
+    with frail.client() as http:
+        body = chat_body(**LONG, provider=order_of(doomed, other))
+        with http.stream("POST", "/v1/chat/completions", json=body) as response:
+            assert response.headers["x-capacloud-node"] == doomed.peer_id
+            events = events_of(response.iter_lines())
+            read_until_text(events, 3)
+            frail.kill(doomed)
+            *_, last = events
+    assert last["error"]["code"] == "node_lost"
+    assert last["error"]["type"] == "server_error"
+    assert "Traceback" not in json.dumps(last)
+    assert assert_next_job_works(frail).headers["x-capacloud-node"] == other.peer_id
+    frail.wait(lambda: len(frail.open_holds()) == len(before) + 1)
+    assert_holds_are_bounded(
+        frail, *(node for hold in before for node in frail.nodes if node.peer_id == hold.node), doomed
+    )
+    frail.restart(doomed)
+    frail.wait_healthy()
+    frail.assert_sound()
+
+
+def test_a_coordinator_killed_with_jobs_in_flight_loses_no_receipt(frail: FrailMarket) -> None:
+    stale = {hold.lease_id for hold in frail.open_holds()}
+    acknowledged = frail.rows("SELECT lease_id, amount_nano FROM receipts WHERE state = 'settled'")
+    assert acknowledged
+    started = threading.Barrier(4)
+    broken: list[Exception] = []
+
+    def buy(node: LocalNode) -> None:
+        with (
+            frail.client() as http,
+            http.stream(
+                "POST", "/v1/chat/completions", json=chat_body(**LONG, provider=only(node))
+            ) as response,
+        ):
+            lines = response.iter_lines()
+            read_until_text(events_of(lines), 2)
+            started.wait()
+            try:
+                assert "data: [DONE]" not in list(lines)
+            except httpx.TransportError as error:
+                broken.append(error)
+
+    buyers = [threading.Thread(target=buy, args=(node,)) for node in (*frail.nodes, frail.nodes[0])]
+    for buyer in buyers:
+        buyer.start()
+    started.wait()
+    in_flight = {hold.lease_id for hold in frail.open_holds()} - stale
+    frail.call(frail.network.coordinator.kill)
+    for buyer in buyers:
+        buyer.join()
+    assert len(in_flight) == len(broken) == 3
+    frail.call(frail.network.start_coordinator)
+    frail.wait_healthy()
+    assert_next_job_works(frail)
+
+    # The clients died with the coordinator: the nodes' word is taken when their time is over.
+    frail.wait(lambda: not in_flight & {hold.lease_id for hold in frail.open_holds()})
+    settled = {
+        lease_id: (state, amount_nano, tokens)
+        for lease_id, state, amount_nano, tokens in frail.rows(
+            "SELECT lease_id, state, amount_nano, output_tokens FROM receipts"
+        )
+    }
+    assert {settled[lease_id][0] for lease_id in in_flight} == {"settled"}
+    assert all(settled[lease_id][1] > 0 < settled[lease_id][2] for lease_id in in_flight)
+    assert all(settled[lease_id][:2] == ("settled", nano) for lease_id, nano in acknowledged)
+    frail.assert_sound()
