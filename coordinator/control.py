@@ -109,7 +109,7 @@ class ControlServer:
 
     def _hear(self, node: PeerId, report: LoadReport) -> None:
         self._heard_at[node] = trio.current_time()
-        self._market.book.apply_load(node, report, now_ms=self._clock.now_ms())
+        self._market.book.apply_load(node, report)
 
     def _detach(self, node: PeerId, why: str) -> None:
         if self._heard_at.pop(node, None) is not None:

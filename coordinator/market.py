@@ -85,15 +85,8 @@ class Market:
 
     def reserve(self, lease: Lease, *, expires_at_ms: int) -> None:
         """Count a leased job against its node from now on, ahead of what the node reports."""
-        now_ms = self._clock.now_ms()
-        self.reputation.start_attempt(lease.node, now_ms=now_ms)
-        self.book.grant(
-            lease.lease_id,
-            lease.node,
-            lease.model_digest,
-            now_ms=now_ms,
-            expires_at_ms=expires_at_ms,
-        )
+        self.reputation.start_attempt(lease.node, now_ms=self._clock.now_ms())
+        self.book.grant(lease.lease_id, lease.node, lease.model_digest, expires_at_ms=expires_at_ms)
 
     def quote(self, ask: QuoteAsk) -> QuoteReply:
         """Every candidate and every rejection with reasons; holds nothing."""

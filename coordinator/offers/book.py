@@ -28,10 +28,6 @@ NODES_MAX = 100_000
 # for that: matching skips what has expired whether or not it is still listed.
 EXPIRE_MAX = 1_000
 
-# A lease travels to the client and from there to the node. A report that arrives within this of the
-# grant was written before the job opened. Longer would count jobs twice and refuse free slots.
-GRANT_UNSEEN_MS = 250
-
 # As long as an offer of the other process may live: silence for that long means that it is gone.
 SUSPENSION_MS = OFFER_LIFETIME_MAX_MS
 
@@ -184,7 +180,7 @@ class OfferBook:
 
     # Live state.
 
-    def apply_load(self, node: PeerId, report: LoadReport, *, now_ms: int) -> bool:
+    def apply_load(self, node: PeerId, report: LoadReport) -> bool:
         """Take over a report from the node's control stream. Returns False if it is of another
         incarnation than the offer, or of a node that offers nothing: then nothing changes."""
         entry = self._entries.get(node)
@@ -197,7 +193,7 @@ class OfferBook:
         for load in report.models:
             state = entry.models.get(load.manifest_digest)
             if state is not None:
-                state.report(load, seen_until_ms=now_ms - GRANT_UNSEEN_MS)
+                state.report(load)
                 _publish_busy(entry, state)
         _publish_flags(entry)
         return True
@@ -225,9 +221,7 @@ class OfferBook:
             for table in state.tables:
                 table.set_value(node, RTT_MS, entry.rtt_ms)
 
-    def grant(
-        self, lease_id: LeaseId, node: PeerId, model: Digest, *, now_ms: int, expires_at_ms: int
-    ) -> None:
+    def grant(self, lease_id: LeaseId, node: PeerId, model: Digest, *, expires_at_ms: int) -> None:
         """Count a job against the node from now until `release`, or until it expires."""
         entry = self._entries.get(node)
         state = entry.models.get(model) if entry else None
@@ -235,7 +229,7 @@ class OfferBook:
             return
         self._leases[lease_id] = (node, model)
         heapq.heappush(self._lease_expiries, (expires_at_ms, lease_id))
-        state.grant(lease_id, now_ms)
+        state.grant(lease_id)
         _publish_busy(entry, state)
 
     def release(self, lease_id: LeaseId) -> None:

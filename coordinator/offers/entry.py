@@ -29,39 +29,37 @@ _UNITS_PER_S_UNKNOWN = 1
 class ModelState:
     """One model on one node: the offer, what the node last reported, and our own leases there.
 
-    `busy` is the report moved forward: leases granted since then count up, ended ones count down.
+    Our own leases we know exactly, and at once; of a report we keep what it says beyond them, the
+    jobs of other coordinators. A report is always a little old: counting our jobs from it too would
+    count each job that just replaced another twice, and refuse a node that is half empty.
     """
 
     offer: ModelOffer
     running: int = 0
     queued: int = 0
     is_available: bool = True
-    busy: int = 0
-    leases: dict[LeaseId, int] = field(default_factory=dict)  # when each was granted, oldest first
+    jobs_of_others: int = 0
+    leases: set[LeaseId] = field(default_factory=set)
     tables: tuple[ModelTable, ...] = ()  # where its row is
 
-    def report(self, load: ModelLoad, *, seen_until_ms: int) -> None:
-        """Take over a report. Leases granted after `seen_until_ms` had not reached the node."""
-        self.running, self.queued, self.is_available = load.running, load.queued, load.available
-        unseen = 0
-        for granted_at_ms in reversed(self.leases.values()):
-            if granted_at_ms <= seen_until_ms:
-                break
-            unseen += 1
-        self.busy = load.running + load.queued + unseen
+    @property
+    def busy(self) -> int:
+        """Jobs that run or wait there, as far as we can know."""
+        return len(self.leases) + self.jobs_of_others
 
-    def grant(self, lease_id: LeaseId, now_ms: int) -> None:
-        self.leases[lease_id] = now_ms
-        self.busy += 1
+    def report(self, load: ModelLoad) -> None:
+        self.running, self.queued, self.is_available = load.running, load.queued, load.available
+        self.jobs_of_others = max(0, load.running + load.queued - len(self.leases))
+
+    def grant(self, lease_id: LeaseId) -> None:
+        self.leases.add(lease_id)
 
     def release(self, lease_id: LeaseId) -> None:
-        del self.leases[lease_id]
-        self.busy = max(self.busy - 1, len(self.leases))
+        self.leases.remove(lease_id)
 
     def lose_reports(self) -> None:
         """Nobody reports any more: only our own leases are certain."""
-        self.running = self.queued = 0
-        self.busy = len(self.leases)
+        self.running = self.queued = self.jobs_of_others = 0
 
 
 @dataclass(slots=True)

@@ -141,7 +141,7 @@ def _market(nodes: int, rng: random.Random) -> tuple[OfferBook, Reputation]:
         book.insert(Signed(offer, node, digest, b""), now_ms=_NOW_MS)
         slots = offer.models[0].slots
         load = ModelLoad(_MODEL, rng.randint(0, slots), rng.choice((0, 0, 0, 1)), available=True)
-        book.apply_load(node, LoadReport(offer.incarnation_ms, False, (load,)), now_ms=_NOW_MS)
+        book.apply_load(node, LoadReport(offer.incarnation_ms, False, (load,)))
         book.set_rtt(node, rng.lognormvariate(3.0, 0.8))
         _give_history(reputation, node, rng)
     return book, reputation

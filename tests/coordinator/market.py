@@ -137,7 +137,7 @@ class Market:
         assert entry is not None
         loads = tuple(ModelLoad(digest, running, queued, True) for digest in entry.models)
         report = LoadReport(entry.offer.incarnation_ms, draining, loads)
-        return self.book.apply_load(node(number), report, now_ms=self.now_ms)
+        return self.book.apply_load(node(number), report)
 
     def match(self, job: Job, *, limit: int = 5, explain: bool = False) -> Match:
         return match(

@@ -361,7 +361,6 @@ def test_near_equals_share_the_work() -> None:
             LeaseId(str(number)),
             chosen,
             MODEL,
-            now_ms=market.now_ms,
             expires_at_ms=market.now_ms + 60_000,
         )
     busy = [state.busy for entry in market.book for state in entry.models.values()]

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from coordinator.offers import OfferBook, Outcome
 from coordinator.offers import book as book_module
-from coordinator.offers.book import GRANT_UNSEEN_MS, SUSPENSION_MS
+from coordinator.offers.book import SUSPENSION_MS
 from coordinator.offers.table import BUSY, FLAGS, RTT_MS, SUSPENDED, UNREACHABLE
 from coordinator.reputation import Reputation
 from protocol.envelope import Signed
@@ -203,16 +204,16 @@ def test_a_report_of_another_incarnation_is_ignored() -> None:
     market = Market()
     market.add(1)
     report = LoadReport(NOW_MS - 1, False, ())
-    assert not market.book.apply_load(node(1), report, now_ms=NOW_MS)
-    assert not market.book.apply_load(node(2), report, now_ms=NOW_MS)
+    assert not market.book.apply_load(node(1), report)
+    assert not market.book.apply_load(node(2), report)
 
 
 def test_our_own_leases_count_until_they_end() -> None:
     market = Market()
     market.add(1)
     for lease in LEASES[:2]:
-        market.book.grant(lease, node(1), MODEL, now_ms=NOW_MS, expires_at_ms=NOW_MS + 10_000)
-    market.book.grant(LEASES[0], node(1), MODEL, now_ms=NOW_MS, expires_at_ms=NOW_MS + 10_000)
+        market.book.grant(lease, node(1), MODEL, expires_at_ms=NOW_MS + 10_000)
+    market.book.grant(LEASES[0], node(1), MODEL, expires_at_ms=NOW_MS + 10_000)
     assert column(market, 1, BUSY) == 2
     market.book.release(LEASES[0])
     market.book.release(LEASES[0])
@@ -222,16 +223,27 @@ def test_our_own_leases_count_until_they_end() -> None:
     assert column(market, 1, BUSY) == 0
 
 
-def test_a_report_includes_all_leases_but_those_just_granted() -> None:
+def test_a_report_counts_others_jobs_and_ours_only_once() -> None:
     market = Market()
     market.add(1)
-    market.book.grant(LEASES[0], node(1), MODEL, now_ms=NOW_MS, expires_at_ms=NOW_MS + 60_000)
-    market.now_ms += GRANT_UNSEEN_MS
-    market.book.grant(
-        LEASES[1], node(1), MODEL, now_ms=market.now_ms, expires_at_ms=NOW_MS + 60_000
-    )
-    market.load(1, running=1)
-    assert column(market, 1, BUSY) == 2
+    for lease in LEASES[:2]:
+        market.book.grant(lease, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
+    market.load(1, running=5)
+    assert column(market, 1, BUSY) == 5
+    market.book.release(LEASES[0])
+    assert column(market, 1, BUSY) == 4
+
+
+def test_jobs_that_follow_each_other_quickly_do_not_fill_a_node() -> None:
+    market = Market()
+    market.add(1)
+    for old, new in pairwise(LEASES):
+        market.book.grant(old, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
+        market.load(1, running=1)  # written before the old job ended and the new one began
+        market.book.release(old)
+        market.book.grant(new, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
+        assert column(market, 1, BUSY) == 1
+        market.book.release(new)
 
 
 def test_a_lost_node_gets_no_jobs_until_it_speaks_again() -> None:
@@ -381,7 +393,6 @@ def test_tables_always_mirror_the_entries(data: st.DataObject) -> None:
                     lease,
                     node(number),
                     MODEL,
-                    now_ms=market.now_ms,
                     expires_at_ms=market.now_ms + 5_000,
                 )
             case "detach":
