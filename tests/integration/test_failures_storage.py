@@ -1,0 +1,177 @@
+"""The ledger's disk runs full while the market is open: jobs are refused, nothing is lost.
+
+The coordinator gets a private mount namespace with a small file system for its books, which only
+root may make. The node is scripted: what fails here is money, not inference.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+import trio
+
+from coordinator.endpoint import Endpoint, read_endpoint
+from protocol.keys import SigningKey
+from protocol.net.clock import SystemClock
+from protocol.net.libp2p import Libp2pTransport
+from protocol.services import LoadAck, Method
+from tests.coordinator.small_market import MODEL, ScriptedNode
+
+DISK_BYTES = 2 << 20
+SOON_S = 30.0
+
+
+def can_mount() -> bool:
+    if os.geteuid() != 0:
+        return False
+    command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not can_mount(), reason="making a small file system needs root and `unshare`"
+    ),
+]
+
+# $0 is the data directory, $@ the program.
+IN_SMALL_DISK = f'mount -t tmpfs -o size={DISK_BYTES} none "$0" && exec "$@"'
+
+
+@dataclass(frozen=True)
+class Shop:
+    """A coordinator on a small disk; `disk` is its data directory, seen from outside."""
+
+    data_dir: Path
+    disk: Path
+    pid: int
+    endpoint: Endpoint
+
+    def run(self, *arguments: str) -> str:
+        """`coordinator …` beside the server: on the same small disk."""
+        command = ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", sys.executable, "-m"]
+        done = subprocess.run(
+            [*command, "coordinator", *arguments, f"--data-dir={self.data_dir}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def fill(self) -> None:
+        with (self.disk / "ballast").open("ab", buffering=0) as ballast:
+            for size in (64 << 10, 4 << 10, 1):
+                try:
+                    while ballast.write(bytes(size)):
+                        pass
+                except OSError:
+                    continue
+
+    def free(self) -> None:
+        (self.disk / "ballast").unlink()
+
+    def assert_green(self) -> None:
+        report = json.loads(self.run("ledger", "audit", "--json"))
+        assert report["green"], report["findings"]
+
+
+async def wait(condition: Callable[[], Any]) -> None:
+    with trio.fail_after(SOON_S):
+        while not condition():  # noqa: ASYNC110 - other processes set no trio.Event
+            await trio.sleep(0.05)
+
+
+@asynccontextmanager
+async def open_shop(folder: Path) -> AsyncIterator[Shop]:
+    data_dir, log = folder / "data", folder / "coordinator.log"
+    data_dir.mkdir()
+    start = [sys.executable, "-m", "coordinator", "start", f"--data-dir={data_dir}"]
+    ports = ["--http=127.0.0.1:0", "--listen=/ip4/127.0.0.1/tcp/0"]
+    with log.open("wb") as output:
+        process = await trio.lowlevel.open_process(
+            ["unshare", "-m", "sh", "-c", IN_SMALL_DISK, str(data_dir), *start, *ports],
+            stdout=output,
+            stderr=output,
+        )
+    # `unshare` and the shell become the program: its process id is the one we know.
+    disk = Path(f"/proc/{process.pid}/root{data_dir}")
+    try:
+        await wait(lambda: read_endpoint(disk / "endpoint.json"))
+        endpoint = read_endpoint(disk / "endpoint.json")
+        assert endpoint is not None
+        yield Shop(data_dir, disk, process.pid, endpoint)
+        assert process.poll() is None, log.read_text()
+        assert "Traceback" not in log.read_text(), log.read_text()
+    finally:
+        with trio.CancelScope(shield=True):
+            process.terminate()
+            await process.wait()
+
+
+async def beat(node: ScriptedNode) -> None:
+    """A node that says nothing for some seconds gets no jobs."""
+    while True:
+        await trio.sleep(2)
+        await node.call(Method.LOAD, node.load(), LoadAck)
+
+
+async def test_a_full_disk_refuses_jobs_and_loses_nothing(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    key = SigningKey.generate(random.Random(3).randbytes)
+    transport = Libp2pTransport(key, ("/ip4/127.0.0.1/tcp/0",))
+    # It speaks to whatever transport and clock it is given.
+    node = ScriptedNode(key, cast(Any, transport), cast(Any, SystemClock()))
+    async with open_shop(tmp_path) as shop:
+        shop.run("accounts", "create", "demo", "--credit=1")
+        api_key = json.loads(shop.run("keys", "create", "demo", "--json"))["key"]
+        await nursery.start(node.run, shop.endpoint.addresses[0])
+        nursery.start_soon(beat, node)
+        async with httpx.AsyncClient(
+            base_url=shop.endpoint.http,
+            headers={"Authorization": f"Bearer {api_key}"},
+            timeout=SOON_S,
+            trust_env=False,
+        ) as http:
+
+            async def buy() -> httpx.Response:
+                body = {"model": MODEL, "prompt": "Say hello", "max_tokens": 8}
+                return await http.post("/v1/completions", json=body)
+
+            assert (await buy()).status_code == 200
+            shop.fill()
+            # What the write-ahead log has allocated may still take a few transactions.
+            refusals = [reply for reply in [await buy() for _ in range(40)] if reply.is_error]
+            assert refusals
+            for refused in refusals:
+                assert refused.status_code == 503
+                assert refused.json()["error"]["code"] == "storage_full"
+                assert "Traceback" not in refused.text
+            unpaid = len(node.receipts)
+            shop.free()
+            assert (await buy()).status_code == 200
+            assert len(node.receipts) == unpaid + 1
+
+            def held_nano() -> int:
+                accounts = json.loads(shop.run("accounts", "show", "--json"))
+                return sum(a["posted_nano"] for a in accounts if a["id"] == "escrow")
+
+            shop.assert_green()
+            # Receipts that came while the disk was full are handed in again by their clients.
+            await wait(lambda: held_nano() == 0)
+        shop.assert_green()
+    nursery.cancel_scope.cancel()
