@@ -97,10 +97,12 @@ class Libp2pTransport:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         quiet_libp2p()
-        listeners = [listener for place in self._listen for listener in await listen_at(place)]
-        self._addresses = self._reachable_at(listeners)
+        listeners: list[trio.SocketListener] = []
         host_scope = trio.CancelScope(shield=True)
         try:
+            for place in self._listen:
+                listeners += await listen_at(place)
+            self._addresses = self._reachable_at(listeners)
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._run_host, host_scope)

@@ -104,3 +104,6 @@ def quiet_libp2p() -> None:
         root.addHandler(logging.NullHandler())
     if root.getEffectiveLevel() > logging.DEBUG:
         logging.getLogger("libp2p").setLevel(logging.CRITICAL)
+        for name, logger in root.manager.loggerDict.items():
+            if name.startswith("libp2p.") and isinstance(logger, logging.Logger):
+                logger.setLevel(logging.NOTSET)  # Some of its modules choose a level of their own.

@@ -22,7 +22,8 @@ from libp2p.stream_muxer.exceptions import (
 
 from protocol.ids import PeerId
 from protocol.net.errors import ConnectFailed, ProtocolUnsupported, StreamClosed, StreamReset
-from protocol.net.libp2p_yamux import Mux, MuxStream
+from protocol.net.libp2p_yamux import Mux
+from protocol.net.libp2p_yamux_stream import MuxStream
 from protocol.net.serve import CLOSE_WITHIN_S, boundary
 from protocol.net.transport import RECEIVE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX, Handler
 
@@ -35,17 +36,15 @@ class Libp2pStream:
 
     def __init__(self, stream: NetStream) -> None:
         assert isinstance(stream.muxed_stream, MuxStream)
+        assert isinstance(stream.muxed_stream.mux, Mux)
         self._library_stream = stream
         self._stream = stream.muxed_stream
-        self._peer = PeerId(str(self._stream.muxed_conn.peer_id))
+        self.connection: Mux = stream.muxed_stream.mux
+        self._peer = PeerId(str(self.connection.peer_id))
 
     @property
     def peer(self) -> PeerId:
         return self._peer
-
-    @property
-    def connection(self) -> Mux:
-        return self._stream.mux
 
     async def send_all(self, data: bytes) -> None:
         try:

@@ -292,6 +292,28 @@ async def test_stopping_frees_the_port_and_starting_again_works(
         probe.bind(("127.0.0.1", port))
 
 
+async def test_the_library_keeps_its_chatter_to_itself(
+    ours: Libp2pTransport, friend: Libp2pTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.clear()
+    with pytest.raises(ConnectFailed):
+        await friend.connect(f"/ip4/127.0.0.1/tcp/1/p2p/{key_of(9).peer_id}", timeout_s=SOON_S)
+    await friend.disconnect(ours.peer_id)
+    await check_alive(friend, ours)
+    assert [record for record in caplog.records if record.name.startswith("libp2p")] == []
+
+
+async def test_second_address_that_is_taken_frees_the_first(ours: Libp2pTransport) -> None:
+    taken = ours.addresses[0].rpartition("/p2p/")[0]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = f"/ip4/127.0.0.1/tcp/{probe.getsockname()[1]}"
+    with pytest.raises(AddressInUse):
+        await Libp2pTransport(key_of(8), (free, taken)).run()
+    with trio.move_on_after(0.1):
+        await Libp2pTransport(key_of(8), (free,)).run()
+
+
 async def test_cancelled_sender_does_not_cost_the_connection(
     ours: Libp2pTransport, friend: Libp2pTransport
 ) -> None:

@@ -18,22 +18,24 @@ from libp2p.stream_muxer.exceptions import (
 from trio.testing import wait_all_tasks_blocked
 
 from protocol.net.libp2p_yamux import (
+    OUTBOX_BYTES_MAX,
+    PING_AFTER_S,
+    PONG_WITHIN_S,
+    STREAMS_ACCEPTED_MAX,
+    Mux,
+)
+from protocol.net.libp2p_yamux_stream import (
     ACK,
     DATA,
     FIN,
     GO_AWAY,
     HEADER,
-    OUTBOX_BYTES_MAX,
     PING,
-    PING_AFTER_S,
-    PONG_WITHIN_S,
     RST,
-    STREAMS_ACCEPTED_MAX,
     SYN,
     WINDOW_BYTES,
     WINDOW_UPDATE,
     WRITE_BYTES_MAX,
-    Mux,
     MuxStream,
 )
 from tests.protocol.net.contract import key_of
