@@ -46,6 +46,10 @@ RECEIPT_WITHIN_S = 5.0
 # Settlements waiting for a coordinator that is away. Nodes hand theirs in too, so none is lost.
 SETTLEMENTS_MAX = 10_000
 SETTLE_TRIES = 5
+# The coordinator's own troubles, which pass; what else it answers is its last word.
+_SETTLE_LATER = frozenset(
+    {Code.BUSY, Code.RATE_LIMITED, Code.COORDINATOR_LOST, Code.STORAGE_FULL, Code.INTERNAL}
+)
 # A command that has printed its answer waits this long for its receipt to be handed in.
 SETTLED_WITHIN_S = 5.0
 # Several hand-ins at once let the ledger commit them as one group.
@@ -288,10 +292,10 @@ class MarketClient:
         for attempt in range(SETTLE_TRIES):
             try:
                 await self._leaser.settle(outcome.receipt, outcome.acceptance)
-            except RemoteProtocolError as error:
-                log.warning("settlement_refused", lease_id=lease_id, code=error.code)
-                return
-            except NetError as error:
+            except (NetError, RemoteProtocolError) as error:
+                if isinstance(error, RemoteProtocolError) and error.code not in _SETTLE_LATER:
+                    log.warning("settlement_refused", lease_id=lease_id, code=error.code)
+                    return
                 log.info("settlement_delayed", lease_id=lease_id, error=str(error))
                 await trio.sleep(2.0**attempt)
             else:

@@ -125,7 +125,8 @@ class LedgerWriter:
         self, records_of: Callable[[Transfer], tuple[Record, ...]] | None = None
     ) -> list[Transfer]:
         """Give back every hold whose timeout has come, oldest first; returns those that this call
-        ended. `records_of` says what else to write with each. Call again while it returns any."""
+        ended. `records_of` says what else to write with each. Call again while it returns any; a
+        hold that finds no room in the books stays due."""
         due = await self._database.read(list_due_holds, self._clock.now_ms(), limit=_SWEEP_MAX)
         expired: list[Transfer] = []
 
@@ -134,6 +135,8 @@ class LedgerWriter:
                 await self.submit(expire(hold), records_of(hold) if records_of else ())
             except HoldEndedError:
                 return  # a receipt came between
+            except (StorageFullError, StorageBusyError, LedgerBusyError):
+                return  # it is still due when the next sweep comes
             expired.append(hold)
 
         async with trio.open_nursery() as nursery:
