@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
 from capanode.models.catalog import load_catalog
 from capanode.models.store import ModelStore
+
+if TYPE_CHECKING:
+    from tests.integration.frail_market import FrailMarket
 
 START_WITHIN_S = 180
 STOP_WITHIN_S = 40
@@ -110,8 +113,8 @@ def frail(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator["FrailMarket"]:
     """A market of its own for tests that kill its parts; each leaves it whole."""
-    from tests.integration.frail_market import CHAT_MODEL, open_frail_market  # noqa: PLC0415
+    from tests.integration.frail_market import CHAT, open_frail_market  # noqa: PLC0415
 
-    demo_models(CHAT_MODEL)
+    demo_models(CHAT)
     with open_frail_market(tmp_path_factory.mktemp("frail"), demo_model_store.root) as frail:
         yield frail

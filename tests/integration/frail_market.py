@@ -34,6 +34,7 @@ SOON_S = 60.0
 POLL_EVERY_S = 0.1
 # With four slots a fifth job queues; with one thread two nodes do not starve each other.
 SLOTS = 4
+CHAT = CHAT_MODEL
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def only(node: LocalNode) -> dict[str, Any]:
 def chat_body(**changes: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "Tell me a long story."}]
     return {
-        "model": CHAT_MODEL,
+        "model": CHAT,
         "messages": messages,
         "max_tokens": 8,
         "temperature": 0,
@@ -177,7 +178,7 @@ def chat_body(**changes: Any) -> dict[str, Any]:
 def plan(name: str, price: str) -> NodePlan:
     return NodePlan(
         name=name,
-        models=(CHAT_MODEL,),
+        models=(CHAT,),
         input_per_mtok=price,
         output_per_mtok=price,
         image="0.0001",

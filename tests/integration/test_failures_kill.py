@@ -137,7 +137,9 @@ def test_a_node_killed_after_the_first_token_ends_the_stream_with_an_error(
     assert assert_next_job_works(frail).headers["x-capacloud-node"] == other.peer_id
     frail.wait(lambda: len(frail.open_holds()) == len(before) + 1)
     assert_holds_are_bounded(
-        frail, *(node for hold in before for node in frail.nodes if node.peer_id == hold.node), doomed
+        frail,
+        *(node for hold in before for node in frail.nodes if node.peer_id == hold.node),
+        doomed,
     )
     frail.restart(doomed)
     frail.wait_healthy()
