@@ -27,6 +27,7 @@ from capanode.status import NodeStatus, StatusServer, read_status
 from capanode.workers import SandboxedWorkers, plan_models
 from protocol.keyfile import load_key_file
 from protocol.messages import Hardware
+from protocol.steady import settle_garbage_collection
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +85,7 @@ async def _run(node: Node, config: Config, on_status: OnStatus | None) -> None:
 
         await nursery.start(live)
         stopping.has_started = True
+        settle_garbage_collection()
         server = StatusServer(node, config.status_socket)
         await nursery.start(server.run)
         if on_status is not None:

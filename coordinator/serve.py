@@ -24,6 +24,7 @@ from coordinator.settings import Config
 from coordinator.vault import Vault
 from protocol.keyfile import load_or_create_key_file
 from protocol.net.libp2p import Libp2pTransport
+from protocol.steady import settle_garbage_collection
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +51,7 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
                     url = await front.start(_make_gateway(config, coordinator, Vault(key)).run)
                     endpoint = Endpoint(key.peer_id, transport.addresses, url)
                     write_endpoint(config.endpoint_path, endpoint)
+                    settle_garbage_collection()
                     on_ready(endpoint)
                 # The front has ended: requests in flight have had their answers.
                 market.cancel_scope.cancel()
