@@ -52,8 +52,10 @@ log = structlog.get_logger(__name__)
 
 # A coordinator of the largest network we aim at, with room. Each costs about a megabyte.
 CONNECTIONS_MAX = 2048
-# Handshakes at once: each is 5–10 ms of CPU, and strangers can start them for nothing.
-HANDSHAKES_MAX = 32
+# Strangers can start handshakes for nothing: so many at once, and so many that wait. All nodes of a
+# network come back within a second when their coordinator restarts, at 5–10 ms of CPU for each.
+HANDSHAKES_MAX = 64
+HANDSHAKES_WAITING_MAX = 1024
 
 # The library wants to know where a connection came in, for its log.
 ANYWHERE = Multiaddr("/ip4/0.0.0.0/tcp/0")
@@ -79,7 +81,8 @@ class Libp2pTransport:
         self._addresses: tuple[str, ...] = ()
         self._host, self._swarm = make_host(key, lambda: self._addresses)
         self._connections: dict[PeerId, list[SwarmConn]] = {}
-        self._handshakes = 0
+        self._handshakes = trio.Semaphore(HANDSHAKES_MAX)
+        self._strangers = 0
         self._dials = Dials()
         self._watchers = Watchers()
         self._topics = Topics(on_left=self._leave)
@@ -253,18 +256,19 @@ class Libp2pTransport:
     async def _welcome(self, stream: trio.SocketStream) -> None:
         """Somebody dialled us. The socket is closed when this returns."""
         known = sum(map(len, self._connections.values()))
-        if self._handshakes >= HANDSHAKES_MAX or known >= CONNECTIONS_MAX:
-            log.warning("connection_refused", connections=known, handshakes=self._handshakes)
+        if self._strangers >= HANDSHAKES_WAITING_MAX or known >= CONNECTIONS_MAX:
+            log.warning("connection_refused", connections=known, strangers=self._strangers)
             return
         raw = RawConnection(BufferedTcp(stream), False)
-        self._handshakes += 1
+        self._strangers += 1
         try:
-            mux = await self._swarm.upgrade_inbound_raw_conn(raw, ANYWHERE)
+            async with self._handshakes:
+                mux = await self._swarm.upgrade_inbound_raw_conn(raw, ANYWHERE)
         except (BaseLibp2pError, OSError) as error:
             log.debug("handshake_failed", error=str(error))
             return
         finally:
-            self._handshakes -= 1
+            self._strangers -= 1
         assert isinstance(mux, Mux)
         connection = self._find(mux.peer_id)
         if connection is not None:

@@ -24,7 +24,7 @@ from multiaddr import Multiaddr
 
 from protocol.keys import SigningKey
 from protocol.net.errors import AddressInUse, AddressInvalid, ConnectFailed, StreamReset
-from protocol.net.libp2p import Libp2pTransport
+from protocol.net.libp2p import HANDSHAKES_MAX, Libp2pTransport
 from tests.protocol.net.contract import (
     ECHO,
     SOON_S,
@@ -186,6 +186,17 @@ async def test_rubbish_on_the_port_is_harmless(
         except trio.BrokenResourceError:
             pass
     await check_alive(friend, ours)
+
+
+async def test_strangers_who_never_finish_do_not_keep_others_out(
+    ours: Libp2pTransport, friend: Libp2pTransport
+) -> None:
+    port = int(ours.addresses[0].split("/")[4])
+    strangers = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(HANDSHAKES_MAX // 2)]
+    await friend.disconnect(ours.peer_id)
+    await check_alive(friend, ours)
+    for stranger in strangers:
+        await stranger.aclose()
 
 
 async def test_dialling_something_else_fails_clearly(friend: Libp2pTransport) -> None:
