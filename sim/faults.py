@@ -18,6 +18,7 @@ from sim.trace import Trace
 
 class FaultKind(StrEnum):
     KILL = "kill"  # the node's process dies and is started again
+    COORDINATOR_KILL = "coordinator_kill"  # the same happens to the coordinator
     PARTITION = "partition"  # some parties reach only each other
     FAR_LINK = "far_link"  # one node's connections become slow
     SLOW_NODE = "slow_node"  # its machine has something else to do
@@ -91,6 +92,7 @@ def _plan_others(options: WorldOptions, rng: random.Random) -> Iterator[Fault]:
 def _independent(faults: Faults) -> tuple[tuple[FaultKind, int, tuple[float, float]], ...]:
     return (
         (FaultKind.KILL, faults.kills, faults.kill_lasts_s),
+        (FaultKind.COORDINATOR_KILL, faults.coordinator_kills, faults.coordinator_kill_lasts_s),
         (FaultKind.FAR_LINK, faults.far_links, faults.far_link_lasts_s),
         (FaultKind.SLOW_NODE, faults.slow_nodes, faults.slow_lasts_s),
         (FaultKind.REFUSAL, faults.refusals, faults.refusal_lasts_s),

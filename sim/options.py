@@ -74,6 +74,8 @@ class Faults:
 
     kills: int = 1
     kill_lasts_s: tuple[float, float] = (4.0, 15.0)
+    coordinator_kills: int = 1
+    coordinator_kill_lasts_s: tuple[float, float] = (0.5, 6.0)
     partitions: int = 1
     partition_lasts_s: tuple[float, float] = (3.0, 14.0)
     far_links: int = 1
@@ -131,6 +133,7 @@ def draw_options(seed: int) -> WorldOptions:
         ),
         faults=Faults(
             kills=rng.randint(1, 4),
+            coordinator_kills=rng.randint(0, 1),
             partitions=rng.randint(1, 3),
             far_links=rng.randint(1, 3),
             slow_nodes=rng.randint(1, 2),

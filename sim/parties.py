@@ -7,9 +7,9 @@ from itertools import combinations
 import trio
 
 from capanode.settings import CoordinatorAddress
-from coordinator.app import Coordinator, MarketRules
+from coordinator.app import MarketRules
 from coordinator.db.accounts import list_accounts, open_account
-from coordinator.db.engine import Connection, InlineRunner, open_database
+from coordinator.db.engine import Connection
 from coordinator.ledger.accounts import Account, AccountKind, SystemAccount, account_of
 from coordinator.ledger.postings import credit
 from coordinator.ledger.writer import post_one
@@ -24,13 +24,10 @@ from protocol.net.memory_wire import Conditions
 from sim.auditor import Auditor, Balances
 from sim.buyer import Buyer
 from sim.options import MACHINES, WorldOptions
+from sim.sim_coordinator import COORDINATOR_NAME, SimCoordinator, address_of
 from sim.sim_node import SimNode
 from sim.sim_worker import Ailments
 from sim.trace import Trace
-
-COORDINATOR_NAME = "coordinator"
-# Other parties get ports from 1 on.
-COORDINATOR_PORT = 4100
 
 
 class SkewedClock:
@@ -50,7 +47,7 @@ class Parties:
 
     network: MemoryNetwork
     clock: VirtualClock
-    coordinator: Coordinator
+    coordinator: SimCoordinator
     nodes: tuple[SimNode, ...]
     buyers: tuple[Buyer, ...]
     links: dict[tuple[PeerId, PeerId], Conditions]
@@ -108,11 +105,6 @@ def read_balances(conn: Connection) -> Balances:
     )
 
 
-def address_of(coordinator: PeerId) -> str:
-    """Where everybody finds it."""
-    return f"/memory/{COORDINATOR_PORT}/p2p/{coordinator}"
-
-
 def child_of(rng: random.Random) -> random.Random:
     """A source of its own for each part, so that one part's draws do not shift another's."""
     return random.Random(rng.getrandbits(64))
@@ -128,21 +120,20 @@ class _Casting:
         self._options = options
         self._rng = rng
 
-    def make_coordinator(self) -> Coordinator:
+    def make_coordinator(self) -> SimCoordinator:
+        rng = child_of(self._rng)
+
+        def make_runtime() -> Runtime:
+            return Runtime(
+                self.clock,
+                child_of(rng).randbytes,
+                child_of(rng),
+                stopwatch_ns=lambda: round(1e9 * trio.current_time()),
+            )
+
         key = SigningKey.generate(self._rng.randbytes)
-        runtime = Runtime(
-            self.clock,
-            child_of(self._rng).randbytes,
-            child_of(self._rng),
-            stopwatch_ns=lambda: round(1e9 * trio.current_time()),
-        )
-        return Coordinator(
-            key,
-            self.network.transport(key, port=COORDINATOR_PORT),
-            open_database("sqlite://", InlineRunner()),
-            MarketRules(fee_bps=self._options.fee_bps),
-            runtime,
-        )
+        rules = MarketRules(fee_bps=self._options.fee_bps)
+        return SimCoordinator(key, self.network, rules, make_runtime)
 
     def make_node(self, number: int, coordinator: PeerId, auditor: Auditor) -> SimNode:
         has_both = number % 2 == 0
@@ -172,7 +163,7 @@ class _Casting:
             auditor=auditor,
         )
 
-    def credit(self, coordinator: Coordinator, buyer: Buyer, amount_nano: int) -> None:
+    def credit(self, coordinator: SimCoordinator, buyer: Buyer, amount_nano: int) -> None:
         """As an operator does it who was paid: open an account and put money in."""
         now_ms = self.clock.now_ms()
         transfer_id = TransferId(new_ulid(now_ms, self._rng.randbytes(ULID_ENTROPY_BYTES)))

@@ -1,9 +1,6 @@
 """A node of a simulated world: the real composition of `capanode.node`, with workers without
-processes, on a machine that can be switched off.
-
-Being killed is meant as SIGKILL: connections break, nothing more is written or logged, and what is
-left is the disk.
-"""
+processes, on a machine that can be switched off. Its disk is what outlives the process: the outbox
+and the measured speeds."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -33,9 +30,9 @@ from protocol.net.memory import MemoryNetwork
 from protocol.net.rpc import RpcClient
 from protocol.services import Method, ReceiptAsk, SettleReply
 from sim.auditor import Auditor
+from sim.host import Host, Process
 from sim.options import Machine
 from sim.sim_worker import CONTEXT_TOKENS, QUANTIZATION, Ailments, SimWorker
-from sim.trace import Voice
 from sim.workload import MODELS
 
 R = TypeVar("R")
@@ -45,7 +42,7 @@ _REGION = "virtual"
 
 
 class SimNode:
-    """A machine with a key and a disk. `run` switches it on, and again whenever it is revived."""
+    """A machine with a key and a disk; `host` switches it on and off."""
 
     def __init__(
         self,
@@ -64,6 +61,7 @@ class SimNode:
         self.name = name
         self.key = key
         self.ailments = ailments
+        self.host = Host(name, key, network, self._boot)
         self.store = OutboxStore(None)
         self.workers: list[SimWorker] = []
         self._machine = machine
@@ -74,45 +72,19 @@ class SimNode:
         self._coordinator = coordinator
         self._auditor = auditor
         self._speeds = SpeedCache(None)
-        self._process: _Process | None = None
-        self._power = trio.Event()
-        self._power.set()
-
-    @property
-    def is_up(self) -> bool:
-        return self._process is not None
+        self._node: Node | None = None
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
         """What it serves now."""
-        return tuple(self._process.node.models.values()) if self._process is not None else ()
+        if self._node is None or not self.host.is_up:
+            return ()
+        return tuple(self._node.models.values())
 
     @property
     def live_jobs(self) -> int:
         """Jobs at its workers; below zero if it is off."""
-        return sum(worker.live_jobs for worker in self.workers) if self.is_up else -1
-
-    def kill(self) -> None:
-        """Killing the dead changes nothing."""
-        self._power = trio.Event()
-        if self._process is not None:
-            self._process.is_dead = self._process.voice.is_mute = True
-            self._network.kill(self.key.peer_id)
-            self._process.life.cancel()
-            self._process = None
-
-    def revive(self) -> None:
-        self._power.set()
-
-    async def run(self) -> None:
-        """Until cancelled: start whenever there is power."""
-        while True:
-            await self._power.wait()
-            process = self._process = _Process(self.name)
-            self.workers.clear()
-            with process.voice.speaking(), process.life:
-                process.node = self._make_node(process)
-                await process.node.run()
+        return sum(worker.live_jobs for worker in self.workers) if self.host.is_up else -1
 
     def worker(self, plan: ModelPlan, *, on_state: Callable[[WorkerState], None]) -> SimWorker:
         """As `capanode.workers.WorkerPool`."""
@@ -120,7 +92,12 @@ class SimNode:
         self.workers.append(worker)
         return worker
 
-    def _make_node(self, process: "_Process") -> Node:
+    async def _boot(self, process: Process) -> None:
+        self.workers.clear()
+        self._node = self._make_node(process)
+        await self._node.run()
+
+    def _make_node(self, process: Process) -> Node:
         rules = NodeRules(
             coordinators=(self._coordinator,),
             isolation=IsolationTier.BWRAP,
@@ -142,25 +119,21 @@ class SimNode:
                 self._clock,
                 self._rng.randbytes,
                 random.Random(self._rng.getrandbits(64)),
-                outbox_runner=process,
+                outbox_runner=_Disk(process),
             ),
         )
 
 
-class _Process:
-    """One incarnation of a node's program. It is also where its outbox is written: in place, and
-    not at all once it is dead, whatever its tasks do while they are unwound."""
+class _Disk:
+    """Where an outbox is written: in place, and not at all once its process is dead, whatever the
+    tasks of that do while they are unwound."""
 
-    node: Node
-
-    def __init__(self, name: str) -> None:
-        self.voice = Voice(name)
-        self.life = trio.CancelScope()
-        self.is_dead = False
+    def __init__(self, process: Process) -> None:
+        self._process = process
 
     async def run(self, call: Callable[[], R]) -> R:
         await trio.lowlevel.checkpoint()
-        if self.is_dead:
+        if self._process.is_dead:
             raise OutboxError("the process is gone")
         return call()
 

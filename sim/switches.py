@@ -19,6 +19,7 @@ def make_switches(parties: Parties, faults: Faults, trace: Trace) -> Switches:
 
     return {
         FaultKind.KILL: bound(_killed),
+        FaultKind.COORDINATOR_KILL: bound(_coordinator_killed),
         FaultKind.PARTITION: bound(_partitioned),
         FaultKind.FAR_LINK: partial(_far_away, parties, faults.far_link_latency_s),
         FaultKind.SLOW_NODE: bound(_slowed),
@@ -30,9 +31,17 @@ def make_switches(parties: Parties, faults: Faults, trace: Trace) -> Switches:
 @contextmanager
 def _killed(parties: Parties, fault: Fault) -> Iterator[str]:
     node = _busiest(parties, fault)
-    node.kill()
+    node.host.kill()
     yield node.name
-    node.revive()
+    node.host.revive()
+
+
+@contextmanager
+def _coordinator_killed(parties: Parties, fault: Fault) -> Iterator[str]:
+    host = parties.coordinator.host
+    host.kill()
+    yield host.name
+    host.revive()
 
 
 @contextmanager

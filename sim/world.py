@@ -22,7 +22,7 @@ from sim.checkers import check_channels, check_holds, check_job, check_model
 from sim.determinism import run_deterministically
 from sim.faults import carry_out, plan_faults
 from sim.options import WorldOptions, draw_options
-from sim.parties import COORDINATOR_NAME, child_of, make_parties, read_balances
+from sim.parties import child_of, make_parties, read_balances
 from sim.switches import make_switches
 from sim.trace import Trace, Voice
 from sim.workload import PlannedJob, plan_jobs, plan_probes
@@ -111,10 +111,9 @@ class World:
     # The phases.
 
     async def _start(self, nursery: trio.Nursery) -> None:
-        with Voice(COORDINATOR_NAME).speaking():
-            await nursery.start(self._parties.coordinator.run)
+        nursery.start_soon(self._parties.coordinator.host.run)
         for node in self._parties.nodes:
-            nursery.start_soon(node.run)
+            nursery.start_soon(node.host.run)
         for buyer in self._parties.buyers:
             with Voice(buyer.name).speaking():
                 await nursery.start(buyer.run)
@@ -188,15 +187,16 @@ class World:
     # Looking at it.
 
     def _is_market_open(self) -> bool:
-        attached = {
-            entry.node for entry in self._parties.coordinator.market.book if entry.is_attached
-        }
-        return all(node.is_up and node.key.peer_id in attached for node in self._parties.nodes)
+        coordinator = self._parties.coordinator.current
+        if coordinator is None:
+            return False
+        attached = {entry.node for entry in coordinator.market.book if entry.is_attached}
+        return all(node.host.is_up and node.key.peer_id in attached for node in self._parties.nodes)
 
     def _is_settled(self) -> bool:
-        return not len(self._parties.coordinator.leases) and not any(
-            node.store.count() for node in self._parties.nodes
-        )
+        coordinator = self._parties.coordinator.current
+        is_quiet = coordinator is not None and not len(coordinator.leases)
+        return is_quiet and not any(node.store.count() for node in self._parties.nodes)
 
     async def _look_forever(self) -> None:
         while True:
@@ -205,13 +205,13 @@ class World:
             for violation in self._look(balances.held_nano):
                 self._violate(violation)
 
-    def _look(self, held: Mapping[str, int]) -> Iterator[str]:
-        yield from check_holds(
-            self._parties.coordinator.leases,
-            held,
-            now_ms=self._parties.clock.now_ms(),
-            late_ms=HOLD_LATE_MS,
-        )
+    def _look(self, held_nano: Mapping[str, int]) -> Iterator[str]:
+        coordinator = self._parties.coordinator.current
+        if coordinator is not None:
+            now_ms = self._parties.clock.now_ms()
+            yield from check_holds(
+                coordinator.leases, held_nano, now_ms=now_ms, late_ms=HOLD_LATE_MS
+            )
         for node in self._parties.nodes:
             for model in node.models:
                 yield from check_model(f"{node.name}'s {model.name}", model)

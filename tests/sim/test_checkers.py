@@ -1,0 +1,176 @@
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from capanode.seats import Seats
+from capanode.served import ServedModel
+from coordinator.job_stream import Outcome
+from coordinator.open_leases import OpenLease, OpenLeases
+from protocol.envelope import seal
+from protocol.errors import Code
+from protocol.ids import LeaseId
+from protocol.limits import RECEIPT_GRACE_MS
+from protocol.messages import Finish, Task
+from protocol.pricing import PriceSheet, Units
+from sim.buyer import End, JobReport
+from sim.checkers import check_channels, check_holds, check_job, check_model
+from sim.options import Machine, WorldOptions
+from sim.sim_worker import Ailments, SimWorker
+from sim.workload import PlannedJob, plan_probes
+from tests.protocol.makers import CLIENT, COORDINATOR, make_chain, make_lease, make_request
+from tests.sim.seeded import seeded
+
+PLANNED: PlannedJob = plan_probes(WorldOptions(), seeded(1))[0]
+
+
+def answered() -> JobReport:
+    """What a client has after a job that went well."""
+    chain = make_chain()
+    answer = PLANNED.answer
+    return JobReport(
+        PLANNED,
+        end=End.ANSWERED,
+        attempts=1,
+        token_ids=answer.token_ids,
+        text=answer.text,
+        chunks=len(answer.token_ids),
+        outcome=Outcome(Finish(answer.reason), answer.units, 5, chain.receipt, chain.acceptance),
+    )
+
+
+def failed(code: Code, *, chunks: int = 0, is_bad: bool = False) -> JobReport:
+    end = End.CUT if chunks else End.FAILED
+    planned = replace(PLANNED, is_bad=is_bad)
+    report = JobReport(planned, end=end, code=code, chunks=chunks)
+    report.token_ids = PLANNED.answer.token_ids[:chunks]
+    report.text = "".join(f"w{token} " for token in report.token_ids)
+    return report
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        answered(),
+        failed(Code.NODE_LOST),
+        failed(Code.WORKER_CRASHED, chunks=2),
+        failed(Code.INPUT_TOO_LARGE, is_bad=True),
+    ],
+)
+def test_an_honest_end_is_no_violation(report: JobReport) -> None:
+    assert list(check_job(report)) == []
+
+
+def lose_a_token(report: JobReport) -> None:
+    report.token_ids = report.token_ids[:1] + report.token_ids[2:]
+
+
+def double_a_token(report: JobReport) -> None:
+    report.token_ids = report.token_ids[:1] + report.token_ids
+
+
+def swap_tokens(report: JobReport) -> None:
+    first, second, *rest = report.token_ids
+    report.token_ids = (second, first, *rest)
+
+
+def stop_short(report: JobReport) -> None:
+    report.token_ids = report.token_ids[:-1]
+    report.text = "".join(f"w{token} " for token in report.token_ids)
+
+
+def lose_text(report: JobReport) -> None:
+    report.text = report.text[1:]
+
+
+def lose_the_receipt(report: JobReport) -> None:
+    report.outcome = None
+
+
+def bill_another_count(report: JobReport) -> None:
+    assert report.outcome is not None
+    report.outcome = replace(report.outcome, units=Units(1, 1))
+
+
+def end_otherwise(report: JobReport) -> None:
+    assert report.outcome is not None
+    report.outcome = replace(report.outcome, finish=Finish.FAILED)
+
+
+def answer_a_bad_input(report: JobReport) -> None:
+    report.planned = replace(report.planned, is_bad=True)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lose_a_token,
+        double_a_token,
+        swap_tokens,
+        stop_short,
+        lose_text,
+        lose_the_receipt,
+        bill_another_count,
+        end_otherwise,
+        answer_a_bad_input,
+    ],
+    ids=lambda spoil: spoil.__name__,
+)
+def test_a_wrong_answer_is_a_violation(spoil: Callable[[JobReport], None]) -> None:
+    report = answered()
+    spoil(report)
+    assert list(check_job(report))
+
+
+@pytest.mark.parametrize(
+    "code", [Code.INTERNAL, Code.REPLAYED, Code.DEADLINE_EXCEEDED, Code.INPUT_TOO_LARGE]
+)
+def test_a_code_that_no_honest_party_earns_is_a_violation(code: Code) -> None:
+    assert list(check_job(failed(code)))
+
+
+def test_a_failure_that_delivered_is_a_violation() -> None:
+    report = failed(Code.NODE_LOST)
+    report.chunks = 1
+    assert list(check_job(report))
+
+
+def model(*, running: int, queued: int, most_live: int) -> ServedModel:
+    machine = Machine("test", 1, 1, 0.0, 2, 1, PriceSheet())
+    worker = SimWorker(Task.CAUSAL_LM, machine, Ailments(1.0), on_state=lambda state: None)
+    worker.most_live = most_live
+    seats = SimpleNamespace(slots=2, queue_max=1, running=running, queued=queued)
+    return cast(ServedModel, SimpleNamespace(seats=cast(Seats, seats), worker=worker))
+
+
+def test_slots_and_queue_are_bounded() -> None:
+    assert not list(check_model("m", model(running=2, queued=1, most_live=2)))
+    assert list(check_model("m", model(running=3, queued=0, most_live=0)))
+    assert list(check_model("m", model(running=0, queued=0, most_live=3)))
+    assert list(check_model("m", model(running=2, queued=2, most_live=2)))
+
+
+def test_channels_are_bounded() -> None:
+    assert not list(check_channels("c", 2 * 256, 2))
+    assert list(check_channels("c", 2 * 256 + 1, 2))
+
+
+def test_holds_belong_to_open_leases_and_end_in_time() -> None:
+    lease = seal(COORDINATOR, make_lease(seal(CLIENT, make_request())))
+    leases = OpenLeases()
+    leases.add(OpenLease(lease, None))
+    ends_ms = lease.message.deadline_at_ms + RECEIPT_GRACE_MS
+    ceiling_nano = lease.message.ceiling_nano
+
+    def check(held_nano: int, now_ms: int) -> list[str]:
+        held: dict[str, Any] = {CLIENT.peer_id: held_nano}
+        return list(check_holds(leases, held, now_ms=now_ms, late_ms=1_000))
+
+    assert check(ceiling_nano, ends_ms) == []
+    assert check(0, ends_ms + 1_000) == []
+    assert len(check(ceiling_nano + 1, ends_ms)) == 1
+    assert len(check(ceiling_nano, ends_ms + 1_001)) == 1
+    leases.end(LeaseId(lease.message.lease_id))
+    assert len(check(1, ends_ms)) == 1

@@ -1,0 +1,54 @@
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+
+from protocol.ids import PeerId
+from protocol.payload import GenerationInput
+from sim.options import draw_options
+from sim.sim_worker import CONTEXT_TOKENS, answer_of
+from sim.workload import MODELS, PlannedJob, plan_jobs, plan_probes
+from tests.sim.seeded import seeded
+
+NODES = tuple(PeerId(f"node-{number}") for number in range(5))
+
+
+def jobs(seed: int) -> tuple[PlannedJob, ...]:
+    return plan_jobs(draw_options(seed), NODES, seeded(seed))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_demand_is_what_the_options_say(seed: int) -> None:
+    options = draw_options(seed)
+    planned = jobs(seed)
+    assert [job.number for job in planned] == list(range(1, options.demand.jobs + 1))
+    assert [job.at_s for job in planned] == sorted(job.at_s for job in planned)
+    assert {job.client for job in planned} <= set(range(options.clients))
+    assert {job.spec.model for job in planned} <= set(MODELS.values())
+    assert planned == jobs(seed)
+
+
+def test_every_good_job_has_room_for_its_answer() -> None:
+    for seed in range(10):
+        for job in jobs(seed):
+            job_input = job.spec.job_input
+            assert job.answer.units.fits_in(job.spec.units_max) is not job.is_bad
+            if isinstance(job_input, GenerationInput):
+                assert job.answer == answer_of(job_input)
+                if not job.is_bad:
+                    units = job.spec.units_max
+                    assert units.input_tokens + units.output_tokens <= CONTEXT_TOKENS
+
+
+def test_jobs_come_in_bursts() -> None:
+    options = draw_options(2)
+    times = [job.at_s for job in jobs(2)]
+    gaps = Counter(later - earlier < 0.5 for earlier, later in pairwise(times))
+    assert gaps[True] > gaps[False] or options.demand.burst <= 2
+
+
+def test_probes_are_ordinary_jobs_of_the_clients_with_money() -> None:
+    options = draw_options(3)
+    probes = plan_probes(options, seeded(3))
+    assert [probe.client for probe in probes] == [0, 1]
+    assert not any(probe.is_bad or probe.cancel_after is not None for probe in probes)
