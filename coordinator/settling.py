@@ -206,6 +206,8 @@ class ReceiptDesk:
 
     def _close(self, opened: OpenLease, receipt: Signed[Receipt], verdict: Verdict) -> None:
         billed = receipt.message
+        if self._leases.get(billed.lease_id) is not opened:
+            return  # Node and client handed it in together, and the other was first.
         self._forget(opened)
         # If the client was ours, it has told more than a receipt can, and this changes nothing.
         self._market.judge(opened, _observation(billed))
