@@ -136,7 +136,7 @@ class MuxStream(IMuxedStream):
 
     async def reset(self) -> None:
         await trio.lowlevel.checkpoint()
-        if self._failure is None and not (self.eof_sent and self.eof_received):
+        if not self.is_closed and not self.discards:
             self.mux.send(WINDOW_UPDATE, RST, self.stream_id, 0)
             self.fail(MuxedStreamReset("the stream was reset here"))
 

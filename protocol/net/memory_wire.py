@@ -186,7 +186,7 @@ class MemoryStream:
 
     async def reset(self) -> None:
         await trio.lowlevel.checkpoint()
-        if self._failure is None and not (self._closed and self._eof_received):
+        if self._failure is None and not self._closed:
             self._tell(MemoryStream.on_reset)
             self._fail(StreamReset("the stream was reset here"))
 

@@ -61,7 +61,8 @@ class Stream(Protocol):
         ...
 
     async def reset(self) -> None:
-        """Drop the stream in both directions, now."""
+        """Drop the stream in both directions, now. After `aclose` it does nothing: last words that
+        are still under way shall arrive."""
         ...
 
 

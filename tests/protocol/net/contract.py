@@ -291,6 +291,21 @@ class TransportContract:
         with pytest.raises(StreamClosed):
             await stream.send_all(b"more")
 
+    async def test_reset_after_closing_does_not_swallow_the_last_words(
+        self, scripted: OpenTo
+    ) -> None:
+        async def refuse(stream: Stream) -> None:
+            await stream.receive_some()
+            await stream.send_all(b"no, because")
+            await stream.aclose()
+            raise RemoteProtocolError("refused", code=Code.MALFORMED)
+
+        stream = await scripted(refuse)
+        await stream.send_all(b"may I?")
+        await trio.sleep(0.2)
+        with trio.fail_after(SOON_S):
+            assert await receive_all(stream) == b"no, because"
+
     async def test_handler_learns_of_a_reset(self, scripted: OpenTo) -> None:
         seen: list[type[BaseException]] = []
         done = trio.Event()
