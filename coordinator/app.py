@@ -15,6 +15,7 @@ from coordinator.client import MarketClient
 from coordinator.control import ControlServer
 from coordinator.db.engine import Database
 from coordinator.db.leases import list_open_leases
+from coordinator.errors import CoordinatorError
 from coordinator.lease_server import ROLE, LeaseServer
 from coordinator.leases import LeaseDesk
 from coordinator.ledger.writer import LedgerWriter
@@ -142,10 +143,14 @@ class Coordinator:
             now_ms = self._clock.now_ms()
             self.market.book.expire(now_ms)
             self.leases.forget_attempts(now_ms)
-            while await self.receipts.sweep() == SWEEP_MAX:
-                pass
-            while await self.receipts.expire():
-                pass
+            try:
+                while await self.receipts.sweep() == SWEEP_MAX:
+                    pass
+                while await self.receipts.expire():
+                    pass
+            except CoordinatorError as error:
+                # What is due stays due: a database in trouble must not end the whole market.
+                log.error("sweep_failed", error=str(error))
 
 
 def _fits_an_offer(data: bytes) -> bool:

@@ -3,7 +3,8 @@
 - A receipt that charges nothing frees the hold at once.
 - With an acceptance that agrees, the charge is captured at once.
 - Without one the node is paid too, but only after ACCEPTANCE_WITHIN_MS: a client that vanishes has
-  got what it asked for, one that merely is slower than its node gets its say.
+  got what it asked for, one that merely is slower than its node gets its say. Where the hold would
+  not outlive that wait, the node is paid at once: the client has had its time and more.
 - If client and node disagree, the smaller of their two charges is paid and the receipt is marked:
   what both sides sign for is certain, the rest is a matter for reputation, not for a coin toss.
 - A receipt that comes after its hold has expired is refused: that money is the client's again.
@@ -48,6 +49,9 @@ log = structlog.get_logger(__name__)
 
 # A client countersigns within milliseconds; fifteen seconds forgive a sleeping laptop.
 ACCEPTANCE_WITHIN_MS = 15_000
+# A hold that ends sooner than this cannot wait for its client: the sweep that pays it comes every two
+# seconds, and a busy ledger or a short outage takes some more.
+PAY_BEFORE_EXPIRY_MS = ACCEPTANCE_WITHIN_MS + 10_000
 # One sweep's worth of receipts whose clients stayed silent.
 SWEEP_MAX = 500
 
@@ -111,7 +115,8 @@ class ReceiptDesk:
         check_receipt(receipt, opened.lease)
         if acceptance is not None:
             check_acceptance(acceptance, receipt)
-        return await self._store(receipt, acceptance, opened, is_overdue=False)
+        is_last_call = self._clock.now_ms() + PAY_BEFORE_EXPIRY_MS >= opened.hold_expires_at_ms
+        return await self._store(receipt, acceptance, opened, is_overdue=is_last_call)
 
     async def sweep(self) -> int:
         """Pay the receipts whose clients stayed silent. Returns how many; call again if many."""
@@ -193,16 +198,25 @@ class ReceiptDesk:
 
     async def _accept_again(self, receipt: Signed[Receipt], lease_id: LeaseId) -> SettleReply:
         """A receipt for a lease that is not open: one that we have, or one that comes too late."""
-        stored = await self._database.read(find_receipt, lease_id)
-        if stored is not None and stored.receipt == receipt.raw:
-            return SettleReply(stored.state, stored.amount_nano)
-        if stored is not None:
+        try:
+            stored = await self._database.read(find_receipt, lease_id)
+            lease = await self._database.read(find_lease, lease_id)
+        except CoordinatorError as error:
+            raise RemoteProtocolError(str(error), code=error.code) from error
+        if lease is None:
+            raise RemoteProtocolError("there is no such lease", code=Code.NOT_FOUND)
+        # Pending, and its lease has ended: the hold ran out during an outage. Nothing is left to
+        # wait for, and whoever asks must not ask for ever.
+        if stored is None or stored.state is ReceiptState.PENDING:
+            raise RemoteProtocolError(
+                "the receipt came after its hold had ended", code=Code.EXPIRED
+            )
+        # By digest: the same signed words may come in other wrapping.
+        if open_envelope(stored.receipt, Receipt).digest != receipt.digest:
             raise RemoteProtocolError(
                 "another receipt for this lease was paid", code=Code.RECEIPT_MISMATCH
             )
-        if await self._database.read(find_lease, lease_id) is None:
-            raise RemoteProtocolError("there is no such lease", code=Code.NOT_FOUND)
-        raise RemoteProtocolError("the receipt came after its hold had ended", code=Code.EXPIRED)
+        return SettleReply(stored.state, stored.amount_nano)
 
     def _close(self, opened: OpenLease, receipt: Signed[Receipt], verdict: Verdict) -> None:
         billed = receipt.message

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from coordinator.db.bulk import BulkInsert, Record
-from coordinator.db.schema import ReceiptState, receipts
+from coordinator.db.schema import LeaseState, ReceiptState, leases, receipts
 from protocol.envelope import Signed
 from protocol.ids import JobId, LeaseId, PeerId
 from protocol.messages import Acceptance, Receipt
@@ -46,13 +46,16 @@ _FIELDS = (
 )
 _COLUMNS = [receipts.c[field] for field in _FIELDS]
 
-# A receipt is first stored while its client has its say, and again when it is paid.
+# A receipt is first stored while its client has its say, and again when it is paid. The words that
+# were paid are the ones to keep: a node may have signed others before.
 _UPSERT = BulkInsert(
     receipts,
     _FIELDS,
     on_conflict=(
-        "ON CONFLICT (lease_id) DO UPDATE SET acceptance = excluded.acceptance, "
-        "amount_nano = excluded.amount_nano, state = excluded.state, "
+        "ON CONFLICT (lease_id) DO UPDATE SET receipt = excluded.receipt, "
+        "acceptance = excluded.acceptance, amount_nano = excluded.amount_nano, "
+        "input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, "
+        "images = excluded.images, state = excluded.state, "
         "settled_at_ms = excluded.settled_at_ms WHERE receipts.state = 'pending'"
     ),
 )
@@ -101,9 +104,12 @@ def list_receipts_of(conn: Connection, job_id: JobId) -> list[StoredReceipt]:
 def list_pending_receipts(
     conn: Connection, *, received_before_ms: int, limit: int
 ) -> list[StoredReceipt]:
-    """Those whose clients have been silent since, oldest first."""
+    """Those whose clients have been silent since, oldest first, of leases that can still be paid:
+    what an outage has let expire must not crowd out the others."""
     query = (
         select(*_COLUMNS)
+        .join(leases, leases.c.lease_id == receipts.c.lease_id)
+        .where(leases.c.state == LeaseState.OPEN.value)
         .where(receipts.c.state == ReceiptState.PENDING.value)
         .where(receipts.c.received_at_ms < received_before_ms)
         .order_by(receipts.c.received_at_ms)

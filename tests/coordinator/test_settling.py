@@ -6,11 +6,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from coordinator.db.receipts import find_receipt, list_pending_receipts
 from coordinator.db.schema import ReceiptState
 from coordinator.settling import ACCEPTANCE_WITHIN_MS, Verdict, judge_receipt
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
-from protocol.messages import Acceptance, Finish, Receipt
+from protocol.messages import STAMP_MS_MAX, Acceptance, Finish, Receipt
+from protocol.payload import Chunk
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
 from tests.coordinator.small_market import (
@@ -146,3 +148,54 @@ async def test_a_receipt_of_another_node_is_refused(autojump_clock: MockClock) -
 
 async def _buy_until_cancelled(market: SmallMarket) -> None:
     await market.buy()
+
+
+async def test_a_receipt_that_comes_late_is_paid_before_its_hold_runs_out(
+    autojump_clock: MockClock,
+) -> None:
+    """Nobody works for nothing because its client let the lease lie, and then fell silent."""
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        (opened,) = market.coordinator.leases.by_hold().values()
+        left_ms = opened.hold_expires_at_ms - market.clock.now_ms()
+        await trio.sleep((left_ms - ACCEPTANCE_WITHIN_MS) / 1_000)
+        reply = await market.nodes[0].hand_in(receipt)
+        assert (reply.state, spent(market)) == (ReceiptState.SETTLED, receipt.message.amount_nano)
+        market.assert_books_are_closed()
+
+
+async def test_a_pending_receipt_whose_hold_ran_out_is_not_asked_about_for_ever(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        await market.nodes[0].hand_in(receipt)
+        (opened,) = market.coordinator.leases.by_hold().values()
+        # As if the coordinator had been away until the hold was over.
+        market.clock._epoch_ms += opened.hold_expires_at_ms - market.clock.now_ms()
+        await trio.sleep(5)
+        with pytest.raises(RemoteProtocolError) as caught:
+            await market.nodes[0].hand_in(receipt)
+        assert caught.value.code is Code.EXPIRED
+        with market.database.transaction() as conn:
+            assert not list_pending_receipts(conn, received_before_ms=STAMP_MS_MAX, limit=9)
+        market.assert_books_are_closed()
+
+
+async def test_the_receipt_that_was_paid_is_the_one_that_is_kept(autojump_clock: MockClock) -> None:
+    """A node that signs one thing for the coordinator and another for its client."""
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        async with market.client.open_job(market.spec(), market.buyer) as stream:
+            lease = stream.granted.lease
+            more = node._sign(lease, (Chunk((1,), "x"),) * 8, Finish.STOP)
+            assert (await node.hand_in(more)).state == ReceiptState.PENDING
+            async for _ in stream:
+                pass
+        await market.client.wait_settled()
+        with market.database.transaction() as conn:
+            stored = find_receipt(conn, lease.message.lease_id)
+        assert stored is not None
+        assert stored.receipt == node.receipts[-1].raw
+        assert stored.units == node.receipts[-1].message.units
+        market.assert_books_are_closed()
