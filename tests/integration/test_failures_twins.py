@@ -1,0 +1,55 @@
+"""Somebody copies a node's folder to a second machine: two nodes sign with one key."""
+
+import json
+import shutil
+import time
+
+import pytest
+
+from protocol.limits import CLOCK_SKEW_MAX_MS
+from sim.network import LocalNode
+from tests.integration.frail_market import FrailMarket, chat_body, only, plan
+
+pytestmark = [pytest.mark.models, pytest.mark.slow]
+
+CONFLICT = "two running nodes sign with this key"
+
+
+def make_twin(frail: FrailMarket, original: LocalNode) -> LocalNode:
+    """A copy of the folder, in use elsewhere: nothing of it that belongs to a process."""
+    folder = frail.network.folder / "twin"
+    left_out = shutil.ignore_patterns("*.sock", "*.lock", "outbox.sqlite*")
+    shutil.copytree(original.data_dir, folder, ignore=left_out)
+    return frail.call(frail.network.start_node, plan("twin", "0.02"))
+
+
+def test_two_nodes_with_one_key_are_found_out(frail: FrailMarket) -> None:
+    original, other = frail.nodes
+    twin = make_twin(frail, original)
+    started_at = time.monotonic()
+    assert twin.peer_id == original.peer_id
+    try:
+        # Only what the original signs clearly after its twin began shows that both are alive.
+        frail.wait(lambda: time.monotonic() - started_at > CLOCK_SKEW_MAX_MS / 1_000 + 1)
+        frail.worker_of(original).kill()  # It announces that, and when the model is back.
+        frail.wait(lambda: CONFLICT in frail.summaries()[original.peer_id].health)
+        shown = {
+            n["node"]: n["health"] for n in json.loads(frail.market.command("nodes", "--json"))
+        }
+        assert CONFLICT in shown[original.peer_id]
+        assert CONFLICT not in shown[other.peer_id]
+        with frail.client() as http:
+            elsewhere = http.post("/v1/chat/completions", json=chat_body())
+            nowhere = http.post("/v1/chat/completions", json=chat_body(provider=only(original)))
+        assert elsewhere.status_code == 200
+        assert elsewhere.headers["x-capacloud-node"] == other.peer_id
+        assert nowhere.status_code == 503
+        assert nowhere.json()["error"]["code"] == "no_node_fits"
+    finally:
+        frail.kill(twin)
+        frail.network.nodes.remove(twin)
+        # A coordinator that knows nothing of the conflict leaves the market whole for other tests.
+        frail.call(frail.network.coordinator.kill)
+        frail.call(frail.network.start_coordinator)
+        frail.wait_healthy()
+    frail.assert_sound()
