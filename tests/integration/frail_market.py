@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,9 +116,11 @@ class FrailMarket:
         with closing(sqlite3.connect(uri, uri=True, timeout=5)) as books:
             return books.execute(query, values).fetchall()
 
-    def open_holds(self) -> list[OpenHold]:
+    def open_holds(self, *, but: Container[OpenHold] = ()) -> list[OpenHold]:
+        """`but` are those that earlier faults have left."""
         query = "SELECT lease_id, job_id, node, expires_at_ms FROM leases WHERE state = 'open'"
-        return [OpenHold(*row) for row in self.rows(query)]
+        found = [OpenHold(*row) for row in self.rows(query)]
+        return [hold for hold in found if hold not in but]
 
     def worker_of(self, node: LocalNode) -> psutil.Process:
         """The process in the sandbox that runs the model: the innermost of its kind."""
