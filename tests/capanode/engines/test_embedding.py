@@ -1,0 +1,243 @@
+"""Vectors against transformers' BERT on random weights, and against common sense on real ones."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from capanode.engines.base import EngineRefusal, Finished, ModelLoadError, Started
+from capanode.engines.embedding import TextEmbedder
+from protocol.codec import decode
+from protocol.errors import Code
+from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput
+from protocol.pricing import Units
+from tests.capanode.engines.tiny_models import Transcript, run
+
+BERT: dict[str, Any] = {
+    "architectures": ["BertModel"],
+    "model_type": "bert",
+    "hidden_act": "gelu",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 40,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "type_vocab_size": 2,
+    "vocab_size": 30,
+}
+TEXTS = ("ant", "bee ant bee", "cat " * 20, "dog", "ant bee cat dog")
+
+
+def write_bert(folder: Path, **changes: Any) -> Path:
+    config = {**BERT, **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "ant", "bee", "cat", "dog"]
+    plain: dict[str, Any] = {
+        "version": "1.0",
+        # As real models ship it; texts must be neither cut nor padded to this.
+        "truncation": {
+            "max_length": 8,
+            "strategy": "LongestFirst",
+            "stride": 0,
+            "direction": "Right",
+        },
+        "padding": {
+            "strategy": {"Fixed": 8},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "[PAD]",
+        },
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+            ],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {
+                "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+                "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]},
+            },
+        },
+        "decoder": None,
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: number for number, word in enumerate(words)},
+            "unk_token": "[UNK]",
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(plain))
+    generator = torch.Generator().manual_seed(3)
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).mul_(0.3)
+
+    weights = {
+        "embeddings.word_embeddings.weight": random(config["vocab_size"], hidden),
+        "embeddings.position_embeddings.weight": random(config["max_position_embeddings"], hidden),
+        "embeddings.token_type_embeddings.weight": random(2, hidden),
+    }
+    norms = ["embeddings.LayerNorm"]
+    for layer in range(config["num_hidden_layers"]):
+        name = f"encoder.layer.{layer}"
+        norms += [f"{name}.attention.output.LayerNorm", f"{name}.output.LayerNorm"]
+        for part, rows, columns in (
+            ("attention.self.query", hidden, hidden),
+            ("attention.self.key", hidden, hidden),
+            ("attention.self.value", hidden, hidden),
+            ("attention.output.dense", hidden, hidden),
+            ("intermediate.dense", inner, hidden),
+            ("output.dense", hidden, inner),
+        ):
+            weights[f"{name}.{part}.weight"] = random(rows, columns)
+            weights[f"{name}.{part}.bias"] = random(rows)
+    for norm in norms:
+        weights[f"{norm}.weight"] = 1 + random(hidden)
+        weights[f"{norm}.bias"] = random(hidden)
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+def load(folder: Path) -> TextEmbedder:
+    return TextEmbedder.load(folder, slots=4, threads=1)
+
+
+def vectors(transcript: Transcript, job_id: str) -> npt.NDArray[np.float32]:
+    (produced,) = transcript.produced(job_id)
+    output = decode(EmbeddingOutput, produced.data)
+    return np.stack([np.frombuffer(vector, "<f4") for vector in output.vectors])
+
+
+def embed(engine: TextEmbedder, *texts: str, normalize: bool = True) -> npt.NDArray[np.float32]:
+    engine.submit("job", EmbeddingInput(texts, normalize))
+    return vectors(run(engine), "job")
+
+
+@pytest.mark.slow
+def test_vectors_are_the_means_of_transformers_states(tmp_path: Path) -> None:
+    # Imported here because it takes two seconds, which the other tests need not wait for.
+    from transformers import BertModel  # noqa: PLC0415
+
+    folder = write_bert(tmp_path)
+    reference: Any = BertModel.from_pretrained(folder, add_pooling_layer=False)
+    found = embed(load(folder), *TEXTS, normalize=False)
+    ids = {"ant": 4, "bee": 5, "cat": 6, "dog": 7}
+    for text, vector in zip(TEXTS, found, strict=True):
+        tokens = torch.tensor([[2, *(ids[word] for word in text.split()), 3]])
+        with torch.no_grad():
+            expected = reference(tokens).last_hidden_state[0].mean(0)
+        np.testing.assert_allclose(vector, expected.numpy(), atol=2e-6)
+
+
+def test_first_token_pooling_is_not_the_mean(tmp_path: Path) -> None:
+    folder = write_bert(tmp_path)
+    mean = embed(load(folder), *TEXTS)
+    (folder / "1_Pooling").mkdir()
+    config = folder / "1_Pooling" / "config.json"
+    config.write_text(
+        json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
+    )
+    assert np.abs(embed(load(folder), *TEXTS) - mean).max() > 0.01
+    config.write_text(json.dumps({"pooling_mode_max_tokens": True}))
+    with pytest.raises(ModelLoadError, match="max_tokens"):
+        load(folder)
+
+
+def test_a_text_embeds_alike_in_any_company(tmp_path: Path) -> None:
+    engine = load(write_bert(tmp_path))
+    together = embed(engine, *TEXTS)
+    for text, vector in zip(TEXTS, together, strict=True):
+        np.testing.assert_allclose(embed(engine, text)[0], vector, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+def test_jobs_share_steps_and_a_short_one_does_not_wait_for_a_long_one(tmp_path: Path) -> None:
+    engine = load(write_bert(tmp_path))
+    engine.submit("long", EmbeddingInput(("cat " * 30,) * 256))
+    engine.submit("short", EmbeddingInput(("ant",)))
+    first = engine.step()
+    assert [event.job_id for event in first if isinstance(event, Finished)] == ["short"]
+    assert [event.job_id for event in first if isinstance(event, Started)] == ["long", "short"]
+    transcript = run(engine)
+    assert transcript.finished("long") == Finished("long", "complete", Units(256 * 32))
+    assert vectors(transcript, "long").shape == (256, 32)
+
+
+def test_units_are_tokens_and_are_told_at_the_start(tmp_path: Path) -> None:
+    engine = load(write_bert(tmp_path))
+    engine.submit("job", EmbeddingInput(("ant bee", "cat")))
+    assert run(engine).of("job")[0] == Started("job", Units(input_tokens=4 + 3))
+
+
+def test_a_cancelled_job_is_gone(tmp_path: Path) -> None:
+    engine = load(write_bert(tmp_path))
+    engine.submit("job", EmbeddingInput(("cat " * 30,) * 256))
+    engine.step()
+    engine.cancel("job")
+    engine.cancel("job")
+    assert engine.is_idle
+    assert engine.step() == []
+
+
+def test_wrong_inputs_are_refused(tmp_path: Path) -> None:
+    engine = load(write_bert(tmp_path))
+    for texts in (("ant", "cat " * 39), ("x" * 1_000_000,)):
+        with pytest.raises(EngineRefusal) as caught:
+            engine.submit("job", EmbeddingInput(texts))
+        assert caught.value.code == Code.PROMPT_TOO_LONG
+    with pytest.raises(EngineRefusal) as caught:
+        engine.submit("job", GenerationInput(max_tokens=1, prompt="x"))
+    assert caught.value.code == Code.INVALID_INPUT
+    assert engine.is_idle
+    assert embed(engine, "cat " * 38).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": ["GPT2Model"]},
+        {"hidden_act": "relu"},
+        {"position_embedding_type": "relative_key"},
+        {"num_attention_heads": 5},
+        {"layer_norm_eps": 5},
+        {"hidden_size": 33},
+    ],
+)
+def test_a_model_that_is_not_run_exactly_is_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = write_bert(tmp_path)
+    (folder / "config.json").write_text(json.dumps({**BERT, **changes}))
+    with pytest.raises(ModelLoadError):
+        load(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_minilm_finds_the_similar_sentences(demo_models: Callable[[str], Path]) -> None:
+    engine = load(demo_models("all-minilm-l6-v2"))
+    assert engine.info.context_tokens == 256
+    found = embed(
+        engine, "A cat sits on the mat.", "A feline rests on a rug.", "Stocks fell sharply today."
+    )
+    assert found.shape == (3, 384)
+    similarities = found @ found.T
+    assert similarities[0, 1] > 0.5
+    assert similarities[0, 2] < 0.2
