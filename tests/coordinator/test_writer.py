@@ -369,11 +369,11 @@ async def test_a_mistake_of_ours_stops_the_writer_and_leaves_nobody_waiting(
             closed.append(error.code)
 
     with pytest.RaisesGroup(pytest.RaisesGroup(ZeroDivisionError)):
-        async with trio.open_nursery() as submitters:
+        async with trio.open_nursery() as submitters, trio.open_nursery() as nursery:
+            await nursery.start(writer.run)
             for _ in range(3):
                 submitters.start_soon(submit)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(writer.run)
+    assert closed == [Code.COORDINATOR_LOST] * 3
     assert await available_nano(database) == 1_000
 
 
