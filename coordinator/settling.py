@@ -49,8 +49,8 @@ log = structlog.get_logger(__name__)
 
 # A client countersigns within milliseconds; fifteen seconds forgive a sleeping laptop.
 ACCEPTANCE_WITHIN_MS = 15_000
-# A hold that ends sooner than this cannot wait for its client: the sweep that pays it comes every two
-# seconds, and a busy ledger or a short outage takes some more.
+# A hold that ends sooner than this cannot wait for its client: the sweep that pays it comes every
+# two seconds, and a busy ledger or a short outage takes some more.
 PAY_BEFORE_EXPIRY_MS = ACCEPTANCE_WITHIN_MS + 10_000
 # One sweep's worth of receipts whose clients stayed silent.
 SWEEP_MAX = 500
