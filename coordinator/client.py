@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from coordinator.job_stream import JobFailed, JobStream, Outcome
-from coordinator.leaser import Granted, Leaser, check_terms
+from coordinator.leaser import Granted, Leaser, Observation, check_terms
 from protocol.clock import Clock, Entropy
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
@@ -132,6 +132,8 @@ class MarketClient:
             try:
                 stream = await self._open_at(granted, request, payload, key, deadline)
             except JobFailed as failure:
+                # A node that cannot be reached must not be chosen again and again.
+                self._leaser.observe(granted.lease, _unopened(failure, started_at))
                 self._note_failure(attempts, granted, failure)
                 continue
             try:
@@ -238,7 +240,7 @@ class MarketClient:
             code=failure.code,
             attempt=granted.lease.message.attempt,
         )
-        if failure.code not in RETRYABLE_ELSEWHERE:
+        if not (failure.is_breach or failure.code in RETRYABLE_ELSEWHERE):
             raise failure
         attempts.exclude.append(node)
         attempts.last_failure = failure
@@ -300,3 +302,13 @@ class MarketClient:
                 await trio.sleep(2.0**attempt)
             else:
                 return
+
+
+def _unopened(failure: JobFailed, started_at: float) -> Observation:
+    """What there is to say of a node that was leased and did not take the job."""
+    return Observation(
+        code=failure.code,
+        first_output_ms=None,
+        total_ms=1000 * (trio.current_time() - started_at),
+        output_tokens=0,
+    )

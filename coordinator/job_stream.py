@@ -24,7 +24,8 @@ from protocol.session import AcceptedBody, ClientEvent, ClientJob, Ended, Outgoi
 
 
 class JobFailed(CapaError):
-    """A job has no answer, or only a part of one if `delivered`."""
+    """A job has no answer, or only a part of one if `delivered`. `is_breach` says that its node
+    broke the protocol: `code` names how, and another node may well keep it."""
 
     def __init__(
         self,
@@ -33,9 +34,11 @@ class JobFailed(CapaError):
         code: Code,
         retry_after_ms: int | None = None,
         delivered: bool = False,
+        is_breach: bool = False,
     ) -> None:
         super().__init__(message)
         self.code = code
+        self.is_breach = is_breach
         self.retry_after_ms = retry_after_ms
         self.delivered = delivered
 
@@ -193,7 +196,9 @@ class JobStream:
         try:
             event = self._job.receive(frame.type, frame.body)
         except RemoteProtocolError as error:
-            raise self._fail(f"the node broke the protocol: {error}", error.code) from error
+            raise self._fail(
+                f"the node broke the protocol: {error}", error.code, is_breach=True
+            ) from error
         if isinstance(event, AcceptedBody):
             self._accepted = event
         elif isinstance(event, Ended):
@@ -215,12 +220,20 @@ class JobStream:
         except RemoteProtocolError as error:
             raise self._fail(str(error), error.code, error.retry_after_ms) from error
 
-    def _fail(self, message: str, code: Code, retry_after_ms: int | None = None) -> JobFailed:
+    def _fail(
+        self,
+        message: str,
+        code: Code,
+        retry_after_ms: int | None = None,
+        *,
+        is_breach: bool = False,
+    ) -> JobFailed:
         self._failure = JobFailed(
             message,
             code=code,
             retry_after_ms=retry_after_ms,
             delivered=self._first_output_at is not None,
+            is_breach=is_breach,
         )
         return self._failure
 

@@ -23,13 +23,16 @@ from protocol.ids import sha256_digest
 from protocol.job_state import JobEvent, JobState, next_state
 from protocol.keys import SigningKey
 from protocol.limits import KIB, MESSAGE_CHARS_MAX, OUTPUT_BYTES_MAX, SIGNED_BYTES_MAX
-from protocol.messages import Acceptance, JobRequest, Lease, Receipt
+from protocol.messages import Acceptance, Finish, JobRequest, Lease, Receipt
 from protocol.payload import Chunk, OutputDigest
 from protocol.pricing import Units
 from protocol.receipts import check_acceptance, check_receipt
 
 # Small pieces let other jobs' tokens pass between them; see limits.FRAME_BYTES_MAX.
 DATA_BYTES = 128 * KIB
+
+# How a job ends that nobody cut short.
+_ANSWERED = frozenset({Finish.STOP, Finish.LENGTH, Finish.COMPLETE})
 
 # Type and body of a frame; the caller knows the channel.
 Outgoing = tuple[FrameType, bytes]
@@ -135,7 +138,7 @@ class ClientJob:
         if frame_type is FrameType.JOB_ACCEPTED:
             return self._receive_accepted(decode(AcceptedBody, body))
         if frame_type is FrameType.JOB_RECEIPT:
-            ended = self._judge(body)
+            ended = self._judge(body, is_error=False)
             self._advance(JobEvent.RECEIPT)
             return ended
         if frame_type is FrameType.JOB_ERROR:
@@ -188,14 +191,19 @@ class ClientJob:
         return chunk
 
     def _receive_error(self, error: JobErrorBody) -> Refused:
-        ended = self._judge(error.receipt) if error.receipt else None
+        ended = self._judge(error.receipt, is_error=True) if error.receipt else None
         self._advance(JobEvent.REFUSE if ended is None else JobEvent.RECEIPT)
         return Refused(error.code, error.message, error.retry_after_ms, ended)
 
-    def _judge(self, raw: bytes) -> Ended:
+    def _judge(self, raw: bytes, *, is_error: bool) -> Ended:
         receipt = open_envelope(raw, Receipt, signer=self._lease.message.node)
         check_receipt(receipt, self._lease)
         billed = receipt.message
+        is_answer = not is_error and billed.finish in _ANSWERED
+        has_output = self._output_tokens > 0 or self.state is JobState.CANCELLING
+        if billed.amount_nano and not (is_answer or has_output):
+            # A failure before the first output is free, by whatever name the node ends it.
+            self._input_units = Units()
         agrees = (billed.units, billed.output_digest) == (self.units, self._digest.hexdigest())
         return Ended(receipt, agrees)
 
