@@ -7,12 +7,16 @@ counted against its node before the next one is matched.
 
 import structlog
 
-from coordinator.db.bulk import Record
-from coordinator.db.jobs import record_job, record_job_state
+from coordinator.db.jobs import record_job
 from coordinator.db.leases import record_lease
 from coordinator.errors import CoordinatorError
 from coordinator.leaser import Granted, Observation
 from coordinator.ledger.postings import hold
+from coordinator.ledger.refusals import (
+    OutOfFundsError,
+    PostingRefusedError,
+    UnknownAccountError,
+)
 from coordinator.ledger.transfers import Result
 from coordinator.ledger.writer import LedgerWriter
 from coordinator.market import Market
@@ -23,7 +27,6 @@ from protocol.clock import Clock
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId, PeerId, derive_ulid
-from protocol.job_state import JobState
 from protocol.keys import SigningKey
 from protocol.limits import LEASE_OPEN_WITHIN_MS
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
@@ -73,6 +76,11 @@ class LeaseDesk:
         check_request(request, coordinator=self.coordinator, now_ms=now_ms)
         for receipt in receipts:
             await self._receipts.accept(receipt, None)
+        # Clients choose ids: whoever learns one must not use up its owner's attempts.
+        if self._leases.request_of(request.message.job_id) not in (None, request.digest):
+            raise RemoteProtocolError(
+                "another request has this job's id: choose a new one", code=Code.ALREADY_EXISTS
+            )
         attempt = self._leases.attempts(request.message.job_id)
         if attempt >= LEASES_PER_JOB_MAX:
             raise RemoteProtocolError("this job was leased too often", code=Code.REPLAYED)
@@ -152,7 +160,12 @@ class LeaseDesk:
         self._leases.add(opened)
         self._market.reserve(granted, expires_at_ms=expires_at_ms)
         rows = (
-            self._job_row(request, opened),
+            record_job(
+                request,
+                model_digest=granted.model_digest,
+                api_key_id=opened.api_key_id,
+                now_ms=granted.issued_at_ms,
+            ),
             record_lease(lease, hold_id=opened.funds.hold_id, expires_at_ms=expires_at_ms),
         )
         posted = None
@@ -160,6 +173,14 @@ class LeaseDesk:
             posted = await self._writer.submit(
                 hold(opened.funds, timeout_at_ms=expires_at_ms), rows
             )
+        except (OutOfFundsError, UnknownAccountError) as error:
+            raise RemoteProtocolError(str(error), code=error.code) from error
+        except PostingRefusedError as error:
+            # The lease's id is taken: by a job that this process has not seen, or has forgotten.
+            self._leases.close_job(granted.job_id, attempts=LEASES_PER_JOB_MAX)
+            raise RemoteProtocolError(
+                "a job with this id was leased before: choose a new one", code=Code.REPLAYED
+            ) from error
         except CoordinatorError as error:
             raise RemoteProtocolError(str(error), code=error.code) from error
         finally:
@@ -168,14 +189,3 @@ class LeaseDesk:
                 self._market.book.release(granted.lease_id)
         if posted is not Result.CREATED:
             raise RemoteProtocolError("this request was leased before", code=Code.REPLAYED)
-
-    def _job_row(self, request: Signed[JobRequest], opened: OpenLease) -> Record:
-        granted = opened.lease.message
-        if granted.attempt:
-            return record_job_state(granted.job_id, JobState.LEASED)
-        return record_job(
-            request,
-            model_digest=granted.model_digest,
-            api_key_id=opened.api_key_id,
-            now_ms=granted.issued_at_ms,
-        )

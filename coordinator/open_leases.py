@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from coordinator.ledger.postings import LeaseFunds
 from coordinator.matching.claim import Claim
 from protocol.envelope import Signed
-from protocol.ids import JobId, LeaseId, TransferId
+from protocol.ids import Digest, JobId, LeaseId, TransferId
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Lease
 
@@ -40,12 +40,21 @@ def hold_expiry_ms(lease: Lease) -> int:
     return lease.deadline_at_ms + RECEIPT_GRACE_MS
 
 
+@dataclass(slots=True)
+class _LeasedJob:
+    """The one request that this job is, how often it was leased, and when it has to end."""
+
+    request: Digest
+    attempts: int
+    deadline_at_ms: int
+
+
 class OpenLeases:
     """By lease id, and how often each job was leased, until its request is too old for another."""
 
     def __init__(self) -> None:
         self._by_id: dict[LeaseId, OpenLease] = {}
-        self._attempts: dict[JobId, tuple[int, int]] = {}
+        self._jobs: dict[JobId, _LeasedJob] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -58,19 +67,33 @@ class OpenLeases:
     def add(self, opened: OpenLease) -> None:
         granted = opened.lease.message
         self._by_id[granted.lease_id] = opened
-        self._attempts[granted.job_id] = (granted.attempt + 1, granted.deadline_at_ms)
+        self._jobs[granted.job_id] = _LeasedJob(
+            granted.request_digest, granted.attempt + 1, granted.deadline_at_ms
+        )
 
     def get(self, lease_id: LeaseId) -> OpenLease | None:
         return self._by_id.get(lease_id)
 
     def attempts(self, job_id: JobId) -> int:
         """How many leases this job has had, as far as this process knows."""
-        return self._attempts.get(job_id, (0, 0))[0]
+        known = self._jobs.get(job_id)
+        return known.attempts if known is not None else 0
+
+    def request_of(self, job_id: JobId) -> Digest | None:
+        """The request that was leased under this id; None if none was."""
+        known = self._jobs.get(job_id)
+        return known.request if known is not None else None
 
     def deadline_at_ms(self, job_id: JobId) -> int | None:
         """When this job has to end by our own clock; None if it has had no lease yet."""
-        known = self._attempts.get(job_id)
-        return known[1] if known is not None else None
+        known = self._jobs.get(job_id)
+        return known.deadline_at_ms if known is not None else None
+
+    def close_job(self, job_id: JobId, *, attempts: int) -> None:
+        """Count this job as leased so often: an earlier process has used its id."""
+        known = self._jobs.get(job_id)
+        if known is not None:
+            known.attempts = max(known.attempts, attempts)
 
     def end(self, lease_id: LeaseId) -> OpenLease | None:
         """Forget a lease that was settled, released or expired."""
@@ -82,6 +105,6 @@ class OpenLeases:
     def forget_attempts(self, now_ms: int) -> None:
         """Drop the counts of jobs whose requests are refused as expired anyway."""
         latest_ms = now_ms - RECEIPT_GRACE_MS
-        over = [job for job, (_, end_ms) in self._attempts.items() if end_ms <= latest_ms]
+        over = [key for key, job in self._jobs.items() if job.deadline_at_ms <= latest_ms]
         for job_id in over:
-            del self._attempts[job_id]
+            del self._jobs[job_id]

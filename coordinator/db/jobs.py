@@ -34,7 +34,17 @@ class StoredJob:
 _FIELDS = tuple(StoredJob.__slots__)
 _COLUMNS = [jobs.c[field] for field in _FIELDS]
 
-_INSERT = BulkInsert(jobs, _FIELDS)
+# Each attempt says it again: whether an earlier one got as far as a row is not worth knowing, and a
+# row that breaks a constraint would take a whole group commit apart.
+_LEASED = BulkInsert(
+    jobs,
+    _FIELDS,
+    on_conflict=(
+        "ON CONFLICT (job_id) DO UPDATE SET state = excluded.state, "
+        "ended_at_ms = excluded.ended_at_ms, error_code = excluded.error_code "
+        "WHERE jobs.request = excluded.request"
+    ),
+)
 _ADVANCE = BulkUpdate(
     update(jobs)
     .values(
@@ -50,10 +60,10 @@ _ADVANCE = BulkUpdate(
 def record_job(
     request: Signed[JobRequest], *, model_digest: Digest, api_key_id: str | None, now_ms: int
 ) -> Record:
-    """A new job, leased for the first time."""
+    """A job that is leased, for the first time or again."""
     asked = request.message
     return Record(
-        _INSERT,
+        _LEASED,
         (
             asked.job_id,
             asked.client,

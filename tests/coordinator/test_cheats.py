@@ -1,0 +1,187 @@
+"""What a node or a client may try on the way from a lease to a receipt, and what it gets for it."""
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from coordinator.breaker import BreakerState
+from coordinator.job_stream import JobFailed
+from protocol.codec import encode
+from protocol.envelope import Signed, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.framing import FrameType
+from protocol.ids import JobId, new_ulid, sha256_digest
+from protocol.keys import SigningKey
+from protocol.messages import NO_CONSTRAINTS, Finish, JobRequest, Objective, Task
+from protocol.net.channels import Channel
+from protocol.net.errors import NetTimeout
+from protocol.pricing import Units
+from protocol.receipts import check_request
+from protocol.session import JobErrorBody, NodeJob
+from tests.coordinator.small_market import (
+    INPUT_UNITS,
+    MODEL,
+    OPENING_CREDIT_NANO,
+    WORDS,
+    Script,
+    ScriptedNode,
+    SmallMarket,
+    _receive_opened,
+    give_credit,
+    open_small_market,
+)
+
+
+def spent(market: SmallMarket) -> int:
+    return OPENING_CREDIT_NANO - market.account(market.buyer.peer_id).posted_nano
+
+
+def make_request(
+    market: SmallMarket, key: SigningKey, job_id: JobId | None = None, *, output_tokens: int = 8
+) -> Signed[JobRequest]:
+    now_ms = market.clock.now_ms()
+    units = Units(input_tokens=16, output_tokens=output_tokens)
+    request = JobRequest(
+        job_id=job_id or JobId(new_ulid(now_ms, bytes(10))),
+        client=key.peer_id,
+        coordinator=market.coordinator.key.peer_id,
+        model=MODEL,
+        task=Task.CAUSAL_LM,
+        payload_digest=sha256_digest(b"payload"),
+        payload_bytes=7,
+        units_max=units,
+        units_expected=units,
+        objective=Objective.BALANCED,
+        constraints=NO_CONSTRAINTS,
+        issued_at_ms=now_ms,
+        deadline_at_ms=now_ms + 30_000,
+    )
+    signed = seal(key, request)
+    check_request(signed, coordinator=request.coordinator, now_ms=now_ms)
+    return signed
+
+
+async def code_of_lease(market: SmallMarket, request: Signed[JobRequest]) -> Code:
+    with pytest.raises(RemoteProtocolError) as caught:
+        await market.coordinator.desk.lease(request)
+    return caught.value.code
+
+
+def break_protocol(nodes: list[ScriptedNode]) -> None:
+    node = nodes[0]
+
+    async def serve(channel: Channel) -> None:
+        await _receive_opened(NodeJob(), channel)
+        node.jobs_opened += 1
+        channel.send_nowait(FrameType.JOB_CHUNK, b"\xc1 is no msgpack")
+        await trio.sleep(1)
+
+    node._serve_job = serve  # type: ignore[method-assign]  # a script of its own
+
+
+async def test_a_node_that_breaks_the_protocol_is_replaced_unseen(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER, Script.ANSWER, adjust=break_protocol) as market:
+        for _ in range(20):  # until matching has tried the bad node first
+            assert [chunk.text for chunk in await market.buy()] == list(WORDS)
+            if market.nodes[0].jobs_opened:
+                break
+        assert market.nodes[0].jobs_opened
+
+
+def bill_a_refusal(nodes: list[ScriptedNode]) -> None:
+    node = nodes[0]
+
+    async def serve(channel: Channel) -> None:
+        job = NodeJob()
+        opened = await _receive_opened(job, channel)
+        channel.send_nowait(*job.accepted(INPUT_UNITS, queue_position=0))
+        receipt = node._sign(opened.lease, (), Finish.CANCELLED)
+        body = JobErrorBody(Code.INVALID_INPUT, "no", None, receipt.raw)
+        channel.send_nowait(FrameType.JOB_ERROR, encode(body))
+        await trio.sleep(1)
+
+    node._serve_job = serve  # type: ignore[method-assign]  # a script of its own
+
+
+async def test_a_node_is_not_paid_for_input_that_it_never_answered(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER, adjust=bill_a_refusal) as market:
+        with pytest.raises(JobFailed):
+            await market.buy()
+        await market.client.wait_settled()
+        assert market.nodes[0].receipts[0].message.amount_nano > 0
+        assert spent(market) == 0
+        market.assert_books_are_closed()
+
+
+async def test_a_node_that_takes_no_jobs_is_not_chosen_again_and_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is attached and sounds well, but its door is shut: nobody but the client notices."""
+    async with open_small_market(Script.ANSWER) as market:
+        coordinator = market.coordinator
+
+        async def shut(*_args: object, **_options: object) -> Channel:
+            raise NetTimeout("no answer")
+
+        monkeypatch.setattr(coordinator.pool, "open_channel", shut)
+        for _ in range(6):
+            with pytest.raises(JobFailed):
+                async with coordinator.client.open_job(market.spec(), market.buyer):
+                    pass
+        node = market.nodes[0].key.peer_id
+        now_ms = market.clock.now_ms()
+        standing = coordinator.market.reputation.standing(node, now_ms=now_ms)
+        assert standing is not None
+        assert standing.breaker is BreakerState.OPEN
+        assert standing.success_rate < 1
+
+
+async def test_a_job_id_stands_for_one_request(autojump_clock: MockClock) -> None:
+    """Who learns an id, such as a node that ran the job, can neither use it up nor join it."""
+    async with open_small_market(Script.ANSWER) as market:
+        mine = make_request(market, market.buyer)
+        await market.coordinator.desk.lease(mine)
+        thief = SigningKey.generate(lambda size: bytes(range(size)))
+        with market.database.transaction() as conn:
+            give_credit(conn, thief.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
+        stolen = make_request(market, thief, mine.message.job_id)
+        assert await code_of_lease(market, stolen) is Code.ALREADY_EXISTS
+        again = await market.coordinator.desk.lease(mine)
+        assert again.lease.message.attempt == 1
+        await trio.sleep(200)
+        market.assert_books_are_closed()
+
+
+async def test_a_lease_that_was_refused_leaves_nothing_in_the_way_of_the_next(
+    autojump_clock: MockClock,
+) -> None:
+    """The first attempt found no money, so there is no row of the job to add the second to."""
+    async with open_small_market(Script.ANSWER, credit_nano=1) as market:
+        request = make_request(market, market.buyer)
+        assert await code_of_lease(market, request) is Code.OUT_OF_FUNDS
+        await trio.sleep(0.01)
+        with market.database.transaction() as conn:
+            give_credit(conn, market.buyer.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
+        granted = await market.coordinator.desk.lease(request)
+        assert granted.lease.message.attempt == 1
+        await trio.sleep(200)
+        market.assert_books_are_closed()
+
+
+async def test_an_id_that_an_earlier_process_used_is_refused_as_replayed(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        request = make_request(market, market.buyer)
+        granted = await market.coordinator.desk.lease(request)
+        refused = market.nodes[0]._sign(granted.lease, (), Finish.REFUSED)
+        await market.nodes[0].hand_in(refused)
+        await trio.sleep(1)
+        market.coordinator.leases._jobs.clear()  # as a restart does
+        assert await code_of_lease(market, request) is Code.REPLAYED
+        assert await code_of_lease(market, request) is Code.REPLAYED
+        market.assert_books_are_closed()
