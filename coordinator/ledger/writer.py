@@ -80,7 +80,7 @@ class LedgerWriter:
             while True:
                 # Commits are shielded: without this, a busy ledger could not be shut down.
                 await trio.lowlevel.checkpoint_if_cancelled()
-                if not self._queue:
+                while not self._queue:
                     await self._idle.park()
                 batch = list(self._queue)[:_BATCH_MAX]
                 for waiting in batch:

@@ -290,6 +290,18 @@ async def test_cancelling_a_queued_submitter_posts_nothing(
     assert await available_nano(database) == 999
 
 
+async def test_a_submitter_that_leaves_at_once_costs_no_commit(
+    database: Database, runner: GatedRunner, clock: HandClock, ulid: Ulids, nursery: trio.Nursery
+) -> None:
+    runner.gate.set()
+    writer = await started(nursery, database, clock)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await writer.submit(pay(ulid()))
+    await trio.testing.wait_all_tasks_blocked()
+    assert runner.writes == 0
+
+
 async def test_cancelling_a_submitter_whose_posting_is_being_committed_waits_for_the_answer(
     database: Database, runner: GatedRunner, clock: HandClock, ulid: Ulids, nursery: trio.Nursery
 ) -> None:
