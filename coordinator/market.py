@@ -7,6 +7,7 @@ asks. Synchronous and without I/O; the answers that travel are `protocol.service
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from coordinator.leaser import Observation
 from coordinator.matching import Candidate, Job, Match, Reason, match
@@ -17,6 +18,7 @@ from coordinator.reputation import NO_RATIOS, Reputation
 from protocol.clock import Clock
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
+from protocol.limits import FRAME_BYTES_MAX
 from protocol.messages import JobRequest, Lease
 from protocol.services import (
     NodesAsk,
@@ -28,8 +30,10 @@ from protocol.services import (
 
 # A quote is read by people: the best few. Matching bounds the rejections that it names.
 QUOTE_CANDIDATES_MAX = 20
-# A page of signed offers of a few models each stays far below a frame.
+# A page of signed offers of a few models each stays far below a frame; of the largest ones, fewer
+# make a page. Half of a frame leaves room for what is said beside them.
 NODES_PAGE = 20
+NODES_BYTES_MAX = FRAME_BYTES_MAX // 2
 
 # What is said when nothing fits, by the reason that keeps most nodes away.
 _ADVICE = {
@@ -101,9 +105,11 @@ class Market:
     def nodes(self, ask: NodesAsk) -> NodesReply:
         """One page of nodes, in order of ids."""
         page = self.book.page(model=ask.model, after=ask.after, limit=NODES_PAGE)
-        summaries = tuple(map(self._summary, page))
-        is_last = len(page) < NODES_PAGE
-        return NodesReply(summaries, next_after="" if is_last else page[-1].node)
+        sizes = accumulate(len(entry.signed.raw) for entry in page)
+        fits = max(1, sum(size <= NODES_BYTES_MAX for size in sizes))
+        summaries = tuple(map(self._summary, page[:fits]))
+        is_last = len(page) < NODES_PAGE and fits >= len(page)
+        return NodesReply(summaries, next_after="" if is_last else page[fits - 1].node)
 
     def judge(self, opened: OpenLease, observation: Observation) -> None:
         """Take a job's outcome into its node's reputation, once."""

@@ -6,22 +6,26 @@ from trio.testing import MockClock
 
 from coordinator.breaker import BreakerState
 from coordinator.job_stream import JobFailed
+from coordinator.market import NODES_PAGE
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import JobId, new_ulid, sha256_digest
 from protocol.keys import SigningKey
-from protocol.messages import NO_CONSTRAINTS, Finish, JobRequest, Objective, Task
+from protocol.limits import FRAME_BYTES_MAX, OFFER_BYTES_MAX
+from protocol.messages import NO_CONSTRAINTS, Finish, JobRequest, ModelOffer, Objective, Task
 from protocol.net.channels import Channel
 from protocol.net.errors import NetTimeout
 from protocol.pricing import Units
 from protocol.receipts import check_request
+from protocol.services import NodesAsk
 from protocol.session import JobErrorBody, NodeJob
 from tests.coordinator.small_market import (
     INPUT_UNITS,
     MODEL,
     OPENING_CREDIT_NANO,
+    PRICE,
     WORDS,
     Script,
     ScriptedNode,
@@ -185,3 +189,42 @@ async def test_an_id_that_an_earlier_process_used_is_refused_as_replayed(
         assert await code_of_lease(market, request) is Code.REPLAYED
         assert await code_of_lease(market, request) is Code.REPLAYED
         market.assert_books_are_closed()
+
+
+async def test_offers_as_large_as_they_may_be_still_fit_a_page(autojump_clock: MockClock) -> None:
+    """Otherwise twenty such nodes would keep everybody from listing any."""
+
+    def enlarge(nodes: list[ScriptedNode]) -> None:
+        models = tuple(
+            ModelOffer(
+                f"{number:02}" + "x" * 60,
+                sha256_digest(bytes([number])),
+                Task.CAUSAL_LM,
+                "bf16",
+                2_048,
+                4,
+                4,
+                1_000,
+                100,
+                PRICE,
+            )
+            for number in range(43)
+        )
+        for node in nodes:
+            small = node.offer
+            node.offer = lambda _small=small, **changes: _small(  # type: ignore[method-assign]
+                **{"models": models, **changes}
+            )
+
+    async with open_small_market(*[Script.ANSWER] * 21, adjust=enlarge) as market:
+        size = len(market.nodes[0].offer().raw)
+        assert FRAME_BYTES_MAX // NODES_PAGE < size <= OFFER_BYTES_MAX
+        found: list[str] = []
+        after = ""
+        while True:
+            page = await market.leaser.nodes(NodesAsk(after=after))
+            found += [node.node for node in page.nodes]
+            after = page.next_after
+            if not after:
+                break
+        assert found == sorted(node.key.peer_id for node in market.nodes)
