@@ -50,8 +50,8 @@ class Ticket:
 class SpentLeases:
     """Leases that were opened here, until they could not be opened anyway.
 
-    A restart forgets them, but then no lease fits any more: each names an offer, and a restarted
-    node has made new ones.
+    A restart forgets them, but then no lease is in order any more: each names an offer, and a
+    restarted node has made new ones.
     """
 
     def __init__(self, *, remembered_max: int = LEASES_REMEMBERED_MAX) -> None:
@@ -109,6 +109,13 @@ class Admission:
             now_ms=now_ms,
         )
         granted = lease.message
+        if not self._offers.has_made(granted.offer_digest, now_ms=now_ms):
+            # Perhaps it was opened before a restart of ours, and a receipt of real work is there:
+            # one of nothing would let its client have that for free.
+            raise RemoteProtocolError(
+                "the lease rests on an offer that this node does not make any more",
+                code=Code.PRICE_MISMATCH,
+            )
         if granted.open_before_ms - granted.issued_at_ms > LEASE_OPEN_WITHIN_MS:
             raise RemoteProtocolError(
                 "the lease may be opened for longer than leases are remembered",

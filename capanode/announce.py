@@ -15,7 +15,7 @@ import trio
 from protocol.clock import Clock
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import RemoteProtocolError
-from protocol.ids import Digest
+from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
 from protocol.limits import (
     CLOCK_SKEW_MAX_MS,
@@ -70,6 +70,10 @@ class OwnOffers:
         self._offers[offer.digest] = (until_ms, prices)
         while len(self._offers) > OFFERS_REMEMBERED_MAX:
             self._offers.popitem(last=False)
+
+    def has_made(self, offer: Digest, *, now_ms: int) -> bool:
+        """True if it was us, since we started, and not too long ago."""
+        return now_ms < self._offers.get(offer, (0, {}))[0]
 
     def price_of(self, offer: Digest, model: Digest, *, now_ms: int) -> PriceSheet | None:
         """What we asked for `model` in this offer; None if we did not, or too long ago."""
@@ -189,7 +193,7 @@ class Announcer:
             size=len(offer.raw),
         )
 
-    def is_worth_passing(self, data: bytes) -> bool:
+    def is_worth_passing(self, data: bytes, via: PeerId) -> bool:
         """True for a signed, current offer of this shard; coordinators judge what it says."""
         if len(data) > OFFER_BYTES_MAX:
             return False

@@ -51,6 +51,9 @@ REPORT_EVERY_MS_MIN, REPORT_EVERY_MS_MAX = 250, 60_000
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
 
+# What a coordinator may ask us to wait; a number that no column holds would end the node.
+WANTED_MS_MAX = 15 * 60_000
+
 # Receipts under way at once: enough for the ledger to commit them as one group.
 RECEIPTS_AT_ONCE = 16
 # A receipt that the coordinator could not take for now comes again after this, doubled per try.
@@ -149,7 +152,8 @@ class ControlLine:
     def _pause_s(self, failures: int, error: BaseException) -> float:
         pause_s = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_S)
         wanted_ms = error.retry_after_ms if isinstance(error, RemoteProtocolError) else None
-        return max(pause_s * self._rng.uniform(0.5, 1.0), (wanted_ms or 0) / 1000)
+        wanted_ms = min(wanted_ms or 0, WANTED_MS_MAX)
+        return max(pause_s * self._rng.uniform(0.5, 1.0), wanted_ms / 1000)
 
     async def _stay_attached(self) -> None:
         """Raises NetError, RemoteProtocolError or OutboxError, alone or in a group."""
@@ -219,6 +223,7 @@ class ControlLine:
 
     def _retry_at_ms(self, stored: StoredReceipt, first_ms: int, least_ms: int) -> int:
         wait_ms = min(first_ms << min(stored.tries, 16), RECEIPT_RETRY_MS_MAX)
+        least_ms = min(least_ms, WANTED_MS_MAX)
         wait_ms = max(round(wait_ms * self._rng.uniform(0.5, 1.0)), least_ms)
         return self._clock.now_ms() + wait_ms
 

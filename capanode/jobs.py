@@ -22,7 +22,7 @@ from protocol.clock import Clock
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.keys import SigningKey
-from protocol.limits import LEASE_OPEN_WITHIN_MS
+from protocol.limits import CLOCK_SKEW_MAX_MS, LEASE_OPEN_WITHIN_MS
 from protocol.log import bind_job
 from protocol.messages import Finish, Lease, Receipt
 from protocol.net.channels import Channel, serve_channels
@@ -218,7 +218,7 @@ class ServedJob:
         # From here on the lease is ours, so that every ending owes a receipt, if only of nothing.
         self._meter = Meter(lease)
         self._ticket = self._server.admission.take_seat(request, lease, now_ms=now_ms)
-        self._work.deadline = _deadline(lease.message)
+        self._work.deadline = _deadline(lease.message, now_ms)
 
     def _enter_queue(self) -> None:
         assert self._ticket is not None
@@ -428,7 +428,10 @@ class ServedJob:
                 log.info("acceptance_refused", peer=self._channel.peer, code=error.code)
 
 
-def _deadline(lease: Lease) -> float:
+def _deadline(lease: Lease, now_ms: int) -> float:
     """In trio's time, which no one can set back. Both stamps are the coordinator's: how long a job
-    may take does not depend on whose clock is right."""
-    return trio.current_time() + (lease.deadline_at_ms - lease.issued_at_ms) / 1000
+    may take does not depend on whose clock is right. Opening late buys nothing, though: the hold
+    does not wait for it, and work beyond would be for free."""
+    whole_ms = lease.deadline_at_ms - lease.issued_at_ms
+    left_ms = lease.deadline_at_ms + CLOCK_SKEW_MAX_MS - now_ms
+    return trio.current_time() + min(whole_ms, left_ms) / 1000

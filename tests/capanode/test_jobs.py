@@ -13,6 +13,7 @@ from protocol.codec import encode
 from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.framing import FrameType
+from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.messages import (
     Constraints,
     DataCollection,
@@ -449,7 +450,28 @@ async def test_a_price_other_than_the_offers_is_refused_even_a_higher_one(
 
 async def test_a_lease_on_an_offer_that_we_never_made_is_refused(autojump_clock: MockClock) -> None:
     async with open_market() as market:
-        assert await code_of_refusal(market, offer_digest="0" * 64) is Code.PRICE_MISMATCH
+        refusal = refused(await (await market.open(offer_digest="0" * 64)).end())
+        assert refusal.code is Code.PRICE_MISMATCH
+        # Before a restart we may have worked for it: a receipt of nothing would undo that one.
+        assert refusal.ended is None
+        assert not await waiting(market)
+
+
+async def test_a_lease_that_is_opened_late_buys_no_time_that_its_hold_does_not_cover(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_market() as market:
+        payload = encode(GenerationInput(max_tokens=50, prompt="hello", ignore_eos=True))
+        request = seal(CLIENT, market.request(payload))
+        now_ms = market.clock.now_ms()
+        lease = market.lease(
+            request, open_before_ms=now_ms + 30_000, deadline_at_ms=now_ms + 30_000
+        )
+        signed = seal(COORDINATOR, lease)
+        await trio.sleep(30 + CLOCK_SKEW_MAX_MS / 1_000 - 3 * STEP_S)
+        refusal = refused(await (await market.open_as(request, signed, payload)).end())
+        assert refusal.code is Code.DEADLINE_EXCEEDED
+        assert market.clock.now_ms() <= lease.deadline_at_ms + CLOCK_SKEW_MAX_MS
 
 
 async def test_a_model_that_is_not_here_is_refused(autojump_clock: MockClock) -> None:
