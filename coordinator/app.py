@@ -26,9 +26,8 @@ from coordinator.reputation import Reputation
 from coordinator.runtime import Runtime
 from coordinator.settling import SWEEP_MAX, ReceiptDesk
 from protocol.envelope import open_envelope
-from protocol.ids import Digest
+from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
-from protocol.limits import OFFER_BYTES_MAX
 from protocol.messages import Lease
 from protocol.net.pool import StreamPool
 from protocol.net.transport import Gossip, Transport
@@ -109,9 +108,9 @@ class Coordinator:
             async with trio.open_nursery() as network:
                 for shard in range(OFFER_SHARDS):
                     offers = self.transport.subscribe(
-                        offer_topic(shard), _fits_an_offer, queue_max=GOSSIP_QUEUE_MAX
+                        offer_topic(shard), self._take_offer, queue_max=GOSSIP_QUEUE_MAX
                     )
-                    network.start_soon(self._follow, offers)
+                    network.start_soon(_drain, offers)
                 await network.start(self.transport.run)
                 await network.start(self.pool.run)
                 await network.start(self.client.run)
@@ -129,13 +128,12 @@ class Coordinator:
         if rows:
             log.info("leases_restored", count=len(rows))
 
-    async def _follow(self, offers: trio.MemoryReceiveChannel[Gossip]) -> None:
-        async for gossip in offers:
-            verdict = self.market.book.accept(
-                gossip.data, now_ms=self._clock.now_ms(), via=gossip.via
-            )
-            if verdict.is_news:
-                log.info("offer", node=verdict.node, outcome=verdict.outcome.value)
+    def _take_offer(self, data: bytes, via: PeerId) -> bool:
+        """Judge gossip once, as it comes: what is not news to us is not passed on either."""
+        verdict = self.market.book.accept(data, now_ms=self._clock.now_ms(), via=via)
+        if verdict.is_news:
+            log.info("offer", node=verdict.node, outcome=verdict.outcome.value)
+        return verdict.is_news
 
     async def _sweep_forever(self) -> None:
         while True:
@@ -153,8 +151,10 @@ class Coordinator:
                 log.error("sweep_failed", error=str(error))
 
 
-def _fits_an_offer(data: bytes) -> bool:
-    return len(data) <= OFFER_BYTES_MAX
+async def _drain(offers: trio.MemoryReceiveChannel[Gossip]) -> None:
+    """They were taken when they were judged."""
+    async for _ in offers:
+        pass
 
 
 def _child(rng: random.Random) -> random.Random:

@@ -47,12 +47,12 @@ class Topics:
         self._subscriptions[topic] = _Subscription(guarded(validate, topic), send)
         return receive
 
-    def is_valid(self, topic: str, data: bytes) -> bool:
+    def is_valid(self, topic: str, data: bytes, via: PeerId) -> bool:
         """Whether a message may be delivered and passed on; counts those that may not."""
         subscription = self._subscriptions.get(topic)
         if subscription is None:
             return False
-        if subscription.validate(data):
+        if subscription.validate(data, via):
             return True
         self.rejected += 1
         return False

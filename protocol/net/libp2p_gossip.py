@@ -78,7 +78,8 @@ class GossipService(Pubsub):
             if forwarder == self.my_id:
                 return True
             # With several topics in one message, each validator would judge the others' bytes.
-            return len(message.topicIDs) == 1 and self._topics.is_valid(topic, message.data)
+            via = PeerId(str(forwarder))
+            return len(message.topicIDs) == 1 and self._topics.is_valid(topic, message.data, via)
 
         return validate
 

@@ -285,7 +285,7 @@ class MemoryTransport:
         if number in self._seen or not self.is_running:
             return
         self._remember(number)
-        if self._topics.is_valid(topic, data):
+        if self._topics.is_valid(topic, data, via):
             self._topics.deliver(topic, data, via)
             self._spread(number, topic, data, exclude=via)
 

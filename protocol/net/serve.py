@@ -12,8 +12,9 @@ import structlog
 import trio
 
 from protocol.errors import RemoteProtocolError
+from protocol.ids import PeerId
 from protocol.net.errors import NetError, StreamClosed
-from protocol.net.transport import Handler, Stream
+from protocol.net.transport import Handler, Stream, Validator
 
 log = structlog.get_logger(__name__)
 
@@ -83,12 +84,12 @@ def boundary(handler: Handler, name: str) -> Boundary[Stream]:
     return Boundary(serve, name)
 
 
-def guarded(validate: Callable[[bytes], bool], name: str) -> Callable[[bytes], bool]:
+def guarded(validate: Validator, name: str) -> Validator:
     """A validator that refuses what makes it raise: gossip is anybody's bytes."""
 
-    def validate_safely(data: bytes) -> bool:
+    def validate_safely(data: bytes, via: PeerId) -> bool:
         try:
-            return validate(data)
+            return validate(data, via)
         except RemoteProtocolError:
             return False
         except Exception as error:

@@ -67,7 +67,8 @@ class Stream(Protocol):
 
 
 Handler = Callable[[Stream], Awaitable[None]]
-Validator = Callable[[bytes], bool]
+# Judges a message by its bytes and the neighbour that passed it on.
+Validator = Callable[[bytes, PeerId], bool]
 
 
 @dataclass(frozen=True, slots=True)

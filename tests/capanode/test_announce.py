@@ -17,6 +17,7 @@ from tests.protocol.makers import NODE, NOW_MS, PRICE, STRANGER
 
 MODEL = make_model(make_manifest(), FakeWorker())
 OFFER = seal(NODE, make_offer(MODEL, NOW_MS))
+NEIGHBOUR = STRANGER.peer_id
 
 
 def test_a_price_is_ours_only_from_the_offer_that_named_it() -> None:
@@ -61,21 +62,21 @@ async def test_only_current_signed_offers_of_our_shard_are_passed_on(
 ) -> None:
     clock = VirtualClock(epoch_ms=NOW_MS)
     announcer = make_announcer(clock)
-    assert announcer.is_worth_passing(OFFER.raw)
+    assert announcer.is_worth_passing(OFFER.raw, NEIGHBOUR)
     forged = seal(STRANGER, OFFER.message).raw
     expired = seal(NODE, replace(OFFER.message, issued_at_ms=0, expires_at_ms=1)).raw
     for bad in (b"", b"garbage", forged, expired, bytes(OFFER_BYTES_MAX + 1)):
-        assert not announcer.is_worth_passing(bad)
+        assert not announcer.is_worth_passing(bad, NEIGHBOUR)
     theirs = seal(STRANGER, replace(OFFER.message, node=STRANGER.peer_id)).raw
     same_shard = offer_topic(shard_of(STRANGER.peer_id)) == announcer.topic
-    assert announcer.is_worth_passing(theirs) == same_shard
+    assert announcer.is_worth_passing(theirs, NEIGHBOUR) == same_shard
 
 
 async def test_our_own_offer_from_before_a_restart_is_no_twin(autojump_clock: MockClock) -> None:
     announcer = make_announcer(VirtualClock(epoch_ms=NOW_MS + 1_000))
     former = replace(OFFER.message, incarnation_ms=NOW_MS - 60_000, issued_at_ms=NOW_MS - 1_000)
-    assert announcer.is_worth_passing(seal(NODE, former).raw)
+    assert announcer.is_worth_passing(seal(NODE, former).raw, NEIGHBOUR)
     assert not announcer.twin_seen
     copied = replace(former, issued_at_ms=NOW_MS + 500)
-    assert announcer.is_worth_passing(seal(NODE, copied).raw)
+    assert announcer.is_worth_passing(seal(NODE, copied).raw, NEIGHBOUR)
     assert announcer.twin_seen

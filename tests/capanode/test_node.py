@@ -91,7 +91,8 @@ class FakeCoordinator:
         await serve_channels(stream, self.rpc.serve_channel, role="coordinator")
 
     async def _follow(self, shard: int) -> None:
-        channel = self.transport.subscribe(offer_topic(shard), lambda _: True, queue_max=100)
+        topic = offer_topic(shard)
+        channel = self.transport.subscribe(topic, lambda data, via: True, queue_max=100)
         async for gossip in channel:
             self.gossiped.append(open_envelope(gossip.data, NodeOffer))
 

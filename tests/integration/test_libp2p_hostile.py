@@ -228,7 +228,7 @@ async def test_dialling_something_else_fails_clearly(friend: Libp2pTransport) ->
 async def test_rubbish_gossip_ends_one_stream_only(
     ours: Libp2pTransport, friend: Libp2pTransport, rubbish: bytes
 ) -> None:
-    messages = ours.subscribe(TOPIC, lambda _: True, queue_max=10)
+    messages = ours.subscribe(TOPIC, lambda data, via: True, queue_max=10)
     stream = await friend.open_stream(ours.peer_id, MESHSUB, timeout_s=SOON_S)
     await stream.send_all(rubbish)
     await trio.sleep(0.2)
@@ -346,7 +346,7 @@ async def test_topic_joined_while_a_neighbour_arrives_is_told_to_it(
         other = Libp2pTransport(key_of(30 + number), LOOPBACK)
         await nursery.start(other.run)
         await other.connect(ours.addresses[0], timeout_s=SOON_S)
-        messages = ours.subscribe(topic, lambda _: True, queue_max=10)
+        messages = ours.subscribe(topic, lambda data, via: True, queue_max=10)
         with trio.fail_after(5):
             while True:
                 await other.publish(topic, b"hello")

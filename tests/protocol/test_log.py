@@ -82,8 +82,8 @@ def test_events_below_the_level_are_dropped() -> None:
 def test_libraries_log_errors_in_the_same_format() -> None:
     stream = io.StringIO()
     configure_logging(level="info", log_format=LogFormat.JSON, stream=stream)
-    logging.getLogger("libp2p.host").warning("chatter")
-    logging.getLogger("libp2p.host").error("listener %s failed", 7)
+    logging.getLogger("somelibrary.host").warning("chatter")
+    logging.getLogger("somelibrary.host").error("listener %s failed", 7)
     assert [line["event"] for line in lines(stream)] == ["listener 7 failed"]
 
 

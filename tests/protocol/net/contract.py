@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError
+from protocol.ids import PeerId
 from protocol.keys import SigningKey
 from protocol.net.errors import (
     AddressInvalid,
@@ -525,9 +526,9 @@ class TransportContract:
 
     async def test_gossip_reaches_subscribers_over_hops(self, mesh: MakeMesh) -> None:
         first, middle, last = await mesh(3)
-        at_first = first.subscribe(TOPIC, lambda _: True, queue_max=10)
-        middle.subscribe(TOPIC, lambda _: True, queue_max=10)
-        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=10)
+        at_first = first.subscribe(TOPIC, lambda data, via: True, queue_max=10)
+        middle.subscribe(TOPIC, lambda data, via: True, queue_max=10)
+        at_last = last.subscribe(TOPIC, lambda data, via: True, queue_max=10)
         message = await publish_until_heard(first, at_last)
         assert message.topic == TOPIC
         assert message.via == middle.peer_id
@@ -535,15 +536,15 @@ class TransportContract:
             at_first.receive_nowait()
 
     async def test_invalid_gossip_is_neither_delivered_nor_passed_on(self, mesh: MakeMesh) -> None:
-        def only_good(data: bytes) -> bool:
+        def only_good(data: bytes, via: PeerId) -> bool:
             if data == b"crash":
                 raise ValueError("a bug in a validator")
             return data != b"bad"
 
         first, middle, last = await mesh(3)
-        first.subscribe(TOPIC, lambda _: True, queue_max=10)
+        first.subscribe(TOPIC, lambda data, via: True, queue_max=10)
         at_middle = middle.subscribe(TOPIC, only_good, queue_max=100)
-        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=100)
+        at_last = last.subscribe(TOPIC, lambda data, via: True, queue_max=100)
         await publish_until_heard(first, at_last)
         await first.publish(TOPIC, b"bad")
         await first.publish(TOPIC, b"crash")
@@ -559,12 +560,12 @@ class TransportContract:
 
     async def test_publisher_need_not_subscribe(self, mesh: MakeMesh) -> None:
         first, last = await mesh(2)
-        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=10)
+        at_last = last.subscribe(TOPIC, lambda data, via: True, queue_max=10)
         await publish_until_heard(first, at_last)
 
     async def test_full_queue_drops_and_counts(self, mesh: MakeMesh) -> None:
         first, last = await mesh(2)
-        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=2)
+        at_last = last.subscribe(TOPIC, lambda data, via: True, queue_max=2)
         await publish_until_heard(first, at_last)
         with trio.fail_after(SOON_S):
             while last.statistics().gossip_dropped < 3:
@@ -573,7 +574,7 @@ class TransportContract:
 
     async def test_leaving_a_topic_is_closing_its_channel(self, mesh: MakeMesh) -> None:
         first, last = await mesh(2)
-        at_last = last.subscribe(TOPIC, lambda _: True, queue_max=2)
+        at_last = last.subscribe(TOPIC, lambda data, via: True, queue_max=2)
         await publish_until_heard(first, at_last)
         at_last.close()
         with trio.fail_after(SOON_S):

@@ -237,7 +237,7 @@ async def test_gossip_may_come_twice_when_the_world_says_so(
     await nursery.start(first.run)
     await nursery.start(last.run)
     await first.connect(last.addresses[0], timeout_s=1)
-    queue = last.subscribe(TOPIC, lambda _: True, queue_max=10)
+    queue = last.subscribe(TOPIC, lambda data, via: True, queue_max=10)
     await first.publish(TOPIC, b"twice")
     with trio.fail_after(5):
         assert [(await queue.receive()).data for _ in range(2)] == [b"twice", b"twice"]

@@ -3,8 +3,12 @@ import trio
 from structlog.testing import capture_logs
 
 from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.keys import SigningKey
 from protocol.net.errors import NetTimeout, StreamReset
 from protocol.net.serve import Boundary, describe, guarded, leaves
+
+PEER = SigningKey(bytes(32)).peer_id
 
 
 async def serve(error: BaseException | None) -> None:
@@ -84,7 +88,7 @@ async def test_failure_beside_a_cancellation_is_kept_and_the_cancellation_passes
 
 
 def test_a_validator_that_raises_refuses() -> None:
-    def judge(data: bytes) -> bool:
+    def judge(data: bytes, via: PeerId) -> bool:
         if data == b"remote":
             raise RemoteProtocolError("no", code=Code.MALFORMED)
         if data == b"bug":
@@ -93,7 +97,7 @@ def test_a_validator_that_raises_refuses() -> None:
 
     judge_safely = guarded(judge, "topic")
     with capture_logs() as logs:
-        assert [judge_safely(d) for d in (b"good", b"bad", b"remote", b"bug")] == [
+        assert [judge_safely(d, PEER) for d in (b"good", b"bad", b"remote", b"bug")] == [
             True,
             False,
             False,
