@@ -77,6 +77,10 @@ def check_terms(granted: Granted, request: Signed[JobRequest]) -> None:
         )
     if lease.request_digest != request.digest or granted.lease.signer != lease.coordinator:
         raise RemoteProtocolError("the lease is for another request", code=Code.DIGEST_MISMATCH)
+    if not lease.units_max.fits_in(request.message.units_max):
+        raise RemoteProtocolError(
+            "the lease allows more units than the request", code=Code.PRICE_MISMATCH
+        )
     prices = [m.price for m in offer.message.models if m.manifest_digest == lease.model_digest]
     if prices != [lease.price]:
         raise RemoteProtocolError(
