@@ -70,14 +70,13 @@ def _one_of(column: str, values: Iterable[StrEnum], *, name: str) -> CheckConstr
     return CheckConstraint(f"{column} IN ({listed})", name=name)
 
 
-def _amount(name: str, *, nullable: bool = False, default: bool = False) -> Column[int]:
+def _amount(name: str, *, nullable: bool = False) -> Column[int]:
     """Nano-credits or a count: 0..2^62."""
     return Column(
         name,
         Int64,
         CheckConstraint(f"{name} BETWEEN 0 AND {AMOUNT_NANO_MAX}", name=f"{name}_in_range"),
         nullable=nullable,
-        server_default=text("0") if default else None,
     )
 
 
@@ -279,23 +278,6 @@ receipts = Table(
         postgresql_where=text("state = 'pending'"),
     ),
     sqlite_strict=True,
-)
-
-# What a coordinator remembers of a node beyond its current offer.
-nodes = Table(
-    "nodes",
-    metadata,
-    Column("peer_id", Text, primary_key=True),
-    _stamp("first_seen_ms"),
-    _stamp("last_seen_ms"),
-    _stamp("incarnation_ms"),
-    _amount("jobs_completed", default=True),
-    _amount("jobs_failed", default=True),
-    _amount("jobs_refused", default=True),
-    _amount("jobs_lost", default=True),
-    _amount("receipts_disputed", default=True),
-    sqlite_strict=True,
-    sqlite_with_rowid=False,
 )
 
 # The books are append-only even for someone with a database shell. A correction is a new transfer.

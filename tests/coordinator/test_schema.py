@@ -78,12 +78,12 @@ def test_an_upgrade_that_fails_leaves_nothing(tmp_path: Path) -> None:
     engine = create_engine(url)
     with engine.begin() as conn:
         # The last table that the first revision makes.
-        conn.execute(text("CREATE TABLE nodes (something_else TEXT)"))
-    with pytest.raises(StorageError, match="nodes already exists"):
+        conn.execute(text("CREATE TABLE receipts (something_else TEXT)"))
+    with pytest.raises(StorageError, match="receipts already exists"):
         open_database(url, InlineRunner())
     with engine.begin() as conn:
-        assert definitions(conn).keys() == {"nodes"}
-        conn.execute(text("DROP TABLE nodes"))
+        assert definitions(conn).keys() == {"receipts"}
+        conn.execute(text("DROP TABLE receipts"))
     engine.dispose()
     with opened(url) as database, database.transaction() as conn:
         assert schema_revision(conn) == HEAD

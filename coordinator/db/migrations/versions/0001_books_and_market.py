@@ -182,15 +182,6 @@ def _create_market() -> None:
     )
     op.create_index("ix_receipts_job_id", "receipts", ["job_id"])
     _create_partial_index("ix_receipts_pending", "receipts", "received_at_ms", "state = 'pending'")
-    counters = ("jobs_completed", "jobs_failed", "jobs_refused", "jobs_lost", "receipts_disputed")
-    _create_small_table(
-        "nodes",
-        sa.Column("peer_id", sa.Text, primary_key=True),
-        _stamp("first_seen_ms"),
-        _stamp("last_seen_ms"),
-        _stamp("incarnation_ms"),
-        *(_amount(counter, default=True) for counter in counters),
-    )
 
 
 def _create_small_table(name: str, *columns: sa.Column[Any]) -> None:
@@ -206,13 +197,12 @@ def _create_partial_index(
     )
 
 
-def _amount(name: str, *, nullable: bool = False, default: bool = False) -> sa.Column[int]:
+def _amount(name: str, *, nullable: bool = False) -> sa.Column[int]:
     return sa.Column(
         name,
         INT64,
         sa.CheckConstraint(f"{name} BETWEEN 0 AND {2**62}", name=f"{name}_in_range"),
         nullable=nullable,
-        server_default=sa.text("0") if default else None,
     )
 
 
