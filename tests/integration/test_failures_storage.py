@@ -131,14 +131,12 @@ async def beat(node: ScriptedNode) -> None:
         await node.call(Method.LOAD, node.load(), LoadAck)
 
 
-async def test_a_full_disk_refuses_jobs_and_loses_nothing(
-    tmp_path: Path, nursery: trio.Nursery
-) -> None:
+async def test_a_full_disk_refuses_jobs_and_loses_nothing(tmp_path: Path) -> None:
     key = SigningKey.generate(random.Random(3).randbytes)
     transport = Libp2pTransport(key, ("/ip4/127.0.0.1/tcp/0",))
     # It speaks to whatever transport and clock it is given.
     node = ScriptedNode(key, cast(Any, transport), cast(Any, SystemClock()))
-    async with open_shop(tmp_path) as shop:
+    async with open_shop(tmp_path) as shop, trio.open_nursery() as nursery:
         await shop.run("accounts", "create", "demo", "--credit=1")
         api_key = json.loads(await shop.run("keys", "create", "demo", "--json"))["key"]
         await nursery.start(node.run, shop.endpoint.addresses[0])
@@ -172,4 +170,4 @@ async def test_a_full_disk_refuses_jobs_and_loses_nothing(
             with trio.fail_after(SOON_S):
                 while (await shop.audit())["open_holds"]:  # noqa: ASYNC110 - as above
                     await trio.sleep(0.2)
-    nursery.cancel_scope.cancel()
+        nursery.cancel_scope.cancel()
