@@ -310,5 +310,6 @@ def _unopened(failure: JobFailed, started_at: float) -> Observation:
         code=failure.code,
         first_output_ms=None,
         total_ms=1000 * (trio.current_time() - started_at),
-        output_tokens=0,
+        delivered=Units(),
+        has_receipt=False,
     )

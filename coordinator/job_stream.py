@@ -175,7 +175,8 @@ class JobStream:
             code=self._failure.code if self._failure is not None else None,
             first_output_ms=first_ms,
             total_ms=1000 * (trio.current_time() - self._started_at),
-            output_tokens=self._job.units.output_tokens,
+            delivered=self._job.units,
+            has_receipt=self.outcome is not None,
             retry_after_ms=self._failure.retry_after_ms if self._failure is not None else None,
         )
 

@@ -7,6 +7,7 @@ from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, JobRequest, Lease, NodeOffer, Receipt
+from protocol.pricing import Units
 from protocol.services import NodesAsk, NodesReply, QuoteAsk, QuoteReply, SettleReply
 
 
@@ -21,12 +22,14 @@ class Granted:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """How a node did, as its client saw it. `code` is None if the job ended as it should."""
+    """How a node did, as its client saw it. `code` is None if the job ended as it should;
+    `delivered` is what the client counted, and `has_receipt` whether it countersigned."""
 
     code: Code | None
     first_output_ms: float | None
     total_ms: float
-    output_tokens: int
+    delivered: Units
+    has_receipt: bool
     retry_after_ms: int | None = None
 
 

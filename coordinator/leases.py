@@ -108,6 +108,8 @@ class LeaseDesk:
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
         opened = self._leases.get(lease.message.lease_id)
         if opened is not None:
+            if not observation.has_receipt:
+                opened.delivered = observation.delivered
             self._market.judge(opened, observation)
         self._market.book.release(lease.message.lease_id)
 

@@ -124,7 +124,7 @@ class Market:
             ratios = opened.claim.ratios(
                 first_output_ms=observation.first_output_ms,
                 total_ms=observation.total_ms,
-                output_tokens=observation.output_tokens,
+                output_tokens=observation.delivered.output_tokens,
                 rtt_ms=entry.rtt_ms if entry is not None else None,
             )
         if observation.code is None:

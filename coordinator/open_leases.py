@@ -13,17 +13,20 @@ from protocol.envelope import Signed
 from protocol.ids import Digest, JobId, LeaseId, TransferId
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Lease
+from protocol.pricing import Units
 
 
 @dataclass(slots=True)
 class OpenLease:
     """`api_key_id` is whose budget it counts against, if the gateway asked for it; `is_judged` once
-    the node's reputation has taken this job in, so that it counts once."""
+    the node's reputation has taken this job in, so that it counts once; `delivered` is what our own
+    client counted of a job that ended without a receipt for it to countersign."""
 
     lease: Signed[Lease]
     api_key_id: str | None
     claim: Claim | None = None
     is_judged: bool = False
+    delivered: Units | None = None
 
     @property
     def funds(self) -> LeaseFunds:

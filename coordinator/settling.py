@@ -7,6 +7,8 @@
   not outlive that wait, the node is paid at once: the client has had its time and more.
 - If client and node disagree, the smaller of their two charges is paid and the receipt is marked:
   what both sides sign for is certain, the rest is a matter for reputation, not for a coin toss.
+- A stream that breaks leaves the client nothing to countersign. What our own client (the gateway)
+  counted of it then stands for its word, so that a node cannot break off and bill the maximum.
 - A receipt that comes after its hold has expired is refused: that money is the client's again.
 
 A receipt is acknowledged when it is durable, and repeating it changes nothing.
@@ -42,6 +44,7 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId
 from protocol.job_state import JobState
 from protocol.messages import Acceptance, Finish, Lease, Receipt
+from protocol.pricing import Units
 from protocol.receipts import charge_nano, check_acceptance, check_receipt
 from protocol.services import SettleReply
 
@@ -65,18 +68,32 @@ class Verdict:
 
 
 def judge_receipt(
-    receipt: Receipt, acceptance: Acceptance | None, lease: Lease, *, is_overdue: bool
+    receipt: Receipt,
+    acceptance: Acceptance | None,
+    lease: Lease,
+    *,
+    is_overdue: bool,
+    delivered: Units | None = None,
 ) -> Verdict:
-    """The rules above, for evidence that was already checked."""
+    """The rules above, for evidence that was already checked. `delivered` is what our own client
+    counted, if its stream broke before it could countersign."""
     if receipt.amount_nano == 0:
         return Verdict(ReceiptState.SETTLED, 0)
+    if acceptance is None and delivered is not None:
+        return _smaller(receipt, charge_nano(lease.price, delivered, receipt.finish))
     if acceptance is None:
         if is_overdue:
             return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
         return Verdict(ReceiptState.PENDING, None)
     if acceptance.agrees:
         return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
-    counted_nano = charge_nano(lease.price, acceptance.units, receipt.finish)
+    return _smaller(receipt, charge_nano(lease.price, acceptance.units, receipt.finish))
+
+
+def _smaller(receipt: Receipt, counted_nano: int) -> Verdict:
+    """Of two charges, with a mark if they differ."""
+    if counted_nano == receipt.amount_nano:
+        return Verdict(ReceiptState.SETTLED, counted_nano)
     return Verdict(ReceiptState.DISPUTED, min(receipt.amount_nano, counted_nano))
 
 
@@ -148,7 +165,13 @@ class ReceiptDesk:
     ) -> SettleReply:
         billed = receipt.message
         counted = acceptance.message if acceptance is not None else None
-        verdict = judge_receipt(billed, counted, opened.lease.message, is_overdue=is_overdue)
+        verdict = judge_receipt(
+            billed,
+            counted,
+            opened.lease.message,
+            is_overdue=is_overdue,
+            delivered=opened.delivered,
+        )
         now_ms = self._clock.now_ms()
         row = record_receipt(
             receipt,
@@ -272,7 +295,8 @@ def _observation(receipt: Receipt) -> Observation:
         code=_code_of(receipt.code) if failed else None,
         first_output_ms=None,
         total_ms=0.0,
-        output_tokens=0,
+        delivered=receipt.units,
+        has_receipt=True,
     )
 
 

@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from coordinator.db.receipts import find_receipt, list_pending_receipts
 from coordinator.db.schema import ReceiptState
+from coordinator.job_stream import JobFailed
 from coordinator.settling import ACCEPTANCE_WITHIN_MS, Verdict, judge_receipt
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
@@ -16,6 +17,7 @@ from protocol.payload import Chunk
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
 from tests.coordinator.small_market import (
+    INPUT_UNITS,
     OPENING_CREDIT_NANO,
     Script,
     SmallMarket,
@@ -79,6 +81,28 @@ async def test_a_node_whose_client_vanished_is_paid_after_the_wait(
         assert market.account(market.buyer.peer_id).held_nano > 0
         await trio.sleep(ACCEPTANCE_WITHIN_MS / 1_000 + 5)
         assert spent(market) == receipt.message.amount_nano
+        market.assert_books_are_closed()
+
+
+async def test_a_node_that_breaks_off_cannot_bill_more_than_the_gateway_received(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.VANISH_MIDWAY) as market:
+        gateway, node = market.coordinator.client, market.nodes[0]
+        async with gateway.open_job(market.spec(), market.buyer) as stream:
+            lease = stream.granted.lease
+            with pytest.raises(JobFailed):
+                [chunk async for chunk in stream]
+        maximum = lease.message.units_max
+        claimed = replace(
+            node._sign(lease, (), Finish.STOP).message,
+            units=maximum,
+            amount_nano=charge_nano(lease.message.price, maximum, Finish.STOP),
+        )
+        reply = await node.hand_in(seal(node.key, claimed))
+        assert reply.state == ReceiptState.DISPUTED
+        received = Units(INPUT_UNITS.input_tokens, output_tokens=2)
+        assert spent(market) == charge_nano(lease.message.price, received, Finish.STOP)
         market.assert_books_are_closed()
 
 
