@@ -49,7 +49,7 @@ class KvCache:
         self._pages: mmap.mmap | None = None
         is_page_aligned = self._row_bytes % mmap.PAGESIZE == 0
         if device.type == "cpu" and is_page_aligned and hasattr(mmap, "MADV_NOHUGEPAGE"):
-            # Private, because pages of a shared mapping keep their content when they are given back.
+            # Private: pages of a shared mapping keep their content when they are given back.
             private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             self._pages = mmap.mmap(-1, shape.address_bytes, flags=private)
             # A huge page would make memory of 2 MiB where a short job needs 4 KiB.
