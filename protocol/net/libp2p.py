@@ -122,6 +122,8 @@ class Libp2pTransport:
                     # cancelled in the middle, the library leaks their sockets.
                     await self._close_all()
                     host_scope.cancel()
+                    # Before the nursery is closed: nobody may start anything in it then.
+                    self._nursery = None
         finally:
             self._nursery = None
             self._addresses = ()

@@ -97,9 +97,12 @@ class StreamPool:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await self._close_idle_forever()
+                try:
+                    await self._close_idle_forever()
+                finally:
+                    # Before the nursery is closed: nobody may start anything in it then.
+                    self._nursery = None
         finally:
-            self._nursery = None
             self._links.clear()
 
     async def open_channel(

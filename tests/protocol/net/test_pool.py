@@ -222,3 +222,23 @@ async def test_pool_that_is_not_running_says_so() -> None:
         pool = StreamPool(pair.client, CHANNELS, role="client", rng=random.Random(1))
         with pytest.raises(StreamClosed):
             await pool.open_channel(pair.server.peer_id, timeout_s=5)
+
+
+@virtual_time
+async def test_who_asks_while_the_pool_stops_is_told_that_it_does_not_run() -> None:
+    """At every turn of the scheduler until it is gone. Found by the simulator: a node that stopped
+    while its line to a coordinator was being opened again."""
+    pair = echoing()
+    pool = StreamPool(pair.client, CHANNELS, role="client", rng=random.Random(1))
+    running = trio.CancelScope()
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        with running:
+            await pool.run(task_status=task_status)
+
+    async with pair.running() as nursery:
+        await nursery.start(run)
+        running.cancel()
+        for _ in range(10):
+            with pytest.raises(NetError):
+                await pool.open_channel(pair.server.peer_id, timeout_s=1)
