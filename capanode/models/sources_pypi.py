@@ -5,6 +5,7 @@ in the catalog before it is opened, and only members that the catalog names are 
 """
 
 import contextlib
+import importlib.metadata
 import os
 import re
 import selectors
@@ -115,11 +116,17 @@ def extract_members(
         raise SourceError(f"{archive.name} is not the wheel it should be: {error}") from error
 
 
+def _progress_style() -> str:
+    """`raw` lines can be read by programs; pip before 24.1 does not know them."""
+    numbers = importlib.metadata.version("pip").split(".")[:2]
+    return "raw" if tuple(map(int, numbers)) >= (24, 1) else "off"
+
+
 def _pip_download(
     wheel: Wheel, scratch: Path, progress: ProgressCallback, deadline_s: float
 ) -> None:
     pip = [sys.executable, "-P", "-m", "pip"]
-    fetch = ["download", "--no-deps", "--only-binary=:all:", "--progress-bar=raw"]
+    fetch = ["download", "--no-deps", "--only-binary=:all:", f"--progress-bar={_progress_style()}"]
     quiet = ["--no-input", "--disable-pip-version-check", "--dest", str(scratch)]
     step = f"download {wheel.requirement}"
     progress(Progress(step, 0, wheel.bytes))
