@@ -130,7 +130,7 @@ class CausalLM:
                 config, weights, device=device, dtype=dtype, context_tokens=context_tokens
             )
             cache = KvCache(shape, device=device)
-            model.warm_up(slots, PIECE_TOKENS)
+            model.warm_up(slots, _IDLE_PASS_TOKENS)
         return cls(
             model,
             cache,

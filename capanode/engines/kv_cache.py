@@ -59,13 +59,13 @@ class KvCache:
             whole = torch.zeros(sizes, dtype=shape.dtype, device=device)
         self.layers: tuple[Tensor, ...] = whole.unbind(0)
 
-    def keys_values(self, layer: int, rows: range, length: int) -> tuple[Tensor, Tensor]:
-        """Views of the first `length` keys and values, [rows * kv_heads, length, head_dim] each."""
+    def keys_values(self, layer: int, rows: range, length: int) -> Tensor:
+        """A view of the first `length` keys and values: [rows * kv_heads, 2, length, head_dim]."""
         shape = self.shape
         heads = self.layers[layer].view(
             shape.rows * shape.kv_heads, 2, shape.context_tokens, shape.head_dim
-        )[rows.start * shape.kv_heads : rows.stop * shape.kv_heads, :, :length]
-        return heads[:, 0], heads[:, 1]
+        )
+        return heads[rows.start * shape.kv_heads : rows.stop * shape.kv_heads, :, :length]
 
     def move(self, source: int, target: int, length: int, target_length: int) -> None:
         """Copy `length` tokens over a row that held `target_length`, then release the source."""

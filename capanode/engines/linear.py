@@ -2,7 +2,7 @@
 
 That makes bfloat16 products 1.3 (down, 32 rows) to 3.6 (output head, one row) times as fast as
 `F.linear`, which reorders the weights on every call, and float32 ones 2.3 times as fast as MKL's on
-AMD. The packed format does not depend on how many rows are multiplied. In bfloat16, up to
+AMD. The packed format does not depend on how many rows are multiplied. In bfloat16, for 2 to
 `INVARIANT_ROWS` rows, each row's result is bit for bit the same whatever the other rows are; above
 that another blocking applies, again the same for any number.
 """
@@ -15,12 +15,33 @@ from torch.nn import functional
 
 Linear = Callable[[Tensor], Tensor]
 
-# oneDNN 3.12 changes the order of summation of long rows between 32 and 33 rows (measured).
+# oneDNN 3.12 changes the order of summation of long rows between 32 and 33 rows, and sums a single
+# row in parts (both measured). It compiles kernels for each number of rows, half a megabyte each:
+# hence few numbers. Up to four rows cost the same, as reading the weights takes the time.
 INVARIANT_ROWS = 32
+_ROWS_STEP = 4
+_MANY_ROWS = (*range(48, 128, 16), *range(128, 513, 64))
 
-# A single row this long it sums in parts, one by thread (seen at 1536, not at 576). Such a row is
-# multiplied twice over: that costs 3 us, as the time goes into reading the weights.
-_SPLIT_COLUMNS = 1024
+
+def padded_rows(count: int) -> int:
+    """How many rows to multiply where `count` are wanted, at most `INVARIANT_ROWS`."""
+    return -(-count // _ROWS_STEP) * _ROWS_STEP
+
+
+def padded_many_rows(count: int) -> int:
+    """How many rows to multiply where any number is wanted: always more than `INVARIANT_ROWS`, so
+    that each row is computed alike whatever the number is."""
+    return next((rows for rows in _MANY_ROWS if rows >= count), -(-count // 64) * 64)
+
+
+def many_rows_up_to(count: int) -> list[int]:
+    """All results of `padded_many_rows` for up to `count` rows."""
+    return [rows for rows in _MANY_ROWS if rows <= padded_many_rows(count)]
+
+
+def rows_up_to(count: int) -> list[int]:
+    """All results of `padded_rows` for up to `count` rows."""
+    return list(range(_ROWS_STEP, padded_rows(count) + 1, _ROWS_STEP))
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
@@ -47,14 +68,9 @@ def _is_packable(weight: Tensor) -> bool:
 def _packed_linear(weight: Tensor, bias: Tensor | None) -> Linear:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     multiply = torch.ops.mkldnn._linear_pointwise.default
-    is_split = weight.shape[1] >= _SPLIT_COLUMNS
 
     def linear(x: Tensor) -> Tensor:
-        product: Tensor
-        if is_split and len(x) == 1:
-            product = multiply(x.expand(2, -1), packed, bias, "none", [], "")[:1]
-        else:
-            product = multiply(x, packed, bias, "none", [], "")
+        product: Tensor = multiply(x, packed, bias, "none", [], "")
         return product
 
     return linear

@@ -15,14 +15,16 @@ from torch.nn import functional
 
 from capanode.engines.attention import Attention, DecodeAttention, Piece, PrefillAttention
 from capanode.engines.kv_cache import KvCache
-from capanode.engines.linear import INVARIANT_ROWS, Linear, make_linear
+from capanode.engines.linear import (
+    Linear,
+    make_linear,
+    many_rows_up_to,
+    padded_many_rows,
+    padded_rows,
+    rows_up_to,
+)
 from capanode.engines.llama_config import LlamaConfig, rope_frequencies
 from capanode.engines.weights import Weights
-
-# Prefill passes have a multiple of this many rows, so that oneDNN makes few kernels, and more rows
-# than a decode pass, so that a prompt gives the same numbers whatever it is prefilled beside.
-_PREFILL_ROWS_STEP = 16
-_PREFILL_ROWS_MIN = INVARIANT_ROWS + _PREFILL_ROWS_STEP
 
 
 class RmsNorm:
@@ -82,10 +84,12 @@ class LlamaModel:
         self, tokens: Sequence[int], positions: Sequence[int], attention: DecodeAttention
     ) -> Tensor:
         """The next logits [n, vocab] for rows 0..n, whose last token stands at `positions`."""
-        place = torch.tensor(positions, device=self.device)
-        attention.set_positions(place)
-        hidden = self._run(torch.tensor(tokens, device=self.device), place, attention)
-        return self._head(self._norm(hidden))
+        count = len(tokens)
+        padding = [0] * (padded_rows(count) - count)
+        place = torch.tensor([*positions, *padding], device=self.device)
+        attention.set_positions(place[:count])
+        hidden = self._run(torch.tensor([*tokens, *padding], device=self.device), place, attention)
+        return self._head(self._norm(hidden))[:count]
 
     def prefill(
         self,
@@ -106,8 +110,7 @@ class LlamaModel:
             positions += range(piece.start, piece.start + piece.count)
             rows += [piece.row] * piece.count
             ends.append(len(tokens) - 1)
-        padded = -(-len(tokens) // _PREFILL_ROWS_STEP) * _PREFILL_ROWS_STEP
-        padding = [0] * (max(padded, _PREFILL_ROWS_MIN) - len(tokens))
+        padding = [0] * (padded_many_rows(len(tokens)) - len(tokens))
         place = torch.tensor(positions + padding, device=self.device)
         attention = PrefillAttention(
             cache,
@@ -119,27 +122,28 @@ class LlamaModel:
         hidden = self._run(torch.tensor(tokens + padding, device=self.device), place, attention)
         if not wanted:
             return hidden.new_empty((0, self.config.vocab_size))
-        last = torch.tensor([ends[index] for index in wanted], device=self.device)
-        return self._head(self._norm(hidden[last]))
+        rows = [ends[index] for index in wanted]
+        rows += rows[:1] * (padded_rows(len(wanted)) - len(wanted))
+        last = hidden[torch.tensor(rows, device=self.device)]
+        return self._head(self._norm(last))[: len(wanted)]
 
-    def warm_up(self, rows_max: int, piece_tokens: int) -> None:
+    def warm_up(self, rows_max: int, prefill_tokens_max: int) -> None:
         """Run each product once for each number of rows to come: oneDNN compiles a kernel for each,
         half a millisecond that would otherwise fall on somebody's answer."""
-        layer = self._layers[0]
+        layer, config = self._layers[0], self.config
+        few = rows_up_to(rows_max)
         shapes = (
-            (layer.qkv, self.config.hidden_size),
-            (layer.output, self.config.heads * self.config.head_dim),
-            (layer.gate_up, self.config.hidden_size),
-            (layer.down, self.config.intermediate_size),
+            (layer.qkv, config.hidden_size),
+            (layer.output, config.heads * config.head_dim),
+            (layer.gate_up, config.hidden_size),
+            (layer.down, config.intermediate_size),
         )
-        prefill_rows = range(_PREFILL_ROWS_MIN, piece_tokens + 1, _PREFILL_ROWS_STEP)
-        for rows in (*range(1, rows_max + 1), *prefill_rows):
+        for rows in (*few, *many_rows_up_to(prefill_tokens_max)):
             for linear, columns in shapes:
                 linear(torch.zeros((rows, columns), dtype=self.dtype, device=self.device))
-        for rows in range(1, rows_max + 1):
-            self._head(
-                torch.zeros((rows, self.config.hidden_size), dtype=self.dtype, device=self.device)
-            )
+        for rows in few:
+            hidden = torch.zeros((rows, config.hidden_size), dtype=self.dtype, device=self.device)
+            self._head(hidden)
 
     def _run(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         config = self.config

@@ -3,7 +3,7 @@ import mmap
 import pytest
 import torch
 
-from capanode.engines.attention import LENGTH_STEP, Segment, plan_segments
+from capanode.engines.attention import LENGTH_STEP, SEGMENT_TOKENS_MAX, Segment, plan_segments
 from capanode.engines.kv_cache import CacheShape, KvCache
 
 # A row of the first takes whole pages and is given back to the system, one of the second does not.
@@ -53,14 +53,14 @@ def test_swapped_rows_exchange_their_tokens(cache: KvCache) -> None:
 
 def test_keys_and_values_are_views_by_row_and_head(cache: KvCache) -> None:
     heads = cache.shape.kv_heads
-    keys, values = cache.keys_values(1, range(1, 3), 7)
+    both = cache.keys_values(1, range(1, 3), 7)
     layer = cache.layers[1]
     for row in (1, 2):
         for head in range(heads):
             place = (row - 1) * heads + head
-            assert torch.equal(keys[place], layer[row, 2 * head, :7])
-            assert torch.equal(values[place], layer[row, 2 * head + 1, :7])
-    assert keys.data_ptr() == layer[1].data_ptr()
+            assert torch.equal(both[place, 0], layer[row, 2 * head, :7])
+            assert torch.equal(both[place, 1], layer[row, 2 * head + 1, :7])
+    assert both.data_ptr() == layer[1].data_ptr()
 
 
 def test_rows_of_like_length_attend_in_one_segment() -> None:
@@ -71,6 +71,12 @@ def test_one_long_row_does_not_make_the_others_long() -> None:
     segments = plan_segments([40] * 10 + [2000] + [40] * 10)
     assert [segment.rows for segment in segments] == [range(10), range(10, 11), range(11, 21)]
     assert [segment.length for segment in segments] == [64, 2016, 64]
+
+
+def test_a_segment_is_bounded_unless_it_is_one_row() -> None:
+    segments = plan_segments([1000] * 32)
+    assert all(len(segment.rows) * segment.length <= SEGMENT_TOKENS_MAX for segment in segments)
+    assert plan_segments([9000]) == [Segment(range(1), 9024)]
 
 
 def test_segments_cover_every_row_once_and_reach_its_length() -> None:
