@@ -1,4 +1,4 @@
-"""What must hold while a world runs, looked at from outside: answers, slots, queues, holds.
+"""What must hold of a world, looked at from outside: answers, slots, queues, holds.
 
 Money is the auditor's. Each check returns sentences, so that one look shows all that is wrong.
 """
@@ -6,6 +6,7 @@ Money is the auditor's. Each check returns sentences, so that one look shows all
 from collections.abc import Iterator, Mapping
 
 from capanode.served import ServedModel
+from coordinator.offers import OfferBook
 from coordinator.open_leases import OpenLeases
 from protocol.errors import Code
 from protocol.limits import CHANNELS_PER_PEER_MAX
@@ -13,8 +14,7 @@ from sim.buyer import End, JobReport
 from sim.sim_worker import SimWorker, text_of
 
 # What may honestly happen to a job in a world of honest parties. All other codes accuse somebody of
-# a mistake that nobody here makes; DEADLINE_EXCEEDED of having forgotten the job, for deadlines are
-# far longer than any fault lasts.
+# a mistake that nobody here makes.
 HONEST_CODES = frozenset(
     {
         Code.NO_NODE_FITS,
@@ -24,12 +24,16 @@ HONEST_CODES = frozenset(
         Code.DRAINING,
         Code.MODEL_UNAVAILABLE,
         Code.WORKER_CRASHED,
+        Code.DEADLINE_EXCEEDED,
         Code.NODE_LOST,
         Code.COORDINATOR_LOST,
         # The node was restarted and has made new offers, of which the client did not know.
         Code.PRICE_MISMATCH,
     }
 )
+# A silent node, a second one that cannot be reached and a lost coordinator keep a job waiting for
+# this long one after the other. Whoever waits for longer has been forgotten.
+PATIENCE_S = 40.0
 # What a client hears whose input is not what it claimed.
 BAD_INPUT_CODES = frozenset({Code.INPUT_TOO_LARGE, Code.PROMPT_TOO_LONG})
 
@@ -51,8 +55,18 @@ def check_job(report: JobReport) -> Iterator[str]:
                 f"{planned.name} failed with {report.code} after {report.total_ms:.0f} ms, "
                 "which no honest party earns"
             )
+    if report.code is Code.DEADLINE_EXCEEDED:
+        yield from _check_deadline(report)
     if report.end is End.FAILED and report.chunks:
         yield f"{planned.name} delivered {report.chunks} chunks and says that it delivered nothing"
+
+
+def _check_deadline(report: JobReport) -> Iterator[str]:
+    name, deadline_s = report.planned.name, report.planned.spec.deadline_s
+    if report.total_ms < 1000 * deadline_s - 1:
+        yield f"{name} is told after {report.total_ms:.0f} ms that its {deadline_s:g} s are over"
+    elif deadline_s > PATIENCE_S:
+        yield f"{name} waited for {deadline_s:g} s in vain"
 
 
 def _check_answered(report: JobReport) -> Iterator[str]:
@@ -78,6 +92,22 @@ def check_model(name: str, model: ServedModel) -> Iterator[str]:
         yield f"{name} runs {max(seats.running, worker.most_live)} jobs in {seats.slots} slots"
     if seats.running + seats.queued > seats.slots + seats.queue_max:
         yield f"{name} has {seats.queued} jobs in a queue of {seats.queue_max}"
+
+
+def check_idle(name: str, model: ServedModel) -> Iterator[str]:
+    """One model at one node, when no job is left."""
+    seats, worker = model.seats, model.worker
+    assert isinstance(worker, SimWorker)
+    if seats.running or seats.queued or worker.live_jobs:
+        yield f"{name} runs {seats.running}, queues {seats.queued}, works on {worker.live_jobs}"
+
+
+def check_book(book: OfferBook) -> Iterator[str]:
+    """What the coordinator believes of nodes, when no job is left."""
+    for entry in book:
+        for state in entry.models.values():
+            if state.leases:
+                yield f"{entry.node} is still charged with {len(state.leases)} leases"
 
 
 def check_channels(name: str, channels: int, peers: int) -> Iterator[str]:

@@ -82,6 +82,11 @@ class SimNode:
         return tuple(self._node.models.values())
 
     @property
+    def is_owed(self) -> bool:
+        """A receipt on its disk waits for the coordinator's last word."""
+        return bool(self.store.due(self._coordinator.peer, limit=1))
+
+    @property
     def live_jobs(self) -> int:
         """Jobs at its workers; below zero if it is off."""
         return sum(worker.live_jobs for worker in self.workers) if self.host.is_up else -1

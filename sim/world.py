@@ -17,8 +17,16 @@ import trio
 
 from coordinator.ledger.audit import audit
 from protocol.limits import RECEIPT_GRACE_MS
+from sim.auditor import Balances
 from sim.buyer import JobReport
-from sim.checkers import check_channels, check_holds, check_job, check_model
+from sim.checkers import (
+    check_book,
+    check_channels,
+    check_holds,
+    check_idle,
+    check_job,
+    check_model,
+)
 from sim.determinism import run_deterministically
 from sim.faults import carry_out, plan_faults
 from sim.options import WorldOptions, draw_options
@@ -97,16 +105,16 @@ class World:
     async def run(self) -> WorldResult:
         probes: tuple[JobReport, ...] = ()
         async with trio.open_nursery() as nursery:
-            await self._start(nursery)
             nursery.start_soon(self._look_forever)
             try:
+                await self._start(nursery)
                 await self._make_chaos(nursery)
                 probes = await self._demand_progress()
             except Stuck as stuck:
                 self._violate(f"no progress: {stuck}")
-            self._judge()
+            balances = self._judge()
             nursery.cancel_scope.cancel()
-        return self._result(probes)
+        return self._result(probes, balances)
 
     # The phases.
 
@@ -182,7 +190,8 @@ class World:
             if is_true():
                 return
             await trio.sleep(POLL_EVERY_S)
-        raise Stuck(f"{what}: not within {within_s:g} s")
+        left = "; ".join(self._left_over())
+        raise Stuck(f"{what}: not within {within_s:g} s ({left})")
 
     # Looking at it.
 
@@ -194,9 +203,24 @@ class World:
         return all(node.host.is_up and node.key.peer_id in attached for node in self._parties.nodes)
 
     def _is_settled(self) -> bool:
+        return next(self._left_over(), None) is None
+
+    def _left_over(self) -> Iterator[str]:
+        """What is not yet as it was before the first job: money, receipts, slots, channels."""
         coordinator = self._parties.coordinator.current
-        is_quiet = coordinator is not None and not len(coordinator.leases)
-        return is_quiet and not any(node.store.count() for node in self._parties.nodes)
+        if coordinator is None:
+            yield "the coordinator is down"
+            return
+        if len(coordinator.leases):
+            yield f"{len(coordinator.leases)} leases are open"
+        yield from check_book(coordinator.market.book)
+        for node in self._parties.nodes:
+            if node.is_owed:
+                yield f"{node.name} waits for the last word on a receipt"
+            for model in node.models:
+                yield from check_idle(f"{node.name}'s {model.name}", model)
+        for buyer in self._parties.buyers:
+            yield from check_channels(buyer.name, buyer.channels_open, 0)
 
     async def _look_forever(self) -> None:
         while True:
@@ -223,22 +247,23 @@ class World:
             self._violations[what] = None
             self.trace.add("world", "violation", what=what.splitlines()[0])
 
-    def _judge(self) -> None:
-        """The end: what was logged as an error, both audits, and what the parties have."""
+    def _judge(self) -> Balances:
+        """The end: what was logged as an error, and both audits. Returns what the parties have."""
         with self._parties.coordinator.database.transaction() as conn:
             own = audit(conn)
-            self._balances = read_balances(conn)
+            balances = read_balances(conn)
         for alarm in self.trace.alarms:
             self._violate(alarm)
         for finding in own.findings:
             self._violate(f"the ledger's own audit: {finding}")
-        for verdict in self._parties.auditor.audit(self._balances):
+        for verdict in self._parties.auditor.audit(balances):
             self._violate(f"the auditor: {verdict}")
+        return balances
 
-    def _result(self, probes: tuple[JobReport, ...]) -> WorldResult:
+    def _result(self, probes: tuple[JobReport, ...], balances: Balances) -> WorldResult:
         names = self._parties.names()
-        money = {names[account]: nano for account, nano in self._balances.posted_nano.items()}
-        money["operator"] = self._balances.operator_nano
+        money = {names[account]: nano for account, nano in balances.posted_nano.items()}
+        money["operator"] = balances.operator_nano
         self.trace.add("world", "ended", **{k.replace("-", "_"): v for k, v in money.items()})
         return WorldResult(
             seed=self.seed,

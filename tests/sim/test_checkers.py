@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,7 +9,9 @@ import pytest
 from capanode.seats import Seats
 from capanode.served import ServedModel
 from coordinator.job_stream import Outcome
+from coordinator.offers import OfferBook
 from coordinator.open_leases import OpenLease, OpenLeases
+from coordinator.reputation import Reputation
 from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.ids import LeaseId
@@ -16,14 +19,28 @@ from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Finish, Task
 from protocol.pricing import PriceSheet, Units
 from sim.buyer import End, JobReport
-from sim.checkers import check_channels, check_holds, check_job, check_model
+from sim.checkers import (
+    check_book,
+    check_channels,
+    check_holds,
+    check_idle,
+    check_job,
+    check_model,
+)
 from sim.options import Machine, WorldOptions
 from sim.sim_worker import Ailments, SimWorker
 from sim.workload import PlannedJob, plan_probes
-from tests.protocol.makers import CLIENT, COORDINATOR, make_chain, make_lease, make_request
-from tests.sim.seeded import seeded
+from tests.coordinator.market import NOW_MS, node_offer, sealed
+from tests.protocol.makers import (
+    CLIENT,
+    COORDINATOR,
+    LEASE_ID,
+    make_chain,
+    make_lease,
+    make_request,
+)
 
-PLANNED: PlannedJob = plan_probes(WorldOptions(), seeded(1))[0]
+PLANNED: PlannedJob = plan_probes(WorldOptions(), Random(1))[0]
 
 
 def answered() -> JobReport:
@@ -124,11 +141,22 @@ def test_a_wrong_answer_is_a_violation(spoil: Callable[[JobReport], None]) -> No
     assert list(check_job(report))
 
 
-@pytest.mark.parametrize(
-    "code", [Code.INTERNAL, Code.REPLAYED, Code.DEADLINE_EXCEEDED, Code.INPUT_TOO_LARGE]
-)
+@pytest.mark.parametrize("code", [Code.INTERNAL, Code.REPLAYED, Code.EXPIRED, Code.INPUT_TOO_LARGE])
 def test_a_code_that_no_honest_party_earns_is_a_violation(code: Code) -> None:
     assert list(check_job(failed(code)))
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "waited_s", "is_honest"),
+    [(20.0, 20.0, True), (20.0, 19.0, False), (60.0, 60.0, False)],
+)
+def test_a_deadline_is_neither_early_nor_the_end_of_a_forgotten_job(
+    deadline_s: float, waited_s: float, is_honest: bool
+) -> None:
+    report = failed(Code.DEADLINE_EXCEEDED)
+    report.planned = replace(PLANNED, spec=replace(PLANNED.spec, deadline_s=deadline_s))
+    report.total_ms = 1000 * waited_s
+    assert (not list(check_job(report))) is is_honest
 
 
 def test_a_failure_that_delivered_is_a_violation() -> None:
@@ -150,6 +178,25 @@ def test_slots_and_queue_are_bounded() -> None:
     assert list(check_model("m", model(running=3, queued=0, most_live=0)))
     assert list(check_model("m", model(running=0, queued=0, most_live=3)))
     assert list(check_model("m", model(running=2, queued=2, most_live=2)))
+
+
+def test_what_still_runs_when_no_job_is_left_is_a_violation() -> None:
+    assert not list(check_idle("m", model(running=0, queued=0, most_live=2)))
+    assert list(check_idle("m", model(running=1, queued=0, most_live=2)))
+    assert list(check_idle("m", model(running=0, queued=1, most_live=2)))
+
+
+def test_a_lease_that_the_book_keeps_is_a_violation() -> None:
+    book = OfferBook(Reputation(rng=Random(1)))
+    signed = sealed(1, node_offer(1))
+    book.insert(signed, now_ms=NOW_MS)
+    (digest,) = (model.manifest_digest for model in signed.message.models)
+    assert not list(check_book(book))
+    node = signed.message.node
+    book.grant(LEASE_ID, node, digest, expires_at_ms=NOW_MS + 1_000)
+    assert len(list(check_book(book))) == 1
+    book.release(LEASE_ID)
+    assert not list(check_book(book))
 
 
 def test_channels_are_bounded() -> None:

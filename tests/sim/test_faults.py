@@ -2,6 +2,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
+from random import Random
 
 import pytest
 import trio
@@ -9,24 +10,23 @@ import trio
 from sim.faults import Fault, FaultKind, carry_out, plan_faults
 from sim.options import draw_options
 from sim.trace import Trace
-from tests.sim.seeded import seeded
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_every_fault_lies_within_the_chaos_phase(seed: int) -> None:
     options = draw_options(seed)
-    faults = plan_faults(options, seeded(seed))
+    faults = plan_faults(options, Random(seed))
     assert list(faults) == sorted(faults, key=lambda fault: fault.at_s)
     assert all(fault.at_s >= 0 for fault in faults)
     assert all(fault.at_s + fault.lasts_s <= options.chaos_s + 1e-9 for fault in faults)
     assert {n for fault in faults for n in fault.nodes} <= set(range(options.nodes))
     assert {n for fault in faults for n in fault.clients} <= set(range(options.clients))
-    assert faults == plan_faults(options, seeded(seed))
+    assert faults == plan_faults(options, Random(seed))
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_there_is_one_partition_at_a_time(seed: int) -> None:
-    faults = plan_faults(draw_options(seed), seeded(seed))
+    faults = plan_faults(draw_options(seed), Random(seed))
     partitions = [fault for fault in faults if fault.kind is FaultKind.PARTITION]
     assert partitions
     for earlier, later in pairwise(partitions):

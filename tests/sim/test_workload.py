@@ -1,5 +1,6 @@
 from collections import Counter
 from itertools import pairwise
+from random import Random
 
 import pytest
 
@@ -8,13 +9,12 @@ from protocol.payload import GenerationInput
 from sim.options import draw_options
 from sim.sim_worker import CONTEXT_TOKENS, answer_of
 from sim.workload import MODELS, PlannedJob, plan_jobs, plan_probes
-from tests.sim.seeded import seeded
 
 NODES = tuple(PeerId(f"node-{number}") for number in range(5))
 
 
 def jobs(seed: int) -> tuple[PlannedJob, ...]:
-    return plan_jobs(draw_options(seed), NODES, seeded(seed))
+    return plan_jobs(draw_options(seed), NODES, Random(seed))
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -49,6 +49,6 @@ def test_jobs_come_in_bursts() -> None:
 
 def test_probes_are_ordinary_jobs_of_the_clients_with_money() -> None:
     options = draw_options(3)
-    probes = plan_probes(options, seeded(3))
+    probes = plan_probes(options, Random(3))
     assert [probe.client for probe in probes] == [0, 1]
     assert not any(probe.is_bad or probe.cancel_after is not None for probe in probes)

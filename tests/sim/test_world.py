@@ -49,6 +49,7 @@ SMALL = WorldOptions(
 
 @cache
 def world(seed: int) -> WorldResult:
+    print(seed_line(seed))  # Shown with whatever fails.
     return run_world(seed)
 
 
