@@ -29,6 +29,8 @@ from sim.report import seed_line
 from sim.sim_worker import SimWorker
 from sim.world import WorldResult, run_world
 
+pytestmark = pytest.mark.slow
+
 SEEDS = range(1, 21)
 # A small world is enough to see that a fault in the programs is seen.
 SMALL = WorldOptions(
