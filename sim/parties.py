@@ -65,6 +65,12 @@ class Parties:
                 latency_s = usual.latency_s + extra_latency_s
                 self.network.set_conditions(a, b, replace(usual, latency_s=latency_s))
 
+    def close(self) -> None:
+        """Give back what is not memory: the databases."""
+        self.coordinator.database.close()
+        for node in self.nodes:
+            node.store.close()
+
 
 def make_parties(options: WorldOptions, rng: random.Random, trace: Trace) -> Parties:
     """Keys, clocks, machines, accounts and distances, each drawn in this order."""

@@ -83,7 +83,11 @@ def run_world(
     async def main(rng: random.Random) -> WorldResult:
         trace = Trace(trio.current_time, sink=sink)
         with trace.logs_captured():
-            return await World(seed, chosen, rng, trace).run()
+            world = World(seed, chosen, rng, trace)
+            try:
+                return await world.run()
+            finally:
+                world.close()
 
     return run_deterministically(main, seed)
 
@@ -115,6 +119,9 @@ class World:
             balances = self._judge()
             nursery.cancel_scope.cancel()
         return self._result(probes, balances)
+
+    def close(self) -> None:
+        self._parties.close()
 
     # The phases.
 
