@@ -122,7 +122,7 @@ class WorldOptions:
 
 
 def draw_options(seed: int) -> WorldOptions:
-    """The world of a seed: in each a node is killed and a partition healed, the rest as it falls."""
+    """The world of a seed: in each a node is killed and a partition heals, the rest as it falls."""
     rng = random.Random(f"options {seed}")
     return WorldOptions(
         fee_bps=rng.choice((0, 250, 500, 1_111)),
