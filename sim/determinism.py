@@ -4,6 +4,7 @@ trio shuffles runnable tasks with a private random source. Both private names ar
 nowhere else, and a test runs one seed twice, so that a trio upgrade cannot break this in silence.
 """
 
+import gc
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +22,23 @@ def run_deterministically(main: Callable[[random.Random], Awaitable[T]], seed: i
 
     No thread may take part: the clock would not wait for it.
     """
-    with _deterministic_scheduling(random.Random(f"scheduler {seed}")):
+    with _deterministic_scheduling(random.Random(f"scheduler {seed}")), _no_garbage_collection():
         rng = random.Random(f"world {seed}")
         return trio.run(main, rng, clock=MockClock(autojump_threshold=0))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """When cycles are collected, and so when what they held is closed, depends on everything else
+    that the process ever made. A world is small: it can wait until it is over."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

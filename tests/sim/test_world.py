@@ -91,7 +91,7 @@ def test_a_seed_gives_the_same_trace_in_every_process() -> None:
         for hash_seed in ("1", "2")
     ]
     assert traces[0] == traces[1]
-    assert traces[0].count(b"\n") == world(5).trace_lines
+    assert traces[0].count(b"\n") > 100
     assert world(5).trace_sha256 != world(6).trace_sha256
 
 
