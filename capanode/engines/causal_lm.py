@@ -11,7 +11,6 @@ differ in the last bit, and so in a near tie between two tokens, is the same job
 CPU, and an answer continued from a prefix, whose tokens are then prefilled instead of decoded.
 """
 
-import dataclasses
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capanode.engines.attention import LENGTH_STEP, DecodeAttention, Piece
+from capanode.engines.attention import DecodeAttention, Piece
 from capanode.engines.base import (
     EngineEvent,
     EngineInfo,
@@ -32,9 +31,10 @@ from capanode.engines.base import (
     Produced,
     Started,
 )
+from capanode.engines.cache_budget import cache_budget
 from capanode.engines.detokenize import AnswerText
 from capanode.engines.generation import FinishReason, Generation
-from capanode.engines.kv_cache import CacheShape, KvCache
+from capanode.engines.kv_cache import KvCache
 from capanode.engines.llama import LlamaModel
 from capanode.engines.llama_config import LlamaConfig
 from capanode.engines.prompt import PromptReader
@@ -51,14 +51,6 @@ PIECE_TOKENS = 128
 
 # With nobody waiting for a next token, one pass may take more pieces.
 _IDLE_PASS_TOKENS = 4 * PIECE_TOKENS
-
-# Keys and values of all jobs. With torch (240 MB) and SmolLM2's weights (330 MB) it keeps a worker
-# under 1.2 GB, and holds 17,000 tokens of that model.
-CACHE_BYTES = 384 * 1024 * 1024
-CONTEXT_TOKENS_MAX = 4096
-
-# The cache has addresses for all slots at full context; the sandbox allows 6 GiB for everything.
-_ADDRESS_BYTES_MAX = 3 * 1024**3
 
 # A job is admitted only if the running ones could each go on for this long before one of them would
 # have to be put back to wait: to put back means to prefill again.
@@ -105,8 +97,8 @@ class CausalLM:
         *,
         slots: int,
         threads: int,
-        context_tokens: int = CONTEXT_TOKENS_MAX,
-        cache_bytes: int = CACHE_BYTES,
+        context_tokens: int | None = None,
+        cache_bytes: int | None = None,
         entropy: Callable[[int], bytes] = os.urandom,
     ) -> "CausalLM":
         """Raises ModelLoadError if the directory does not hold a model that runs here.
@@ -119,15 +111,17 @@ class CausalLM:
         config = LlamaConfig.parse(plain)
         is_half = config.dtype == torch.float16 and device.type == "cpu"
         dtype = torch.bfloat16 if is_half else config.dtype
-        shape = _cache_shape(config, dtype, slots, context_tokens, cache_bytes)
-        context_tokens = shape.context_tokens
+        budget = cache_budget(
+            config, dtype, slots, device, context_tokens=context_tokens, cache_bytes=cache_bytes
+        )
+        shape = budget.shape
         reader = PromptReader(
-            model_dir, context_tokens=context_tokens, vocab_size=config.vocab_size
+            model_dir, context_tokens=shape.context_tokens, vocab_size=config.vocab_size
         )
         with torch.inference_mode():
             weights = Weights(model_dir)
             model = LlamaModel(
-                config, weights, device=device, dtype=dtype, context_tokens=context_tokens
+                config, weights, device=device, dtype=dtype, context_tokens=shape.context_tokens
             )
             cache = KvCache(shape, device=device)
             model.warm_up(slots, _IDLE_PASS_TOKENS)
@@ -135,7 +129,7 @@ class CausalLM:
             model,
             cache,
             reader,
-            cache_tokens=cache_bytes // shape.token_bytes,
+            cache_tokens=budget.tokens,
             end_tokens=_end_tokens(model_dir, plain),
             entropy=entropy,
         )
@@ -303,23 +297,6 @@ class CausalLM:
     def _vacate(self, job: Generation) -> None:
         self._slots.vacate(job)
         self._attention = None
-
-
-def _cache_shape(
-    config: LlamaConfig, dtype: torch.dtype, slots: int, context_tokens: int, cache_bytes: int
-) -> CacheShape:
-    """Rows for all slots and one for padding, as long as memory and addresses allow."""
-    rows = slots + 1
-    token = CacheShape(config.layers, 1, config.kv_heads, 1, config.head_dim, dtype)
-    limit = min(
-        config.context_tokens,
-        context_tokens,
-        cache_bytes // token.token_bytes,
-        _ADDRESS_BYTES_MAX // (token.token_bytes * rows),
-    )
-    if limit < LENGTH_STEP:
-        raise ModelLoadError(f"{cache_bytes} bytes of cache are too few for {slots} slots")
-    return dataclasses.replace(token, rows=rows, context_tokens=limit // LENGTH_STEP * LENGTH_STEP)
 
 
 def _end_tokens(model_dir: Path, config: Mapping[str, Any]) -> frozenset[int]:

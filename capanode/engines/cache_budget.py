@@ -1,0 +1,70 @@
+"""How many rows and how much context a cache gets, and how many tokens in all of them together."""
+
+import dataclasses
+
+import torch
+
+from capanode.engines.attention import LENGTH_STEP
+from capanode.engines.base import ModelLoadError
+from capanode.engines.kv_cache import CacheShape
+from capanode.engines.llama_config import LlamaConfig
+
+# Keys and values of all jobs in main memory. With torch (230 MB), SmolLM2's weights (330 MB) and
+# tokenizer (50 MB) it keeps a worker under 1.2 GB, and holds 17,000 tokens of that model.
+CACHE_BYTES = 384 * 1024 * 1024
+CONTEXT_TOKENS_MAX = 4096
+
+# Each slot has addresses for a full context; the sandbox allows 6 GiB of them for everything.
+_ADDRESS_BYTES_MAX = 3 * 1024**3
+
+# Of a GPU's memory, after the weights. The rest is for what a step computes in between.
+_GPU_CACHE_SHARE = 0.8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CacheBudget:
+    """`tokens` may be fewer than all rows at full length: on a CPU only filling them costs."""
+
+    shape: CacheShape
+    tokens: int
+
+
+def cache_budget(
+    config: LlamaConfig,
+    dtype: torch.dtype,
+    slots: int,
+    device: torch.device,
+    *,
+    context_tokens: int | None = None,
+    cache_bytes: int | None = None,
+) -> CacheBudget:
+    """Rows for all slots and one for padding, as long as memory and addresses allow. Raises
+    ModelLoadError if that is not even one step of attention."""
+    rows = slots + 1
+    token = CacheShape(config.layers, 1, config.kv_heads, 1, config.head_dim, dtype)
+    if device.type == "cpu":
+        filled_bytes, reserved_bytes = cache_bytes or CACHE_BYTES, _ADDRESS_BYTES_MAX
+        context_tokens = context_tokens or CONTEXT_TOKENS_MAX
+    else:
+        filled_bytes = reserved_bytes = cache_bytes or _free_gpu_bytes(config, dtype, device)
+    limit = min(
+        config.context_tokens,
+        context_tokens or config.context_tokens,
+        filled_bytes // token.token_bytes,
+        reserved_bytes // (token.token_bytes * rows),
+    )
+    if limit < LENGTH_STEP:
+        raise ModelLoadError(f"{filled_bytes} bytes of cache are too few for {slots} slots")
+    context = limit // LENGTH_STEP * LENGTH_STEP
+    shape = dataclasses.replace(token, rows=rows, context_tokens=context)
+    return CacheBudget(shape, filled_bytes // token.token_bytes)
+
+
+def _free_gpu_bytes(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> int:
+    """What is left for the cache once the weights, which are not loaded yet, are there."""
+    layer = config.hidden_size * (
+        2 * (config.heads + config.kv_heads) * config.head_dim + 3 * config.intermediate_size
+    )
+    weights = config.layers * layer + 2 * config.vocab_size * config.hidden_size
+    free = torch.cuda.mem_get_info(device)[0] - weights * dtype.itemsize
+    return int(max(free, 0) * _GPU_CACHE_SHARE)
