@@ -38,7 +38,7 @@ ANSWER_TOKENS = (24, 64)
 
 # A machine that is busy takes several times longer: then fewer rounds must do.
 ROUNDS = {1: 8, 8: 4, 32: 3}
-BUDGET_S = {1: 9.0, 8: 13.0, 32: 24.0}
+BUDGET_S = {1: 8.0, 8: 11.0, 32: 20.0}
 
 # A new request comes with every second step of the engine, so at 32 streams the last one comes
 # when the first answers have ended.
