@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import psutil
 import pytest
 
 from capanode.models.catalog import load_catalog
@@ -101,6 +102,9 @@ def market(
         try:
             process.wait(STOP_WITHIN_S)
         except subprocess.TimeoutExpired:
+            # Its children have sessions of their own: without it nobody would stop them.
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
             process.kill()
             process.wait()
         process.stdout.close()
