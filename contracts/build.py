@@ -9,13 +9,13 @@ ARTIFACTS = ROOT / "contracts" / "artifacts"
 NAMES = ("Settlement", "TestToken")
 
 
-def build(name: str, root: Path = ROOT) -> str:
+def build(name: str, *, root: Path = ROOT, folder: str = "contracts") -> str:
     """The artifact's text. The same source gives the same bytes on every machine."""
     # The compiler is not installed where the client runs.
     from vyper import __version__  # noqa: PLC0415
     from vyper.cli.vyper_compile import compile_files  # noqa: PLC0415
 
-    source = root / "contracts" / f"{name}.vy"
+    source = root / folder / f"{name}.vy"
     formats = ["abi", "bytecode", "bytecode_runtime"]
     compiled = compile_files([source], formats, paths=[str(root)])
     outputs = next(iter(compiled.values()))

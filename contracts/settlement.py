@@ -46,7 +46,7 @@ class OperatorState:
     stake: int
     credit: int
     claimed: int
-    epoch: int
+    next_epoch: int
     fresh_at: int
     unstake_epoch: int
     stale_at: int

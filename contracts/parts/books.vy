@@ -31,8 +31,8 @@ struct Operator:
     # Cumulative: redeemed from clients, and paid out of it.
     credit: uint256
     claimed: uint256
-    # The newest root's number. Each root has the next one, whether it was cancelled or not.
-    epoch: uint256
+    # The next root's number, from 1. A cancelled root's number is not used again.
+    next_epoch: uint256
     # When the newest final root was posted, or when there began to be something to share out.
     fresh_at: uint256
     # The epoch that must be final before the stake may leave; 0 if the operator is staying.
@@ -71,6 +71,8 @@ def stake(amount: uint256):
     if operator.stake == 0 and operator.credit == self.active_root[msg.sender].total:
         # Nothing waited to be shared out, so the time for the next root begins now.
         self.operators[msg.sender].fresh_at = block.timestamp
+    if operator.next_epoch == 0:
+        self.operators[msg.sender].next_epoch = 1
     self.operators[msg.sender].stake = operator.stake + amount
     self.operators[msg.sender].unstake_epoch = 0
     log Staked(operator=msg.sender, amount=amount, stake=operator.stake + amount)
@@ -86,8 +88,8 @@ def request_unstake():
     operator: Operator = self.operators[msg.sender]
     assert operator.stake > 0, "unstake: nothing"
     assert operator.unstake_epoch == 0, "unstake: requested"
-    self.operators[msg.sender].unstake_epoch = operator.epoch + 2
-    log UnstakeRequested(operator=msg.sender, epoch=operator.epoch + 2)
+    self.operators[msg.sender].unstake_epoch = operator.next_epoch + 1
+    log UnstakeRequested(operator=msg.sender, epoch=operator.next_epoch + 1)
 
 
 @external

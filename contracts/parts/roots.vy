@@ -73,7 +73,7 @@ challenges: public(HashMap[address, HashMap[uint256, HashMap[address, Challenge]
 def post_root(epoch: uint256, root: bytes32, total: uint256, ledger_root: bytes32):
     """
     @notice Publish the cumulative earnings of all payees of the calling operator.
-    @param epoch The root's number: one more than the last root's, so that no promise can be outrun.
+    @param epoch The root's number: the next one, so that no promise can be outrun.
     @param root Hash of the Merkle sum tree; its leaves include the operator's own fee.
     @param total Sum of the leaves: between the active root's total and what was redeemed.
     @param ledger_root Head of the transparency log that the tree was computed from.
@@ -82,12 +82,12 @@ def post_root(epoch: uint256, root: bytes32, total: uint256, ledger_root: bytes3
     active_total: uint256 = books.active_root[msg.sender].total
     assert operator.stale_at == 0, "root: stale"
     assert books.pending_root[msg.sender].epoch == 0, "root: one is pending"
-    assert epoch == operator.epoch + 1, "root: not the next epoch"
+    assert epoch == operator.next_epoch, "root: not the next epoch"
     assert operator.stake >= limits.STAKE_MIN, "root: stake too small"
     assert total >= active_total, "root: total goes back"
     assert total <= operator.credit, "root: total over credit"
     assert total - active_total <= operator.stake // limits.STAKE_COVER, "root: over the stake"
-    books.operators[msg.sender].epoch = epoch
+    books.operators[msg.sender].next_epoch = epoch + 1
     books.pending_root[msg.sender] = books.Root(
         root=root, total=total, epoch=epoch, posted_at=block.timestamp, disputes=0
     )

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -13,7 +14,6 @@ import pytest
 
 from contracts.chain import Policy, Sender
 from contracts.journal import Journal, MemoryJournal
-from contracts.keccak import keccak
 from contracts.rpc import HttpRpc
 from contracts.vouchers import EvmKey
 
@@ -48,6 +48,8 @@ def run_anvil(port: int = 0) -> Iterator[str]:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("Listening on "):
+                # It goes on writing, and would stop at a full pipe that nobody reads.
+                threading.Thread(target=process.stdout.read, daemon=True).start()
                 yield f"http://{line.split()[-1]}"
                 break
         else:
@@ -55,17 +57,10 @@ def run_anvil(port: int = 0) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=10)
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _environment() -> dict[str, str]:
     return {**os.environ, "NO_COLOR": "1"}
-
-
-def make_key(name: str) -> EvmKey:
-    """The same key for the same name in every run."""
-    return EvmKey(keccak(name.encode()))
 
 
 class Anvil:

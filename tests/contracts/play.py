@@ -9,7 +9,8 @@ from contracts.merkle_sum import SumTree
 from contracts.settlement import SettlementCalls, SettlementReader, Terms
 from contracts.units import Address
 from contracts.vouchers import Domain, EvmKey, Promise, SignedVoucher, Voucher
-from tests.contracts.anvil import CHAIN_ID, Anvil, make_key
+from tests.contracts.anvil import CHAIN_ID, Anvil
+from tests.contracts.keys import make_key
 
 TOKEN = 10**6
 TERMS = Terms(
