@@ -38,11 +38,9 @@ class Artifact:
         self.name = name
         self.bytecode = bytecode
         self._functions = {e["name"]: _function(e) for e in abi if e["type"] == "function"}
-        self._events = {
-            event.topic: event for event in map(_event, abi) if event is not None
-        }
-        constructor = next((e for e in abi if e["type"] == "constructor"), {"inputs": []})
-        self._constructor = tuple(map(_canonical, constructor["inputs"]))
+        self._events = {event.topic: event for event in map(_event, abi) if event is not None}
+        constructors = (entry["inputs"] for entry in abi if entry["type"] == "constructor")
+        self._constructor = tuple(map(_canonical, next(constructors, ())))
 
     def deployment(self, *args: Any) -> bytes:
         return self.bytecode + encode(self._constructor, args)
@@ -54,7 +52,9 @@ class Artifact:
     def decode_result(self, function: str, data: bytes) -> tuple[Any, ...]:
         return tuple(decode(self._functions[function].outputs, data))
 
-    def decode_event(self, topics: Sequence[bytes], data: bytes) -> tuple[str, dict[str, Any]] | None:
+    def decode_event(
+        self, topics: Sequence[bytes], data: bytes
+    ) -> tuple[str, dict[str, Any]] | None:
         """The event's name and fields; None if it is not one of this contract's."""
         event = self._events.get(topics[0]) if topics else None
         if event is None or len(topics) != len(event.indexed) + 1:

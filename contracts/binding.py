@@ -1,7 +1,8 @@
 """Which peer id is paid to which EVM address: evidence from both sides, checked off chain.
 
-The Ed25519 key of the peer signs the address, and the secp256k1 key of the address signs the peer id.
-Either alone would let someone take another's name: with both, neither can be bound against its will.
+The Ed25519 key of the peer signs the address, and the secp256k1 key of the address signs the peer
+id. Either alone would let someone take another's name: with both, neither can be bound against its
+will.
 
     Ed25519 content:  "capa/1/evm-binding" 0x00, chain id (32 bytes), contract (20), address (20)
     EIP-712 message:  Binding(string peerId) in the settlement contract's domain

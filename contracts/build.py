@@ -1,4 +1,4 @@
-"""Compile the contracts into `contracts/artifacts`: `python -m contracts.build` (dev extra only)."""
+"""Compile the contracts into `contracts/artifacts`: `python -m contracts.build` (dev extra)."""
 
 import json
 import sys

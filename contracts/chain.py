@@ -27,7 +27,7 @@ from contracts.vouchers import EvmKey
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How patient and how generous a sender is. The defaults suit a rollup with two-second blocks."""
+    """How patient and generous a sender is. The defaults suit a rollup with two-second blocks."""
 
     # A transaction counts when this many blocks hold it, its own included.
     confirmations: int = 5
@@ -283,7 +283,13 @@ def parse_log(fields: dict[str, Any]) -> Log:
 
 
 # What nodes say to bytes that they have, or had: the receipts tell the rest.
-_HARMLESS = ("already known", "already imported", "nonce too low", "underpriced", "known transaction")
+_HARMLESS = (
+    "already known",
+    "already imported",
+    "nonce too low",
+    "underpriced",
+    "known transaction",
+)
 
 
 def _is_harmless(error: RpcError) -> bool:

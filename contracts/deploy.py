@@ -49,8 +49,8 @@ def check_token(chain_id: int, token: Address) -> None:
     """Raises BadConfigurationError unless the token is on the list."""
     if token not in ALLOWED_TOKENS.get(chain_id, frozenset()):
         raise BadConfigurationError(
-            f"{token} is not a listed token of chain {chain_id}. Read its code: a fee on transfer or "
-            "balances that change by themselves would break the books. Then pass --any-token"
+            f"{token} is not a listed token of chain {chain_id}. Read its code: a fee on transfer "
+            "or balances that change by themselves would break the books. Then pass --any-token"
         )
 
 

@@ -1,6 +1,7 @@
-"""A chain in memory that is slow, forgetful and indecisive on demand: for tests of whatever sends to one.
+"""A chain in memory that is slow, forgetful and indecisive on demand: for tests of senders.
 
-It honours the part of JSON-RPC that `Sender` uses. Blocks are made by `mine`; contracts are callables.
+It honours the part of JSON-RPC that `Sender` uses. Blocks are made by `mine`; contracts are
+callables.
 """
 
 from collections import deque
@@ -54,7 +55,7 @@ class FakeChain:
         self._fork = 0
 
     def fail(self, method: str, *kinds: str) -> None:
-        """`lost`: not executed, no answer. `mute`: executed, no answer. `forget`: answered, dropped."""
+        """`lost`: not done, no answer. `mute`: done, no answer. `forget`: answered, dropped."""
         self._faults.setdefault(method, deque()).extend(kinds)
 
     async def call(self, method: str, *params: Any) -> Any:
@@ -83,7 +84,7 @@ class FakeChain:
                     block.transactions.append(self.pool.pop(key))
 
     def reorganise(self, depth: int, *, keep: bool = True) -> None:
-        """Replace the last blocks by empty ones; their transactions wait again, or are forgotten."""
+        """Replace the last blocks by empty ones; what was in them waits again, or is forgotten."""
         dropped = self.blocks[-depth:]
         del self.blocks[-depth:]
         self._fork += 1
@@ -102,19 +103,19 @@ class FakeChain:
     def _mined_count(self, sender: str) -> int:
         return sum(1 for item in self.mined() if item.sender == sender)
 
-    def _eth_chainId(self) -> str:  # noqa: N802
+    def _eth_chainId(self) -> str:
         return hex(self.chain_id)
 
-    def _eth_blockNumber(self) -> str:  # noqa: N802
+    def _eth_blockNumber(self) -> str:
         return hex(len(self.blocks) - 1)
 
-    def _eth_getTransactionCount(self, address: str, _: str) -> str:  # noqa: N802
+    def _eth_getTransactionCount(self, address: str, _: str) -> str:
         return hex(self._mined_count(address))
 
-    def _eth_maxPriorityFeePerGas(self) -> str:  # noqa: N802
+    def _eth_maxPriorityFeePerGas(self) -> str:
         return hex(GWEI // 10)
 
-    def _eth_estimateGas(self, call: dict[str, str], _: str) -> str:  # noqa: N802
+    def _eth_estimateGas(self, call: dict[str, str], _: str) -> str:
         self._eth_call(call, "pending")
         return hex(100_000)
 
@@ -122,7 +123,7 @@ class FakeChain:
         contract = self.contracts.get(call.get("to", ""))
         return "0x" + (contract(parse_hex(call["data"])).hex() if contract else "")
 
-    def _eth_getBlockByNumber(self, number: str, _: bool) -> dict[str, Any] | None:  # noqa: N802
+    def _eth_getBlockByNumber(self, number: str, _: bool) -> dict[str, Any] | None:
         height = len(self.blocks) - 1 if number == "latest" else parse_quantity(number)
         if height >= len(self.blocks):
             return None
@@ -132,7 +133,7 @@ class FakeChain:
             "baseFeePerGas": hex(self.base_fee_wei),
         }
 
-    def _eth_sendRawTransaction(self, raw: str) -> str:  # noqa: N802
+    def _eth_sendRawTransaction(self, raw: str) -> str:
         item = _parse_transaction(parse_hex(raw))
         if any(known.hash == item.hash for known in [*self.mined(), *self.pool.values()]):
             raise RpcError("already known", code=-32000)
@@ -144,7 +145,7 @@ class FakeChain:
         self.pool[item.sender, item.nonce] = item
         return item.hash
 
-    def _eth_getTransactionReceipt(self, wanted: str) -> dict[str, Any] | None:  # noqa: N802
+    def _eth_getTransactionReceipt(self, wanted: str) -> dict[str, Any] | None:
         for height, block in enumerate(self.blocks):
             for item in block.transactions:
                 if item.hash == wanted:
@@ -153,7 +154,7 @@ class FakeChain:
 
 
 def _parse_transaction(raw: bytes) -> FakeTransaction:
-    # EIP-1559: type 2, then chain id, nonce, tip, fee, gas, to, value, data, access list, signature.
+    # EIP-1559: type 2, then chain id, nonce, tip, fee, gas, to, value, data, accesses, signature.
     fields = rlp.decode(raw[1:])
     return FakeTransaction(
         hash="0x" + keccak(raw).hex(),

@@ -1,8 +1,8 @@
 """What we have signed and sent, on disk before it leaves.
 
-After a crash the same key finds the same signed bytes, so that a payment is never signed twice under
-two nonces. One JSON object a line, appended and synced; a line that was cut off by a crash was never
-sent, so it is dropped.
+After a crash the same key finds the same signed bytes, so that a payment is never signed twice
+under two nonces. One JSON object a line, appended and synced; a line that was cut off by a crash
+was never sent, so it is dropped.
 """
 
 import json

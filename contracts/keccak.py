@@ -1,7 +1,7 @@
 """Keccak-256 of one message, or of a whole tree level at once.
 
-One message costs about ten microseconds through Python; a tree of 100,000 leaves hashes 200,000. The
-rounds are the same for all, so numpy runs each step over every message of a level.
+One message costs about ten microseconds through Python; a tree of 100,000 leaves hashes 200,000.
+The rounds are the same for all, so numpy runs each step over every message of a level.
 """
 
 import numpy as np
@@ -73,9 +73,7 @@ def _round(state: list[Words], constant: int) -> list[Words]:
     for x in range(5):
         for y in range(5):
             lane = x + 5 * y
-            moved[y + 5 * ((2 * x + 3 * y) % 5)] = _rotate(
-                state[lane] ^ mixed[x], _ROTATIONS[lane]
-            )
+            moved[y + 5 * ((2 * x + 3 * y) % 5)] = _rotate(state[lane] ^ mixed[x], _ROTATIONS[lane])
     out = [
         moved[x + 5 * y] ^ (~moved[(x + 1) % 5 + 5 * y] & moved[(x + 2) % 5 + 5 * y])
         for y in range(5)

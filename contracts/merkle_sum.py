@@ -3,8 +3,8 @@
     leaf = keccak(0x00, operator, payee, cumulative)
     node = keccak(0x01, left hash, left sum, right hash, right sum)
 
-A level of odd length is padded with an empty node (zero hash, zero sum). The contract's half of this is
-`parts/sum_tree.vy`.
+A level of odd length is padded with an empty node (zero hash, zero sum). The contract's half of
+this is `parts/sum_tree.vy`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """Addresses, and money as the token counts it.
 
-The ledger counts nano-credits; a token of `decimals` counts 10^-decimals of a credit. What is signed and
-posted is cumulative, so flooring it loses less than one token unit in all, never one a job.
+The ledger counts nano-credits; a token of `decimals` counts 10^-decimals of a credit. What is
+signed and posted is cumulative, so flooring loses less than one token unit in all, not one a job.
 """
 
 from typing import NewType
@@ -15,7 +15,7 @@ _HEX_CHARS = 42
 
 
 def parse_address(text: str) -> Address:
-    """The checksummed form. Raises ValueError on anything else than 20 hex bytes, or a typing error."""
+    """The checksummed form. Raises ValueError unless it is 20 hex bytes with a right checksum."""
     lower = text.lower()
     if len(text) != _HEX_CHARS or not lower.startswith("0x"):
         raise ValueError(f"{text[:64]!r} is not an address: 0x and 40 hex digits")
@@ -37,8 +37,8 @@ def address_from_bytes(data: bytes) -> Address:
 def token_units(cumulative_nano: int, decimals: int) -> int:
     """Token units of cumulative nano-credits, rounded down."""
     if decimals >= _NANO_DECIMALS:
-        return cumulative_nano * 10 ** (decimals - _NANO_DECIMALS)
-    return cumulative_nano // 10 ** (_NANO_DECIMALS - decimals)
+        return cumulative_nano * _power_of_ten(decimals - _NANO_DECIMALS)
+    return cumulative_nano // _power_of_ten(_NANO_DECIMALS - decimals)
 
 
 def parse_tokens(text: str, decimals: int) -> int:
@@ -47,11 +47,15 @@ def parse_tokens(text: str, decimals: int) -> int:
     digits = whole + fraction
     if not digits.isascii() or not digits.isdecimal() or not whole or len(fraction) > decimals:
         raise ValueError(f"{text!r} is not an amount with up to {decimals} decimals")
-    return int(whole) * 10**decimals + int(fraction.ljust(decimals, "0") or "0")
+    return int(whole) * _power_of_ten(decimals) + int(fraction.ljust(decimals, "0") or "0")
 
 
 def format_tokens(units: int, decimals: int) -> str:
     """The shortest exact decimal."""
-    whole, fraction = divmod(units, 10**decimals)
+    whole, fraction = divmod(units, _power_of_ten(decimals))
     text = f"{fraction:0{decimals}d}".rstrip("0") if decimals else ""
     return f"{whole}.{text}" if text else str(whole)
+
+
+def _power_of_ten(exponent: int) -> int:
+    return int(10**exponent)

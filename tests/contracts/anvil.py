@@ -44,19 +44,22 @@ def run_anvil(port: int = 0) -> Iterator[str]:
     command = [str(find_anvil()), "--port", str(port), "--chain-id", str(CHAIN_ID)]
     command += ["--hardfork", "cancun", "--gas-limit", "60000000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment())
+    output = process.stdout
+    assert output is not None
+    # It goes on writing for ever, and would stop at a full pipe that nobody reads.
+    drain = threading.Thread(target=output.read, daemon=True)
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Listening on "):
-                # It goes on writing, and would stop at a full pipe that nobody reads.
-                threading.Thread(target=process.stdout.read, daemon=True).start()
-                yield f"http://{line.split()[-1]}"
-                break
-        else:
+        place = next((line for line in output if line.startswith("Listening on ")), None)
+        if place is None:
             raise RuntimeError("anvil did not start")
+        drain.start()
+        yield f"http://{place.split()[-1]}"
     finally:
         process.terminate()
         process.wait(timeout=10)
+        if drain.ident is not None:
+            drain.join()
+        output.close()
 
 
 def _environment() -> dict[str, str]:

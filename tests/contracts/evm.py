@@ -1,7 +1,7 @@
 """An EVM in this process: fast enough for every revert, with time and chain id in our hands.
 
-It runs the committed bytecode, or that of `CAPACLOUD_SETTLEMENT_ARTIFACT`: so the mutation run uses the
-same tests. Its gas figures leave out calldata and intrinsic gas; `test_gas.py` has the real ones.
+It runs the committed bytecode, or that of `CAPACLOUD_SETTLEMENT_ARTIFACT`: so the mutation run uses
+the same tests. Its gas figures leave out calldata and intrinsic gas; `test_gas.py` has real ones.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A deployment in the in-process EVM, with parties, and every move in one line.
 
-    market.do(client, market.calls.exit(operator.address))
+market.do(client, market.calls.exit(operator.address))
 """
 
 from dataclasses import astuple, dataclass, replace
@@ -49,9 +49,7 @@ class Person:
 
 
 class Market:
-    def __init__(
-        self, evm: Evm, *, terms: Terms = TERMS, token: Artifact | None = None
-    ) -> None:
+    def __init__(self, evm: Evm, *, terms: Terms = TERMS, token: Artifact | None = None) -> None:
         self.evm = evm
         self.terms = terms
         self.token_artifact = token or load_artifact("TestToken")
@@ -117,9 +115,7 @@ class Market:
 
     def redeem(self, client: Person, operator: Person, ceiling: int) -> int:
         """The client signs, and the operator charges all of it."""
-        return self.answer(
-            operator, self.calls.redeem([self.voucher(client, operator, ceiling)])
-        )
+        return self.answer(operator, self.calls.redeem([self.voucher(client, operator, ceiling)]))
 
     def deposit(self, client: Person, operator: Person, amount: int) -> list[Event]:
         return self.do(client, self.calls.deposit(client.address, operator.address, amount))
@@ -138,7 +134,7 @@ class Market:
 
     def post(self, operator: Person, earned: dict[Person, int]) -> SumTree:
         """The next root, without waiting for it."""
-        tree = SumTree(operator.address, {who.address: sum for who, sum in earned.items()})
+        tree = SumTree(operator.address, {who.address: total for who, total in earned.items()})
         epoch = self.operator(operator).next_epoch
         self.do(operator, self.calls.post_root(epoch, tree.root, tree.total, bytes(32)))
         return tree

@@ -1,7 +1,7 @@
 """Break the contract in each listed way and see that the tests notice.
 
-    python -m tests.contracts.mutate            every mutant, with the test that kills it
-    python -m tests.contracts.mutate ceiling    those with a word in their name
+python -m tests.contracts.mutate            every mutant, with the test that kills it
+python -m tests.contracts.mutate ceiling    those with a word in their name
 """
 
 import os
@@ -30,7 +30,7 @@ def mutated_source(mutant: Mutant, folder: Path) -> None:
     shutil.copytree(ROOT / "contracts", folder / "contracts", dirs_exist_ok=True)
     path = folder / "contracts" / "parts" / f"{mutant.part}.vy"
     text = path.read_text()
-    if mutant.before not in _one_line(text) and mutant.before not in text:
+    if mutant.before not in one_line(text) and mutant.before not in text:
         raise ValueError(f"{mutant.name}: {mutant.part}.vy has no {mutant.before!r}")
     path.write_text(_replace(text, mutant))
 
@@ -90,11 +90,11 @@ def _replace(text: str, mutant: Mutant) -> str:
     if mutant.before in text:
         return text.replace(mutant.before, mutant.after)
     # A statement that is wrapped in the source is one line here.
-    flat = _one_line(text)
+    flat = one_line(text)
     return flat.replace(mutant.before, mutant.after)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Statements joined across brackets, so that a mutant does not depend on line breaks."""
     out, depth, quoted = [], 0, False
     lines = text.splitlines(keepends=True)

@@ -124,8 +124,9 @@ async def test_a_reorganisation_takes_it_back_and_it_happens_again(
         async with trio.open_nursery() as nursery:
 
             async def disturb() -> None:
-                while not chain.mined():
-                    await trio.sleep(0.5)
+                # The first block comes after two seconds; nothing is deep enough before the sixth.
+                await trio.sleep(3)
+                assert chain.mined()
                 chain.reorganise(1, keep=keep)
 
             nursery.start_soon(disturb)

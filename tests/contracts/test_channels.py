@@ -218,9 +218,7 @@ def test_the_room_is_shared_by_a_batch(
     assert market.channel(other, operator).balance == 300
 
 
-def test_without_a_stake_nothing_is_redeemed(
-    market: Market, client: Person, other: Person
-) -> None:
+def test_without_a_stake_nothing_is_redeemed(market: Market, client: Person, other: Person) -> None:
     market.deposit(client, other, 10)
     with refused("redeem: post a root first"):
         market.redeem(client, other, 10)

@@ -44,10 +44,14 @@ async def test_three_epochs_one_of_them_dishonest(url: str) -> None:
         calls, reader = play.calls, play.reader
 
         # Epoch 1, honest: five clients pay 10, 11, ..., 14 tokens; the nodes share all but the fee.
-        vouchers = [play.voucher(c, operator, 50 * TOKEN, (10 + i) * TOKEN) for i, c in enumerate(clients)]
+        vouchers = [
+            play.voucher(c, operator, 50 * TOKEN, (10 + i) * TOKEN) for i, c in enumerate(clients)
+        ]
         await play.do(operator, "redeem", calls.redeem(vouchers))
         fee, shares = 6 * TOKEN, [18 * TOKEN, 18 * TOKEN + 1, 18 * TOKEN - 1]
-        earned = {n.address: s for n, s in zip(nodes, shares, strict=True)} | {operator.address: fee}
+        earned = {n.address: s for n, s in zip(nodes, shares, strict=True)} | {
+            operator.address: fee
+        }
         tree = await play.post(operator, 1, earned)
         await final(play, operator)
         leaves = [tree.leaf(n.address) for n in nodes]

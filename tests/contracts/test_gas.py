@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 
 from contracts.keccak import keccak
-from contracts.merkle_sum import SumTree
 from contracts.units import Address, address_from_bytes
 from tests.contracts.anvil import open_anvil, run_anvil
 from tests.contracts.keys import make_key
@@ -90,7 +89,7 @@ async def measure_epoch(play: Play, meter: Meter, operator: Party, epoch: int, p
     """One root of so many payees: post, challenge, respond, finalize, and claims of a few."""
     calls, age = play.calls, "first" if epoch == 1 else "again"
     who = [payee(i) for i in range(payees)]
-    tree = await play.post(operator, epoch, {a: 10 + epoch * 10 for a in who})
+    tree = await play.post(operator, epoch, dict.fromkeys(who, 10 + epoch * 10))
     meter.note(f"post_root, {age}")
     challenger = play.parties["challenger"]
     promise = play.promise(operator, challenger, epoch, 1)[0]

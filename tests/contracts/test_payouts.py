@@ -169,9 +169,7 @@ def test_promises_are_paid_in_full_if_there_is_enough(
     market: Market, funded: Person, payee: Person, other: Person
 ) -> None:
     stale(market, funded)
-    events = market.do(
-        other, market.calls.file_promise(*market.promise(funded, payee, 1, 120))
-    )
+    events = market.do(other, market.calls.file_promise(*market.promise(funded, payee, 1, 120)))
     assert (events[0].name, events[0].fields["weight"]) == ("Filed", 120)
     file(market, funded, other, 80)
     with refused("stale: collecting"):

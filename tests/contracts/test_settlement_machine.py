@@ -1,8 +1,8 @@
-"""Every path of the contract in random order, against the model, with honest people among the others.
+"""Every path of the contract in random order, against the model, with honest people among others.
 
 `honest` is an operator that only posts what it promised and answers every challenge; `crook` does
-anything. `node` watches: it challenges whatever forgets its promises. `client` signs what it consumes.
-Whatever the others do, these lose no more than docs/settlement.md says.
+anything. `node` watches: it challenges whatever forgets its promises. `client` signs what it
+consumes. Whatever the others do, these lose no more than docs/settlement.md says.
 """
 
 import os
@@ -24,8 +24,9 @@ from hypothesis.stateful import (
 from contracts.chain import Call
 from contracts.errors import RevertedError
 from contracts.merkle_sum import Leaf, SumTree
+from contracts.units import Address
 from tests.contracts.evm import Evm
-from tests.contracts.market import BURN_ADDRESS, TERMS, WEALTH, Market, Person
+from tests.contracts.market import BURN_ADDRESS, TERMS, WEALTH, Market
 from tests.contracts.model import Model, Refusal, Root
 
 CLIENTS = ("client", "shill")
@@ -328,17 +329,20 @@ class SettlementMachine(RuleBasedStateMachine):
     # How a move is made twice.
 
     def both(self, who: str, call: Call, expect: Callable[[], object]) -> bool:
-        """Make the move in the model and in the contract: same outcome, same reason, same answer."""
+        """Make the move in the model and in the contract: same outcome, reason and answer."""
+        answer, reason, refused = None, None, None
         try:
-            answer, reason = expect(), None
+            answer = expect()
         except Refusal as refusal:
-            answer, reason = None, str(refusal)
+            reason = str(refusal)
+        number = 0
         try:
             number = self.market.answer(self.people[who], call)
         except RevertedError as error:
-            assert error.reason == reason
+            refused = error.reason
+        assert refused == reason
+        if refused is not None:
             return False
-        assert reason is None, f"the contract did what the model refuses: {reason}"
         if isinstance(answer, int):
             assert number == answer
         return True
@@ -356,9 +360,7 @@ class SettlementMachine(RuleBasedStateMachine):
         )
         paid = self.model.operators[operator].paid[payee]
         call = self.market.calls.challenge(promise, b"" if amount <= paid else signature)
-        self.both(
-            who, call, lambda: self.model.challenge(who, operator, payee, epoch, amount)
-        )
+        self.both(who, call, lambda: self.model.challenge(who, operator, payee, epoch, amount))
 
     def leaf(self, operator: str, root: Root, payee: str) -> Leaf:
         if payee not in root.leaves:
@@ -369,7 +371,7 @@ class SettlementMachine(RuleBasedStateMachine):
         earned = {self.address(name): amount for name, amount in leaves.items()}
         return SumTree(self.address(operator), earned)
 
-    def address(self, name: str) -> str:  # type: ignore[override]
+    def address(self, name: str) -> Address:
         return self.people[name].address
 
 

@@ -1,12 +1,14 @@
 """Who may sign what: replays, malleable signatures, contract wallets."""
 
+from dataclasses import replace
+
 import pytest
 
 from contracts.abi import Artifact
 from contracts.chain import Call
 from contracts.settlement import SettlementCalls
 from contracts.units import Address
-from contracts.vouchers import Domain, SignedVoucher, Voucher
+from contracts.vouchers import Domain, Promise, SignedVoucher, Voucher, digest_of
 from tests.contracts.evm import compile_source
 from tests.contracts.market import Market, Person, refused
 
@@ -102,8 +104,6 @@ def wallet(market: Market, client: Person, operator: Person) -> tuple[Artifact, 
 
 
 def sign_for(market: Market, client: Person, wallet: Address, operator: Person) -> bytes:
-    from contracts.vouchers import digest_of
-
     voucher = Voucher(wallet, operator.address, 50)
     return client.key.sign_digest(digest_of(market.domain, voucher))
 
@@ -151,8 +151,6 @@ def test_a_contract_wallet_is_an_operator_too(
     run(Call(market.token, market.token_artifact.encode("approve", market.address, 1_000)))
     run(market.calls.stake(1_000))
     run(market.calls.post_root(1, bytes(32), 0, bytes(32)))
-    from contracts.vouchers import Promise, digest_of
-
     promise = Promise(address, payee.address, 1, 5)
     signature = client.key.sign_digest(digest_of(market.domain, promise))
     market.do(payee, market.calls.challenge(promise, signature))
@@ -179,19 +177,15 @@ def test_a_promise_does_not_count_on_a_chain_that_split_off(
     market.do(payee, market.calls.challenge(*promise))
 
 
-@pytest.mark.parametrize("change", ["payee", "epoch", "cumulative"])
 def test_a_promise_says_who_when_and_how_much(
-    market: Market, operator: Person, payee: Person, other: Person, change: str
+    market: Market, operator: Person, payee: Person, other: Person
 ) -> None:
-    from dataclasses import replace
-
     market.post(operator, {})
     promise, signature = market.promise(operator, payee, 1, 50)
-    forged = replace(
-        promise,
-        **{"payee": {"payee": other.address}, "epoch": {"epoch": 0}, "cumulative": {"cumulative": 51}}[
-            change
-        ],
-    )
-    with refused("challenge: not signed"):
-        market.do(payee, market.calls.challenge(forged, signature))
+    for forged in (
+        replace(promise, payee=other.address),
+        replace(promise, epoch=0),
+        replace(promise, cumulative=51),
+    ):
+        with refused("challenge: not signed"):
+            market.do(payee, market.calls.challenge(forged, signature))
