@@ -45,6 +45,10 @@ class Artifact:
     def deployment(self, *args: Any) -> bytes:
         return self.bytecode + encode(self._constructor, args)
 
+    def selector(self, function: str) -> bytes:
+        """What the data of a call to it begins with."""
+        return self._functions[function].selector
+
     def encode(self, function: str, *args: Any) -> bytes:
         entry = self._functions[function]
         return entry.selector + encode(entry.inputs, args)

@@ -308,6 +308,8 @@ def test_a_promise_that_was_paid_is_not_filed_again(
     with refused("file: not more"):
         file(market, funded, payee, 100)
     assert file(market, funded, payee, 101) == 1
+    market.pass_time(TERMS.collection_s)
+    assert take(market, funded, payee) == 1
 
 
 def test_overpromising_never_pays_more_than_the_burned_half_costs(
