@@ -85,7 +85,13 @@ class Coordinator:
             database, self.writer, self.market, self.leases, clock=clock, fee_bps=rules.fee_bps
         )
         self.desk = LeaseDesk(
-            key, self.market, self.leases, self.receipts, self.writer, clock=clock
+            key,
+            self.market,
+            self.leases,
+            self.receipts,
+            self.writer,
+            database=database,
+            clock=clock,
         )
         self._lease_server = LeaseServer(self.desk, database)
         self.control = ControlServer(

@@ -7,8 +7,9 @@ counted against its node before the next one is matched.
 
 import structlog
 
+from coordinator.db.engine import Database
 from coordinator.db.jobs import record_job
-from coordinator.db.leases import record_lease
+from coordinator.db.leases import list_leases_of, record_lease
 from coordinator.errors import CoordinatorError
 from coordinator.leaser import Granted, Observation
 from coordinator.ledger.postings import hold
@@ -24,9 +25,9 @@ from coordinator.matching import Candidate
 from coordinator.open_leases import OpenLease, OpenLeases
 from coordinator.settling import ReceiptDesk
 from protocol.clock import Clock
-from protocol.envelope import Signed, seal
+from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
-from protocol.ids import LeaseId, PeerId, derive_ulid
+from protocol.ids import JobId, LeaseId, PeerId, derive_ulid
 from protocol.keys import SigningKey
 from protocol.limits import LEASE_OPEN_WITHIN_MS
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
@@ -50,6 +51,7 @@ class LeaseDesk:
         receipts: ReceiptDesk,
         writer: LedgerWriter,
         *,
+        database: Database,
         clock: Clock,
     ) -> None:
         self._key = key
@@ -57,6 +59,7 @@ class LeaseDesk:
         self._leases = leases
         self._receipts = receipts
         self._writer = writer
+        self._database = database
         self._clock = clock
 
     @property
@@ -76,6 +79,16 @@ class LeaseDesk:
         check_request(request, coordinator=self.coordinator, now_ms=now_ms)
         for receipt in receipts:
             await self._receipts.accept(receipt, None)
+        try:
+            return await self._grant(request, frozenset(exclude), api_key_id)
+        except _LeasedBeforeError:
+            await self._recall(request.message.job_id)
+        return await self._grant(request, frozenset(exclude), api_key_id)
+
+    async def _grant(
+        self, request: Signed[JobRequest], exclude: frozenset[PeerId], api_key_id: str | None
+    ) -> Granted:
+        now_ms = self._clock.now_ms()
         # Clients choose ids: whoever learns one must not use up its owner's attempts.
         if self._leases.request_of(request.message.job_id) not in (None, request.digest):
             raise RemoteProtocolError(
@@ -86,7 +99,7 @@ class LeaseDesk:
             raise RemoteProtocolError("this job was leased too often", code=Code.REPLAYED)
         deadline_at_ms = self._deadline_at_ms(request.message, now_ms)
         choice = self._market.choose(
-            request.message, exclude=frozenset(exclude), deadline_at_ms=deadline_at_ms
+            request.message, exclude=exclude, deadline_at_ms=deadline_at_ms
         )
         candidate = choice.candidate
         terms = self._terms(request, candidate, attempt, now_ms, deadline_at_ms)
@@ -178,11 +191,7 @@ class LeaseDesk:
         except (OutOfFundsError, UnknownAccountError) as error:
             raise RemoteProtocolError(str(error), code=error.code) from error
         except PostingRefusedError as error:
-            # The lease's id is taken: by a job that this process has not seen, or has forgotten.
-            self._leases.close_job(granted.job_id, attempts=LEASES_PER_JOB_MAX)
-            raise RemoteProtocolError(
-                "a job with this id was leased before: choose a new one", code=Code.REPLAYED
-            ) from error
+            raise _leased_before() from error
         except CoordinatorError as error:
             raise RemoteProtocolError(str(error), code=error.code) from error
         finally:
@@ -190,4 +199,22 @@ class LeaseDesk:
                 self._leases.end(granted.lease_id)
                 self._market.book.release(granted.lease_id)
         if posted is not Result.CREATED:
-            raise RemoteProtocolError("this request was leased before", code=Code.REPLAYED)
+            raise _leased_before()
+
+    async def _recall(self, job_id: JobId) -> None:
+        """Learn from the books what an earlier process knew of a job: its client cannot know that
+        we were restarted between its attempts."""
+        stored = await self._database.read(list_leases_of, job_id)
+        if stored:
+            self._leases.recall(open_envelope(stored[-1].envelope, Lease).message)
+
+
+class _LeasedBeforeError(RemoteProtocolError):
+    """The lease's id is taken: this process has not seen the job's earlier leases, or has forgotten
+    them."""
+
+
+def _leased_before() -> _LeasedBeforeError:
+    return _LeasedBeforeError(
+        "a job with this id was leased before: choose a new one", code=Code.REPLAYED
+    )

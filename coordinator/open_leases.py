@@ -70,9 +70,7 @@ class OpenLeases:
     def add(self, opened: OpenLease) -> None:
         granted = opened.lease.message
         self._by_id[granted.lease_id] = opened
-        self._jobs[granted.job_id] = _LeasedJob(
-            granted.request_digest, granted.attempt + 1, granted.deadline_at_ms
-        )
+        self.recall(granted)
 
     def get(self, lease_id: LeaseId) -> OpenLease | None:
         return self._by_id.get(lease_id)
@@ -92,11 +90,11 @@ class OpenLeases:
         known = self._jobs.get(job_id)
         return known.deadline_at_ms if known is not None else None
 
-    def close_job(self, job_id: JobId, *, attempts: int) -> None:
-        """Count this job as leased so often: an earlier process has used its id."""
-        known = self._jobs.get(job_id)
-        if known is not None:
-            known.attempts = max(known.attempts, attempts)
+    def recall(self, last: Lease) -> None:
+        """Go on counting a job's leases where an earlier process stopped."""
+        self._jobs[last.job_id] = _LeasedJob(
+            last.request_digest, last.attempt + 1, last.deadline_at_ms
+        )
 
     def end(self, lease_id: LeaseId) -> OpenLease | None:
         """Forget a lease that was settled, released or expired."""
