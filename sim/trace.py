@@ -5,6 +5,7 @@ own, and what programs log becomes part of the trace. The digest is the short fo
 """
 
 import hashlib
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 import structlog
+from structlog._config import BoundLoggerLazyProxy
 
 from protocol.ids import PeerId
 from protocol.net.serve import describe
@@ -57,6 +59,7 @@ class Trace:
     @contextmanager
     def logs_captured(self) -> Iterator[None]:
         """What programs log in here becomes part of the trace, and goes nowhere else."""
+        _forget_cached_loggers()
         before = structlog.get_config()
         structlog.configure(
             processors=[structlog.contextvars.merge_contextvars, self._take_log],
@@ -107,6 +110,15 @@ class Voice:
 
 
 _NOBODY = Voice("-")
+
+
+def _forget_cached_loggers() -> None:
+    """Modules' loggers that were used while a program was configured to cache them keep its
+    configuration for good: what ran earlier in this process would make gaps in the trace."""
+    for module in tuple(sys.modules.values()):
+        logger = getattr(module, "log", None)
+        if isinstance(logger, BoundLoggerLazyProxy):
+            logger.__dict__.pop("bind", None)
 
 
 def _alarm(party: str, event: str, entry: Mapping[str, Any], failure: BaseException | None) -> str:

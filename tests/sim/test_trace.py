@@ -1,6 +1,9 @@
 import hashlib
 import io
+import sys
+from types import ModuleType
 
+import pytest
 import structlog
 
 from protocol.ids import PeerId
@@ -50,6 +53,25 @@ def test_what_programs_log_becomes_part_of_the_trace() -> None:
     assert lines == [["-", "ignored_party", "a=1"], ["node-1", "offer", "size=2"]]
     assert structlog.get_config() == before
     assert trace.alarms == []
+
+
+def test_a_logger_that_another_program_has_cached_is_captured_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = ModuleType("cached")
+    module.log = structlog.get_logger()  # type: ignore[attr-defined]  # modules take any name
+    monkeypatch.setitem(sys.modules, "cached", module)
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(io.StringIO()), cache_logger_on_first_use=True
+    )
+    try:
+        module.log.info("before")
+        trace, sink = make_trace()
+        with trace.logs_captured():
+            module.log.info("inside")
+    finally:
+        structlog.reset_defaults()
+    assert sink.getvalue().split() == ["1.500", "-", "inside"]
 
 
 def test_the_dead_say_nothing() -> None:

@@ -1,11 +1,14 @@
-"""Whole worlds from seeds. Twenty run in CI; a seed that ever failed is kept with what went wrong.
+"""Whole worlds from seeds. Twenty run in CI. What seeds have found so far:
 
-13 of these seeds (2, 9, 11, 18, 20, ...) ended jobs within milliseconds: a node whose clock is
-ahead took the client's deadline for past. Leases now carry how long a job may take.
-8 and 15 waited for dead nodes until the deadline: nobody was told of a peer that was killed
-behind a partition.
+- 2, 9, 11, 18 and 20 ended jobs within milliseconds: a node whose clock is ahead took the client's
+  deadline for past. Leases now say how long a job may take.
+- 1, 8 and 15 waited for dead nodes until the deadline: a healed network did not tell of peers that
+  had been killed behind its partition (tests/protocol/net/test_memory.py).
+- 753 told a client that its own retry is a replay: the coordinator had been restarted between the
+  two attempts (tests/coordinator/test_lease_desk.py).
 """
 
+import hashlib
 import io
 import os
 import subprocess
@@ -91,7 +94,7 @@ def test_a_seed_gives_the_same_trace_in_every_process() -> None:
         for hash_seed in ("1", "2")
     ]
     assert traces[0] == traces[1]
-    assert traces[0].count(b"\n") > 100
+    assert hashlib.sha256(traces[0]).hexdigest() == world(5).trace_sha256
     assert world(5).trace_sha256 != world(6).trace_sha256
 
 
