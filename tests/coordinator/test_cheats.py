@@ -176,18 +176,22 @@ async def test_a_lease_that_was_refused_leaves_nothing_in_the_way_of_the_next(
         market.assert_books_are_closed()
 
 
-async def test_an_id_that_an_earlier_process_used_is_refused_as_replayed(
+async def test_an_id_that_an_earlier_process_used_counts_on_from_there(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_small_market(Script.ANSWER) as market:
+    """Its owner may try again, as often as without the restart; others are told that it is taken
+    (tests/coordinator/test_lease_desk.py)."""
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
         request = make_request(market, market.buyer)
         granted = await market.coordinator.desk.lease(request)
-        refused = market.nodes[0]._sign(granted.lease, (), Finish.REFUSED)
-        await market.nodes[0].hand_in(refused)
+        (node,) = (n for n in market.nodes if n.key.peer_id == granted.lease.message.node)
+        await node.hand_in(node._sign(granted.lease, (), Finish.REFUSED))
         await trio.sleep(1)
         market.coordinator.leases._jobs.clear()  # as a restart does
-        assert await code_of_lease(market, request) is Code.REPLAYED
-        assert await code_of_lease(market, request) is Code.REPLAYED
+        again = await market.coordinator.desk.lease(request)
+        assert again.lease.message.attempt == 1
+        assert again.lease.message.deadline_at_ms == granted.lease.message.deadline_at_ms
+        await trio.sleep(200)
         market.assert_books_are_closed()
 
 
