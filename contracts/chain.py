@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import trio
-from eth_account import Account
 
 from contracts.abi import revert_reason
 from contracts.errors import (
@@ -21,6 +20,7 @@ from contracts.errors import (
 )
 from contracts.journal import Journal, Sent
 from contracts.rpc import Rpc, parse_hex, parse_quantity
+from contracts.transaction import Transaction, transaction_hash
 from contracts.units import Address, parse_address
 from contracts.vouchers import EvmKey
 
@@ -149,23 +149,20 @@ class Sender:
         return self._signed(entry)
 
     def _signed(self, entry: Sent) -> Sent:
-        fields: dict[str, Any] = {
-            "type": 2,
-            "chainId": self._chain_id,
-            "nonce": entry.nonce,
-            "gas": entry.gas,
-            "maxPriorityFeePerGas": entry.tip_wei,
-            "maxFeePerGas": entry.fee_wei,
-            "value": 0,
-            "data": "0x" + entry.data,
-        }
-        if entry.to is not None:
-            fields["to"] = entry.to
-        signed = Account.sign_transaction(fields, self._key.secret())
+        transaction = Transaction(
+            self._chain_id,
+            entry.nonce,
+            entry.tip_wei,
+            entry.fee_wei,
+            entry.gas,
+            entry.to,
+            bytes.fromhex(entry.data),
+        )
+        raw = transaction.sign(self._key)
         return replace(
             entry,
-            raw=(*entry.raw, signed.raw_transaction.hex()),
-            hashes=(*entry.hashes, "0x" + signed.hash.hex()),
+            raw=(*entry.raw, raw.hex()),
+            hashes=(*entry.hashes, transaction_hash(raw)),
         )
 
     async def _estimate(self, call: Call) -> int:

@@ -9,13 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import rlp
 import trio
-from eth_account import Account
 
 from contracts.errors import ChainUnreachableError, RpcError
 from contracts.keccak import keccak
 from contracts.rpc import parse_hex, parse_quantity
+from contracts.transaction import parse_transaction, transaction_hash
 
 GWEI = 10**9
 # Nodes refuse a replacement that raises the fees by less.
@@ -154,16 +153,9 @@ class FakeChain:
 
 
 def _parse_transaction(raw: bytes) -> FakeTransaction:
-    # EIP-1559: type 2, then chain id, nonce, tip, fee, gas, to, value, data, accesses, signature.
-    fields = rlp.decode(raw[1:])
-    return FakeTransaction(
-        hash="0x" + keccak(raw).hex(),
-        sender=str(Account.recover_transaction(raw)),
-        nonce=int.from_bytes(fields[1]),
-        fee_wei=int.from_bytes(fields[3]),
-        to="0x" + fields[5].hex(),
-        data=fields[7],
-    )
+    item, sender = parse_transaction(raw)
+    to = item.to or ""
+    return FakeTransaction(transaction_hash(raw), sender, item.nonce, item.fee_wei, to, item.data)
 
 
 def _receipt(item: FakeTransaction, height: int, block_hash: str) -> dict[str, Any]:

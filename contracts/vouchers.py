@@ -116,7 +116,7 @@ class EvmKey:
         return self.sign_digest(digest_of(domain, message))
 
     def secret(self) -> bytes:
-        """The key itself: for the key file and for signing transactions only."""
+        """The key itself: for the key file only."""
         return self._private.secret
 
     def __repr__(self) -> str:

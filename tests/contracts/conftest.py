@@ -1,11 +1,19 @@
 """A deployment for each test: made once, and undone after every test."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.contracts.evm import Evm
-from tests.contracts.market import Market, Person
+RECURSION_LIMIT = sys.getrecursionlimit()
+import eth_account  # noqa: E402, F401
+
+# eth-account, an oracle in these tests, raises the limit for the whole process (py_ecc does). Other
+# packages' tests feed deeply nested JSON to a parser that relies on the limit.
+sys.setrecursionlimit(RECURSION_LIMIT)
+
+from tests.contracts.evm import Evm  # noqa: E402
+from tests.contracts.market import Market, Person  # noqa: E402
 
 
 @pytest.fixture(scope="session")

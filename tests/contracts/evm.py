@@ -117,7 +117,7 @@ class Evm:
 
 
 def _new_environment() -> Any:
-    """A chain without a network. Its import raises Python's recursion limit for everyone: undone."""
+    """A chain without a network. Its import raises Python's recursion limit, which is undone."""
     limit = sys.getrecursionlimit()
     import boa  # noqa: PLC0415
 
