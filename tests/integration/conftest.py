@@ -1,4 +1,8 @@
-"""A whole market of real processes, started once for all tests that only buy in it."""
+"""Whole markets, each started once for this folder's tests and gone before the next folder's.
+
+Neither may outlive them: one runs trio in a thread of this very process, which other tests, such as
+those of simulated worlds, must have to themselves.
+"""
 
 import json
 import os
@@ -63,7 +67,7 @@ class RunningMarket:
         return report
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def market(
     demo_model_store: ModelStore,
     demo_models: Callable[[str], Path],
@@ -110,7 +114,7 @@ def market(
         process.stdout.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def frail(
     demo_model_store: ModelStore,
     demo_models: Callable[[str], Path],

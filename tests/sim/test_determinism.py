@@ -2,6 +2,7 @@ import hashlib
 import random
 import subprocess
 import sys
+import threading
 
 import trio
 
@@ -41,3 +42,28 @@ def test_the_order_is_the_same_in_another_process() -> None:
         for _ in range(2)
     }
     assert printed == {run_deterministically(race, 5)}
+
+
+def test_a_program_in_another_thread_does_not_disturb_the_order() -> None:
+    undisturbed = run_deterministically(race, 7)
+    is_up, leave = threading.Event(), threading.Event()
+
+    async def disturb() -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(_spin_until, leave)
+            is_up.set()
+
+    thread = threading.Thread(target=trio.run, args=(disturb,))
+    thread.start()
+    try:
+        is_up.wait()
+        assert run_deterministically(race, 7) == undisturbed
+    finally:
+        leave.set()
+        thread.join()
+
+
+async def _spin_until(leave: threading.Event) -> None:
+    while not leave.is_set():
+        await trio.lowlevel.checkpoint()
