@@ -110,7 +110,9 @@ class Coordinator:
         """
         async with trio.open_nursery() as books:
             await books.start(self.writer.run)
-            await self._restore()
+            await restore_leases(
+                self.database, self.leases, self.market, now_ms=self._clock.now_ms()
+            )
             async with trio.open_nursery() as network:
                 for shard in range(OFFER_SHARDS):
                     offers = self.transport.subscribe(
@@ -124,15 +126,6 @@ class Coordinator:
                 network.start_soon(self._sweep_forever)
                 log.info("coordinator_started", peer_id=self.key.peer_id)
                 task_status.started()
-
-    async def _restore(self) -> None:
-        """Take up the leases that an earlier process left open."""
-        rows = await self.database.read(list_open_leases)
-        self.leases.restore(
-            OpenLease(open_envelope(row.envelope, Lease), row.api_key_id) for row in rows
-        )
-        if rows:
-            log.info("leases_restored", count=len(rows))
 
     def _take_offer(self, data: bytes, via: PeerId) -> bool:
         """Judge gossip once, as it comes: what is not news to us is not passed on either."""
@@ -155,6 +148,29 @@ class Coordinator:
             except CoordinatorError as error:
                 # What is due stays due: a database in trouble must not end the whole market.
                 log.error("sweep_failed", error=str(error))
+
+
+async def restore_leases(
+    database: Database, leases: OpenLeases, market: Market, *, now_ms: int
+) -> None:
+    """Take up the leases that an earlier process left open."""
+    rows = await database.read(list_open_leases)
+    restored = [
+        OpenLease(open_envelope(row.envelope, Lease), row.api_key_id, has_receipt=row.has_receipt)
+        for row in rows
+    ]
+    leases.restore(restored, now_ms=now_ms)
+    for opened in restored:
+        # Their slots are taken, although nobody has offered us any yet.
+        granted = opened.lease.message
+        market.book.grant(
+            granted.lease_id,
+            granted.node,
+            granted.model_digest,
+            expires_at_ms=opened.hold_expires_at_ms,
+        )
+    if rows:
+        log.info("leases_restored", count=len(rows))
 
 
 async def _drain(offers: trio.MemoryReceiveChannel[Gossip]) -> None:

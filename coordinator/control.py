@@ -105,6 +105,10 @@ class ControlServer:
         return LoadAck()
 
     async def _receipt(self, node: PeerId, ask: ReceiptAsk) -> SettleReply:
+        # A job's client is usually first, and what it settled needs no second look.
+        settled = self._receipts.recall(ask.receipt)
+        if settled is not None:
+            return settled
         receipt = open_envelope(ask.receipt, Receipt, signer=node)
         acceptance = open_envelope(ask.acceptance, Acceptance) if ask.acceptance else None
         return await self._receipts.accept(receipt, acceptance)

@@ -2,6 +2,9 @@
 
 The database has them too; `restore` brings them back after a restart, without what only the old
 process knew: the claim that matching made.
+
+How long a lease's receipt is taken is decided here. Its hold sets the time; a coordinator that was
+away, and could take none, adds some to it when it is back.
 """
 
 from collections.abc import Iterable
@@ -20,13 +23,17 @@ from protocol.pricing import Units
 class OpenLease:
     """`api_key_id` is whose budget it counts against, if the gateway asked for it; `is_judged` once
     the node's reputation has taken this job in, so that it counts once; `delivered` is what our own
-    client counted of a job that ended without a receipt for it to countersign."""
+    client counted of a job that ended without a receipt for it to countersign; `has_receipt` once
+    one is durable that waits for its client, and is paid whatever becomes of the hold meanwhile;
+    `grace_until_ms` is until when a receipt may come although the hold has timed out."""
 
     lease: Signed[Lease]
     api_key_id: str | None
     claim: Claim | None = None
     is_judged: bool = False
     delivered: Units | None = None
+    has_receipt: bool = False
+    grace_until_ms: int = 0
 
     @property
     def funds(self) -> LeaseFunds:
@@ -36,6 +43,14 @@ class OpenLease:
     @property
     def hold_expires_at_ms(self) -> int:
         return hold_expiry_ms(self.lease.message)
+
+    @property
+    def receipts_until_ms(self) -> int:
+        return max(self.hold_expires_at_ms, self.grace_until_ms)
+
+    def is_payable(self, now_ms: int) -> bool:
+        """Whether a receipt that comes now is paid; without one, the hold is given back."""
+        return self.has_receipt or now_ms < self.receipts_until_ms
 
 
 def hold_expiry_ms(lease: Lease) -> int:
@@ -62,9 +77,11 @@ class OpenLeases:
     def __len__(self) -> int:
         return len(self._by_id)
 
-    def restore(self, leases: Iterable[OpenLease]) -> None:
-        """Take up what an earlier process left open; in order of attempts."""
+    def restore(self, leases: Iterable[OpenLease], *, now_ms: int) -> None:
+        """Take up what an earlier process left open; in order of attempts. Nodes could not hand
+        their receipts in while it was away: they get the time that they have after a deadline."""
         for opened in leases:
+            opened.grace_until_ms = now_ms + RECEIPT_GRACE_MS
             self.add(opened)
 
     def add(self, opened: OpenLease) -> None:

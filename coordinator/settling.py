@@ -1,20 +1,17 @@
-"""From a receipt to a payment. Every rule about who is paid what, and when, is in this file.
+"""From a receipt to a payment: when, and in which transfers. How much is in `verdicts`.
 
-- A receipt that charges nothing frees the hold at once.
-- With an acceptance that agrees, the charge is captured at once.
-- Without one the node is paid too, but only after ACCEPTANCE_WITHIN_MS: a client that vanishes has
-  got what it asked for, one that merely is slower than its node gets its say. Where the hold would
-  not outlive that wait, the node is paid at once: the client has had its time and more.
-- If client and node disagree, the smaller of their two charges is paid and the receipt is marked:
-  what both sides sign for is certain, the rest is a matter for reputation, not for a coin toss.
-- A stream that breaks leaves the client nothing to countersign. What our own client (the gateway)
-  counted of it then stands for its word, so that a node cannot break off and bill the maximum.
-- A receipt that comes after its hold has expired is refused: that money is the client's again.
+- A receipt whose verdict is certain is paid at once.
+- One that waits for its client's word is paid after ACCEPTANCE_WITHIN_MS: a client that vanishes
+  has got what it asked for, one that merely is slower than its node gets its say. Where the hold
+  would not outlive that wait, the node is paid at once: the client has had its time and more.
+- A receipt that comes after its hold has timed out is refused: that money is the client's again.
+  One that had come before is paid whenever its turn is, and after an outage of ours nodes have the
+  time to hand in what they could not.
 
 A receipt is acknowledged when it is durable, and repeating it changes nothing.
 """
 
-from dataclasses import dataclass
+from contextlib import suppress
 
 import structlog
 
@@ -32,20 +29,20 @@ from coordinator.db.schema import LeaseState, ReceiptState
 from coordinator.errors import CoordinatorError
 from coordinator.leaser import Observation
 from coordinator.ledger.machine import Chain
-from coordinator.ledger.postings import capture
-from coordinator.ledger.refusals import HoldEndedError
-from coordinator.ledger.transfers import Transfer
+from coordinator.ledger.postings import capture, capture_late
+from coordinator.ledger.refusals import HoldEndedError, PostingRefusedError
+from coordinator.ledger.transfers import Result, Transfer
 from coordinator.ledger.writer import LedgerWriter
 from coordinator.market import Market
 from coordinator.open_leases import OpenLease, OpenLeases
+from coordinator.verdicts import Verdict, judge_receipt
 from protocol.clock import Clock
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId
 from protocol.job_state import JobState
-from protocol.messages import Acceptance, Finish, Lease, Receipt
-from protocol.pricing import Units
-from protocol.receipts import charge_nano, check_acceptance, check_receipt
+from protocol.messages import Acceptance, Finish, Receipt
+from protocol.receipts import check_acceptance, check_receipt
 from protocol.services import SettleReply
 
 log = structlog.get_logger(__name__)
@@ -55,46 +52,12 @@ ACCEPTANCE_WITHIN_MS = 15_000
 # A hold that ends sooner than this cannot wait for its client: the sweep that pays it comes every
 # two seconds, and a busy ledger or a short outage takes some more.
 PAY_BEFORE_EXPIRY_MS = ACCEPTANCE_WITHIN_MS + 10_000
+_TOO_LATE = "the receipt came after its hold had ended"
+# Client and node both hand a receipt in, the second within seconds: this many are remembered, so
+# that it costs neither signatures nor queries. A kilobyte each.
+REMEMBERED_MAX = 4_096
 # One sweep's worth of receipts whose clients stayed silent.
 SWEEP_MAX = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a receipt is worth now. `amount_nano` is None while the client still has its say."""
-
-    state: ReceiptState
-    amount_nano: int | None
-
-
-def judge_receipt(
-    receipt: Receipt,
-    acceptance: Acceptance | None,
-    lease: Lease,
-    *,
-    is_overdue: bool,
-    delivered: Units | None = None,
-) -> Verdict:
-    """The rules above, for evidence that was already checked. `delivered` is what our own client
-    counted, if its stream broke before it could countersign."""
-    if receipt.amount_nano == 0:
-        return Verdict(ReceiptState.SETTLED, 0)
-    if acceptance is None and delivered is not None:
-        return _smaller(receipt, charge_nano(lease.price, delivered, receipt.finish))
-    if acceptance is None:
-        if is_overdue:
-            return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
-        return Verdict(ReceiptState.PENDING, None)
-    if acceptance.agrees:
-        return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
-    return _smaller(receipt, charge_nano(lease.price, acceptance.units, receipt.finish))
-
-
-def _smaller(receipt: Receipt, counted_nano: int) -> Verdict:
-    """Of two charges, with a mark if they differ."""
-    if counted_nano == receipt.amount_nano:
-        return Verdict(ReceiptState.SETTLED, counted_nano)
-    return Verdict(ReceiptState.DISPUTED, min(receipt.amount_nano, counted_nano))
 
 
 class ReceiptDesk:
@@ -116,6 +79,12 @@ class ReceiptDesk:
         self._leases = leases
         self._clock = clock
         self._fee_bps = fee_bps
+        # By the receipt's bytes as signed; the oldest first.
+        self._settled: dict[bytes, SettleReply] = {}
+
+    def recall(self, raw: bytes) -> SettleReply | None:
+        """What was paid on a receipt that was settled lately, if these are its very bytes."""
+        return self._settled.get(raw)
 
     async def accept(
         self, receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None
@@ -125,6 +94,9 @@ class ReceiptDesk:
         Raises RemoteProtocolError: NOT_FOUND (no such lease), the codes of `check_receipt` and
         `check_acceptance`, EXPIRED (the hold is gone), or why storage failed.
         """
+        settled = self.recall(receipt.raw)
+        if settled is not None:
+            return settled
         lease_id = receipt.message.lease_id
         opened = self._leases.get(lease_id)
         if opened is None:
@@ -132,7 +104,10 @@ class ReceiptDesk:
         check_receipt(receipt, opened.lease)
         if acceptance is not None:
             check_acceptance(acceptance, receipt)
-        is_last_call = self._clock.now_ms() + PAY_BEFORE_EXPIRY_MS >= opened.hold_expires_at_ms
+        now_ms = self._clock.now_ms()
+        if not opened.is_payable(now_ms):
+            raise RemoteProtocolError(_TOO_LATE, code=Code.EXPIRED)
+        is_last_call = now_ms + PAY_BEFORE_EXPIRY_MS >= opened.hold_expires_at_ms
         return await self._store(receipt, acceptance, opened, is_overdue=is_last_call)
 
     async def sweep(self) -> int:
@@ -145,7 +120,7 @@ class ReceiptDesk:
         for stored in pending:
             opened = self._leases.get(stored.lease_id)
             if opened is None:
-                continue  # Its hold has expired meanwhile; the expiry has closed it.
+                continue  # It was paid between our look at the database and now.
             receipt = open_envelope(stored.receipt, Receipt)
             try:
                 await self._store(receipt, None, opened, is_overdue=True)
@@ -172,23 +147,43 @@ class ReceiptDesk:
             is_overdue=is_overdue,
             delivered=opened.delivered,
         )
-        now_ms = self._clock.now_ms()
         row = record_receipt(
             receipt,
             acceptance,
             state=verdict.state,
             amount_nano=billed.amount_nano if verdict.amount_nano is None else verdict.amount_nano,
-            now_ms=now_ms,
+            now_ms=self._clock.now_ms(),
         )
         if verdict.amount_nano is None:
             await self._submit(Chain(()), (row,))
+            opened.has_receipt = True
             return SettleReply(verdict.state, billed.amount_nano)
-        chain = capture(opened.funds, verdict.amount_nano, billed.node, fee_bps=self._fee_bps)
-        state = LeaseState.SETTLED if verdict.amount_nano else LeaseState.RELEASED
-        rows = _rows_of_end(opened, state, billed, verdict.amount_nano, now_ms)
-        await self._submit(chain, (row, *rows))
+        await self._pay(opened, billed, verdict.amount_nano, row)
+        reply = SettleReply(verdict.state, verdict.amount_nano)
+        self._remember(receipt.raw, reply)
         self._close(opened, receipt, verdict)
-        return SettleReply(verdict.state, verdict.amount_nano)
+        return reply
+
+    async def _pay(
+        self, opened: OpenLease, billed: Receipt, amount_nano: int, receipt_row: Record
+    ) -> None:
+        """Resolve the hold and pay, in one chain. That the receipt came in time is decided before;
+        the hold may have timed out since, also between our look at the clock and the books' own."""
+
+        async def post(*, is_late: bool) -> None:
+            make = capture_late if is_late else capture
+            chain = make(opened.funds, amount_nano, billed.node, fee_bps=self._fee_bps)
+            state = _lease_state(amount_nano, is_late=is_late)
+            rows = _rows_of_end(opened, state, billed, amount_nano, now_ms)
+            await self._submit(chain, (receipt_row, *rows))
+
+        now_ms = self._clock.now_ms()
+        if now_ms < opened.hold_expires_at_ms:
+            with suppress(_HoldTimedOutError):
+                await post(is_late=False)
+                return
+        await post(is_late=True)
+        log.info("receipt_paid_late", lease_id=billed.lease_id)
 
     async def expire(self) -> int:
         """Give back the holds whose time is over. Returns how many; call again if many."""
@@ -200,8 +195,12 @@ class ReceiptDesk:
                 return ()
             return _rows_of_end(opened, LeaseState.EXPIRED, None, 0, now_ms)
 
+        def is_kept(pending: Transfer) -> bool:
+            opened = by_hold.get(pending.id)
+            return opened is not None and opened.is_payable(now_ms)
+
         by_hold = self._leases.by_hold()
-        expired = await self._writer.expire_holds(rows_of)
+        expired = await self._writer.expire_holds(rows_of, is_kept=is_kept)
         for pending in expired:
             opened = by_hold.get(pending.id)
             if opened is not None:
@@ -212,10 +211,12 @@ class ReceiptDesk:
     async def _submit(self, chain: Chain, rows: tuple[Record, ...]) -> None:
         try:
             await self._writer.submit(chain, rows)
-        except HoldEndedError as error:
-            raise RemoteProtocolError(
-                "the receipt came after its hold had ended", code=Code.EXPIRED
-            ) from error
+        except PostingRefusedError as error:
+            if error.result is Result.PENDING_TRANSFER_ALREADY_EXPIRED:
+                raise _HoldTimedOutError(_TOO_LATE, code=Code.EXPIRED) from error
+            if isinstance(error, HoldEndedError) or error.result is Result.CHAIN_EXISTS_IN_PART:
+                raise RemoteProtocolError(_TOO_LATE, code=Code.EXPIRED) from error
+            raise RemoteProtocolError(str(error), code=error.code) from error
         except CoordinatorError as error:
             raise RemoteProtocolError(str(error), code=error.code) from error
 
@@ -228,18 +229,21 @@ class ReceiptDesk:
             raise RemoteProtocolError(str(error), code=error.code) from error
         if lease is None:
             raise RemoteProtocolError("there is no such lease", code=Code.NOT_FOUND)
-        # Pending, and its lease has ended: the hold ran out during an outage. Nothing is left to
-        # wait for, and whoever asks must not ask for ever.
+        # Pending, although its lease has ended: only another program can have expired the hold.
+        # Nothing is left to wait for, and whoever asks must not ask for ever.
         if stored is None or stored.state is ReceiptState.PENDING:
-            raise RemoteProtocolError(
-                "the receipt came after its hold had ended", code=Code.EXPIRED
-            )
+            raise RemoteProtocolError(_TOO_LATE, code=Code.EXPIRED)
         # By digest: the same signed words may come in other wrapping.
         if open_envelope(stored.receipt, Receipt).digest != receipt.digest:
             raise RemoteProtocolError(
                 "another receipt for this lease was paid", code=Code.RECEIPT_MISMATCH
             )
         return SettleReply(stored.state, stored.amount_nano)
+
+    def _remember(self, raw: bytes, reply: SettleReply) -> None:
+        self._settled[raw] = reply
+        if len(self._settled) > REMEMBERED_MAX:
+            del self._settled[next(iter(self._settled))]
 
     def _close(self, opened: OpenLease, receipt: Signed[Receipt], verdict: Verdict) -> None:
         billed = receipt.message
@@ -261,6 +265,17 @@ class ReceiptDesk:
         lease_id = opened.lease.message.lease_id
         self._leases.end(lease_id)
         self._market.book.release(lease_id)
+
+
+class _HoldTimedOutError(RemoteProtocolError):
+    """The books' time has passed a hold's timeout."""
+
+
+def _lease_state(paid_nano: int, *, is_late: bool) -> LeaseState:
+    """What becomes of a lease with its receipt: a hold that has timed out is not released."""
+    if paid_nano:
+        return LeaseState.SETTLED
+    return LeaseState.EXPIRED if is_late else LeaseState.RELEASED
 
 
 _JOB_STATES = {

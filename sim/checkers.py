@@ -124,8 +124,8 @@ def check_holds(
     for opened in leases.by_hold().values():
         granted = opened.lease.message
         expected[granted.client] = expected.get(granted.client, 0) + granted.ceiling_nano
-        if opened.hold_expires_at_ms + late_ms < now_ms:
-            late_s = (now_ms - opened.hold_expires_at_ms) / 1000
+        if opened.receipts_until_ms + late_ms < now_ms:
+            late_s = (now_ms - opened.receipts_until_ms) / 1000
             yield f"the hold of {granted.lease_id} should have ended {late_s:g} s ago"
     for client, nano in held_nano.items():
         if nano > expected.get(client, 0):

@@ -1,8 +1,8 @@
 """What an audit asks of the database; what the answers mean is in `coordinator.ledger.audit`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select
 
 from coordinator.db.accounts import list_accounts
 from coordinator.db.schema import (
@@ -15,7 +15,7 @@ from coordinator.db.schema import (
     transfers,
 )
 from coordinator.ledger.accounts import Account, AccountId
-from coordinator.ledger.transfers import TransferKind
+from coordinator.ledger.transfers import TransferCode, TransferKind
 from protocol.ids import TransferId
 
 _PAGE = 1_000
@@ -63,38 +63,56 @@ def failed_ids_that_happened(conn: Connection) -> list[TransferId]:
 
 def contradicting_leases(conn: Connection) -> list[ContradictingLease]:
     """Leases whose state says something else than what became of their holds."""
-    resolution = transfers.alias("resolution")
     agreements = {
-        LeaseState.SETTLED: TransferKind.POST,
-        LeaseState.RELEASED: TransferKind.VOID,
-        LeaseState.EXPIRED: TransferKind.EXPIRE,
+        LeaseState.OPEN: _resolution.c.kind.is_(None),
+        LeaseState.SETTLED: or_(_is(TransferKind.POST), _is_paid_late),
+        LeaseState.RELEASED: _is(TransferKind.VOID),
+        LeaseState.EXPIRED: and_(_is(TransferKind.EXPIRE), _late.c.id.is_(None)),
     }
-    agrees = or_(
-        and_(leases.c.state == LeaseState.OPEN.value, resolution.c.kind.is_(None)),
-        *(
-            and_(leases.c.state == state.value, resolution.c.kind == kind.value)
-            for state, kind in agreements.items()
-        ),
-    )
-    query = (
-        select(leases.c.lease_id, leases.c.state, leases.c.hold_id, resolution.c.kind)
-        .outerjoin(resolution, resolution.c.pending_id == leases.c.hold_id)
-        .where(func.coalesce(agrees, False).is_(False))
-    )
+    agrees = or_(*(and_(leases.c.state == state.value, fits) for state, fits in agreements.items()))
+    query = _with_resolution(
+        select(leases.c.lease_id, leases.c.state, leases.c.hold_id, _resolution.c.kind)
+    ).where(func.coalesce(agrees, False).is_(False))
     return [ContradictingLease(*row) for row in conn.execute(query)]
 
 
 def contradicting_receipts(conn: Connection) -> list[ContradictingReceipt]:
     """Receipts that are paid with another amount than they say."""
-    resolution = transfers.alias("resolution")
     captured = case(
-        (resolution.c.kind == TransferKind.POST.value, resolution.c.amount_nano), else_=0
+        (_is(TransferKind.POST), _resolution.c.amount_nano),
+        (_is_paid_late, _late.c.amount_nano),
+        else_=0,
     )
     query = (
-        select(receipts.c.lease_id, receipts.c.amount_nano, captured)
-        .join(leases, leases.c.lease_id == receipts.c.lease_id)
-        .outerjoin(resolution, resolution.c.pending_id == leases.c.hold_id)
+        _with_resolution(
+            select(receipts.c.lease_id, receipts.c.amount_nano, captured).join(
+                leases, leases.c.lease_id == receipts.c.lease_id
+            )
+        )
         .where(receipts.c.state != ReceiptState.PENDING.value)
         .where(receipts.c.amount_nano != captured)
     )
     return [ContradictingReceipt(*row) for row in conn.execute(query)]
+
+
+# What ended a lease's hold, and after an expiry the capture that was made of it late: in the same
+# chain, so it is the very next transfer.
+_resolution = transfers.alias("resolution")
+_late = transfers.alias("late")
+_is_paid_late = _late.c.id.is_not(None)
+
+
+def _is(kind: TransferKind) -> ColumnElement[bool]:
+    return _resolution.c.kind == kind.value
+
+
+def _with_resolution(query: Select[Any]) -> Select[Any]:
+    return query.outerjoin(_resolution, _resolution.c.pending_id == leases.c.hold_id).outerjoin(
+        _late,
+        and_(
+            _resolution.c.kind == TransferKind.EXPIRE.value,
+            _late.c.sequence == _resolution.c.sequence + 1,
+            _late.c.code == TransferCode.CAPTURE.value,
+            _late.c.job_id == _resolution.c.job_id,
+        ),
+    )

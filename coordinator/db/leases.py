@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, select, update
 
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
-from coordinator.db.schema import LeaseState, jobs, leases
+from coordinator.db.schema import LeaseState, jobs, leases, receipts
 from protocol.envelope import Signed
 from protocol.ids import JobId, LeaseId, PeerId, TransferId
 from protocol.messages import Lease
@@ -33,10 +33,11 @@ class StoredLease:
 
 @dataclass(frozen=True, slots=True)
 class OpenLeaseRow:
-    """What a restarted coordinator takes up again."""
+    """What a restarted coordinator takes up again; `has_receipt` if one waits for its client."""
 
     envelope: bytes
     api_key_id: str | None
+    has_receipt: bool
 
 
 _FIELDS = tuple(StoredLease.__slots__)
@@ -92,8 +93,9 @@ def list_leases_of(conn: Connection, job_id: JobId) -> list[StoredLease]:
 def list_open_leases(conn: Connection) -> list[OpenLeaseRow]:
     """All leases whose holds are not resolved, in order of jobs and attempts."""
     query = (
-        select(leases.c.envelope, jobs.c.api_key_id)
+        select(leases.c.envelope, jobs.c.api_key_id, receipts.c.lease_id.is_not(None))
         .join(jobs, jobs.c.job_id == leases.c.job_id)
+        .outerjoin(receipts, receipts.c.lease_id == leases.c.lease_id)
         .where(leases.c.state == LeaseState.OPEN.value)
         .order_by(leases.c.job_id, leases.c.attempt)
     )

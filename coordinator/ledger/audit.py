@@ -16,7 +16,7 @@ from coordinator.db import audits
 from coordinator.db.engine import Connection
 from coordinator.db.transfers import iterate_transfers
 from coordinator.ledger.accounts import Account, AccountId, SystemAccount
-from coordinator.ledger.transfers import RecordedTransfer, Transfer, TransferKind
+from coordinator.ledger.transfers import RecordedTransfer, Transfer, TransferCode, TransferKind
 from protocol.errors import RemoteProtocolError
 from protocol.ids import TransferId, parse_ulid
 from protocol.money import AMOUNT_NANO_MAX, format_credits
@@ -34,6 +34,7 @@ class Check(StrEnum):
     ACCOUNT_MISSING = "account_missing"
     ACCOUNT_OVERDRAWN = "account_overdrawn"
     HOLD_RESOLVED_WRONGLY = "hold_resolved_wrongly"
+    CAPTURE_WITHOUT_HOLD = "capture_without_hold"
     ID_USED_TWICE = "id_used_twice"
     FAILED_ID_HAPPENED = "failed_id_happened"
     BALANCE_IS_NOT_FOLD = "balance_is_not_fold"
@@ -88,6 +89,7 @@ class _Fold:
 
     sequence: int = 0
     at_ns: int = 0
+    previous: Transfer | None = None
     balances: dict[AccountId, _Balance] = field(default_factory=dict)
     open: dict[TransferId, Transfer] = field(default_factory=dict)
 
@@ -135,6 +137,11 @@ def _check_transfers(
         if fault is not None:
             yield Finding(Check.TRANSFER_MALFORMED, transfer.id, fault)
         yield from _apply(fold, recorded)
+        if not _has_hold(transfer, fold.previous):
+            yield Finding(
+                Check.CAPTURE_WITHOUT_HOLD, transfer.id, "no hold that allows it expires before it"
+            )
+        fold.previous = transfer
         for account_id in (transfer.debit, transfer.credit):
             if account_id not in accounts:
                 yield Finding(
@@ -222,6 +229,20 @@ def _find_resolution_fault(hold: Transfer | None, recorded: RecordedTransfer) ->
     if is_late != (transfer.kind is TransferKind.EXPIRE):
         return f"its time lies on the wrong side of the timeout of hold {hold.id}"
     return None
+
+
+def _has_hold(transfer: Transfer, previous: Transfer | None) -> bool:
+    """Whether a client was charged from a hold. A capture resolves one; if the hold had timed out
+    before the receipt could be paid, it follows the expiry in the same chain instead."""
+    if transfer.code is not TransferCode.CAPTURE or transfer.kind is not TransferKind.POSTED:
+        return True
+    return (
+        previous is not None
+        and previous.kind is TransferKind.EXPIRE
+        and (previous.debit, previous.credit) == (transfer.debit, transfer.credit)
+        and previous.job_id == transfer.job_id
+        and transfer.amount_nano <= previous.amount_nano
+    )
 
 
 def _check_ids(conn: Connection) -> Iterator[Finding]:

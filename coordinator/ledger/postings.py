@@ -7,6 +7,7 @@ thing twice moves money once, whoever repeats it: a client's retry, a node's out
     capture   client ──post─────▶ escrow ──▶ node, operator what the receipt says; the rest is freed
     release   (void)                                        refused, or nothing delivered
     expire    (expire)                                      no receipt before the timeout
+    late      client ──(expire)─▶ escrow ──▶ node, operator a receipt in time, paid too late
 """
 
 from dataclasses import dataclass
@@ -104,30 +105,23 @@ def capture(funds: LeaseFunds, amount_nano: int, node: PeerId, *, fee_bps: int) 
     """
     if amount_nano == 0:
         return release(funds)
-    provider_nano, fee_nano = split_fee(amount_nano, fee_bps)
-    legs = (
-        (account_of(node), provider_nano, TransferCode.CAPTURE_NODE),
-        (SystemAccount.OPERATOR, fee_nano, TransferCode.CAPTURE_FEE),
-    )
-    return Chain(
-        (
-            _resolve(funds, amount_nano, TransferKind.POST, TransferCode.CAPTURE),
-            *(
-                Transfer(
-                    _derive(funds.lease_id, code),
-                    _ESCROW,
-                    account_id,
-                    leg_nano,
-                    TransferKind.POSTED,
-                    code,
-                    job_id=funds.job_id,
-                )
-                for account_id, leg_nano, code in legs
-                if leg_nano
-            ),
-        ),
-        (Account(account_of(node), AccountKind.NODE, created_at_ms=ulid_time_ms(funds.lease_id)),),
-    )
+    post = _resolve(funds, amount_nano, TransferKind.POST, TransferCode.CAPTURE)
+    return _pay_out(funds, (post,), amount_nano, node, fee_bps)
+
+
+def capture_late(funds: LeaseFunds, amount_nano: int, node: PeerId, *, fee_bps: int) -> Chain:
+    """Pay, after the timeout, a receipt that had come before it: the hold expires and what it frees
+    is spent in one chain, so that nobody can spend it in between.
+
+    Of one lease either this happens or `capture`: both take the client's money under one id.
+    """
+    assert amount_nano <= funds.ceiling_nano, "the hold covers what is paid from it"
+    expiry = _resolve(funds, funds.ceiling_nano, TransferKind.EXPIRE, TransferCode.EXPIRE)
+    expiry = expiry._replace(id=_derive(funds.hold_id, TransferCode.EXPIRE))
+    if amount_nano == 0:
+        return Chain((expiry,))
+    post = _resolve(funds, amount_nano, TransferKind.POSTED, TransferCode.CAPTURE)
+    return _pay_out(funds, (expiry, post._replace(pending_id=None)), amount_nano, node, fee_bps)
 
 
 def release(funds: LeaseFunds) -> Chain:
@@ -147,6 +141,40 @@ def expire(pending: Transfer) -> Chain:
                 timeout_at_ms=None,
             ),
         )
+    )
+
+
+def _pay_out(
+    funds: LeaseFunds,
+    charge: tuple[Transfer, ...],
+    amount_nano: int,
+    node: PeerId,
+    fee_bps: int,
+) -> Chain:
+    """`charge` brings the amount into escrow; this takes it out again, to node and operator."""
+    provider_nano, fee_nano = split_fee(amount_nano, fee_bps)
+    legs = (
+        (account_of(node), provider_nano, TransferCode.CAPTURE_NODE),
+        (SystemAccount.OPERATOR, fee_nano, TransferCode.CAPTURE_FEE),
+    )
+    return Chain(
+        (
+            *charge,
+            *(
+                Transfer(
+                    _derive(funds.lease_id, code),
+                    _ESCROW,
+                    account_id,
+                    leg_nano,
+                    TransferKind.POSTED,
+                    code,
+                    job_id=funds.job_id,
+                )
+                for account_id, leg_nano, code in legs
+                if leg_nano
+            ),
+        ),
+        (Account(account_of(node), AccountKind.NODE, created_at_ms=ulid_time_ms(funds.lease_id)),),
     )
 
 

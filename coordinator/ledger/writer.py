@@ -122,11 +122,14 @@ class LedgerWriter:
         return result.result
 
     async def expire_holds(
-        self, records_of: Callable[[Transfer], tuple[Record, ...]] | None = None
+        self,
+        records_of: Callable[[Transfer], tuple[Record, ...]] | None = None,
+        *,
+        is_kept: Callable[[Transfer], bool] = lambda hold: False,
     ) -> list[Transfer]:
         """Give back every hold whose timeout has come, oldest first; returns those that this call
-        ended. `records_of` says what else to write with each. Call again while it returns any; a
-        hold that finds no room in the books stays due."""
+        ended. `records_of` says what else to write with each, `is_kept` which ones stay due. Call
+        again while it returns any; a hold that finds no room in the books stays due too."""
         due = await self._database.read(list_due_holds, self._clock.now_ms(), limit=_SWEEP_MAX)
         expired: list[Transfer] = []
 
@@ -141,7 +144,8 @@ class LedgerWriter:
 
         async with trio.open_nursery() as nursery:
             for hold in due:
-                nursery.start_soon(expire_one, hold)
+                if not is_kept(hold):
+                    nursery.start_soon(expire_one, hold)
         return expired
 
     async def _commit(self, batch: list[_Waiting]) -> None:

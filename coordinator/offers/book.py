@@ -92,6 +92,8 @@ class OfferBook:
         self._by_digest: dict[str, ModelTable] = {}
         self._by_name: dict[str, ModelTable] = {}
         self._leases: dict[LeaseId, tuple[PeerId, Digest]] = {}
+        # Of nodes that are not listed: what a restarted coordinator knows before they offer again.
+        self._early: dict[PeerId, list[LeaseId]] = {}
         self._expiries: list[tuple[int, PeerId]] = []
         self._lease_expiries: list[tuple[int, LeaseId]] = []
 
@@ -222,15 +224,19 @@ class OfferBook:
                 table.set_value(node, RTT_MS, entry.rtt_ms)
 
     def grant(self, lease_id: LeaseId, node: PeerId, model: Digest, *, expires_at_ms: int) -> None:
-        """Count a job against the node from now until `release`, or until it expires."""
-        entry = self._entries.get(node)
-        state = entry.models.get(model) if entry else None
-        if entry is None or state is None or lease_id in self._leases:
+        """Count a job against the node from now, or from when it offers the model, until `release`
+        or until it expires."""
+        if lease_id in self._leases:
             return
         self._leases[lease_id] = (node, model)
         heapq.heappush(self._lease_expiries, (expires_at_ms, lease_id))
-        state.grant(lease_id)
-        _publish_busy(entry, state)
+        entry = self._entries.get(node)
+        state = entry.models.get(model) if entry else None
+        if entry is None:
+            self._early.setdefault(node, []).append(lease_id)
+        elif state is not None:
+            state.grant(lease_id)
+            _publish_busy(entry, state)
 
     def release(self, lease_id: LeaseId) -> None:
         """The leased job ended, or never began; unknown ids are ignored."""
@@ -262,6 +268,8 @@ class OfferBook:
                 network=network_of(offer.addresses),
                 models={m.manifest_digest: ModelState(m) for m in offer.models},
             )
+            for lease_id in self._early.pop(offer.node, ()):
+                self._count_early(entry, lease_id)
             self._entries[offer.node] = entry
             self._crowd.add(offer.node, entry.network)
         else:
@@ -270,6 +278,13 @@ class OfferBook:
         heapq.heappush(self._expiries, (expires_at_ms, offer.node))
         self._publish(entry)
         return OfferVerdict(Outcome.LISTED if old is None else Outcome.UPDATED, offer.node)
+
+    def _count_early(self, entry: NodeEntry, lease_id: LeaseId) -> None:
+        """A lease that was granted before its node was listed, unless it has ended meanwhile."""
+        where = self._leases.get(lease_id)
+        state = entry.models.get(where[1]) if where else None
+        if state is not None:
+            state.grant(lease_id)
 
     def _replace(
         self, entry: NodeEntry, signed: Signed[NodeOffer], now_ms: int, expires_at_ms: int

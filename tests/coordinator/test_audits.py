@@ -11,7 +11,8 @@ from coordinator.db.receipts import record_receipt
 from coordinator.db.schema import LeaseState, ReceiptState
 from coordinator.ledger.audit import Check, Finding, audit
 from coordinator.ledger.machine import Chain
-from coordinator.ledger.postings import capture, expire, hold, release
+from coordinator.ledger.postings import capture, capture_late, expire, hold, release
+from coordinator.ledger.transfers import Transfer
 from coordinator.ledger.writer import post_one
 from tests.coordinator.evidence import CHAIN, EXPIRES_AT_MS, FUNDS, LEASE, leased
 from tests.protocol.makers import NOW_MS
@@ -20,6 +21,7 @@ AMOUNT_NANO = CHAIN.receipt.message.amount_nano
 CAPTURE = capture(FUNDS, AMOUNT_NANO, LEASE.node, fee_bps=500)
 RELEASE = release(FUNDS)
 EXPIRE = expire(hold(FUNDS, timeout_at_ms=EXPIRES_AT_MS).transfers[0])
+LATE = capture_late(FUNDS, AMOUNT_NANO, LEASE.node, fee_bps=500)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def receipt(state: ReceiptState, amount_nano: int = AMOUNT_NANO) -> Record:
 
 
 def resolve(conn: Connection, chain: Chain) -> None:
-    post_one(conn, chain, now_ms=EXPIRES_AT_MS if chain is EXPIRE else NOW_MS)
+    post_one(conn, chain, now_ms=EXPIRES_AT_MS if chain in (EXPIRE, LATE) else NOW_MS)
 
 
 def test_an_open_lease_with_an_open_hold_is_green(conn: Connection) -> None:
@@ -52,6 +54,7 @@ def test_an_open_lease_with_an_open_hold_is_green(conn: Connection) -> None:
         (CAPTURE, LeaseState.SETTLED),
         (RELEASE, LeaseState.RELEASED),
         (EXPIRE, LeaseState.EXPIRED),
+        (LATE, LeaseState.SETTLED),
     ],
 )
 def test_a_lease_that_ended_as_its_hold_did_is_green(
@@ -82,7 +85,10 @@ def test_a_lease_that_ended_while_its_hold_is_open_is_found(
         (CAPTURE, LeaseState.EXPIRED),
         (RELEASE, LeaseState.SETTLED),
         (EXPIRE, LeaseState.RELEASED),
+        (EXPIRE, LeaseState.SETTLED),
         (EXPIRE, None),
+        (LATE, LeaseState.EXPIRED),
+        (LATE, None),
         (CAPTURE, None),
     ],
 )
@@ -97,14 +103,18 @@ def test_a_lease_that_ended_otherwise_than_its_hold_is_found(
 
 
 @pytest.mark.parametrize("state", [ReceiptState.SETTLED, ReceiptState.DISPUTED])
-def test_a_paid_receipt_says_what_was_captured(conn: Connection, state: ReceiptState) -> None:
-    resolve(conn, CAPTURE)
+@pytest.mark.parametrize("chain", [CAPTURE, LATE])
+def test_a_paid_receipt_says_what_was_captured(
+    conn: Connection, chain: Chain, state: ReceiptState
+) -> None:
+    resolve(conn, chain)
     run_records(conn, [end(LeaseState.SETTLED), receipt(state)])
     assert audit(conn).is_green
 
 
-def test_a_paid_receipt_that_says_something_else_is_found(conn: Connection) -> None:
-    resolve(conn, CAPTURE)
+@pytest.mark.parametrize("chain", [CAPTURE, LATE])
+def test_a_paid_receipt_that_says_something_else_is_found(conn: Connection, chain: Chain) -> None:
+    resolve(conn, chain)
     run_records(conn, [end(LeaseState.SETTLED), receipt(ReceiptState.SETTLED, AMOUNT_NANO + 1)])
     (finding,) = audit(conn).findings
     assert finding.check is Check.RECEIPT_CONTRADICTS_CAPTURE
@@ -120,3 +130,22 @@ def test_a_receipt_of_nothing_goes_with_a_release(conn: Connection) -> None:
 def test_a_receipt_that_waits_for_its_client_contradicts_nothing(conn: Connection) -> None:
     run_records(conn, [receipt(ReceiptState.PENDING)])
     assert audit(conn).is_green
+
+
+CHARGE = LATE.transfers[1]
+
+
+@pytest.mark.parametrize(
+    "transfers",
+    [
+        (CHARGE,),
+        (*EXPIRE.transfers, CHARGE._replace(amount_nano=LEASE.ceiling_nano + 1)),
+        (*EXPIRE.transfers, CHARGE._replace(job_id=None)),
+    ],
+    ids=["no hold", "more than the hold", "another job's hold"],
+)
+def test_a_client_who_is_charged_without_a_hold_is_found(
+    conn: Connection, transfers: tuple[Transfer, ...]
+) -> None:
+    post_one(conn, Chain(transfers), now_ms=EXPIRES_AT_MS)
+    assert Check.CAPTURE_WITHOUT_HOLD in {finding.check for finding in audit(conn).findings}

@@ -14,7 +14,8 @@ from coordinator.db.leases import (
     record_lease,
     record_lease_end,
 )
-from coordinator.db.schema import LeaseState
+from coordinator.db.receipts import record_receipt
+from coordinator.db.schema import LeaseState, ReceiptState
 from coordinator.errors import ConstraintError
 from protocol.ids import LeaseId
 from tests.coordinator.evidence import CHAIN, EXPIRES_AT_MS, FUNDS, LEASE, leased
@@ -50,7 +51,13 @@ def test_a_lease_is_found_as_it_was_signed(conn: Connection) -> None:
 
 def test_open_leases_are_what_a_restart_takes_up(conn: Connection) -> None:
     (row,) = list_open_leases(conn)
-    assert (row.envelope, row.api_key_id) == (CHAIN.lease.raw, None)
+    assert (row.envelope, row.api_key_id, row.has_receipt) == (CHAIN.lease.raw, None, False)
+    receipt = record_receipt(
+        CHAIN.receipt, None, state=ReceiptState.PENDING, amount_nano=1, now_ms=NOW_MS
+    )
+    run_records(conn, [receipt])
+    (row,) = list_open_leases(conn)
+    assert row.has_receipt
     run_records(conn, [record_lease_end(LEASE.lease_id, LeaseState.SETTLED, now_ms=NOW_MS)])
     assert list_open_leases(conn) == []
 

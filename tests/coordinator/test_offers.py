@@ -223,6 +223,20 @@ def test_our_own_leases_count_until_they_end() -> None:
     assert column(market, 1, BUSY) == 0
 
 
+def test_leases_of_a_node_that_offers_only_later_count_from_then_on() -> None:
+    """A restarted coordinator knows the leases before the nodes."""
+    market = Market()
+    for lease in LEASES[:3]:
+        market.book.grant(lease, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
+    market.book.release(LEASES[0])
+    market.add(1)
+    assert column(market, 1, BUSY) == 2
+    market.load(1, running=2)
+    assert column(market, 1, BUSY) == 2, "the node reports the same jobs"
+    market.book.release(LEASES[1])
+    assert column(market, 1, BUSY) == 1
+
+
 def test_a_report_counts_others_jobs_and_ours_only_once() -> None:
     market = Market()
     market.add(1)

@@ -9,7 +9,15 @@ from coordinator.db.engine import Connection
 from coordinator.db.transfers import find_recorded, list_due_holds
 from coordinator.ledger.accounts import Account, AccountId, AccountKind, SystemAccount
 from coordinator.ledger.audit import audit
-from coordinator.ledger.postings import capture, credit, expire, hold, release, withdraw
+from coordinator.ledger.postings import (
+    capture,
+    capture_late,
+    credit,
+    expire,
+    hold,
+    release,
+    withdraw,
+)
 from coordinator.ledger.refusals import HoldEndedError, OutOfFundsError, PostingRefusedError
 from coordinator.ledger.transfers import Result, TransferCode
 from coordinator.ledger.writer import post_one
@@ -159,6 +167,56 @@ def test_an_expired_hold_is_given_back_by_name_of_the_hold_alone(
     assert list_due_holds(conn, TIMEOUT_MS, limit=10) == []
     with pytest.raises(HoldEndedError, match="has expired"):
         post_one(conn, capture(funds, 60, NODE, fee_bps=500), now_ms=TIMEOUT_MS)
+
+
+def test_a_capture_after_the_timeout_pays_like_one_before(conn: Connection, ulid: Ulids) -> None:
+    funds, late = funds_of(ulid()), TIMEOUT_MS + 5
+    post_one(conn, hold(funds, timeout_at_ms=TIMEOUT_MS), now_ms=START_MS)
+    chain = capture_late(funds, 77, NODE, fee_bps=500)
+    assert post_one(conn, chain, now_ms=late) is Result.CREATED
+    assert post_one(conn, chain, now_ms=late) is Result.EXISTS
+    assert account(conn, ALICE).available_nano == posted_nano(conn, ALICE) == 1_000 - 77
+    assert posted_nano(conn, NODE) == 73
+    assert posted_nano(conn, SystemAccount.OPERATOR) == 4
+
+
+def test_a_late_capture_finds_the_money_that_its_own_hold_frees(
+    conn: Connection, ulid: Ulids
+) -> None:
+    funds = funds_of(ulid(), ceiling_nano=1_000)
+    post_one(conn, hold(funds, timeout_at_ms=TIMEOUT_MS), now_ms=START_MS)
+    assert account(conn, ALICE).available_nano == 0
+    post_one(conn, capture_late(funds, 1_000, NODE, fee_bps=500), now_ms=TIMEOUT_MS)
+    assert posted_nano(conn, ALICE) == 0
+
+
+def test_a_late_capture_of_nothing_is_an_expiry(conn: Connection, ulid: Ulids) -> None:
+    funds = funds_of(ulid())
+    post_one(conn, hold(funds, timeout_at_ms=TIMEOUT_MS), now_ms=START_MS)
+    (due,) = list_due_holds(conn, TIMEOUT_MS, limit=10)
+    assert capture_late(funds, 0, NODE, fee_bps=500) == expire(due)
+
+
+def test_a_late_capture_before_the_timeout_is_refused(conn: Connection, ulid: Ulids) -> None:
+    funds = funds_of(ulid())
+    post_one(conn, hold(funds, timeout_at_ms=TIMEOUT_MS), now_ms=START_MS)
+    with pytest.raises(PostingRefusedError) as refused:
+        post_one(conn, capture_late(funds, 60, NODE, fee_bps=500), now_ms=TIMEOUT_MS - 1)
+    assert refused.value.result is Result.PENDING_TRANSFER_NOT_YET_EXPIRED
+    post_one(conn, capture(funds, 60, NODE, fee_bps=500), now_ms=TIMEOUT_MS - 1)
+
+
+def test_a_lease_is_captured_in_time_or_late_or_given_back(conn: Connection, ulid: Ulids) -> None:
+    captured, returned = funds_of(ulid()), funds_of(ulid())
+    for funds in (captured, returned):
+        post_one(conn, hold(funds, timeout_at_ms=TIMEOUT_MS), now_ms=START_MS)
+    post_one(conn, capture(captured, 60, NODE, fee_bps=500), now_ms=START_MS)
+    (due,) = list_due_holds(conn, TIMEOUT_MS, limit=10)
+    post_one(conn, expire(due), now_ms=TIMEOUT_MS)
+    for funds in (captured, returned):
+        with pytest.raises(PostingRefusedError):
+            post_one(conn, capture_late(funds, 60, NODE, fee_bps=500), now_ms=TIMEOUT_MS + 1)
+    assert posted_nano(conn, ALICE) == 1_000 - 60
 
 
 def test_credit_may_open_the_account(conn: Connection, ulid: Ulids) -> None:

@@ -6,56 +6,34 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator.db.receipts import find_receipt, list_pending_receipts
+from coordinator.app import restore_leases
+from coordinator.db.bulk import Record
+from coordinator.db.receipts import find_receipt
 from coordinator.db.schema import ReceiptState
 from coordinator.job_stream import JobFailed
-from coordinator.settling import ACCEPTANCE_WITHIN_MS, Verdict, judge_receipt
+from coordinator.ledger.machine import Chain
+from coordinator.ledger.transfers import Result
+from coordinator.ledger.writer import LedgerWriter
+from coordinator.open_leases import OpenLeases
+from coordinator.settling import ACCEPTANCE_WITHIN_MS, ReceiptDesk
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
-from protocol.messages import STAMP_MS_MAX, Acceptance, Finish, Receipt
+from protocol.limits import RECEIPT_GRACE_MS
+from protocol.messages import Finish, Receipt
 from protocol.payload import Chunk
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
 from tests.coordinator.small_market import (
+    FEE_BPS,
     INPUT_UNITS,
     OPENING_CREDIT_NANO,
     Script,
     SmallMarket,
     open_small_market,
 )
-from tests.protocol.makers import PRICE, make_chain
+from tests.protocol.makers import make_chain
 
-CHAIN = make_chain()
-RECEIPT = CHAIN.receipt.message
-LEASE = CHAIN.lease.message
-
-
-def verdict(acceptance: Acceptance | None, *, is_overdue: bool = False) -> Verdict:
-    return judge_receipt(RECEIPT, acceptance, LEASE, is_overdue=is_overdue)
-
-
-def test_a_receipt_that_the_client_agrees_to_is_paid_at_once() -> None:
-    agreed = verdict(CHAIN.acceptance.message)
-    assert agreed == Verdict(ReceiptState.SETTLED, RECEIPT.amount_nano)
-
-
-def test_without_the_clients_word_the_node_waits_and_is_then_paid() -> None:
-    assert verdict(None) == Verdict(ReceiptState.PENDING, None)
-    assert verdict(None, is_overdue=True) == Verdict(ReceiptState.SETTLED, RECEIPT.amount_nano)
-
-
-def test_of_two_counts_the_smaller_is_paid() -> None:
-    for output_tokens in (0, 1, 3):
-        counted = Units(RECEIPT.units.input_tokens, output_tokens)
-        disputed = replace(CHAIN.acceptance.message, units=counted, agrees=False)
-        smaller = min(RECEIPT.amount_nano, charge_nano(PRICE, counted, Finish.STOP))
-        assert verdict(disputed) == Verdict(ReceiptState.DISPUTED, smaller)
-
-
-def test_a_receipt_of_nothing_frees_the_hold_at_once() -> None:
-    nothing = replace(RECEIPT, units=Units(), amount_nano=0, finish=Finish.REFUSED)
-    found = judge_receipt(nothing, None, LEASE, is_overdue=False)
-    assert found == Verdict(ReceiptState.SETTLED, 0)
+RECEIPT = make_chain().receipt.message
 
 
 async def lose_client(market: SmallMarket) -> Signed[Receipt]:
@@ -188,21 +166,107 @@ async def test_a_receipt_that_comes_late_is_paid_before_its_hold_runs_out(
         market.assert_books_are_closed()
 
 
-async def test_a_pending_receipt_whose_hold_ran_out_is_not_asked_about_for_ever(
+async def test_an_acknowledged_receipt_is_paid_although_its_hold_ran_out(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        assert (await market.nodes[0].hand_in(receipt)).state == ReceiptState.PENDING
+        pass_expiry(market)
+        await trio.sleep(5)
+        reply = await market.nodes[0].hand_in(receipt)
+        assert (reply.state, spent(market)) == (ReceiptState.SETTLED, receipt.message.amount_nano)
+        market.assert_books_are_closed()
+
+
+async def test_a_hold_that_times_out_on_the_way_to_the_books_is_paid_all_the_same(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        (opened,) = market.coordinator.leases.by_hold().values()
+        market.clock._epoch_ms += opened.hold_expires_at_ms - market.clock.now_ms() - 1
+        submit = market.coordinator.writer.submit
+
+        async def dawdle(chain: Chain, records: tuple[Record, ...] = ()) -> Result:
+            market.clock._epoch_ms += 10
+            return await submit(chain, records)
+
+        monkeypatch.setattr(market.coordinator.writer, "submit", dawdle)
+        reply = await market.nodes[0].hand_in(receipt)
+        assert (reply.state, spent(market)) == (ReceiptState.SETTLED, receipt.message.amount_nano)
+        market.assert_books_are_closed()
+
+
+async def test_a_pending_receipt_whose_hold_another_program_gave_back_is_refused_for_good(
     autojump_clock: MockClock,
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         receipt = await lose_client(market)
         await market.nodes[0].hand_in(receipt)
-        (opened,) = market.coordinator.leases.by_hold().values()
-        # As if the coordinator had been away until the hold was over.
-        market.clock._epoch_ms += opened.hold_expires_at_ms - market.clock.now_ms()
-        await trio.sleep(5)
+        pass_expiry(market)
+        await LedgerWriter.expire_holds(market.coordinator.writer)
         with pytest.raises(RemoteProtocolError) as caught:
             await market.nodes[0].hand_in(receipt)
+        assert (caught.value.code, spent(market)) == (Code.EXPIRED, 0)
+
+
+def pass_expiry(market: SmallMarket) -> None:
+    """As if the coordinator had been away until the hold was over."""
+    (opened,) = market.coordinator.leases.by_hold().values()
+    market.clock._epoch_ms += opened.hold_expires_at_ms - market.clock.now_ms()
+
+
+async def restart_after_expiry(market: SmallMarket) -> ReceiptDesk:
+    """A coordinator that was killed before the hold's timeout, and started after it."""
+    old = market.coordinator
+    pass_expiry(market)
+    leases = OpenLeases()
+    await restore_leases(market.database, leases, old.market, now_ms=market.clock.now_ms())
+    # The old one is dead: what it held in memory must not expire the hold first.
+    old.leases._by_id.clear()
+    return ReceiptDesk(
+        market.database, old.writer, old.market, leases, clock=market.clock, fee_bps=FEE_BPS
+    )
+
+
+async def test_after_an_outage_receipts_are_taken_for_as_long_as_after_a_deadline(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        desk = await restart_after_expiry(market)
+        assert await desk.expire() == 0
+        reply = await desk.accept(receipt, None)
+        assert (reply.state, spent(market)) == (ReceiptState.SETTLED, receipt.message.amount_nano)
+        market.assert_books_are_closed()
+
+
+async def test_after_an_outage_a_hold_without_a_receipt_is_given_back_a_little_later(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        desk = await restart_after_expiry(market)
+        market.clock._epoch_ms += RECEIPT_GRACE_MS
+        with pytest.raises(RemoteProtocolError) as caught:
+            await desk.accept(receipt, None)
         assert caught.value.code is Code.EXPIRED
-        with market.database.transaction() as conn:
-            assert not list_pending_receipts(conn, received_before_ms=STAMP_MS_MAX, limit=9)
+        assert await desk.expire() == 1
+        market.assert_books_are_closed()
+
+
+async def test_after_an_outage_a_receipt_that_had_been_acknowledged_is_paid(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        await market.nodes[0].hand_in(receipt)
+        desk = await restart_after_expiry(market)
+        market.clock._epoch_ms += 10 * RECEIPT_GRACE_MS
+        assert await desk.expire() == 0, "what was acknowledged is kept, however late it is"
+        assert await desk.sweep() == 1
+        assert spent(market) == receipt.message.amount_nano
         market.assert_books_are_closed()
 
 
