@@ -54,6 +54,9 @@ class MarketRules:
     fee_bps: int = 500
     # The manifest digests that may answer to a model's name; names that are not here are free.
     catalogue: Mapping[str, frozenset[Digest]] = field(default_factory=dict)
+    # A job takes two: a lease and a settlement. So fifty jobs a second, and a minute's worth at
+    # once.
+    client_asks_per_minute: int = 6_000
 
 
 class Coordinator:
@@ -93,7 +96,9 @@ class Coordinator:
             database=database,
             clock=clock,
         )
-        self._lease_server = LeaseServer(self.desk, database)
+        self._lease_server = LeaseServer(
+            self.desk, database, asks_per_minute=rules.client_asks_per_minute
+        )
         self.control = ControlServer(
             transport, self.market, self.receipts, clock=clock, rng=_child(rng)
         )

@@ -14,6 +14,11 @@ from protocol.keys import SigningKey
 log = structlog.get_logger(__name__)
 
 
+# How old a Caller may be: for so long a revoked key may still work, against one database read per
+# key and period.
+CALLER_TTL_S = 5.0
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who sent a request. `remaining_nano` is what the key's budget had left when it was looked up;

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from coordinator.job_stream import JobFailed, JobStream, Outcome
-from coordinator.leaser import Granted, Leaser, Observation, check_terms
+from coordinator.leaser import Granted, Leaser, Observation, Payer, check_terms
 from protocol.clock import Clock, Entropy
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
@@ -58,7 +58,7 @@ SETTLERS = 8
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What to run, and what it may cost. `units_expected` guides matching only; `api_key_id` names
+    """What to run, and what it may cost. `units_expected` guides matching only; `payer` is
     whose budget the job counts against, where the coordinator is in the same process."""
 
     model: str
@@ -69,7 +69,7 @@ class JobSpec:
     objective: Objective = Objective.BALANCED
     constraints: Constraints = NO_CONSTRAINTS
     deadline_s: float = 120.0
-    api_key_id: str | None = None
+    payer: Payer | None = None
 
 
 @dataclass(slots=True)
@@ -127,7 +127,7 @@ class MarketClient:
         attempts = _Attempts()
         while True:
             started_at = trio.current_time()
-            granted = await self._lease(request, attempts, deadline, spec.api_key_id)
+            granted = await self._lease(request, attempts, deadline, spec.payer)
             lease_ms = 1000 * (trio.current_time() - started_at)
             try:
                 stream = await self._open_at(granted, request, payload, key, deadline)
@@ -177,7 +177,7 @@ class MarketClient:
         request: Signed[JobRequest],
         attempts: _Attempts,
         deadline: float,
-        api_key_id: str | None,
+        payer: Payer | None,
     ) -> Granted:
         """Raises JobFailed: what the coordinator says, or what the last node said."""
         if len(attempts.exclude) >= ATTEMPTS_MAX and attempts.last_failure is not None:
@@ -188,7 +188,7 @@ class MarketClient:
                     request,
                     exclude=tuple(attempts.exclude),
                     receipts=tuple(attempts.receipts),
-                    api_key_id=api_key_id,
+                    payer=payer,
                 )
             check_terms(granted, request)
         except trio.TooSlowError:

@@ -175,7 +175,7 @@ class JobStream:
             code=self._failure.code if self._failure is not None else None,
             first_output_ms=first_ms,
             total_ms=1000 * (trio.current_time() - self._started_at),
-            delivered=self._job.units,
+            delivered=self._job.units if self.outcome is not None else self._job.units_owed,
             has_receipt=self.outcome is not None,
             retry_after_ms=self._failure.retry_after_ms if self._failure is not None else None,
         )

@@ -1,13 +1,19 @@
 """What clients elsewhere ask of this coordinator: LEASE_PROTOCOL over the network.
 
 The connection proves who asks; a lease is granted only to the signer of its request, so that a
-stolen request is of no use.
+stolen request is of no use. How often anyone may ask is bounded, whatever the question.
 """
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
 
 from coordinator.db.accounts import find_account
 from coordinator.db.engine import Database
 from coordinator.leases import LeaseDesk
 from coordinator.ledger.accounts import account_of
+from coordinator.token_buckets import TokenBuckets
 from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
@@ -31,22 +37,42 @@ from protocol.services import (
 
 ROLE = "coordinator"
 
+Ask = TypeVar("Ask")
+Reply = TypeVar("Reply")
+
 
 class LeaseServer:
     """Serves one stream per client; `handle` is the transport's handler."""
 
-    def __init__(self, desk: LeaseDesk, database: Database) -> None:
+    def __init__(self, desk: LeaseDesk, database: Database, *, asks_per_minute: int) -> None:
         self._desk = desk
         self._database = database
+        self._asks_per_minute = asks_per_minute
+        self._buckets = TokenBuckets(trio.current_time)
         self._rpc = RpcServer()
-        self._rpc.register(Method.LEASE, LeaseAsk, self._lease)
-        self._rpc.register(Method.QUOTE, QuoteAsk, self._quote)
-        self._rpc.register(Method.SETTLE, SettleAsk, self._settle)
-        self._rpc.register(Method.NODES, NodesAsk, self._nodes)
-        self._rpc.register(Method.BALANCE, BalanceAsk, self._balance)
+        self._rpc.register(Method.LEASE, LeaseAsk, self._limited(self._lease))
+        self._rpc.register(Method.QUOTE, QuoteAsk, self._limited(self._quote))
+        self._rpc.register(Method.SETTLE, SettleAsk, self._limited(self._settle))
+        self._rpc.register(Method.NODES, NodesAsk, self._limited(self._nodes))
+        self._rpc.register(Method.BALANCE, BalanceAsk, self._limited(self._balance))
 
     async def handle(self, stream: Stream) -> None:
         await serve_channels(stream, self._rpc.serve_channel, role=ROLE)
+
+    def _limited(
+        self, answer: Callable[[PeerId, Ask], Awaitable[Reply]]
+    ) -> Callable[[PeerId, Ask], Awaitable[Reply]]:
+        async def answer_within_rate(client: PeerId, ask: Ask) -> Reply:
+            wait_s = self._buckets.take(client, self._asks_per_minute).wait_s
+            if wait_s:
+                raise RemoteProtocolError(
+                    f"a client may ask {self._asks_per_minute} times per minute",
+                    code=Code.RATE_LIMITED,
+                    retry_after_ms=max(1, round(1_000 * wait_s)),
+                )
+            return await answer(client, ask)
+
+        return answer_within_rate
 
     async def _lease(self, client: PeerId, ask: LeaseAsk) -> LeaseGrant:
         request = open_envelope(ask.request, JobRequest, signer=client)

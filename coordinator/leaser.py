@@ -21,6 +21,15 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True)
+class Payer:
+    """An API key whose jobs count against its budget, of which so much was left when it was looked
+    up; None is no limit."""
+
+    api_key_id: str
+    remaining_nano: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """How a node did, as its client saw it. `code` is None if the job ended as it should;
     `delivered` is what the client counted, and `has_receipt` whether it countersigned."""
@@ -45,10 +54,10 @@ class Leaser(Protocol):
         *,
         exclude: tuple[PeerId, ...],
         receipts: tuple[Signed[Receipt], ...],
-        api_key_id: str | None = None,
+        payer: Payer | None = None,
     ) -> Granted:
         """Hold funds and name a node. `receipts` are signed refusals of earlier attempts, which
-        free their holds. `api_key_id` is whose budget to charge, known to a gateway only.
+        free their holds. `payer` is whose budget to charge, known to a gateway only.
 
         Raises RemoteProtocolError if nothing fits or funds are missing.
         """

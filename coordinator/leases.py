@@ -11,7 +11,7 @@ from coordinator.db.engine import Database
 from coordinator.db.jobs import record_job
 from coordinator.db.leases import list_leases_of, record_lease
 from coordinator.errors import CoordinatorError
-from coordinator.leaser import Granted, Observation
+from coordinator.leaser import Granted, Observation, Payer
 from coordinator.ledger.postings import hold
 from coordinator.ledger.refusals import (
     OutOfFundsError,
@@ -38,6 +38,10 @@ log = structlog.get_logger(__name__)
 
 # A client tries five nodes; twice that is somebody who only wants holds.
 LEASES_PER_JOB_MAX = 10
+# Money bounds a client's holds, unless nodes give their work away: each open lease is a few
+# kilobytes of ours, for up to eleven minutes. Twice what the largest gateway has in flight.
+LEASES_PER_CLIENT_MAX = 10_000
+LEASES_FULL_RETRY_MS = 5_000
 
 
 class LeaseDesk:
@@ -72,7 +76,7 @@ class LeaseDesk:
         *,
         exclude: tuple[PeerId, ...] = (),
         receipts: tuple[Signed[Receipt], ...] = (),
-        api_key_id: str | None = None,
+        payer: Payer | None = None,
     ) -> Granted:
         """See `Leaser.lease`. The caller vouches that the request comes from its client."""
         now_ms = self._clock.now_ms()
@@ -80,13 +84,13 @@ class LeaseDesk:
         for receipt in receipts:
             await self._receipts.accept(receipt, None)
         try:
-            return await self._grant(request, frozenset(exclude), api_key_id)
+            return await self._grant(request, frozenset(exclude), payer)
         except _LeasedBeforeError:
             await self._recall(request.message.job_id)
-        return await self._grant(request, frozenset(exclude), api_key_id)
+        return await self._grant(request, frozenset(exclude), payer)
 
     async def _grant(
-        self, request: Signed[JobRequest], exclude: frozenset[PeerId], api_key_id: str | None
+        self, request: Signed[JobRequest], exclude: frozenset[PeerId], payer: Payer | None
     ) -> Granted:
         now_ms = self._clock.now_ms()
         # Clients choose ids: whoever learns one must not use up its owner's attempts.
@@ -97,13 +101,23 @@ class LeaseDesk:
         attempt = self._leases.attempts(request.message.job_id)
         if attempt >= LEASES_PER_JOB_MAX:
             raise RemoteProtocolError("this job was leased too often", code=Code.REPLAYED)
+        if self._leases.count_of(request.message.client) >= LEASES_PER_CLIENT_MAX:
+            raise RemoteProtocolError(
+                f"this client has {LEASES_PER_CLIENT_MAX} leases open: settle some first",
+                code=Code.RATE_LIMITED,
+                retry_after_ms=LEASES_FULL_RETRY_MS,
+            )
         deadline_at_ms = self._deadline_at_ms(request.message, now_ms)
         choice = self._market.choose(
-            request.message, exclude=exclude, deadline_at_ms=deadline_at_ms
+            request.message,
+            exclude=exclude,
+            deadline_at_ms=deadline_at_ms,
+            budget_nano=self._budget_nano(payer),
         )
         candidate = choice.candidate
         terms = self._terms(request, candidate, attempt, now_ms, deadline_at_ms)
         lease = seal(self._key, terms)
+        api_key_id = payer.api_key_id if payer is not None else None
         await self._hold(request, OpenLease(lease, api_key_id, candidate.claim))
         log.info(
             "lease_granted",
@@ -122,7 +136,7 @@ class LeaseDesk:
         opened = self._leases.get(lease.message.lease_id)
         if opened is not None:
             if not observation.has_receipt:
-                opened.delivered = observation.delivered
+                self._leases.bound(opened, observation.delivered)
             self._market.judge(opened, observation)
         self._market.book.release(lease.message.lease_id)
 
@@ -131,6 +145,12 @@ class LeaseDesk:
 
     async def nodes(self, ask: NodesAsk) -> NodesReply:
         return self._market.nodes(ask)
+
+    def _budget_nano(self, payer: Payer | None) -> int | None:
+        """What the payer's budget leaves for one more lease; None is no limit."""
+        if payer is None or payer.remaining_nano is None:
+            return None
+        return self._leases.budgets.available_nano(payer.api_key_id, payer.remaining_nano)
 
     def _deadline_at_ms(self, asked: JobRequest, now_ms: int) -> int:
         """The request's deadline by our own clock. The client's may be half a minute off, and a

@@ -1,17 +1,15 @@
 """The market as the gateway needs it, where gateway and coordinator share a process."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 
 import trio
 
 from coordinator.app import Coordinator
 from coordinator.auth import ApiKeyDesk, Caller
 from coordinator.client import JobSpec
-from coordinator.gateway.budgets import Budgets, Reservation
 from coordinator.gateway.market import Health, ModelInfo
-from coordinator.job_stream import JobFailed, JobStream
+from coordinator.job_stream import JobStream
 from coordinator.offers import OfferBook
 from coordinator.offers.table import (
     CONTEXT,
@@ -22,9 +20,7 @@ from coordinator.offers.table import (
     REQUEST_NANO,
     ModelTable,
 )
-from protocol.errors import Code
-from protocol.money import format_credits
-from protocol.pricing import PriceSheet, cost_nano
+from protocol.pricing import PriceSheet
 
 # A list of models is read by people and dashboards; the book changes with every job.
 _MODELS_TTL_S = 1.0
@@ -39,7 +35,6 @@ class LocalMarket:
         self._client = coordinator.client
         self._book = coordinator.market.book
         self._keys = keys
-        self._budgets = Budgets(trio.current_time)
         self._models: tuple[ModelInfo, ...] = ()
         self._models_until = 0.0
 
@@ -47,10 +42,8 @@ class LocalMarket:
         return await self._keys.authenticate(secret)
 
     def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[JobStream]:
-        """Raises JobFailed; BUDGET_EXCEEDED if the caller's key has one and it does not suffice."""
-        if caller.remaining_nano is None:
-            return self._client.open_job(spec, caller.signing_key)
-        return self._open_within_budget(caller, caller.remaining_nano, spec)
+        """Raises JobFailed."""
+        return self._client.open_job(spec, caller.signing_key)
 
     def model(self, name: str) -> ModelInfo | None:
         table = self._book.table(name)
@@ -68,48 +61,6 @@ class LocalMarket:
     def health(self) -> Health:
         nodes = len(self._book)
         return Health(nodes, "" if nodes else "no node offers anything")
-
-    @asynccontextmanager
-    async def _open_within_budget(
-        self, caller: Caller, remaining_nano: int, spec: JobSpec
-    ) -> AsyncIterator[JobStream]:
-        """A lease may cost what is reserved and no more, so many at once cannot overspend."""
-        reservation = self._reserve(caller, remaining_nano, spec)
-        constraints = replace(spec.constraints, max_cost_nano=reservation.amount_nano)
-        try:
-            async with self._client.open_job(
-                replace(spec, constraints=constraints), caller.signing_key
-            ) as job:
-                assert job.info is not None, "a job that is open says what it may cost"
-                reservation.shrink(job.info.ceiling_nano)
-                yield job
-                # A job that is left early is charged for what it delivered: at most its ceiling.
-                if job.outcome is not None:
-                    reservation.shrink(job.outcome.amount_nano)
-        except JobFailed as failure:
-            if not failure.delivered:
-                reservation.shrink(0)
-            raise
-        finally:
-            self._budgets.end(caller.key_id, reservation)
-
-    def _reserve(self, caller: Caller, remaining_nano: int, spec: JobSpec) -> Reservation:
-        """The most that this job may cost at today's prices, as far as the budget goes."""
-        available_nano = self._budgets.available_nano(caller.key_id, remaining_nano)
-        model = self.model(spec.model)
-        least_nano = cost_nano(model.price_from, spec.units_max) if model is not None else 0
-        if available_nano == 0 or least_nano > available_nano:
-            raise JobFailed(
-                f"the budget of this API key has {format_credits(available_nano)} credits left; "
-                f"this request may cost {format_credits(least_nano)} or more",
-                code=Code.BUDGET_EXCEEDED,
-            )
-        limits_nano = [available_nano]
-        if model is not None:
-            limits_nano.append(cost_nano(model.price_to, spec.units_max))
-        if spec.constraints.max_cost_nano is not None:
-            limits_nano.append(spec.constraints.max_cost_nano)
-        return self._budgets.reserve(caller.key_id, min(limits_nano))
 
 
 def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:

@@ -20,6 +20,7 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.limits import FRAME_BYTES_MAX
 from protocol.messages import JobRequest, Lease
+from protocol.money import format_credits
 from protocol.services import (
     NodesAsk,
     NodesReply,
@@ -73,16 +74,26 @@ class Market:
         self._stopwatch_ns = stopwatch_ns
 
     def choose(
-        self, request: JobRequest, *, exclude: frozenset[PeerId], deadline_at_ms: int
+        self,
+        request: JobRequest,
+        *,
+        exclude: frozenset[PeerId],
+        deadline_at_ms: int,
+        budget_nano: int | None = None,
     ) -> Choice:
-        """`deadline_at_ms` is the request's by our clock, which may differ from its client's.
+        """`deadline_at_ms` is the request's by our clock, which may differ from its client's;
+        `budget_nano` is what the job may cost at most, whatever it asks for.
 
-        Raises RemoteProtocolError: UNKNOWN_MODEL, NO_NODE_FITS.
+        Raises RemoteProtocolError: UNKNOWN_MODEL, NO_NODE_FITS, BUDGET_EXCEEDED.
         """
         started_ns = self._stopwatch_ns()
         job = replace(Job.of_request(request, exclude=exclude), deadline_at_ms=deadline_at_ms)
         # Two, because matching never lets a newcomer be the only choice.
-        found = self._match(job, limit=2)
+        found = self._match(_within(job, budget_nano), limit=2)
+        if not found.candidates and budget_nano is not None:
+            found = self._match(job, limit=QUOTE_CANDIDATES_MAX)
+            if found.candidates:
+                raise _over_budget(found, budget_nano)
         if not found.candidates:
             raise _refusal(job, found)
         return Choice(found.candidates[0], (self._stopwatch_ns() - started_ns) // 1_000)
@@ -163,6 +174,24 @@ class Market:
             health=entry.suspension or health,
             success_rate=standing.success_rate if standing is not None else 1.0,
         )
+
+
+def _within(job: Job, budget_nano: int | None) -> Job:
+    """The same job with at most this cost."""
+    if budget_nano is None:
+        return job
+    limit_nano = job.constraints.max_cost_nano
+    lower_nano = budget_nano if limit_nano is None else min(limit_nano, budget_nano)
+    return replace(job, constraints=replace(job.constraints, max_cost_nano=lower_nano))
+
+
+def _over_budget(found: Match, budget_nano: int) -> RemoteProtocolError:
+    least_nano = min(candidate.ceiling_nano for candidate in found.candidates)
+    return RemoteProtocolError(
+        f"the budget of this API key has {format_credits(budget_nano)} credits left for now; this "
+        f"request may cost {format_credits(least_nano)} or more",
+        code=Code.BUDGET_EXCEEDED,
+    )
 
 
 def _refusal(job: Job, found: Match) -> RemoteProtocolError:

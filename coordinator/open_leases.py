@@ -7,13 +7,18 @@ How long a lease's receipt is taken is decided here. Its hold sets the time; a c
 away, and could take none, adds some to it when it is back.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import trio
+
+from coordinator.budgets import Budgets
 from coordinator.ledger.postings import LeaseFunds
 from coordinator.matching.claim import Claim
+from coordinator.verdicts import most_charge_nano
 from protocol.envelope import Signed
-from protocol.ids import Digest, JobId, LeaseId, TransferId
+from protocol.ids import Digest, JobId, LeaseId, PeerId, TransferId
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Lease
 from protocol.pricing import Units
@@ -71,8 +76,10 @@ class OpenLeases:
     """By lease id, and how often each job was leased, until its request is too old for another."""
 
     def __init__(self) -> None:
+        self.budgets = Budgets(trio.current_time)
         self._by_id: dict[LeaseId, OpenLease] = {}
         self._jobs: dict[JobId, _LeasedJob] = {}
+        self._counts: Counter[PeerId] = Counter()
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -87,10 +94,17 @@ class OpenLeases:
     def add(self, opened: OpenLease) -> None:
         granted = opened.lease.message
         self._by_id[granted.lease_id] = opened
+        self._counts[granted.client] += 1
+        if opened.api_key_id is not None:
+            self.budgets.hold(opened.api_key_id, granted.lease_id, granted.ceiling_nano)
         self.recall(granted)
 
     def get(self, lease_id: LeaseId) -> OpenLease | None:
         return self._by_id.get(lease_id)
+
+    def count_of(self, client: PeerId) -> int:
+        """How many leases this client has open."""
+        return self._counts[client]
 
     def attempts(self, job_id: JobId) -> int:
         """How many leases this job has had, as far as this process knows."""
@@ -113,9 +127,25 @@ class OpenLeases:
             last.request_digest, last.attempt + 1, last.deadline_at_ms
         )
 
-    def end(self, lease_id: LeaseId) -> OpenLease | None:
+    def bound(self, opened: OpenLease, delivered: Units) -> None:
+        """Our own client says what it got of a job that broke off: no more will be charged."""
+        opened.delivered = delivered
+        granted = opened.lease.message
+        if opened.api_key_id is not None:
+            most_nano = most_charge_nano(granted, delivered)
+            self.budgets.bound(opened.api_key_id, granted.lease_id, most_nano)
+
+    def end(self, lease_id: LeaseId, *, paid_nano: int = 0) -> None:
         """Forget a lease that was settled, released or expired."""
-        return self._by_id.pop(lease_id, None)
+        opened = self._by_id.pop(lease_id, None)
+        if opened is None:
+            return
+        client = opened.lease.message.client
+        self._counts[client] -= 1
+        if not self._counts[client]:
+            del self._counts[client]
+        if opened.api_key_id is not None:
+            self.budgets.end(opened.api_key_id, lease_id, paid_nano)
 
     def by_hold(self) -> dict[TransferId, OpenLease]:
         return {opened.funds.hold_id: opened for opened in self._by_id.values()}

@@ -3,7 +3,7 @@ gateways that run next to their users."""
 
 from typing import TypeVar
 
-from coordinator.leaser import Granted, Observation
+from coordinator.leaser import Granted, Observation, Payer
 from protocol.envelope import Signed, open_envelope
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, JobRequest, Lease, NodeOffer, Receipt
@@ -50,7 +50,7 @@ class RemoteLeaser:
         *,
         exclude: tuple[PeerId, ...] = (),
         receipts: tuple[Signed[Receipt], ...] = (),
-        api_key_id: str | None = None,
+        payer: Payer | None = None,
     ) -> Granted:
         ask = LeaseAsk(request.raw, exclude, tuple(receipt.raw for receipt in receipts))
         grant = await self._call(Method.LEASE, ask, LeaseGrant)

@@ -41,7 +41,7 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
         database = open_database(config.database, ThreadRunner())
         runtime = system_runtime()
         transport = Libp2pTransport(key, config.listen, announce=config.announce)
-        rules = MarketRules(config.fee_bps, config.catalogue)
+        rules = MarketRules(config.fee_bps, config.catalogue, config.client_asks_per_minute)
         coordinator = Coordinator(key, transport, database, rules, runtime)
         try:
             async with trio.open_nursery() as market:

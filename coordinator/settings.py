@@ -107,6 +107,13 @@ SETTINGS: tuple[Setting, ...] = (
         "Which manifest digests may answer to a model's name; names not listed are free to all.",
         '{ "smollm2-135m-instruct" = "…64 hex digits…" }',
     ),
+    Setting(
+        "client_asks_per_minute",
+        6_000,
+        read_count(1, 10_000_000),
+        "How often one client may ask for leases, settlements or quotes; each job takes two.",
+        "6000",
+    ),
     Setting("log_level", "info", read_choice(LEVELS), "How much to log.", '"info"'),
     Setting(
         "log_format",
@@ -129,6 +136,7 @@ class Config:
     database: str
     fee_bps: int
     catalogue: Mapping[str, frozenset[Digest]]
+    client_asks_per_minute: int
     log_level: str
     log_format: LogFormat
     sources: Mapping[str, str]

@@ -249,7 +249,7 @@ class ReceiptDesk:
         billed = receipt.message
         if self._leases.get(billed.lease_id) is not opened:
             return  # Node and client handed it in together, and the other was first.
-        self._forget(opened)
+        self._forget(opened, paid_nano=verdict.amount_nano or 0)
         # If the client was ours, it has told more than a receipt can, and this changes nothing.
         self._market.judge(opened, _observation(billed))
         log.info(
@@ -261,9 +261,9 @@ class ReceiptDesk:
             amount_nano=verdict.amount_nano,
         )
 
-    def _forget(self, opened: OpenLease) -> None:
+    def _forget(self, opened: OpenLease, *, paid_nano: int = 0) -> None:
         lease_id = opened.lease.message.lease_id
-        self._leases.end(lease_id)
+        self._leases.end(lease_id, paid_nano=paid_nano)
         self._market.book.release(lease_id)
 
 

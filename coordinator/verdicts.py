@@ -7,13 +7,14 @@
   what both sides sign for is certain, the rest is a matter for reputation, not for a coin toss.
 - A stream that breaks leaves the client nothing to countersign. What our own client (the gateway)
   counted of it then stands for its word, so that a node cannot break off and bill the maximum.
+  A client that got nothing, and did not cancel, pays nothing.
 """
 
 from dataclasses import dataclass
 
 from coordinator.db.schema import ReceiptState
 from protocol.messages import Acceptance, Lease, Receipt
-from protocol.pricing import Units
+from protocol.pricing import Units, cost_nano
 from protocol.receipts import charge_nano
 
 
@@ -38,7 +39,8 @@ def judge_receipt(
     if receipt.amount_nano == 0:
         return Verdict(ReceiptState.SETTLED, 0)
     if acceptance is None and delivered is not None:
-        return _smaller(receipt, charge_nano(lease.price, delivered, receipt.finish))
+        counted_nano = charge_nano(lease.price, delivered, receipt.finish)
+        return _smaller(receipt, min(counted_nano, most_charge_nano(lease, delivered)))
     if acceptance is None:
         if is_overdue:
             return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
@@ -46,6 +48,11 @@ def judge_receipt(
     if acceptance.agrees:
         return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
     return _smaller(receipt, charge_nano(lease.price, acceptance.units, receipt.finish))
+
+
+def most_charge_nano(lease: Lease, delivered: Units) -> int:
+    """What a job may cost at most of which our own client got so much before its stream broke."""
+    return cost_nano(lease.price, delivered) if delivered != Units() else 0
 
 
 def _smaller(receipt: Receipt, counted_nano: int) -> Verdict:

@@ -113,6 +113,16 @@ class ClientJob:
             images=self._input_units.images,
         )
 
+    @property
+    def units_owed(self) -> Units:
+        """What the node may charge if its last word does not reach us."""
+        return self.units if self._owes_input else Units()
+
+    @property
+    def _owes_input(self) -> bool:
+        """A failure before the first output is free; a job that we cancelled is not."""
+        return self._output_tokens > 0 or self.state is JobState.CANCELLING
+
     def open(self) -> list[Outgoing]:
         """The frames that start the job."""
         self._advance(JobEvent.OPEN)
@@ -200,9 +210,8 @@ class ClientJob:
         check_receipt(receipt, self._lease)
         billed = receipt.message
         is_answer = not is_error and billed.finish in _ANSWERED
-        has_output = self._output_tokens > 0 or self.state is JobState.CANCELLING
-        if billed.amount_nano and not (is_answer or has_output):
-            # A failure before the first output is free, by whatever name the node ends it.
+        if billed.amount_nano and not (is_answer or self._owes_input):
+            # By whatever name the node ends it.
             self._input_units = Units()
         agrees = (billed.units, billed.output_digest) == (self.units, self._digest.hexdigest())
         return Ended(receipt, agrees)

@@ -12,7 +12,7 @@ import trio
 
 from coordinator.client import JobSpec, MarketClient
 from coordinator.job_stream import JobFailed, JobStream, Outcome
-from coordinator.leaser import Granted, Leaser, Observation
+from coordinator.leaser import Granted, Leaser, Observation, Payer
 from coordinator.remote import RemoteLeaser
 from protocol.clock import Clock
 from protocol.envelope import Signed
@@ -165,11 +165,9 @@ class _WatchedLeaser:
         *,
         exclude: tuple[PeerId, ...],
         receipts: tuple[Signed[Receipt], ...],
-        api_key_id: str | None = None,
+        payer: Payer | None = None,
     ) -> Granted:
-        granted = await self._inner.lease(
-            request, exclude=exclude, receipts=receipts, api_key_id=api_key_id
-        )
+        granted = await self._inner.lease(request, exclude=exclude, receipts=receipts, payer=payer)
         self._auditor.leased(granted.lease)
         return granted
 

@@ -11,12 +11,9 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from coordinator.auth import Caller
+from coordinator.auth import CALLER_TTL_S, Caller
 from coordinator.gateway.errors import ApiError, error_of
 from protocol.errors import Code
-
-# How long a revoked key may still work, against one database read per key and period.
-TTL_S = 5.0
 
 _CACHE_MAX = 10_000
 
@@ -71,7 +68,7 @@ class Callers:
 
     async def _ask(self, name: bytes, secret: str) -> Caller | None:
         # Dated from the question: a key that is revoked meanwhile must not live longer for it.
-        expires_at = self._monotonic() + TTL_S
+        expires_at = self._monotonic() + CALLER_TTL_S
         caller = await self._authenticate(secret)
         self._known[name] = _Known(caller, expires_at)
         self._known.move_to_end(name)

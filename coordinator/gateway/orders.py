@@ -8,6 +8,7 @@ from coordinator.client import JobSpec
 from coordinator.gateway.errors import error_of
 from coordinator.gateway.market import ModelInfo
 from coordinator.gateway.routing_params import Routing
+from coordinator.leaser import Payer
 from coordinator.units import units_of
 from protocol.errors import Code
 from protocol.limits import PAYLOAD_BYTES_MAX
@@ -113,5 +114,5 @@ def _spec(
         objective=order.routing.objective,
         constraints=order.routing.constraints,
         deadline_s=deadline_s,
-        api_key_id=caller.key_id,
+        payer=Payer(caller.key_id, caller.remaining_nano),
     )

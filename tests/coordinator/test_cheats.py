@@ -17,7 +17,7 @@ from protocol.limits import FRAME_BYTES_MAX, OFFER_BYTES_MAX
 from protocol.messages import NO_CONSTRAINTS, Finish, JobRequest, ModelOffer, Objective, Task
 from protocol.net.channels import Channel
 from protocol.net.errors import NetTimeout
-from protocol.pricing import Units
+from protocol.pricing import PriceSheet, Units
 from protocol.receipts import check_request
 from protocol.services import NodesAsk
 from protocol.session import JobErrorBody, NodeJob
@@ -232,3 +232,43 @@ async def test_offers_as_large_as_they_may_be_still_fit_a_page(autojump_clock: M
             if not after:
                 break
         assert found == sorted(node.key.peer_id for node in market.nodes)
+
+
+async def test_a_client_that_asks_without_end_is_slowed_down(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        market.coordinator._lease_server._asks_per_minute = 6
+        for _ in range(6):
+            await market.leaser.nodes(NodesAsk())
+        with pytest.raises(RemoteProtocolError) as caught:
+            await market.leaser.nodes(NodesAsk())
+        assert caught.value.code is Code.RATE_LIMITED
+        assert caught.value.retry_after_ms == pytest.approx(10_000, abs=500)
+        await trio.sleep(10)
+        await market.leaser.nodes(NodesAsk())
+
+
+async def test_a_client_cannot_open_leases_without_end(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nodes work for nothing, no money bounds them."""
+    monkeypatch.setattr("coordinator.leases.LEASES_PER_CLIENT_MAX", 2)
+
+    def give_away(nodes: list[ScriptedNode]) -> None:
+        nodes[0].price = PriceSheet()
+
+    async with open_small_market(Script.ANSWER, adjust=give_away) as market:
+        desk, now_ms = market.coordinator.desk, market.clock.now_ms()
+
+        async def lease(number: int) -> None:
+            job_id = JobId(new_ulid(now_ms, bytes([number] * 10)))
+            await desk.lease(make_request(market, market.buyer, job_id))
+
+        await lease(1)
+        await lease(2)
+        with pytest.raises(RemoteProtocolError) as caught:
+            await lease(3)
+        assert caught.value.code is Code.RATE_LIMITED
+        await trio.sleep(200)
+        market.assert_books_are_closed()
+        assert len(market.coordinator.leases) == 0
+        assert not market.coordinator.leases._counts

@@ -8,8 +8,11 @@ from trio.testing import MockClock
 
 from coordinator.accounts import create_account
 from coordinator.auth import ApiKeyDesk, Caller
+from coordinator.budgets import LAG_S
+from coordinator.client import JobSpec
 from coordinator.db.api_keys import create_api_key, find_api_key
 from coordinator.job_stream import JobFailed
+from coordinator.leaser import Payer
 from coordinator.local_market import LocalMarket
 from coordinator.vault import Vault
 from protocol.errors import Code
@@ -57,9 +60,14 @@ class Shop:
         assert found is not None
         return found
 
+    def spec(self, caller: Caller) -> JobSpec:
+        return replace(self.small.spec(), payer=Payer(caller.key_id, caller.remaining_nano))
+
+    async def settled(self) -> None:
+        await self.small.coordinator.client.wait_settled()
+
     async def buy(self, caller: Caller) -> str:
-        spec = replace(self.small.spec(), api_key_id=caller.key_id)
-        async with self.market.open_job(caller, spec) as job:
+        async with self.market.open_job(caller, self.spec(caller)) as job:
             return "".join([chunk.text async for chunk in job])
 
     def spent_nano(self) -> int:
@@ -111,12 +119,13 @@ async def test_a_budget_is_spent_to_its_end_and_not_beyond(autojump_clock: MockC
         budget_nano = shop.ceiling_nano + COST_NANO
         caller = replace(await shop.caller(), remaining_nano=budget_nano)
         assert await shop.buy(caller) == "".join(WORDS)
+        await shop.settled()
         # The caller's figure is as old as it was, yet what was spent since then counts.
         assert await shop.buy(caller) == "".join(WORDS)
-        with pytest.raises(JobFailed) as caught:
+        await shop.settled()
+        with pytest.raises(JobFailed, match="the budget of this API key has 0") as caught:
             await shop.buy(caller)
         assert caught.value.code is Code.BUDGET_EXCEEDED
-        await small.coordinator.client.wait_settled()
         assert shop.spent_nano() == 2 * COST_NANO
         small.assert_books_are_closed()
 
@@ -150,6 +159,7 @@ async def test_a_job_that_delivered_nothing_gives_its_reservation_back(
         with pytest.raises(JobFailed) as caught:
             await shop.buy(caller)
         assert caught.value.code is Code.PROMPT_TOO_LONG
+        await shop.settled()
         small.nodes[0].script = Script.ANSWER
         assert await shop.buy(caller) == "".join(WORDS)
 
@@ -158,7 +168,53 @@ async def test_a_job_left_early_keeps_its_ceiling_reserved(autojump_clock: MockC
     async with open_small_market(Script.ANSWER) as small:
         shop = Shop(small)
         caller = replace(await shop.caller(), remaining_nano=shop.ceiling_nano)
-        async with shop.market.open_job(caller, small.spec()) as job:
+        async with shop.market.open_job(caller, shop.spec(caller)) as job:
             assert (await anext(aiter(job))).text == WORDS[0]
         with pytest.raises(JobFailed):
             await shop.buy(caller)
+        await shop.settled()
+        assert 0 < shop.spent_nano() < shop.ceiling_nano
+
+
+async def test_a_cut_job_counts_until_its_receipt_has_come_or_can_come_no_more(
+    autojump_clock: MockClock,
+) -> None:
+    """However long that takes: a node may hand it in a minute after the deadline."""
+    async with open_small_market(Script.VANISH_MIDWAY) as small:
+        shop = Shop(small)
+        budget_nano = shop.ceiling_nano + COST_NANO // 2
+        caller = replace(await shop.caller(), remaining_nano=budget_nano)
+        with pytest.raises(JobFailed):
+            await shop.buy(caller)
+        small.nodes[0].script = Script.ANSWER
+        await trio.sleep(LAG_S + 1)
+        with pytest.raises(JobFailed) as caught:
+            await shop.buy(caller)
+        assert caught.value.code is Code.BUDGET_EXCEEDED
+        await trio.sleep(100)
+        budgets = small.coordinator.leases.budgets
+        assert budgets.available_nano(caller.key_id, budget_nano) == budget_nano
+
+
+async def test_a_node_that_fails_before_its_output_takes_nothing_of_the_budget(
+    autojump_clock: MockClock,
+) -> None:
+    """The hold of the failed attempt is still there when the job is leased to the next node."""
+    async with open_small_market(Script.VANISH_AT_ONCE, Script.VANISH_AT_ONCE) as small:
+        shop = Shop(small)
+        caller = replace(await shop.caller(), remaining_nano=shop.ceiling_nano)
+        with pytest.raises(JobFailed) as caught:
+            await shop.buy(caller)
+        assert caught.value.code is Code.NODE_LOST
+        assert sum(node.jobs_opened for node in small.nodes) == 2
+
+
+async def test_a_budget_chooses_the_node_that_it_can_pay(autojump_clock: MockClock) -> None:
+    def reprice(nodes: list[ScriptedNode]) -> None:
+        nodes[0].price = replace(PRICE, output_nano_per_mtok=90_000_000_000)
+
+    async with open_small_market(Script.ANSWER, Script.ANSWER, adjust=reprice) as small:
+        shop = Shop(small)
+        caller = replace(await shop.caller(), remaining_nano=shop.ceiling_nano)
+        assert await shop.buy(caller) == "".join(WORDS)
+        assert small.nodes[1].jobs_opened == 1

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from coordinator.auth import Caller
-from coordinator.gateway.callers import TTL_S, Callers
+from coordinator.auth import CALLER_TTL_S, Caller
+from coordinator.gateway.callers import Callers
 from coordinator.gateway.errors import ApiError
 from tests.coordinator.gateway.fake_market import CLIENT_KEY
 
@@ -41,7 +41,7 @@ def test_a_good_key_is_looked_up_once_per_period(desk: Desk, callers: Callers) -
         for _ in range(5):
             assert await callers.identify("Bearer sk-good") is CALLER
         assert desk.lookups == 1
-        desk.now += TTL_S
+        desk.now += CALLER_TTL_S
         assert await callers.identify("bearer  sk-good") is CALLER
         assert desk.lookups == 2
 
@@ -75,7 +75,7 @@ def test_a_revoked_key_stops_working_within_the_period(desk: Desk, callers: Call
     async def revoke() -> None:
         await callers.identify("Bearer sk-good")
         desk.known.clear()
-        desk.now += TTL_S
+        desk.now += CALLER_TTL_S
         with pytest.raises(ApiError, match="revoked"):
             await callers.identify("Bearer sk-good")
 

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from coordinator.job_stream import JobFailed
+from coordinator.leaser import Payer
 from protocol.errors import Code
 from protocol.messages import Finish, Objective, Task
 from protocol.payload import ChatMessage, GenerationInput
@@ -146,7 +147,7 @@ def test_parameters_reach_the_engine(gateway: Harness) -> None:
     spec = gateway.market.specs[-1]
     assert spec.objective is Objective.PRICE
     assert spec.constraints.max_price.prompt_nano_per_mtok == 1_000_000_000
-    assert spec.api_key_id == "key-1"
+    assert spec.payer == Payer("key-1")
 
 
 def test_the_newer_name_of_max_tokens_wins(gateway: Harness) -> None:

@@ -10,7 +10,7 @@ import pytest
 import structlog.testing
 import trio
 
-from coordinator.gateway.callers import TTL_S
+from coordinator.auth import CALLER_TTL_S
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.market import Health
 from tests.coordinator.gateway.fake_market import API_KEY, LIMITED_KEY, FakeMarket, Script
@@ -37,7 +37,7 @@ def test_a_revoked_key_stops_working(gateway: Harness) -> None:
     assert gateway.get("/v1/models").status_code == 200
     gateway.market.revoked.add(API_KEY)
     assert gateway.get("/v1/models").status_code == 200
-    gateway.stopwatch.now_s += TTL_S
+    gateway.stopwatch.now_s += CALLER_TTL_S
     assert gateway.get("/v1/models").status_code == 401
 
 

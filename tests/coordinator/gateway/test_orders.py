@@ -15,6 +15,7 @@ from coordinator.gateway.orders import (
     check_text_size,
 )
 from coordinator.gateway.routing_params import Routing
+from coordinator.leaser import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import NO_CONSTRAINTS, Objective, Task
 from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput
@@ -42,7 +43,7 @@ def test_a_job_says_who_pays_and_what_is_wanted() -> None:
         Task.CAUSAL_LM,
         Objective.PRICE,
     )
-    assert (made.api_key_id, made.deadline_s) == ("key-1", 9.0)
+    assert (made.payer, made.deadline_s) == (Payer("key-1"), 9.0)
     assert made.units_max.output_tokens == 5
 
 

@@ -56,12 +56,3 @@ def test_the_reset_is_written_as_openai_does(rate: int, used: int, text: str) ->
     for _ in range(used):
         headers = taken(limits, rate=rate)
     assert headers["x-ratelimit-reset-requests"] == text
-
-
-def test_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.gateway.rate_limit._BUCKETS_MAX", 3)
-    limits = RateLimits(Clock())
-    for key in "abcd":
-        limits.take(key, 5)
-    assert len(limits._buckets) == 3
-    assert "a" not in limits._buckets
