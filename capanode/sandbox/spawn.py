@@ -17,14 +17,21 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import capanode
-import protocol
 from capanode.sandbox.bwrap import World, bwrap_options
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.launch import FileRules, Launch
 from capanode.sandbox.limits import Limits, tasks_of_user
 from capanode.sandbox.privileges import WORKER_USER_ID
 from capanode.sandbox.seccomp import UnsupportedArchitecture, build_filter
-from capanode.sandbox.view import MODEL_TARGET, SCRATCH_TARGET, View, plan_view
+from capanode.sandbox.view import (
+    MODEL_TARGET,
+    READABLE_DEVICES,
+    READABLE_PROC,
+    SCRATCH_TARGET,
+    View,
+    own_packages,
+    plan_view,
+)
 from protocol.messages import IsolationTier
 
 # 4 MiB moves a 10 MB payload at 5 GB/s, twice as fast as the default.
@@ -36,13 +43,6 @@ _SO_SNDBUFFORCE = 32
 _INHERITED_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "CUDA_VISIBLE_DEVICES")
 
 _FOLDER_PREFIX = "capanode-worker-"
-_READABLE_DEVICES = ("/dev/urandom", "/dev/random", "/dev/zero")
-_READABLE_PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
-
-
-def own_packages() -> tuple[Path, ...]:
-    """The packages that a worker imports; the coordinator's and the keys' stay outside."""
-    return tuple(Path(package.__file__ or "").parent for package in (capanode, protocol))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class _Start:
         self.program = replace(self.program, limits=replace(limits, processes_max=processes_max))
         model = str(self.program.model_dir.resolve()) if self.program.model_dir else ""
         rules = FileRules(
-            readable=(*self.view.sources, str(code_dir), *_READABLE_PROC, *_READABLE_DEVICES),
+            readable=(*self.view.sources, str(code_dir), *READABLE_PROC, *READABLE_DEVICES),
             writable=(str(scratch_dir),),
             devices=("/dev/null", *(_gpu_device_paths() if self.program.gpu else ())),
             gpu=self.program.gpu,

@@ -8,12 +8,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import capanode
+import protocol
 from capanode.sandbox.errors import SandboxError
 
 MODEL_TARGET = "/model"
 SCRATCH_TARGET = "/tmp"  # noqa: S108 - the sandbox's own, empty and private
 CODE_TARGET = "/code"
 _SITE_TARGET = "/site"
+
+# What a program may read of the host where it has no view of its own.
+READABLE_DEVICES = ("/dev/urandom", "/dev/random", "/dev/zero")
+READABLE_PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
 
 # A Python that shares its prefix with the rest of the system: binding the whole prefix would show
 # every program and file there, so only Python's own parts are bound.
@@ -50,6 +56,11 @@ class View:
     @property
     def sources(self) -> tuple[str, ...]:
         return tuple(mount.source for mount in self.mounts)
+
+
+def own_packages() -> tuple[Path, ...]:
+    """The packages that a worker imports; the coordinator's and the keys' stay outside."""
+    return tuple(Path(package.__file__ or "").parent for package in (capanode, protocol))
 
 
 def plan_view(packages: Iterable[Path], model_dir: Path | None) -> View:

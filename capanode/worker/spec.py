@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from capanode.sandbox.limits import Limits
-from capanode.sandbox.spawn import Program, own_packages
+from capanode.sandbox.spawn import Program
+from capanode.sandbox.view import own_packages
 from protocol.messages import Task
 
 # By name, because only the worker may import them: they import torch.

@@ -1,12 +1,21 @@
 """`coordinator accounts`: who may buy, and how much money they have."""
 
 import os
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from coordinator.accounts import create_account, credit_account, find_by_name
-from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, open_books
+from coordinator.cli.options import (
+    CommandError,
+    ConfigFile,
+    DataDir,
+    Json,
+    load_config,
+    read_books,
+    write_books,
+)
 from coordinator.cli.output import credits_text, print_facts, print_json, print_table, short
 from coordinator.db.accounts import list_accounts
 from coordinator.ledger.accounts import Account
@@ -42,10 +51,9 @@ def create(
     """Open an account."""
     amount_nano = _parse_amount(opening_credit) if opening_credit is not None else 0
     config = load_config(data_dir, config_file)
-    database = open_books(config)
-    key = load_or_create_key_file(config.key_path)
     clock = SystemClock()
-    with database.transaction() as conn:
+    with write_books(config, create=True) as conn:
+        key = load_or_create_key_file(config.key_path)
         account = create_account(
             conn, name, peer_id=peer_id, vault=Vault(key), clock=clock, entropy=os.urandom
         )
@@ -72,8 +80,7 @@ def credit(
 ) -> None:
     """Put money into an account."""
     amount_nano = _parse_amount(amount)
-    database = open_books(load_config(data_dir, config_file))
-    with database.transaction() as conn:
+    with write_books(load_config(data_dir, config_file)) as conn:
         account = find_by_name(conn, name)
         account = credit_account(
             conn,
@@ -94,12 +101,11 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Balances of one account, or of all."""
-    database = open_books(load_config(data_dir, config_file))
-    with database.transaction() as conn:
-        if name is not None:
-            _show(find_by_name(conn, name), as_json)
-            return
-        accounts = list_accounts(conn, limit=10_000)
+    config = load_config(data_dir, config_file)
+    if name is not None:
+        _show(read_books(config, partial(find_by_name, name=name)), as_json)
+        return
+    accounts = read_books(config, partial(list_accounts, limit=10_000))
     if as_json:
         print_json([_plain(account) for account in accounts])
         return

@@ -6,10 +6,19 @@ from typing import Annotated
 import typer
 
 from coordinator.accounts import find_by_name
-from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, open_books
+from coordinator.cli.options import (
+    CommandError,
+    ConfigFile,
+    DataDir,
+    Json,
+    load_config,
+    read_books,
+    write_books,
+)
 from coordinator.cli.output import print_json, print_table, say, time_text
 from coordinator.db.api_keys import ApiKey, create_api_key, list_api_keys, revoke_api_key
 from coordinator.db.custodial_keys import find_custodial_key
+from coordinator.db.engine import Connection
 from protocol.money import format_credits, parse_credits
 from protocol.net.clock import SystemClock
 
@@ -31,8 +40,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key. It is shown once, here, and never again."""
-    database = open_books(load_config(data_dir, config_file))
-    with database.transaction() as conn:
+    with write_books(load_config(data_dir, config_file)) as conn:
         owner = find_by_name(conn, account)
         if find_custodial_key(conn, owner.id) is None:
             raise CommandError(
@@ -62,8 +70,7 @@ def revoke(
     config_file: ConfigFile = None,
 ) -> None:
     """Let nobody in with this key any more."""
-    database = open_books(load_config(data_dir, config_file))
-    with database.transaction() as conn:
+    with write_books(load_config(data_dir, config_file)) as conn:
         if not revoke_api_key(conn, key_id, now_ms=SystemClock().now_ms()):
             raise CommandError(f"there is no key {key_id!r} that could be revoked")
     say(f"Key {key_id} is revoked.")
@@ -77,10 +84,12 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """Every key with its use; the keys themselves are not stored."""
-    database = open_books(load_config(data_dir, config_file))
-    with database.transaction() as conn:
+
+    def query(conn: Connection) -> list[ApiKey]:
         owner = find_by_name(conn, account).id if account is not None else None
-        found = list_api_keys(conn, account=owner)
+        return list_api_keys(conn, account=owner)
+
+    found = read_books(load_config(data_dir, config_file), query)
     if as_json:
         print_json([_plain(key) for key in found])
         return

@@ -1,7 +1,8 @@
 """Options that mean the same in every command, each declared once."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -9,7 +10,13 @@ from typing import Annotated, TypeVar
 import trio
 import typer
 
-from coordinator.db.engine import Connection, Database, InlineRunner, open_database
+from coordinator.db.engine import (
+    Connection,
+    Database,
+    InlineRunner,
+    database_exists,
+    open_database,
+)
 from coordinator.settings import Config
 from protocol.errors import CapaError
 
@@ -52,17 +59,35 @@ def load_config(data_dir: Path | None = None, file: Path | None = None, **flags:
     return Config.resolve(file=file, env=os.environ, flags={"data_dir": data_dir, **flags})
 
 
-def open_books(config: Config) -> Database:
-    """The database of the coordinator on this machine, whether or not it is running."""
-    if config.database.startswith("sqlite:///"):
+@contextmanager
+def open_books(config: Config, *, create: bool = False) -> Iterator[Database]:
+    """The database of the coordinator on this machine, whether or not it is running.
+
+    Raises CommandError if there is none, unless it may be made: an audit of books that a slip of
+    the keyboard has made just now would be green.
+    """
+    if create:
         config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return open_database(config.database, InlineRunner())
+    elif not database_exists(config.database):
+        raise CommandError(
+            f"there are no books at {config.database}: name the coordinator's data directory with "
+            "--data-dir, or make books with `coordinator start` or `accounts create`"
+        )
+    database = open_database(config.database, InlineRunner())
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def write_books(config: Config, *, create: bool = False) -> Iterator[Connection]:
+    """One transaction in the books: durable when the block ends, undone if it raises."""
+    with open_books(config, create=create) as database, database.transaction() as conn:
+        yield conn
 
 
 def read_books(config: Config, query: Callable[[Connection], T]) -> T:
     """One query on one snapshot, beside a running coordinator and without keeping it waiting."""
-    database = open_books(config)
-    try:
+    with open_books(config) as database:
         return trio.run(partial(database.read, query))
-    finally:
-        database.close()

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, open_books
+from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
 from coordinator.cli.output import credits_text, print_facts, print_json
+from coordinator.db.engine import Connection
 from coordinator.db.jobs import find_job
 from coordinator.db.leases import find_lease
 from coordinator.db.receipts import list_receipts_of
@@ -24,17 +25,17 @@ def export(
     config_file: ConfigFile = None,
 ) -> None:
     """Print the signed messages of a job's last receipt, for `receipts verify` anywhere."""
-    database = open_books(load_config(data_dir, config_file))
-    with database.transaction() as conn:
+
+    def query(conn: Connection) -> str:
         job = find_job(conn, JobId(job_id))
         receipts = list_receipts_of(conn, JobId(job_id))
         stored = receipts[-1] if receipts else None
         lease = find_lease(conn, stored.lease_id) if stored is not None else None
-    if job is None or stored is None or lease is None:
-        raise CommandError(f"there is no receipt for a job {job_id!r}")
-    typer.echo(
-        write_evidence(job.request, lease.envelope, stored.receipt, stored.acceptance), nl=False
-    )
+        if job is None or stored is None or lease is None:
+            raise CommandError(f"there is no receipt for a job {job_id!r}")
+        return write_evidence(job.request, lease.envelope, stored.receipt, stored.acceptance)
+
+    typer.echo(read_books(load_config(data_dir, config_file), query), nl=False)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import trio
-from sqlalchemy import Connection, make_url
+from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError
 
 from coordinator.db import sqlite
@@ -71,16 +71,7 @@ class Database:
     """Connections to one database. `open_database` makes it, and brings it up to date."""
 
     def __init__(self, url: str, runner: Runner) -> None:
-        try:
-            parsed = make_url(url)
-        except ArgumentError:
-            raise StorageError(
-                "the database URL cannot be read: write for example sqlite:////var/lib/capa.db"
-            ) from None
-        if parsed.get_backend_name() != "sqlite":
-            raise StorageError(
-                f"there is no support for {parsed.get_backend_name()} yet: use a sqlite:/// URL"
-            )
+        parsed = _parse(url)
         self._runner = runner
         if not sqlite.is_memory(parsed) and not Path(parsed.database or "").parent.is_dir():
             raise StorageError(f"the folder of {parsed.database} does not exist: create it first")
@@ -144,6 +135,12 @@ class Database:
             raise InvalidRowError(f"a value does not fit its column: {error}") from error
 
 
+def database_exists(url: str) -> bool:
+    """Whether there is a database to open, or `open_database` would make one. Raises StorageError
+    if the URL cannot be read."""
+    return sqlite.is_memory(parsed := _parse(url)) or Path(parsed.database or "").is_file()
+
+
 def open_database(url: str, runner: Runner) -> Database:
     """Connect, and bring the schema up to this program's version. Blocks for some milliseconds.
 
@@ -157,3 +154,17 @@ def open_database(url: str, runner: Runner) -> Database:
         database.close()
         raise
     return database
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise StorageError(
+            "the database URL cannot be read: write for example sqlite:////var/lib/capa.db"
+        ) from None
+    if parsed.get_backend_name() != "sqlite":
+        raise StorageError(
+            f"there is no support for {parsed.get_backend_name()} yet: use a sqlite:/// URL"
+        )
+    return parsed

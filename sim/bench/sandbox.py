@@ -19,8 +19,8 @@ import sim
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.limits import limits_for_model
 from capanode.sandbox.probe import probe_isolation
-from capanode.sandbox.spawn import Program, Sandbox, own_packages
-from capanode.sandbox.view import plan_view
+from capanode.sandbox.spawn import Program, Sandbox
+from capanode.sandbox.view import own_packages, plan_view
 from sim.bench.sandbox_load import MESSAGE_BYTES, ROUND
 
 _MODULE = "sim.bench.sandbox_load"

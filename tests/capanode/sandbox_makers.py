@@ -16,7 +16,8 @@ from capanode.sandbox.landlock import VERSION_MIN, landlock_version
 from capanode.sandbox.launch import Launch
 from capanode.sandbox.limits import Limits, limits_for_model
 from capanode.sandbox.probe import probe_sandbox
-from capanode.sandbox.spawn import Program, Sandbox, own_packages
+from capanode.sandbox.spawn import Program, Sandbox
+from capanode.sandbox.view import own_packages
 from protocol.messages import IsolationTier
 
 REPOSITORY = Path(tests.__file__ or "").parent.parent

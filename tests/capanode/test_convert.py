@@ -1,7 +1,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -383,9 +383,9 @@ def test_a_sound_safetensors_header_is_read(tmp_path: Path) -> None:
 # The process
 
 
-def stub(program: str) -> Callable[[Sequence[str]], Sequence[str]]:
+def stub(program: str) -> list[str]:
     """In place of the converter, a program of our own."""
-    return lambda command: [sys.executable, "-S", "-c", program]
+    return [sys.executable, "-S", "-c", program]
 
 
 @pytest.mark.parametrize(
@@ -406,27 +406,56 @@ def test_a_converter_that_fails_is_reported_in_words(
     source: Path, target: Path, program: str, reason: str
 ) -> None:
     with pytest.raises(ConversionError, match=reason):
-        convert_model("gguf", source, target, progress=ignore_progress, wrap=stub(program))
+        convert_model("gguf", source, target, progress=ignore_progress, program=stub(program))
 
 
 def test_a_converter_that_hangs_is_stopped(source: Path, target: Path) -> None:
     program = 'import signal; print(\'{"done": 1, "total": 2}\', flush=True); signal.pause()'
     with pytest.raises(ConversionError, match="too long"):
         convert_model(
-            "gguf", source, target, progress=ignore_progress, wrap=stub(program), timeout_s=0.5
+            "gguf", source, target, progress=ignore_progress, program=stub(program), timeout_s=0.5
         )
 
 
 def test_a_disk_that_fills_during_conversion_is_named(source: Path, target: Path) -> None:
     program = 'print(\'{"refused": "OSError: [Errno 28] No space left on device"}\')'
     with pytest.raises(StorageFullError):
-        convert_model("gguf", source, target, progress=ignore_progress, wrap=stub(program))
+        convert_model("gguf", source, target, progress=ignore_progress, program=stub(program))
 
 
 def test_a_converter_cannot_take_all_memory(source: Path, target: Path) -> None:
     program = "from capanode.models import convert; convert._limit_self(); bytearray(8 * 1024**3)"
     with pytest.raises(ConversionError, match="MemoryError"):
-        convert_model("gguf", source, target, progress=ignore_progress, wrap=stub(program))
+        convert_model("gguf", source, target, progress=ignore_progress, program=stub(program))
+
+
+@pytest.mark.parametrize(
+    ("attempt", "met"),
+    [
+        ("open('{outside}').read()", "PermissionError"),
+        ("open('{outside}', 'w')", "PermissionError"),
+        ("open('{outside}.new', 'w')", "PermissionError"),
+        ("os.listdir('/')", "PermissionError"),
+        ("socket.socket()", "PermissionError"),
+        ("os.fork()", "PermissionError"),
+        ("os.execv('/bin/true', ['true'])", "PermissionError"),
+        ("os.kill(os.getppid(), 0)", "PermissionError"),
+        ("open('{target}/model', 'w').write('x'), sys.exit('written')", "written"),
+    ],
+)
+def test_the_converter_reaches_nothing_but_its_own_files(
+    source: Path, target: Path, tmp_path: Path, attempt: str, met: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("not the converter's business")
+    program = (
+        "import os, socket, sys, pathlib; from capanode.models import convert; "
+        f"convert._confine_self(pathlib.Path('{source}'), pathlib.Path('{target}')); "
+        + attempt.format(outside=outside, target=target)
+    )
+    with pytest.raises(ConversionError, match=met):
+        convert_model("gguf", source, target, progress=ignore_progress, program=stub(program))
+    assert outside.read_text() == "not the converter's business"
 
 
 def test_the_converter_sees_no_environment_of_ours(
@@ -435,7 +464,7 @@ def test_the_converter_sees_no_environment_of_ours(
     monkeypatch.setenv("HF_TOKEN", "secret")
     program = "import os; raise SystemExit(str(sorted(os.environ)))"
     with pytest.raises(ConversionError) as caught:
-        convert_model("gguf", source, target, progress=ignore_progress, wrap=stub(program))
+        convert_model("gguf", source, target, progress=ignore_progress, program=stub(program))
     assert "HF_TOKEN" not in str(caught.value)
     assert "PYTHONPATH" in str(caught.value)
 
@@ -452,7 +481,7 @@ def test_stopping_a_conversion_ends_its_process(source: Path, target: Path) -> N
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        convert_model("gguf", source, target, progress=stop, wrap=stub(program))
+        convert_model("gguf", source, target, progress=stop, program=stub(program))
     with pytest.raises(ProcessLookupError):
         os.kill(process_ids[0], 0)
 

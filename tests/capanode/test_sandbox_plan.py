@@ -11,8 +11,8 @@ from capanode.sandbox.bwrap import World, bwrap_candidates, bwrap_options
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.launch import FileRules, Launch, parse_launch
 from capanode.sandbox.limits import Limits, limits_for_model, resident_bytes, tasks_of_user
-from capanode.sandbox.spawn import Program, Sandbox, own_packages
-from capanode.sandbox.view import MODEL_TARGET, Mount, plan_view
+from capanode.sandbox.spawn import Program, Sandbox
+from capanode.sandbox.view import MODEL_TARGET, Mount, own_packages, plan_view
 from protocol.messages import IsolationTier
 
 GIB = 1 << 30

@@ -1,0 +1,111 @@
+"""The commands that work on the books, as an operator types them; the market's own are in
+tests/integration."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from coordinator.accounts import AccountError
+from coordinator.cli import app
+from coordinator.cli.options import CommandError
+from coordinator.db.api_keys import authenticate
+from coordinator.db.engine import InlineRunner, open_database
+from protocol.errors import CapaError
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("COORDINATOR_"):
+            monkeypatch.delenv(name)
+
+
+def invoke(*arguments: str, data_dir: Path) -> str:
+    """What the command prints. Raises what it raises: `main` turns that into words."""
+    result = CliRunner().invoke(app, [*arguments, f"--data-dir={data_dir}"])
+    if isinstance(result.exception, CapaError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def invoke_json(*arguments: str, data_dir: Path) -> Any:
+    return json.loads(invoke(*arguments, "--json", data_dir=data_dir))
+
+
+JOB = "01KDVDNA00Q4B6775ZS7SA7EZ9"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ledger", "audit"),
+        ("ledger", "show"),
+        ("accounts", "show"),
+        ("accounts", "show", "ada"),
+        ("accounts", "credit", "ada", "5"),
+        ("keys", "create", "ada"),
+        ("keys", "list"),
+        ("keys", "revoke", JOB),
+        ("jobs", "list"),
+        ("jobs", "show", JOB),
+        ("receipts", "export", JOB),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_data_directory_is_named_and_not_made(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    wrong = tmp_path / "typo"
+    with pytest.raises(CommandError, match=r"there are no books at .*typo.*--data-dir"):
+        invoke(*command, data_dir=wrong)
+    assert not wrong.exists()
+
+
+def test_an_account_is_opened_before_the_coordinator_has_ever_run(tmp_path: Path) -> None:
+    home = tmp_path / "new"
+    made = invoke_json("accounts", "create", "ada", "--credit=12.5", data_dir=home)
+    assert made["available_nano"] == 12_500_000_000
+    assert invoke_json("accounts", "show", "ada", data_dir=home) == made
+    assert "ada" in invoke("accounts", "show", data_dir=home)
+    assert (home / "coordinator.key").stat().st_mode & 0o077 == 0
+    audit = invoke_json("ledger", "audit", data_dir=home)
+    assert (audit["green"], audit["transfers"]) == (True, 1)
+
+
+def test_credit_under_the_same_id_is_given_once(tmp_path: Path) -> None:
+    invoke("accounts", "create", "ada", data_dir=tmp_path)
+    for _ in range(2):
+        account = invoke_json("accounts", "credit", "ada", "5", f"--id={JOB}", data_dir=tmp_path)
+    assert account["available_nano"] == 5_000_000_000
+    (transfer,) = invoke_json("ledger", "show", "ada", data_dir=tmp_path)
+    assert transfer["code"] == "credit"
+    with pytest.raises(AccountError):
+        invoke("accounts", "credit", "eve", "5", data_dir=tmp_path)
+
+
+def test_an_api_key_is_shown_once_and_works_until_it_is_revoked(tmp_path: Path) -> None:
+    invoke("accounts", "create", "ada", data_dir=tmp_path)
+    made = invoke_json("keys", "create", "ada", "--budget=2", "--name=laptop", data_dir=tmp_path)
+    listed = invoke("keys", "list", "--json", data_dir=tmp_path)
+    assert made["key"] not in listed
+    (row,) = json.loads(listed)
+    assert (row["name"], row["budget_nano"]) == ("laptop", 2_000_000_000)
+    assert is_known(tmp_path, made["key"])
+    invoke("keys", "revoke", row["id"], data_dir=tmp_path)
+    assert not is_known(tmp_path, made["key"])
+    with pytest.raises(CommandError, match="could be revoked"):
+        invoke("keys", "revoke", row["id"], data_dir=tmp_path)
+
+
+def is_known(data_dir: Path, secret: str) -> bool:
+    database = open_database(f"sqlite:///{data_dir / 'books.sqlite'}", InlineRunner())
+    try:
+        with database.transaction() as conn:
+            return authenticate(conn, secret) is not None
+    finally:
+        database.close()
