@@ -7,7 +7,7 @@ WAL with synchronous=FULL: a receipt that was committed survives a power cut.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Connection,
+    Executable,
     Index,
     Integer,
     LargeBinary,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     StaticPool,
     String,
     Table,
+    bindparam,
     create_engine,
     delete,
     event,
@@ -101,8 +103,18 @@ class Earning:
     amount_nano: int
 
 
-# One change to the file; several share a transaction, and so the cost of making it durable.
-Change = Callable[[Connection], None]
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change to the file; several share a transaction, and so the cost of making it durable.
+
+    Statements are made once and take their values as parameters: to build one costs as much as to
+    run it, and every job needs four.
+    """
+
+    statement: Executable
+    values: dict[str, object]
+    # What else happens, and only if the statement changed a row.
+    then: "Change | None" = None
 
 
 class OutboxStore:
@@ -131,19 +143,14 @@ class OutboxStore:
         """
         with self._transaction() as connection:
             for change in changes:
-                change(connection)
+                _run(connection, change)
             return _count(connection)
 
     def due(self, coordinator: PeerId, *, limit: int) -> list[StoredReceipt]:
         """What waits for a coordinator, earliest due first."""
-        query = (
-            select(_receipts)
-            .where(_receipts.c.coordinator == coordinator, _receipts.c.state.in_(_TO_HAND_IN))
-            .order_by(_receipts.c.due_ms, _receipts.c.lease_id)
-            .limit(limit)
-        )
         with self._transaction() as connection:
-            return [_to_receipt(row) for row in connection.execute(query)]
+            rows = connection.execute(_DUE, {"owed_by": coordinator, "most": limit})
+            return [_to_receipt(row) for row in rows]
 
     def count(self) -> int:
         with self._transaction() as connection:
@@ -173,99 +180,107 @@ class OutboxStore:
             raise _translate(error) from error
 
 
+_DUE = (
+    select(_receipts)
+    .where(_receipts.c.coordinator == bindparam("owed_by"), _receipts.c.state.in_(_TO_HAND_IN))
+    .order_by(_receipts.c.due_ms, _receipts.c.lease_id)
+    .limit(bindparam("most"))
+)
+_COUNT = select(func.count()).select_from(_receipts)
+_INSERT = (
+    insert(_receipts)
+    .values({name: bindparam(name) for name in (*StoredReceipt.__slots__, "state")})
+    .on_conflict_do_nothing()
+)
+_ATTACH = (
+    update(_receipts)
+    .where(_receipts.c.lease_id == bindparam("lease"), _receipts.c.state.in_(_TO_HAND_IN))
+    .values(
+        acceptance=bindparam("new_acceptance"),
+        due_ms=func.min(_receipts.c.due_ms, bindparam("now_ms")),
+    )
+)
+_FORGET = delete(_receipts).where(_receipts.c.lease_id == bindparam("lease"))
+_EARN = insert(_earnings).values(
+    {name: bindparam(name) for name in ("coordinator", "state", "jobs", "amount_nano")}
+)
+_EARN = _EARN.on_conflict_do_update(
+    index_elements=["coordinator", "state"],
+    set_={
+        "jobs": _earnings.c.jobs + 1,
+        "amount_nano": _earnings.c.amount_nano + _EARN.excluded.amount_nano,
+    },
+)
+_REFUSE = (
+    update(_receipts)
+    .where(_receipts.c.lease_id == bindparam("lease"))
+    .values(state=REFUSED, reason=bindparam("new_reason"))
+)
+_POSTPONE = (
+    update(_receipts)
+    .where(_receipts.c.lease_id == bindparam("lease"))
+    .values(
+        due_ms=bindparam("new_due_ms"),
+        tries=_receipts.c.tries + 1,
+        state=bindparam("new_state"),
+    )
+)
+# ULIDs sort by time.
+_KEPT = (
+    select(_receipts.c.lease_id)
+    .where(_receipts.c.state == REFUSED)
+    .order_by(_receipts.c.lease_id.desc())
+    .limit(bindparam("keep"))
+)
+_PRUNE = delete(_receipts).where(_receipts.c.state == REFUSED, _receipts.c.lease_id.not_in(_KEPT))
+
+
 def insert_receipt(stored: StoredReceipt) -> Change:
     """A receipt that is here already stays as it is: a lease ends once."""
-    statement = (
-        insert(_receipts)
-        .values(
-            lease_id=stored.lease_id,
-            coordinator=stored.coordinator,
-            receipt=stored.receipt,
-            acceptance=stored.acceptance,
-            amount_nano=stored.amount_nano,
-            state=WAITING,
-            due_ms=stored.due_ms,
-        )
-        .on_conflict_do_nothing()
-    )
-    return lambda connection: _execute(connection, statement)
+    values = {name: getattr(stored, name) for name in StoredReceipt.__slots__}
+    return Change(_INSERT, values | {"state": WAITING})
 
 
 def attach_acceptance(lease_id: LeaseId, acceptance: bytes, *, now_ms: int) -> Change:
     """Complete a receipt; it is due at once then. One that is gone already needs nothing."""
-    statement = (
-        update(_receipts)
-        .where(_receipts.c.lease_id == lease_id, _receipts.c.state.in_(_TO_HAND_IN))
-        .values(acceptance=acceptance, due_ms=func.min(_receipts.c.due_ms, now_ms))
-    )
-    return lambda connection: _execute(connection, statement)
+    values = {"lease": lease_id, "new_acceptance": acceptance, "now_ms": now_ms}
+    return Change(_ATTACH, values)
 
 
 def acknowledge(stored: StoredReceipt, *, state: str) -> Change:
     """The coordinator has it: forget the receipt, count the money. Twice is once."""
-
-    def change(connection: Connection) -> None:
-        gone = connection.execute(
-            delete(_receipts).where(_receipts.c.lease_id == stored.lease_id)
-        ).rowcount
-        if not gone:
-            return
-        statement = insert(_earnings).values(
-            coordinator=stored.coordinator, state=state, jobs=1, amount_nano=stored.amount_nano
-        )
-        connection.execute(
-            statement.on_conflict_do_update(
-                index_elements=["coordinator", "state"],
-                set_={
-                    "jobs": _earnings.c.jobs + 1,
-                    "amount_nano": _earnings.c.amount_nano + statement.excluded.amount_nano,
-                },
-            )
-        )
-
-    return change
+    earned = {
+        "coordinator": stored.coordinator,
+        "state": state,
+        "jobs": 1,
+        "amount_nano": stored.amount_nano,
+    }
+    return Change(_FORGET, {"lease": stored.lease_id}, then=Change(_EARN, earned))
 
 
 def refuse(lease_id: LeaseId, *, reason: str) -> Change:
     """The coordinator will never take it. It stays, for whoever argues about it."""
-    statement = (
-        update(_receipts)
-        .where(_receipts.c.lease_id == lease_id)
-        .values(state=REFUSED, reason=reason[:200])
-    )
-    return lambda connection: _execute(connection, statement)
+    return Change(_REFUSE, {"lease": lease_id, "new_reason": reason[:200]})
 
 
 def postpone(lease_id: LeaseId, *, due_ms: int, state: str = WAITING) -> Change:
     """Count a try that was not the last, and try again later."""
-    statement = (
-        update(_receipts)
-        .where(_receipts.c.lease_id == lease_id)
-        .values(due_ms=due_ms, tries=_receipts.c.tries + 1, state=state)
-    )
-    return lambda connection: _execute(connection, statement)
+    return Change(_POSTPONE, {"lease": lease_id, "new_due_ms": due_ms, "new_state": state})
 
 
 def prune_refused(*, keep: int) -> Change:
-    """Drop the oldest refused receipts beyond `keep`: ULIDs sort by time."""
-    kept = (
-        select(_receipts.c.lease_id)
-        .where(_receipts.c.state == REFUSED)
-        .order_by(_receipts.c.lease_id.desc())
-        .limit(keep)
-    )
-    statement = delete(_receipts).where(
-        _receipts.c.state == REFUSED, _receipts.c.lease_id.not_in(kept)
-    )
-    return lambda connection: _execute(connection, statement)
+    """Drop the oldest refused receipts beyond `keep`."""
+    return Change(_PRUNE, {"keep": keep})
+
+
+def _run(connection: Connection, change: Change) -> None:
+    changed = connection.execute(change.statement, change.values).rowcount
+    if changed and change.then is not None:
+        _run(connection, change.then)
 
 
 def _count(connection: Connection) -> int:
-    return connection.execute(select(func.count()).select_from(_receipts)).scalar_one()
-
-
-def _execute(connection: Connection, statement: Any) -> None:
-    connection.execute(statement)
+    return int(connection.execute(_COUNT).scalar_one())
 
 
 def _to_receipt(row: Any) -> StoredReceipt:
