@@ -165,10 +165,14 @@ def main() -> None:
     """Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     # Whoever ends us politely means the network that we started as well.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    code = 0
     try:
         app()
     except* CapaError as group:
-        typer.echo(f"error: {'; '.join(str(error) for error in leaves(group))}", err=True)
-        sys.exit(1)
+        told = dict.fromkeys(str(error) for error in leaves(group))
+        typer.echo(f"error: {'; '.join(told)}", err=True)
+        code = 1
     except* KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    # Not in there: what leaves an `except*` is put into a group, which ends in a traceback.
+    sys.exit(code)

@@ -37,10 +37,13 @@ def version() -> None:
 
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    code = 0
     try:
         app()
     except* CapaError as group:
         complain("; ".join(dict.fromkeys(str(error) for error in leaves(group))))
-        sys.exit(1)
+        code = 1
     except* KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    # Not in there: what leaves an `except*` is put into a group, which ends in a traceback.
+    sys.exit(code)

@@ -8,10 +8,11 @@ import sys
 
 import typer
 
-from coordinator.cli import accounts, buy, config, jobs, keys, ledger, receipts
+from coordinator.cli import accounts, config, jobs, keys, ledger, look, receipts
 from coordinator.cli.chat import chat
 from coordinator.cli.output import complain
 from coordinator.cli.start import start
+from coordinator.cli.submit import submit
 from protocol.errors import CapaError
 from protocol.net.serve import leaves
 
@@ -24,11 +25,11 @@ app = typer.Typer(
 )
 app.command("start")(start)
 app.command("chat")(chat)
-app.command("submit")(buy.submit)
-app.command("quote")(buy.quote)
-app.command("nodes")(buy.nodes)
-app.command("balance")(buy.balance)
-app.command("whoami")(buy.whoami)
+app.command("submit")(submit)
+app.command("quote")(look.quote)
+app.command("nodes")(look.nodes)
+app.command("balance")(look.balance)
+app.command("whoami")(look.whoami)
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(keys.app, name="keys")
 app.add_typer(jobs.app, name="jobs")
@@ -39,10 +40,13 @@ app.add_typer(config.app, name="config")
 
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    code = 0
     try:
         app()
     except* CapaError as group:
-        complain("; ".join(str(error) for error in leaves(group)))
-        sys.exit(1)
+        complain("; ".join(dict.fromkeys(str(error) for error in leaves(group))))
+        code = 1
     except* KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    # Not in there: what leaves an `except*` is put into a group, which ends in a traceback.
+    sys.exit(code)

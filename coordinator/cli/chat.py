@@ -6,7 +6,7 @@ from typing import Annotated
 import trio
 import typer
 
-from coordinator.cli.buy_options import MaxCost, Only, build_constraints
+from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.market_session import MarketSession, open_market
 from coordinator.cli.options import At, ConfigFile, DataDir, KeyFile, load_config
 from coordinator.cli.output import complain, say
@@ -22,21 +22,20 @@ PROMPT = "you> "
 HELP = "Empty line or Ctrl-D ends, /reset forgets what was said."
 
 
+@takes_constraints
 def chat(
+    constraints: Constraints,
     model: Annotated[str, typer.Argument(help="A model's name, or its digest.")] = DEFAULT_MODEL,
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000)] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
     objective: Annotated[Objective, typer.Option(help="What matters more.")] = Objective.LATENCY,
-    max_cost: MaxCost = None,
-    only: Only = None,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     key: KeyFile = None,
     coordinator: At = None,
 ) -> None:
     """Talk to a model. Each answer says which node gave it, how fast, and for how much."""
-    constraints = build_constraints(max_cost=max_cost, only=only)
     opening = (ChatMessage("system", system),) if system else ()
 
     async def talk() -> None:

@@ -14,13 +14,15 @@ from coordinator.client import MarketClient
 from coordinator.endpoint import read_endpoint
 from coordinator.remote import RemoteLeaser
 from coordinator.settings import Config
+from protocol.envelope import open_envelope
 from protocol.errors import RemoteProtocolError
 from protocol.ids import parse_peer_id
 from protocol.keyfile import load_or_create_key_file
 from protocol.keys import SigningKey
+from protocol.messages import NodeOffer, Task
 from protocol.net.clock import SystemClock
 from protocol.net.pool import StreamPool
-from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL
+from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
 
 ROLE = "client"
 CONNECT_WITHIN_S = 10.0
@@ -31,6 +33,17 @@ class MarketSession:
     key: SigningKey
     leaser: RemoteLeaser
     client: MarketClient
+
+    async def task_of(self, model: str) -> Task:
+        """What the model does, as its nodes say. Raises CommandError if none has it."""
+        page = await self.leaser.nodes(NodesAsk(model))
+        for summary in page.nodes:
+            for offered in open_envelope(summary.offer, NodeOffer).message.models:
+                if model in (offered.name, offered.manifest_digest):
+                    return offered.task
+        raise CommandError(
+            f"no node offers {model!r} now: `coordinator nodes` lists what is offered"
+        )
 
 
 def buyer_key(config: Config, path: Path | None) -> SigningKey:

@@ -19,6 +19,7 @@ from coordinator.db.engine import (
 )
 from coordinator.settings import Config
 from protocol.errors import CapaError
+from protocol.messages import Objective
 
 T = TypeVar("T")
 
@@ -48,6 +49,10 @@ At = Annotated[
         help="Multiaddr of the coordinator, with /p2p/. Default: the one running here.",
     ),
 ]
+
+
+Model = Annotated[str, typer.Argument(help="A model's name, or its manifest digest.")]
+Goal = Annotated[Objective, typer.Option(help="What matters more.")]
 
 
 class CommandError(CapaError):

@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from coordinator.accounts import AccountError
 from coordinator.cli import app
+from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.options import CommandError
 from coordinator.db.api_keys import authenticate
 from coordinator.db.engine import InlineRunner, open_database
 from protocol.errors import CapaError
+from protocol.messages import (
+    NO_CONSTRAINTS,
+    Constraints,
+    DataCollection,
+    IsolationTier,
+    PriceCap,
+)
+from tests.protocol.makers import NODE, STRANGER
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +45,53 @@ def invoke(*arguments: str, data_dir: Path) -> str:
 
 def invoke_json(*arguments: str, data_dir: Path) -> Any:
     return json.loads(invoke(*arguments, "--json", data_dir=data_dir))
+
+
+def constraints_of(*arguments: str) -> Constraints:
+    """What a command is called with that takes constraints."""
+    seen: list[Constraints] = []
+    probe = typer.Typer()
+
+    @probe.command()
+    @takes_constraints
+    def command(constraints: Constraints, plain: str = "") -> None:
+        seen.append(constraints)
+
+    result = CliRunner().invoke(probe, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return seen[0]
+
+
+def test_without_options_nothing_is_constrained() -> None:
+    assert constraints_of() == constraints_of("--plain=x") == NO_CONSTRAINTS
+
+
+def test_every_constraint_can_be_typed() -> None:
+    node, other = NODE.peer_id, STRANGER.peer_id
+    assert constraints_of(
+        *("--max-cost=0.5", "--max-price-in=1", "--max-price-out=2.5", "--max-price-image=0.01"),
+        *("--max-latency-ms=300", f"--only={node}", f"--only={other}", f"--ignore={other}"),
+        *(f"--order={node}", "--no-fallbacks", "--region=eu", "--region=us"),
+        *("--quantization=bf16", "--isolation=bwrap", "--data-collection=deny"),
+    ) == Constraints(
+        max_price=PriceCap(1_000_000_000, 2_500_000_000, 10_000_000),
+        max_cost_nano=500_000_000,
+        max_latency_ms=300,
+        order=(node,),
+        only=(node, other),
+        ignore=(other,),
+        allow_fallbacks=False,
+        quantizations=("bf16",),
+        regions=("eu", "us"),
+        isolation=IsolationTier.BWRAP,
+        data_collection=DataCollection.DENY,
+    )
+
+
+@pytest.mark.parametrize("option", ["--max-cost=much", "--only=somebody", "--max-price-in=-1"])
+def test_a_constraint_that_is_none_is_named(option: str) -> None:
+    with pytest.raises(CommandError):
+        constraints_of(option)
 
 
 JOB = "01KDVDNA00Q4B6775ZS7SA7EZ9"

@@ -10,6 +10,7 @@ import sys
 import time
 import zlib
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -208,8 +209,8 @@ def test_the_command_line_buys_every_task(market: RunningMarket) -> None:
     )
     assert chat["text"]
     assert chat["job"]["counts_agree"]
-    vector = json.loads(market.command("submit", EMBEDDING, "one text", "--json"))
-    assert len(vector["embeddings"]) == 1
+    piped = market.command("submit", EMBEDDING, "--json", stdin="one text\n\nanother\n")
+    assert len(json.loads(piped)["embeddings"]) == 2
     photo = files("matplotlib").joinpath("mpl-data/sample_data/grace_hopper.jpg")
     image = json.loads(market.command("submit", IMAGE, f"--input={photo}", "--json"))
     assert image["labels"][0]["label"] == "military uniform"
@@ -219,6 +220,15 @@ def test_the_command_line_buys_every_task(market: RunningMarket) -> None:
     balance = json.loads(market.command("balance", "--json"))
     assert 0 < balance["available_nano"] < 10**9
     assert market.audit()["green"]
+
+
+def test_a_buyer_without_an_account_reads_one_sentence(
+    market: RunningMarket, tmp_path: Path
+) -> None:
+    refused = market.try_command("balance", f"--key={tmp_path / 'new.key'}")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: there is no account")
+    assert "Traceback" not in refused.stderr
 
 
 def test_quotes_and_nodes_explain_themselves(market: RunningMarket) -> None:

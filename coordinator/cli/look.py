@@ -1,33 +1,24 @@
-"""`coordinator quote|submit|nodes|balance|whoami`: buying, and looking before buying.
+"""`coordinator quote|nodes|balance|whoami`: looking before buying.
 
 These join the market as any client does, with a key of their own, and work against any coordinator.
 """
 
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import trio
 import typer
 
-from coordinator.cli.buy_options import (
-    Ignore,
-    MaxCost,
-    MaxLatency,
-    Only,
-    Order,
-    Region,
-    build_constraints,
-)
+from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.market_session import MarketSession, buyer_key, open_market
 from coordinator.cli.options import (
     At,
-    CommandError,
     ConfigFile,
     DataDir,
+    Goal,
     Json,
     KeyFile,
+    Model,
     load_config,
 )
 from coordinator.cli.output import (
@@ -38,14 +29,9 @@ from coordinator.cli.output import (
     say,
     short,
 )
-from coordinator.cli.results import outcome_plain, print_outcome, print_result, result_of
-from coordinator.client import JobSpec
-from coordinator.units import units_of
 from protocol.envelope import open_envelope
-from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, NodeOffer, Objective, Task
 from protocol.money import format_credits
-from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput, JobInput
 from protocol.pricing import PriceSheet, Units
 from protocol.services import NodesAsk, NodeSummary, QuoteAsk, QuoteReply
 
@@ -61,14 +47,19 @@ NODE_HEADINGS = (
     "price",
 )
 
-Model = Annotated[str, typer.Argument(help="A model's name, or its manifest digest.")]
-Goal = Annotated[Objective, typer.Option(help="What matters more.")]
-MaxTokens = Annotated[int, typer.Option(min=1, max=1_000_000, help="The longest answer.")]
 
-
-def whoami(data_dir: DataDir = None, config_file: ConfigFile = None, key: KeyFile = None) -> None:
+def whoami(
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    key: KeyFile = None,
+    as_json: Json = False,
+) -> None:
     """Print the peer id that you buy with; `accounts create --peer-id` gives it an account."""
-    typer.echo(buyer_key(load_config(data_dir, config_file), key).peer_id)
+    peer_id = buyer_key(load_config(data_dir, config_file), key).peer_id
+    if as_json:
+        print_json({"peer_id": peer_id})
+    else:
+        typer.echo(peer_id)
 
 
 def balance(
@@ -116,16 +107,13 @@ def nodes(
     trio.run(ask)
 
 
+@takes_constraints
 def quote(
     model: Model,
+    constraints: Constraints,
     tokens_in: Annotated[int, typer.Option(min=0, help="Expected input tokens.")] = 200,
     tokens_out: Annotated[int, typer.Option(min=0, help="Expected output tokens.")] = 200,
     objective: Goal = Objective.BALANCED,
-    max_cost: MaxCost = None,
-    max_latency_ms: MaxLatency = None,
-    only: Only = None,
-    ignore: Ignore = None,
-    region: Region = None,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     key: KeyFile = None,
@@ -133,14 +121,11 @@ def quote(
     as_json: Json = False,
 ) -> None:
     """A dry run: which nodes would run such a job, at which cost, and why not the others."""
-    constraints = build_constraints(
-        max_cost=max_cost, max_latency_ms=max_latency_ms, only=only, ignore=ignore, region=region
-    )
 
     async def ask() -> None:
         config = load_config(data_dir, config_file)
         async with open_market(config, at=coordinator, key_path=key) as market:
-            task = await _task_of(market, model)
+            task = await market.task_of(model)
             units = _quote_units(task, tokens_in, tokens_out)
             reply = await market.leaser.quote(
                 QuoteAsk(model, task, units, units, objective, constraints)
@@ -153,145 +138,6 @@ def quote(
     trio.run(ask)
 
 
-def submit(
-    model: Model,
-    prompt: Annotated[
-        str | None, typer.Argument(help="The text; or use --input.", show_default=False)
-    ] = None,
-    input_file: Annotated[
-        Path | None,
-        typer.Option("--input", help="Read the input from a file (- for stdin): text or an image."),
-    ] = None,
-    max_tokens: MaxTokens = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
-    top_k: Annotated[int, typer.Option(min=1, max=1_000, help="Labels of an image.")] = 5,
-    raw: Annotated[
-        bool, typer.Option(help="Continue the text; do not answer it as a chat.")
-    ] = False,
-    objective: Goal = Objective.BALANCED,
-    max_cost: MaxCost = None,
-    max_latency_ms: MaxLatency = None,
-    only: Only = None,
-    ignore: Ignore = None,
-    order: Order = None,
-    region: Region = None,
-    deadline_s: Annotated[float, typer.Option(min=1.0, max=600.0)] = 120.0,
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    key: KeyFile = None,
-    coordinator: At = None,
-    as_json: Json = False,
-) -> None:
-    """Run one job: a prompt, texts to embed (one a line), or an image to classify."""
-    content = _read_input(prompt, input_file)
-    constraints = build_constraints(
-        max_cost=max_cost,
-        max_latency_ms=max_latency_ms,
-        only=only,
-        ignore=ignore,
-        order=order,
-        region=region,
-    )
-
-    async def buy() -> None:
-        config = load_config(data_dir, config_file)
-        async with open_market(config, at=coordinator, key_path=key) as market:
-            task = await _task_of(market, model)
-            job_input = _job_input(
-                task, content, max_tokens, temperature=temperature, seed=seed, top_k=top_k, raw=raw
-            )
-            spec = _spec(model, task, job_input, objective, constraints, deadline_s)
-            await _run(market, spec, as_json)
-
-    trio.run(buy)
-
-
-async def _run(market: MarketSession, spec: JobSpec, as_json: bool) -> None:
-    started_at = trio.current_time()
-    chunks = []
-    async with market.client.open_job(spec, market.key) as stream:
-        first_output_ms = 1_000 * (trio.current_time() - started_at)
-        async for chunk in stream:
-            chunks.append(chunk)
-            if not as_json and chunk.text:
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
-    total_ms = 1_000 * (trio.current_time() - started_at)
-    result = result_of(spec.task, chunks)
-    info, outcome = stream.ended()
-    if as_json:
-        print_json(result | {"job": outcome_plain(info, outcome)})
-        return
-    if spec.task is Task.CAUSAL_LM:
-        typer.echo()
-    print_result(spec.task, result)
-    print_outcome(info, outcome, first_output_ms=first_output_ms, total_ms=total_ms)
-
-
-def _spec(
-    model: str,
-    task: Task,
-    job_input: JobInput,
-    objective: Objective,
-    constraints: Constraints,
-    deadline_s: float,
-) -> JobSpec:
-    units_max, units_expected = units_of(job_input)
-    return JobSpec(
-        model=model,
-        task=task,
-        job_input=job_input,
-        units_max=units_max,
-        units_expected=units_expected,
-        objective=objective,
-        constraints=constraints,
-        deadline_s=deadline_s,
-    )
-
-
-def _read_input(prompt: str | None, file: Path | None) -> bytes:
-    if (prompt is None) == (file is None):
-        raise CommandError("give either a prompt or --input")
-    if prompt is not None:
-        return prompt.encode()
-    try:
-        content = sys.stdin.buffer.read() if str(file) == "-" else Path(str(file)).read_bytes()
-    except OSError as error:
-        raise CommandError(f"cannot read {file}: {error.strerror}") from None
-    if not 0 < len(content) < PAYLOAD_BYTES_MAX:
-        raise CommandError(f"the input has {len(content)} bytes; up to {PAYLOAD_BYTES_MAX} can go")
-    return content
-
-
-def _job_input(
-    task: Task,
-    content: bytes,
-    max_tokens: int,
-    *,
-    temperature: float,
-    seed: int | None,
-    top_k: int,
-    raw: bool,
-) -> JobInput:
-    """Raises CommandError if the content is no input for the task."""
-    try:
-        if task is Task.IMAGE_CLASSIFICATION:
-            return ImageInput(content, top_k=top_k)
-        text = content.decode()
-        if task is Task.EMBEDDING:
-            return EmbeddingInput(tuple(line for line in text.splitlines() if line.strip()))
-        return GenerationInput(
-            max_tokens=max_tokens,
-            messages=() if raw else (ChatMessage("user", text),),
-            prompt=text if raw else None,
-            temperature=temperature,
-            seed=seed,
-        )
-    except ValueError as error:
-        raise CommandError(f"this is no input for {task.value}: {error}") from None
-
-
 async def _list_nodes(market: MarketSession, model: str) -> list[NodeSummary]:
     found: list[NodeSummary] = []
     after = ""
@@ -301,16 +147,6 @@ async def _list_nodes(market: MarketSession, model: str) -> list[NodeSummary]:
         after = page.next_after
         if not after:
             return found
-
-
-async def _task_of(market: MarketSession, model: str) -> Task:
-    """What the model does, as its nodes say."""
-    page = await market.leaser.nodes(NodesAsk(model))
-    for summary in page.nodes:
-        for offered in open_envelope(summary.offer, NodeOffer).message.models:
-            if model in (offered.name, offered.manifest_digest):
-                return offered.task
-    raise CommandError(f"no node offers {model!r} now: `coordinator nodes` lists what is offered")
 
 
 def _quote_units(task: Task, tokens_in: int, tokens_out: int) -> Units:

@@ -1,0 +1,162 @@
+"""`coordinator submit`: one job of any kind, from an argument, a file or a pipe."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import trio
+import typer
+
+from coordinator.cli.constraints import takes_constraints
+from coordinator.cli.market_session import MarketSession, open_market
+from coordinator.cli.options import (
+    At,
+    CommandError,
+    ConfigFile,
+    DataDir,
+    Goal,
+    Json,
+    KeyFile,
+    Model,
+    load_config,
+)
+from coordinator.cli.output import print_json
+from coordinator.cli.results import outcome_plain, print_outcome, print_result, result_of
+from coordinator.client import JobSpec
+from coordinator.units import units_of
+from protocol.limits import PAYLOAD_BYTES_MAX
+from protocol.messages import Constraints, Objective, Task
+from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput, JobInput
+
+MaxTokens = Annotated[int, typer.Option(min=1, max=1_000_000, help="The longest answer.")]
+
+
+@takes_constraints
+def submit(
+    model: Model,
+    constraints: Constraints,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The text; else --input, or what is piped in.", show_default=False),
+    ] = None,
+    input_file: Annotated[
+        Path | None,
+        typer.Option("--input", help="Read the input from a file (- for stdin): text or an image."),
+    ] = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    top_k: Annotated[int, typer.Option(min=1, max=1_000, help="Labels of an image.")] = 5,
+    raw: Annotated[
+        bool, typer.Option(help="Continue the text; do not answer it as a chat.")
+    ] = False,
+    objective: Goal = Objective.BALANCED,
+    deadline_s: Annotated[float, typer.Option(min=1.0, max=600.0)] = 120.0,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    key: KeyFile = None,
+    coordinator: At = None,
+    as_json: Json = False,
+) -> None:
+    """Run one job: a prompt, texts to embed (one a line), or an image to classify."""
+    content = _read_input(prompt, input_file)
+
+    async def buy() -> None:
+        config = load_config(data_dir, config_file)
+        async with open_market(config, at=coordinator, key_path=key) as market:
+            task = await market.task_of(model)
+            job_input = _job_input(
+                task, content, max_tokens, temperature=temperature, seed=seed, top_k=top_k, raw=raw
+            )
+            spec = _spec(model, task, job_input, objective, constraints, deadline_s)
+            await _run(market, spec, as_json)
+
+    trio.run(buy)
+
+
+async def _run(market: MarketSession, spec: JobSpec, as_json: bool) -> None:
+    started_at = trio.current_time()
+    chunks = []
+    async with market.client.open_job(spec, market.key) as stream:
+        first_output_ms = 1_000 * (trio.current_time() - started_at)
+        async for chunk in stream:
+            chunks.append(chunk)
+            if not as_json and chunk.text:
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+    total_ms = 1_000 * (trio.current_time() - started_at)
+    result = result_of(spec.task, chunks)
+    info, outcome = stream.ended()
+    if as_json:
+        print_json(result | {"job": outcome_plain(info, outcome)})
+        return
+    if spec.task is Task.CAUSAL_LM:
+        typer.echo()
+    print_result(spec.task, result)
+    print_outcome(info, outcome, first_output_ms=first_output_ms, total_ms=total_ms)
+
+
+def _spec(
+    model: str,
+    task: Task,
+    job_input: JobInput,
+    objective: Objective,
+    constraints: Constraints,
+    deadline_s: float,
+) -> JobSpec:
+    units_max, units_expected = units_of(job_input)
+    return JobSpec(
+        model=model,
+        task=task,
+        job_input=job_input,
+        units_max=units_max,
+        units_expected=units_expected,
+        objective=objective,
+        constraints=constraints,
+        deadline_s=deadline_s,
+    )
+
+
+def _read_input(prompt: str | None, file: Path | None) -> bytes:
+    if prompt is not None and file is not None:
+        raise CommandError("give either a prompt or --input")
+    if prompt is not None:
+        return prompt.encode()
+    if file is None and sys.stdin.isatty():
+        raise CommandError("give a prompt, --input FILE, or pipe the input in")
+    try:
+        is_piped = file is None or str(file) == "-"
+        content = sys.stdin.buffer.read() if is_piped else Path(str(file)).read_bytes()
+    except OSError as error:
+        raise CommandError(f"cannot read {file}: {error.strerror}") from None
+    if not 0 < len(content) < PAYLOAD_BYTES_MAX:
+        raise CommandError(f"the input has {len(content)} bytes; up to {PAYLOAD_BYTES_MAX} can go")
+    return content
+
+
+def _job_input(
+    task: Task,
+    content: bytes,
+    max_tokens: int,
+    *,
+    temperature: float,
+    seed: int | None,
+    top_k: int,
+    raw: bool,
+) -> JobInput:
+    """Raises CommandError if the content is no input for the task."""
+    try:
+        if task is Task.IMAGE_CLASSIFICATION:
+            return ImageInput(content, top_k=top_k)
+        text = content.decode()
+        if task is Task.EMBEDDING:
+            return EmbeddingInput(tuple(line for line in text.splitlines() if line.strip()))
+        return GenerationInput(
+            max_tokens=max_tokens,
+            messages=() if raw else (ChatMessage("user", text),),
+            prompt=text if raw else None,
+            temperature=temperature,
+            seed=seed,
+        )
+    except ValueError as error:
+        raise CommandError(f"this is no input for {task.value}: {error}") from None

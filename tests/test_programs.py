@@ -1,0 +1,64 @@
+"""What the three programs do with errors that leave a command."""
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+
+from protocol.errors import CapaError
+
+PROGRAMS = ("capanode.cli", "coordinator.cli", "sim.cli")
+
+
+@pytest.fixture(params=PROGRAMS)
+def run(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[BaseException], int]:
+    """Run a program whose command raises; returns its exit code."""
+    program = importlib.import_module(request.param)
+
+    def run(error: BaseException) -> int:
+        def command() -> None:
+            raise error
+
+        monkeypatch.setattr(program, "app", command)
+        with pytest.raises(SystemExit) as caught:
+            program.main()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
+
+    return run
+
+
+def group(*errors: Exception) -> ExceptionGroup[Exception]:
+    """As a nursery within a nursery raises them."""
+    return ExceptionGroup("outer", [ExceptionGroup("inner", errors)])
+
+
+def test_an_error_is_a_sentence_and_an_exit_code(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(CapaError("the disk is full: free some space")) == 1
+    assert capsys.readouterr().err.strip() == "error: the disk is full: free some space"
+
+
+def test_errors_of_tasks_are_told_once_each(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(group(CapaError("one"), CapaError("two"), CapaError("one"))) == 1
+    assert capsys.readouterr().err.strip() == "error: one; two"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_interrupt_is_no_error(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str], nested: bool
+) -> None:
+    interrupt = KeyboardInterrupt()
+    assert run(BaseExceptionGroup("", [interrupt]) if nested else interrupt) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_keeps_its_traceback(run: Callable[[BaseException], int]) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        run(group(ZeroDivisionError("a bug")))
+    assert caught.group_contains(ZeroDivisionError)
