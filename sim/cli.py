@@ -163,6 +163,8 @@ def _write(text: str) -> None:
 
 def main() -> None:
     """Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    # A shell that starts us in the background has SIGINT ignored; then nothing could end us.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Whoever ends us politely means the network that we started as well.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     code = 0

@@ -1,6 +1,8 @@
 """What the three programs do with errors that leave a command."""
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -62,3 +64,27 @@ def test_a_bug_keeps_its_traceback(run: Callable[[BaseException], int]) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         run(group(ZeroDivisionError("a bug")))
     assert caught.group_contains(ZeroDivisionError)
+
+
+def test_the_simulator_ends_politely_even_if_its_shell_ignores_interrupts() -> None:
+    """A shell that starts a program in the background does; its network would go on for ever."""
+    program = (
+        "import sim.cli, trio, typer\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def wait() -> None:\n"
+        "    print('ready', flush=True)\n"
+        "    trio.run(trio.sleep_forever)\n"
+        "sim.cli.app = app\n"
+        "sim.cli.main()\n"
+    )
+    command = [sys.executable, "-c", program]
+    shell = (
+        "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        f"os.execv({sys.executable!r}, {command!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", shell], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 130
