@@ -6,7 +6,6 @@ they import them when called, so that `--help` is instant.
 
 import json
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,8 +16,7 @@ from typing import Annotated, TextIO
 import trio
 import typer
 
-from protocol.errors import CapaError
-from protocol.net.serve import leaves
+from protocol.programs import run_command
 from sim.bench.catalogue import BENCHMARKS, Benchmark, Figures
 
 app = typer.Typer(
@@ -167,14 +165,4 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Whoever ends us politely means the network that we started as well.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
-    code = 0
-    try:
-        app()
-    except* CapaError as group:
-        told = dict.fromkeys(str(error) for error in leaves(group))
-        typer.echo(f"error: {'; '.join(told)}", err=True)
-        code = 1
-    except* KeyboardInterrupt:
-        code = 130
-    # Not in there: what leaves an `except*` is put into a group, which ends in a traceback.
-    sys.exit(code)
+    run_command(app, lambda told: typer.echo(f"error: {told}", err=True))

@@ -4,15 +4,12 @@ A module per command or group. Commands only read options and print; data goes t
 stderr. `main` is the one place that turns errors into exit codes.
 """
 
-import sys
-
 import typer
 
 from capanode.cli import config, doctor, init, models, start, status
 from capanode.cli.options import program_version
 from capanode.cli.output import complain
-from protocol.errors import CapaError
-from protocol.net.serve import leaves
+from protocol.programs import run_command
 
 app = typer.Typer(
     name="capanode",
@@ -37,13 +34,4 @@ def version() -> None:
 
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    code = 0
-    try:
-        app()
-    except* CapaError as group:
-        complain("; ".join(dict.fromkeys(str(error) for error in leaves(group))))
-        code = 1
-    except* KeyboardInterrupt:
-        code = 130
-    # Not in there: what leaves an `except*` is put into a group, which ends in a traceback.
-    sys.exit(code)
+    run_command(app, complain)

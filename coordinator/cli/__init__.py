@@ -4,8 +4,6 @@ A module per group of commands. Commands only read options and print; data goes 
 stderr. `main` is the one place that turns errors into exit codes.
 """
 
-import sys
-
 import typer
 
 from coordinator.cli import accounts, config, jobs, keys, ledger, look, receipts
@@ -13,8 +11,7 @@ from coordinator.cli.chat import chat
 from coordinator.cli.output import complain
 from coordinator.cli.start import start
 from coordinator.cli.submit import submit
-from protocol.errors import CapaError
-from protocol.net.serve import leaves
+from protocol.programs import run_command
 
 app = typer.Typer(
     name="coordinator",
@@ -40,13 +37,4 @@ app.add_typer(config.app, name="config")
 
 def main() -> None:
     """Run a command. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    code = 0
-    try:
-        app()
-    except* CapaError as group:
-        complain("; ".join(dict.fromkeys(str(error) for error in leaves(group))))
-        code = 1
-    except* KeyboardInterrupt:
-        code = 130
-    # Not in there: what leaves an `except*` is put into a group, which ends in a traceback.
-    sys.exit(code)
+    run_command(app, complain)
