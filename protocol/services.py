@@ -101,6 +101,10 @@ class QuoteCandidate:
     isolation: str
     reasons: tuple[str, ...]
 
+    @property
+    def first_output_ms(self) -> float:
+        return self.rtt_ms + self.queue_ms + self.prefill_ms
+
 
 @dataclass(frozen=True, slots=True)
 class QuoteRejection:
