@@ -14,6 +14,8 @@ help:
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
 
 $(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is too old: name a Python 3.11 or newer with PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -m venv .venv; }
 	@echo "installing dependencies (the first time takes a minute or two)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

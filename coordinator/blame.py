@@ -1,8 +1,13 @@
-"""Whose fault it is when a job does not end well, as far as its code tells."""
+"""Whose fault it is when a job does not end well, as far as its code and who says so tell.
+
+Our own client is honest: what it sees of a node counts. Of a stranger's job we have the node's word
+only, in a receipt that the stranger may have provoked.
+"""
 
 from enum import Enum, auto
 
 from protocol.errors import Code
+from protocol.messages import Finish
 
 _CLIENTS_FAULT = frozenset(
     {
@@ -13,6 +18,22 @@ _CLIENTS_FAULT = frozenset(
         Code.IMAGE_TOO_LARGE,
     }
 )
+# What a client can bring about at will: by what it sends, and by when.
+_CLIENTS_DOING = _CLIENTS_FAULT | {
+    Code.MALFORMED,
+    Code.FRAME_TOO_LARGE,
+    Code.TRUNCATED,
+    Code.TRAILING_BYTES,
+    Code.UNKNOWN_VERSION,
+    Code.UNEXPECTED_FRAME,
+    Code.BAD_SIGNATURE,
+    Code.WRONG_SIGNER,
+    Code.WRONG_AUDIENCE,
+    Code.EXPIRED,
+    Code.NOT_YET_VALID,
+    Code.REPLAYED,
+    Code.DIGEST_MISMATCH,
+}
 _REFUSALS = frozenset(
     {
         Code.BUSY,
@@ -51,3 +72,12 @@ def blame_for(code: Code) -> Blame:
     if code in _CLIENTS_FAULT:
         return Blame.CLIENT
     return Blame.NOBODY if code in _NO_VERDICT else Blame.FAILURE
+
+
+def blame_by_receipt(code: Code, finish: Finish) -> Blame:
+    """For a job that only its node has told us of."""
+    # Before the job was accepted, a deadline passes while its client dawdles over the payload.
+    has_dawdled = code is Code.DEADLINE_EXCEEDED and finish is Finish.REFUSED
+    if code in _CLIENTS_DOING or has_dawdled:
+        return Blame.CLIENT
+    return blame_for(code)

@@ -5,8 +5,10 @@ they mean different things: an error wasted a client's time, while a refusal was
 and only says "not now". Who owns one of each per node is `coordinator.reputation`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from protocol.ids import PeerId
 
 # Three in a row is no coincidence on a node that normally works, and it bounds what one node that
 # swallows every job can cost before it is out.
@@ -24,7 +26,8 @@ SUCCESSES_TO_FORGIVE = 10
 # A slot usually frees up within a token or two of some other job.
 COOL_BASE_MS = 250
 COOL_MAX_MS = 60_000
-# A node may say that the client is at fault; one that always does refuses under another name.
+# A node may say that the client is at fault; one that says so of everybody refuses under another
+# name. A single client could make any node say it, and so counts once.
 BLAMES_FORGIVEN = 5
 
 # 2^20 times any base is above every cap; larger shifts would only make larger numbers.
@@ -113,7 +116,7 @@ class Cooldown:
     """Waits after refusals, at least as long as the node asked for, and longer if it goes on."""
 
     refusals_in_row: int = 0
-    blames_in_row: int = 0
+    blamed: set[PeerId] = field(default_factory=set)
     until_ms: int = 0
 
     def on_refusal(self, now_ms: int, *, retry_after_ms: int | None, jitter: float) -> None:
@@ -128,12 +131,13 @@ class Cooldown:
         self.refusals_in_row += 1
         self.until_ms = now_ms + max(wait_ms, min(retry_after_ms or 0, COOL_MAX_MS))
 
-    def on_blame(self, now_ms: int, *, jitter: float) -> None:
-        """The node refused a job as the client's fault; that is free until it becomes a habit."""
-        self.blames_in_row += 1
-        if self.blames_in_row > BLAMES_FORGIVEN:
+    def on_blame(self, client: PeerId, now_ms: int, *, jitter: float) -> None:
+        """The node refused a job as this client's fault; that is free until it becomes a habit."""
+        if len(self.blamed) <= BLAMES_FORGIVEN:
+            self.blamed.add(client)
+        if len(self.blamed) > BLAMES_FORGIVEN:
             self.on_refusal(now_ms, retry_after_ms=None, jitter=jitter)
 
     def on_success(self) -> None:
         self.refusals_in_row = 0
-        self.blames_in_row = 0
+        self.blamed.clear()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
+from coordinator.blame import blame_for
 from coordinator.job_stream import JobFailed, JobStream, Outcome
 from coordinator.leaser import Granted, Leaser, Observation, Payer, check_terms
 from protocol.clock import Clock, Entropy
@@ -21,6 +22,7 @@ from protocol.errors import RETRYABLE_ELSEWHERE, Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid, sha256_digest
 from protocol.keys import SigningKey
+from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import (
     NO_CONSTRAINTS,
     Constraints,
@@ -122,6 +124,11 @@ class MarketClient:
 
     async def _open(self, spec: JobSpec, key: SigningKey) -> JobStream:
         payload = encode(spec.job_input)
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            raise JobFailed(
+                f"the input has {len(payload)} bytes; up to {PAYLOAD_BYTES_MAX} can go",
+                code=Code.INPUT_TOO_LARGE,
+            )
         request = self._sign_request(spec, key, payload)
         deadline = trio.current_time() + spec.deadline_s
         attempts = _Attempts()
@@ -308,6 +315,7 @@ def _unopened(failure: JobFailed, started_at: float) -> Observation:
     """What there is to say of a node that was leased and did not take the job."""
     return Observation(
         code=failure.code,
+        blame=blame_for(failure.code),
         first_output_ms=None,
         total_ms=1000 * (trio.current_time() - started_at),
         delivered=Units(),

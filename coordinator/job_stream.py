@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
+from coordinator.blame import blame_for
 from coordinator.leaser import Granted, Observation
 from protocol.clock import Clock
 from protocol.envelope import Signed
@@ -171,8 +172,10 @@ class JobStream:
         first_ms = None
         if self._first_output_at is not None:
             first_ms = 1000 * (self._first_output_at - self._started_at)
+        code = self._failure.code if self._failure is not None else None
         return Observation(
-            code=self._failure.code if self._failure is not None else None,
+            code=code,
+            blame=blame_for(code) if code is not None else None,
             first_output_ms=first_ms,
             total_ms=1000 * (trio.current_time() - self._started_at),
             delivered=self._job.units if self.outcome is not None else self._job.units_owed,

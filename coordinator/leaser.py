@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.blame import Blame
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
@@ -31,10 +32,11 @@ class Payer:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """How a node did, as its client saw it. `code` is None if the job ended as it should;
-    `delivered` is what the client counted, and `has_receipt` whether it countersigned."""
+    """How a node did. `code` is None if the job ended as it should, else `blame` says whose doing
+    that is; `delivered` is what the client counted, and `has_receipt` whether it countersigned."""
 
     code: Code | None
+    blame: Blame | None
     first_output_ms: float | None
     total_ms: float
     delivered: Units

@@ -127,7 +127,7 @@ class Market:
         if opened.is_judged:
             return
         opened.is_judged = True
-        node = opened.lease.message.node
+        node, client = opened.lease.message.node, opened.lease.message.client
         now_ms = self._clock.now_ms()
         entry = self.book.get(node)
         ratios = NO_RATIOS
@@ -138,12 +138,14 @@ class Market:
                 output_tokens=observation.delivered.output_tokens,
                 rtt_ms=entry.rtt_ms if entry is not None else None,
             )
-        if observation.code is None:
+        if observation.code is None or observation.blame is None:
             self.reputation.record_success(node, now_ms=now_ms, ratios=ratios)
         else:
             self.reputation.record_code(
                 node,
                 observation.code,
+                observation.blame,
+                client=client,
                 now_ms=now_ms,
                 retry_after_ms=observation.retry_after_ms,
                 ratios=ratios,

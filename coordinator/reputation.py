@@ -19,7 +19,7 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.blame import Blame, blame_for
+from coordinator.blame import Blame
 from coordinator.breaker import Breaker, BreakerState, Cooldown
 from coordinator.standings import (
     COOLING_UNTIL,
@@ -156,17 +156,18 @@ class Reputation:
         self,
         node: PeerId,
         code: Code,
+        blame: Blame,
         *,
+        client: PeerId,
         now_ms: int,
         retry_after_ms: int | None = None,
         ratios: Ratios = NO_RATIOS,
     ) -> None:
-        """A job ended with an error. `ratios` count even so: a node that was too slow to meet the
-        deadline has told us how slow."""
+        """A job of `client` ended with an error. `ratios` count even so: a node that was too slow
+        to meet the deadline has told us how slow."""
         record = self._record(node)
         record.last_code = code
         jitter = self._rng.random()
-        blame = blame_for(code)
         if blame is Blame.FAILURE:
             self._record_failure(record, now_ms, jitter)
         else:
@@ -176,7 +177,7 @@ class Reputation:
             self._count(record, REFUSALS, now_ms)
             record.cooldown.on_refusal(now_ms, retry_after_ms=retry_after_ms, jitter=jitter)
         elif blame is Blame.CLIENT:
-            record.cooldown.on_blame(now_ms, jitter=jitter)
+            record.cooldown.on_blame(client, now_ms, jitter=jitter)
         self._learn(record.slot, ratios, now_ms)
         self._mirror(record)
 

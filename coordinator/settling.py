@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import structlog
 
+from coordinator.blame import blame_by_receipt
 from coordinator.db.api_keys import record_spending
 from coordinator.db.bulk import Record
 from coordinator.db.engine import Database
@@ -306,8 +307,10 @@ def _rows_of_end(
 def _observation(receipt: Receipt) -> Observation:
     """What a receipt says of how the job went. Its times are the node's own word: not used."""
     failed = receipt.finish in (Finish.FAILED, Finish.REFUSED)
+    code = _code_of(receipt.code) if failed else None
     return Observation(
-        code=_code_of(receipt.code) if failed else None,
+        code=code,
+        blame=blame_by_receipt(code, receipt.finish) if code is not None else None,
         first_output_ms=None,
         total_ms=0.0,
         delivered=receipt.units,

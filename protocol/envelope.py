@@ -14,7 +14,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 import msgpack
 
 from protocol.codec import decode, encode
-from protocol.errors import Code, RemoteProtocolError
+from protocol.errors import Code, LocalProtocolError, RemoteProtocolError
 from protocol.ids import Digest, PeerId, peer_id_from_public_key, sha256_digest
 from protocol.keys import SigningKey, verify
 from protocol.limits import SIGNED_BYTES_MAX
@@ -43,13 +43,15 @@ class Signed(Generic[M]):
 
 
 def seal(key: SigningKey, message: M) -> Signed[M]:
-    """Encode and sign."""
+    """Encode and sign. Raises LocalProtocolError if it is too long for anyone to open."""
     body = encode(message)
     content = _signed_content(message.KIND, body)
     raw = msgpack.packb(
         [ENVELOPE_VERSION, message.KIND, key.public_key, body, key.sign(content)],
         use_bin_type=True,
     )
+    if len(raw) > SIGNED_BYTES_MAX:
+        raise LocalProtocolError(f"a {message.KIND} of {len(raw)} bytes is over the limit")
     return Signed(message, key.peer_id, sha256_digest(content), raw)
 
 

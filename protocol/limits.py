@@ -25,6 +25,8 @@ OFFER_ADDRESSES_MAX = 8
 
 # Text fields: a name fits a line, a message fits a paragraph.
 NAME_CHARS_MAX = 128
+# In lists they are counted in bytes: five lists of 64 must fit into one signed message.
+NAME_BYTES_MAX = 128
 ADDRESS_CHARS_MAX = 256
 MESSAGE_CHARS_MAX = 1_000
 

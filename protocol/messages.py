@@ -14,6 +14,7 @@ from protocol.limits import (
     ADDRESS_CHARS_MAX,
     JOB_DURATION_MAX_MS,
     LIST_ITEMS_MAX,
+    NAME_BYTES_MAX,
     NAME_CHARS_MAX,
     OFFER_ADDRESSES_MAX,
     OFFER_MODELS_MAX,
@@ -85,7 +86,8 @@ def _check(condition: bool, message: str) -> None:
 
 def _check_names(names: tuple[str, ...], what: str) -> None:
     _check(len(names) <= LIST_ITEMS_MAX, f"{what} lists too many items")
-    _check(all(0 < len(name) <= NAME_CHARS_MAX for name in names), f"{what} has a bad name")
+    sizes = [len(name.encode()) for name in names]
+    _check(all(0 < size <= NAME_BYTES_MAX for size in sizes), f"{what} has a bad name")
 
 
 def _check_stamps(*stamps_ms: int) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.market_session import MarketSession, open_market
-from coordinator.cli.options import At, ConfigFile, DataDir, KeyFile, load_config
+from coordinator.cli.options import At, ConfigFile, DataDir, KeyFile, Model, load_config
 from coordinator.cli.output import complain, say
 from coordinator.cli.results import print_outcome
 from coordinator.client import JobSpec
@@ -25,7 +25,7 @@ HELP = "Empty line or Ctrl-D ends, /reset forgets what was said."
 @takes_constraints
 def chat(
     constraints: Constraints,
-    model: Annotated[str, typer.Argument(help="A model's name, or its digest.")] = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000)] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,

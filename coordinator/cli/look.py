@@ -19,6 +19,7 @@ from coordinator.cli.options import (
     Json,
     KeyFile,
     Model,
+    check_model,
     load_config,
 )
 from coordinator.cli.output import (
@@ -30,6 +31,7 @@ from coordinator.cli.output import (
     short,
 )
 from protocol.envelope import open_envelope
+from protocol.limits import TOKENS_MAX
 from protocol.messages import Constraints, NodeOffer, Objective, Task
 from protocol.money import format_credits
 from protocol.pricing import PriceSheet, Units
@@ -85,7 +87,9 @@ def balance(
 
 
 def nodes(
-    model: Annotated[str, typer.Option(help="Only nodes with this model.")] = "",
+    model: Annotated[
+        str, typer.Option(help="Only nodes with this model.", callback=check_model)
+    ] = "",
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     key: KeyFile = None,
@@ -111,8 +115,12 @@ def nodes(
 def quote(
     model: Model,
     constraints: Constraints,
-    tokens_in: Annotated[int, typer.Option(min=0, help="Expected input tokens.")] = 200,
-    tokens_out: Annotated[int, typer.Option(min=0, help="Expected output tokens.")] = 200,
+    tokens_in: Annotated[
+        int, typer.Option(min=0, max=TOKENS_MAX, help="Expected input tokens.")
+    ] = 200,
+    tokens_out: Annotated[
+        int, typer.Option(min=0, max=TOKENS_MAX, help="Expected output tokens.")
+    ] = 200,
     objective: Goal = Objective.BALANCED,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,

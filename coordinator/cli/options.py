@@ -19,6 +19,7 @@ from coordinator.db.engine import (
 )
 from coordinator.settings import Config
 from protocol.errors import CapaError
+from protocol.limits import NAME_CHARS_MAX
 from protocol.messages import Objective
 
 T = TypeVar("T")
@@ -51,7 +52,17 @@ At = Annotated[
 ]
 
 
-Model = Annotated[str, typer.Argument(help="A model's name, or its manifest digest.")]
+def check_model(name: str) -> str:
+    """For options and arguments that name a model."""
+    if len(name) > NAME_CHARS_MAX:
+        raise typer.BadParameter(f"a model's name has at most {NAME_CHARS_MAX} characters")
+    return name
+
+
+Model = Annotated[
+    str,
+    typer.Argument(help="A model's name, or its manifest digest.", callback=check_model),
+]
 Goal = Annotated[Objective, typer.Option(help="What matters more.")]
 
 

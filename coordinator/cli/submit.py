@@ -129,7 +129,7 @@ def _read_input(prompt: str | None, file: Path | None) -> bytes:
         content = sys.stdin.buffer.read() if is_piped else Path(str(file)).read_bytes()
     except OSError as error:
         raise CommandError(f"cannot read {file}: {error.strerror}") from None
-    if not 0 < len(content) < PAYLOAD_BYTES_MAX:
+    if not 0 < len(content) <= PAYLOAD_BYTES_MAX:
         raise CommandError(f"the input has {len(content)} bytes; up to {PAYLOAD_BYTES_MAX} can go")
     return content
 

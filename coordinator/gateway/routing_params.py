@@ -11,7 +11,7 @@ from coordinator.gateway.errors import ApiError, invalid
 from coordinator.gateway.strict_json import Fields
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
-from protocol.limits import JOB_DURATION_MAX_MS, LIST_ITEMS_MAX, NAME_CHARS_MAX
+from protocol.limits import JOB_DURATION_MAX_MS, LIST_ITEMS_MAX, NAME_BYTES_MAX, NAME_CHARS_MAX
 from protocol.messages import (
     NO_CONSTRAINTS,
     Constraints,
@@ -131,7 +131,12 @@ def _read_max_latency_ms(provider: Fields) -> int | None:
 
 
 def _read_names(provider: Fields, name: str) -> tuple[str, ...]:
-    return provider.texts(name, items_max=LIST_ITEMS_MAX, chars_max=NAME_CHARS_MAX)
+    texts = provider.texts(name, items_max=LIST_ITEMS_MAX, chars_max=NAME_CHARS_MAX)
+    for number, text in enumerate(texts):
+        if len(text.encode()) > NAME_BYTES_MAX:
+            path = f"{provider.path(name)}[{number}]"
+            raise invalid(f"{path} has more than {NAME_BYTES_MAX} bytes", path)
+    return texts
 
 
 def _read_nodes(provider: Fields, name: str) -> tuple[PeerId, ...]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import outcome
+import structlog
 import trio
 
 from coordinator.db.bulk import Record, run_records
@@ -29,6 +30,8 @@ from coordinator.ledger.postings import expire
 from coordinator.ledger.refusals import HoldEndedError, refusal
 from coordinator.ledger.transfers import Result, Transfer
 from protocol.clock import Clock
+
+log = structlog.get_logger(__name__)
 
 # Past this the commit takes longer than the fdatasync that it saves.
 _BATCH_MAX = 1_000
@@ -138,8 +141,10 @@ class LedgerWriter:
                 await self.submit(expire(hold), records_of(hold) if records_of else ())
             except HoldEndedError:
                 return  # a receipt came between
-            except (StorageFullError, StorageBusyError, LedgerBusyError):
-                return  # it is still due when the next sweep comes
+            except (StorageError, LedgerError) as error:
+                # It is still due when the next sweep comes, which may find the database mended.
+                log.warning("hold_not_expired", hold_id=hold.id, error=str(error))
+                return
             expired.append(hold)
 
         async with trio.open_nursery() as nursery:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from coordinator.blame import blame_for
 from coordinator.matching import Job, match
 from coordinator.offers import OfferBook
 from coordinator.reputation import Ratios, Reputation
@@ -156,7 +157,7 @@ def _give_history(reputation: Reputation, node: PeerId, rng: random.Random) -> N
             reputation.record_success(node, now_ms=_NOW_MS, ratios=ratios)
         else:
             code = rng.choice((Code.BUSY, Code.WORKER_CRASHED))
-            reputation.record_code(node, code, now_ms=_NOW_MS)
+            reputation.record_code(node, code, blame_for(code), client=node, now_ms=_NOW_MS)
 
 
 def _offer(node: PeerId, rng: random.Random) -> NodeOffer:

@@ -4,10 +4,12 @@ import random
 from dataclasses import replace
 from functools import cache
 
+from coordinator.blame import blame_for
 from coordinator.matching import Job, Match, match
 from coordinator.offers import OfferBook, OfferVerdict
-from coordinator.reputation import Reputation
+from coordinator.reputation import NO_RATIOS, Ratios, Reputation
 from protocol.envelope import Signed, seal
+from protocol.errors import Code
 from protocol.ids import Digest, PeerId, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import (
@@ -96,6 +98,28 @@ def node_offer(
 
 def sealed(number: int, offer: NodeOffer) -> Signed[NodeOffer]:
     return seal(key(number), offer)
+
+
+def record(
+    reputation: Reputation,
+    node: PeerId,
+    code: Code,
+    *,
+    now_ms: int,
+    retry_after_ms: int | None = None,
+    ratios: Ratios = NO_RATIOS,
+    client: int = 0,
+) -> None:
+    """A job that our own client saw end with this code."""
+    reputation.record_code(
+        node,
+        code,
+        blame_for(code),
+        client=key(client).peer_id,
+        now_ms=now_ms,
+        retry_after_ms=retry_after_ms,
+        ratios=ratios,
+    )
 
 
 class Market:

@@ -17,6 +17,7 @@ from coordinator.breaker import (
     Cooldown,
     backoff_ms,
 )
+from protocol.ids import PeerId
 
 NOW_MS = 1_800_000_000_000
 MIDDLE = 0.5  # the jitter that changes nothing
@@ -153,8 +154,11 @@ def test_a_burst_of_refusals_counts_once() -> None:
 
 def test_blaming_the_client_is_free_only_a_few_times() -> None:
     cooldown = Cooldown()
-    for _ in range(BLAMES_FORGIVEN):
-        cooldown.on_blame(NOW_MS, jitter=MIDDLE)
+    for client in range(BLAMES_FORGIVEN):
+        for _ in range(3):
+            cooldown.on_blame(PeerId(f"client {client}"), NOW_MS, jitter=MIDDLE)
     assert cooldown.until_ms == 0
-    cooldown.on_blame(NOW_MS, jitter=MIDDLE)
+    cooldown.on_blame(PeerId("another"), NOW_MS, jitter=MIDDLE)
     assert cooldown.until_ms > NOW_MS
+    cooldown.on_success()
+    assert not cooldown.blamed

@@ -1,5 +1,7 @@
 """What a node or a client may try on the way from a lease to a receipt, and what it gets for it."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -232,6 +234,30 @@ async def test_offers_as_large_as_they_may_be_still_fit_a_page(autojump_clock: M
             if not after:
                 break
         assert found == sorted(node.key.peer_id for node in market.nodes)
+
+
+async def test_a_client_cannot_break_a_nodes_name(autojump_clock: MockClock) -> None:
+    """What it sends is signed for by the node, as malformed, late or wrong: that is not the node's
+    doing, and it costs the client nothing to repeat."""
+    async with open_small_market(Script.REFUSE) as market:
+        node = market.nodes[0]
+        for code in (Code.MALFORMED, Code.DIGEST_MISMATCH, Code.DEADLINE_EXCEEDED) * 4:
+            now_ms = market.clock.now_ms()
+            job_id = JobId(new_ulid(now_ms, market.network.rng.randbytes(10)))
+            request = make_request(market, market.buyer, job_id)
+            granted = await market.coordinator.desk.lease(request)
+            signed = node._sign(granted.lease, (), Finish.REFUSED).message
+            await node.hand_in(seal(node.key, replace(signed, code=code.value)))
+        standing = market.coordinator.market.reputation.standing(
+            node.key.peer_id, now_ms=market.clock.now_ms()
+        )
+        assert standing is not None
+        assert standing.breaker is BreakerState.CLOSED
+        assert standing.blocked_until_ms == 0
+        node.script = Script.ANSWER
+        assert len(await market.buy()) == 4
+        await market.client.wait_settled()
+        market.assert_books_are_closed()
 
 
 async def test_a_client_that_asks_without_end_is_slowed_down(autojump_clock: MockClock) -> None:

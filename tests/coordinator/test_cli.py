@@ -94,6 +94,13 @@ def test_a_constraint_that_is_none_is_named(option: str) -> None:
         constraints_of(option)
 
 
+@pytest.mark.parametrize("command", [("quote",), ("submit",), ("chat",), ("nodes", "--model")])
+def test_a_name_that_no_model_can_have_is_wrong_usage(command: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, [*command, "x" * 129])
+    assert result.exit_code == 2
+    assert "at most 128 characters" in result.output
+
+
 JOB = "01KDVDNA00Q4B6775ZS7SA7EZ9"
 
 

@@ -1,13 +1,17 @@
 """Buying, from the buyer's side: answers, invisible retries, visible cuts, and what they cost."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 from trio.testing import MockClock
 
 from coordinator.job_stream import JobFailed
 from protocol.errors import Code
-from protocol.messages import Finish
+from protocol.limits import PAYLOAD_BYTES_MAX
+from protocol.messages import Finish, Task
 from protocol.money import split_fee
+from protocol.payload import ImageInput
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
 from tests.coordinator.small_market import (
@@ -88,6 +92,20 @@ async def test_the_clients_own_mistake_is_not_tried_elsewhere(autojump_clock: Mo
         assert sum(node.jobs_opened for node in market.nodes) == 1
         await market.client.wait_settled()
         market.assert_books_are_closed()
+
+
+async def test_an_input_that_fits_only_without_its_wrapping_is_told_so(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        image = ImageInput(bytes(PAYLOAD_BYTES_MAX - 1), top_k=1)
+        spec = replace(market.spec(), task=Task.IMAGE_CLASSIFICATION, job_input=image)
+        with pytest.raises(JobFailed) as caught:
+            async with market.client.open_job(spec, market.buyer):
+                pass
+        assert caught.value.code is Code.INPUT_TOO_LARGE
+        assert not market.nodes[0].jobs_opened
+        assert len(await market.buy()) == 4
 
 
 async def test_when_every_node_fails_the_last_reason_is_told(autojump_clock: MockClock) -> None:

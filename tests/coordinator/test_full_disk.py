@@ -1,13 +1,14 @@
 """A ledger without room: whoever asks is told, the coordinator lives on, and nothing is lost."""
 
 import random
+from typing import NoReturn
 
 import pytest
 import trio
 from sqlalchemy import text
 from trio.testing import MockClock
 
-from coordinator.errors import StorageFullError
+from coordinator.errors import StorageError, StorageFullError
 from coordinator.job_stream import JobFailed
 from protocol.errors import Code
 from protocol.keys import SigningKey
@@ -69,6 +70,27 @@ async def test_a_receipt_that_finds_the_disk_full_comes_again(autojump_clock: Mo
         await trio.sleep(10)
         market.assert_books_are_closed()
         assert market.account(market.nodes[0].key.peer_id).posted_nano > 0
+
+
+async def test_a_disk_that_fails_does_not_end_the_market(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not full, not busy: broken in a way that nobody foresaw."""
+    async with open_small_market(Script.HANG) as market:
+        with pytest.raises(JobFailed):
+            await market.buy(deadline_s=DEADLINE_S)
+
+        async def fail(*_args: object, **_options: object) -> NoReturn:
+            raise StorageError("disk I/O error")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(market.database, "write", fail)
+            await trio.sleep(PAST_THE_HOLDS_S)
+            assert market.audit().held_nano > 0
+            with pytest.raises(JobFailed):
+                await market.buy()
+        await trio.sleep(PAST_THE_HOLDS_S)
+        market.assert_books_are_closed()
 
 
 async def test_holds_that_expire_while_the_disk_is_full_are_given_back_later(

@@ -35,6 +35,7 @@ from tests.coordinator.market import (
     model_offer,
     node,
     node_offer,
+    record,
 )
 
 
@@ -235,8 +236,8 @@ def test_what_the_node_cannot_do_now_is_named() -> None:
     market.load(1, 0, draining=True)
     market.book.detach(node(2), now_ms=market.now_ms)
     for _ in range(FAILURES_TO_OPEN):
-        market.reputation.record_code(node(3), Code.WORKER_HUNG, now_ms=market.now_ms)
-    market.reputation.record_code(node(4), Code.BUSY, now_ms=market.now_ms, retry_after_ms=900)
+        record(market.reputation, node(3), Code.WORKER_HUNG, now_ms=market.now_ms)
+    record(market.reputation, node(4), Code.BUSY, now_ms=market.now_ms, retry_after_ms=900)
     match = market.match(a_job())
     assert match.counts == dict.fromkeys(
         (

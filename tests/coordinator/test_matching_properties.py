@@ -24,7 +24,16 @@ from protocol.messages import (
     Task,
 )
 from protocol.pricing import cost_nano
-from tests.coordinator.market import MODEL, NAME, Market, a_job, model_offer, node, node_offer
+from tests.coordinator.market import (
+    MODEL,
+    NAME,
+    Market,
+    a_job,
+    model_offer,
+    node,
+    node_offer,
+    record,
+)
 
 OTHER_MODEL = sha256_digest(b"another build")
 NODES = 7
@@ -130,7 +139,7 @@ def build(market_script: list[Scripted], *, seed: int = 5) -> Market:
                     node(scripted.number), now_ms=market.now_ms, ratios=ratios
                 )
             else:
-                market.reputation.record_code(node(scripted.number), code, now_ms=market.now_ms)
+                record(market.reputation, node(scripted.number), code, now_ms=market.now_ms)
     return market
 
 

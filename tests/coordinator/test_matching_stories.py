@@ -16,7 +16,7 @@ from coordinator.matching.decide import ATTEMPTS_MAX
 from protocol.errors import Code
 from protocol.ids import PeerId
 from protocol.messages import Constraints, Objective
-from tests.coordinator.market import Market, a_job, model_offer, node, node_offer
+from tests.coordinator.market import Market, a_job, model_offer, node, node_offer, record
 
 Behaviour = Callable[[Candidate], Code | None]
 
@@ -34,7 +34,7 @@ def serve(
         if code is None:
             market.reputation.record_success(candidate.node, now_ms=market.now_ms)
             return True
-        market.reputation.record_code(candidate.node, code, now_ms=market.now_ms)
+        record(market.reputation, candidate.node, code, now_ms=market.now_ms)
         tried.add(candidate.node)
     return False
 
@@ -149,7 +149,7 @@ def test_story_2_reconnecting_does_not_reset_the_breaker() -> None:
         market.reputation.start_attempt(candidate.node, now_ms=market.now_ms)
         if candidate.node == black_hole:
             jobs_sent += 1
-            market.reputation.record_code(black_hole, Code.NODE_LOST, now_ms=market.now_ms)
+            record(market.reputation, black_hole, Code.NODE_LOST, now_ms=market.now_ms)
             market.book.detach(black_hole, now_ms=market.now_ms)
         else:
             market.reputation.record_success(candidate.node, now_ms=market.now_ms)

@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.blame import Blame, blame_for
+from coordinator.blame import Blame, blame_by_receipt, blame_for
 from coordinator.breaker import FAILURES_TO_OPEN, BreakerState
 from coordinator.reputation import HALF_LIFE_MS, NodeStanding, Ratios, Reputation
 from coordinator.standings import PRIOR_RATIO, Standings
 from protocol.errors import RETRYABLE_ELSEWHERE, Code
-from tests.coordinator.market import NOW_MS, node
+from protocol.messages import Finish
+from tests.coordinator.market import NOW_MS, node, record
 
 HOUR_MS = 3_600_000
 
@@ -35,7 +36,7 @@ def row(reputation: Reputation, number: int = 1, *, now_ms: int = NOW_MS) -> Sta
 
 def fail(reputation: Reputation, times: int, *, now_ms: int = NOW_MS, number: int = 1) -> None:
     for _ in range(times):
-        reputation.record_code(node(number), Code.WORKER_CRASHED, now_ms=now_ms)
+        record(reputation, node(number), Code.WORKER_CRASHED, now_ms=now_ms)
 
 
 def test_a_stranger_is_believed_but_not_quite() -> None:
@@ -83,7 +84,7 @@ def test_rebasing_changes_no_estimate() -> None:
     rebased.record_success(node(2), now_ms=NOW_MS + 70 * HALF_LIFE_MS)
     now_ms = NOW_MS + 71 * HALF_LIFE_MS
     for reputation in (plain, rebased):
-        reputation.record_code(node(1), Code.NODE_LOST, now_ms=now_ms, ratios=Ratios(2.0))
+        record(reputation, node(1), Code.NODE_LOST, now_ms=now_ms, ratios=Ratios(2.0))
     assert standing(plain, now_ms=now_ms) == standing(rebased, now_ms=now_ms)
 
 
@@ -112,7 +113,7 @@ def test_a_probe_blocks_others_until_its_outcome() -> None:
     assert not row(reputation, now_ms=later_ms).is_open(later_ms)[0]
     reputation.start_attempt(node(1), now_ms=later_ms)
     assert row(reputation, now_ms=later_ms).is_open(later_ms)[0]
-    reputation.record_code(node(1), Code.CANCELLED, now_ms=later_ms)
+    record(reputation, node(1), Code.CANCELLED, now_ms=later_ms)
     assert not row(reputation, now_ms=later_ms).is_open(later_ms)[0]
     reputation.start_attempt(node(1), now_ms=later_ms)
     reputation.record_success(node(1), now_ms=later_ms)
@@ -122,7 +123,7 @@ def test_a_probe_blocks_others_until_its_outcome() -> None:
 def test_refusals_cool_down_but_are_no_errors() -> None:
     reputation = fresh()
     for number in range(10):
-        reputation.record_code(node(1), Code.BUSY, now_ms=NOW_MS + number * 120_000)
+        record(reputation, node(1), Code.BUSY, now_ms=NOW_MS + number * 120_000)
     now_ms = NOW_MS + 9 * 120_000
     assert standing(reputation, now_ms=now_ms).breaker is BreakerState.CLOSED
     assert row(reputation, now_ms=now_ms).is_cooling(now_ms)[0]
@@ -132,18 +133,24 @@ def test_refusals_cool_down_but_are_no_errors() -> None:
 
 def test_a_retry_after_is_honoured() -> None:
     reputation = fresh()
-    reputation.record_code(node(1), Code.DRAINING, now_ms=NOW_MS, retry_after_ms=7_000)
+    record(reputation, node(1), Code.DRAINING, now_ms=NOW_MS, retry_after_ms=7_000)
     assert standing(reputation).blocked_until_ms == NOW_MS + 7_000
 
 
-def test_a_node_that_always_blames_the_client_cools_down() -> None:
+def test_a_node_that_blames_every_client_cools_down() -> None:
     reputation = fresh()
-    for _ in range(3):
-        reputation.record_code(node(1), Code.INVALID_INPUT, now_ms=NOW_MS)
+    for client in range(5):
+        record(reputation, node(1), Code.INVALID_INPUT, now_ms=NOW_MS, client=client)
     assert standing(reputation).blocked_until_ms == 0
-    for _ in range(5):
-        reputation.record_code(node(1), Code.INVALID_INPUT, now_ms=NOW_MS)
+    record(reputation, node(1), Code.INVALID_INPUT, now_ms=NOW_MS, client=5)
     assert standing(reputation).blocked_until_ms > NOW_MS
+
+
+def test_one_client_cannot_make_a_node_look_as_if_it_blamed_everybody() -> None:
+    reputation = fresh()
+    for _ in range(100):
+        record(reputation, node(1), Code.INVALID_INPUT, now_ms=NOW_MS, client=7)
+    assert standing(reputation).blocked_until_ms == 0
 
 
 def test_an_exaggerated_claim_is_corrected_within_a_few_jobs() -> None:
@@ -218,7 +225,7 @@ def test_the_same_seed_gives_the_same_jitter() -> None:
     first, second = fresh(), fresh()
     for reputation in (first, second):
         fail(reputation, 5)
-        reputation.record_code(node(2), Code.BUSY, now_ms=NOW_MS)
+        record(reputation, node(2), Code.BUSY, now_ms=NOW_MS)
     assert first.snapshot(now_ms=NOW_MS) == second.snapshot(now_ms=NOW_MS)
 
 
@@ -235,6 +242,27 @@ def test_the_same_seed_gives_the_same_jitter() -> None:
 )
 def test_codes_blame_whom_they_should(code: Code, blame: Blame) -> None:
     assert blame_for(code) is blame
+
+
+@pytest.mark.parametrize("code", list(Code))
+def test_a_receipt_alone_blames_no_node_for_what_its_client_may_have_done(code: Code) -> None:
+    """All that a client can send, or fail to send in time, ends in one of these."""
+    provoked = {
+        *(Code.MALFORMED, Code.FRAME_TOO_LARGE, Code.TRUNCATED, Code.TRAILING_BYTES),
+        *(Code.UNKNOWN_VERSION, Code.UNEXPECTED_FRAME, Code.BAD_SIGNATURE, Code.WRONG_SIGNER),
+        *(Code.WRONG_AUDIENCE, Code.EXPIRED, Code.NOT_YET_VALID, Code.REPLAYED),
+        *(Code.DIGEST_MISMATCH, Code.INVALID_INPUT, Code.PROMPT_TOO_LONG, Code.INPUT_TOO_LARGE),
+        *(Code.INVALID_IMAGE, Code.IMAGE_TOO_LARGE),
+    }
+    refused = blame_by_receipt(code, Finish.REFUSED)
+    if code in provoked or code is Code.DEADLINE_EXCEEDED:
+        assert refused is Blame.CLIENT
+    else:
+        assert refused is blame_for(code)
+
+
+def test_a_node_that_accepted_a_job_and_was_too_slow_has_failed() -> None:
+    assert blame_by_receipt(Code.DEADLINE_EXCEEDED, Finish.FAILED) is Blame.FAILURE
 
 
 def test_what_is_retried_elsewhere_counts_against_the_node() -> None:

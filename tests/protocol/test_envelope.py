@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from protocol.codec import encode
 from protocol.envelope import open_envelope, seal
-from protocol.errors import Code, RemoteProtocolError
-from protocol.limits import SIGNED_BYTES_MAX
-from protocol.messages import JobRequest, Lease, Receipt
-from tests.protocol.makers import CLIENT, STRANGER, make_chain, make_request
+from protocol.errors import Code, LocalProtocolError, RemoteProtocolError
+from protocol.limits import LIST_ITEMS_MAX, NAME_BYTES_MAX, NAME_CHARS_MAX, SIGNED_BYTES_MAX
+from protocol.messages import Constraints, JobRequest, Lease, Receipt
+from tests.protocol.makers import CLIENT, NODE, STRANGER, make_chain, make_request
 
 SEALED = seal(CLIENT, make_request())
 
@@ -30,6 +30,33 @@ def repack(**changes: object) -> bytes:
 
 def test_what_is_sealed_opens_to_the_same() -> None:
     assert open_envelope(SEALED.raw, JobRequest) == SEALED
+
+
+def longest_request() -> JobRequest:
+    names = tuple(f"{number:0{NAME_BYTES_MAX}}" for number in range(LIST_ITEMS_MAX))
+    nodes = (NODE.peer_id,) * LIST_ITEMS_MAX
+    constraints = Constraints(
+        order=nodes, only=nodes, ignore=nodes, quantizations=names, regions=names
+    )
+    return dataclasses.replace(
+        make_request(), model="\U0001f642" * NAME_CHARS_MAX, constraints=constraints
+    )
+
+
+def test_the_longest_request_that_the_rules_allow_can_be_opened() -> None:
+    sealed = seal(CLIENT, longest_request())
+    assert open_envelope(sealed.raw, JobRequest) == sealed
+
+
+def test_what_nobody_would_open_is_not_sealed() -> None:
+    """A name that is short in characters may be long in bytes."""
+    with pytest.raises(ValueError, match="quantizations"):
+        Constraints(quantizations=("\U0001f642" * (NAME_BYTES_MAX // 4 + 1),))
+    request = longest_request()
+    too_long = ("x" * SIGNED_BYTES_MAX,)
+    object.__setattr__(request.constraints, "regions", too_long)
+    with pytest.raises(LocalProtocolError, match="over the limit"):
+        seal(CLIENT, request)
 
 
 @given(st.integers(min_value=0), st.integers(min_value=1, max_value=255))

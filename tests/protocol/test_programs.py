@@ -1,5 +1,6 @@
 """What the three programs do with errors that leave a command."""
 
+import errno
 import importlib
 import subprocess
 import sys
@@ -49,6 +50,21 @@ def test_errors_of_tasks_are_told_once_each(
 ) -> None:
     assert run(group(CapaError("one"), CapaError("two"), CapaError("one"))) == 1
     assert capsys.readouterr().err.strip() == "error: one; two"
+
+
+def test_a_file_that_cannot_be_used_is_named(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(PermissionError(errno.EACCES, "Permission denied", "/etc/capanode")) == 1
+    assert capsys.readouterr().err.startswith("error: /etc/capanode: Permission denied: choose")
+
+
+def test_a_system_call_that_fails_for_no_file_is_a_bug(
+    run: Callable[[BaseException], int],
+) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        run(group(OSError(errno.EBADF, "Bad file descriptor")))
+    assert caught.group_contains(OSError, match="Bad file")
 
 
 @pytest.mark.parametrize("nested", [False, True])

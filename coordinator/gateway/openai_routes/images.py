@@ -22,6 +22,7 @@ from protocol.payload import ClassificationOutput, ImageInput
 IMAGE_BYTES_MAX = PAYLOAD_BYTES_MAX - 1_024
 
 LABELS_DEFAULT = 5
+_DIGITS_MAX = len(str(LABELS_MAX))
 
 # What every JPEG and every PNG starts with. The node's sandbox decodes it; this only spares it
 # what cannot be one.
@@ -81,8 +82,10 @@ def _order(fields: Fields, image: bytes) -> ImageOrder:
 def _form_fields(texts: dict[str, str]) -> Fields:
     """Forms know only text: numbers and objects are read as the JSON that they look like."""
     values: dict[str, object] = dict(texts)
-    if "top_k" in texts:
-        values["top_k"] = int(texts["top_k"]) if texts["top_k"].isdecimal() else texts["top_k"]
+    top_k = texts.get("top_k", "")
+    # Longer numbers are no number of labels, and Python refuses to read very long ones.
+    if top_k.isdecimal() and len(top_k) <= _DIGITS_MAX:
+        values["top_k"] = int(top_k)
     if "provider" in texts:
         values["provider"] = parse_object(texts["provider"].encode())
     return Fields(values)

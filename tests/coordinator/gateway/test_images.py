@@ -139,6 +139,11 @@ def test_what_the_sandbox_finds_out_is_mapped(gateway: Harness, code: Code, stat
             "top_k",
         ),
         (
+            {"model": "tiny/classifier", "top_k": "1" * 5_000},
+            {"image": ("p", PNG, "image/png")},
+            "top_k",
+        ),
+        (
             {"model": "tiny/classifier", "provider": "{"},
             {"image": ("p", PNG, "image/png")},
             None,

@@ -111,6 +111,8 @@ def test_a_latency_by_percentile_counts_its_median() -> None:
         ({"max_latency": {"p50": "x"}}, "provider.max_latency.p50"),
         ({"isolation": "docker"}, "provider.isolation"),
         ({"region": ["eu", 1]}, "provider.region[1]"),
+        ({"region": ["eu", "é" * 65]}, "provider.region[1]"),
+        ({"quantizations": ["🙂" * 33]}, "provider.quantizations[0]"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(provider: object, param: str) -> None:
