@@ -234,7 +234,9 @@ class ServedJob:
         self._started_at = trio.current_time()
         payload, self._payload = self._payload, b""
         try:
-            self._ticket.model.worker.submit(self._ticket.lease_id, payload, self._on_event)
+            self._ticket.model.worker.submit(
+                self._ticket.lease_id, payload, self._on_event, log_id=self._job_id
+            )
         except RemoteProtocolError as error:
             self._end_with(error)
 
@@ -362,10 +364,14 @@ class ServedJob:
             total_ms=since_open_ms(self._ended_at),
         )
 
+    @property
+    def _job_id(self) -> str:
+        terms = self._job.terms
+        return terms[0].message.job_id if terms is not None else ""
+
     def _record(self, ending: Ending) -> None:
         """One line per job in the log, and failures for `capanode status`."""
-        terms = self._job.terms
-        job_id = terms[0].message.job_id if terms is not None else ""
+        job_id = self._job_id
         units = self._meter.units if self._meter is not None else Units()
         log.info(
             "job_ended",

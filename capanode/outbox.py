@@ -28,7 +28,7 @@ from capanode.outbox_store import (
     refuse,
 )
 from protocol.clock import Clock
-from protocol.envelope import Signed
+from protocol.envelope import Signed, open_envelope
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, Receipt
 
@@ -179,7 +179,8 @@ class Outbox:
 
     async def refuse(self, stored: StoredReceipt, *, reason: str) -> None:
         """The coordinator will never pay for it."""
-        log.warning("receipt_refused", lease_id=stored.lease_id, reason=reason)
+        job_id = open_envelope(stored.receipt, Receipt).message.job_id
+        log.warning("receipt_refused", job_id=job_id, lease_id=stored.lease_id, reason=reason)
         self._change(refuse(stored.lease_id, reason=reason))
         await self._change(prune_refused(keep=REFUSED_MAX)).wait()
 

@@ -130,6 +130,16 @@ class MarketClient:
                 code=Code.INPUT_TOO_LARGE,
             )
         request = self._sign_request(spec, key, payload)
+        try:
+            return await self._attempt(spec, key, request, payload)
+        except JobFailed as failure:
+            failure.job_id = request.message.job_id
+            raise
+
+    async def _attempt(
+        self, spec: JobSpec, key: SigningKey, request: Signed[JobRequest], payload: bytes
+    ) -> JobStream:
+        """Lease and open, at one node after another, until there is output. Raises JobFailed."""
         deadline = trio.current_time() + spec.deadline_s
         attempts = _Attempts()
         while True:
@@ -275,15 +285,15 @@ class MarketClient:
 
     def _hand_in(self, stream: JobStream, outcome: Outcome) -> None:
         """To the node at once, and to the coordinator soon: either alone would do."""
-        lease_id = outcome.receipt.message.lease_id
+        job_id = outcome.receipt.message.job_id
         try:
             stream.send([(FrameType.JOB_ACCEPTANCE, outcome.acceptance.raw)])
         except NetError:
-            log.info("acceptance_not_sent", lease_id=lease_id)
+            log.info("acceptance_not_sent", job_id=job_id)
         try:
             self._settlements.send_nowait(outcome)
         except trio.WouldBlock:
-            log.warning("settlements_full", lease_id=lease_id)
+            log.warning("settlements_full", job_id=job_id)
             self._note_settled()
 
     def _note_settled(self) -> None:
@@ -297,15 +307,15 @@ class MarketClient:
             self._note_settled()
 
     async def _settle(self, outcome: Outcome) -> None:
-        lease_id = outcome.receipt.message.lease_id
+        job_id = outcome.receipt.message.job_id
         for attempt in range(SETTLE_TRIES):
             try:
                 await self._leaser.settle(outcome.receipt, outcome.acceptance)
             except (NetError, RemoteProtocolError) as error:
                 if isinstance(error, RemoteProtocolError) and error.code not in _SETTLE_LATER:
-                    log.warning("settlement_refused", lease_id=lease_id, code=error.code)
+                    log.warning("settlement_refused", job_id=job_id, code=error.code)
                     return
-                log.info("settlement_delayed", lease_id=lease_id, error=str(error))
+                log.info("settlement_delayed", job_id=job_id, error=str(error))
                 await trio.sleep(2.0**attempt)
             else:
                 return

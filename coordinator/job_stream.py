@@ -26,7 +26,8 @@ from protocol.session import AcceptedBody, ClientEvent, ClientJob, Ended, Outgoi
 
 class JobFailed(CapaError):
     """A job has no answer, or only a part of one if `delivered`. `is_breach` says that its node
-    broke the protocol: `code` names how, and another node may well keep it."""
+    broke the protocol: `code` names how, and another node may well keep it. `job_id` is None if it
+    failed before it had one."""
 
     def __init__(
         self,
@@ -42,6 +43,7 @@ class JobFailed(CapaError):
         self.is_breach = is_breach
         self.retry_after_ms = retry_after_ms
         self.delivered = delivered
+        self.job_id: JobId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,7 @@ class JobStream:
             delivered=self._first_output_at is not None,
             is_breach=is_breach,
         )
+        self._failure.job_id = self._granted.lease.message.job_id
         return self._failure
 
     def _countersign(self, ended: Ended) -> None:

@@ -126,7 +126,12 @@ class ReceiptDesk:
             try:
                 await self._store(receipt, None, opened, is_overdue=True)
             except RemoteProtocolError as error:
-                log.warning("receipt_not_paid", lease_id=stored.lease_id, code=error.code)
+                log.warning(
+                    "receipt_not_paid",
+                    job_id=stored.job_id,
+                    lease_id=stored.lease_id,
+                    code=error.code,
+                )
             else:
                 paid += 1
         return paid
@@ -184,7 +189,7 @@ class ReceiptDesk:
                 await post(is_late=False)
                 return
         await post(is_late=True)
-        log.info("receipt_paid_late", lease_id=billed.lease_id)
+        log.info("receipt_paid_late", job_id=billed.job_id, lease_id=billed.lease_id)
 
     async def expire(self) -> int:
         """Give back the holds whose time is over. Returns how many; call again if many."""
@@ -206,7 +211,8 @@ class ReceiptDesk:
             opened = by_hold.get(pending.id)
             if opened is not None:
                 self._forget(opened)
-                log.info("hold_expired", lease_id=opened.lease.message.lease_id)
+                granted = opened.lease.message
+                log.info("hold_expired", job_id=granted.job_id, lease_id=granted.lease_id)
         return len(expired)
 
     async def _submit(self, chain: Chain, rows: tuple[Record, ...]) -> None:

@@ -137,7 +137,7 @@ class SimWorker:
     def live_jobs(self) -> int:
         return len(self._live)
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink) -> None:
+    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
         """See `JobWorker.submit`."""
         if self.state is not WorkerState.READY:
             raise RemoteProtocolError("the worker is not ready", code=Code.MODEL_UNAVAILABLE)

@@ -74,8 +74,11 @@ class WorkerProtocolError(CapaError):
 
 @dataclass(frozen=True, slots=True)
 class Start:
+    """`job_id` is this run of a job, and not used twice at once; `log_id` is what logs call it."""
+
     job_id: str
     payload: bytes
+    log_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +156,8 @@ class FrameBuffer:
 
 def encode_command(command: Command) -> bytes:
     match command:
-        case Start(job_id, payload):
-            return _frame((Kind.START, job_id), payload)
+        case Start(job_id, payload, log_id):
+            return _frame((Kind.START, job_id, log_id), payload)
         case Cancel(job_id):
             return _frame((Kind.CANCEL, job_id))
         case Ping(number):
@@ -166,8 +169,8 @@ def encode_command(command: Command) -> bytes:
 def parse_command(header: Any, blob: memoryview) -> Command:
     """The worker's side: the node is trusted, so what does not fit is a bug and fails loudly."""
     match header:
-        case [Kind.START, str(job_id)]:
-            return Start(job_id, bytes(blob))
+        case [Kind.START, str(job_id), str(log_id)]:
+            return Start(job_id, bytes(blob), log_id)
         case [Kind.CANCEL, str(job_id)]:
             return Cancel(job_id)
         case [Kind.PING, int(number)]:

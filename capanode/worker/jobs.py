@@ -47,10 +47,11 @@ class JobWorker(Protocol):
         """What the engine can do; None until it was ready once."""
         ...
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink) -> None:
-        """Run a job. `sink` is called with each of its events as they arrive, the last of which is
-        Finished or Failed; it must be quick, must not raise, and is not called from inside `submit`
-        or `cancel`. Raises RemoteProtocolError (MODEL_UNAVAILABLE, BUSY, ALREADY_EXISTS)."""
+    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
+        """Run a job; `log_id` is what the worker's log calls it. `sink` is called with each of its
+        events as they arrive, the last of which is Finished or Failed; it must be quick, must not
+        raise, and is not called from inside `submit` or `cancel`. Raises RemoteProtocolError
+        (MODEL_UNAVAILABLE, BUSY, ALREADY_EXISTS)."""
         ...
 
     def cancel(self, job_id: str) -> None:

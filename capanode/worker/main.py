@@ -100,6 +100,7 @@ def _submit(engine: Engine, command: Start) -> tuple[Failed, ...]:
     try:
         engine.submit(command.job_id, decode_input(engine.info.task, command.payload))
     except (EngineRefusal, RemoteProtocolError) as refusal:
+        log("job_input_refused", job_id=command.log_id, code=refusal.code)
         return (Failed(command.job_id, refusal.code, str(refusal), Units()),)
     except (KeyboardInterrupt, SystemExit):
         raise
@@ -107,7 +108,7 @@ def _submit(engine: Engine, command: Start) -> tuple[Failed, ...]:
     # a BaseException. This boundary is per job, like the node's per-stream one.
     except BaseException as error:
         code = Code.OUT_OF_MEMORY if _is_out_of_memory(error) else Code.INVALID_INPUT
-        log("job_input_failed", job_id=command.job_id, code=code, **_describe(error))
+        log("job_input_failed", job_id=command.log_id, code=code, **_describe(error))
         return (Failed(command.job_id, code, "the input could not be read", Units()),)
     return ()
 

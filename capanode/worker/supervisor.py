@@ -86,7 +86,7 @@ class WorkerSupervisor:
     def live_jobs(self) -> int:
         return self._book.live_jobs
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink) -> None:
+    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
         """See `JobWorker.submit`."""
         if self._state is not WorkerState.READY or self._process is None:
             raise RemoteProtocolError(
@@ -94,12 +94,12 @@ class WorkerSupervisor:
                 code=Code.MODEL_UNAVAILABLE,
                 retry_after_ms=self._retry_after_ms(),
             )
-        if len(payload) > PAYLOAD_BYTES_MAX or len(job_id) > JOB_ID_CHARS_MAX:
+        if len(payload) > PAYLOAD_BYTES_MAX or max(len(job_id), len(log_id)) > JOB_ID_CHARS_MAX:
             raise RemoteProtocolError("the input is too large", code=Code.INPUT_TOO_LARGE)
         if not self._process.has_room_for(len(payload)):
             raise RemoteProtocolError("the worker has too much input waiting", code=Code.BUSY)
         self._book.add(job_id, sink)
-        self._process.send_nowait(Start(job_id, payload))
+        self._process.send_nowait(Start(job_id, payload, log_id))
 
     def cancel(self, job_id: str) -> None:
         """See `JobWorker.cancel`."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import structlog
 import trio
 
 from coordinator.auth import Caller
@@ -16,6 +17,8 @@ from coordinator.job_stream import JobFailed, JobInfo, Outcome
 from protocol.errors import Code
 from protocol.messages import Finish
 from protocol.payload import Chunk
+
+log = structlog.get_logger(__name__)
 
 # OpenAI's words for how an answer ended.
 FINISH_REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.COMPLETE: "stop"}
@@ -106,14 +109,22 @@ async def finish_job(context: GatewayContext, request: Request, order: Order) ->
             run_whole, context.market, request.caller, order, context.config.job_within_s
         )
     except JobFailed as failure:
-        raise job_error(context, order, failure) from failure
+        raise job_error(context, request, order, failure) from failure
     count_opened(context, request, finished.opened)
     count_finished(context, request, finished.opened, finished.outcome, order)
     return finished
 
 
-def job_error(context: GatewayContext, order: Order, failure: JobFailed) -> ApiError:
+def job_error(
+    context: GatewayContext, request: Request, order: Order, failure: JobFailed
+) -> ApiError:
     """What the user is told of a failed job; counts it, too."""
+    log.info(
+        "request_failed",
+        request_id=request.request_id,
+        job_id=failure.job_id,
+        code=failure.code.value,
+    )
     context.metrics.count_job(order.task, failure.code.value, attempts=0)
     code = failure.code
     if code is Code.INPUT_TOO_LARGE and isinstance(order, GenerationOrder):
@@ -128,10 +139,19 @@ def job_error(context: GatewayContext, order: Order, failure: JobFailed) -> ApiE
     )
     if failure.delivered:
         error.args = (f"{error}{_BILLED}",)
+    if failure.job_id is not None:
+        error.headers = (*error.headers, header("x-capacloud-job-id", failure.job_id))
     return error
 
 
 def count_opened(context: GatewayContext, request: Request, opened: Opened) -> None:
+    # The one line that leads from what the user has, the request's id, to the job's whole path.
+    log.info(
+        "request_opened_job",
+        request_id=request.request_id,
+        job_id=opened.info.job_id,
+        node=opened.info.node,
+    )
     metrics = context.metrics
     metrics.overhead_s.observe(_overhead_s(context, request, opened))
     metrics.match_s.observe(opened.info.match_us / 1_000_000)

@@ -68,7 +68,7 @@ class FakeWorker:
         self.most_live = 0
         self.work = trio.Event()
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink) -> None:
+    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
         if self.state is not WorkerState.READY:
             raise RemoteProtocolError("not ready", code=Code.MODEL_UNAVAILABLE)
         self.book.add(job_id, sink)

@@ -127,7 +127,7 @@ class BookWorker:
         self.state = WorkerState.READY
         self.info: EngineInfo | None = None
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink) -> None:
+    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
         self.book.add(job_id, sink)
 
     def cancel(self, job_id: str) -> None:

@@ -149,13 +149,16 @@ def test_refusal_of_a_job_that_is_cancelled_at_once_comes_before_the_confirmatio
 def test_bad_input_is_its_own_jobs_failure(
     node: Node, payload: bytes, code: Code, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    node.start(Start("bad", payload), start("good"))
+    node.start(Start("bad", payload, "01JOB"), start("good"))
     reports = node.hear(4)
     assert [r.code for r in reports if isinstance(r, Failed)] == [code]
     assert [r.job_id for r in reports if isinstance(r, Finished)] == ["good"]
     node.tell(Shutdown())
     node.join()
-    assert "secret" not in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "secret" not in line
+    told = json.loads(line)
+    assert (told["job_id"], told["code"]) == ("01JOB", code)
 
 
 def test_step_that_raises_ends_the_loop(node: Node) -> None:

@@ -95,7 +95,7 @@ class Generation:
             first: list[Chunk] = await anext(chunks, [])
         except JobFailed as failure:
             chunks.close()
-            raise job_error(self.context, self.order, failure) from failure
+            raise job_error(self.context, self.request, self.order, failure) from failure
         except BaseException:
             chunks.close()
             raise
@@ -139,7 +139,9 @@ class EventStream:
                     await send(_body(body))
             last = self._finish(self._chunks.result)
         except JobFailed as failure:
-            last = error_event(job_error(self._generation.context, self._order, failure))
+            generation = self._generation
+            error = job_error(generation.context, generation.request, self._order, failure)
+            last = error_event(error)
         except CoordinatorError as error:
             last = error_event(api_error_of(error))
         finally:
