@@ -83,7 +83,7 @@ def _key(config: Config) -> Finding:
 
 def _isolation(report: IsolationReport) -> Finding:
     failed = [f"{fact.name}: {fact.detail}" for fact in report.facts if not fact.ok]
-    detail = f"{report.tier.value}: {len(report.facts)} attempts to break out failed"
+    detail = f"{report.tier.value}: held in all {len(report.facts)} checks of a trial break-out"
     if report.sandbox is None:
         detail = "; ".join(failed) or "nothing works"
     return Finding("isolation", report.sandbox is not None, detail, "; ".join(report.advice))

@@ -13,7 +13,7 @@ from coordinator.db.accounts import find_account
 from coordinator.db.engine import Database
 from coordinator.leases import LeaseDesk
 from coordinator.ledger.accounts import account_of
-from coordinator.token_buckets import TokenBuckets
+from coordinator.token_buckets import Rate, TokenBuckets
 from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
@@ -37,6 +37,9 @@ from protocol.services import (
 
 ROLE = "coordinator"
 
+# More clients at once than this, and the idlest is forgotten with what it has asked.
+CLIENTS_MAX = 10_000
+
 Ask = TypeVar("Ask")
 Reply = TypeVar("Reply")
 
@@ -48,7 +51,7 @@ class LeaseServer:
         self._desk = desk
         self._database = database
         self._asks_per_minute = asks_per_minute
-        self._buckets = TokenBuckets(trio.current_time)
+        self._buckets = TokenBuckets(keys_max=CLIENTS_MAX)
         self._rpc = RpcServer()
         self._rpc.register(Method.LEASE, LeaseAsk, self._limited(self._lease))
         self._rpc.register(Method.QUOTE, QuoteAsk, self._limited(self._quote))
@@ -63,7 +66,8 @@ class LeaseServer:
         self, answer: Callable[[PeerId, Ask], Awaitable[Reply]]
     ) -> Callable[[PeerId, Ask], Awaitable[Reply]]:
         async def answer_within_rate(client: PeerId, ask: Ask) -> Reply:
-            wait_s = self._buckets.take(client, self._asks_per_minute).wait_s
+            rate = Rate.per_minute(self._asks_per_minute)
+            wait_s = self._buckets.take(client, rate, now_s=trio.current_time()).wait_s
             if wait_s:
                 raise RemoteProtocolError(
                     f"a client may ask {self._asks_per_minute} times per minute",

@@ -1,27 +1,31 @@
-"""How often somebody may ask: a token bucket for each, full at first.
+"""How often somebody may do something: a token bucket for each, full at first. Pure: time is an
+argument, of any clock that does not go back.
 
-A bucket holds one minute's worth, so that a batch job may spend its minute at once. Buckets live in
-this process: N of them let through up to N times the rate.
+Buckets live in this process: N processes let through up to N times the rate.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Hashable
 from dataclasses import dataclass
 
-# More at work at once than this, and the idlest is forgotten with what it has used.
-BUCKETS_MAX = 10_000
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`burst` tokens at once, and `per_s` new ones a second."""
 
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    filled_at: float
+    per_s: float
+    burst: int
+
+    @classmethod
+    def per_minute(cls, count: int) -> "Rate":
+        """A whole minute's worth may be spent at once: a batch job does."""
+        return cls(count / 60, count)
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A bucket after somebody asked. `wait_s` is 0 if it was allowed, else how long until the next
-    token; `full_in_s` is how long until all of them are back."""
+    """A bucket after somebody asked. `wait_s` is 0 if there was a token, else how long until the
+    next one; `full_in_s` is how long until all of them are back."""
 
     remaining: int
     wait_s: float
@@ -29,27 +33,33 @@ class Level:
 
 
 class TokenBuckets:
-    """`monotonic` is seconds on a clock that never goes back."""
+    """Of many keys; when there are more than `keys_max`, the one longest unused is forgotten with
+    what it has used."""
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+    def __init__(self, *, keys_max: int) -> None:
+        self._keys_max = keys_max
+        # By key: how many tokens there were, and when.
+        self._levels: OrderedDict[Hashable, tuple[float, float]] = OrderedDict()
 
-    def take(self, name: str, per_minute: int) -> Level:
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def has_any(self, key: Hashable, rate: Rate, *, now_s: float) -> bool:
+        return self._tokens(key, rate, now_s) >= 1.0
+
+    def take(self, key: Hashable, rate: Rate, *, now_s: float) -> Level:
         """Take a token if there is one."""
-        now = self._monotonic()
-        capacity, per_s = float(per_minute), per_minute / 60
-        bucket = self._buckets.get(name)
-        if bucket is None:
-            bucket = self._buckets[name] = _Bucket(capacity, now)
-            if len(self._buckets) > BUCKETS_MAX:
-                self._buckets.popitem(last=False)
-        self._buckets.move_to_end(name)
-        bucket.tokens = min(capacity, bucket.tokens + (now - bucket.filled_at) * per_s)
-        bucket.filled_at = now
-        wait_s = 0.0
-        if bucket.tokens >= 1:
-            bucket.tokens -= 1
+        tokens, wait_s = self._tokens(key, rate, now_s), 0.0
+        if tokens >= 1.0:
+            tokens -= 1.0
         else:
-            wait_s = (1 - bucket.tokens) / per_s
-        return Level(int(bucket.tokens), wait_s, (capacity - bucket.tokens) / per_s)
+            wait_s = (1.0 - tokens) / rate.per_s
+        self._levels[key] = (tokens, now_s)
+        self._levels.move_to_end(key)
+        if len(self._levels) > self._keys_max:
+            self._levels.popitem(last=False)
+        return Level(int(tokens), wait_s, (rate.burst - tokens) / rate.per_s)
+
+    def _tokens(self, key: Hashable, rate: Rate, now_s: float) -> float:
+        tokens, at_s = self._levels.get(key, (float(rate.burst), now_s))
+        return min(float(rate.burst), tokens + max(0.0, now_s - at_s) * rate.per_s)

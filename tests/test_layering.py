@@ -86,6 +86,17 @@ def test_pure_protocol_modules_read_no_clock_and_no_randomness() -> None:
     assert not wrong
 
 
+def test_pure_protocol_modules_read_no_environment_and_no_entropy() -> None:
+    """A key file is made with the system's entropy, if nobody brings another."""
+    wrong = {
+        (path.name, node.attr)
+        for path in (ROOT / "protocol").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "urandom")
+    }
+    assert wrong == {("keyfile.py", "urandom")}
+
+
 def test_no_module_unpickles_or_evaluates() -> None:
     banned = {"pickle", "marshal", "shelve", "dill"}
     assert not {root: found for root in banned if (found := importers_of(root))}

@@ -68,12 +68,16 @@ def revoke(
     key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
+    as_json: Json = False,
 ) -> None:
     """Let nobody in with this key any more."""
     with write_books(load_config(data_dir, config_file)) as conn:
         if not revoke_api_key(conn, key_id, now_ms=SystemClock().now_ms()):
             raise CommandError(f"there is no key {key_id!r} that could be revoked")
-    say(f"Key {key_id} is revoked.")
+    if as_json:
+        print_json({"revoked": key_id})
+    else:
+        say(f"Key {key_id} is revoked.")
 
 
 @app.command("list")

@@ -211,7 +211,10 @@ def _plain_quote(reply: QuoteReply) -> dict[str, object]:
         "model_digest": reply.model_digest,
         "ceiling_nano": reply.ceiling_nano,
         "match_us": reply.match_us,
-        "candidates": [asdict(candidate) for candidate in reply.candidates],
+        "candidates": [
+            asdict(candidate) | {"first_output_ms": candidate.first_output_ms}
+            for candidate in reply.candidates
+        ],
         "rejections": [asdict(rejection) for rejection in reply.rejections],
     }
 

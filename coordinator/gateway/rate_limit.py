@@ -4,19 +4,24 @@ from collections.abc import Callable
 
 from coordinator.gateway.errors import ApiError, error_of
 from coordinator.gateway.responses import Headers, header
-from coordinator.token_buckets import TokenBuckets
+from coordinator.token_buckets import Rate, TokenBuckets
 from protocol.errors import Code
+
+# More keys at work at once than this, and the idlest is forgotten.
+_KEYS_MAX = 10_000
 
 
 class RateLimits:
     """`monotonic` is seconds on a clock that never goes back."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._buckets = TokenBuckets(monotonic)
+        self._monotonic = monotonic
+        self._buckets = TokenBuckets(keys_max=_KEYS_MAX)
 
     def take(self, key_id: str, requests_per_minute: int) -> Headers:
         """Count one request. Returns the headers that say what is left; raises ApiError (429)."""
-        level = self._buckets.take(key_id, requests_per_minute)
+        rate = Rate.per_minute(requests_per_minute)
+        level = self._buckets.take(key_id, rate, now_s=self._monotonic())
         headers = (
             header("x-ratelimit-limit-requests", requests_per_minute),
             header("x-ratelimit-remaining-requests", level.remaining),

@@ -8,10 +8,10 @@ never charged for bytes that it did not sign, or a forger could silence anyone.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Hashable
 
 import msgpack
 
+from coordinator.token_buckets import Rate, TokenBuckets
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
@@ -20,14 +20,11 @@ from protocol.messages import NodeOffer
 from protocol.receipts import check_fresh
 
 # A node refreshes once a minute and on change: six changes in a row, then one every five seconds.
-OFFERS_PER_S = 0.2
-OFFERS_BURST = 6
+OFFERS = Rate(per_s=0.2, burst=6)
 # A neighbour's validator rejects what ours would, so an honest one hands on next to no junk.
-JUNK_PER_S = 1.0
-JUNK_BURST = 50
+JUNK = Rate(per_s=1.0, burst=50)
 # 100,000 nodes refresh 1,667 times a second over several neighbours; a tenth of one core each.
-CHECKS_PER_S = 1_000.0
-CHECKS_BURST = 5_000
+CHECKS = Rate(per_s=1_000.0, burst=5_000)
 
 # Twice what arrives in a minute in the largest market that we plan for.
 _SEEN_MAX = 200_000
@@ -35,41 +32,14 @@ _KEYS_MAX = 200_000
 _NEIGHBOURS_MAX = 4_096
 
 
-class Buckets:
-    """A token bucket for each of many keys; the one longest unused is forgotten when full."""
-
-    def __init__(self, *, per_s: float, burst: int, keys_max: int) -> None:
-        self._per_ms = per_s / 1_000
-        self._burst = float(burst)
-        self._keys_max = keys_max
-        self._levels: OrderedDict[Hashable, tuple[float, int]] = OrderedDict()
-
-    def has_any(self, key: Hashable, now_ms: int) -> bool:
-        return self._level(key, now_ms) >= 1.0
-
-    def take(self, key: Hashable, now_ms: int) -> bool:
-        """Take one token. Returns False, and takes nothing, if there is none."""
-        level = self._level(key, now_ms)
-        is_enough = level >= 1.0
-        self._levels[key] = (level - 1.0 if is_enough else level, now_ms)
-        self._levels.move_to_end(key)
-        if len(self._levels) > self._keys_max:
-            self._levels.popitem(last=False)
-        return is_enough
-
-    def _level(self, key: Hashable, now_ms: int) -> float:
-        level, at_ms = self._levels.get(key, (self._burst, now_ms))
-        return min(self._burst, level + max(0, now_ms - at_ms) * self._per_ms)
-
-
 class Intake:
     """Turns bytes from a neighbour into a verified, fresh and plausible offer, or refuses them."""
 
     def __init__(self) -> None:
         self._seen: OrderedDict[bytes, None] = OrderedDict()
-        self._offers = Buckets(per_s=OFFERS_PER_S, burst=OFFERS_BURST, keys_max=_KEYS_MAX)
-        self._junk = Buckets(per_s=JUNK_PER_S, burst=JUNK_BURST, keys_max=_NEIGHBOURS_MAX)
-        self._checks = Buckets(per_s=CHECKS_PER_S, burst=CHECKS_BURST, keys_max=_NEIGHBOURS_MAX)
+        self._offers = TokenBuckets(keys_max=_KEYS_MAX)
+        self._junk = TokenBuckets(keys_max=_NEIGHBOURS_MAX)
+        self._checks = TokenBuckets(keys_max=_NEIGHBOURS_MAX)
         self.signature_checks = 0
 
     def open(self, raw: bytes, *, now_ms: int, via: PeerId) -> Signed[NodeOffer]:
@@ -81,14 +51,14 @@ class Intake:
         if fingerprint in self._seen:
             raise RemoteProtocolError("this offer has been taken already", code=Code.REPLAYED)
         claimed_key = _claimed_key(raw)
-        if not self._offers.has_any(claimed_key, now_ms):
+        if not self._offers.has_any(claimed_key, OFFERS, now_s=now_ms / 1_000):
             raise RemoteProtocolError(
                 "this node changes its offer too often", code=Code.RATE_LIMITED
             )
-        if not self._checks.take(via, now_ms):
+        if self._checks.take(via, CHECKS, now_s=now_ms / 1_000).wait_s:
             raise RemoteProtocolError(f"{via} hands on too many offers", code=Code.RATE_LIMITED)
         signed = self._verified(raw, now_ms, via)
-        self._offers.take(claimed_key, now_ms)
+        self._offers.take(claimed_key, OFFERS, now_s=now_ms / 1_000)
         self._seen[fingerprint] = None
         if len(self._seen) > _SEEN_MAX:
             self._seen.popitem(last=False)
@@ -99,12 +69,12 @@ class Intake:
         self._seen.pop(_fingerprint(raw), None)
 
     def _check_neighbour(self, raw: bytes, now_ms: int, via: PeerId) -> None:
-        if not self._junk.has_any(via, now_ms):
+        if not self._junk.has_any(via, JUNK, now_s=now_ms / 1_000):
             raise RemoteProtocolError(
                 f"{via} has handed on too many bad offers", code=Code.RATE_LIMITED
             )
         if len(raw) > OFFER_BYTES_MAX:
-            self._junk.take(via, now_ms)
+            self._junk.take(via, JUNK, now_s=now_ms / 1_000)
             raise RemoteProtocolError(
                 f"an offer of {len(raw)} bytes is over the limit of {OFFER_BYTES_MAX}",
                 code=Code.FRAME_TOO_LARGE,
@@ -116,7 +86,7 @@ class Intake:
             signed = open_envelope(raw, NodeOffer)
             check_plausible(signed, now_ms=now_ms)
         except RemoteProtocolError:
-            self._junk.take(via, now_ms)
+            self._junk.take(via, JUNK, now_s=now_ms / 1_000)
             raise
         return signed
 

@@ -17,7 +17,7 @@ from protocol.errors import Code, ErrorBody, RemoteProtocolError
 from protocol.framing import VERSION, Frame, FrameDecoder, FrameType, encode_frame
 from protocol.ids import PeerId
 from protocol.limits import KIB, MIB
-from protocol.net.errors import Backpressure, NetTimeout, StreamClosed
+from protocol.net.errors import Backpressure, NetError, NetTimeout, StreamClosed
 from protocol.net.transport import Stream
 
 # Joined frames fit one Noise message (65,519 bytes) together with Yamux's header.
@@ -41,6 +41,8 @@ HELLO_WITHIN_S = 5.0
 
 # On closing, what is queued gets this long to leave.
 FLUSH_WITHIN_S = 2.0
+# Long enough for what was sent before the peer could hear that it is refused.
+LINGER_S = 1.0
 
 ROLE_CHARS_MAX = 32
 VERSIONS_MAX = 16
@@ -194,11 +196,19 @@ class FramedStream:
         await self._stream.reset()
 
     async def refuse(self, error: ErrorBody) -> None:
-        """Tell the peer why, then end the stream. Without the writer; best effort."""
+        """Tell the peer why, then end the stream. Without the writer; best effort.
+
+        What the peer has sent meanwhile is read and dropped for a moment: a stream that is closed
+        with data under way is reset, and the reset could overtake the reason.
+        """
         self._closed = self._ending = True
         frame = Frame(FrameType.ERROR, STREAM_CHANNEL, encode(error))
-        with trio.move_on_after(FLUSH_WITHIN_S) as scope, suppress(StreamClosed):
+        with trio.move_on_after(FLUSH_WITHIN_S) as scope, suppress(NetError):
             await self._stream.send_all(encode_frame(frame))
+            await self._stream.send_eof()
+            with trio.move_on_after(LINGER_S):
+                while await self._stream.receive_some():
+                    pass
             await self._stream.aclose()
         if scope.cancelled_caught:
             await self._stream.reset()
