@@ -49,7 +49,7 @@ async def serve(
             _require_port(place)
         machine = probe_machine()
         hardware = hardware_of(machine)
-        report = _require_isolation(probe_isolation(), on_milestone)
+        report = require_isolation(probe_isolation(), on_milestone)
         assert report.sandbox is not None
         models = ModelStore(config.model_store)
         plans = plan_models(config.models, models, machine, gpu=hardware.kind == "cuda")
@@ -129,7 +129,7 @@ def _require_port(place: str) -> None:
         raise NodeError(f"{error}: {error.advice}") from None
 
 
-def _require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> IsolationReport:
+def require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> IsolationReport:
     """Without a sandbox this machine must not run what strangers send."""
     if report.sandbox is None:
         raise IsolationError(

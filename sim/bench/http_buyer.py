@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import trio
@@ -34,7 +34,7 @@ class Answer:
 
 
 class HttpBuyer:
-    """Streams chat answers from the gateway at `base_url`."""
+    """Streams chat answers from the gateway at `base_url`; leaving it closes the connections."""
 
     def __init__(self, base_url: str, key: str, model: str) -> None:
         parts = urlsplit(base_url)
@@ -42,6 +42,13 @@ class HttpBuyer:
         self._key = key
         self._model = model
         self._idle: list[trio.SocketStream] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._idle:
+            await self._idle.pop().aclose()
 
     async def stream(self, prompt: str, tokens: int) -> Answer:
         """One answer, greedily decoded. Raises BuyerError."""
@@ -61,8 +68,12 @@ class HttpBuyer:
 
     async def _ask(self, path: str, body: dict[str, Any]) -> Answer:
         connection = self._idle.pop() if self._idle else await self._connect()
-        with trio.fail_after(ANSWER_WITHIN_S):
-            answer = await _exchange(connection, self._request(path, body))
+        try:
+            with trio.fail_after(ANSWER_WITHIN_S):
+                answer = await _exchange(connection, self._request(path, body))
+        except BaseException:
+            await trio.aclose_forcefully(connection)
+            raise
         self._idle.append(connection)
         return answer
 

@@ -72,15 +72,8 @@ async def _measure(engine: Engine, folder: Path, store: Path) -> dict[str, float
         config = Config.resolve(flags={"data_dir": network.coordinator_dir})
         async with open_market(config, at=None, key_path=None) as market:
             await wait_nodes(market, 1, lambda offer, rtt_ms: None)
-        bench = _Bench(engine, HttpBuyer(network.endpoint.http, key, CHAT_MODEL), network)
-        figures = bench.idle_memory()
-        prompts = _prompts()
-        await bench.warm_up(prompts)
-        figures |= await bench.first_tokens(prompts)
-        for streams, tokens, rounds in THROUGHPUT:
-            figures |= await bench.throughput(prompts, streams, tokens, rounds)
-        figures |= await bench.growth()
-        return figures
+        async with HttpBuyer(network.endpoint.http, key, CHAT_MODEL) as buyer:
+            return await _Bench(engine, buyer, network).all_figures()
 
 
 def _prompts() -> Iterator[str]:
@@ -96,6 +89,15 @@ class _Bench:
     buyer: HttpBuyer
     network: LocalNetwork
     _ids: Iterator[int] = field(default_factory=itertools.count)
+
+    async def all_figures(self) -> dict[str, float]:
+        figures = self.idle_memory()
+        prompts = _prompts()
+        await self.warm_up(prompts)
+        figures |= await self.first_tokens(prompts)
+        for streams, tokens, rounds in THROUGHPUT:
+            figures |= await self.throughput(prompts, streams, tokens, rounds)
+        return figures | await self.growth()
 
     def processes(self) -> dict[str, psutil.Process]:
         """Coordinator, node parent and worker, and this process with the HTTP client."""

@@ -5,8 +5,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from capanode.node import Node
-from capanode.serve import Stopping, stop_on_signal
+from capanode.errors import IsolationError
+from capanode.node import Milestone, Node
+from capanode.sandbox.probe import IsolationReport
+from capanode.serve import Stopping, require_isolation, stop_on_signal
+from protocol.messages import IsolationTier
 
 
 class FakeNode:
@@ -20,6 +23,15 @@ class FakeNode:
 async def interrupt() -> None:
     signal.raise_signal(signal.SIGINT)
     await wait_all_tasks_blocked()
+
+
+def test_without_a_sandbox_a_node_does_not_start() -> None:
+    advice = ("install bubblewrap", "until then this node refuses remote jobs")
+    report = IsolationReport(IsolationTier.NONE, (), advice, None)
+    told: list[Milestone] = []
+    with pytest.raises(IsolationError, match="install bubblewrap; until then"):
+        require_isolation(report, told.append)
+    assert not told
 
 
 @pytest.mark.parametrize(("has_started", "stops"), [(False, 0), (True, 1)])

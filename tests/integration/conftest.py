@@ -10,16 +10,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 import pytest
+import trio
 
 from capanode.models.catalog import load_catalog
 from capanode.models.store import ModelStore
+from coordinator.db.engine import InlineRunner, open_database
+from coordinator.ledger.audit import AuditReport, audit
 
 if TYPE_CHECKING:
     from tests.integration.frail_market import FrailMarket
@@ -60,11 +65,24 @@ class RunningMarket:
             command, capture_output=True, text=True, check=False, input=stdin, timeout=90
         )
 
-    def audit(self) -> dict[str, Any]:
+    def audit(self) -> AuditReport:
         """Raises unless the books are right."""
-        report: dict[str, Any] = json.loads(self.command("ledger", "audit", "--json"))
-        assert report["green"], report["findings"]
+        database = open_database(f"sqlite:///{self.data_dir}/books.sqlite", InlineRunner())
+        try:
+            report = trio.run(partial(database.read, audit))
+        finally:
+            database.close()
+        assert report.is_green, report.findings
         return report
+
+
+@pytest.fixture(autouse=True)
+def _books_are_right_after_every_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "market" in request.fixturenames:
+        request.getfixturevalue("market").audit()
+    if "frail" in request.fixturenames:
+        request.getfixturevalue("frail").market.audit()
 
 
 @pytest.fixture(scope="package")
@@ -102,16 +120,32 @@ def market(
             plain["http"], plain["api_key"], plain["coordinator"], plain["data_dir"], plain["pids"]
         )
     finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(STOP_WITHIN_S)
-        except subprocess.TimeoutExpired:
-            # Its children have sessions of their own: without it nobody would stop them.
-            for child in psutil.Process(process.pid).children(recursive=True):
-                child.kill()
-            process.kill()
-            process.wait()
+        _stop(process)
         process.stdout.close()
+    _assert_clean(folder)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """As Ctrl-C does. Raises unless it ends in good order, with all that it started."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(STOP_WITHIN_S) == 130
+        left = [child for child in children if child.is_running()]
+        assert not left, left
+    finally:
+        # They have sessions of their own: without their parent nobody would stop them.
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+        process.wait()
+
+
+def _assert_clean(folder: Path) -> None:
+    """Whatever the tests sent: no program of the market met a bug."""
+    for path in (folder / "logs").glob("*.log"):
+        assert "Traceback" not in path.read_text(errors="replace"), path
 
 
 @pytest.fixture(scope="package")

@@ -1,7 +1,7 @@
 """An API to try the stock `openai` client on: its address, a key, and the models that it serves.
 
 `served_gateway` is the real HTTP server in front of a scripted market. What only needs an `Api`
-holds for a whole running market too: give such a fixture to the same tests.
+holds for a whole running market too, and is tested there as well.
 """
 
 import threading

@@ -15,15 +15,16 @@ import trio
 
 from coordinator.client import JobSpec
 from coordinator.job_stream import JobFailed
+from coordinator.offers.intake import OFFERS
 from coordinator.units import units_of
 from protocol.codec import encode
-from protocol.envelope import Signed, seal
+from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import HEADER, VERSION, Frame, FrameType
 from protocol.ids import ULID_ENTROPY_BYTES, LeaseId, PeerId, new_ulid, sha256_digest
 from protocol.keyfile import load_key_file
 from protocol.keys import SigningKey
-from protocol.limits import FRAME_BYTES_MAX
+from protocol.limits import FRAME_BYTES_MAX, OFFER_BYTES_MAX
 from protocol.messages import JobRequest, Lease, LoadReport, NodeOffer, Task
 from protocol.net.clock import SystemClock
 from protocol.net.frames import Hello
@@ -41,8 +42,10 @@ from protocol.services import (
     LoadAck,
     Method,
     NodesAsk,
+    NodeSummary,
     ReceiptAsk,
     SettleReply,
+    offer_topic,
 )
 from tests.integration.frail_market import CHAT, FrailMarket
 from tests.integration.stranger import (
@@ -64,6 +67,7 @@ pytestmark = [pytest.mark.models, pytest.mark.slow]
 
 BALANCE = encode(RequestBody(Method.BALANCE, encode(BalanceAsk())))
 TWO_MINUTES_MS = 120_000
+FLOOD = 200
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +344,37 @@ async def test_a_coordinator_refuses_false_nodes(paid: FrailMarket) -> None:
         own = seal(stranger.key, replace(chain.receipt.message, node=stranger.key.peer_id))
         assert await tell(Method.RECEIPT, ReceiptAsk(own.raw, b""), SettleReply) is Code.NOT_FOUND
         nursery.cancel_scope.cancel()
+
+
+async def test_a_flood_of_offers_leaves_the_market_open(paid: FrailMarket) -> None:
+    """Bytes that are no offers, offers too large, forged or in others' names, and one's own that
+    change all the time: more than a coordinator would ever hear of an honest neighbour."""
+    async with stranger_in(paid) as stranger:
+        topic, me, honest = offer_topic(0), stranger.key.peer_id, set(stranger.offers)
+        template = next(iter(stranger.offers.values()))
+        forged = seal(stranger.key, template).raw
+        junk = [os.urandom(200), bytes(OFFER_BYTES_MAX + 1), forged, forged[:-1] + b"\0"]
+
+        async def publish(number: int) -> None:
+            changing = replace(_own(stranger, template), sequence=number)
+            await stranger.transport.publish(topic, seal(stranger.key, changing).raw)
+
+        async def listed() -> dict[PeerId, NodeSummary]:
+            page = await stranger.leaser.nodes(NodesAsk())
+            return {summary.node: summary for summary in page.nodes}
+
+        with trio.fail_after(SOON_S):  # until the gossip reaches the coordinator
+            while me not in await listed():
+                await publish(0)
+                await trio.sleep(0.5)
+        for number in range(1, FLOOD):
+            await publish(number)
+            await stranger.transport.publish(topic, junk[number % len(junk)] + bytes([number]))
+        summaries = await listed()
+        assert set(summaries) == honest | {me}
+        assert all(summaries[node].attached for node in honest)
+        mine = open_envelope(summaries[me].offer, NodeOffer).message
+        assert mine.sequence <= OFFERS.burst
 
 
 async def test_a_client_with_a_wrong_clock_is_told_so(paid: FrailMarket) -> None:

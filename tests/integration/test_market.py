@@ -57,7 +57,6 @@ def test_a_streamed_answer_equals_the_whole_one(market: RunningMarket) -> None:
     }
     assert whole.headers["x-capacloud-node"].startswith("12D3KooW")
     assert int(whole.headers["x-capacloud-amount-nano"]) > 0
-    market.audit()
 
 
 def test_embeddings_know_what_is_alike(market: RunningMarket) -> None:
@@ -126,7 +125,6 @@ def test_what_is_no_image_is_refused_and_the_next_one_works(
         Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
         good = {"model": IMAGE, "image": base64.b64encode(buffer.getvalue()).decode()}
         assert http.post("/v1/images/classifications", json=good).status_code == 200
-    market.audit()
 
 
 @pytest.mark.parametrize(
@@ -163,7 +161,6 @@ def test_bad_requests_are_refused_and_the_next_one_works(
         assert set(refused.json()["error"]) == {"message", "type", "param", "code"}
         assert "Traceback" not in refused.text
         assert http.post("/v1/chat/completions", json=chat_body()).status_code == 200
-    market.audit()
 
 
 def test_an_unknown_api_key_opens_nothing(market: RunningMarket) -> None:
@@ -179,7 +176,6 @@ def test_an_account_without_money_is_told_so(market: RunningMarket) -> None:
         refused = http.post("/v1/chat/completions", json=chat_body())
     assert refused.status_code == 402
     assert refused.json()["error"]["code"] == "out_of_funds"
-    market.audit()
 
 
 def test_a_client_that_hangs_up_is_charged_for_what_it_got_and_nothing_stays_held(
@@ -201,7 +197,7 @@ def test_a_client_that_hangs_up_is_charged_for_what_it_got_and_nothing_stays_hel
         time.sleep(0.3)
     (receipt,) = job["receipts"]
     assert 0 < receipt["output_tokens"] < 400
-    assert market.audit()["open_holds"] == 0
+    assert market.audit().open_holds == 0
 
 
 def test_the_command_line_buys_every_task(market: RunningMarket) -> None:
@@ -222,7 +218,6 @@ def test_the_command_line_buys_every_task(market: RunningMarket) -> None:
     assert talk.stdout.strip()
     balance = json.loads(market.command("balance", "--json"))
     assert 0 < balance["available_nano"] < 10**9
-    assert market.audit()["green"]
 
 
 def test_a_buyer_without_an_account_reads_one_sentence(

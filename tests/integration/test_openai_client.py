@@ -1,6 +1,7 @@
 """The stock `openai` Python client against the gateway, sync and async.
 
-Tests that take `api` hold for any market; those that take `served` script what goes wrong.
+Tests that take `api` hold for any market, and are run against a scripted and a real one; those that
+take `served` script what goes wrong.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from PIL import Image
 from coordinator.job_stream import JobFailed
 from protocol.errors import Code
 from tests.coordinator.gateway.fake_market import LIMITED_KEY, Script
+from tests.integration.conftest import RunningMarket
 from tests.integration.openai_api import WITHIN_S, Api, Served, served_gateway
 
 MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Say hello."}]
@@ -30,14 +32,32 @@ def served() -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture
-def api(served: Served) -> Api:
-    return served.api
+@pytest.fixture(
+    params=["scripted", pytest.param("real", marks=[pytest.mark.models, pytest.mark.slow])]
+)
+def api(request: pytest.FixtureRequest) -> Api:
+    if request.param == "scripted":
+        served: Served = request.getfixturevalue("served")
+        return served.api
+    market: RunningMarket = request.getfixturevalue("market")
+    return Api(
+        url=market.http,
+        key=market.api_key,
+        chat_model="smollm2-135m-instruct",
+        embedding_model="all-minilm-l6-v2",
+        image_model="efficientnet-lite0",
+    )
 
 
 @pytest.fixture
 def client(api: Api) -> Iterator[OpenAI]:
     with OpenAI(base_url=api.base_url, api_key=api.key, timeout=WITHIN_S) as stock:
+        yield stock
+
+
+@pytest.fixture
+def scripted(served: Served) -> Iterator[OpenAI]:
+    with OpenAI(base_url=served.api.base_url, api_key=served.api.key, timeout=WITHIN_S) as stock:
         yield stock
 
 
@@ -207,35 +227,35 @@ async def test_the_async_client_under_trio(api: Api) -> None:
     ],
 )
 def test_a_failure_that_a_retry_does_not_help_is_asked_once(
-    served: Served, client: OpenAI, code: Code, kind: type[openai.APIStatusError]
+    served: Served, scripted: OpenAI, code: Code, kind: type[openai.APIStatusError]
 ) -> None:
     served.market.script = Script(failure=JobFailed("no", code=code))
     with pytest.raises(kind):
-        client.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
+        scripted.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
     assert len(served.market.specs) == 1
 
 
-def test_a_busy_market_is_asked_again_when_it_said(served: Served, client: OpenAI) -> None:
+def test_a_busy_market_is_asked_again_when_it_said(served: Served, scripted: OpenAI) -> None:
     served.market.script = Script(failure=JobFailed("", code=Code.BUSY, retry_after_ms=1))
     with pytest.raises(openai.RateLimitError):
-        client.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
+        scripted.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
     assert len(served.market.specs) == 3
 
 
 def test_an_answer_that_was_billed_in_part_is_not_bought_again(
-    served: Served, client: OpenAI
+    served: Served, scripted: OpenAI
 ) -> None:
     failure = JobFailed("gone", code=Code.NODE_LOST, delivered=True)
     served.market.script = Script(failure=failure, failure_after=2)
     with pytest.raises(openai.InternalServerError):
-        client.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
+        scripted.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
     assert len(served.market.specs) == 1
 
 
-def test_a_cut_stream_raises_after_its_text(served: Served, client: OpenAI) -> None:
+def test_a_cut_stream_raises_after_its_text(served: Served, scripted: OpenAI) -> None:
     failure = JobFailed("gone", code=Code.NODE_LOST, delivered=True)
     served.market.script = Script(failure=failure, failure_after=2)
-    stream = client.chat.completions.create(
+    stream = scripted.chat.completions.create(
         model=served.api.chat_model, messages=MESSAGES, stream=True
     )
     texts: list[str] = []
@@ -260,9 +280,9 @@ def test_a_rate_limit_is_a_rate_limit_error(served: Served) -> None:
     assert caught.value.response.headers["retry-after"]
 
 
-def test_closing_a_stream_cancels_the_job(served: Served, client: OpenAI) -> None:
+def test_closing_a_stream_cancels_the_job(served: Served, scripted: OpenAI) -> None:
     served.market.script = Script(gate_before=2)
-    stream = client.chat.completions.create(
+    stream = scripted.chat.completions.create(
         model=served.api.chat_model, messages=MESSAGES, stream=True
     )
     for chunk in stream:

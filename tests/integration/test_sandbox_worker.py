@@ -255,18 +255,18 @@ async def test_flood_of_events_ends_the_job_not_the_worker(sandbox: Sandbox, mod
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "words"),
+    ("behaviour", "timeout_s", "words"),
     [
-        ("fails to load", "config.json makes no sense"),
-        ("exits while it loads", "status 3 while it loaded"),
-        ("hangs while it loads", "did not load within"),
+        ("fails to load", 10.0, "config.json makes no sense"),
+        ("exits while it loads", 10.0, "status 3 while it loaded"),
+        ("hangs while it loads", 0.5, "did not load within"),
     ],
 )
 async def test_model_that_does_not_load_is_given_up(
-    sandbox: Sandbox, behaviour: str, words: str
+    sandbox: Sandbox, behaviour: str, timeout_s: float, words: str
 ) -> None:
     with model_folder(behaviour) as model:
-        spec = make_spec(model, load_timeout_s=0.5)
+        spec = make_spec(model, load_timeout_s=timeout_s)
         policy = replace(QUICK, short_runs_max=1)
         worker = WorkerSupervisor(sandbox, spec, rng=random.Random(1), policy=policy)
         with pytest.raises(WorkerStartError, match=words), trio.fail_after(30):

@@ -1,0 +1,93 @@
+"""Each benchmark reports every figure that it promises, at sizes that take seconds."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from capanode.models.store import ModelStore
+from sim.bench import engine, ledger, overhead, sandbox
+from sim.bench.catalogue import BENCHMARKS, Benchmark
+from sim.cli import app
+from sim.demo import CHAT_MODEL
+
+pytestmark = pytest.mark.slow
+
+PROMISED = {
+    "overhead": {
+        *("added_ttft_ms_p50", "added_ttft_ms_p99", "throughput_ratio_8", "throughput_ratio_32"),
+        *("rss_coordinator_mb", "rss_node_mb", "rss_worker_mb", "rss_grown_coordinator_mb"),
+        *("cpu_us_per_token_coordinator_32", "cpu_us_per_token_node_32"),
+        "cpu_us_per_token_worker_32",
+    },
+    "engine": {"ratio_1", "ratio_8", "ratio_32"},
+    "match": {"p50_us", "p99_us"},
+    "ledger": {"pairs_per_s", "fdatasync_per_s", "pairs_per_fdatasync"},
+    "sandbox": {"startup_added_ms", "steady_ratio"},
+}
+
+
+def assert_complete(name: str, figures: dict[str, float]) -> None:
+    targets = {target.figure for target in BENCHMARKS[name].targets}
+    assert PROMISED[name] | targets <= figures.keys()
+    assert all(isinstance(value, int | float) for value in figures.values())
+
+
+def test_every_benchmark_promises_something() -> None:
+    assert PROMISED.keys() == BENCHMARKS.keys()
+
+
+def test_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, size in {"_ROUNDS": 1, "_FDATASYNC_S": 0.05, "_PAIRS_S": 0.2}.items():
+        monkeypatch.setattr(ledger, name, size)
+    monkeypatch.setattr(ledger, "_LONE_SUBMITS", 5)
+    assert_complete("ledger", ledger.run())
+    assert not list(tmp_path.iterdir()), "it cleans up"
+
+
+def test_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in {"_START_PAIRS": 1, "_TORCH_PAIRS": 1, "_PAIRS_MIN": 1}.items():
+        monkeypatch.setattr(sandbox, name, size)
+    monkeypatch.setattr(sandbox, "_ROUNDS_PER_PAIR", 2)
+    assert_complete("sandbox", sandbox.run())
+
+
+@pytest.mark.models
+def test_engine(
+    monkeypatch: pytest.MonkeyPatch,
+    demo_model_store: ModelStore,
+    demo_models: Callable[[str], Path],
+) -> None:
+    demo_models(engine.MODEL)
+    monkeypatch.setattr(engine, "ROUNDS", {1: 1, 8: 1, 32: 1})
+    monkeypatch.setattr(engine, "PROMPT_TOKENS", (4, 8))
+    monkeypatch.setattr(engine, "ANSWER_TOKENS", (2, 4))
+    assert_complete("engine", engine.run(demo_model_store.root))
+
+
+@pytest.mark.models
+def test_overhead(
+    monkeypatch: pytest.MonkeyPatch,
+    demo_model_store: ModelStore,
+    demo_models: Callable[[str], Path],
+) -> None:
+    demo_models(CHAT_MODEL)
+    monkeypatch.setattr(overhead, "FIRST_TOKEN_PAIRS", 2)
+    monkeypatch.setattr(overhead, "THROUGHPUT", ((1, 2, 1), (8, 2, 1), (32, 2, 1)))
+    monkeypatch.setattr(overhead, "GROWTH_WARM_UP_JOBS", 1)
+    monkeypatch.setattr(overhead, "GROWTH_JOBS", 2)
+    monkeypatch.setattr(overhead, "GROWTH_STREAMS", 2)
+    assert_complete("overhead", overhead.run(demo_model_store.root))
+
+
+def test_the_command_prints_one_json_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"p50_us": 105.0, "p99_us": 300.5}
+    monkeypatch.setattr(Benchmark, "run", lambda self: figures)
+    plain = CliRunner().invoke(app, ["bench", "match", "--json"])
+    assert json.loads(plain.stdout) == figures
+    told = CliRunner().invoke(app, ["bench", "match"])
+    assert "target ≤ 200: met" in told.stdout
+    assert CliRunner().invoke(app, ["bench", "nothing"]).exit_code == 2
