@@ -23,11 +23,17 @@ from protocol.limits import (
 from protocol.messages import Task
 
 SEED_MAX = 2**63 - 1
+# No vocabulary comes near it, and it fits the four bytes that the output digest takes.
+TOKEN_ID_MAX = 2**31 - 1
 
 
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _check_token_ids(token_ids: tuple[int, ...]) -> None:
+    _check(all(0 <= token <= TOKEN_ID_MAX for token in token_ids), "a token id is out of range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,7 @@ class GenerationInput:
         _check(0 < self.max_tokens <= TOKENS_MAX, "max_tokens is out of range")
         for tokens in (self.prompt_tokens, self.prefix_tokens):
             _check(len(tokens) <= TOKENS_MAX, "too many tokens")
-            _check(all(0 <= token < 2**31 for token in tokens), "a token id is out of range")
+            _check_token_ids(tokens)
         _check(0.0 <= self.temperature <= 2.0, "temperature lies between 0 and 2")
         _check(0.0 < self.top_p <= 1.0, "top_p lies above 0 and up to 1")
         _check(0 <= self.top_k <= TOKENS_MAX, "top_k is out of range")
@@ -119,6 +125,9 @@ class Chunk:
     token_ids: tuple[int, ...] = ()
     text: str = ""
     data: bytes = b""
+
+    def __post_init__(self) -> None:
+        _check_token_ids(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,16 +187,18 @@ class ClientJob:
 
     def _receive_chunk(self, chunk: Chunk) -> Chunk:
         self._advance(JobEvent.OUTPUT)
-        self._output_tokens += len(chunk.token_ids)
-        self._output_bytes += len(chunk.text) + len(chunk.data)
-        if self._output_tokens > self._lease.message.units_max.output_tokens:
+        # What goes too far is not counted: there may be no number for it.
+        tokens = self._output_tokens + len(chunk.token_ids)
+        if tokens > self._lease.message.units_max.output_tokens:
             raise RemoteProtocolError(
                 "the node sends more tokens than were leased", code=Code.RECEIPT_MISMATCH
             )
-        if self._output_bytes > OUTPUT_BYTES_MAX:
+        output_bytes = self._output_bytes + len(chunk.text) + len(chunk.data)
+        if output_bytes > OUTPUT_BYTES_MAX:
             raise RemoteProtocolError(
                 "the node sends more bytes than an answer may have", code=Code.FRAME_TOO_LARGE
             )
+        self._output_tokens, self._output_bytes = tokens, output_bytes
         self._digest.add(chunk)
         return chunk
 

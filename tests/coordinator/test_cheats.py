@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgpack
 import pytest
 import trio
 from trio.testing import MockClock
@@ -94,6 +95,30 @@ async def test_a_node_that_breaks_the_protocol_is_replaced_unseen(
             if market.nodes[0].jobs_opened:
                 break
         assert market.nodes[0].jobs_opened
+
+
+def answer_a_cancel_with_nonsense(nodes: list[ScriptedNode]) -> None:
+    node = nodes[0]
+
+    async def serve(channel: Channel) -> None:
+        job = NodeJob()
+        await _receive_opened(job, channel)
+        channel.send_nowait(*job.accepted(INPUT_UNITS, queue_position=0))
+        await channel.receive()
+        channel.send_nowait(FrameType.JOB_CHUNK, msgpack.packb({"token_ids": [-1]}))
+        await trio.sleep(1)
+
+    node._serve_job = serve  # type: ignore[method-assign]  # a script of its own
+
+
+async def test_nothing_that_a_node_says_to_a_buyer_who_left_ends_the_market(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.HANG, adjust=answer_a_cancel_with_nonsense) as market:
+        with trio.move_on_after(1):
+            await market.buy()
+        await market.client.wait_settled()
+        assert (await market.leaser.balance()).held_nano > 0
 
 
 def bill_a_refusal(nodes: list[ScriptedNode]) -> None:

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import msgpack
 import pytest
 
 from protocol.codec import encode
@@ -8,8 +9,9 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import sha256_digest
 from protocol.job_state import JobState
+from protocol.limits import TOKENS_MAX
 from protocol.messages import Finish, Receipt
-from protocol.payload import Chunk, OutputDigest
+from protocol.payload import TOKEN_ID_MAX, Chunk, OutputDigest
 from protocol.pricing import Units
 from protocol.session import (
     DATA_BYTES,
@@ -178,6 +180,28 @@ def test_more_tokens_than_leased_are_refused() -> None:
     client.receive(*node.accepted(Units(input_tokens=9), queue_position=0))
     flood = node.chunk(Chunk(tuple(range(51)), "x"))
     assert code_of(client.receive, *flood) is Code.RECEIPT_MISMATCH
+
+
+@pytest.mark.parametrize("token_id", [-1, TOKEN_ID_MAX + 1])
+def test_a_token_id_that_no_digest_holds_is_refused(token_id: int) -> None:
+    client, node, _ = start()
+    client.receive(*node.accepted(Units(input_tokens=9), queue_position=0))
+    chunk = msgpack.packb({"token_ids": [token_id]})
+    assert code_of(client.receive, FrameType.JOB_CHUNK, chunk) is Code.MALFORMED
+
+
+def test_what_exceeds_every_count_leaves_the_count_before_it() -> None:
+    most = Units(output_tokens=TOKENS_MAX)
+    request = seal(CLIENT, replace(make_request(), units_max=most, units_expected=most))
+    lease = seal(COORDINATOR, replace(make_lease(request), units_max=most, ceiling_nano=10**12))
+    client = ClientJob(request, lease, PAYLOAD)
+    client.open()
+    client.receive(FrameType.JOB_ACCEPTED, encode(AcceptedBody(Units(), 0)))
+    flood = encode(Chunk((1,) * (TOKENS_MAX // 2)))
+    for _ in range(2):
+        client.receive(FrameType.JOB_CHUNK, flood)
+    assert code_of(client.receive, FrameType.JOB_CHUNK, flood) is Code.RECEIPT_MISMATCH
+    assert client.units_owed == most
 
 
 def test_more_input_than_leased_is_refused() -> None:
