@@ -6,7 +6,7 @@ from typing import Protocol
 from coordinator.blame import Blame
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
-from protocol.ids import PeerId
+from protocol.ids import PeerId, is_digest
 from protocol.messages import Acceptance, JobRequest, Lease, NodeOffer, Receipt
 from protocol.pricing import Units
 from protocol.services import NodesAsk, NodesReply, QuoteAsk, QuoteReply, SettleReply
@@ -95,8 +95,13 @@ def check_terms(granted: Granted, request: Signed[JobRequest]) -> None:
         raise RemoteProtocolError(
             "the lease allows more units than the request", code=Code.PRICE_MISMATCH
         )
-    prices = [m.price for m in offer.message.models if m.manifest_digest == lease.model_digest]
-    if prices != [lease.price]:
+    leased = [m for m in offer.message.models if m.manifest_digest == lease.model_digest]
+    asked = request.message.model
+    if asked not in [m.manifest_digest if is_digest(asked) else m.name for m in leased]:
+        raise RemoteProtocolError(
+            "the lease is for another model than the request", code=Code.DIGEST_MISMATCH
+        )
+    if [m.price for m in leased] != [lease.price]:
         raise RemoteProtocolError(
             "the lease's price is not the one that the node offers", code=Code.PRICE_MISMATCH
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
-from protocol.ids import PeerId
+from protocol.ids import PeerId, is_digest
 from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.messages import Acceptance, Finish, JobRequest, Lease, Receipt
 from protocol.pricing import PriceSheet, Units, cost_nano
@@ -90,6 +90,11 @@ def _check_lease_names(lease: Signed[Lease], request: Signed[JobRequest]) -> Non
     _require(
         granted.request_digest == request.digest and granted.job_id == asked.job_id,
         "the lease is for another request",
+        Code.DIGEST_MISMATCH,
+    )
+    _require(
+        granted.model_digest == asked.model or not is_digest(asked.model),
+        "the lease is for another model than the one that the request pins",
         Code.DIGEST_MISMATCH,
     )
     _require(

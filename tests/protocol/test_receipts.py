@@ -102,6 +102,19 @@ def test_a_lease_is_refused_for_each_wrong_field() -> None:
     assert lease_code(now_ms=NOW_MS + 30_000 + CLOCK_SKEW_MAX_MS) is Code.EXPIRED
 
 
+def evidence_for(model: str) -> Evidence:
+    """The usual chain under a request for `model`."""
+    request = seal(CLIENT, replace(CHAIN.request.message, model=model))
+    lease = seal(COORDINATOR, replace(CHAIN.lease.message, request_digest=request.digest))
+    receipt = replace(CHAIN.receipt.message, lease_digest=lease.digest)
+    return Evidence(request, lease, seal(NODE, receipt), None)
+
+
+def test_a_pinned_model_is_the_one_that_is_leased() -> None:
+    verify_chain(evidence_for(CHAIN.lease.message.model_digest))
+    assert code_of(verify_chain, evidence_for("0" * 64)) is Code.DIGEST_MISMATCH
+
+
 def test_a_lease_of_an_unlisted_coordinator_is_refused() -> None:
     lease = seal(STRANGER, CHAIN.lease.message)
     listed = {COORDINATOR.peer_id}
