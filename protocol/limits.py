@@ -51,9 +51,6 @@ CLOCK_SKEW_MAX_MS = 30_000
 OFFER_REFRESH_MS = 60_000
 OFFER_LIFETIME_MAX_MS = 4 * OFFER_REFRESH_MS
 
-# A request is leased soon after it is signed; its id is remembered that long against replay.
-REQUEST_LIFETIME_MAX_MS = 15 * 60_000
-
 # The longest job that anyone may run in one piece.
 JOB_DURATION_MAX_MS = 10 * 60_000
 
