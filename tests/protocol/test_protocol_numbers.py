@@ -1,0 +1,97 @@
+"""Every number that docs/protocol.md gives is the one in the code."""
+
+import re
+
+import pytest
+
+import capanode.announce
+import capanode.control
+import capanode.jobs
+import capanode.outbox
+import coordinator.client
+import coordinator.control
+import coordinator.leases
+import coordinator.market
+import coordinator.matching.explain
+import coordinator.offers.book
+import coordinator.settling
+from coordinator.offers.intake import OFFERS
+from protocol import limits, manifest, messages, money, payload, pricing, services, session
+from protocol.framing import FrameType
+from protocol.net import (
+    channels,
+    frames,
+    libp2p_gossip,
+    libp2p_host,
+    libp2p_yamux,
+    libp2p_yamux_stream,
+    rpc,
+    transport,
+)
+from tests.protocol.page import constants_of, number_of, page_text, rows_under
+
+# Where the numbers come from that are not in `limits`.
+NUMBER_PLACES = (
+    messages,
+    services,
+    payload,
+    pricing,
+    manifest,
+    money,
+    session,
+    channels,
+    frames,
+    rpc,
+    transport,
+    libp2p_gossip,
+    libp2p_host,
+    libp2p_yamux,
+    libp2p_yamux_stream,
+    capanode.announce,
+    capanode.control,
+    capanode.jobs,
+    capanode.outbox,
+    coordinator.client,
+    coordinator.control,
+    coordinator.leases,
+    coordinator.market,
+    coordinator.matching.explain,
+    coordinator.offers.book,
+    coordinator.settling,
+)
+
+
+def numbers_on_page() -> dict[str, str]:
+    rows = rows_under("name", "value", "of what")
+    assert len({name for name, *_ in rows}) == len(rows), "a number is listed twice"
+    return {name: value for name, value, _ in rows}
+
+
+def test_every_limit_of_the_protocol_is_on_the_page() -> None:
+    assert set(constants_of(limits)) - {"KIB", "MIB"} <= set(numbers_on_page())
+
+
+def test_every_name_in_capitals_has_its_number_on_the_page() -> None:
+    named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", page_text()))
+    assert named == set(numbers_on_page()) | {
+        frame.name for frame in FrameType if "_" in frame.name
+    }
+
+
+@pytest.mark.parametrize("name", numbers_on_page())
+def test_a_number_on_the_page_is_the_one_in_the_code(name: str) -> None:
+    in_code = constants_of(limits, *NUMBER_PLACES)
+    number, unit = number_of(numbers_on_page()[name])
+    if unit == "s" and "_MS" in name:
+        number = round(1_000 * number)
+    is_time = re.search(r"_(MS|S)\b|_(MS|S)_", name) is not None and "PER_S" not in name
+    assert is_time == (unit in ("s", "ms")), "a time has a unit of time"
+    assert ("BYTES" in name) == (unit == "bytes"), "a size has a unit of size"
+    assert in_code[name] == {number}
+
+
+def test_offers_may_come_as_often_as_the_page_says() -> None:
+    burst, every_s = OFFERS.burst, 1 / OFFERS.per_s
+    assert (
+        f"more than {burst:g} of a node at once, and one every {every_s:g} s after" in page_text()
+    )
