@@ -6,12 +6,13 @@ INSTALLED := .venv/.installed
 MODELS := .capacloud/models
 DEMO_MODELS := smollm2-135m-instruct all-minilm-l6-v2 efficientnet-lite0
 
-.PHONY: help setup models demo test lint format types
+.PHONY: help setup models demo test lint format types contracts
 
 help:
 	@echo "make demo     set up, then run a whole market on this machine and show a job of each kind"
 	@echo "make test     set up, then run all tests"
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
+	@echo "make contracts  compile the settlement contract into contracts/artifacts"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -44,3 +45,6 @@ types: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+contracts: setup
+	@$(BIN)/python -m contracts.build

@@ -1,0 +1,58 @@
+"""The ERC-20 token that a deployment settles in: calls, state, and EIP-2612 permits."""
+
+from typing import Any
+
+from contracts.abi import load_artifact
+from contracts.chain import Call
+from contracts.keccak import keccak
+from contracts.rpc import Rpc, parse_hex
+from contracts.units import Address, address_bytes
+from contracts.vouchers import EvmKey
+
+UNLIMITED = 2**256 - 1
+_PERMIT = keccak(
+    b"Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)"
+)
+
+
+class Token:
+    """Any ERC-20 token; `mint` and permits only where it has them."""
+
+    def __init__(self, rpc: Rpc, address: Address) -> None:
+        self.address = address
+        self._rpc = rpc
+
+    def approve(self, spender: Address, amount: int = UNLIMITED) -> Call:
+        return self._call("approve", spender, amount)
+
+    def mint(self, to: Address, amount: int) -> Call:
+        """For the test token: tokens out of nothing."""
+        return self._call("mint", to, amount)
+
+    async def balance(self, account: Address) -> int:
+        return int(await self._value("balanceOf", account))
+
+    async def allowance(self, owner: Address, spender: Address) -> int:
+        return int(await self._value("allowance", owner, spender))
+
+    async def decimals(self) -> int:
+        return int(await self._value("decimals"))
+
+    async def sign_permit(
+        self, key: EvmKey, spender: Address, amount: int, *, deadline: int
+    ) -> bytes:
+        """An approval by signature: the spender submits it, so the owner sends no transaction."""
+        nonce = int(await self._value("nonces", key.address))
+        domain = bytes(await self._value("DOMAIN_SEPARATOR"))
+        owner, to = (bytes(12) + address_bytes(a) for a in (key.address, spender))
+        words = b"".join(number.to_bytes(32) for number in (amount, nonce, deadline))
+        return key.sign_digest(keccak(b"\x19\x01" + domain + keccak(_PERMIT + owner + to + words)))
+
+    def _call(self, function: str, *args: Any) -> Call:
+        return Call(self.address, load_artifact("TestToken").encode(function, *args))
+
+    async def _value(self, function: str, *args: Any) -> Any:
+        artifact = load_artifact("TestToken")
+        request = {"to": self.address, "data": "0x" + artifact.encode(function, *args).hex()}
+        answer = parse_hex(await self._rpc.call("eth_call", request, "latest"))
+        return artifact.decode_result(function, answer)[0]

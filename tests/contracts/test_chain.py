@@ -1,0 +1,247 @@
+"""Each transaction happens once, on a chain that delays, forgets, reorganises and loses answers."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import outcome
+import pytest
+import trio
+from eth_abi.abi import encode
+from trio.testing import MockClock
+
+from contracts.chain import Call, Policy, Receipt, Sender
+from contracts.errors import (
+    BadConfigurationError,
+    NonceTakenError,
+    NotConfirmedError,
+    RevertedError,
+    RpcError,
+)
+from contracts.fake_chain import GWEI, FakeChain
+from contracts.journal import FileJournal, Journal, MemoryJournal
+from contracts.units import parse_address
+from tests.contracts.keys import make_key
+
+POLICY = Policy(confirmations=3, poll_s=1, bump_after_s=10, timeout_s=120)
+TO = parse_address("0x" + "11" * 20)
+CALL = Call(TO, b"\x01\x02")
+KEY = make_key("sender")
+
+
+@pytest.fixture
+def chain() -> FakeChain:
+    return FakeChain()
+
+
+def sender(chain: FakeChain, journal: Journal | None = None, policy: Policy = POLICY) -> Sender:
+    return Sender(chain, KEY, chain.chain_id, journal=journal or MemoryJournal(), policy=policy)
+
+
+async def while_mining(
+    chain: FakeChain, work: Callable[[], Awaitable[Receipt]], every_s: float = 2
+) -> Receipt:
+    """Do the work while blocks come at their own pace."""
+    async with trio.open_nursery() as nursery:
+
+        async def mine() -> None:
+            while True:
+                await trio.sleep(every_s)
+                chain.mine()
+
+        nursery.start_soon(mine)
+        # Kept until the miner has stopped, so that an error arrives as itself and not in a group.
+        result = await outcome.acapture(work)
+        nursery.cancel_scope.cancel()
+    receipt: Receipt = result.unwrap()
+    return receipt
+
+
+async def test_a_transaction_counts_when_it_is_deep_enough(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    receipt = await while_mining(chain, lambda: sender(chain).send("pay", CALL))
+    assert len(chain.blocks) - receipt.block >= POLICY.confirmations
+    assert [item.data for item in chain.mined()] == [CALL.data]
+
+
+async def test_the_same_key_is_the_same_transaction(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    ours = sender(chain)
+    first = await while_mining(chain, lambda: ours.send("pay", CALL))
+    again = await while_mining(chain, lambda: ours.send("pay", CALL))
+    assert again == first
+    assert len(chain.mined()) == 1
+    with pytest.raises(BadConfigurationError, match="another transaction"):
+        await ours.send("pay", Call(TO, b"other"))
+
+
+async def test_parallel_sends_take_nonces_in_turn(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    ours = sender(chain)
+    chain.delay_s = 0.1
+
+    async def all_of_them() -> Receipt:
+        receipts: list[Receipt] = []
+
+        async def one(number: int) -> None:
+            receipts.append(await ours.send(f"pay-{number}", Call(TO, bytes([number]))))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(8):
+                nursery.start_soon(one, number)
+        return receipts[0]
+
+    await while_mining(chain, all_of_them)
+    assert sorted(item.nonce for item in chain.mined()) == list(range(8))
+
+
+@pytest.mark.parametrize("fault", ["lost", "mute", "forget"])
+async def test_a_lost_broadcast_is_sent_again_and_not_twice(
+    chain: FakeChain, autojump_clock: MockClock, fault: str
+) -> None:
+    chain.fail("eth_sendRawTransaction", fault, fault)
+    await while_mining(chain, lambda: sender(chain).send("pay", CALL))
+    assert len(chain.mined()) == 1
+
+
+async def test_lost_answers_while_waiting_are_waited_out(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    chain.fail("eth_getTransactionReceipt", *["lost"] * 5)
+    chain.fail("eth_blockNumber", "lost")
+    await while_mining(chain, lambda: sender(chain).send("pay", CALL))
+    assert len(chain.mined()) == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_reorganisation_takes_it_back_and_it_happens_again(
+    chain: FakeChain, autojump_clock: MockClock, keep: bool
+) -> None:
+    async def work() -> Receipt:
+        async with trio.open_nursery() as nursery:
+
+            async def disturb() -> None:
+                # The first block comes after two seconds; nothing is deep enough before the sixth.
+                await trio.sleep(3)
+                assert chain.mined()
+                chain.reorganise(1, keep=keep)
+
+            nursery.start_soon(disturb)
+            return await sender(chain).send("pay", CALL)
+        raise AssertionError
+
+    receipt = await while_mining(chain, work)
+    assert len(chain.mined()) == 1
+    assert chain.blocks[receipt.block].hash == receipt.block_hash
+
+
+async def test_a_fee_that_is_too_low_is_raised_until_it_is_enough(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    async def work() -> Receipt:
+        async with trio.open_nursery() as nursery:
+
+            async def rise() -> None:
+                await trio.sleep(1)
+                chain.base_fee_wei = 3 * GWEI
+
+            nursery.start_soon(rise)
+            return await sender(chain).send("pay", CALL)
+        raise AssertionError
+
+    await while_mining(chain, work, every_s=5)
+    assert len(chain.mined()) == 1
+    assert chain.mined()[0].fee_wei >= 3 * GWEI
+
+
+async def test_no_more_is_paid_than_the_policy_allows(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    cheap = replace(POLICY, fee_wei_max=4 * GWEI)
+    ours = sender(chain, policy=cheap)
+    with trio.move_on_after(1):
+        await ours.send("pay", CALL)
+    chain.base_fee_wei = 10 * GWEI
+    with pytest.raises(NotConfirmedError, match="waits"):
+        await while_mining(chain, lambda: ours.send("pay", CALL))
+    with pytest.raises(NotConfirmedError, match="over the limit"):
+        await ours.send("second", CALL)
+    assert all(item.fee_wei <= 4 * GWEI for item in chain.pool.values())
+
+
+async def test_after_a_crash_the_same_bytes_are_sent_again(
+    chain: FakeChain, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "journal"
+    chain.fail("eth_sendRawTransaction", "lost", "lost")
+    with trio.move_on_after(0.5):
+        await sender(chain, FileJournal(path)).send("pay", CALL)
+    assert not chain.pool
+    revived = sender(chain, FileJournal(path))
+    await revived.resume()
+    assert len(chain.pool) == 1
+    other = Call(TO, b"later")
+    await while_mining(chain, lambda: revived.send("second", other))
+    await while_mining(chain, lambda: revived.send("pay", CALL))
+    assert [(item.nonce, item.data) for item in chain.mined()] == [(0, CALL.data), (1, b"later")]
+
+
+def test_a_line_that_a_crash_cut_off_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = FileJournal(path)
+
+    async def fill() -> None:
+        ours = sender(FakeChain(), journal)
+        with trio.move_on_after(0.5):
+            await ours.send("pay", CALL)
+
+    trio.run(fill, clock=MockClock(autojump_threshold=0))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:40])
+    revived = FileJournal(path)
+    assert path.read_bytes() == whole
+    assert revived.next_nonce() == 1
+    assert revived.find("pay") == journal.find("pay")
+
+
+async def test_two_writers_of_one_key_are_noticed(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    ours, theirs = sender(chain), sender(chain)
+    await while_mining(chain, lambda: theirs.send("theirs", CALL))
+    chain.base_fee_wei = 100 * GWEI
+    entry = MemoryJournal()
+    stolen = sender(FakeChain(), entry)
+    with trio.move_on_after(0.5):
+        await stolen.send("ours", Call(TO, b"ours"))
+    late = sender(chain, entry)
+    with pytest.raises(NonceTakenError):
+        await while_mining(chain, lambda: late.send("ours", Call(TO, b"ours")))
+    assert ours.address == theirs.address
+
+
+async def test_a_refusal_says_the_contracts_reason_and_sends_nothing(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    def refuse(data: bytes) -> bytes:
+        reason = bytes.fromhex("08c379a0") + encode(["string"], ["redeem: over the ceiling"])
+        raise RpcError("execution reverted", code=3, data=reason)
+
+    chain.contracts[TO] = refuse
+    with pytest.raises(RevertedError) as caught:
+        await sender(chain).send("pay", CALL)
+    assert caught.value.reason == "redeem: over the ceiling"
+    assert not chain.pool
+
+
+async def test_what_is_never_mined_is_given_up_and_can_go_on_later(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    ours = sender(chain)
+    with pytest.raises(NotConfirmedError):
+        await ours.send("pay", CALL)
+    await while_mining(chain, lambda: ours.send("pay", CALL))
+    assert len(chain.mined()) == 1

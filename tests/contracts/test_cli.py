@@ -1,0 +1,140 @@
+"""The command line on a real chain, and the files that it reads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import trio
+from typer.testing import CliRunner, Result
+
+from contracts.cli import app
+from contracts.erc20 import Token
+from contracts.errors import BadConfigurationError
+from contracts.files import create_evm_key, format_leaf, load_evm_key, load_leaf
+from contracts.merkle_sum import SumTree
+from contracts.rpc import HttpRpc
+from contracts.settlement import SettlementCalls
+from contracts.units import Address
+from contracts.vouchers import Domain, SignedVoucher, Voucher
+from tests.contracts.anvil import CHAIN_ID, Anvil, run_anvil
+from tests.contracts.play import Party
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with run_anvil() as url:
+        yield url
+
+
+def on_chain(url: str, work: object) -> None:
+    async def connected() -> None:
+        async with httpx.AsyncClient() as client:
+            await work(Anvil(HttpRpc(url, client)))  # type: ignore[operator]
+
+    trio.run(connected)
+
+
+def call(*words: object) -> dict[str, str]:
+    result: Result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None:
+        raise result.exception
+    return dict(line.split(" ", 1) for line in result.stdout.splitlines())
+
+
+@pytest.mark.anvil
+@pytest.mark.slow
+def test_deploy_deposit_status_and_claim(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "evm.key"
+    address = call("new-key", path)["address"]
+    key = load_evm_key(path)
+
+    async def fund(chain: Anvil) -> None:
+        await chain.sender(key)
+
+    on_chain(url, fund)
+    chain = ["--rpc", url]
+    payer = [*chain, "--key-file", path, "--confirmations", 1]
+    deployed = call("deploy", *payer, "--test-token", "--trial")
+    contract = ["--contract", deployed["settlement"]]
+    deposit = [*payer, *contract, "--operator", address, "--mint", "--amount"]
+    assert call("deposit", *deposit, "12.5")["balance"] == "12.5"
+    assert call("deposit", *deposit, "1")["balance"] == "13.5"
+    shown = call("status", *chain, *contract, "--operator", address, "--client", address)
+    assert (shown["channel.balance"], shown["operator.stake"]) == ("13500000", "0")
+
+    # The operator's side has no commands yet: the coordinator makes these calls.
+    settlement = Address(deployed["settlement"])
+    tree = SumTree(key.address, {key.address: 5})
+
+    async def operate(local: Anvil) -> None:
+        calls = SettlementCalls(settlement)
+        party = Party(key, await local.sender(key))
+        voucher = Voucher(key.address, key.address, 5)
+        signature = key.sign(Domain(CHAIN_ID, settlement), voucher)
+        token = Token(local.rpc, Address(deployed["token"]))
+        for name, step in (
+            ("mint", token.mint(key.address, 10**9)),
+            ("approve", token.approve(settlement)),
+            ("stake", calls.stake(10**9)),
+            ("redeem", calls.redeem([SignedVoucher(voucher, signature, 5)])),
+            ("post", calls.post_root(1, tree.root, tree.total, bytes(32))),
+        ):
+            await party.sender.send(name, step)
+        await local.pass_time(600)
+        await party.sender.send("finalize", calls.finalize(key.address))
+
+    on_chain(url, operate)
+    leaf = tmp_path / "leaf.json"
+    leaf.write_text(format_leaf(tree.leaf(key.address)))
+    claim = [*payer, *contract, "--operator", address, "--leaf", leaf]
+    assert call("claim", *claim)["paid"] == "5"
+    assert (
+        call("status", *chain, *contract, "--operator", address, "--payee", address)["paid"] == "5"
+    )
+
+
+def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "keys" / "evm.key"
+    key = create_evm_key(path)
+    assert load_evm_key(path).address == key.address
+    assert path.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(BadConfigurationError, match="never overwritten"):
+        create_evm_key(path)
+    path.chmod(0o644)
+    with pytest.raises(BadConfigurationError, match="chmod 600"):
+        load_evm_key(path)
+    path.chmod(0o600)
+    path.write_text("not hex")
+    with pytest.raises(BadConfigurationError, match="64 hex digits"):
+        load_evm_key(path)
+    with pytest.raises(BadConfigurationError, match="new-key"):
+        load_evm_key(tmp_path / "missing")
+
+
+def test_a_leaf_file_survives_the_round_trip(tmp_path: Path) -> None:
+    key = create_evm_key(tmp_path / "key")
+    other = Address("0x5FbDB2315678afecb367f032d93F642f64180aa3")
+    leaf = SumTree(other, {key.address: 2**100, other: 7}).leaf(key.address)
+    path = tmp_path / "leaf.json"
+    path.write_text(format_leaf(leaf))
+    assert load_leaf(path) == leaf
+    for text in (
+        "",
+        "{}",
+        "[]",
+        format_leaf(leaf).replace(leaf.proof[0].hash.hex(), "00"),
+        "x" * 20_000,
+    ):
+        path.write_text(text)
+        with pytest.raises(BadConfigurationError, match="not a leaf"):
+            load_leaf(path)
+
+
+def test_wrong_words_are_explained(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    create_evm_key(key)
+    with pytest.raises(BadConfigurationError, match="not both"):
+        call("deploy", "--rpc", "http://127.0.0.1:1", "--key-file", key)
+    with pytest.raises(BadConfigurationError, match="not the URL"):
+        call("status", "--rpc", "ws://x", "--contract", "0x" + "11" * 20)

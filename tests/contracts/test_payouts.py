@@ -1,0 +1,339 @@
+"""Claims from a root, and the division of what a stale operator left."""
+
+import pytest
+
+from contracts.merkle_sum import Leaf, SumTree
+from tests.contracts.market import BURN_ADDRESS, TERMS, Market, Person, refused
+
+
+@pytest.fixture
+def funded(market: Market, client: Person, operator: Person) -> Person:
+    """The operator, with a credit of 300."""
+    market.deposit(client, operator, 1_000)
+    market.redeem(client, operator, 300)
+    return operator
+
+
+def test_a_claim_pays_what_is_earned_beyond_what_was_paid(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    tree = market.settle(funded, {payee: 100, other: 50})
+    before = market.balance(payee.address)
+    events = market.do(other, market.calls.claim(funded.address, tree.leaf(payee.address)))
+    assert events[0].name == "Claimed"
+    assert events[0].fields == {
+        "operator": funded.address,
+        "payee": payee.address,
+        "amount": 100,
+        "cumulative": 100,
+    }
+    assert market.balance(payee.address) == before + 100
+    assert market.claim(funded, tree, payee) == 0
+    tree = market.settle(funded, {payee: 130, other: 50})
+    assert market.claim(funded, tree, payee) == 30
+    assert market.operator(funded).claimed == 130
+    assert market.ask("paid", funded.address, payee.address) == 130
+
+
+def test_a_claim_needs_a_proof_under_the_active_root(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    tree = market.post(funded, {payee: 100, other: 50})
+    leaf = tree.leaf(payee.address)
+    claim = market.calls.claim(funded.address, leaf)
+    with refused("claim: bad proof"):
+        market.do(payee, claim)
+    market.pass_time(TERMS.window_s)
+    market.do(payee, market.calls.finalize(funded.address))
+    cumulative, index, proof = leaf.cumulative, leaf.index, leaf.proof
+    for forged in (
+        Leaf(other.address, cumulative, index, proof),
+        Leaf(payee.address, cumulative + 1, index, proof),
+        Leaf(payee.address, cumulative, index ^ 1, proof),
+        Leaf(payee.address, cumulative, index + 2, proof),
+        Leaf(payee.address, cumulative, index, proof[:-1]),
+        Leaf(payee.address, 151, index, proof),
+    ):
+        with refused("claim: bad proof"):
+            market.do(payee, market.calls.claim(funded.address, forged))
+    with refused("claim: bad proof"):
+        market.do(payee, market.calls.claim(other.address, leaf))
+    market.do(payee, claim)
+
+
+def test_a_root_whose_sum_is_not_its_total_pays_nobody(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    tree = SumTree(funded.address, {payee.address: 100, other.address: 250})
+    market.do(funded, market.calls.post_root(1, tree.root, 300, bytes(32)))
+    market.pass_time(TERMS.window_s)
+    market.do(payee, market.calls.finalize(funded.address))
+    with refused("claim: bad proof"):
+        market.claim(funded, tree, payee)
+
+
+def test_several_are_paid_at_once(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    tree = market.settle(funded, {payee: 100, other: 50, funded: 7})
+    leaves = [tree.leaf(p.address) for p in (payee, other, payee)]
+    assert market.answer(other, market.calls.claim_many(funded.address, leaves)) == 150
+    assert market.operator(funded).claimed == 150
+    with refused("claim: empty"):
+        market.do(other, market.calls.claim_many(funded.address, []))
+
+
+def test_leaves_of_forgetful_roots_share_no_more_than_the_credit(
+    market: Market, funded: Person, payee: Person, other: Person, client: Person
+) -> None:
+    """Nobody challenged a root that dropped a paid leaf: the second payee gets what is left."""
+    tree = market.settle(funded, {payee: 200})
+    market.claim(funded, tree, payee)
+    market.do(other, market.calls.stake(777))
+    tree = market.settle(funded, {other: 300})
+    assert market.claim(funded, tree, other) == 100
+    assert market.operator(funded).claimed == 300
+    assert market.claim(funded, tree, other) == 0
+    held = market.balance(market.address)
+    assert held == market.channel(client, funded).balance + 1_000 + 777
+
+
+def stale(market: Market, operator: Person) -> None:
+    market.pass_time(TERMS.stale_after_s)
+    market.do(operator, market.calls.declare_stale(operator.address))
+
+
+def file(market: Market, operator: Person, payee: Person, cumulative: int) -> int:
+    promise = market.promise(operator, payee, 99, cumulative)
+    return market.answer(payee, market.calls.file_promise(*promise))
+
+
+def take(market: Market, operator: Person, payee: Person) -> int:
+    return market.answer(payee, market.calls.claim_stale(operator.address, payee.address))
+
+
+def test_an_operator_is_stale_after_its_time_and_not_before(
+    market: Market, funded: Person, other: Person
+) -> None:
+    declare = market.calls.declare_stale(funded.address)
+    market.pass_time(TERMS.stale_after_s - 1)
+    with refused("stale: too soon"):
+        market.do(other, declare)
+    market.pass_time(1)
+    events = market.do(other, declare)
+    assert events[0].name == "DeclaredStale"
+    assert events[0].fields == {"operator": funded.address, "reserve": 800, "burned": 500}
+    assert market.balance(BURN_ADDRESS) == 500
+    state = market.operator(funded)
+    assert (state.stake, state.credit, state.stale_at) == (0, 800, market.evm.now_s)
+    with refused("stale: declared"):
+        market.do(other, declare)
+
+
+def test_an_odd_stake_burns_the_larger_half(market: Market, operator: Person) -> None:
+    market.do(operator, market.calls.stake(1))
+    stale(market, operator)
+    assert market.balance(BURN_ADDRESS) == 501
+    assert market.ask("estates", operator.address) == (500, 0)
+
+
+def test_a_root_counts_from_its_posting(market: Market, funded: Person, payee: Person) -> None:
+    market.post(funded, {payee: 300})
+    market.pass_time(TERMS.stale_after_s)
+    declare = market.calls.declare_stale(funded.address)
+    with refused("stale: root pending"):
+        market.do(payee, declare)
+    market.do(payee, market.calls.finalize(funded.address))
+    market.do(payee, declare)
+
+
+def test_a_stranger_is_not_stale(market: Market, other: Person) -> None:
+    with refused("stale: nothing at stake"):
+        market.do(other, market.calls.declare_stale(other.address))
+
+
+def test_a_stale_operator_is_closed(market: Market, funded: Person, client: Person) -> None:
+    stale(market, funded)
+    with refused("stake: stale"):
+        market.do(funded, market.calls.stake(1))
+    with refused("redeem: stale"):
+        market.redeem(client, funded, 400)
+    with refused("root: stale"):
+        market.do(funded, market.calls.post_root(1, bytes(32), 0, bytes(32)))
+    market.do(client, market.calls.request_exit(funded.address))
+    market.pass_time(TERMS.exit_delay_s)
+    assert market.answer(client, market.calls.exit(funded.address)) == 700
+
+
+def test_promises_are_paid_in_full_if_there_is_enough(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    stale(market, funded)
+    events = market.do(other, market.calls.file_promise(*market.promise(funded, payee, 1, 120)))
+    assert (events[0].name, events[0].fields["weight"]) == ("Filed", 120)
+    file(market, funded, other, 80)
+    with refused("stale: collecting"):
+        take(market, funded, payee)
+    with refused("stale: collecting"):
+        market.do(other, market.calls.claim_remainder(funded.address))
+    market.pass_time(TERMS.collection_s - 1)
+    with refused("stale: collecting"):
+        take(market, funded, payee)
+    market.pass_time(1)
+    assert take(market, funded, payee) == 120
+    with refused("stale: nothing filed"):
+        take(market, funded, payee)
+    remainder = market.calls.claim_remainder(funded.address)
+    before = market.balance(funded.address)
+    events = market.do(other, remainder)
+    assert (events[0].name, events[0].fields["amount"]) == ("RemainderClaimed", 600)
+    assert market.balance(funded.address) == before + 600
+    with refused("stale: no remainder"):
+        market.do(other, remainder)
+    events = market.do(payee, market.calls.claim_stale(funded.address, other.address))
+    assert events[0].fields["amount"] == events[0].fields["weight"] == 80
+    assert market.operator(funded).claimed == market.operator(funded).credit
+
+
+def test_promises_are_paid_pro_rata_if_there_is_not(
+    market: Market, funded: Person, payee: Person, other: Person, client: Person
+) -> None:
+    stale(market, funded)
+    for person, promised in ((payee, 700), (other, 1_000), (client, 1_300)):
+        file(market, funded, person, promised)
+    market.pass_time(TERMS.collection_s)
+    paid = [take(market, funded, person) for person in (other, payee, client)]
+    assert paid == [800 * 1_000 // 3_000, 800 * 700 // 3_000, 800 * 1_300 // 3_000]
+    # Rounding leaves less than one unit for each who filed.
+    assert 0 <= 800 - sum(paid) < 3
+    with refused("stale: no remainder"):
+        market.do(other, market.calls.claim_remainder(funded.address))
+
+
+def test_the_order_of_claims_does_not_matter(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    stale(market, funded)
+    file(market, funded, payee, 900)
+    file(market, funded, other, 900)
+    market.pass_time(TERMS.collection_s)
+    with market.evm.anchored():
+        first = take(market, funded, payee), take(market, funded, other)
+    second = take(market, funded, other), take(market, funded, payee)
+    assert first == second == (400, 400)
+
+
+def test_a_higher_promise_replaces_a_lower_one(
+    market: Market, funded: Person, payee: Person
+) -> None:
+    stale(market, funded)
+    file(market, funded, payee, 50)
+    with refused("file: not more"):
+        file(market, funded, payee, 50)
+    file(market, funded, payee, 60)
+    assert market.ask("estates", funded.address) == (800, 60)
+    assert market.ask("weights", funded.address, payee.address) == 60
+
+
+def test_filing_is_refused_with_a_reason(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    with refused("file: not stale"):
+        file(market, funded, payee, 50)
+    with refused("stale: not declared"):
+        take(market, funded, payee)
+    stale(market, funded)
+    promise, _ = market.promise(funded, payee, 1, 50)
+    with refused("file: not signed"):
+        market.do(payee, market.calls.file_promise(promise, bytes(65)))
+    with refused("file: too much"):
+        file(market, funded, payee, 2**128)
+    with market.evm.anchored():
+        assert file(market, funded, payee, 2**128 - 1) == 2**128 - 1
+    market.pass_time(TERMS.collection_s - 1)
+    file(market, funded, payee, 50)
+    market.pass_time(1)
+    with refused("file: too late"):
+        file(market, funded, other, 50)
+    with refused("stale: nothing filed"):
+        take(market, funded, other)
+
+
+def test_a_leaf_of_the_active_root_comes_first(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    """What the root shares out is not touched by promises, and is not counted twice."""
+    tree = market.settle(funded, {payee: 100, other: 50})
+    stale(market, funded)
+    # 300 redeemed, 150 of them rooted: 150 and half the stake are left.
+    assert market.ask("estates", funded.address) == (650, 0)
+    assert file(market, funded, payee, 400) == 400
+    assert market.claim(funded, tree, payee) == 100
+    assert market.ask("estates", funded.address) == (650, 300)
+    file(market, funded, other, 700)
+    market.claim(funded, tree, other)
+    market.pass_time(TERMS.collection_s)
+    assert take(market, funded, payee) == 650 * 300 // 950
+    assert take(market, funded, other) == 650 * 650 // 950
+
+
+def test_a_leaf_claimed_after_the_collection_is_less_what_was_paid(
+    market: Market, funded: Person, payee: Person
+) -> None:
+    tree = market.settle(funded, {payee: 100})
+    stale(market, funded)
+    file(market, funded, payee, 120)
+    market.pass_time(TERMS.collection_s)
+    assert take(market, funded, payee) == 120
+    assert market.claim(funded, tree, payee) == 0
+
+
+def test_a_leaf_claimed_late_does_not_change_the_division(
+    market: Market, funded: Person, payee: Person
+) -> None:
+    tree = market.settle(funded, {payee: 100})
+    stale(market, funded)
+    file(market, funded, payee, 120)
+    market.pass_time(TERMS.collection_s)
+    assert market.claim(funded, tree, payee) == 100
+    assert market.ask("weights", funded.address, payee.address) == 120
+
+
+def test_a_promise_that_was_paid_is_not_filed_again(
+    market: Market, funded: Person, payee: Person
+) -> None:
+    tree = market.settle(funded, {payee: 100})
+    market.claim(funded, tree, payee)
+    stale(market, funded)
+    with refused("file: not more"):
+        file(market, funded, payee, 100)
+    assert file(market, funded, payee, 101) == 1
+    market.pass_time(TERMS.collection_s)
+    assert take(market, funded, payee) == 1
+
+
+def test_overpromising_never_pays_more_than_the_burned_half_costs(
+    market: Market, client: Person, operator: Person, payee: Person, other: Person
+) -> None:
+    """The worst an operator can do: redeem all it may, post nothing, promise a friend the moon."""
+    market.deposit(client, operator, 10_000)
+    taken = market.redeem(client, operator, 10_000)
+    stale(market, operator)
+    file(market, operator, payee, taken)
+    file(market, operator, other, 2**128 - 1)
+    market.pass_time(TERMS.collection_s)
+    gain = take(market, operator, other)
+    assert taken == 500
+    assert gain <= 1_000, "no more than its own stake comes back to it"
+
+
+def test_a_forgetful_root_leaves_a_smaller_estate(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    tree = market.settle(funded, {payee: 200})
+    market.claim(funded, tree, payee)
+    tree = market.settle(funded, {other: 250})
+    market.claim(funded, tree, other)
+    assert market.operator(funded).claimed == 300
+    stale(market, funded)
+    assert market.ask("estates", funded.address) == (500, 0)
