@@ -5,7 +5,6 @@ same key again, in this process or after a crash, continues the same transaction
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import trio
 
@@ -19,9 +18,10 @@ from contracts.errors import (
     RpcError,
 )
 from contracts.journal import Journal, Sent
-from contracts.rpc import Rpc, parse_hex, parse_quantity
+from contracts.receipts import Receipt, parse_receipt
+from contracts.rpc import Rpc, parse_quantity
 from contracts.transaction import Transaction, transaction_hash
-from contracts.units import Address, parse_address
+from contracts.units import Address
 from contracts.vouchers import EvmKey
 
 
@@ -42,27 +42,6 @@ class Policy:
     fee_wei_max: int = 500 * 10**9
     # An estimate is for the state of now; the transaction meets a later one.
     gas_percent: int = 120
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    address: Address
-    topics: tuple[bytes, ...]
-    data: bytes
-    block: int
-    index: int
-    transaction: str
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    transaction: str
-    block: int
-    block_hash: str
-    succeeded: bool
-    gas_used: int
-    contract: Address | None
-    logs: tuple[Log, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +78,9 @@ class Sender:
     async def send(self, key: str, call: Call) -> Receipt:
         """Make it happen once and wait until it is confirmed.
 
-        Raises RevertedError (before or after mining), NotConfirmedError, NonceTakenError,
-        ChainUnreachableError. After all but the first, the same key goes on where this stopped.
+        Raises RevertedError (before or after mining) and NonceTakenError, after which only another
+        key can try again; NotConfirmedError and ChainUnreachableError, after which the same key
+        goes on where this stopped.
         """
         entry = await self._entry(key, call)
         receipt: Receipt | None = None
@@ -190,11 +170,12 @@ class Sender:
         except ChainUnreachableError:
             return  # It may have arrived; `_confirm` finds out, and sends again if it has not.
         except RpcError as error:
-            if not _is_harmless(error):
+            if not is_harmless(error):
                 raise
 
     async def _confirm(self, entry: Sent) -> Receipt:
-        waited_s, taken = 0.0, 0
+        waited_s = 0.0
+        taken_at: int | None = None
         while True:
             try:
                 receipt = await self._receipt(entry)
@@ -205,9 +186,7 @@ class Sender:
                             self._journal.write(entry.finished())
                         return receipt
                 else:
-                    taken = taken + 1 if await self._is_nonce_used(entry) else 0
-                    if taken > self._policy.confirmations:
-                        raise NonceTakenError(f"nonce {entry.nonce} went to another transaction")
+                    taken_at = await self._check_nonce(entry, taken_at)
                     if waited_s >= self._policy.bump_after_s:
                         entry, waited_s = self._bumped(entry), 0.0
                     # Again at every look: a reorganisation or a full pool may have dropped it.
@@ -235,15 +214,26 @@ class Sender:
         return None
 
     async def _is_deep(self, receipt: Receipt) -> bool:
-        head = parse_quantity(await self._rpc.call("eth_blockNumber"))
-        if head - receipt.block + 1 < self._policy.confirmations:
+        if await self._head() - receipt.block + 1 < self._policy.confirmations:
             return False
         block = await self._rpc.call("eth_getBlockByNumber", hex(receipt.block), False)
         return block is not None and block["hash"] == receipt.block_hash
 
-    async def _is_nonce_used(self, entry: Sent) -> bool:
+    async def _check_nonce(self, entry: Sent, taken_at: int | None) -> int | None:
+        """The block since which another transaction has the nonce; NonceTakenError when deep."""
         count = await self._rpc.call("eth_getTransactionCount", self.address, "latest")
-        return parse_quantity(count) > entry.nonce
+        if parse_quantity(count) <= entry.nonce:
+            return None
+        head = await self._head()
+        taken_at = head if taken_at is None else taken_at
+        if head - taken_at >= self._policy.confirmations:
+            # It can never happen now, so it is not to be sent again after a restart.
+            self._journal.write(entry.finished())
+            raise NonceTakenError(f"nonce {entry.nonce} went to another transaction")
+        return taken_at
+
+    async def _head(self) -> int:
+        return parse_quantity(await self._rpc.call("eth_blockNumber"))
 
     async def _replay(self, call: Call, block: int) -> str:
         """The reason of a mined refusal, as far as the state before its block shows it."""
@@ -253,30 +243,6 @@ class Sender:
         except RpcError as error:
             return revert_reason(error)
         return ""
-
-
-def parse_receipt(fields: dict[str, Any]) -> Receipt:
-    created = fields.get("contractAddress")
-    return Receipt(
-        transaction=fields["transactionHash"],
-        block=parse_quantity(fields["blockNumber"]),
-        block_hash=fields["blockHash"],
-        succeeded=parse_quantity(fields["status"]) == 1,
-        gas_used=parse_quantity(fields["gasUsed"]),
-        contract=parse_address(created) if created else None,
-        logs=tuple(map(parse_log, fields["logs"])),
-    )
-
-
-def parse_log(fields: dict[str, Any]) -> Log:
-    return Log(
-        address=parse_address(fields["address"]),
-        topics=tuple(map(parse_hex, fields["topics"])),
-        data=parse_hex(fields["data"]),
-        block=parse_quantity(fields["blockNumber"]),
-        index=parse_quantity(fields["logIndex"]),
-        transaction=fields["transactionHash"],
-    )
 
 
 # What nodes say to bytes that they have, or had: the receipts tell the rest.
@@ -289,5 +255,6 @@ _HARMLESS = (
 )
 
 
-def _is_harmless(error: RpcError) -> bool:
+def is_harmless(error: RpcError) -> bool:
+    """Whether a refused broadcast may still end well."""
     return any(words in str(error).lower() for words in _HARMLESS)

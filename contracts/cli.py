@@ -25,9 +25,9 @@ from contracts.deploy import (
 from contracts.erc20 import Token
 from contracts.errors import BadConfigurationError
 from contracts.files import create_evm_key, load_evm_key, load_leaf
-from contracts.journal import FileJournal
+from contracts.journal import FileJournal, Journal, MemoryJournal, continued_key
 from contracts.rpc import HttpRpc, Rpc, parse_quantity
-from contracts.settlement import SettlementCalls, SettlementReader
+from contracts.settlement import SettlementCalls, SettlementReader, decode_events
 from contracts.units import Address, format_tokens, parse_address, parse_tokens
 from protocol.errors import CapaError
 
@@ -56,6 +56,7 @@ Confirmations = Annotated[int, typer.Option(min=1, help="Blocks until a transact
 class Session:
     rpc: Rpc
     chain_id: int
+    journal: Journal
     sender: Sender | None
 
     def writer(self) -> Sender:
@@ -88,14 +89,15 @@ def deploy(
 
     async def work(session: Session) -> None:
         sender = session.writer()
+        terms = TRIAL_TERMS if trial else PUBLIC_TERMS
+        key = continued_key(session.journal, f"deploy-{token}-{trial}")
         if token is None:
-            settled_in = await deploy_test_token(sender)
+            settled_in = await deploy_test_token(sender, key=f"{key}-token")
         else:
             settled_in = read_address(token)
             if not any_token:
                 check_token(session.chain_id, settled_in)
-        terms = TRIAL_TERMS if trial else PUBLIC_TERMS
-        address = await deploy_settlement(sender, settled_in, terms)
+        address = await deploy_settlement(sender, settled_in, terms, key=key)
         say("chain", session.chain_id)
         say("token", settled_in)
         say("settlement", address)
@@ -121,16 +123,15 @@ def deposit(
         calls, reader = SettlementCalls(settlement), SettlementReader(session.rpc, settlement)
         token = Token(session.rpc, await reader.token())
         units = read_tokens(amount, await token.decimals())
-        owner = read_address(client) if client else sender.address
-        nonce = await session.rpc.call("eth_getTransactionCount", sender.address, "latest")
-        key = f"deposit-{parse_quantity(nonce)}"
+        owner, who = read_address(client) if client else sender.address, read_address(operator)
+        key = continued_key(session.journal, f"deposit-{settlement}-{owner}-{who}-{units}")
         if mint:
             await sender.send(f"{key}-mint", token.mint(sender.address, units))
         if await token.allowance(sender.address, settlement) < units:
             await sender.send(f"{key}-approve", token.approve(settlement, units))
-        receipt = await sender.send(key, calls.deposit(owner, read_address(operator), units))
+        receipt = await sender.send(key, calls.deposit(owner, who, units))
         say("transaction", receipt.transaction)
-        channel = await reader.channel(owner, read_address(operator))
+        channel = await reader.channel(owner, who)
         say("balance", format_tokens(channel.balance, await token.decimals()))
 
     run(work, rpc, key_file, confirmations)
@@ -184,13 +185,13 @@ def claim(
 
     async def work(session: Session) -> None:
         sender, settlement, item = session.writer(), read_address(contract), load_leaf(leaf)
-        reader, who = SettlementReader(session.rpc, settlement), read_address(operator)
-        before = await reader.paid(who, item.payee)
-        # The amount is in the key: a later leaf of the same payee is another transaction.
-        key = f"claim-{item.payee}-{item.cumulative}"
+        who = read_address(operator)
+        purpose = f"claim-{settlement}-{who}-{item.payee}-{item.cumulative}"
+        key = continued_key(session.journal, purpose)
         receipt = await sender.send(key, SettlementCalls(settlement).claim(who, item))
         say("transaction", receipt.transaction)
-        say("paid", await reader.paid(who, item.payee) - before)
+        events = decode_events(receipt.logs, settlement)
+        say("paid", sum(event.fields["amount"] for event in events))
 
     run(work, rpc, key_file, confirmations)
 
@@ -217,13 +218,16 @@ async def open_session(
         rpc = HttpRpc(url, client)
         chain_id = parse_quantity(await rpc.call("eth_chainId"))
         if key_file is None:
-            yield Session(rpc, chain_id, None)
+            yield Session(rpc, chain_id, MemoryJournal(), None)
             return
-        journal = FileJournal(key_file.with_name(f"{key_file.name}.{chain_id}.journal"))
-        policy = Policy(confirmations=confirmations)
-        sender = Sender(rpc, load_evm_key(key_file), chain_id, journal=journal, policy=policy)
-        await sender.resume()
-        yield Session(rpc, chain_id, sender)
+        key, policy = load_evm_key(key_file), Policy(confirmations=confirmations)
+        # A local chain begins anew with the same id; what was sent to the last one is not here.
+        first_block = await rpc.call("eth_getBlockByNumber", "0x0", False)
+        chain_name = f"{chain_id}-{first_block['hash'][2:10]}"
+        with FileJournal(key_file.with_name(f"{key_file.name}.{chain_name}.journal")) as journal:
+            sender = Sender(rpc, key, chain_id, journal=journal, policy=policy)
+            await sender.resume()
+            yield Session(rpc, chain_id, journal, sender)
 
 
 def read_address(text: str) -> Address:

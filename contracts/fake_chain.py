@@ -48,17 +48,18 @@ class FakeChain:
         self._faults: dict[str, deque[str]] = {}
         # What a call to an address answers; it raises RpcError to revert.
         self.contracts: dict[str, Callable[[bytes], bytes]] = {}
+        # Counts reorganisations, so that a replaced block gets another hash.
+        self._fork = 0
         self.blocks = [FakeBlock(self._block_hash(0))]
         self.pool: dict[tuple[str, int], FakeTransaction] = {}
-        self.calls: list[str] = []
-        self._fork = 0
+        # Hashes of what a contract refused when its turn came.
+        self._refused: set[str] = set()
 
     def fail(self, method: str, *kinds: str) -> None:
         """`lost`: not done, no answer. `mute`: done, no answer. `forget`: answered, dropped."""
         self._faults.setdefault(method, deque()).extend(kinds)
 
     async def call(self, method: str, *params: Any) -> Any:
-        self.calls.append(method)
         await trio.sleep(self.delay_s)
         faults = self._faults.get(method)
         fault = faults.popleft() if faults else ""
@@ -81,6 +82,7 @@ class FakeChain:
                 waiting = self.pool[key]
                 if waiting.fee_wei >= self.base_fee_wei and nonce == self._mined_count(sender):
                     block.transactions.append(self.pool.pop(key))
+                    self._execute(waiting)
 
     def reorganise(self, depth: int, *, keep: bool = True) -> None:
         """Replace the last blocks by empty ones; what was in them waits again, or is forgotten."""
@@ -95,9 +97,17 @@ class FakeChain:
     def mined(self) -> list[FakeTransaction]:
         return [item for block in self.blocks for item in block.transactions]
 
+    def _execute(self, item: FakeTransaction) -> None:
+        contract = self.contracts.get(item.to)
+        self._refused.discard(item.hash)
+        if contract is not None:
+            try:
+                contract(item.data)
+            except RpcError:
+                self._refused.add(item.hash)
+
     def _block_hash(self, number: int) -> str:
-        fork = getattr(self, "_fork", 0)
-        return "0x" + keccak(f"{fork}/{number}".encode()).hex()
+        return "0x" + keccak(f"{self._fork}/{number}".encode()).hex()
 
     def _mined_count(self, sender: str) -> int:
         return sum(1 for item in self.mined() if item.sender == sender)
@@ -148,7 +158,8 @@ class FakeChain:
         for height, block in enumerate(self.blocks):
             for item in block.transactions:
                 if item.hash == wanted:
-                    return _receipt(item, height, block.hash)
+                    status = "0x0" if wanted in self._refused else "0x1"
+                    return _receipt(item, height, block.hash) | {"status": status}
         return None
 
 
@@ -163,7 +174,6 @@ def _receipt(item: FakeTransaction, height: int, block_hash: str) -> dict[str, A
         "transactionHash": item.hash,
         "blockNumber": hex(height),
         "blockHash": block_hash,
-        "status": "0x1",
         "gasUsed": hex(21_000),
         "contractAddress": None,
         "logs": [],

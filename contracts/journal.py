@@ -5,12 +5,16 @@ under two nonces. One JSON object a line, appended and synced; a line that was c
 was never sent, so it is dropped.
 """
 
+import fcntl
+import itertools
 import json
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from types import TracebackType
+from typing import Protocol, Self
 
+from contracts.errors import BadConfigurationError
 from contracts.units import Address
 
 
@@ -50,6 +54,16 @@ class Journal(Protocol):
         ...
 
 
+def continued_key(journal: Journal, purpose: str) -> str:
+    """The key of the purpose's unfinished transaction, or of its next one if all are done.
+
+    So a command that was interrupted goes on when it is repeated, and one that was finished is done
+    a second time, as the person who types it twice expects.
+    """
+    keys = (f"{purpose}-{number}" for number in itertools.count())
+    return next(key for key in keys if not ((entry := journal.find(key)) and entry.done))
+
+
 class MemoryJournal:
     """For readers, tests and one-off commands: forgets everything with the process."""
 
@@ -71,27 +85,45 @@ class MemoryJournal:
 
 
 class FileJournal(MemoryJournal):
-    """One file per account and chain; one process writes it."""
+    """One file per account and chain, locked: a second writer would take the first one's nonces.
+
+    Use it as a context manager. Raises BadConfigurationError if another process has it.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
-        whole = b""
-        if path.exists():
-            data = path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if len(whole) < len(data):
-                os.truncate(path, len(whole))
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise BadConfigurationError(
+                f"{path} is in use: wait until the other command with this key has ended"
+            ) from None
+        self._file.seek(0)
+        data = self._file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._file.truncate(len(whole))
         for line in whole.splitlines():
             entry = _parse(line)
             self._entries[entry.key] = entry
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
     def write(self, entry: Sent) -> None:
-        with self._path.open("ab") as file:
-            file.write(json.dumps(asdict(entry)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.write(json.dumps(asdict(entry)).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
         super().write(entry)
 
 

@@ -1,14 +1,12 @@
 """Keccak-256 of one message, or of a whole tree level at once.
 
-One message costs about ten microseconds through Python; a tree of 100,000 leaves hashes 200,000.
+One message costs about six microseconds through Python; a tree of 100,000 leaves hashes 200,000.
 The rounds are the same for all, so numpy runs each step over every message of a level.
 """
 
 import numpy as np
-from eth_hash.auto import keccak
+from Crypto.Hash import keccak as _keccak
 from numpy.typing import NDArray
-
-__all__ = ["keccak", "keccak_rows"]
 
 _RATE_BYTES = 136
 _LANES = 25
@@ -42,6 +40,11 @@ def _rotations() -> tuple[int, ...]:
 
 _ROUND_CONSTANTS = _round_constants()
 _ROTATIONS = _rotations()
+
+
+def keccak(message: bytes) -> bytes:
+    """The hash of everything on an EVM chain; FIPS 202's SHA3-256 pads differently."""
+    return _keccak.new(data=message, digest_bits=256).digest()
 
 
 def keccak_rows(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:

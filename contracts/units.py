@@ -4,25 +4,27 @@ The ledger counts nano-credits; a token of `decimals` counts 10^-decimals of a c
 signed and posted is cumulative, so flooring loses less than one token unit in all, not one a job.
 """
 
+import re
+from functools import lru_cache
 from typing import NewType
 
-from eth_utils.address import is_checksum_address, to_checksum_address
+from contracts.keccak import keccak
 
 Address = NewType("Address", str)
 
 _NANO_DECIMALS = 9
-_HEX_CHARS = 42
+_ADDRESS = re.compile("0x[0-9a-fA-F]{40}")
 
 
 def parse_address(text: str) -> Address:
     """The checksummed form. Raises ValueError unless it is 20 hex bytes with a right checksum."""
-    lower = text.lower()
-    if len(text) != _HEX_CHARS or not lower.startswith("0x"):
+    if not _ADDRESS.fullmatch(text):
         raise ValueError(f"{text[:64]!r} is not an address: 0x and 40 hex digits")
-    int(text[2:], 16)
-    if text not in (lower, "0x" + text[2:].upper()) and not is_checksum_address(text):
+    address, digits = _checksummed(bytes.fromhex(text[2:])), text[2:]
+    # Programs that know no checksum write one case only.
+    if text != address and digits not in (digits.lower(), digits.upper()):
         raise ValueError(f"{text} has a wrong checksum: look for a typing error")
-    return Address(to_checksum_address(lower))
+    return address
 
 
 def address_bytes(address: Address) -> bytes:
@@ -31,7 +33,7 @@ def address_bytes(address: Address) -> bytes:
 
 def address_from_bytes(data: bytes) -> Address:
     """The address in the last 20 bytes, as in a padded word."""
-    return Address(to_checksum_address(data[-20:]))
+    return _checksummed(data[-20:])
 
 
 def token_units(cumulative_nano: int, decimals: int) -> int:
@@ -55,6 +57,15 @@ def format_tokens(units: int, decimals: int) -> str:
     whole, fraction = divmod(units, _power_of_ten(decimals))
     text = f"{fraction:0{decimals}d}".rstrip("0") if decimals else ""
     return f"{whole}.{text}" if text else str(whole)
+
+
+@lru_cache(maxsize=4096)
+def _checksummed(data: bytes) -> Address:
+    """EIP-55: a letter is a capital where the hash of all digits has a nibble of at least 8."""
+    digits = data.hex()
+    nibbles = keccak(digits.encode()).hex()
+    cased = (c.upper() if n >= "8" else c for c, n in zip(digits, nibbles, strict=False))
+    return Address("0x" + "".join(cased))
 
 
 def _power_of_ten(exponent: int) -> int:

@@ -102,7 +102,7 @@ class EvmKey:
 
     def __init__(self, secret: bytes) -> None:
         self._private = PrivateKey(secret)
-        self.address = _address(self._private.public_key)
+        self.address = address_from_bytes(_address_bytes(self._private.public_key))
 
     def sign_digest(self, digest: bytes) -> bytes:
         """r, s, v of a 32-byte digest; libsecp256k1 always answers with the low s."""
@@ -141,6 +141,22 @@ def digest_of(domain: Domain, message: TypedData) -> bytes:
 
 def recover(digest: bytes, signature: bytes) -> Address:
     """Who signed. Raises BadSignatureError on what the contract would refuse, a high s included."""
+    return address_from_bytes(_recover(digest, signature))
+
+
+def check_signature(domain: Domain, message: TypedData, signature: bytes) -> None:
+    """Raises BadSignatureError unless the rightful signer, an ordinary account, signed.
+
+    A contract wallet's signature (EIP-1271) only its own code can check, on the chain.
+    """
+    # Bytes are compared, because spelling an address with its checksum takes another hash.
+    signer = _recover(digest_of(domain, message), signature)
+    if signer != address_bytes(message.signer):
+        name = address_from_bytes(signer)
+        raise BadSignatureError(f"signed by {name}, not by {message.signer}")
+
+
+def _recover(digest: bytes, signature: bytes) -> bytes:
     v = signature[64] if len(signature) == SIGNATURE_BYTES else 0
     if v not in (27, 28) or int.from_bytes(signature[32:64]) > _S_MAX:
         raise BadSignatureError("not a 65-byte signature with a low s")
@@ -150,17 +166,7 @@ def recover(digest: bytes, signature: bytes) -> Address:
         )
     except ValueError as error:
         raise BadSignatureError("nobody made this signature") from error
-    return _address(key)
-
-
-def check_signature(domain: Domain, message: TypedData, signature: bytes) -> None:
-    """Raises BadSignatureError unless the rightful signer, an ordinary account, signed.
-
-    A contract wallet's signature (EIP-1271) only its own code can check, on the chain.
-    """
-    signer = recover(digest_of(domain, message), signature)
-    if signer != message.signer:
-        raise BadSignatureError(f"signed by {signer}, not by {message.signer}")
+    return _address_bytes(key)
 
 
 @lru_cache(maxsize=4096)
@@ -179,5 +185,5 @@ def _uint(number: int) -> bytes:
     return number.to_bytes(32)
 
 
-def _address(key: PublicKey) -> Address:
-    return address_from_bytes(keccak(key.format(compressed=False)[1:]))
+def _address_bytes(key: PublicKey) -> bytes:
+    return keccak(key.format(compressed=False)[1:])[-20:]

@@ -10,7 +10,7 @@ import trio
 from eth_abi.abi import encode
 from trio.testing import MockClock
 
-from contracts.chain import Call, Policy, Receipt, Sender
+from contracts.chain import Call, Policy, Sender
 from contracts.errors import (
     BadConfigurationError,
     NonceTakenError,
@@ -19,7 +19,8 @@ from contracts.errors import (
     RpcError,
 )
 from contracts.fake_chain import GWEI, FakeChain
-from contracts.journal import FileJournal, Journal, MemoryJournal
+from contracts.journal import FileJournal, Journal, MemoryJournal, Sent, continued_key
+from contracts.receipts import Receipt
 from contracts.units import parse_address
 from tests.contracts.keys import make_key
 
@@ -27,6 +28,7 @@ POLICY = Policy(confirmations=3, poll_s=1, bump_after_s=10, timeout_s=120)
 TO = parse_address("0x" + "11" * 20)
 CALL = Call(TO, b"\x01\x02")
 KEY = make_key("sender")
+ENTRY = Sent("pay-0", 0, TO, "0102", 100_000, GWEI, 3 * GWEI, raw=("02",), hashes=("0xab",))
 
 
 @pytest.fixture
@@ -177,40 +179,53 @@ async def test_after_a_crash_the_same_bytes_are_sent_again(
 ) -> None:
     path = tmp_path / "journal"
     chain.fail("eth_sendRawTransaction", "lost", "lost")
-    with trio.move_on_after(0.5):
-        await sender(chain, FileJournal(path)).send("pay", CALL)
+    with FileJournal(path) as journal, trio.move_on_after(0.5):
+        await sender(chain, journal).send("pay", CALL)
     assert not chain.pool
-    revived = sender(chain, FileJournal(path))
-    await revived.resume()
-    assert len(chain.pool) == 1
-    other = Call(TO, b"later")
-    await while_mining(chain, lambda: revived.send("second", other))
-    await while_mining(chain, lambda: revived.send("pay", CALL))
+    with FileJournal(path) as journal:
+        revived = sender(chain, journal)
+        await revived.resume()
+        assert len(chain.pool) == 1
+        other = Call(TO, b"later")
+        await while_mining(chain, lambda: revived.send("second", other))
+        await while_mining(chain, lambda: revived.send("pay", CALL))
     assert [(item.nonce, item.data) for item in chain.mined()] == [(0, CALL.data), (1, b"later")]
 
 
 def test_a_line_that_a_crash_cut_off_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    journal = FileJournal(path)
-
-    async def fill() -> None:
-        ours = sender(FakeChain(), journal)
-        with trio.move_on_after(0.5):
-            await ours.send("pay", CALL)
-
-    trio.run(fill, clock=MockClock(autojump_threshold=0))
+    with FileJournal(path) as journal:
+        journal.write(ENTRY)
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:40])
-    revived = FileJournal(path)
-    assert path.read_bytes() == whole
-    assert revived.next_nonce() == 1
-    assert revived.find("pay") == journal.find("pay")
+    with FileJournal(path) as revived:
+        assert path.read_bytes() == whole
+        assert revived.next_nonce() == 1
+        assert revived.find("pay-0") == ENTRY
+
+
+def test_a_journal_has_one_writer(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with FileJournal(path), pytest.raises(BadConfigurationError, match="is in use"):
+        FileJournal(path)
+    with FileJournal(path):
+        pass
+
+
+def test_a_purpose_goes_on_with_what_is_unfinished_and_begins_anew_after_it() -> None:
+    journal = MemoryJournal()
+    assert continued_key(journal, "pay") == "pay-0"
+    journal.write(ENTRY)
+    assert continued_key(journal, "pay") == "pay-0"
+    journal.write(ENTRY.finished())
+    assert continued_key(journal, "pay") == "pay-1"
+    assert continued_key(journal, "other") == "other-0"
 
 
 async def test_two_writers_of_one_key_are_noticed(
     chain: FakeChain, autojump_clock: MockClock
 ) -> None:
-    ours, theirs = sender(chain), sender(chain)
+    theirs = sender(chain)
     await while_mining(chain, lambda: theirs.send("theirs", CALL))
     chain.base_fee_wei = 100 * GWEI
     entry = MemoryJournal()
@@ -220,21 +235,49 @@ async def test_two_writers_of_one_key_are_noticed(
     late = sender(chain, entry)
     with pytest.raises(NonceTakenError):
         await while_mining(chain, lambda: late.send("ours", Call(TO, b"ours")))
-    assert ours.address == theirs.address
+    assert not entry.open_entries(), "what can never happen is not sent again"
+
+
+def refusal(reason: str) -> bytes:
+    """How a contract says `Error(string)`."""
+    return bytes.fromhex("08c379a0") + encode(["string"], [reason])
 
 
 async def test_a_refusal_says_the_contracts_reason_and_sends_nothing(
     chain: FakeChain, autojump_clock: MockClock
 ) -> None:
     def refuse(data: bytes) -> bytes:
-        reason = bytes.fromhex("08c379a0") + encode(["string"], ["redeem: over the ceiling"])
-        raise RpcError("execution reverted", code=3, data=reason)
+        raise RpcError("execution reverted", code=3, data=refusal("redeem: over the ceiling"))
 
     chain.contracts[TO] = refuse
     with pytest.raises(RevertedError) as caught:
         await sender(chain).send("pay", CALL)
     assert caught.value.reason == "redeem: over the ceiling"
     assert not chain.pool
+
+
+async def test_a_refusal_after_mining_says_the_reason_too(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    """The estimate went well, but another transaction came first."""
+    is_open = True
+
+    def first_come(data: bytes) -> bytes:
+        if not is_open:
+            raise RpcError("execution reverted", code=3, data=refusal("exit: not requested"))
+        return b""
+
+    chain.contracts[TO] = first_come
+    journal = MemoryJournal()
+    ours = sender(chain, journal)
+    with trio.move_on_after(0.5):
+        await ours.send("pay", CALL)
+    is_open = False
+    with pytest.raises(RevertedError) as caught:
+        await while_mining(chain, lambda: ours.send("pay", CALL))
+    assert caught.value.reason == "exit: not requested"
+    assert chain.mined()[0].hash in str(caught.value)
+    assert not journal.open_entries()
 
 
 async def test_what_is_never_mined_is_given_up_and_can_go_on_later(

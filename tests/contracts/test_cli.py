@@ -1,6 +1,6 @@
 """The command line on a real chain, and the files that it reads."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -8,15 +8,18 @@ import pytest
 import trio
 from typer.testing import CliRunner, Result
 
+from contracts.chain import Sender
 from contracts.cli import app
 from contracts.erc20 import Token
-from contracts.errors import BadConfigurationError
+from contracts.errors import BadConfigurationError, NotConfirmedError
 from contracts.files import create_evm_key, format_leaf, load_evm_key, load_leaf
+from contracts.journal import FileJournal, Sent
 from contracts.merkle_sum import SumTree
+from contracts.receipts import Receipt
 from contracts.rpc import HttpRpc
 from contracts.settlement import SettlementCalls
 from contracts.units import Address
-from contracts.vouchers import Domain, SignedVoucher, Voucher
+from contracts.vouchers import Domain, EvmKey, SignedVoucher, Voucher
 from tests.contracts.anvil import CHAIN_ID, Anvil, run_anvil
 from tests.contracts.play import Party
 
@@ -27,12 +30,24 @@ def url() -> Iterator[str]:
         yield url
 
 
-def on_chain(url: str, work: object) -> None:
+def on_chain(url: str, work: Callable[[Anvil], Awaitable[None]]) -> None:
     async def connected() -> None:
         async with httpx.AsyncClient() as client:
-            await work(Anvil(HttpRpc(url, client)))  # type: ignore[operator]
+            await work(Anvil(HttpRpc(url, client)))
 
     trio.run(connected)
+
+
+def funded_key(url: str, path: Path) -> EvmKey:
+    """A new key at `path`, with ether for its gas."""
+    call("new-key", path)
+    key = load_evm_key(path)
+
+    async def fund(chain: Anvil) -> None:
+        await chain.sender(key)
+
+    on_chain(url, fund)
+    return key
 
 
 def call(*words: object) -> dict[str, str]:
@@ -46,14 +61,8 @@ def call(*words: object) -> dict[str, str]:
 @pytest.mark.slow
 def test_deploy_deposit_status_and_claim(url: str, tmp_path: Path) -> None:
     path = tmp_path / "evm.key"
-    address = call("new-key", path)["address"]
-    key = load_evm_key(path)
-
-    async def fund(chain: Anvil) -> None:
-        await chain.sender(key)
-
-    on_chain(url, fund)
-    chain = ["--rpc", url]
+    key = funded_key(url, path)
+    address, chain = key.address, ["--rpc", url]
     payer = [*chain, "--key-file", path, "--confirmations", 1]
     deployed = call("deploy", *payer, "--test-token", "--trial")
     contract = ["--contract", deployed["settlement"]]
@@ -92,6 +101,45 @@ def test_deploy_deposit_status_and_claim(url: str, tmp_path: Path) -> None:
     assert (
         call("status", *chain, *contract, "--operator", address, "--payee", address)["paid"] == "5"
     )
+
+
+@pytest.mark.anvil
+@pytest.mark.slow
+def test_an_interrupted_deposit_goes_on_and_a_finished_one_is_done_again(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "evm.key"
+    key = funded_key(url, path)
+    payer = ["--rpc", url, "--key-file", path, "--confirmations", 1]
+    contract = ["--contract", call("deploy", *payer, "--test-token", "--trial")["settlement"]]
+    deposit = ["deposit", *payer, *contract, "--operator", key.address, "--mint", "--amount", "5"]
+
+    confirm, write = Sender._confirm, FileJournal.write
+
+    async def be_interrupted(sender: Sender, entry: Sent) -> Receipt:
+        """The mint and the approval are confirmed; the deposit is mined, and then we are gone."""
+        receipt = await confirm(sender, entry)
+        if is_the_deposit(entry):
+            raise NotConfirmedError("interrupted")
+        return receipt
+
+    def forget_the_end(journal: FileJournal, entry: Sent) -> None:
+        """What `be_interrupted` saw was never written down."""
+        if not (entry.done and is_the_deposit(entry)):
+            write(journal, entry)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sender, "_confirm", be_interrupted)
+        patch.setattr(FileJournal, "write", forget_the_end)
+        with pytest.raises(NotConfirmedError):
+            call(*deposit)
+    assert call(*deposit)["balance"] == "5"
+    assert call(*deposit)["balance"] == "10"
+
+
+def is_the_deposit(entry: Sent) -> bool:
+    """Its key ends with a number; those of the steps before it end with their names."""
+    return entry.key.startswith("deposit-") and entry.key.endswith("-0")
 
 
 def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ import time
 from dataclasses import replace
 
 import pytest
+from coincurve import PublicKey
 from eth_account import Account
 from eth_account.messages import encode_typed_data
 from eth_keys.datatypes import Signature
+from eth_utils.address import to_checksum_address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -128,18 +130,29 @@ def test_a_key_shows_and_pickles_nothing_of_itself() -> None:
         pickle.dumps(KEY)
 
 
-@pytest.mark.slow
 def test_signing_and_recovering_take_a_hundred_microseconds() -> None:
-    vouchers = [Voucher(KEY.address, OPERATOR, ceiling) for ceiling in range(1_000)]
-    started = time.process_time()
-    signatures = [KEY.sign(DOMAIN, voucher) for voucher in vouchers]
-    signed = time.process_time()
-    for voucher, signature in zip(vouchers, signatures, strict=True):
-        check_signature(DOMAIN, voucher, signature)
-    checked = time.process_time()
-    # A thousand of them in a tenth of a second of processor time is 100 µs each.
-    assert signed - started < 0.1
-    assert checked - signed < 0.1
+    """On a machine whose bare recovery takes 41 µs; elsewhere, as many times its bare recovery.
+
+    Neighbours can make a processor half as fast, so a limit in microseconds would fail with them.
+    """
+    vouchers = [Voucher(KEY.address, OPERATOR, ceiling) for ceiling in range(100)]
+    digests = [digest_of(DOMAIN, voucher) for voucher in vouchers]
+    best = {"bare": 1.0, "sign": 1.0, "check": 1.0}
+    for _ in range(10):
+        times = [time.process_time()]
+        signatures = [KEY.sign(DOMAIN, voucher) for voucher in vouchers]
+        times.append(time.process_time())
+        for voucher, signature in zip(vouchers, signatures, strict=True):
+            check_signature(DOMAIN, voucher, signature)
+        times.append(time.process_time())
+        for digest, signature in zip(digests, signatures, strict=True):
+            recoverable = signature[:64] + bytes([signature[64] - 27])
+            PublicKey.from_signature_and_message(recoverable, digest, hasher=None)
+        times.append(time.process_time())
+        for name, start, end in zip(("sign", "check", "bare"), times, times[1:], strict=False):
+            best[name] = min(best[name], (end - start) / len(vouchers))
+    print({name: f"{each * 1e6:.0f} µs" for name, each in best.items()})
+    assert max(best["sign"], best["check"]) <= best["bare"] * 100 / 41
 
 
 def test_a_peer_id_is_bound_to_an_address_by_both_keys() -> None:
@@ -162,9 +175,16 @@ def test_addresses_are_read_with_their_checksum() -> None:
     assert parse_address(CONTRACT) == CONTRACT
     with pytest.raises(ValueError, match="checksum"):
         parse_address(CONTRACT.replace("F", "f", 1))
-    for text in ("", "0x12", CONTRACT[2:], CONTRACT + "00", "0x" + "zz" * 20):
-        with pytest.raises(ValueError, match=r"address|invalid literal"):
+    assert parse_address("0x" + CONTRACT[2:].upper()) == CONTRACT
+    spaced = "0x" + "ab " * 13 + "a"
+    for text in ("", "0x12", CONTRACT[2:], CONTRACT + "00", "0x" + "zz" * 20, spaced):
+        with pytest.raises(ValueError, match="not an address"):
             parse_address(text)
+
+
+@given(addresses)
+def test_addresses_are_spelled_as_everyone_else_spells_them(address: Address) -> None:
+    assert to_checksum_address(address.lower()) == str(address)
 
 
 @given(st.lists(st.integers(1, 10**7), min_size=1, max_size=50))
