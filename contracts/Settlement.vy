@@ -22,7 +22,7 @@ from contracts.parts import vault
 initializes: guard
 initializes: limits
 initializes: vault
-initializes: books[vault := vault]
+initializes: books[limits := limits, vault := vault]
 initializes: channels[books := books, guard := guard, limits := limits, vault := vault]
 initializes: roots[books := books, limits := limits, vault := vault]
 initializes: payouts[books := books, limits := limits, vault := vault]

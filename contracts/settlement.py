@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from contracts.abi import as_address, load_artifact, revert_reason
-from contracts.chain import Call, Log, parse_log
+from contracts.chain import Call
 from contracts.errors import RevertedError, RpcError
 from contracts.merkle_sum import Leaf
+from contracts.receipts import Log, parse_log
 from contracts.rpc import Rpc, parse_hex
 from contracts.units import Address
 from contracts.vouchers import Promise, SignedVoucher
@@ -19,6 +20,9 @@ from contracts.vouchers import Promise, SignedVoucher
 # What the contract takes in one call.
 VOUCHERS_MAX = 256
 CLAIMS_MAX = 32
+
+# Public nodes answer for a few thousand blocks at once, and refuse more.
+_EVENT_BLOCKS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +107,19 @@ class SettlementCalls:
         )
 
     def redeem(self, vouchers: Sequence[SignedVoucher]) -> Call:
-        """At most VOUCHERS_MAX. Put contract wallets in batches of their own: one can refuse."""
+        """At most VOUCHERS_MAX. A contract wallet that changed its mind refuses the whole batch."""
         rows = [
             (item.voucher.client, item.voucher.ceiling, item.charged, item.signature)
             for item in vouchers
         ]
         return self._call("redeem", rows)
+
+    def redeem_from_wallet(self, item: SignedVoucher) -> Call:
+        """For a contract wallet's voucher: a signature of any form, up to 1,024 bytes."""
+        voucher = item.voucher
+        return self._call(
+            "redeem_from_wallet", voucher.client, voucher.ceiling, item.charged, item.signature
+        )
 
     def request_exit(self, operator: Address) -> Call:
         return self._call("request_exit", operator)
@@ -176,8 +187,8 @@ class SettlementCalls:
     def claim_remainder(self, operator: Address) -> Call:
         return self._call("claim_remainder", operator)
 
-    def withdraw(self) -> Call:
-        return self._call("withdraw")
+    def withdraw(self, account: Address) -> Call:
+        return self._call("withdraw", account)
 
     def _call(self, function: str, *args: Any) -> Call:
         return Call(self.address, load_artifact("Settlement").encode(function, *args))
@@ -224,15 +235,13 @@ class SettlementReader:
 
     async def events(self, first_block: int, last_block: int) -> list[Event]:
         """Everything that the contract logged in these blocks, in order."""
-        logs = await self._rpc.call(
-            "eth_getLogs",
-            {
-                "address": self._address,
-                "fromBlock": hex(first_block),
-                "toBlock": hex(last_block),
-            },
-        )
-        return decode_events([parse_log(log) for log in logs], self._address)
+        found: list[Event] = []
+        for first in range(first_block, last_block + 1, _EVENT_BLOCKS):
+            last = min(first + _EVENT_BLOCKS - 1, last_block)
+            wanted = {"address": self._address, "fromBlock": hex(first), "toBlock": hex(last)}
+            logs = await self._rpc.call("eth_getLogs", wanted)
+            found += decode_events([parse_log(log) for log in logs], self._address)
+        return found
 
     async def _value(self, function: str, *args: Any) -> Any:
         artifact = load_artifact("Settlement")

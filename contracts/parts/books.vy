@@ -5,12 +5,14 @@
 @license Apache-2.0
 @notice What each operator has staked, collected and paid out; who was paid; and the way in and out
         of being an operator.
-@dev Tokens held = channels + (stake + credit - claimed of every operator) + bonds + owed.
+@dev Tokens held = channels + (stake + credit - claimed of every operator) + estates + bonds + owed.
+     claimed <= total of the active root <= credit.
 """
 
 from contracts.parts import limits
 from contracts.parts import vault
 
+uses: limits
 uses: vault
 
 event Staked:
@@ -28,7 +30,8 @@ event Unstaked:
 
 struct Operator:
     stake: uint256
-    # Cumulative: redeemed from clients, and paid out of it.
+    # Cumulative: redeemed from clients, and paid to leaves of roots. When the operator becomes stale,
+    # what no root shares out leaves its credit for its estate.
     credit: uint256
     claimed: uint256
     # The next root's number, from 1. A cancelled root's number is not used again.
@@ -62,12 +65,15 @@ paid: public(HashMap[address, HashMap[address, uint256]])
 def stake(amount: uint256):
     """
     @notice Lock tokens that are lost if a root cheats a payee, or if roots stop. Staking again
-            withdraws a request to leave.
-    @param amount Token units to add.
+            withdraws a request to leave, but does not buy time: one that is late with its root can
+            still be declared stale at once.
+    @param amount Token units to add; with what is there already, at least the smallest stake.
     """
     operator: Operator = self.operators[msg.sender]
     assert amount > 0, "stake: nothing"
     assert operator.stale_at == 0, "stake: stale"
+    # Below this no root is taken, so the stake would only wait to be burned.
+    assert operator.stake + amount >= limits.STAKE_MIN, "stake: too small"
     if operator.stake == 0 and operator.credit == self.active_root[msg.sender].total:
         # Nothing waited to be shared out, so the time for the next root begins now.
         self.operators[msg.sender].fresh_at = block.timestamp

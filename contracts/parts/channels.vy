@@ -48,7 +48,8 @@ struct Voucher:
     ceiling: uint256
     # Claimed by the operator: what it charges, over all time.
     charged: uint256
-    signature: Bytes[65]
+    # Memory is paid for 256 of the longest, so longer ones of wallets come one by one.
+    signature: Bytes[signatures.SIGNATURE_BYTES]
 
 struct Channel:
     balance: uint256
@@ -134,10 +135,7 @@ def redeem(vouchers: DynArray[Voucher, BATCH_MAX]) -> uint256:
     @return The amount that was collected.
     """
     assert len(vouchers) > 0, "redeem: empty"
-    operator: books.Operator = books.operators[msg.sender]
-    assert operator.stale_at == 0, "redeem: stale"
-    room: uint256 = books._room(operator, books.active_root[msg.sender].total)
-    assert room > 0, "redeem: post a root first"
+    room: uint256 = self._room_to_redeem()
     domain: bytes32 = signatures._domain()
     collected: uint256 = 0
     for voucher: Voucher in vouchers:
@@ -149,7 +147,34 @@ def redeem(vouchers: DynArray[Voucher, BATCH_MAX]) -> uint256:
             voucher.client, digest, voucher.signature
         ), "redeem: not signed"
         collected += self._charge(voucher.client, voucher.charged, room - collected)
-    books.operators[msg.sender].credit = operator.credit + collected
+    books.operators[msg.sender].credit += collected
+    return collected
+
+
+@external
+def redeem_from_wallet(
+    client: address,
+    ceiling: uint256,
+    charged: uint256,
+    signature: Bytes[signatures.WALLET_SIGNATURE_MAX],
+) -> uint256:
+    """
+    @notice Redeem one voucher whose signature is longer than an ordinary account's, such as that of a
+            contract wallet with several owners. It stands alone, so it cannot spoil a batch either.
+    @param client The contract wallet.
+    @param ceiling What it signed: the most that it pays to the calling operator, over all time.
+    @param charged What the operator charges, over all time.
+    @param signature Whatever the wallet's own code takes.
+    @return The amount that was collected.
+    """
+    room: uint256 = self._room_to_redeem()
+    assert charged <= ceiling, "redeem: over the ceiling"
+    digest: bytes32 = signatures._voucher_digest(
+        signatures._domain(), client, msg.sender, ceiling
+    )
+    assert signatures._is_signed_by(client, digest, signature), "redeem: not signed"
+    collected: uint256 = self._charge(client, charged, room)
+    books.operators[msg.sender].credit += collected
     return collected
 
 
@@ -207,6 +232,16 @@ def _deposit(client: address, operator: address, amount: uint256):
         balance=state.balance,
     )
     vault._pull(amount)
+
+
+@internal
+@view
+def _room_to_redeem() -> uint256:
+    operator: books.Operator = books.operators[msg.sender]
+    assert operator.stale_at == 0, "redeem: stale"
+    room: uint256 = books._room(operator, books.active_root[msg.sender].total)
+    assert room > 0, "redeem: post a root first"
+    return room
 
 
 @internal

@@ -4,6 +4,8 @@
 @title Payouts
 @license Apache-2.0
 @notice How payees are paid: from the active root, or, if roots stop, pro rata by what they were promised.
+@dev The leaves of a root share its total, and those who filed promises share the estate. Neither can
+     reach the other's money, nor what was redeemed and not rooted yet.
 """
 
 from contracts.parts import books
@@ -49,8 +51,9 @@ struct Claim:
     proof: DynArray[sum_tree.Node, sum_tree.DEPTH_MAX]
 
 struct Estate:
-    # What a stale operator leaves to those whom no active root covers.
+    # What a stale operator leaves to those whom no active root covers, and what is still there of it.
     reserve: uint256
+    left: uint256
     # The sum of what they have filed.
     weight: uint256
 
@@ -76,7 +79,8 @@ def claim(
 ) -> uint256:
     """
     @notice Pay a payee what the active root holds for it beyond what it was paid; anyone may call.
-            A leaf that was paid already pays nothing.
+            A leaf that was paid already pays nothing. Closed from the middle of a pending root's window
+            until that root is final or cancelled.
     @param operator Whose root pays.
     @param payee Who is paid.
     @param cumulative The leaf's cumulative earnings.
@@ -84,6 +88,7 @@ def claim(
     @param proof The leaf's siblings, from the bottom.
     @return The amount that was sent.
     """
+    self._check_open(operator)
     return self._claim(
         operator, Claim(payee=payee, cumulative=cumulative, index=index, proof=proof)
     )
@@ -98,6 +103,7 @@ def claim_many(operator: address, claims: DynArray[Claim, CLAIMS_MAX]) -> uint25
     @return The amount that was sent in all.
     """
     assert len(claims) > 0, "claim: empty"
+    self._check_open(operator)
     amount: uint256 = 0
     for item: Claim in claims:
         amount += self._claim(operator, item)
@@ -119,16 +125,14 @@ def declare_stale(operator: address):
     assert state.stake > 0 or state.credit > active_total, "stale: nothing at stake"
     assert block.timestamp >= state.fresh_at + limits.STALE_AFTER_S, "stale: too soon"
     burned: uint256 = state.stake - state.stake // 2
-    credit: uint256 = state.credit + state.stake // 2
     # What the active root shares out stays with its leaves: it is paid by `claim`, not from here.
-    reserve: uint256 = credit - max(active_total, state.claimed)
+    reserve: uint256 = state.credit - active_total + state.stake // 2
     books.operators[operator].stale_at = block.timestamp
     books.operators[operator].stake = 0
-    books.operators[operator].credit = credit
-    self.estates[operator].reserve = reserve
+    books.operators[operator].credit = active_total
+    self.estates[operator] = Estate(reserve=reserve, left=reserve, weight=0)
     log DeclaredStale(operator=operator, reserve=reserve, burned=burned)
-    if burned > 0:
-        vault._burn(burned)
+    vault._burn(burned)
 
 
 @external
@@ -137,7 +141,7 @@ def file_promise(
     payee: address,
     epoch: uint256,
     cumulative: uint256,
-    signature: Bytes[65],
+    signature: Bytes[signatures.SIGNATURE_BYTES],
 ) -> uint256:
     """
     @notice Register what a stale operator promised to a payee beyond what it was paid; anyone may.
@@ -157,7 +161,7 @@ def file_promise(
     assert cumulative > paid + before, "file: not more"
     assert cumulative <= PROMISE_MAX, "file: too much"
     digest: bytes32 = signatures._promise_digest(operator, payee, epoch, cumulative)
-    assert signatures._is_signed_by(operator, digest, signature), "file: not signed"
+    assert signatures._is_signed_by_key(operator, digest, signature), "file: not signed"
     self.weights[operator][payee] = cumulative - paid
     self.estates[operator].weight += cumulative - paid - before
     log Filed(operator=operator, payee=payee, weight=cumulative - paid)
@@ -180,7 +184,7 @@ def claim_stale(operator: address, payee: address) -> uint256:
     if estate.weight > estate.reserve:
         share = weight * estate.reserve // estate.weight
     self.weights[operator][payee] = 0
-    amount: uint256 = self._pay(operator, payee, share)
+    amount: uint256 = self._leave(operator, payee, share)
     log StaleClaimed(operator=operator, payee=payee, amount=amount, weight=weight)
     return amount
 
@@ -196,7 +200,7 @@ def claim_remainder(operator: address) -> uint256:
     estate: Estate = self._closed_estate(operator)
     assert estate.reserve > estate.weight, "stale: no remainder"
     self.estates[operator].reserve = estate.weight
-    amount: uint256 = self._pay(operator, operator, estate.reserve - estate.weight)
+    amount: uint256 = self._leave(operator, operator, estate.reserve - estate.weight)
     log RemainderClaimed(operator=operator, amount=amount)
     return amount
 
@@ -211,6 +215,19 @@ def _closed_estate(operator: address) -> Estate:
 
 
 @internal
+@view
+def _check_open(operator: address):
+    """
+    @dev Whoever is paid under the old root may be missing from the pending one, whose sum then has room
+         for the same money again. So payments stop while there is still half a window to object.
+    """
+    posted_at: uint256 = books.pending_root[operator].posted_at
+    assert (
+        posted_at == 0 or block.timestamp < posted_at + limits.WINDOW_S // 2
+    ), "claim: root pending"
+
+
+@internal
 def _claim(operator: address, item: Claim) -> uint256:
     root: bytes32 = books.active_root[operator].root
     total: uint256 = books.active_root[operator].total
@@ -220,11 +237,18 @@ def _claim(operator: address, item: Claim) -> uint256:
     paid: uint256 = books.paid[operator][item.payee]
     if item.cumulative <= paid:
         return 0
-    amount: uint256 = self._pay(operator, item.payee, item.cumulative - paid)
+    claimed: uint256 = books.operators[operator].claimed
+    # Less is due only if nobody objected to a root that forgot what was paid.
+    amount: uint256 = min(item.cumulative - paid, total - claimed)
+    if amount == 0:
+        return 0
+    books.operators[operator].claimed = claimed + amount
+    books.paid[operator][item.payee] = paid + amount
     self._lighten(operator, item.payee, amount)
     log Claimed(
         operator=operator, payee=item.payee, amount=amount, cumulative=item.cumulative
     )
+    vault._send(item.payee, amount)
     return amount
 
 
@@ -242,14 +266,14 @@ def _lighten(operator: address, payee: address, amount: uint256):
 
 
 @internal
-def _pay(operator: address, payee: address, due: uint256) -> uint256:
+def _leave(operator: address, heir: address, due: uint256) -> uint256:
     """
-    @dev Whatever went wrong before, an operator's payees share no more than its own credit.
+    @dev Pay out of the estate, never more than is left in it.
     """
-    claimed: uint256 = books.operators[operator].claimed
-    amount: uint256 = min(due, books.operators[operator].credit - claimed)
+    left: uint256 = self.estates[operator].left
+    amount: uint256 = min(due, left)
     if amount > 0:
-        books.operators[operator].claimed = claimed + amount
-        books.paid[operator][payee] += amount
-        vault._send(payee, amount)
+        self.estates[operator].left = left - amount
+        books.paid[operator][heir] += amount
+        vault._send(heir, amount)
     return amount

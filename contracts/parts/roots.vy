@@ -102,7 +102,7 @@ def challenge(
     payee: address,
     epoch: uint256,
     cumulative: uint256,
-    signature: Bytes[65],
+    signature: Bytes[signatures.SIGNATURE_BYTES],
 ):
     """
     @notice Say that the pending root holds less for `payee` than the operator promised, or than was
@@ -123,7 +123,7 @@ def challenge(
     assert cumulative > slot.cumulative, "challenge: not more"
     if cumulative > books.paid[operator][payee]:
         digest: bytes32 = signatures._promise_digest(operator, payee, epoch, cumulative)
-        assert signatures._is_signed_by(operator, digest, signature), "challenge: not signed"
+        assert signatures._is_signed_by_key(operator, digest, signature), "challenge: not signed"
     if slot.challenger == empty(address):
         books.pending_root[operator].disputes = root.disputes + 1
     else:

@@ -2,8 +2,9 @@
 """
 @title Typed signatures
 @license Apache-2.0
-@notice EIP-712 digests of vouchers and promises, and who signed them: an ordinary account, or a
-        contract wallet that answers EIP-1271.
+@notice EIP-712 digests of vouchers and promises, and who signed them. A client may be a contract wallet
+        that answers EIP-1271. An operator may not: such a wallet can change its mind, and a promise
+        that its signer can take back is no evidence.
 @dev The domain is computed on every call, so that a signature made before a chain splits is worth
      nothing on the other side of the split.
 """
@@ -25,6 +26,10 @@ S_MAX: constant(uint256) = (
     57896044618658097711785492504343953926418782139537452191302581570759080747168
 )
 IS_VALID_SIGNATURE: constant(bytes4) = 0x1626BA7E
+# Of an ordinary account: r, s, v.
+SIGNATURE_BYTES: constant(uint256) = 65
+# Of a contract wallet: room for fifteen owners, or for a passkey's evidence.
+WALLET_SIGNATURE_MAX: constant(uint256) = 1024
 # A wallet that checks a few owners needs well under 100k; one that burns more must not stop a batch.
 WALLET_GAS: constant(uint256) = 200_000
 
@@ -55,21 +60,16 @@ def _promise_digest(
 
 @internal
 @view
-def _is_signed_by(signer: address, digest: bytes32, signature: Bytes[65]) -> bool:
+def _is_signed_by(
+    signer: address, digest: bytes32, signature: Bytes[WALLET_SIGNATURE_MAX]
+) -> bool:
     """
-    @dev Recovery comes first: it costs an ordinary account no look at its (absent) code.
+    @dev Whether an account or a wallet signed. Recovery comes first: it costs an ordinary account no
+         look at its (absent) code.
     """
-    if len(signature) == 65:
-        s: uint256 = extract32(signature, 32, output_type=uint256)
-        if s <= S_MAX:
-            recovered: address = ecrecover(
-                digest,
-                convert(slice(signature, 64, 1), uint256),
-                extract32(signature, 0, output_type=uint256),
-                s,
-            )
-            if recovered == signer and recovered != empty(address):
-                return True
+    if len(signature) == SIGNATURE_BYTES:
+        if self._is_signed_by_key(signer, digest, slice(signature, 0, SIGNATURE_BYTES)):
+            return True
     if not signer.is_contract:
         return False
     success: bool = False
@@ -86,3 +86,26 @@ def _is_signed_by(signer: address, digest: bytes32, signature: Bytes[65]) -> boo
     return success and len(answer) == 32 and convert(answer, bytes32) == convert(
         IS_VALID_SIGNATURE, bytes32
     )
+
+
+@internal
+@pure
+def _is_signed_by_key(
+    signer: address, digest: bytes32, signature: Bytes[SIGNATURE_BYTES]
+) -> bool:
+    """
+    @dev Whether the account's own key signed, in the one form that counts.
+    """
+    if len(signature) != SIGNATURE_BYTES:
+        return False
+    s: uint256 = extract32(signature, 32, output_type=uint256)
+    if s > S_MAX:
+        return False
+    recovered: address = ecrecover(
+        digest,
+        convert(slice(signature, 64, 1), uint256),
+        extract32(signature, 0, output_type=uint256),
+        s,
+    )
+    # A failed recovery answers the zero address.
+    return recovered == signer and recovered != empty(address)

@@ -14,13 +14,13 @@ event Withdrawn:
     account: indexed(address)
     amount: uint256
 
-# Nobody holds a key to it; unlike the zero address, no common token refuses it.
+# Nobody holds a key to it; unlike the zero address, common tokens take it as a receiver.
 BURN_ADDRESS: constant(address) = 0x000000000000000000000000000000000000dEaD
 
 TOKEN: immutable(IERC20)
 
-# @notice Bonds, bounties and refunds that an account can withdraw. They are pulled, not pushed, so a
-#         receiver that the token refuses cannot stop a dispute from ending.
+# @notice Bonds, bounties and what is to be burned. They are pulled, not pushed, so a receiver that the
+#         token refuses, the burn address included, cannot stop a dispute from ending.
 owed: public(HashMap[address, uint256])
 
 
@@ -41,16 +41,17 @@ def token() -> address:
 
 
 @external
-def withdraw() -> uint256:
+def withdraw(account: address) -> uint256:
     """
-    @notice Take what the contract owes to the caller from disputes.
+    @notice Send to an account what disputes left it; anyone may call, since only the account is paid.
+    @param account Who is paid; the burn address destroys what was slashed.
     @return The amount that was sent.
     """
-    amount: uint256 = self.owed[msg.sender]
+    amount: uint256 = self.owed[account]
     assert amount > 0, "vault: nothing owed"
-    self.owed[msg.sender] = 0
-    log Withdrawn(account=msg.sender, amount=amount)
-    self._send(msg.sender, amount)
+    self.owed[account] = 0
+    log Withdrawn(account=account, amount=amount)
+    self._send(account, amount)
     return amount
 
 
@@ -74,4 +75,7 @@ def _send(to: address, amount: uint256):
 
 @internal
 def _burn(amount: uint256):
-    self._send(BURN_ADDRESS, amount)
+    """
+    @dev Nobody can get it back from here; `withdraw` only moves it to where that shows.
+    """
+    self.owed[BURN_ADDRESS] += amount

@@ -17,14 +17,17 @@ from eth_abi.abi import decode
 
 from contracts.abi import Artifact, load_artifact
 from contracts.build import build
-from contracts.chain import Call, Log
+from contracts.chain import Call
 from contracts.errors import RevertedError
 from contracts.keccak import keccak
+from contracts.receipts import Log
 from contracts.units import Address, address_from_bytes, parse_address
 
 ARTIFACT_VARIABLE = "CAPACLOUD_SETTLEMENT_ARTIFACT"
 SOURCES = Path(__file__).parent / "sources"
 START_S = 1_800_000_000
+# EIP-170: more code than this cannot be deployed.
+CODE_BYTES_MAX = 24_576
 DEPLOYER = address_from_bytes(keccak(b"deployer"))
 
 
@@ -122,7 +125,10 @@ def _new_environment() -> Any:
     import boa  # noqa: PLC0415
 
     sys.setrecursionlimit(limit)
-    return boa.Env()
+    environment = boa.Env()
+    # Mutants are compiled without optimization. `test_artifacts.py` sees to the real limit.
+    environment.evm.patch.code_size_limit = 2 * CODE_BYTES_MAX
+    return environment
 
 
 def _reason(output: bytes) -> str:

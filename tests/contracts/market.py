@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from contracts.abi import Artifact, load_artifact
-from contracts.chain import Call, Log
+from contracts.chain import Call
 from contracts.errors import RevertedError
 from contracts.merkle_sum import SumTree
+from contracts.receipts import Log
 from contracts.settlement import (
     Channel,
     Event,
@@ -28,7 +29,7 @@ from tests.contracts.keys import make_key
 TERMS = Terms(
     window_s=1_000,
     response_s=400,
-    exit_delay_s=2_000,
+    exit_delay_s=3_000,
     stale_after_s=5_000,
     collection_s=700,
     stake_min=100,

@@ -7,6 +7,8 @@ contract's reason, so that the machine compares not only what happens but why.
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+BURN = "burn"
+
 
 class Refusal(Exception):
     pass
@@ -53,6 +55,7 @@ class Operator:
     pending: Root | None = None
     cancelled: dict[int, Root] = field(default_factory=dict)
     reserve: int = 0
+    left: int = 0
     weights: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     weight: int = 0
     paid: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -66,12 +69,13 @@ class Model:
         self.escrows: dict[tuple[str, str], Escrow] = defaultdict(Escrow)
         self.operators: dict[str, Operator] = defaultdict(Operator)
         self.owed: dict[str, int] = defaultdict(int)
-        self.burned = 0
+        self.paused = False
 
     # The client's leg.
 
     def deposit(self, client: str, operator: str, amount: int) -> None:
         escrow = self.escrows[client, operator]
+        require(not self.paused, "deposit: paused")
         require(amount > 0, "deposit: nothing")
         require(escrow.exit_at == 0, "deposit: exiting")
         escrow.balance += amount
@@ -113,7 +117,9 @@ class Model:
 
     def stake(self, operator: str, amount: int) -> None:
         book = self.operators[operator]
+        require(amount > 0, "stake: nothing")
         require(book.stale_at == 0, "stake: stale")
+        require(book.stake + amount >= self.terms["stake_min"], "stake: too small")
         if book.stake == 0 and book.credit == book.active.total:
             book.fresh_at = self.now
         book.next_epoch = max(1, book.next_epoch)
@@ -183,7 +189,7 @@ class Model:
         require(self.now >= deadline, "resolve: too soon")
         root.slots[payee] = ("", amount, deadline)
         self.owed[holder] += book.stake // 2 + self.terms["bond"]
-        self.burned += book.stake - book.stake // 2
+        self.owed[BURN] += book.stake - book.stake // 2
         book.stake = 0
         book.cancelled[root.epoch] = root
         book.pending = None
@@ -217,9 +223,13 @@ class Model:
 
     def claim(self, operator: str, payee: str) -> int:
         book = self.operators[operator]
+        closed_at = book.pending.posted_at + self.terms["window_s"] // 2 if book.pending else 0
+        require(not closed_at or self.now < closed_at, "claim: root pending")
         require(book.active.is_true() and payee in book.active.leaves, "claim: bad proof")
         due = max(0, book.active.leaves[payee] - book.paid[payee])
-        amount = self._pay(operator, payee, due)
+        amount = min(due, book.active.total - book.claimed)
+        book.claimed += amount
+        self._pay(operator, payee, amount)
         if book.stale_at and self.now < book.stale_at + self.terms["collection_s"]:
             less = min(amount, book.weights[payee])
             book.weights[payee] -= less
@@ -233,10 +243,9 @@ class Model:
         require(book.stake > 0 or book.credit > book.active.total, "stale: nothing at stake")
         over = book.fresh_at + self.terms["stale_after_s"]
         require(self.now >= over, "stale: too soon")
-        self.burned += book.stake - book.stake // 2
-        book.credit += book.stake // 2
-        book.reserve = book.credit - max(book.active.total, book.claimed)
-        book.stake, book.stale_at = 0, self.now
+        self.owed[BURN] += book.stake - book.stake // 2
+        book.reserve = book.left = book.credit - book.active.total + book.stake // 2
+        book.stake, book.credit, book.stale_at = 0, book.active.total, self.now
 
     def file_promise(self, operator: str, payee: str, amount: int) -> None:
         book = self.operators[operator]
@@ -255,18 +264,18 @@ class Model:
         if book.weight <= book.reserve:
             share = weight
         book.weights[payee] = 0
-        return self._pay(operator, payee, share)
+        return self._inherit(operator, payee, share)
 
     def claim_remainder(self, operator: str) -> int:
         book = self._closed(operator)
         require(book.reserve > book.weight, "stale: no remainder")
         rest, book.reserve = book.reserve - book.weight, book.weight
-        return self._pay(operator, operator, rest)
+        return self._inherit(operator, operator, rest)
 
     def held(self) -> int:
         """The tokens that the contract must hold: everything that anyone can still be paid."""
         escrows = sum(escrow.balance for escrow in self.escrows.values())
-        books = sum(b.stake + b.credit - b.claimed for b in self.operators.values())
+        books = sum(b.stake + b.credit - b.claimed + b.left for b in self.operators.values())
         roots = [b.pending for b in self.operators.values() if b.pending]
         roots += [root for b in self.operators.values() for root in b.cancelled.values()]
         bonds = self.terms["bond"] * sum(root.disputes() for root in roots)
@@ -278,10 +287,13 @@ class Model:
         require(self.now >= book.stale_at + self.terms["collection_s"], "stale: collecting")
         return book
 
-    def _pay(self, operator: str, payee: str, due: int) -> int:
-        book = self.operators[operator]
-        amount = min(due, book.credit - book.claimed)
-        book.claimed += amount
-        book.paid[payee] += amount
-        self.wallets[payee] += amount
+    def _inherit(self, operator: str, heir: str, amount: int) -> int:
+        """No minimum with what is left: if shares can exceed the estate, that must be seen."""
+        self.operators[operator].left -= amount
+        assert self.operators[operator].left >= 0
+        self._pay(operator, heir, amount)
         return amount
+
+    def _pay(self, operator: str, payee: str, amount: int) -> None:
+        self.operators[operator].paid[payee] += amount
+        self.wallets[payee] += amount

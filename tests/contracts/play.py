@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from contracts.chain import Call, Receipt, Sender
+from contracts.chain import Call, Sender
 from contracts.deploy import deploy_settlement, deploy_test_token
 from contracts.erc20 import Token
 from contracts.merkle_sum import SumTree
+from contracts.receipts import Receipt
 from contracts.settlement import SettlementCalls, SettlementReader, Terms
 from contracts.units import Address
 from contracts.vouchers import Domain, EvmKey, Promise, SignedVoucher, Voucher
@@ -16,7 +17,7 @@ TOKEN = 10**6
 TERMS = Terms(
     window_s=600,
     response_s=300,
-    exit_delay_s=1_800,
+    exit_delay_s=2_400,
     stale_after_s=3_600,
     collection_s=1_200,
     stake_min=100 * TOKEN,

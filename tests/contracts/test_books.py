@@ -9,14 +9,16 @@ from tests.contracts.market import NOBODY, TERMS, Market, Person, refused
 
 
 def test_a_stake_adds_up_and_starts_the_clock(market: Market, other: Person) -> None:
-    market.do(other, market.calls.stake(60))
+    with refused("stake: too small"):
+        market.do(other, market.calls.stake(TERMS.stake_min - 1))
+    market.do(other, market.calls.stake(TERMS.stake_min))
     assert market.operator(other).fresh_at == market.evm.now_s
     started = market.evm.now_s
     market.pass_time(10)
-    events = market.do(other, market.calls.stake(50))
-    assert events[0].fields == {"operator": other.address, "amount": 50, "stake": 110}
+    events = market.do(other, market.calls.stake(1))
+    assert events[0].fields == {"operator": other.address, "amount": 1, "stake": 101}
     state = market.operator(other)
-    assert (state.stake, state.fresh_at, state.next_epoch) == (110, started, 1)
+    assert (state.stake, state.fresh_at, state.next_epoch) == (101, started, 1)
     with refused("stake: nothing"):
         market.do(other, market.calls.stake(0))
 
@@ -124,11 +126,14 @@ def test_a_stake_after_a_slash_does_not_restart_the_clock(
     [
         ({"window_s": 0}, "terms: no time to object"),
         ({"response_s": 0}, "terms: no time to object"),
-        ({"exit_delay_s": 1_400}, "terms: exit too soon"),
+        ({"exit_delay_s": 2_800}, "terms: exit too soon"),
         ({"stale_after_s": 1_400}, "terms: stale too soon"),
         ({"collection_s": 0}, "terms: no collection"),
         ({"bond": 0}, "terms: bond"),
         ({"bond": 51}, "terms: bond"),
+        ({"window_s": 365 * 86_400 + 1}, "terms: too long"),
+        ({"window_s": 2**256 - 1}, "terms: too long"),
+        ({"response_s": 365 * 86_400 + 1}, "terms: too long"),
         ({"exit_delay_s": 365 * 86_400 + 1}, "terms: too long"),
         ({"stale_after_s": 365 * 86_400 + 1}, "terms: too long"),
         ({"collection_s": 365 * 86_400 + 1}, "terms: too long"),
@@ -142,7 +147,13 @@ def test_terms_that_cannot_work_are_not_deployed(
 
 
 @pytest.mark.parametrize(
-    "change", [{"exit_delay_s": 1_401}, {"stale_after_s": 1_401}, {"bond": 50}]
+    "change",
+    [
+        {"exit_delay_s": 2_801},
+        {"stale_after_s": 1_401},
+        {"bond": 50},
+        {"exit_delay_s": 365 * 86_400, "stale_after_s": 365 * 86_400, "collection_s": 365 * 86_400},
+    ],
 )
 def test_terms_at_their_limits_are_deployed(market: Market, change: dict[str, int]) -> None:
     terms = replace(TERMS, **change)
@@ -200,4 +211,4 @@ def test_the_switch_is_given_up_only_in_the_open_position(
 
 def test_the_contract_owes_nothing_to_strangers(market: Market, other: Person) -> None:
     with refused("vault: nothing owed"):
-        market.do(other, market.calls.withdraw())
+        market.do(other, market.calls.withdraw(other.address))

@@ -3,7 +3,7 @@
 from contracts.keccak import keccak
 from contracts.settlement import Channel
 from contracts.units import address_bytes
-from tests.contracts.market import NOBODY, TERMS, Market, Person, refused, with_charge
+from tests.contracts.market import NOBODY, TERMS, WEALTH, Market, Person, refused, with_charge
 
 AMOUNT_MAX = 2**104 - 1
 
@@ -133,6 +133,23 @@ def test_nobody_can_spend_anothers_permit(
                 other.address, other.address, 40, deadline=deadline, signature=signature
             ),
         )
+
+
+def test_nobody_can_spend_anothers_permit_by_naming_its_owner(
+    market: Market, client: Person, operator: Person, other: Person
+) -> None:
+    """A permit that is copied from the mempool does not move the owner's tokens for another."""
+    market.token_do(client, "approve", market.address, 0)
+    deadline = market.evm.now_s + 10
+    signature = permit(market, client, 40, deadline)
+    call = market.calls.deposit_with_permit(
+        client.address, operator.address, 40, deadline=deadline, signature=signature
+    )
+    market.do(other, call)
+    assert market.balance(client.address) == WEALTH
+    assert market.balance(other.address) == WEALTH - 40
+    nonces = market.evm.ask(market.token_artifact, market.token, "nonces", client.address)
+    assert nonces == 0, "the permit is still the client's to use"
 
 
 def test_vouchers_are_cumulative_and_a_second_redeem_pays_nothing(

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import pytest
 
 from contracts.chain import Call
+from contracts.units import Address
 from tests.contracts.evm import Evm, compile_source
-from tests.contracts.market import TERMS, Market, Person, refused
+from tests.contracts.market import BURN_ADDRESS, TERMS, Market, Person, refused
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,56 @@ def test_a_token_that_answers_nothing_works(market: Market) -> None:
     assert silent.redeem(client, operator, 20) == 20
 
 
+def test_a_frozen_account_holds_up_its_own_money_only(
+    market: Market, client: Person, operator: Person, payee: Person, other: Person
+) -> None:
+    market.deposit(client, operator, 100)
+    market.redeem(client, operator, 60)
+    tree = market.settle(operator, {payee: 30, other: 30})
+    freeze(market, payee.address)
+    leaves = [tree.leaf(person.address) for person in (payee, other)]
+    with refused("odd: frozen"):
+        market.do(other, market.calls.claim_many(operator.address, leaves))
+    assert market.claim(operator, tree, other) == 30
+    freeze(market, payee.address, frozen=False)
+    assert market.claim(operator, tree, payee) == 30
+
+
+def test_no_frozen_account_keeps_a_dispute_from_ending(
+    market: Market, operator: Person, payee: Person, other: Person
+) -> None:
+    """Not the challenger, not the operator, and not even the address that burns."""
+    for address in (payee.address, operator.address, BURN_ADDRESS):
+        freeze(market, address)
+    market.post(operator, {})
+    freeze(market, payee.address, frozen=False)
+    market.challenge(payee, operator, payee, 5)
+    freeze(market, payee.address)
+    market.pass_time(TERMS.response_s)
+    market.do(other, market.calls.resolve(operator.address, payee.address))
+    for address in (payee.address, BURN_ADDRESS):
+        with refused("odd: frozen"):
+            market.do(other, market.calls.withdraw(address))
+    freeze(market, BURN_ADDRESS, frozen=False)
+    assert market.answer(other, market.calls.withdraw(BURN_ADDRESS)) == 500
+    freeze(market, payee.address, frozen=False)
+    assert market.answer(other, market.calls.withdraw(payee.address)) == 500 + TERMS.bond
+
+
+def test_a_frozen_burn_address_does_not_save_a_stale_operator(
+    market: Market, operator: Person, other: Person
+) -> None:
+    freeze(market, BURN_ADDRESS)
+    market.pass_time(TERMS.stale_after_s)
+    market.do(other, market.calls.declare_stale(operator.address))
+    assert market.operator(operator).stake == 0
+    assert market.ask("owed", BURN_ADDRESS) == 500
+
+
+def freeze(market: Market, address: Address, *, frozen: bool = True) -> None:
+    market.token_do(market.owner, "set_frozen", address, frozen)
+
+
 def test_every_door_is_locked_while_tokens_move(
     market: Market, client: Person, operator: Person, payee: Person
 ) -> None:
@@ -70,6 +121,7 @@ def test_every_door_is_locked_while_tokens_move(
         calls.deposit(client.address, address, 1),
         calls.deposit_with_permit(client.address, address, 1, deadline=0, signature=bytes(65)),
         calls.redeem([market.voucher(client, operator, 1)]),
+        calls.redeem_from_wallet(market.voucher(client, operator, 1)),
         calls.request_exit(address),
         calls.exit(address),
         calls.stake(1),
@@ -87,7 +139,7 @@ def test_every_door_is_locked_while_tokens_move(
         calls.file_promise(*promise),
         calls.claim_stale(address, payee.address),
         calls.claim_remainder(address),
-        calls.withdraw(),
+        calls.withdraw(address),
     ]
     for attack in attacks:
         market.token_do(client, "set_attack", market.address, attack.data)

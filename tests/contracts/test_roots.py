@@ -56,11 +56,12 @@ def test_epochs_come_one_after_the_other(market: Market, funded: Person, epoch: 
 def test_a_root_needs_the_smallest_stake(market: Market, other: Person) -> None:
     with refused("root: not the next epoch"):
         market.do(other, market.calls.post_root(1, bytes(32), 0, bytes(32)))
-    market.do(other, market.calls.stake(TERMS.stake_min - 1))
+    market.do(other, market.calls.stake(TERMS.stake_min))
+    slash(market, other, other)
     with refused("root: stake too small"):
-        market.do(other, market.calls.post_root(1, bytes(32), 0, bytes(32)))
-    market.do(other, market.calls.stake(1))
-    market.do(other, market.calls.post_root(1, bytes(32), 0, bytes(32)))
+        market.do(other, market.calls.post_root(2, bytes(32), 0, bytes(32)))
+    market.do(other, market.calls.stake(TERMS.stake_min))
+    market.do(other, market.calls.post_root(2, bytes(32), 0, bytes(32)))
 
 
 def test_a_root_grows_by_half_the_stake_at_most(
@@ -165,13 +166,13 @@ def test_an_answer_gives_the_bond_to_the_operator(
     assert market.pending(funded).disputes == 0
     assert market.owed(funded) == TERMS.bond
     before = market.balance(funded.address)
-    events = market.do(funded, market.calls.withdraw())
+    events = market.do(other, market.calls.withdraw(funded.address))
     assert (events[0].name, events[0].fields["amount"]) == ("Withdrawn", TERMS.bond)
     assert market.balance(funded.address) == before + TERMS.bond
     with refused("respond: no challenge"):
         market.do(other, market.calls.respond(funded.address, leaf))
     with refused("vault: nothing owed"):
-        market.do(funded, market.calls.withdraw())
+        market.do(funded, market.calls.withdraw(funded.address))
 
 
 def test_an_answer_needs_a_leaf_that_is_large_enough_and_proven(
@@ -218,6 +219,7 @@ def test_no_answer_costs_the_stake_and_the_root(
     events = market.do(other, market.calls.resolve(funded.address, payee.address))
     assert [e.name for e in events] == ["Slashed", "RootCancelled"]
     assert (events[0].fields["bounty"], events[0].fields["burned"]) == (500, 501)
+    assert market.answer(other, market.calls.withdraw(BURN_ADDRESS)) == 501
     assert market.balance(BURN_ADDRESS) == 501
     assert market.owed(payee) == 500 + TERMS.bond
     assert market.operator(funded).stake == 0
@@ -355,9 +357,9 @@ def test_each_operator_has_its_own_root(
     market.post(funded, {payee: 300})
     market.post(other, {})
     assert market.pending(other).total == 0
+    market.pass_time(TERMS.window_s)
+    market.do(other, market.calls.finalize(other.address))
     with refused("root: total over credit"):
-        market.pass_time(TERMS.window_s)
-        market.do(other, market.calls.finalize(other.address))
         market.post(other, {payee: 1})
 
 

@@ -10,8 +10,10 @@ from contracts.settlement import SettlementCalls
 from contracts.units import Address
 from contracts.vouchers import Domain, Promise, SignedVoucher, Voucher, digest_of
 from tests.contracts.evm import compile_source
-from tests.contracts.market import Market, Person, refused
+from tests.contracts.market import TERMS, Market, Person, refused
 
+# Calldata that does not fit its type is refused before any of our code runs.
+NO_REASON = "no reason given"
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
@@ -67,6 +69,7 @@ def test_a_voucher_names_its_ceiling_and_its_client(
         redeem(market, funded, client.address, 51, signature)
     with refused("redeem: not signed"):
         redeem(market, funded, other.address, 50, signature)
+    assert redeem(market, funded, client.address, 50, signature) == 50
 
 
 def test_the_other_form_of_a_signature_is_refused(
@@ -117,6 +120,56 @@ def test_a_contract_wallet_signs_by_its_own_rules(
         redeem(market, operator, wallet[1], 51, signature)
 
 
+def test_a_wallet_of_several_owners_has_room_for_their_signatures(
+    market: Market, client: Person, operator: Person, wallet: tuple[Artifact, Address]
+) -> None:
+    signature = sign_for(market, client, wallet[1], operator)
+    longest, longer = signature + bytes(1_024 - 65), signature + bytes(1_024 - 64)
+    with refused(NO_REASON):
+        redeem(market, operator, wallet[1], 50, longest)
+    with refused(NO_REASON):
+        redeem_alone(market, operator, wallet[1], (50, 50), longer)
+    assert redeem_alone(market, operator, wallet[1], (50, 30), longest) == 30
+    assert market.operator(operator).credit == 30
+    assert redeem(market, operator, wallet[1], 50, signature) == 20
+
+
+def test_a_voucher_alone_meets_the_same_refusals(
+    market: Market,
+    client: Person,
+    operator: Person,
+    other: Person,
+    wallet: tuple[Artifact, Address],
+) -> None:
+    signature = sign_for(market, client, wallet[1], operator) + bytes(65)
+    with refused("redeem: over the ceiling"):
+        redeem_alone(market, operator, wallet[1], (50, 51), signature)
+    with refused("redeem: not signed"):
+        redeem_alone(market, operator, wallet[1], (51, 50), signature)
+    with refused("redeem: not signed"):
+        redeem_alone(market, operator, other.address, (50, 50), signature)
+    with refused("redeem: post a root first"):
+        redeem_alone(market, other, wallet[1], (50, 50), signature)
+    assert redeem_alone(market, operator, wallet[1], (50, 50), signature) == 50
+    assert redeem_alone(market, operator, wallet[1], (50, 50), signature) == 0
+    market.pass_time(TERMS.stale_after_s)
+    market.do(other, market.calls.declare_stale(operator.address))
+    with refused("redeem: stale"):
+        redeem_alone(market, operator, wallet[1], (50, 50), signature)
+
+
+def redeem_alone(
+    market: Market,
+    operator: Person,
+    client: Address,
+    amounts: tuple[int, int],
+    signature: bytes,
+) -> int:
+    """`amounts` are what the client signed, and what the operator charges."""
+    item = SignedVoucher(Voucher(client, operator.address, amounts[0]), signature, amounts[1])
+    return market.answer(operator, market.calls.redeem_from_wallet(item))
+
+
 @pytest.mark.parametrize("mood", [1, 2, 3])
 def test_a_wallet_that_answers_wrongly_or_burns_gas_has_not_signed(
     market: Market,
@@ -131,6 +184,16 @@ def test_a_wallet_that_answers_wrongly_or_burns_gas_has_not_signed(
         redeem(market, operator, address, 50, sign_for(market, client, address, operator))
 
 
+def test_a_wallet_that_answers_the_first_bytes_only_has_not_signed(
+    market: Market, client: Person, operator: Person
+) -> None:
+    """The standard's answer is a whole word; what is shorter could be anything's beginning."""
+    address = market.evm.deploy(compile_source("ShortWallet").deployment())
+    market.do(client, market.calls.deposit(address, operator.address, 100))
+    with refused("redeem: not signed"):
+        redeem(market, operator, address, 50, bytes(65))
+
+
 def test_a_contract_that_is_no_wallet_has_not_signed(
     market: Market, client: Person, operator: Person
 ) -> None:
@@ -139,9 +202,10 @@ def test_a_contract_that_is_no_wallet_has_not_signed(
         redeem(market, operator, market.token, 50, bytes(65))
 
 
-def test_a_contract_wallet_is_an_operator_too(
+def test_a_contract_wallet_promises_nothing(
     market: Market, client: Person, wallet: tuple[Artifact, Address], payee: Person
 ) -> None:
+    """It can become an operator, but it could take its word back: nodes must not work for it."""
     artifact, address = wallet
 
     def run(call: Call) -> None:
@@ -153,7 +217,14 @@ def test_a_contract_wallet_is_an_operator_too(
     run(market.calls.post_root(1, bytes(32), 0, bytes(32)))
     promise = Promise(address, payee.address, 1, 5)
     signature = client.key.sign_digest(digest_of(market.domain, promise))
-    market.do(payee, market.calls.challenge(promise, signature))
+    with refused("challenge: not signed"):
+        market.do(payee, market.calls.challenge(promise, signature))
+    market.pass_time(TERMS.window_s)
+    market.do(payee, market.calls.finalize(address))
+    market.pass_time(TERMS.stale_after_s)
+    market.do(payee, market.calls.declare_stale(address))
+    with refused("file: not signed"):
+        market.do(payee, market.calls.file_promise(promise, signature))
 
 
 def test_a_promise_is_not_a_voucher(
@@ -189,3 +260,4 @@ def test_a_promise_says_who_when_and_how_much(
     ):
         with refused("challenge: not signed"):
             market.do(payee, market.calls.challenge(forged, signature))
+    market.do(payee, market.calls.challenge(promise, signature))

@@ -1,8 +1,8 @@
 # pragma version 0.4.3
 """
 @title Odd token
-@notice A token that misbehaves as it is told: keeps a fee, answers false, answers nothing, pays too much,
-        or calls back into its victim while it moves.
+@notice A token that misbehaves as it is told: keeps a fee, answers false, pays too much, freezes an
+        account, or calls back into its victim while it moves.
 """
 
 balanceOf: public(HashMap[address, uint256])
@@ -10,6 +10,7 @@ allowance: public(HashMap[address, HashMap[address, uint256]])
 fee: public(uint256)
 gift: public(uint256)
 lies: public(bool)
+frozen: public(HashMap[address, bool])
 victim: public(address)
 attack: public(Bytes[1024])
 caught: public(Bytes[264])
@@ -41,6 +42,11 @@ def set_lies(lies: bool):
 
 
 @external
+def set_frozen(account: address, frozen: bool):
+    self.frozen[account] = frozen
+
+
+@external
 def set_attack(victim: address, attack: Bytes[1024]):
     self.victim = victim
     self.attack = attack
@@ -52,6 +58,7 @@ def transfer(to: address, amount: uint256) -> bool:
     if self.lies:
         return False
     self._strike()
+    assert not self.frozen[to], "odd: frozen"
     self.balanceOf[msg.sender] -= amount
     self.balanceOf[to] += amount - self.fee
     return True
