@@ -12,10 +12,8 @@ from contracts.deploy import ALLOWED_TOKENS, PUBLIC_TERMS, TRIAL_TERMS, check_to
 from contracts.errors import BadConfigurationError
 from contracts.settlement import Terms
 from contracts.units import parse_address
+from tests.contracts.evm import CODE_BYTES_MAX
 from tests.contracts.mutate import one_line
-
-# EIP-170: more code than this cannot be deployed.
-CODE_BYTES_MAX = 24_576
 
 
 @pytest.mark.slow
@@ -70,6 +68,12 @@ def test_nothing_but_the_switch_belongs_to_the_owner() -> None:
     assert (ROOT / "contracts/parts/channels.vy").read_text().count("guard.") == 1
 
 
+def test_nothing_delegates_creates_destroys_or_takes_ether() -> None:
+    """No proxy, no code that changes, no ether that would be stuck."""
+    banned = r"is_delegate_call|selfdestruct|create_\w+\(|create_from|tx\.origin|@payable|\bsend\("
+    assert not [path.name for path in sources() if re.search(banned, path.read_text())]
+
+
 def test_listed_tokens_are_well_formed_addresses() -> None:
     for chain_id, tokens in ALLOWED_TOKENS.items():
         for token in tokens:
@@ -81,5 +85,6 @@ def test_listed_tokens_are_well_formed_addresses() -> None:
 
 @pytest.mark.parametrize("terms", [PUBLIC_TERMS, TRIAL_TERMS])
 def test_the_offered_terms_leave_time_to_object(terms: Terms) -> None:
-    assert terms.exit_delay_s > terms.window_s + terms.response_s
+    assert terms.exit_delay_s > 2 * (terms.window_s + terms.response_s)
+    assert terms.stale_after_s > terms.window_s + terms.response_s
     assert terms.stake_min // 2 >= terms.bond
