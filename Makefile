@@ -6,13 +6,14 @@ INSTALLED := .venv/.installed
 MODELS := .capacloud/models
 DEMO_MODELS := smollm2-135m-instruct all-minilm-l6-v2 efficientnet-lite0
 
-.PHONY: help setup models demo test lint format types contracts
+.PHONY: help setup models demo test lint format types contracts contracts-proof
 
 help:
 	@echo "make demo     set up, then run a whole market on this machine and show a job of each kind"
 	@echo "make test     set up, then run all tests"
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
 	@echo "make contracts  compile the settlement contract into contracts/artifacts"
+	@echo "make contracts-proof  all mutants of it, and a long run of its state machine (half an hour)"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,3 +49,6 @@ format: setup
 
 contracts: setup
 	@$(BIN)/python -m contracts.build
+
+contracts-proof: setup
+	@$(BIN)/python -m pytest tests/contracts -m exhaustive $(PYTEST_FLAGS)

@@ -23,6 +23,10 @@ TORCH_PLACES = ("capanode/engines/", "capanode/worker/main.py", "capanode/models
 # Pure modules get time and randomness as arguments.
 BANNED_IN_PROTOCOL = {"time", "random", "secrets", "datetime", "socket", "threading", "asyncio"}
 
+# The contracts' compiler and its EVM are for development; chains are the client's business alone.
+COMPILER_PLACES = ("contracts/build.py",)
+CHAIN_LIBRARIES = ("coincurve", "eth_abi", "rlp")
+
 # Only these talk to a database.
 SQL_PLACES = ("coordinator/db/", "coordinator/ledger/", "capanode/outbox")
 
@@ -74,6 +78,22 @@ def test_torch_stays_out_of_the_trusted_parent() -> None:
 
 def test_only_the_query_modules_know_sqlalchemy() -> None:
     assert not {path for path in importers_of("sqlalchemy") if not path.startswith(SQL_PLACES)}
+
+
+def test_contracts_run_without_their_compiler() -> None:
+    assert importers_of("vyper") == set(COMPILER_PLACES)
+    assert not importers_of("boa")
+
+
+def test_nothing_that_runs_imports_what_raises_the_recursion_limit() -> None:
+    """py_ecc does, for the whole process; deeply nested JSON then overflows the C stack."""
+    assert not {root: found for root in ("eth_account", "py_ecc") if (found := importers_of(root))}
+
+
+def test_chain_libraries_stay_in_contracts() -> None:
+    found = {path for library in CHAIN_LIBRARIES for path in importers_of(library)}
+    assert found
+    assert not {path for path in found if not path.startswith("contracts/")}
 
 
 def test_pure_protocol_modules_read_no_clock_and_no_randomness() -> None:
