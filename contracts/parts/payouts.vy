@@ -184,8 +184,11 @@ def claim_stale(operator: address, payee: address) -> uint256:
     if estate.weight > estate.reserve:
         share = weight * estate.reserve // estate.weight
     self.weights[operator][payee] = 0
-    amount: uint256 = self._leave(operator, payee, share)
+    amount: uint256 = self._take(operator, share)
+    books.paid[operator][payee] += amount
     log StaleClaimed(operator=operator, payee=payee, amount=amount, weight=weight)
+    if amount > 0:
+        vault._send(payee, amount)
     return amount
 
 
@@ -200,8 +203,10 @@ def claim_remainder(operator: address) -> uint256:
     estate: Estate = self._closed_estate(operator)
     assert estate.reserve > estate.weight, "stale: no remainder"
     self.estates[operator].reserve = estate.weight
-    amount: uint256 = self._leave(operator, operator, estate.reserve - estate.weight)
+    # It is not earned, so it does not count as paid: the operator's own leaf stays good.
+    amount: uint256 = self._take(operator, estate.reserve - estate.weight)
     log RemainderClaimed(operator=operator, amount=amount)
+    vault._send(operator, amount)
     return amount
 
 
@@ -266,14 +271,11 @@ def _lighten(operator: address, payee: address, amount: uint256):
 
 
 @internal
-def _leave(operator: address, heir: address, due: uint256) -> uint256:
+def _take(operator: address, due: uint256) -> uint256:
     """
-    @dev Pay out of the estate, never more than is left in it.
+    @dev Out of the estate, never more than is left in it.
     """
     left: uint256 = self.estates[operator].left
     amount: uint256 = min(due, left)
-    if amount > 0:
-        self.estates[operator].left = left - amount
-        books.paid[operator][heir] += amount
-        vault._send(heir, amount)
+    self.estates[operator].left = left - amount
     return amount

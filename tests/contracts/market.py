@@ -99,7 +99,10 @@ class Market:
         return RootState(*self.ask("pending_root", operator.address))
 
     def owed(self, person: Person) -> int:
-        return int(self.ask("owed", person.address))
+        return self.owed_to(person.address)
+
+    def owed_to(self, address: Address) -> int:
+        return int(self.ask("owed", address))
 
     def ask(self, function: str, *args: Any) -> Any:
         return self.evm.ask(self.artifact, self.address, function, *args)

@@ -264,13 +264,17 @@ class Model:
         if book.weight <= book.reserve:
             share = weight
         book.weights[payee] = 0
-        return self._inherit(operator, payee, share)
+        self._inherit(operator, share)
+        self._pay(operator, payee, share)
+        return share
 
     def claim_remainder(self, operator: str) -> int:
         book = self._closed(operator)
         require(book.reserve > book.weight, "stale: no remainder")
         rest, book.reserve = book.reserve - book.weight, book.weight
-        return self._inherit(operator, operator, rest)
+        self._inherit(operator, rest)
+        self.wallets[operator] += rest
+        return rest
 
     def held(self) -> int:
         """The tokens that the contract must hold: everything that anyone can still be paid."""
@@ -287,12 +291,10 @@ class Model:
         require(self.now >= book.stale_at + self.terms["collection_s"], "stale: collecting")
         return book
 
-    def _inherit(self, operator: str, heir: str, amount: int) -> int:
+    def _inherit(self, operator: str, amount: int) -> None:
         """No minimum with what is left: if shares can exceed the estate, that must be seen."""
         self.operators[operator].left -= amount
         assert self.operators[operator].left >= 0
-        self._pay(operator, heir, amount)
-        return amount
 
     def _pay(self, operator: str, payee: str, amount: int) -> None:
         self.operators[operator].paid[payee] += amount

@@ -428,6 +428,18 @@ def test_a_friend_who_is_paid_in_time_is_missed_by_a_challenger(
     assert market.pending(funded).epoch == 0
 
 
+def test_the_remainder_leaves_the_operators_own_leaf_alone(
+    market: Market, funded: Person, payee: Person
+) -> None:
+    tree = market.settle(funded, {funded: 40, payee: 60})
+    stale(market, funded)
+    market.pass_time(TERMS.collection_s)
+    assert market.answer(payee, market.calls.claim_remainder(funded.address)) == 700
+    assert market.claim(funded, tree, funded) == 40
+    assert market.claim(funded, tree, payee) == 60
+    assert market.balance(market.address) == 700 + market.owed_to(BURN_ADDRESS)
+
+
 def test_the_estate_never_pays_more_than_is_left_of_it(
     market: Market, funded: Person, payee: Person
 ) -> None:

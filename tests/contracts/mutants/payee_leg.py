@@ -206,9 +206,16 @@ PAYEE_LEG = (
         "payouts:the_estate_never_pays_more_than_is_left_of_it",
     ),
     Mutant(
+        "remainder counts as paid",
+        "payouts",
+        "    log RemainderClaimed(",
+        "    books.paid[operator][operator] += amount\n    log RemainderClaimed(",
+        "payouts:the_remainder_leaves_the_operators_own_leaf_alone",
+    ),
+    Mutant(
         "inheritance is not counted as paid",
         "payouts",
-        "books.paid[operator][heir] += amount",
+        "books.paid[operator][payee] += amount",
         "pass",
         "payouts:a_leaf_claimed_after_the_collection_is_less_what_was_paid",
     ),
