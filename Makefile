@@ -34,7 +34,7 @@ demo: models
 	@$(BIN)/python -m sim demo --models $(MODELS) $(DEMO_FLAGS)
 
 test: models
-	@CAPACLOUD_MODEL_STORE=$(CURDIR)/$(MODELS) $(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@CAPACLOUD_MODEL_STORE=$(CURDIR)/$(MODELS) $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -180,7 +180,7 @@ class Admission:
         failure = self._storage_failure()
         if failure:
             raise RemoteProtocolError(
-                "this node has no room for another receipt", code=Code.MODEL_UNAVAILABLE
+                "this node has no room for another receipt", code=Code.STORAGE_FULL
             )
 
     def _check_model(self, asked: JobRequest, granted: Lease, now_ms: int) -> ServedModel:

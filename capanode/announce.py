@@ -21,6 +21,7 @@ from protocol.limits import (
     CLOCK_SKEW_MAX_MS,
     LEASE_OPEN_WITHIN_MS,
     OFFER_BYTES_MAX,
+    OFFER_INTERVAL_MIN_MS,
     OFFER_LIFETIME_MAX_MS,
     OFFER_REFRESH_MS,
 )
@@ -34,12 +35,10 @@ log = structlog.get_logger(__name__)
 
 # Changes that come together (three workers ready after a start) make one offer.
 DEBOUNCE_S = 0.25
-# A worker that flaps must not turn into gossip: at most one offer in this time.
-OFFER_INTERVAL_MIN_S = 2.0
 # Spread refreshes, so that nodes that were started together do not gossip together.
 REFRESH_JITTER = 0.1
 
-# Offers whose leases may still arrive: twice what OFFER_INTERVAL_MIN_S allows in a lifetime.
+# Offers whose leases may still arrive: twice what OFFER_INTERVAL_MIN_MS allows in a lifetime.
 OFFERS_REMEMBERED_MAX = 256
 # Other nodes' offers that we pass on and otherwise ignore.
 GOSSIP_QUEUE_MAX = 256
@@ -140,7 +139,7 @@ class Announcer:
         """Until something changed, or the offer needs a refresh."""
         spread = self._rng.uniform(1 - REFRESH_JITTER, 1 + REFRESH_JITTER)
         refresh_at = trio.current_time() + OFFER_REFRESH_MS / 1000 * spread
-        quiet_until = trio.current_time() + OFFER_INTERVAL_MIN_S
+        quiet_until = trio.current_time() + OFFER_INTERVAL_MIN_MS / 1000
         while True:
             with trio.move_on_at(refresh_at):
                 await self._changed.wait()

@@ -19,7 +19,7 @@ from capanode.errors import OutboxError
 from capanode.outbox import Outbox
 from capanode.outbox_store import PENDING, StoredReceipt
 from protocol.clock import Clock
-from protocol.errors import Code, RemoteProtocolError
+from protocol.errors import RETRYABLE_LATER, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.messages import LoadReport
 from protocol.net.errors import NetError
@@ -61,18 +61,6 @@ RECEIPT_RETRY_MS = 2_000
 RECEIPT_RETRY_MS_MAX = 15 * 60_000
 # One that is pending is asked about after this, likewise doubled: clients get some seconds.
 RECEIPT_PENDING_MS = 20_000
-# The coordinator's own troubles; what else it answers is its last word about the receipt.
-_RETRY_LATER = frozenset(
-    {
-        Code.BUSY,
-        Code.RATE_LIMITED,
-        Code.DRAINING,
-        Code.DEADLINE_EXCEEDED,
-        Code.COORDINATOR_LOST,
-        Code.STORAGE_FULL,
-        Code.INTERNAL,
-    }
-)
 
 
 class LineState(StrEnum):
@@ -208,7 +196,7 @@ class ControlLine:
         try:
             reply = await self._call(Method.RECEIPT, ask, SettleReply)
         except RemoteProtocolError as error:
-            if error.code in _RETRY_LATER:
+            if error.code in RETRYABLE_LATER:
                 due_ms = self._retry_at_ms(stored, RECEIPT_RETRY_MS, error.retry_after_ms or 0)
                 await self._outbox.postpone(stored, due_ms=due_ms)
             else:

@@ -42,6 +42,7 @@ _REFUSALS = frozenset(
         Code.MODEL_UNAVAILABLE,
         Code.ISOLATION_UNAVAILABLE,
         Code.UNTRUSTED_COORDINATOR,
+        Code.STORAGE_FULL,
     }
 )
 _NO_VERDICT = frozenset(

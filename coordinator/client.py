@@ -18,7 +18,7 @@ from coordinator.leaser import Granted, Leaser, Observation, Payer, check_terms
 from protocol.clock import Clock, Entropy
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
-from protocol.errors import RETRYABLE_ELSEWHERE, Code, RemoteProtocolError
+from protocol.errors import RETRYABLE_ELSEWHERE, RETRYABLE_LATER, Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid, sha256_digest
 from protocol.keys import SigningKey
@@ -48,10 +48,6 @@ RECEIPT_WITHIN_S = 5.0
 # Settlements waiting for a coordinator that is away. Nodes hand theirs in too, so none is lost.
 SETTLEMENTS_MAX = 10_000
 SETTLE_TRIES = 5
-# The coordinator's own troubles, which pass; what else it answers is its last word.
-_SETTLE_LATER = frozenset(
-    {Code.BUSY, Code.RATE_LIMITED, Code.COORDINATOR_LOST, Code.STORAGE_FULL, Code.INTERNAL}
-)
 # A command that has printed its answer waits this long for its receipt to be handed in.
 SETTLED_WITHIN_S = 5.0
 # Several hand-ins at once let the ledger commit them as one group.
@@ -312,7 +308,7 @@ class MarketClient:
             try:
                 await self._leaser.settle(outcome.receipt, outcome.acceptance)
             except (NetError, RemoteProtocolError) as error:
-                if isinstance(error, RemoteProtocolError) and error.code not in _SETTLE_LATER:
+                if isinstance(error, RemoteProtocolError) and error.code not in RETRYABLE_LATER:
                     log.warning("settlement_refused", job_id=job_id, code=error.code)
                     return
                 log.info("settlement_delayed", job_id=job_id, error=str(error))

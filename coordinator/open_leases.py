@@ -16,12 +16,12 @@ import trio
 from coordinator.budgets import Budgets
 from coordinator.ledger.postings import LeaseFunds
 from coordinator.matching.claim import Claim
-from coordinator.verdicts import most_charge_nano
 from protocol.envelope import Signed
 from protocol.ids import Digest, JobId, LeaseId, PeerId, TransferId
 from protocol.limits import RECEIPT_GRACE_MS
-from protocol.messages import Lease
+from protocol.messages import Finish, Lease
 from protocol.pricing import Units
+from protocol.receipts import charge_nano
 
 
 @dataclass(slots=True)
@@ -132,7 +132,8 @@ class OpenLeases:
         opened.delivered = delivered
         granted = opened.lease.message
         if opened.api_key_id is not None:
-            most_nano = most_charge_nano(granted, delivered)
+            # A cancelled job costs the most that these units may: each of them is paid.
+            most_nano = charge_nano(granted.price, delivered, Finish.CANCELLED)
             self.budgets.bound(opened.api_key_id, granted.lease_id, most_nano)
 
     def end(self, lease_id: LeaseId, *, paid_nano: int = 0) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from coordinator.db.schema import ReceiptState
 from protocol.messages import Acceptance, Lease, Receipt
-from protocol.pricing import Units, cost_nano
+from protocol.pricing import Units
 from protocol.receipts import charge_nano
 
 
@@ -39,8 +39,7 @@ def judge_receipt(
     if receipt.amount_nano == 0:
         return Verdict(ReceiptState.SETTLED, 0)
     if acceptance is None and delivered is not None:
-        counted_nano = charge_nano(lease.price, delivered, receipt.finish)
-        return _smaller(receipt, min(counted_nano, most_charge_nano(lease, delivered)))
+        return _smaller(receipt, charge_nano(lease.price, delivered, receipt.finish))
     if acceptance is None:
         if is_overdue:
             return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
@@ -48,11 +47,6 @@ def judge_receipt(
     if acceptance.agrees:
         return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
     return _smaller(receipt, charge_nano(lease.price, acceptance.units, receipt.finish))
-
-
-def most_charge_nano(lease: Lease, delivered: Units) -> int:
-    """What a job may cost at most of which our own client got so much before its stream broke."""
-    return cost_nano(lease.price, delivered) if delivered != Units() else 0
 
 
 def _smaller(receipt: Receipt, counted_nano: int) -> Verdict:

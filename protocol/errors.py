@@ -87,6 +87,19 @@ RETRYABLE_ELSEWHERE = frozenset(
     }
 )
 
+# A coordinator's own troubles, which pass: what else it answers to a receipt is its last word.
+RETRYABLE_LATER = frozenset(
+    {
+        Code.BUSY,
+        Code.RATE_LIMITED,
+        Code.DRAINING,
+        Code.DEADLINE_EXCEEDED,
+        Code.COORDINATOR_LOST,
+        Code.STORAGE_FULL,
+        Code.INTERNAL,
+    }
+)
+
 
 class CapaError(Exception):
     """Base of every error that the project raises on purpose."""

@@ -50,6 +50,8 @@ CLOCK_SKEW_MAX_MS = 30_000
 # An offer outlives three refreshes, so that one lost message does not hide a node.
 OFFER_REFRESH_MS = 60_000
 OFFER_LIFETIME_MAX_MS = 4 * OFFER_REFRESH_MS
+# A worker that flaps must not turn into gossip: at most one new offer of a node in this time.
+OFFER_INTERVAL_MIN_MS = 2_000
 
 # The longest job that anyone may run in one piece.
 JOB_DURATION_MAX_MS = 10 * 60_000

@@ -105,9 +105,11 @@ def _check_lease_names(lease: Signed[Lease], request: Signed[JobRequest]) -> Non
 
 
 def charge_nano(price: PriceSheet, units: Units, finish: Finish) -> int:
-    """What a job costs. Nothing was delivered, nothing is charged: a refusal is free, and so is a
-    failure before the first output token."""
-    if finish is Finish.REFUSED or (finish is Finish.FAILED and units.output_tokens == 0):
+    """What a job costs. Nothing was delivered, nothing is charged: a refusal is free, and so are a
+    failure before the first output token and, by whatever name it ends, a job without any units.
+    Otherwise a node could refuse and still earn its price per request."""
+    is_failure = finish is Finish.FAILED and units.output_tokens == 0
+    if finish is Finish.REFUSED or is_failure or units == Units():
         return 0
     return cost_nano(price, units)
 

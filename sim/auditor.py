@@ -281,7 +281,9 @@ def _captured_nano(case: _Case) -> int:
 
 
 def _charge_nano(price: PriceSheet, units: Units) -> int:
-    """The price of units, rounded up once."""
+    """The price of units, rounded up once; no units, no price per request either."""
+    if not (units.input_tokens or units.output_tokens or units.images):
+        return 0
     tokens = (
         price.input_nano_per_mtok * units.input_tokens
         + price.output_nano_per_mtok * units.output_tokens

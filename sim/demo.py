@@ -187,9 +187,9 @@ async def _show_quote(market: MarketSession, say: Say) -> None:
         for candidate in reply.candidates:
             say(
                 f"    {candidate.node[-8:]}  {format_credits(candidate.cost_nano)} credits, "
-                f"first output {candidate.first_output_ms:.0f} ms = {candidate.rtt_ms:.1f} rtt + "
-                f"{candidate.queue_ms} queue + {candidate.prefill_ms} prefill, then "
-                f"{candidate.decode_ms} ms decode  ({', '.join(candidate.reasons)})"
+                f"{candidate.latency_ms} ms = {candidate.rtt_ms:.1f} rtt + {candidate.queue_ms} "
+                f"queue + {candidate.prefill_ms} prefill + {candidate.decode_ms} decode  "
+                f"({', '.join(candidate.reasons)})"
             )
         for rejection in reply.rejections:
             say(f"    not {rejection.node[-8:]}: {', '.join(rejection.reasons)}")

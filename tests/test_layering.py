@@ -1,7 +1,7 @@
 """The rules of the layout, read from the imports of every source file."""
 
 import ast
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,13 +35,21 @@ def source_files() -> list[Path]:
     return [path for package in ALLOWED for path in sorted((ROOT / package).rglob("*.py"))]
 
 
-def imported_modules(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text())):
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imported_modules(path: Path) -> frozenset[str]:
+    found: set[str] = set()
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            yield node.module or ""
+            found.add(node.module or "")
+    return frozenset(found)
 
 
 def importers_of(root: str) -> set[str]:
@@ -111,7 +119,7 @@ def test_pure_protocol_modules_read_no_environment_and_no_entropy() -> None:
     wrong = {
         (path.name, node.attr)
         for path in (ROOT / "protocol").glob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "urandom")
     }
     assert wrong == {("keyfile.py", "urandom")}

@@ -221,12 +221,12 @@ def _plain_quote(reply: QuoteReply) -> dict[str, object]:
 
 def _print_quote(reply: QuoteReply, objective: Objective) -> None:
     print_table(
-        ("node", "cost", "first output", "= rtt", "+ queue", "+ prefill", "decode", "price", "why"),
+        ("node", "cost", "latency", "= rtt", "+ queue", "+ prefill", "+ decode", "price", "why"),
         [
             (
                 short(candidate.node),
                 format_credits(candidate.cost_nano),
-                f"{candidate.first_output_ms:.0f} ms",
+                f"{candidate.latency_ms} ms",
                 f"{candidate.rtt_ms:.1f}",
                 candidate.queue_ms,
                 candidate.prefill_ms,

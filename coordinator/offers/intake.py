@@ -15,12 +15,12 @@ from coordinator.token_buckets import Rate, TokenBuckets
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
-from protocol.limits import OFFER_BYTES_MAX, OFFER_LIFETIME_MAX_MS
+from protocol.limits import OFFER_BYTES_MAX, OFFER_INTERVAL_MIN_MS, OFFER_LIFETIME_MAX_MS
 from protocol.messages import NodeOffer
 from protocol.receipts import check_fresh
 
-# A node refreshes once a minute and on change: six changes in a row, then one every five seconds.
-OFFERS = Rate(per_s=0.2, burst=6)
+# As often as an honest node changes its offer; the burst is for those that the network held up.
+OFFERS = Rate(per_s=1_000 / OFFER_INTERVAL_MIN_MS, burst=6)
 # A neighbour's validator rejects what ours would, so an honest one hands on next to no junk.
 JUNK = Rate(per_s=1.0, burst=50)
 # 100,000 nodes refresh 1,667 times a second over several neighbours; a tenth of one core each.

@@ -109,10 +109,10 @@ class FakeWorker:
                 units = Units(len(job_input.prompt or ""), done)
                 self.book.deliver([Finished(job_id, "length", units)])
 
-    def crash(self) -> None:
+    def crash(self, code: Code = Code.WORKER_CRASHED) -> None:
         self.state = WorkerState.RESTARTING
         self.live.clear()
-        self.book.fail_all(Code.WORKER_CRASHED, "killed by SIGSEGV in /secret/place")
+        self.book.fail_all(code, "killed by SIGSEGV in /secret/place")
 
     def fail(self, job_id: str, code: Code) -> None:
         del self.live[job_id]

@@ -13,9 +13,11 @@ from capanode.config import Config
 from capanode.doctor import Diagnosis
 from capanode.errors import AlreadyRunningError, NodeError
 from capanode.hardware import Finding
+from capanode.models.errors import UnknownModelError
 from capanode.ports import PortError, check_port
 from capanode.serve import serve
 from protocol.keyfile import load_key_file
+from tests.capanode.model_makers import layout_files, write_files
 from tests.protocol.makers import COORDINATOR
 
 COORDINATOR_ADDRESS = f"/ip4/127.0.0.1/tcp/4100/p2p/{COORDINATOR.peer_id}"
@@ -101,6 +103,25 @@ def test_models_list_shows_the_catalogue_of_an_empty_store(tmp_path: Path) -> No
     assert states["smollm2-135m-instruct"] == "available"
     _, table, _ = invoke("models", "list", "--data-dir", str(tmp_path))
     assert "smollm2-135m-instruct" in table
+
+
+def test_a_model_of_ones_own_is_pulled_listed_and_removed(tmp_path: Path) -> None:
+    write_files(tmp_path / "mine", layout_files())
+    place = ("--data-dir", str(tmp_path / "home"))
+    code, out, _ = invoke("models", "pull", f"file:{tmp_path / 'mine'}", *place, "--json")
+    assert code == 0
+    pulled = json.loads(out)
+    assert pulled["name"] == "mine"
+    _, out, _ = invoke("models", "list", *place, "--json")
+    (listed,) = (model for model in json.loads(out) if model["name"] == "mine")
+    assert (listed["state"], listed["digest"]) == ("ready", pulled["digest"])
+    code, _, told = invoke("models", "rm", "mine", *place)
+    assert code == 0
+    assert told.startswith("removed mine, ")
+    _, out, _ = invoke("models", "list", *place, "--json")
+    assert "mine" not in {model["name"] for model in json.loads(out)}
+    with pytest.raises(UnknownModelError, match="mine"):
+        invoke("models", "rm", "mine", *place)
 
 
 def test_doctor_tells_what_to_do_and_fails_while_the_node_could_not_serve(

@@ -198,16 +198,17 @@ async def test_a_job_does_not_wait_in_the_queue_beyond_its_deadline(
         assert isinstance(await running.end(), Ended)
 
 
-async def test_a_worker_that_crashes_mid_stream_owes_an_error_and_a_receipt(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize("code", [Code.WORKER_CRASHED, Code.WORKER_HUNG, Code.OUT_OF_MEMORY])
+async def test_a_worker_that_ends_mid_stream_owes_an_error_and_a_receipt(
+    autojump_clock: MockClock, code: Code
 ) -> None:
     async with open_market() as market:
         client = await market.open(50)
         while client.job.units.output_tokens < 3:
             await client.next()
-        market.worker.crash()
+        market.worker.crash(code)
         refusal = refused(await client.end())
-        assert refusal.code is Code.WORKER_CRASHED
+        assert refusal.code is code
         assert "secret" not in refusal.message
         assert refusal.ended is not None
         assert refusal.ended.agrees
@@ -527,7 +528,7 @@ async def test_a_full_outbox_refuses_work_instead_of_losing_its_pay(
 ) -> None:
     async with open_market(Setup(receipts_max=1)) as market:
         assert isinstance(await (await market.open(1)).end(), Ended)
-        assert await code_of_refusal(market) is Code.MODEL_UNAVAILABLE
+        assert await code_of_refusal(market) is Code.STORAGE_FULL
         assert await waiting(market) == 1
 
 
@@ -609,7 +610,7 @@ async def test_the_disk_filling_up_mid_job_costs_nobody_the_answer(
         await client.next()
         monkeypatch.setattr(market.store, "apply", full)
         assert isinstance(await client.end(), Ended)
-        assert await code_of_refusal(market) is Code.MODEL_UNAVAILABLE
+        assert await code_of_refusal(market) is Code.STORAGE_FULL
         monkeypatch.setattr(market.store, "apply", apply)
         await trio.sleep(2 * FULL_RETRY_S)
         assert await waiting(market) == 1

@@ -11,7 +11,6 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from capanode.announce import OFFER_INTERVAL_MIN_S
 from capanode.benchmark import SpeedCache
 from capanode.control import LONGEST_PAUSE_S, LineState
 from capanode.errors import NodeError, NothingToServeError
@@ -27,7 +26,7 @@ from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import JobId, LeaseId, PeerId, derive_ulid, new_ulid
-from protocol.limits import OFFER_REFRESH_MS
+from protocol.limits import OFFER_INTERVAL_MIN_MS, OFFER_REFRESH_MS
 from protocol.manifest import manifest_digest
 from protocol.messages import (
     IsolationTier,
@@ -390,7 +389,7 @@ async def test_an_offer_is_refreshed_rarely_and_changed_soon(autojump_clock: Moc
         assert len(world.coordinator.gossiped[-1].message.models) == 2
         world.pool.workers["b-model"].state = WorkerState.UNAVAILABLE
         world.pool.on_state["b-model"](WorkerState.UNAVAILABLE)
-        await trio.sleep(OFFER_INTERVAL_MIN_S + 1)
+        await trio.sleep(OFFER_INTERVAL_MIN_MS / 1000 + 1)
         changed = world.coordinator.gossiped[-1].message
         assert len(world.coordinator.gossiped) == refreshed + 1
         assert [model.name for model in changed.models] == ["a-model"]

@@ -1,7 +1,8 @@
 """The ledger's disk runs full while the market is open: jobs are refused, nothing is lost.
 
-The coordinator gets a private mount namespace with a small file system for its books, which only
-root may make. The node is scripted: what fails here is money, not inference.
+The coordinator gets a private mount namespace with a small file system for its books; an
+ordinary user gets it in a user namespace. The node is scripted: what fails here is money, not
+inference.
 """
 
 import json
@@ -30,10 +31,13 @@ DISK_BYTES = 2 << 20
 SOON_S = 30.0
 
 
+IS_ROOT = os.geteuid() == 0
+UNSHARE = ["unshare", "--mount"] if IS_ROOT else ["unshare", "--mount", "--map-root-user"]
+NSENTER = ["nsenter"] if IS_ROOT else ["nsenter", "--preserve-credentials"]
+
+
 def can_mount() -> bool:
-    if os.geteuid() != 0:
-        return False
-    command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"]
+    command = [*UNSHARE, "sh", "-c", "mount -t tmpfs none /mnt"]
     try:
         return subprocess.run(command, capture_output=True, check=False).returncode == 0
     except OSError:
@@ -43,7 +47,7 @@ def can_mount() -> bool:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not can_mount(), reason="making a small file system needs root and `unshare`"
+        not can_mount(), reason="making a small file system needs root or user namespaces"
     ),
 ]
 
@@ -62,9 +66,12 @@ class Shop:
 
     async def run(self, *arguments: str) -> str:
         """`coordinator …` beside the server: on the same small disk. The node stays awake."""
-        command = ["nsenter", f"--mount=/proc/{self.pid}/ns/mnt", sys.executable, "-m"]
+        spaces = [f"--mount=/proc/{self.pid}/ns/mnt"]
+        if not IS_ROOT:
+            spaces.insert(0, f"--user=/proc/{self.pid}/ns/user")
+        program = [sys.executable, "-m", "coordinator", *arguments]
         done = await trio.run_process(
-            [*command, "coordinator", *arguments, f"--data-dir={self.data_dir}"],
+            [*NSENTER, *spaces, "--", *program, f"--data-dir={self.data_dir}"],
             capture_stdout=True,
             capture_stderr=True,
             check=False,
@@ -105,7 +112,7 @@ async def open_shop(folder: Path) -> AsyncIterator[Shop]:
     ports = ["--http=127.0.0.1:0", "--listen=/ip4/127.0.0.1/tcp/0"]
     with log.open("wb") as output:
         process = await trio.lowlevel.open_process(
-            ["unshare", "-m", "sh", "-c", IN_SMALL_DISK, str(data_dir), *start, *ports],
+            [*UNSHARE, "sh", "-c", IN_SMALL_DISK, str(data_dir), *start, *ports],
             stdout=output,
             stderr=output,
         )

@@ -7,7 +7,7 @@ from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.messages import Finish
-from protocol.pricing import Units
+from protocol.pricing import Units, cost_nano
 from protocol.receipts import (
     Evidence,
     charge_nano,
@@ -167,3 +167,9 @@ def test_what_delivered_nothing_is_free() -> None:
     assert charge_nano(PRICE, used, Finish.FAILED) == 0
     assert charge_nano(PRICE, used, Finish.CANCELLED) == 2_000
     assert charge_nano(PRICE, Units(100, 1), Finish.FAILED) == 2_060
+
+
+@pytest.mark.parametrize("finish", Finish)
+def test_no_units_cost_nothing_not_even_the_price_per_request(finish: Finish) -> None:
+    assert charge_nano(replace(PRICE, request_nano=7), Units(), finish) == 0
+    assert cost_nano(replace(PRICE, request_nano=7), Units(input_tokens=1)) == 27
