@@ -8,7 +8,17 @@ import typer
 
 from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.market_session import MarketSession, open_market
-from coordinator.cli.options import At, ConfigFile, DataDir, KeyFile, Model, load_config
+from coordinator.cli.options import (
+    At,
+    ConfigFile,
+    DataDir,
+    Goal,
+    KeyFile,
+    MaxTokens,
+    Model,
+    Temperature,
+    load_config,
+)
 from coordinator.cli.output import complain, say
 from coordinator.cli.results import print_outcome
 from coordinator.client import JobSpec
@@ -27,9 +37,9 @@ def chat(
     constraints: Constraints,
     model: Model = DEFAULT_MODEL,
     system: Annotated[str | None, typer.Option(help="What the model is told first.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, max=1_000_000)] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
-    objective: Annotated[Objective, typer.Option(help="What matters more.")] = Objective.LATENCY,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.7,
+    objective: Goal = Objective.LATENCY,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     key: KeyFile = None,

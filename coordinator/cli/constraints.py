@@ -40,7 +40,7 @@ def read_constraints(
     ] = None,
     max_price_image: Annotated[Credits, _option("Credits for an image at most.")] = None,
     max_latency_ms: Annotated[
-        int | None, _option("Expected time to the first output.", min=1)
+        int | None, _option("Expected milliseconds to the first output at most.", min=1)
     ] = None,
     only: Annotated[Names, _option("Only this node (peer id); may be repeated.")] = None,
     ignore: Annotated[Names, _option("Not this node; may be repeated.")] = None,

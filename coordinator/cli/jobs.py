@@ -22,7 +22,7 @@ app = typer.Typer(help="Jobs: list them, look at one.", no_args_is_help=True)
 def list_command(
     account: Annotated[str | None, typer.Option(help="Only of this account.")] = None,
     state: Annotated[JobState | None, typer.Option(help="Only in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000)] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many, the latest.")] = 20,
     before: Annotated[str | None, typer.Option(help="Only jobs older than this id.")] = None,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,

@@ -21,7 +21,7 @@ def show(
     account: Annotated[
         str | None, typer.Argument(help="Only transfers of this account: a name or an id.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 30,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many, the latest.")] = 30,
     before: Annotated[int | None, typer.Option(help="Only transfers before this number.")] = None,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,

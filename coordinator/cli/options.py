@@ -36,6 +36,10 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option("--database", help="The books, as a URL.", show_default=False),
 ]
+MaxTokens = Annotated[int, typer.Option(min=1, max=1_000_000, help="The longest answer.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, max=2.0, help="How freely tokens are drawn; 0: the likeliest.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 KeyFile = Annotated[
     Path | None,

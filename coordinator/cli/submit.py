@@ -17,7 +17,9 @@ from coordinator.cli.options import (
     Goal,
     Json,
     KeyFile,
+    MaxTokens,
     Model,
+    Temperature,
     load_config,
 )
 from coordinator.cli.output import print_json
@@ -27,8 +29,6 @@ from coordinator.units import units_of
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput, JobInput
-
-MaxTokens = Annotated[int, typer.Option(min=1, max=1_000_000, help="The longest answer.")]
 
 
 @takes_constraints
@@ -44,14 +44,16 @@ def submit(
         typer.Option("--input", help="Read the input from a file (- for stdin): text or an image."),
     ] = None,
     max_tokens: MaxTokens = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    temperature: Temperature = 1.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same seed, the same answer.")] = None,
     top_k: Annotated[int, typer.Option(min=1, max=1_000, help="Labels of an image.")] = 5,
     raw: Annotated[
         bool, typer.Option(help="Continue the text; do not answer it as a chat.")
     ] = False,
     objective: Goal = Objective.BALANCED,
-    deadline_s: Annotated[float, typer.Option(min=1.0, max=600.0)] = 120.0,
+    deadline_s: Annotated[
+        float, typer.Option(min=1.0, max=600.0, help="When the whole answer has to be there.")
+    ] = 120.0,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     key: KeyFile = None,
