@@ -18,6 +18,7 @@ _REPOSITORY = Path(__file__).parent.parent
 _MARKETS = ("market", "frail")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What goes to one process of several: all tests that share a market, else those of a file."""
     items.sort(key=_duration_rank)

@@ -31,7 +31,7 @@ PARTS = (
     r"starting the coordinator\n  /ip4/127\.0\.0\.1/tcp/\d+/p2p/12D3Koo\w+\n",
     r"starting 3 nodes.*\n(  \w{8}  \w+ +rtt +[\d.]+ ms  isolation (bwrap|landlock) .*\n"
     r"(      .*\n)+){3}",
-    r"a quote.*\n  for price .*\n(    \w{8}  .* rtt \+ .* prefill, then .* decode  .*\n){3}"
+    r"a quote.*\n  for price .*\n(    \w{8}  .* rtt \+ .* prefill \+ .* decode  .*\n){3}"
     r"  for latency",
     r"a chat, streamed.*\n  \S.*\n  \[\d+ tokens in, \d+ out; node \w{8}; matched in \d+ µs\]\n",
     r"embeddings of three.*\n(  \d  .*\n){3}  1 and 2: \+0\.6\d\d\n  1 and 3: .*\n  2 and 3: .*\n",

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -259,7 +260,7 @@ def test_people_get_tables_where_scripts_get_json(market: RunningMarket) -> None
     with market.client() as http:
         reply = http.post("/v1/chat/completions", json=chat_body()).raise_for_status()
     quote = market.command("quote", CHAT, "--objective=latency")
-    assert "latency" in quote.splitlines()[0]
+    assert re.search(r"node +cost +latency +.*\n.*\n( …\w{8} .*\n){3}", quote), quote
     assert "Best first for latency" in quote
     nodes = market.command("nodes")
     assert all(region in nodes for region in ("rack", "city", "continent"))

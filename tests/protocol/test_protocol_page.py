@@ -269,6 +269,6 @@ def test_the_page_blames_whom_a_coordinator_blames() -> None:
         if blame_for(code) is Blame.CLIENT:
             assert cause == "client", code
         if blame_for(code) is Blame.REFUSAL and code in RETRYABLE_ELSEWHERE:
-            assert cause in ("node", "coordinator"), code
+            assert cause in ("node", "coordinator", "who answers"), code
         if code in RETRYABLE_ELSEWHERE:
             assert cause != "client", code
