@@ -80,7 +80,8 @@ def claim(
     """
     @notice Pay a payee what the active root holds for it beyond what it was paid; anyone may call.
             A leaf that was paid already pays nothing. Closed from the middle of a pending root's window
-            until that root is final or cancelled.
+            until that root is final or cancelled; for who has filed, between the end of the collection
+            and `claim_stale`.
     @param operator Whose root pays.
     @param payee Who is paid.
     @param cumulative The leaf's cumulative earnings.
@@ -260,13 +261,19 @@ def _claim(operator: address, item: Claim) -> uint256:
 @internal
 def _lighten(operator: address, payee: address, amount: uint256):
     """
-    @dev What a leaf pays during the collection is no longer owed by the estate.
+    @dev What a leaf pays during the collection is no longer owed by the estate. After it the division
+         stands, so the share comes before the leaf: else whoever called first would decide whether
+         the payee gets the larger of the two, or both.
     """
     stale_at: uint256 = books.operators[operator].stale_at
-    if stale_at == 0 or block.timestamp >= stale_at + limits.COLLECTION_S:
+    if stale_at == 0:
         return
-    less: uint256 = min(amount, self.weights[operator][payee])
-    self.weights[operator][payee] -= less
+    weight: uint256 = self.weights[operator][payee]
+    if block.timestamp >= stale_at + limits.COLLECTION_S:
+        assert weight == 0, "claim: claim_stale first"
+        return
+    less: uint256 = min(amount, weight)
+    self.weights[operator][payee] = weight - less
     self.estates[operator].weight -= less
 
 

@@ -228,9 +228,12 @@ class Model:
         require(book.active.is_true() and payee in book.active.leaves, "claim: bad proof")
         due = max(0, book.active.leaves[payee] - book.paid[payee])
         amount = min(due, book.active.total - book.claimed)
+        collected_at = book.stale_at + self.terms["collection_s"] if book.stale_at else 0
+        is_divided = bool(collected_at) and self.now >= collected_at
+        require(not (amount and is_divided and book.weights[payee]), "claim: claim_stale first")
         book.claimed += amount
         self._pay(operator, payee, amount)
-        if book.stale_at and self.now < book.stale_at + self.terms["collection_s"]:
+        if book.stale_at and not is_divided:
             less = min(amount, book.weights[payee])
             book.weights[payee] -= less
             book.weight -= less

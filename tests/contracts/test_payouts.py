@@ -291,15 +291,35 @@ def test_a_leaf_claimed_after_the_collection_is_less_what_was_paid(
     assert market.claim(funded, tree, payee) == 0
 
 
-def test_a_leaf_claimed_late_does_not_change_the_division(
-    market: Market, funded: Person, payee: Person
+def test_a_leaf_claimed_late_waits_for_the_share_of_the_estate(
+    market: Market, funded: Person, payee: Person, other: Person
 ) -> None:
-    tree = market.settle(funded, {payee: 100})
+    """Whichever is tried first, a payee gets the larger of its share and its leaf, and not both."""
+    tree = market.settle(funded, {payee: 100, other: 50})
     stale(market, funded)
     file(market, funded, payee, 120)
     market.pass_time(TERMS.collection_s)
-    assert market.claim(funded, tree, payee) == 100
+    with refused("claim: claim_stale first"):
+        market.claim(funded, tree, payee)
+    leaves = [tree.leaf(person.address) for person in (other, payee)]
+    with refused("claim: claim_stale first"):
+        market.do(other, market.calls.claim_many(funded.address, leaves))
+    assert market.claim(funded, tree, other) == 50
     assert market.ask("weights", funded.address, payee.address) == 120
+    assert take(market, funded, payee) == 120
+    assert market.claim(funded, tree, payee) == 0
+
+
+def test_a_leaf_that_is_more_than_the_share_pays_the_difference(
+    market: Market, funded: Person, payee: Person, other: Person
+) -> None:
+    tree = market.settle(funded, {payee: 200})
+    stale(market, funded)
+    file(market, funded, payee, 200)
+    file(market, funded, other, 1_000)
+    market.pass_time(TERMS.collection_s)
+    assert take(market, funded, payee) == 100 == 600 * 200 // 1_200
+    assert market.claim(funded, tree, payee) == 100
 
 
 def test_a_promise_that_was_paid_is_not_filed_again(

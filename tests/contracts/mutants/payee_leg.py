@@ -123,9 +123,16 @@ PAYEE_LEG = (
     Mutant(
         "late leaf changes the division",
         "payouts",
-        "if stale_at == 0 or block.timestamp >= stale_at + limits.COLLECTION_S:",
-        "if stale_at == 0:",
-        "payouts:a_leaf_claimed_late_does_not_change_the_division",
+        "if block.timestamp >= stale_at + limits.COLLECTION_S:",
+        "if False:",
+        "payouts:a_leaf_claimed_late_waits_for_the_share_of_the_estate",
+    ),
+    Mutant(
+        "late leaf and share both",
+        "payouts",
+        'assert weight == 0, "claim: claim_stale first"',
+        "pass",
+        "payouts:a_leaf_claimed_late_waits_for_the_share_of_the_estate",
     ),
     Mutant(
         "wallet takes a filed promise back",
