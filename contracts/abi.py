@@ -8,9 +8,11 @@ from importlib.resources import files
 from typing import Any
 
 from eth_abi.abi import decode, encode
+from eth_abi.exceptions import DecodingError
 
 from contracts.errors import RpcError
 from contracts.keccak import keccak
+from contracts.rpc import printable
 from contracts.units import Address, parse_address
 
 _ERROR_SELECTOR = keccak(b"Error(string)")[:4]
@@ -54,6 +56,7 @@ class Artifact:
         return entry.selector + encode(entry.inputs, args)
 
     def decode_result(self, function: str, data: bytes) -> tuple[Any, ...]:
+        """Raises eth_abi's DecodingError if another contract answered."""
         return tuple(decode(self._functions[function].outputs, data))
 
     def decode_event(
@@ -83,7 +86,10 @@ def load_artifact(name: str) -> Artifact:
 def revert_reason(error: RpcError) -> str:
     """The contract's own words, or the node's if it passed none on."""
     if error.data.startswith(_ERROR_SELECTOR):
-        return str(decode(["string"], error.data[4:])[0])
+        try:
+            return printable(decode(["string"], error.data[4:])[0])
+        except (DecodingError, UnicodeDecodeError, OverflowError):
+            pass  # Any contract on the way can revert with any bytes.
     return str(error)
 
 

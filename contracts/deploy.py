@@ -5,7 +5,7 @@ from dataclasses import astuple
 from contracts.abi import load_artifact
 from contracts.chain import Call, Sender
 from contracts.errors import BadConfigurationError
-from contracts.settlement import Terms
+from contracts.state import Terms
 from contracts.units import Address
 
 _DAY_S = 86_400

@@ -5,8 +5,9 @@ from typing import Any
 from contracts.abi import load_artifact
 from contracts.chain import Call
 from contracts.keccak import keccak
-from contracts.rpc import Rpc, parse_hex
+from contracts.rpc import Rpc
 from contracts.units import Address, address_bytes
+from contracts.views import ask
 from contracts.vouchers import EvmKey
 
 UNLIMITED = 2**256 - 1
@@ -52,7 +53,4 @@ class Token:
         return Call(self.address, load_artifact("TestToken").encode(function, *args))
 
     async def _value(self, function: str, *args: Any) -> Any:
-        artifact = load_artifact("TestToken")
-        request = {"to": self.address, "data": "0x" + artifact.encode(function, *args).hex()}
-        answer = parse_hex(await self._rpc.call("eth_call", request, "latest"))
-        return artifact.decode_result(function, answer)[0]
+        return await ask(self._rpc, load_artifact("TestToken"), self.address, function, *args)

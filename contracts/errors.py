@@ -8,7 +8,10 @@ class SettlementError(CapaError):
 
 
 class ChainUnreachableError(SettlementError):
-    """No answer from the chain's node; what was sent may or may not have arrived."""
+    """No answer from the chain's node, or none that makes sense.
+
+    What was sent may or may not have arrived.
+    """
 
 
 class RpcError(SettlementError):

@@ -8,13 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from contracts.abi import as_address, load_artifact, revert_reason
+from eth_abi.exceptions import DecodingError
+
+from contracts.abi import as_address, load_artifact
 from contracts.chain import Call
-from contracts.errors import RevertedError, RpcError
 from contracts.merkle_sum import Leaf
 from contracts.receipts import Log, parse_log
-from contracts.rpc import Rpc, parse_hex
+from contracts.rpc import Rpc, nonsense
+from contracts.state import (
+    ChallengeState,
+    Channel,
+    EstateState,
+    OperatorState,
+    RootState,
+    Terms,
+)
 from contracts.units import Address
+from contracts.views import ask
 from contracts.vouchers import Promise, SignedVoucher
 
 # What the contract takes in one call.
@@ -23,53 +33,6 @@ CLAIMS_MAX = 32
 
 # Public nodes answer for a few thousand blocks at once, and refuse more.
 _EVENT_BLOCKS = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """A deployment's delays and amounts; `docs/settlement.md` gives the reasons."""
-
-    window_s: int
-    response_s: int
-    exit_delay_s: int
-    stale_after_s: int
-    collection_s: int
-    stake_min: int
-    bond: int
-
-
-@dataclass(frozen=True, slots=True)
-class Channel:
-    balance: int
-    redeemed: int
-    exit_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class OperatorState:
-    stake: int
-    credit: int
-    claimed: int
-    next_epoch: int
-    fresh_at: int
-    unstake_epoch: int
-    stale_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class RootState:
-    root: bytes
-    total: int
-    epoch: int
-    posted_at: int
-    disputes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChallengeState:
-    challenger: Address
-    cumulative: int
-    deadline: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +153,19 @@ class SettlementCalls:
     def withdraw(self, account: Address) -> Call:
         return self._call("withdraw", account)
 
+    def set_paused(self, paused: bool) -> Call:
+        """For the owner, as the next three: stop or resume new deposits."""
+        return self._call("set_paused", paused)
+
+    def propose_owner(self, candidate: Address) -> Call:
+        return self._call("propose_owner", candidate)
+
+    def accept_ownership(self) -> Call:
+        return self._call("accept_ownership")
+
+    def renounce_ownership(self) -> Call:
+        return self._call("renounce_ownership")
+
     def _call(self, function: str, *args: Any) -> Call:
         return Call(self.address, load_artifact("Settlement").encode(function, *args))
 
@@ -230,6 +206,20 @@ class SettlementReader:
     async def owed(self, account: Address) -> int:
         return int(await self._value("owed", account))
 
+    async def estate(self, operator: Address) -> EstateState:
+        return EstateState(*await self._value("estates", operator))
+
+    async def weight(self, operator: Address, payee: Address) -> int:
+        """What was filed for a payee of a stale operator, and not paid yet."""
+        return int(await self._value("weights", operator, payee))
+
+    async def owner(self) -> Address:
+        return as_address(await self._value("owner"))
+
+    async def candidate(self) -> Address:
+        """Who may take the owner's switch; the zero address if it is not on offer."""
+        return as_address(await self._value("candidate"))
+
     async def is_paused(self) -> bool:
         return bool(await self._value("paused"))
 
@@ -240,27 +230,31 @@ class SettlementReader:
             last = min(first + _EVENT_BLOCKS - 1, last_block)
             wanted = {"address": self._address, "fromBlock": hex(first), "toBlock": hex(last)}
             logs = await self._rpc.call("eth_getLogs", wanted)
+            if not isinstance(logs, list):
+                raise nonsense("a list of logs", logs)
             found += decode_events([parse_log(log) for log in logs], self._address)
         return found
 
     async def _value(self, function: str, *args: Any) -> Any:
         artifact = load_artifact("Settlement")
-        request = {"to": self._address, "data": "0x" + artifact.encode(function, *args).hex()}
-        try:
-            answer = parse_hex(await self._rpc.call("eth_call", request, self._block))
-        except RpcError as error:
-            raise RevertedError(revert_reason(error)) from error
-        if not answer:
-            raise RevertedError(f"there is no settlement contract at {self._address}")
-        return artifact.decode_result(function, answer)[0]
+        return await ask(self._rpc, artifact, self._address, function, *args, block=self._block)
 
 
 def decode_events(logs: Sequence[Log], address: Address) -> list[Event]:
-    """The settlement contract's events among `logs`; those of other contracts are left out."""
+    """The settlement contract's events among `logs`; those of other contracts are left out.
+
+    Raises ChainUnreachableError if the chain's node made one up.
+    """
     found = []
     for log in logs:
-        event = load_artifact("Settlement").decode_event(log.topics, log.data)
-        if event is not None and log.address == address:
+        # First: any token or wallet in the same transaction can log our topics with nonsense.
+        if log.address != address:
+            continue
+        try:
+            event = load_artifact("Settlement").decode_event(log.topics, log.data)
+        except (DecodingError, OverflowError):
+            raise nonsense("an event", log.data) from None
+        if event is not None:
             found.append(Event(event[0], event[1], log.block, log.index, log.transaction))
     return found
 

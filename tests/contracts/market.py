@@ -13,14 +13,8 @@ from contracts.chain import Call
 from contracts.errors import RevertedError
 from contracts.merkle_sum import SumTree
 from contracts.receipts import Log
-from contracts.settlement import (
-    Channel,
-    Event,
-    OperatorState,
-    RootState,
-    SettlementCalls,
-    Terms,
-)
+from contracts.settlement import Event, SettlementCalls
+from contracts.state import Channel, OperatorState, RootState, Terms
 from contracts.units import Address, address_from_bytes
 from contracts.vouchers import Domain, EvmKey, Promise, SignedVoucher, Voucher
 from tests.contracts.evm import Evm, settlement_artifact

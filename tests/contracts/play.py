@@ -7,7 +7,8 @@ from contracts.deploy import deploy_settlement, deploy_test_token
 from contracts.erc20 import Token
 from contracts.merkle_sum import SumTree
 from contracts.receipts import Receipt
-from contracts.settlement import SettlementCalls, SettlementReader, Terms
+from contracts.settlement import SettlementCalls, SettlementReader
+from contracts.state import Terms
 from contracts.units import Address
 from contracts.vouchers import Domain, EvmKey, Promise, SignedVoucher, Voucher
 from tests.contracts.anvil import CHAIN_ID, Anvil

@@ -10,7 +10,7 @@ from contracts.abi import load_artifact
 from contracts.build import ARTIFACTS, NAMES, ROOT, build
 from contracts.deploy import ALLOWED_TOKENS, PUBLIC_TERMS, TRIAL_TERMS, check_token
 from contracts.errors import BadConfigurationError
-from contracts.settlement import Terms
+from contracts.state import Terms
 from contracts.units import parse_address
 from tests.contracts.evm import CODE_BYTES_MAX
 from tests.contracts.mutate import one_line

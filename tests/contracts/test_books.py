@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from contracts.settlement import Terms
+from contracts.state import Terms
 from tests.contracts.market import NOBODY, TERMS, Market, Person, refused
 
 

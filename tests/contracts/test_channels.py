@@ -1,7 +1,7 @@
 """The client's leg: deposits, vouchers, exits."""
 
 from contracts.keccak import keccak
-from contracts.settlement import Channel
+from contracts.state import Channel
 from contracts.units import address_bytes
 from tests.contracts.market import NOBODY, TERMS, WEALTH, Market, Person, refused, with_charge
 
