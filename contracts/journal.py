@@ -12,7 +12,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import BinaryIO, Protocol, Self
 
 from contracts.errors import BadConfigurationError
 from contracts.units import Address
@@ -87,13 +87,16 @@ class MemoryJournal:
 class FileJournal(MemoryJournal):
     """One file per account and chain, locked: a second writer would take the first one's nonces.
 
-    Use it as a context manager. Raises BadConfigurationError if another process has it.
+    Use it as a context manager. Raises BadConfigurationError if another process has it, or if it
+    cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        try:
+            self._file = _open_durably(path)
+        except OSError as error:
+            raise BadConfigurationError(f"cannot open {path}: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -105,9 +108,16 @@ class FileJournal(MemoryJournal):
         data = self._file.read()
         whole = data[: data.rfind(b"\n") + 1]
         self._file.truncate(len(whole))
-        for line in whole.splitlines():
-            entry = _parse(line)
-            self._entries[entry.key] = entry
+        try:
+            for line in whole.splitlines():
+                entry = _parse(line)
+                self._entries[entry.key] = entry
+        except (ValueError, KeyError, TypeError) as error:
+            self._file.close()
+            raise BadConfigurationError(
+                f"{path} is damaged. Look up which of its transactions were mined before you move "
+                "it away: what it holds would be signed anew"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +135,18 @@ class FileJournal(MemoryJournal):
         self._file.flush()
         os.fsync(self._file.fileno())
         super().write(entry)
+
+
+def _open_durably(path: Path) -> BinaryIO:
+    """For reading and appending. The name must outlive a crash as the lines do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+b")
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return file
 
 
 def _parse(line: bytes) -> Sent:

@@ -105,6 +105,9 @@ class SumTree:
 
 def check_leaf(root: bytes, total: int, operator: Address, leaf: Leaf) -> None:
     """Raises BadProofError unless the leaf is under (root, total), by the contract's rules."""
+    amounts = (leaf.cumulative, *(node.sum for node in leaf.proof))
+    if len(leaf.proof) > DEPTH_MAX or any(not 0 <= amount <= SUM_MAX for amount in amounts):
+        raise BadProofError(f"the leaf of {leaf.payee} is not one that the contract takes")
     head = b"\0" + address_bytes(operator) + address_bytes(leaf.payee)
     digest, amount, path = keccak(head + leaf.cumulative.to_bytes(32)), leaf.cumulative, leaf.index
     for node in leaf.proof:
@@ -113,8 +116,7 @@ def check_leaf(root: bytes, total: int, operator: Address, leaf: Leaf) -> None:
         digest = keccak(b"\1" + (theirs + ours if path & 1 else ours + theirs))
         amount += node.sum
         path >>= 1
-    fits = len(leaf.proof) <= DEPTH_MAX and path == 0
-    if not fits or digest != root or amount != total:
+    if path != 0 or digest != root or amount != total:
         raise BadProofError(f"the leaf of {leaf.payee} ({leaf.cumulative}) is not under the root")
 
 

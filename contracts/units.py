@@ -12,7 +12,12 @@ from contracts.keccak import keccak
 
 Address = NewType("Address", str)
 
+# What the contract packs into one word with two more numbers.
+UNITS_MAX = 2**104 - 1
+
 _NANO_DECIMALS = 9
+# No sum of 104 bits has more, with leading zeros to spare.
+_DIGITS_MAX = 64
 _ADDRESS = re.compile("0x[0-9a-fA-F]{40}")
 
 
@@ -44,12 +49,20 @@ def token_units(cumulative_nano: int, decimals: int) -> int:
 
 
 def parse_tokens(text: str, decimals: int) -> int:
-    """Token units of a decimal such as `12.5`. Raises ValueError if it has too many decimals."""
+    """Token units of a decimal such as `12.5`.
+
+    Raises ValueError if it has too many decimals, or is more than a channel can hold.
+    """
     whole, _, fraction = text.strip().partition(".")
     digits = whole + fraction
     if not digits.isascii() or not digits.isdecimal() or not whole or len(fraction) > decimals:
         raise ValueError(f"{text!r} is not an amount with up to {decimals} decimals")
-    return int(whole) * _power_of_ten(decimals) + int(fraction.ljust(decimals, "0") or "0")
+    if len(digits) > _DIGITS_MAX:
+        raise ValueError(f"an amount of {len(digits)} digits is more than all tokens there are")
+    units = int(whole) * _power_of_ten(decimals) + int(fraction.ljust(decimals, "0") or "0")
+    if units > UNITS_MAX:
+        raise ValueError(f"{text} is more than the {UNITS_MAX} units that a channel can hold")
+    return units
 
 
 def format_tokens(units: int, decimals: int) -> str:

@@ -14,6 +14,7 @@ from contracts.errors import BadSignatureError
 from contracts.keccak import keccak
 from contracts.units import Address, address_bytes, address_from_bytes
 
+SECRET_BYTES = 32
 SIGNATURE_BYTES = 65
 _S_MAX = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 _UINT256_MAX = 2**256 - 1
@@ -101,6 +102,10 @@ class EvmKey:
     __slots__ = ("_private", "address")
 
     def __init__(self, secret: bytes) -> None:
+        """Raises ValueError if it is not 32 bytes of a number in the curve's range."""
+        # The library would pad a key that lost its end: a valid key, but of another account.
+        if len(secret) != SECRET_BYTES:
+            raise ValueError(f"a key has {SECRET_BYTES} bytes, not {len(secret)}")
         self._private = PrivateKey(secret)
         self.address = address_from_bytes(_address_bytes(self._private.public_key))
 

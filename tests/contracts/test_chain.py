@@ -212,6 +212,19 @@ def test_a_journal_has_one_writer(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("line", [b"{}", b"[]", b"\xff", b'{"raw": 5, "hashes": []}'])
+def test_a_damaged_journal_is_not_taken_for_an_empty_one(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "journal"
+    with FileJournal(path) as journal:
+        journal.write(ENTRY)
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.raises(BadConfigurationError, match="is damaged"):
+        FileJournal(path)
+    with pytest.raises(BadConfigurationError, match="cannot open"):
+        FileJournal(path / "below a file")
+
+
 def test_a_purpose_goes_on_with_what_is_unfinished_and_begins_anew_after_it() -> None:
     journal = MemoryJournal()
     assert continued_key(journal, "pay") == "pay-0"

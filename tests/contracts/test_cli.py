@@ -1,6 +1,7 @@
 """The command line on a real chain, and the files that it reads."""
 
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -145,6 +146,7 @@ def is_the_deposit(entry: Sent) -> bool:
 def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "keys" / "evm.key"
     key = create_evm_key(path)
+    secret = key.secret().hex()
     assert load_evm_key(path).address == key.address
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(BadConfigurationError, match="never overwritten"):
@@ -153,11 +155,17 @@ def test_a_key_file_is_private_and_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(BadConfigurationError, match="chmod 600"):
         load_evm_key(path)
     path.chmod(0o600)
-    path.write_text("not hex")
-    with pytest.raises(BadConfigurationError, match="64 hex digits"):
-        load_evm_key(path)
+    # The second lost its end, and is the valid key of somebody else.
+    for text in ("not hex", secret[:-2], secret + "00", "00" * 32):
+        path.write_text(text)
+        with pytest.raises(BadConfigurationError, match="64 hex digits"):
+            load_evm_key(path)
+    path.write_text(f"0x{secret}\n")
+    assert load_evm_key(path).address == key.address
     with pytest.raises(BadConfigurationError, match="new-key"):
         load_evm_key(tmp_path / "missing")
+    with pytest.raises(BadConfigurationError, match="cannot write"):
+        create_evm_key(path / "below a file")
 
 
 def test_a_leaf_file_survives_the_round_trip(tmp_path: Path) -> None:
@@ -172,6 +180,14 @@ def test_a_leaf_file_survives_the_round_trip(tmp_path: Path) -> None:
         "{}",
         "[]",
         format_leaf(leaf).replace(leaf.proof[0].hash.hex(), "00"),
+        format_leaf(leaf).replace(f'"{2**100}"', "1.9"),
+        format_leaf(leaf).replace(f'"{2**100}"', str(2**100)),
+        format_leaf(leaf).replace(str(2**100), "-5"),
+        format_leaf(leaf).replace(str(2**100), "1_0"),
+        format_leaf(leaf).replace(str(2**100), str(2**128)),
+        format_leaf(replace(leaf, index=-1)),
+        format_leaf(replace(leaf, index=2)),
+        "[" * 16_000,
         "x" * 20_000,
     ):
         path.write_text(text)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from contracts.binding import bind, check_binding
 from contracts.errors import BadSignatureError
 from contracts.units import (
+    UNITS_MAX,
     Address,
     address_from_bytes,
     format_tokens,
@@ -204,3 +205,7 @@ def test_tokens_are_written_and_read_exactly() -> None:
     for text in ("", ".5", "1.0000001", "-1", "1e3", "１"):
         with pytest.raises(ValueError, match="not an amount"):
             parse_tokens(text, 6)
+    assert parse_tokens(str(UNITS_MAX), 0) == UNITS_MAX
+    for text in (str(UNITS_MAX + 1), "9" * 90, "9" * 10_000):
+        with pytest.raises(ValueError, match="more than"):
+            parse_tokens(text, 0)
