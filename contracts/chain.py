@@ -4,22 +4,22 @@ One `Sender` per account is the only writer of its nonces. `send` names what it 
 same key again, in this process or after a crash, continues the same transaction.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import trio
 
-from contracts.abi import revert_reason
 from contracts.errors import (
     BadConfigurationError,
     ChainUnreachableError,
     NonceTakenError,
     NotConfirmedError,
     RevertedError,
-    RpcError,
 )
 from contracts.journal import Journal, Sent
-from contracts.receipts import Receipt, parse_receipt
-from contracts.rpc import Rpc, parse_quantity
+from contracts.node import ChainNode
+from contracts.receipts import Receipt
+from contracts.rpc import Rpc
 from contracts.transaction import Transaction, transaction_hash
 from contracts.units import Address
 from contracts.vouchers import EvmKey
@@ -42,6 +42,8 @@ class Policy:
     fee_wei_max: int = 500 * 10**9
     # An estimate is for the state of now; the transaction meets a later one.
     gas_percent: int = 120
+    # EIP-7825: no transaction takes more, so a larger estimate is a mistake or a lie.
+    gas_max: int = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,14 @@ class Sender:
         journal: Journal,
         policy: Policy | None = None,
     ) -> None:
-        self._rpc = rpc
+        self._node = ChainNode(rpc)
         self._key = key
         self._chain_id = chain_id
         self._journal = journal
         self._policy = policy or Policy()
         self._allocation = trio.Lock()
+        # Nonces that `send` waits for now; one is listed twice while two tasks wait for it.
+        self._waiting: list[int] = []
 
     @property
     def address(self) -> Address:
@@ -79,24 +83,32 @@ class Sender:
         """Make it happen once and wait until it is confirmed.
 
         Raises RevertedError (before or after mining) and NonceTakenError, after which only another
-        key can try again; NotConfirmedError and ChainUnreachableError, after which the same key
-        goes on where this stopped.
+        key can try again; NotConfirmedError, ChainUnreachableError and RpcError (the node does not
+        take the bytes, for want of ether perhaps), after which the same key goes on where this
+        stopped.
         """
-        entry = await self._entry(key, call)
         receipt: Receipt | None = None
         with trio.move_on_after(self._policy.timeout_s):
+            entry = await self._entry(key, call)
             receipt = await self._confirm(entry)
         if receipt is None:
-            raise NotConfirmedError(f"{key} waits since {self._policy.timeout_s:.0f} s")
+            obstacle = await self._obstacle(key)
+            raise NotConfirmedError(f"{key} waits since {self._policy.timeout_s:.0f} s{obstacle}")
         if not receipt.succeeded:
-            reason = await self._replay(call, receipt.block)
+            # As far as the state before its block shows it.
+            before = receipt.block - 1
+            reason = await self._node.refusal(self.address, call.to, call.data, before)
             raise RevertedError(reason, transaction=receipt.transaction)
         return receipt
 
     async def resume(self) -> None:
         """Broadcast again what a crash may have kept from leaving. Call it once at the start."""
+        if not self._journal.open_entries():
+            return
+        count = await self._node.count(self.address)
         for entry in self._journal.open_entries():
-            await self._broadcast(entry)
+            if entry.nonce >= count:
+                await self._broadcast(entry)
 
     async def _entry(self, key: str, call: Call) -> Sent:
         # Signing and writing are one step: two tasks must not take one nonce.
@@ -107,20 +119,18 @@ class Sender:
                 self._journal.write(entry)
             elif entry.data != call.data.hex() or entry.to != call.to:
                 raise BadConfigurationError(f"the key {key!r} was used for another transaction")
-        if not entry.done:
-            await self._broadcast(entry)
         return entry
 
     async def _sign_new(self, key: str, call: Call) -> Sent:
-        count = await self._rpc.call("eth_getTransactionCount", self.address, "latest")
+        count = await self._node.count(self.address)
         gas = await self._estimate(call)
         tip_wei, fee_wei = await self._fees()
         entry = Sent(
             key=key,
-            nonce=max(parse_quantity(count), self._journal.next_nonce()),
+            nonce=max(count, self._journal.next_nonce()),
             to=call.to,
             data=call.data.hex(),
-            gas=gas * self._policy.gas_percent // 100,
+            gas=gas,
             tip_wei=tip_wei,
             fee_wei=fee_wei,
             raw=(),
@@ -146,37 +156,36 @@ class Sender:
         )
 
     async def _estimate(self, call: Call) -> int:
-        fields = {"from": self.address, "data": "0x" + call.data.hex()}
-        if call.to is not None:
-            fields["to"] = call.to
-        try:
-            # On top of what already waits: an approval and its deposit may be sent together.
-            return parse_quantity(await self._rpc.call("eth_estimateGas", fields, "pending"))
-        except RpcError as error:
-            raise RevertedError(revert_reason(error)) from error
+        gas = await self._node.estimate_gas(self.address, call.to, call.data)
+        if gas > self._policy.gas_max:
+            raise RevertedError(f"it would take {gas} gas, and no transaction may")
+        return min(gas * self._policy.gas_percent // 100, self._policy.gas_max)
 
     async def _fees(self) -> tuple[int, int]:
-        tip_wei = parse_quantity(await self._rpc.call("eth_maxPriorityFeePerGas"))
-        block = await self._rpc.call("eth_getBlockByNumber", "latest", False)
-        base_wei = parse_quantity(block["baseFeePerGas"])
+        tip_wei, base_wei = await self._node.fees()
         fee_wei = base_wei * self._policy.base_fee_factor + tip_wei
         if fee_wei > self._policy.fee_wei_max:
             raise NotConfirmedError(f"gas costs {fee_wei} wei, which is over the limit: wait")
         return tip_wei, fee_wei
 
     async def _broadcast(self, entry: Sent) -> None:
-        try:
-            await self._rpc.call("eth_sendRawTransaction", "0x" + entry.raw[-1])
-        except ChainUnreachableError:
-            return  # It may have arrived; `_confirm` finds out, and sends again if it has not.
-        except RpcError as error:
-            if not is_harmless(error):
-                raise
+        # It may have arrived all the same; `_confirm` finds out, and sends again if it has not.
+        with suppress(ChainUnreachableError):
+            await self._node.broadcast(bytes.fromhex(entry.raw[-1]))
 
     async def _confirm(self, entry: Sent) -> Receipt:
+        self._waiting.append(entry.nonce)
+        try:
+            return await self._look_until_deep(entry.key)
+        finally:
+            self._waiting.remove(entry.nonce)
+
+    async def _look_until_deep(self, key: str) -> Receipt:
         waited_s = 0.0
+        count: int | None = None
         taken_at: int | None = None
         while True:
+            entry = self._known(key)
             try:
                 receipt = await self._receipt(entry)
                 if receipt is not None:
@@ -186,15 +195,33 @@ class Sender:
                             self._journal.write(entry.finished())
                         return receipt
                 else:
-                    taken_at = await self._check_nonce(entry, taken_at)
-                    if waited_s >= self._policy.bump_after_s:
-                        entry, waited_s = self._bumped(entry), 0.0
-                    # Again at every look: a reorganisation or a full pool may have dropped it.
-                    await self._broadcast(entry)
+                    before, count = count, await self._node.count(self.address)
+                    if count != before:
+                        waited_s = 0.0  # The line moved, so what is first now has not waited yet.
+                    taken_at = await self._check_nonce(entry, count, taken_at)
+                    if await self._push(entry, count, waited_s):
+                        waited_s = 0.0
             except ChainUnreachableError:
                 pass  # The deadline of `send` bounds this; until then, keep looking.
             await trio.sleep(self._policy.poll_s)
             waited_s += self._policy.poll_s
+
+    async def _push(self, entry: Sent, count: int, waited_s: float) -> bool:
+        """Broadcast it at every look: a reorganisation or a full pool may have dropped it.
+
+        What is first in line may be left over from a crash, with nobody else to wait for it. Only
+        that one can be mined, so a higher fee goes there; the answer is whether it was raised.
+        """
+        if entry.nonce > min(self._waiting):
+            await self._broadcast(entry)
+            return False
+        first = next((e for e in self._journal.open_entries() if e.nonce >= count), entry)
+        is_late = waited_s >= self._policy.bump_after_s and first.nonce == count
+        if is_late:
+            first = self._bumped(first)
+        for key in dict.fromkeys((first.key, entry.key)):
+            await self._broadcast(self._known(key))
+        return is_late
 
     def _bumped(self, entry: Sent) -> Sent:
         factor = 100 + self._policy.bump_percent
@@ -208,23 +235,21 @@ class Sender:
 
     async def _receipt(self, entry: Sent) -> Receipt | None:
         for transaction in reversed(entry.hashes):
-            found = await self._rpc.call("eth_getTransactionReceipt", transaction)
+            found = await self._node.receipt(transaction)
             if found is not None:
-                return parse_receipt(found)
+                return found
         return None
 
     async def _is_deep(self, receipt: Receipt) -> bool:
-        if await self._head() - receipt.block + 1 < self._policy.confirmations:
+        if await self._node.head() - receipt.block + 1 < self._policy.confirmations:
             return False
-        block = await self._rpc.call("eth_getBlockByNumber", hex(receipt.block), False)
-        return block is not None and block["hash"] == receipt.block_hash
+        return await self._node.block_hash(receipt.block) == receipt.block_hash
 
-    async def _check_nonce(self, entry: Sent, taken_at: int | None) -> int | None:
+    async def _check_nonce(self, entry: Sent, count: int, taken_at: int | None) -> int | None:
         """The block since which another transaction has the nonce; NonceTakenError when deep."""
-        count = await self._rpc.call("eth_getTransactionCount", self.address, "latest")
-        if parse_quantity(count) <= entry.nonce:
+        if count <= entry.nonce:
             return None
-        head = await self._head()
+        head = await self._node.head()
         taken_at = head if taken_at is None else taken_at
         if head - taken_at >= self._policy.confirmations:
             # It can never happen now, so it is not to be sent again after a restart.
@@ -232,29 +257,23 @@ class Sender:
             raise NonceTakenError(f"nonce {entry.nonce} went to another transaction")
         return taken_at
 
-    async def _head(self) -> int:
-        return parse_quantity(await self._rpc.call("eth_blockNumber"))
-
-    async def _replay(self, call: Call, block: int) -> str:
-        """The reason of a mined refusal, as far as the state before its block shows it."""
-        fields = {"from": self.address, "to": call.to, "data": "0x" + call.data.hex()}
+    async def _obstacle(self, key: str) -> str:
+        """Why it can still not be mined, if that is a nonce that nobody is going to use."""
+        entry = self._journal.find(key)
         try:
-            await self._rpc.call("eth_call", fields, hex(block - 1))
-        except RpcError as error:
-            return revert_reason(error)
-        return ""
+            count = await self._node.count(self.address)
+        except ChainUnreachableError:
+            return ", and the chain's node does not answer"
+        used = {waiting.nonce for waiting in self._journal.open_entries()}
+        if entry is None or entry.nonce <= count or count in used:
+            return ""
+        return (
+            f": it has nonce {entry.nonce}, and nonce {count} comes first, of which the journal "
+            "knows nothing. Send a transaction with that nonce, or ask another node if it is true"
+        )
 
-
-# What nodes say to bytes that they have, or had: the receipts tell the rest.
-_HARMLESS = (
-    "already known",
-    "already imported",
-    "nonce too low",
-    "underpriced",
-    "known transaction",
-)
-
-
-def is_harmless(error: RpcError) -> bool:
-    """Whether a refused broadcast may still end well."""
-    return any(words in str(error).lower() for words in _HARMLESS)
+    def _known(self, key: str) -> Sent:
+        """As it is now: while we waited, another task may have raised its fee."""
+        entry = self._journal.find(key)
+        assert entry is not None, "what is waited for was written first"
+        return entry

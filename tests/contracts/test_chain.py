@@ -178,7 +178,7 @@ async def test_after_a_crash_the_same_bytes_are_sent_again(
     chain: FakeChain, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     path = tmp_path / "journal"
-    chain.fail("eth_sendRawTransaction", "lost", "lost")
+    chain.fail("eth_sendRawTransaction", "lost")
     with FileJournal(path) as journal, trio.move_on_after(0.5):
         await sender(chain, journal).send("pay", CALL)
     assert not chain.pool
@@ -301,3 +301,125 @@ async def test_what_is_never_mined_is_given_up_and_can_go_on_later(
         await ours.send("pay", CALL)
     await while_mining(chain, lambda: ours.send("pay", CALL))
     assert len(chain.mined()) == 1
+
+
+async def test_what_a_crash_left_first_in_line_is_paid_more_for(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    """Nobody sends it again, and nothing after it can be mined however much that pays."""
+    journal = MemoryJournal()
+    with trio.move_on_after(0.5):
+        await sender(chain, journal).send("left over", CALL)
+    chain.base_fee_wei = 5 * GWEI
+    revived = sender(chain, journal, replace(POLICY, timeout_s=300))
+    await revived.resume()
+    later = Call(TO, b"later")
+    await while_mining(chain, lambda: revived.send("later", later))
+    assert [item.data for item in chain.mined()] == [CALL.data, b"later"]
+    left_over, sent = journal.find("left over"), journal.find("later")
+    assert left_over is not None
+    assert len(left_over.raw) > 1
+    assert sent is not None
+    assert len(sent.raw) == 1
+
+
+async def test_only_the_first_of_several_is_paid_more_for(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    journal = MemoryJournal()
+    ours = sender(chain, journal, replace(POLICY, timeout_s=300))
+
+    async def all_of_them() -> Receipt:
+        receipts: list[Receipt] = []
+
+        async def one(number: int) -> None:
+            receipts.append(await ours.send(f"pay-{number}", Call(TO, bytes([number]))))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(one, number)
+            await trio.sleep(1)
+            chain.base_fee_wei = 3 * GWEI
+            await trio.sleep(2 * POLICY.bump_after_s)
+            entries = [journal.find(f"pay-{number}") for number in range(3)]
+            by_nonce = sorted((e for e in entries if e), key=lambda entry: entry.nonce)
+            assert [len(entry.raw) > 1 for entry in by_nonce] == [True, False, False]
+        return receipts[0]
+
+    await while_mining(chain, all_of_them)
+    assert len(chain.mined()) == 3
+
+
+async def test_what_was_mined_is_not_sent_again_after_a_crash(
+    chain: FakeChain, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each make of node has its own words for a nonce that is gone: they need not be known."""
+    journal = MemoryJournal()
+    with trio.move_on_after(0.5):
+        await sender(chain, journal).send("pay", CALL)
+    chain.mine()
+
+    def refuse(raw: str) -> str:
+        raise RpcError("OldNonce, current nonce: 1", code=-32010)
+
+    monkeypatch.setattr(chain, "_eth_sendRawTransaction", refuse)
+    revived = sender(chain, journal)
+    await revived.resume()
+    await while_mining(chain, lambda: revived.send("pay", CALL))
+    assert len(chain.mined()) == 1
+
+
+async def test_a_node_that_lies_about_gas_gets_nothing_signed(
+    chain: FakeChain, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chain, "_eth_estimateGas", lambda call, block: hex(2**24 + 1))
+    journal = MemoryJournal()
+    with pytest.raises(RevertedError, match="no transaction may"):
+        await sender(chain, journal).send("pay", CALL)
+    assert journal.find("pay") is None
+    monkeypatch.setattr(chain, "_eth_estimateGas", lambda call, block: hex(2**24))
+    await while_mining(chain, lambda: sender(chain, journal).send("pay", CALL))
+    entry = journal.find("pay")
+    assert entry is not None
+    assert entry.gas == 2**24
+
+
+async def test_a_nonce_that_leaves_a_gap_is_explained(
+    chain: FakeChain, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = sender(chain)
+    with monkeypatch.context() as patch, trio.move_on_after(0.5):
+        patch.setattr(chain, "_eth_getTransactionCount", lambda account, block: hex(1_000))
+        await ours.send("pay", CALL)
+    with pytest.raises(NotConfirmedError, match="nonce 1000, and nonce 0 comes first"):
+        await while_mining(chain, lambda: ours.send("pay", CALL))
+
+
+@pytest.mark.parametrize("method", ["eth_getTransactionReceipt", "eth_getBlockByNumber"])
+@pytest.mark.parametrize("answer", [{}, [], "0x1", 7])
+async def test_nonsense_while_waiting_is_waited_out(
+    chain: FakeChain,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    answer: object,
+) -> None:
+    ours = sender(chain)
+    with trio.move_on_after(0.5):
+        await ours.send("pay", CALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(chain, f"_{method}", lambda *_: answer)
+        with pytest.raises(NotConfirmedError):
+            await while_mining(chain, lambda: ours.send("pay", CALL))
+    await while_mining(chain, lambda: ours.send("pay", CALL))
+    assert len(chain.mined()) == 1
+
+
+async def test_a_node_that_does_not_answer_is_waited_for_so_long_and_no_longer(
+    chain: FakeChain, autojump_clock: MockClock
+) -> None:
+    chain.delay_s = 1_000
+    started_s = trio.current_time()
+    with pytest.raises(NotConfirmedError):
+        await sender(chain).send("pay", CALL)
+    assert trio.current_time() - started_s <= POLICY.timeout_s + chain.delay_s

@@ -5,9 +5,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from contracts.chain import is_harmless
 from contracts.errors import RpcError
 from contracts.fake_chain import GWEI, FakeChain
+from contracts.node import is_harmless
 from contracts.rpc import Rpc, parse_quantity
 from contracts.transaction import Transaction, transaction_hash
 from contracts.units import parse_address
