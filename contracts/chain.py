@@ -19,7 +19,7 @@ from contracts.errors import (
 from contracts.journal import Journal, Sent
 from contracts.node import ChainNode
 from contracts.receipts import Receipt
-from contracts.rpc import Rpc
+from contracts.rpc import Rpc, parse_hex
 from contracts.transaction import Transaction, transaction_hash
 from contracts.units import Address
 from contracts.vouchers import EvmKey
@@ -243,7 +243,7 @@ class Sender:
     async def _is_deep(self, receipt: Receipt) -> bool:
         if await self._node.head() - receipt.block + 1 < self._policy.confirmations:
             return False
-        return await self._node.block_hash(receipt.block) == receipt.block_hash
+        return await self._node.block_hash(receipt.block) == parse_hex(receipt.block_hash)
 
     async def _check_nonce(self, entry: Sent, count: int, taken_at: int | None) -> int | None:
         """The block since which another transaction has the nonce; NonceTakenError when deep."""

@@ -1,32 +1,29 @@
-"""`python -m contracts`: the contract for people. Data goes to stdout, one `name value` a line.
+"""`python -m contracts`: the contract for people. Data goes to stdout: `name value` lines, or JSON.
 
 Commands only read options and print. Secrets are read from files, never from the command line.
 """
 
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import httpx
-import trio
 import typer
 
-from contracts.chain import Policy, Sender
+from contracts.abi import load_artifact
 from contracts.deploy import (
     PUBLIC_TERMS,
     TRIAL_TERMS,
     check_token,
     deploy_settlement,
     deploy_test_token,
+    scaled_terms,
 )
 from contracts.erc20 import Token
 from contracts.errors import BadConfigurationError
-from contracts.files import create_evm_key, load_evm_key, load_leaf
-from contracts.journal import FileJournal, Journal, MemoryJournal, continued_key
-from contracts.rpc import HttpRpc, Rpc, parse_quantity
+from contracts.files import create_evm_key, load_leaf
+from contracts.journal import continued_key
+from contracts.session import Connection, Report, Session, key_of, run, short_hash
 from contracts.settlement import SettlementCalls, SettlementReader, decode_events
 from contracts.units import Address, format_tokens, parse_address, parse_tokens
 from protocol.errors import CapaError
@@ -52,23 +49,21 @@ OperatorOption = Annotated[str, typer.Option(help="Address of the market's opera
 Confirmations = Annotated[int, typer.Option(min=1, help="Blocks until a transaction counts.")]
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    rpc: Rpc
-    chain_id: int
-    journal: Journal
-    sender: Sender | None
-
-    def writer(self) -> Sender:
-        if self.sender is None:
-            raise BadConfigurationError("this needs a key: --key-file")
-        return self.sender
+ChainId = Annotated[
+    int | None,
+    typer.Option(envvar="CAPACLOUD_CHAIN_ID", help="Refuse to go on if --rpc is another chain."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
 @app.command("new-key")
-def new_key(path: Annotated[Path, typer.Argument(help="Where to write it.")]) -> None:
+def new_key(
+    path: Annotated[Path, typer.Argument(help="Where to write it.")], as_json: Json = False
+) -> None:
     """Create a key for transactions, and print its address."""
-    say("address", create_evm_key(path).address)
+    report = Report(as_json)
+    report.say("address", create_evm_key(path).address)
+    report.end()
 
 
 @app.command()
@@ -82,6 +77,8 @@ def deploy(
         bool, typer.Option(help="Minutes instead of days, for test networks.")
     ] = False,
     confirmations: Confirmations = 5,
+    chain_id: ChainId = None,
+    as_json: Json = False,
 ) -> None:
     """Put a settlement contract on a chain. The key's account can pause deposits, nothing else."""
     if (token is None) == (not test_token):
@@ -89,20 +86,23 @@ def deploy(
 
     async def work(session: Session) -> None:
         sender = session.writer()
-        terms = TRIAL_TERMS if trial else PUBLIC_TERMS
-        key = continued_key(session.journal, f"deploy-{token}-{trial}")
+        # Another version of this program has other code to deploy, and does not go on with this.
+        code = b"".join(load_artifact(name).bytecode for name in ("TestToken", "Settlement"))
+        key = continued_key(session.journal, f"deploy-{token}-{trial}-{short_hash(code)}")
         if token is None:
             settled_in = await deploy_test_token(sender, key=f"{key}-token")
         else:
             settled_in = read_address(token)
             if not any_token:
                 check_token(session.chain_id, settled_in)
+        decimals = await Token(session.rpc, settled_in).decimals()
+        terms = scaled_terms(TRIAL_TERMS if trial else PUBLIC_TERMS, decimals)
         address = await deploy_settlement(sender, settled_in, terms, key=key)
-        say("chain", session.chain_id)
-        say("token", settled_in)
-        say("settlement", address)
+        session.report.say("chain", session.chain_id)
+        session.report.say("token", settled_in)
+        session.report.say("settlement", address)
 
-    run(work, rpc, key_file, confirmations)
+    run(work, Connection(rpc, chain_id, key_file, confirmations, as_json))
 
 
 @app.command()
@@ -115,6 +115,8 @@ def deposit(
     client: Annotated[str | None, typer.Option(help="Whose escrow; the key's by default.")] = None,
     mint: Annotated[bool, typer.Option(help="Mint them first: test tokens only.")] = False,
     confirmations: Confirmations = 5,
+    chain_id: ChainId = None,
+    as_json: Json = False,
 ) -> None:
     """Put tokens into escrow with an operator."""
 
@@ -124,17 +126,20 @@ def deposit(
         token = Token(session.rpc, await reader.token())
         units = read_tokens(amount, await token.decimals())
         owner, who = read_address(client) if client else sender.address, read_address(operator)
-        key = continued_key(session.journal, f"deposit-{settlement}-{owner}-{who}-{units}")
+        call = calls.deposit(owner, who, units)
+        key = key_of(session.journal, "deposit", call)
         if mint:
             await sender.send(f"{key}-mint", token.mint(sender.address, units))
         if await token.allowance(sender.address, settlement) < units:
-            await sender.send(f"{key}-approve", token.approve(settlement, units))
-        receipt = await sender.send(key, calls.deposit(owner, who, units))
-        say("transaction", receipt.transaction)
+            # On its own: another deposit may have used up the allowance that was made for this one.
+            approval = token.approve(settlement, units)
+            await sender.send(key_of(session.journal, "approve", approval), approval)
+        receipt = await sender.send(key, call)
+        session.report.say("transaction", receipt.transaction)
         channel = await reader.channel(owner, who)
-        say("balance", format_tokens(channel.balance, await token.decimals()))
+        session.report.say("balance", format_tokens(channel.balance, await token.decimals()))
 
-    run(work, rpc, key_file, confirmations)
+    run(work, Connection(rpc, chain_id, key_file, confirmations, as_json))
 
 
 @app.command()
@@ -144,11 +149,13 @@ def status(
     operator: Annotated[str | None, typer.Option(help="Show this operator.")] = None,
     client: Annotated[str | None, typer.Option(help="Show this client's escrow with it.")] = None,
     payee: Annotated[str | None, typer.Option(help="Show what it paid to this payee.")] = None,
+    chain_id: ChainId = None,
+    as_json: Json = False,
 ) -> None:
     """What the contract holds for whom. Amounts are token units, times are Unix seconds."""
 
     async def work(session: Session) -> None:
-        reader = SettlementReader(session.rpc, read_address(contract))
+        reader, say = SettlementReader(session.rpc, read_address(contract)), session.report.say
         say("token", await reader.token())
         say("deposits_paused", await reader.is_paused())
         for name, value in asdict(await reader.terms()).items():
@@ -169,7 +176,7 @@ def status(
         if payee is not None:
             say("paid", await reader.paid(who, read_address(payee)))
 
-    run(work, rpc)
+    run(work, Connection(rpc, chain_id, as_json=as_json))
 
 
 @app.command()
@@ -180,54 +187,20 @@ def claim(
     operator: OperatorOption,
     leaf: Annotated[Path, typer.Option(help="JSON file with the payee's leaf and proof.")],
     confirmations: Confirmations = 5,
+    chain_id: ChainId = None,
+    as_json: Json = False,
 ) -> None:
     """Have a payee paid what the active root holds for it. Anyone may pay for the transaction."""
 
     async def work(session: Session) -> None:
         sender, settlement, item = session.writer(), read_address(contract), load_leaf(leaf)
-        who = read_address(operator)
-        purpose = f"claim-{settlement}-{who}-{item.payee}-{item.cumulative}"
-        key = continued_key(session.journal, purpose)
-        receipt = await sender.send(key, SettlementCalls(settlement).claim(who, item))
-        say("transaction", receipt.transaction)
+        call = SettlementCalls(settlement).claim(read_address(operator), item)
+        receipt = await sender.send(key_of(session.journal, "claim", call), call)
+        session.report.say("transaction", receipt.transaction)
         events = decode_events(receipt.logs, settlement)
-        say("paid", sum(event.fields["amount"] for event in events))
+        session.report.say("paid", sum(event.fields["amount"] for event in events))
 
-    run(work, rpc, key_file, confirmations)
-
-
-def run(
-    work: Callable[[Session], Awaitable[None]],
-    url: str,
-    key_file: Path | None = None,
-    confirmations: int = 5,
-) -> None:
-    async def in_session() -> None:
-        async with open_session(url, key_file, confirmations) as session:
-            await work(session)
-
-    trio.run(in_session)
-
-
-@asynccontextmanager
-async def open_session(
-    url: str, key_file: Path | None, confirmations: int
-) -> AsyncIterator[Session]:
-    """A connection to the chain; with a key, also a sender whose journal lies next to the key."""
-    async with httpx.AsyncClient() as client:
-        rpc = HttpRpc(url, client)
-        chain_id = parse_quantity(await rpc.call("eth_chainId"))
-        if key_file is None:
-            yield Session(rpc, chain_id, MemoryJournal(), None)
-            return
-        key, policy = load_evm_key(key_file), Policy(confirmations=confirmations)
-        # A local chain begins anew with the same id; what was sent to the last one is not here.
-        first_block = await rpc.call("eth_getBlockByNumber", "0x0", False)
-        chain_name = f"{chain_id}-{first_block['hash'][2:10]}"
-        with FileJournal(key_file.with_name(f"{key_file.name}.{chain_name}.journal")) as journal:
-            sender = Sender(rpc, key, chain_id, journal=journal, policy=policy)
-            await sender.resume()
-            yield Session(rpc, chain_id, journal, sender)
+    run(work, Connection(rpc, chain_id, key_file, confirmations, as_json))
 
 
 def read_address(text: str) -> Address:
@@ -242,10 +215,6 @@ def read_tokens(text: str, decimals: int) -> int:
         return parse_tokens(text, decimals)
     except ValueError as error:
         raise BadConfigurationError(str(error)) from error
-
-
-def say(name: str, value: object) -> None:
-    sys.stdout.write(f"{name} {value}\n")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Putting a settlement contract on a chain: which token, which terms."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 from contracts.abi import load_artifact
 from contracts.chain import Call, Sender
@@ -10,7 +10,10 @@ from contracts.units import Address
 
 _DAY_S = 86_400
 # One whole token of six decimals, the unit of the stablecoins that a credit is priced like.
-_TOKEN = 10**6
+_DECIMALS = 6
+_TOKEN = 10**_DECIMALS
+# The contract's 104 bits of money are 2 * 10^13 whole tokens of these.
+_DECIMALS_MAX = 18
 
 # The reasons are in docs/settlement.md, "Parameters".
 PUBLIC_TERMS = Terms(
@@ -52,6 +55,19 @@ def check_token(chain_id: int, token: Address) -> None:
             f"{token} is not a listed token of chain {chain_id}. Read its code: a fee on transfer "
             "or balances that change by themselves would break the books. Then pass --any-token"
         )
+
+
+def scaled_terms(terms: Terms, decimals: int) -> Terms:
+    """The same terms for a token of other decimals: its units are worth more, or far less.
+
+    Raises BadConfigurationError if the token has so many or so few that the contract cannot count.
+    """
+    if not _DECIMALS <= decimals <= _DECIMALS_MAX:
+        raise BadConfigurationError(
+            f"the token has {decimals} decimals: {_DECIMALS} to {_DECIMALS_MAX} can be settled in"
+        )
+    factor = 10 ** (decimals - _DECIMALS)
+    return replace(terms, stake_min=terms.stake_min * factor, bond=terms.bond * factor)
 
 
 async def deploy_test_token(sender: Sender, *, key: str = "deploy-token") -> Address:

@@ -6,7 +6,7 @@ from typing import Any
 from contracts.abi import revert_reason
 from contracts.errors import ChainUnreachableError, RevertedError, RpcError
 from contracts.receipts import Receipt, parse_receipt
-from contracts.rpc import Rpc, nonsense, parse_quantity
+from contracts.rpc import Rpc, nonsense, parse_hex, parse_quantity
 from contracts.units import Address
 
 # What nodes say to bytes that they have, or had: the receipts tell the rest.
@@ -32,10 +32,10 @@ class ChainNode:
     async def head(self) -> int:
         return parse_quantity(await self._rpc.call("eth_blockNumber"))
 
-    async def block_hash(self, number: int) -> str | None:
-        """None if there is no such block, or none any more."""
+    async def block_hash(self, number: int) -> bytes:
+        """Empty if there is no such block, or none any more."""
         fields = await self._block(hex(number))
-        return None if fields is None else str(fields.get("hash"))
+        return b"" if fields is None else parse_hex(fields.get("hash"))
 
     async def fees(self) -> tuple[int, int]:
         """The tip that is usual now, and the base fee of the newest block, in wei."""

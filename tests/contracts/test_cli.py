@@ -1,5 +1,6 @@
 """The command line on a real chain, and the files that it reads."""
 
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,15 @@ from typer.testing import CliRunner, Result
 
 from contracts.chain import Sender
 from contracts.cli import app
+from contracts.deploy import PUBLIC_TERMS, scaled_terms
 from contracts.erc20 import Token
-from contracts.errors import BadConfigurationError, NotConfirmedError
+from contracts.errors import BadConfigurationError, NotConfirmedError, RevertedError
 from contracts.files import create_evm_key, format_leaf, load_evm_key, load_leaf
-from contracts.journal import FileJournal, Sent
-from contracts.merkle_sum import SumTree
+from contracts.journal import FileJournal, MemoryJournal, Sent
+from contracts.merkle_sum import Leaf, SumTree
 from contracts.receipts import Receipt
 from contracts.rpc import HttpRpc
+from contracts.session import key_of
 from contracts.settlement import SettlementCalls
 from contracts.units import Address
 from contracts.vouchers import Domain, EvmKey, SignedVoucher, Voucher
@@ -52,10 +55,14 @@ def funded_key(url: str, path: Path) -> EvmKey:
 
 
 def call(*words: object) -> dict[str, str]:
+    return dict(line.split(" ", 1) for line in output(*words).splitlines())
+
+
+def output(*words: object) -> str:
     result: Result = CliRunner().invoke(app, [str(word) for word in words])
     if result.exception is not None:
         raise result.exception
-    return dict(line.split(" ", 1) for line in result.stdout.splitlines())
+    return result.stdout
 
 
 @pytest.mark.anvil
@@ -72,6 +79,16 @@ def test_deploy_deposit_status_and_claim(url: str, tmp_path: Path) -> None:
     assert call("deposit", *deposit, "1")["balance"] == "13.5"
     shown = call("status", *chain, *contract, "--operator", address, "--client", address)
     assert (shown["channel.balance"], shown["operator.stake"]) == ("13500000", "0")
+    as_json = output("status", *chain, *contract, "--operator", address, "--json")
+    assert json.loads(as_json) == {
+        name: value == "True" if value in ("True", "False") else value
+        for name, value in shown.items()
+        if not name.startswith("channel.")
+    }
+    call("status", *chain, *contract, "--chain-id", CHAIN_ID)
+    for command in (["status", *chain, *contract], ["deploy", *payer, "--test-token"]):
+        with pytest.raises(BadConfigurationError, match="leads to chain 31337"):
+            call(*command, "--chain-id", 1)
 
     # The operator's side has no commands yet: the coordinator makes these calls.
     settlement = Address(deployed["settlement"])
@@ -136,6 +153,42 @@ def test_an_interrupted_deposit_goes_on_and_a_finished_one_is_done_again(
             call(*deposit)
     assert call(*deposit)["balance"] == "5"
     assert call(*deposit)["balance"] == "10"
+
+
+@pytest.mark.anvil
+@pytest.mark.slow
+def test_a_deposit_is_approved_again_when_another_one_used_its_allowance(
+    url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "evm.key"
+    key = funded_key(url, path)
+    payer = ["--rpc", url, "--key-file", path, "--confirmations", 1]
+    contract = ["--contract", call("deploy", *payer, "--test-token", "--trial")["settlement"]]
+    deposit = ["deposit", *payer, *contract, "--operator", key.address, "--amount"]
+    with pytest.raises(RevertedError, match="balance"):
+        call(*deposit, "5")  # Approved, and then there was nothing to deposit.
+    assert call(*deposit, "3", "--mint")["balance"] == "3"
+    assert call(*deposit, "5", "--mint")["balance"] == "8"
+
+
+def test_a_call_that_differs_does_not_go_on_with_another() -> None:
+    """A leaf of the same earnings under the next root has another proof."""
+    calls = SettlementCalls(Address("0x5FbDB2315678afecb367f032d93F642f64180aa3"))
+    old, new = (calls.claim(calls.address, Leaf(calls.address, 5, i, ())) for i in (0, 1))
+    journal = MemoryJournal()
+    key = key_of(journal, "claim", old)
+    journal.write(Sent(key, 0, old.to, old.data.hex(), 1, 1, 1, raw=("02",), hashes=("0xab",)))
+    assert key_of(journal, "claim", old) == key
+    assert key_of(journal, "claim", new) != key
+
+
+def test_terms_are_worth_the_same_in_any_tokens_decimals() -> None:
+    assert scaled_terms(PUBLIC_TERMS, 6) == PUBLIC_TERMS
+    terms = scaled_terms(PUBLIC_TERMS, 18)
+    assert (terms.stake_min, terms.bond) == (1_000 * 10**18, 50 * 10**18)
+    for decimals in (0, 5, 19, 255):
+        with pytest.raises(BadConfigurationError, match="decimals"):
+            scaled_terms(PUBLIC_TERMS, decimals)
 
 
 def is_the_deposit(entry: Sent) -> bool:
