@@ -73,10 +73,6 @@ class Market:
     def token_do(self, who: Person, function: str, *args: Any) -> None:
         self.evm.send(who.address, Call(self.token, self.token_artifact.encode(function, *args)))
 
-    def contract_do(self, who: Person, function: str, *args: Any) -> list[Event]:
-        """For what the client has no method for."""
-        return self.do(who, Call(self.address, self.artifact.encode(function, *args)))
-
     def balance(self, address: Address) -> int:
         return int(self.evm.ask(self.token_artifact, self.token, "balanceOf", address))
 

@@ -16,6 +16,7 @@ def test_a_stake_adds_up_and_starts_the_clock(market: Market, other: Person) -> 
     started = market.evm.now_s
     market.pass_time(10)
     events = market.do(other, market.calls.stake(1))
+    assert events[0].name == "Staked"
     assert events[0].fields == {"operator": other.address, "amount": 1, "stake": 101}
     state = market.operator(other)
     assert (state.stake, state.fresh_at, state.next_epoch) == (101, started, 1)
@@ -169,43 +170,46 @@ def test_a_token_without_code_is_not_deployed(market: Market) -> None:
 
 
 def test_only_the_owner_has_the_switch(market: Market, other: Person) -> None:
-    for function, *args in (
-        ("set_paused", True),
-        ("propose_owner", other.address),
-        ("renounce_ownership",),
+    calls = market.calls
+    for call in (
+        calls.set_paused(True),
+        calls.propose_owner(other.address),
+        calls.renounce_ownership(),
     ):
         with refused("owner: not you"):
-            market.contract_do(other, str(function), *args)
-    events = market.contract_do(market.owner, "set_paused", True)
+            market.do(other, call)
+    events = market.do(market.owner, calls.set_paused(True))
     assert (events[0].name, events[0].fields) == ("Paused", {"paused": True})
     assert market.ask("paused")
 
 
 def test_the_switch_is_handed_over_in_two_steps(market: Market, other: Person) -> None:
     with refused("owner: not proposed"):
-        market.contract_do(other, "accept_ownership")
-    market.contract_do(market.owner, "propose_owner", other.address)
+        market.do(other, market.calls.accept_ownership())
+    events = market.do(market.owner, market.calls.propose_owner(other.address))
+    assert (events[0].name, events[0].fields) == ("OwnerProposed", {"candidate": other.address})
     assert market.ask("owner").lower() == market.owner.address.lower()
-    market.contract_do(other, "accept_ownership")
+    events = market.do(other, market.calls.accept_ownership())
+    assert (events[0].name, events[0].fields) == ("OwnerChanged", {"owner": other.address})
     assert market.ask("owner").lower() == other.address.lower()
     with refused("owner: not proposed"):
-        market.contract_do(other, "accept_ownership")
+        market.do(other, market.calls.accept_ownership())
     with refused("owner: not you"):
-        market.contract_do(market.owner, "set_paused", True)
+        market.do(market.owner, market.calls.set_paused(True))
 
 
 def test_the_switch_is_given_up_only_in_the_open_position(
     market: Market, operator: Person, client: Person
 ) -> None:
-    market.contract_do(market.owner, "propose_owner", client.address)
-    market.contract_do(market.owner, "set_paused", True)
+    market.do(market.owner, market.calls.propose_owner(client.address))
+    market.do(market.owner, market.calls.set_paused(True))
     with refused("owner: paused"):
-        market.contract_do(market.owner, "renounce_ownership")
-    market.contract_do(market.owner, "set_paused", False)
-    market.contract_do(market.owner, "renounce_ownership")
+        market.do(market.owner, market.calls.renounce_ownership())
+    market.do(market.owner, market.calls.set_paused(False))
+    market.do(market.owner, market.calls.renounce_ownership())
     assert market.ask("owner") == NOBODY
     with refused("owner: not proposed"):
-        market.contract_do(client, "accept_ownership")
+        market.do(client, market.calls.accept_ownership())
     market.deposit(client, operator, 1)
 
 

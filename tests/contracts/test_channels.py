@@ -57,18 +57,32 @@ def test_a_channel_holds_104_bits_and_no_more(
         market.deposit(client, operator, 1)
 
 
+def test_a_channel_is_worn_out_after_104_bits_of_payments(market: Market, client: Person) -> None:
+    most = 2**104 - 1
+    operator, payer = market.person("rich operator", 2 * most), market.person("payer", most + 2)
+    market.do(operator, market.calls.stake(2 * most))
+    for amount, ceiling in ((most, most - 1), (1, most)):
+        market.do(payer, market.calls.deposit(client.address, operator.address, amount))
+        market.redeem(client, operator, ceiling)
+    market.settle(operator, {operator: most})
+    market.do(payer, market.calls.deposit(client.address, operator.address, 1))
+    with refused("channel: worn out"):
+        market.redeem(client, operator, most + 1)
+    assert market.channel(client, operator) == Channel(balance=2, redeemed=most, exit_at=0)
+
+
 def test_a_pause_stops_deposits_and_nothing_else(
     market: Market, client: Person, operator: Person
 ) -> None:
     market.deposit(client, operator, 50)
-    market.contract_do(market.owner, "set_paused", True)
+    market.do(market.owner, market.calls.set_paused(True))
     with refused("deposit: paused"):
         market.deposit(client, operator, 1)
     assert market.redeem(client, operator, 20) == 20
     market.do(client, market.calls.request_exit(operator.address))
     market.pass_time(TERMS.exit_delay_s)
     assert market.answer(client, market.calls.exit(operator.address)) == 30
-    market.contract_do(market.owner, "set_paused", False)
+    market.do(market.owner, market.calls.set_paused(False))
     market.deposit(client, operator, 1)
 
 

@@ -1,9 +1,11 @@
 """Tokens that cheat the contract, and calls back into it."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
+from contracts.build import ARTIFACTS
 from contracts.chain import Call
 from contracts.units import Address
 from tests.contracts.evm import Evm, compile_source
@@ -140,11 +142,26 @@ def test_every_door_is_locked_while_tokens_move(
         calls.claim_stale(address, payee.address),
         calls.claim_remainder(address),
         calls.withdraw(address),
+        calls.set_paused(True),
+        calls.propose_owner(address),
+        calls.accept_ownership(),
+        calls.renounce_ownership(),
     ]
+    assert len({attack.data[:4] for attack in attacks}) == len(doors())
     for attack in attacks:
         market.token_do(client, "set_attack", market.address, attack.data)
         market.deposit(client, operator, 1)
         assert caught(market) == b"locked", attack
+
+
+def doors() -> list[str]:
+    """Every function that changes something."""
+    abi = json.loads((ARTIFACTS / "Settlement.json").read_text())["abi"]
+    return [
+        entry["name"]
+        for entry in abi
+        if entry["type"] == "function" and entry["stateMutability"] == "nonpayable"
+    ]
 
 
 def test_a_second_payment_in_the_middle_of_the_first_is_locked_out(

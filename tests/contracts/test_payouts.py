@@ -194,6 +194,7 @@ def test_promises_are_paid_in_full_if_there_is_enough(
     with refused("stale: no remainder"):
         market.do(other, remainder)
     events = market.do(payee, market.calls.claim_stale(funded.address, other.address))
+    assert events[0].name == "StaleClaimed"
     assert events[0].fields["amount"] == events[0].fields["weight"] == 80
     assert market.ask("estates", funded.address) == (200, 0, 200)
 

@@ -39,7 +39,7 @@ class Twin:
     # The client's leg.
 
     def set_paused(self, paused: bool) -> None:
-        self.market.contract_do(self.market.owner, "set_paused", paused)
+        self.market.do(self.market.owner, self.market.calls.set_paused(paused))
         self.model.paused = paused
 
     def deposit(self, client: str, operator: str, amount: int) -> bool:

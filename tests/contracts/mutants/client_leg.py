@@ -28,6 +28,12 @@ CLIENT_LEG = (
         'assert amount <= AMOUNT_MAX - state.balance, "deposit: too much"',
         "channels:a_channel_holds_104_bits_and_no_more",
     ),
+    drop(
+        "payments past 104 bits",
+        "channels",
+        'assert state.redeemed <= AMOUNT_MAX, "channel: worn out"',
+        "channels:a_channel_is_worn_out_after_104_bits_of_payments",
+    ),
     Mutant(
         "deposit sets instead of adding",
         "channels",
