@@ -1,12 +1,16 @@
-"""How far ahead of the newest root a node may take a promise: one epoch, and what two would cost.
+"""How far ahead of the newest root a node may take a promise, and that then no theft pays.
 
 The contract takes any epoch. The rule in docs/settlement.md is the node's own.
 """
 
+from random import Random
+
 import pytest
 
+from tests.contracts.coalition import Game
 from tests.contracts.market import TERMS, Market, Person, refused
 
+GAMES = 1_000
 ROOM = 500
 STAKE = 2 * ROOM
 
@@ -66,3 +70,14 @@ def test_a_promise_for_the_next_root_leaves_nothing_to_gain(
 ) -> None:
     """One for the root after it does: the work of two rooms goes, and half a stake is burned."""
     assert share_with_friend_and_stop(market, client, operator, payee, other, ahead) == gain
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_no_game_of_an_operator_and_its_friend_pays(ahead: int) -> None:
+    gains = [Game(Random(seed), ahead=ahead).play() for seed in range(GAMES)]
+    assert max(gains) == 0
+
+
+def test_a_game_pays_if_promises_are_for_the_root_after_the_next_one() -> None:
+    """So the games are good enough to find a way, where there is one."""
+    assert max(Game(Random(seed), ahead=2).play() for seed in range(GAMES)) > 0
