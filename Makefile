@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is too old: name a Python 3.11 or newer with PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -m venv .venv; }
-	@echo "installing dependencies (the first time takes a minute or two)"
+	@echo "installing dependencies (the first time takes two minutes or three)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@# libp2p brings stubs that describe a trio of 2021 and hide trio's own types from mypy.
 	@rm -rf .venv/lib/python3*/site-packages/trio-stubs

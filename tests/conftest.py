@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,32 +13,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
+from tests.markets import start_rank
 
 _REPOSITORY = Path(__file__).parent.parent
-# Markets of real processes that tests share; the longest work, so it goes first.
-_MARKETS = ("market", "frail")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What goes to one process of several: all tests that share a market, else those of a file."""
-    items.sort(key=_duration_rank)
-    for item in items:
-        shared = next(filter(None, (_market_of(item), item.path.name)))
-        item.add_marker(pytest.mark.xdist_group(shared))
+    """What takes longest begins first, and what is quick fills the gaps at the end."""
+    items.sort(key=lambda item: start_rank(item.path))
 
 
-def _market_of(item: pytest.Item) -> str | None:
-    return next((name for name in _MARKETS if name in getattr(item, "fixturenames", ())), None)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Several processes: a file's tests stay in one of them, and so do all that share a market."""
+    from tests.scheduling import SchedulingByMarket  # noqa: PLC0415 - it needs the plugin
 
-
-def _duration_rank(item: pytest.Item) -> int:
-    market = _market_of(item)
-    if market is not None:
-        return _MARKETS.index(market)
-    slow_first = ("integration", "sim")
-    folders = [folder for folder in slow_first if folder in item.path.parts]
-    return len(_MARKETS) + (slow_first.index(folders[0]) if folders else len(slow_first))
+    return SchedulingByMarket(config, log)
 
 
 @pytest.fixture(scope="session")
