@@ -142,6 +142,39 @@ def deposit(
     run(work, Connection(rpc, chain_id, key_file, confirmations, as_json))
 
 
+@app.command("exit")
+def exit_command(
+    rpc: RpcUrl,
+    key_file: KeyFile,
+    contract: Contract,
+    operator: OperatorOption,
+    confirmations: Confirmations = 5,
+    chain_id: ChainId = None,
+    as_json: Json = False,
+) -> None:
+    """Leave an operator: the first time announces it, after the delay the same command takes the
+    escrow back."""
+
+    async def work(session: Session) -> None:
+        sender, settlement = session.writer(), read_address(contract)
+        calls, reader = SettlementCalls(settlement), SettlementReader(session.rpc, settlement)
+        who, token = read_address(operator), Token(session.rpc, await reader.token())
+        channel = await reader.channel(sender.address, who)
+        call = calls.exit(who) if channel.exit_at else calls.request_exit(who)
+        name = "exit" if channel.exit_at else "request-exit"
+        receipt = await sender.send(key_of(session.journal, name, call), call)
+        session.report.say("transaction", receipt.transaction)
+        if channel.exit_at:
+            (event,) = decode_events(receipt.logs, settlement)
+            paid = format_tokens(event.fields["amount"], await token.decimals())
+            session.report.say("returned", paid)
+        else:
+            announced = await reader.channel(sender.address, who)
+            session.report.say("exit_at", announced.exit_at)
+
+    run(work, Connection(rpc, chain_id, key_file, confirmations, as_json))
+
+
 @app.command()
 def status(
     rpc: RpcUrl,

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,8 @@ async def _show_receipt(network: LocalNetwork, job_id: str, say: Say) -> None:
 def _show_books(network: LocalNetwork, say: Say) -> None:
     data_dir = f"--data-dir={network.coordinator_dir}"
     accounts = json.loads(run_command("coordinator", "accounts", "show", data_dir, "--json"))
-    for account in accounts:
+    # By kind: who paid, who earned, who took the fee.
+    for account in sorted(accounts, key=itemgetter("kind")):
         if account["id"] not in ("issuance", "escrow"):
             name = account["name"] or account["id"][-8:]
             say(f"  {account['kind']:<7} {name:<10} {format_credits(account['posted_nano']):>14}")

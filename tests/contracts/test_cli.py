@@ -120,6 +120,18 @@ def test_deploy_deposit_status_and_claim(url: str, tmp_path: Path) -> None:
         call("status", *chain, *contract, "--operator", address, "--payee", address)["paid"] == "5"
     )
 
+    leave = ["exit", *payer, *contract, "--operator", address]
+    announced = int(call(*leave)["exit_at"])
+    with pytest.raises(RevertedError, match="exit: too soon"):
+        call(*leave)
+
+    async def wait(local: Anvil) -> None:
+        block = await local.call("eth_getBlockByNumber", "latest", False)
+        await local.pass_time(announced - int(block["timestamp"], 16))
+
+    on_chain(url, wait)
+    assert call(*leave)["returned"] == "13.499995"
+
 
 @pytest.mark.anvil
 @pytest.mark.slow
