@@ -4,6 +4,7 @@ One `Sender` per account is the only writer of its nonces. `send` names what it 
 same key again, in this process or after a crash, continues the same transaction.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -65,12 +66,15 @@ class Sender:
         *,
         journal: Journal,
         policy: Policy | None = None,
+        on_signed: Callable[[Sent], None] | None = None,
     ) -> None:
+        """`on_signed` hears of each transaction before `send` waits for it."""
         self._node = ChainNode(rpc)
         self._key = key
         self._chain_id = chain_id
         self._journal = journal
         self._policy = policy or Policy()
+        self._on_signed = on_signed
         self._allocation = trio.Lock()
         # Nonces that `send` waits for now; one is listed twice while two tasks wait for it.
         self._waiting: list[int] = []
@@ -90,6 +94,8 @@ class Sender:
         receipt: Receipt | None = None
         with trio.move_on_after(self._policy.timeout_s):
             entry = await self._entry(key, call)
+            if self._on_signed is not None:
+                self._on_signed(entry)
             receipt = await self._confirm(entry)
         if receipt is None:
             obstacle = await self._obstacle(key)

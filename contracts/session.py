@@ -13,7 +13,7 @@ import trio
 from contracts.chain import Call, Policy, Sender
 from contracts.errors import BadConfigurationError
 from contracts.files import load_evm_key
-from contracts.journal import FileJournal, Journal, MemoryJournal, continued_key
+from contracts.journal import FileJournal, Journal, MemoryJournal, Sent, continued_key
 from contracts.keccak import keccak
 from contracts.node import ChainNode
 from contracts.rpc import HttpRpc, Rpc, parse_quantity
@@ -89,7 +89,12 @@ async def open_session(connection: Connection) -> AsyncIterator[Session]:
         # A local chain begins anew with the same id; what was sent to the last one is not here.
         chain_name = f"{chain_id}-{await _first_block(rpc)}"
         with FileJournal(key_file.with_name(f"{key_file.name}.{chain_name}.journal")) as journal:
-            sender = Sender(rpc, key, chain_id, journal=journal, policy=policy)
+
+            def tell(entry: Sent) -> None:
+                wanted = f"{policy.confirmations} blocks deep, at most {policy.timeout_s:.0f} s"
+                sys.stderr.write(f"{entry.hashes[-1]}: waiting until it is {wanted}\n")
+
+            sender = Sender(rpc, key, chain_id, journal=journal, policy=policy, on_signed=tell)
             await sender.resume()
             yield Session(rpc, chain_id, journal, sender, report)
 

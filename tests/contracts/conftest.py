@@ -58,3 +58,11 @@ def payee(market: Market) -> Person:
 @pytest.fixture
 def other(market: Market) -> Person:
     return market.person("other")
+
+
+@pytest.fixture
+def funded(market: Market, client: Person, operator: Person) -> Person:
+    """The operator, with a credit of 300."""
+    market.deposit(client, operator, 1_000)
+    market.redeem(client, operator, 300)
+    return operator

@@ -120,6 +120,10 @@ def test_deploy_deposit_status_and_claim(url: str, tmp_path: Path) -> None:
         call("status", *chain, *contract, "--operator", address, "--payee", address)["paid"] == "5"
     )
 
+    told = CliRunner().invoke(app, [str(word) for word in ("deposit", *deposit, "1", "--json")])
+    assert json.loads(told.stdout)["balance"] == "14.499995"
+    assert told.stderr.count(": waiting until it is 1 blocks deep") == 2, "mint and deposit"
+
     leave = ["exit", *payer, *contract, "--operator", address]
     announced = int(call(*leave)["exit_at"])
     with pytest.raises(RevertedError, match="exit: too soon"):
@@ -130,7 +134,7 @@ def test_deploy_deposit_status_and_claim(url: str, tmp_path: Path) -> None:
         await local.pass_time(announced - int(block["timestamp"], 16))
 
     on_chain(url, wait)
-    assert call(*leave)["returned"] == "13.499995"
+    assert call(*leave)["returned"] == "14.499995"
 
 
 @pytest.mark.anvil

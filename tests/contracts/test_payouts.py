@@ -7,14 +7,6 @@ from contracts.vouchers import Promise
 from tests.contracts.market import BURN_ADDRESS, TERMS, Market, Person, refused
 
 
-@pytest.fixture
-def funded(market: Market, client: Person, operator: Person) -> Person:
-    """The operator, with a credit of 300."""
-    market.deposit(client, operator, 1_000)
-    market.redeem(client, operator, 300)
-    return operator
-
-
 def test_a_claim_pays_what_is_earned_beyond_what_was_paid(
     market: Market, funded: Person, payee: Person, other: Person
 ) -> None:

@@ -7,14 +7,6 @@ from contracts.vouchers import Promise
 from tests.contracts.market import BURN_ADDRESS, TERMS, Market, Person, refused
 
 
-@pytest.fixture
-def funded(market: Market, client: Person, operator: Person) -> Person:
-    """The operator, with a credit of 300."""
-    market.deposit(client, operator, 1_000)
-    market.redeem(client, operator, 300)
-    return operator
-
-
 def test_a_root_is_posted_with_the_ledgers_head(market: Market, funded: Person) -> None:
     anchor = bytes(range(32))
     events = market.do(funded, market.calls.post_root(1, b"r" * 32, 300, anchor))
