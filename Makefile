@@ -13,7 +13,7 @@ help:
 	@echo "make test     set up, then run all tests"
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
 	@echo "make contracts  compile the settlement contract into contracts/artifacts"
-	@echo "make contracts-proof  all mutants of it, and a long run of its state machine (half an hour)"
+	@echo "make contracts-proof  all mutants of it, and a long run of its state machine (a quarter of an hour)"
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
