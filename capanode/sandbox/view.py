@@ -100,10 +100,13 @@ def _python_mounts(python: Path) -> list[Mount]:
             Mount(str(prefix.resolve()), str(place)) for place in sorted({prefix, prefix.resolve()})
         ]
     libraries = Path(sysconfig.get_config_var("LIBDIR") or prefix / "lib")
+    # By default a virtual environment answers with its own folder for one of the two.
+    bases = dict.fromkeys(("base", "installed_base"), sys.base_prefix)
+    bases |= dict.fromkeys(("platbase", "installed_platbase"), sys.base_exec_prefix)
     parts = {
         python,
-        Path(sysconfig.get_path("stdlib")),
-        Path(sysconfig.get_path("platstdlib")),
+        Path(sysconfig.get_path("stdlib", vars=bases)),
+        Path(sysconfig.get_path("platstdlib", vars=bases)),
         libraries / str(sysconfig.get_config_var("INSTSONAME")),
     }
     return [Mount(str(part.resolve()), str(part)) for part in sorted(parts) if part.exists()]

@@ -127,7 +127,7 @@ def _read_by_link(secret: str) -> None:
 
 
 def _add_package() -> None:
-    folder = next(path for path in sys.path if path.endswith("site-packages"))
+    folder = next(path for path in sys.path if path.startswith("/site/") or "-packages" in path)
     Path(folder, "added.py").write_text("x")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,18 @@ def test_system_python_does_not_show_the_whole_system(monkeypatch: pytest.Monkey
     view = plan_view((), None)
     assert "/usr" not in view.sources
     assert not any(mount.target == "/usr" for mount in view.mounts)
+
+
+def test_a_virtual_environment_of_the_system_python_is_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its folder would otherwise be bound at its own path, which shows where its owner keeps it."""
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    monkeypatch.setitem(sysconfig.get_config_vars(), "platbase", str(tmp_path))
+    own = Path(sysconfig.get_path("platstdlib"))
+    assert own.is_relative_to(tmp_path)
+    own.mkdir(parents=True)
+    assert not [mount for mount in plan_view((), None).mounts if str(own) in mount.target]
 
 
 def test_bwrap_shares_no_namespace_and_binds_read_only(tmp_path: Path) -> None:
