@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from coordinator.blame import Blame
+from protocol.constraints import broken_constraint
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId, is_digest
@@ -80,7 +81,8 @@ class Leaser(Protocol):
 
 
 def check_terms(granted: Granted, request: Signed[JobRequest]) -> None:
-    """The client's own check that it was leased what it asked for, at the price that is offered.
+    """The client's own check that it was leased what it asked for, at the price that is offered,
+    from a node that its constraints allow: they say who sees a prompt.
 
     Raises RemoteProtocolError (WRONG_SIGNER, DIGEST_MISMATCH, PRICE_MISMATCH).
     """
@@ -105,7 +107,13 @@ def check_terms(granted: Granted, request: Signed[JobRequest]) -> None:
         raise RemoteProtocolError(
             "the lease's price is not the one that the node offers", code=Code.PRICE_MISMATCH
         )
-    cost_max_nano = request.message.constraints.max_cost_nano
+    constraints = request.message.constraints
+    broken = broken_constraint(constraints, offer.message, leased[0])
+    if broken is not None:
+        raise RemoteProtocolError(
+            f"the leased node does not meet the request's {broken}", code=Code.DIGEST_MISMATCH
+        )
+    cost_max_nano = constraints.max_cost_nano
     if cost_max_nano is not None and lease.ceiling_nano > cost_max_nano:
         raise RemoteProtocolError(
             f"the lease may cost {lease.ceiling_nano} nano-credits, the request allows "

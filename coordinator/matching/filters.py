@@ -37,6 +37,7 @@ from coordinator.offers.table import (
 )
 from coordinator.reputation import Reputation
 from coordinator.standings import Bools, Floats, Ints, Standings
+from protocol.constraints import broken_constraint
 from protocol.ids import PeerId
 from protocol.messages import DataCollection, ModelOffer, NodeOffer, Task
 from protocol.pricing import TOKENS_PER_PRICE, Units, cost_nano
@@ -238,10 +239,7 @@ def position_of(table: ModelTable, rows: Rows, node: PeerId) -> int | None:
 
 def fits_exactly(offer: NodeOffer, model: ModelOffer, job: Job) -> bool:
     """The last word on what columns hold only approximately: words as hashes, charges as floats."""
-    constraints = job.constraints
-    if constraints.regions and offer.region not in constraints.regions:
+    if broken_constraint(job.constraints, offer, model) is not None:
         return False
-    if constraints.quantizations and model.quantization not in constraints.quantizations:
-        return False
-    limit_nano = constraints.max_cost_nano
+    limit_nano = job.constraints.max_cost_nano
     return limit_nano is None or cost_nano(model.price, job.maximum) <= limit_nano

@@ -76,3 +76,12 @@ def test_a_lease_above_the_clients_limit_is_refused() -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         check_terms(granted(request_digest=request.digest), request)
     assert caught.value.code is Code.PRICE_MISMATCH
+
+
+def test_a_node_that_the_client_has_ruled_out_is_refused() -> None:
+    """Whatever its coordinator says: constraints decide who sees the prompt."""
+    constraints = replace(REQUEST.message.constraints, ignore=(key(1).peer_id,))
+    request = seal(CLIENT, replace(REQUEST.message, constraints=constraints))
+    with pytest.raises(RemoteProtocolError, match="only, ignore or order") as caught:
+        check_terms(granted(request_digest=request.digest), request)
+    assert caught.value.code is Code.DIGEST_MISMATCH

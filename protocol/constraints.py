@@ -1,0 +1,50 @@
+"""Whether an offer meets a client's constraints: for the client, which takes no coordinator's word
+for it, and for the coordinator's own last look before it leases."""
+
+from protocol.ids import PeerId
+from protocol.messages import (
+    Constraints,
+    DataCollection,
+    ModelOffer,
+    NodeOffer,
+    PriceCap,
+)
+from protocol.pricing import PriceSheet
+
+
+def broken_constraint(constraints: Constraints, offer: NodeOffer, model: ModelOffer) -> str | None:
+    """The name of a constraint that this model of this offer does not meet, or None.
+
+    `max_latency_ms` is about an estimate and `max_cost_nano` about a job: an offer says neither.
+    """
+    if not _is_allowed(constraints, offer.node):
+        return "only, ignore or order"
+    if _is_dearer(model.price, constraints.max_price):
+        return "max_price"
+    if constraints.quantizations and model.quantization not in constraints.quantizations:
+        return "quantizations"
+    if constraints.regions and offer.region not in constraints.regions:
+        return "regions"
+    if offer.isolation.rank < constraints.isolation.rank:
+        return "isolation"
+    keeps_data = offer.data_collection is DataCollection.ALLOW
+    if keeps_data and constraints.data_collection is DataCollection.DENY:
+        return "data_collection"
+    return None
+
+
+def _is_allowed(constraints: Constraints, node: PeerId) -> bool:
+    if node in constraints.ignore or (constraints.only and node not in constraints.only):
+        return False
+    is_bound = bool(constraints.order) and not constraints.allow_fallbacks
+    return not is_bound or node in constraints.order
+
+
+def _is_dearer(price: PriceSheet, cap: PriceCap) -> bool:
+    positions = (
+        (price.input_nano_per_mtok, cap.prompt_nano_per_mtok),
+        (price.output_nano_per_mtok, cap.completion_nano_per_mtok),
+        (price.image_nano, cap.image_nano),
+        (price.request_nano, cap.request_nano),
+    )
+    return any(limit_nano is not None and asked > limit_nano for asked, limit_nano in positions)
