@@ -1,5 +1,6 @@
 """A real local chain: anvil from npm, pinned, started and stopped by the tests."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -27,15 +28,27 @@ LOCAL_POLICY = Policy(confirmations=1, poll_s=0.01, bump_after_s=5, timeout_s=20
 def find_anvil() -> Path:
     """The program, installed on first use; skips the test where there is no npm."""
     program = CACHE / "node_modules" / ".bin" / "anvil"
-    if program.exists():
-        return program
     npm = shutil.which("npm")
-    if npm is None:
+    if npm is None and not program.exists():
         pytest.skip("npm is not installed: the local chain comes from the npm package " + ANVIL)
-    CACHE.mkdir(parents=True, exist_ok=True)
-    command = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(CACHE), ANVIL]
-    subprocess.run(command, check=True, timeout=300)
+    CACHE.parent.mkdir(exist_ok=True)
+    # Tests run in several processes, and the program is there before all that it loads is.
+    with CACHE.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if npm is not None and not program.exists():
+            _install(npm)
     return program
+
+
+def _install(npm: str) -> None:
+    """All or nothing: an interrupted installation is begun anew."""
+    fresh = CACHE.with_suffix(".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    command = [npm, "install", "--no-audit", "--no-fund", "--silent", "--prefix", str(fresh), ANVIL]
+    subprocess.run(command, check=True, timeout=300)
+    shutil.rmtree(CACHE, ignore_errors=True)
+    fresh.rename(CACHE)
 
 
 @contextmanager
