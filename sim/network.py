@@ -5,6 +5,7 @@ distance is made up, by a proxy in front of each node (`sim.latency`).
 """
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from sim.processes import ChildProcess
 NODE_READY_WITHIN_S = 120.0
 COORDINATOR_READY_WITHIN_S = 30.0
 POLL_EVERY_S = 0.1
+# How a program of ours ends on Ctrl-C, and before it has come so far as to end by itself.
+_INTERRUPTED = (130, -signal.SIGINT)
 
 
 class NetworkError(CapaError):
@@ -180,10 +183,16 @@ async def open_network(folder: Path, model_store: Path) -> AsyncIterator[LocalNe
 
 
 def run_command(module: str, *arguments: str) -> str:
-    """One command of a program, as an operator types it; returns what it prints."""
+    """One command of a program, as an operator types it; returns what it prints.
+
+    Raises NetworkError with what it complained about, or KeyboardInterrupt: a Ctrl-C reaches the
+    command too, and is no failure of it.
+    """
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False
     )
+    if done.returncode in _INTERRUPTED:
+        raise KeyboardInterrupt
     if done.returncode:
         raise NetworkError(f"`{module} {' '.join(arguments)}` failed: {done.stderr.strip()}")
     return done.stdout
