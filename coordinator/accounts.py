@@ -6,10 +6,10 @@ Sync functions of a connection: one command is one transaction, beside a running
 from coordinator.db.accounts import find_account, list_accounts, open_account
 from coordinator.db.custodial_keys import store_custodial_key
 from coordinator.db.engine import Connection
+from coordinator.db.writer import post_one
 from coordinator.errors import CoordinatorError
 from coordinator.ledger.accounts import Account, AccountId, AccountKind, account_of
 from coordinator.ledger.postings import credit
-from coordinator.ledger.writer import post_one
 from coordinator.vault import Vault
 from protocol.clock import Clock, Entropy
 from protocol.errors import Code

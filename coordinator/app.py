@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from coordinator.client import MarketClient
-from coordinator.control import ControlServer
+from coordinator.buyer.client import MarketClient
 from coordinator.db.engine import Database
 from coordinator.db.leases import list_open_leases
+from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
-from coordinator.lease_server import ROLE, LeaseServer
-from coordinator.leases import LeaseDesk
-from coordinator.ledger.writer import LedgerWriter
-from coordinator.market import Market
-from coordinator.offers import OfferBook
-from coordinator.open_leases import OpenLease, OpenLeases
-from coordinator.reputation import Reputation
+from coordinator.leasing.control import ControlServer
+from coordinator.leasing.granting import LeaseDesk
+from coordinator.leasing.lease_server import ROLE, LeaseServer
+from coordinator.leasing.open_leases import OpenLease, OpenLeases
+from coordinator.market.market import Market
+from coordinator.market.offers import OfferBook
+from coordinator.market.reputation import Reputation
 from coordinator.runtime import Runtime
-from coordinator.settling import SWEEP_MAX, ReceiptDesk
+from coordinator.settling.receipt_desk import SWEEP_MAX, ReceiptDesk
 from protocol.envelope import open_envelope
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey

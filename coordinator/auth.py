@@ -1,33 +1,15 @@
 """Who an API key stands for: its account, the key that signs in its name, and its limits."""
 
-from dataclasses import dataclass
-
 import structlog
 
 from coordinator.db.api_keys import ApiKey, authenticate
 from coordinator.db.custodial_keys import find_custodial_key
 from coordinator.db.engine import Connection, Database
+from coordinator.gateway.caller import Caller
 from coordinator.vault import Vault
 from protocol.ids import PeerId
-from protocol.keys import SigningKey
 
 log = structlog.get_logger(__name__)
-
-
-# How old a Caller may be: for so long a revoked key may still work, against one database read per
-# key and period.
-CALLER_TTL_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who sent a request. `remaining_nano` is what the key's budget had left when it was looked up;
-    None is no limit."""
-
-    key_id: str
-    signing_key: SigningKey
-    requests_per_minute: int | None = None
-    remaining_nano: int | None = None
 
 
 class ApiKeyDesk:

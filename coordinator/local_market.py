@@ -6,12 +6,13 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 from coordinator.app import Coordinator
-from coordinator.auth import ApiKeyDesk, Caller
-from coordinator.client import JobSpec
+from coordinator.auth import ApiKeyDesk
+from coordinator.buyer.client import JobSpec
+from coordinator.buyer.job_stream import JobStream
+from coordinator.gateway.caller import Caller
 from coordinator.gateway.market import Health, ModelInfo
-from coordinator.job_stream import JobStream
-from coordinator.offers import OfferBook
-from coordinator.offers.table import (
+from coordinator.market.offers import OfferBook
+from coordinator.market.offers.table import (
     CONTEXT,
     FLAGS,
     IMAGE_NANO,

@@ -16,9 +16,9 @@ from coordinator.db.engine import ThreadRunner, open_database
 from coordinator.endpoint import Endpoint, write_endpoint
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
 from coordinator.local_market import LocalMarket
-from coordinator.metrics import Metrics
 from coordinator.runtime import system_runtime
 from coordinator.settings import Config
 from coordinator.vault import Vault

@@ -28,6 +28,23 @@ class JobState(StrEnum):
     EXPIRED = "expired"  # time ran out, the hold is released
 
 
+class LeaseState(StrEnum):
+    """What became of a lease's hold."""
+
+    OPEN = "open"  # funds held, no receipt settled
+    SETTLED = "settled"  # captured
+    RELEASED = "released"  # voided: refused, or delivered nothing
+    EXPIRED = "expired"  # no receipt in time
+
+
+class ReceiptState(StrEnum):
+    """How far a receipt has come. It is durable in each of them."""
+
+    PENDING = "pending"  # from the node, without the client's word so far
+    SETTLED = "settled"
+    DISPUTED = "disputed"
+
+
 class JobEvent(StrEnum):
     LEASE = "lease"
     OPEN = "open"

@@ -10,13 +10,15 @@ from enum import StrEnum
 
 import trio
 
-from coordinator.client import JobSpec, MarketClient
-from coordinator.job_stream import JobFailed, JobStream, Outcome
-from coordinator.leaser import Granted, Leaser, Observation, Payer
-from coordinator.remote import RemoteLeaser
+from coordinator.buyer.client import JobSpec, MarketClient
+from coordinator.buyer.job_stream import JobFailed, JobStream, Outcome
+from coordinator.buyer.leaser import Leaser
+from coordinator.buyer.remote import RemoteLeaser
+from protocol.blame import Observation
 from protocol.clock import Clock
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
+from protocol.grants import Granted, Payer
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt

@@ -6,8 +6,8 @@ Money is the auditor's. Each check returns sentences, so that one look shows all
 from collections.abc import Iterator, Mapping
 
 from capanode.served import ServedModel
-from coordinator.offers import OfferBook
-from coordinator.open_leases import OpenLeases
+from coordinator.leasing.open_leases import OpenLeases
+from coordinator.market.offers import OfferBook
 from protocol.errors import Code
 from protocol.limits import CHANNELS_PER_PEER_MAX
 from sim.buyer import End, JobReport

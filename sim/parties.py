@@ -10,9 +10,9 @@ from capanode.settings import CoordinatorAddress
 from coordinator.app import MarketRules
 from coordinator.db.accounts import list_accounts, open_account
 from coordinator.db.engine import Connection
+from coordinator.db.writer import post_one
 from coordinator.ledger.accounts import Account, AccountKind, SystemAccount, account_of
 from coordinator.ledger.postings import credit
-from coordinator.ledger.writer import post_one
 from coordinator.runtime import Runtime
 from protocol.clock import Clock
 from protocol.ids import ULID_ENTROPY_BYTES, PeerId, TransferId, new_ulid

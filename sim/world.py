@@ -15,7 +15,7 @@ from typing import TextIO
 
 import trio
 
-from coordinator.ledger.audit import audit
+from coordinator.audit import audit
 from protocol.limits import RECEIPT_GRACE_MS
 from sim.auditor import Balances
 from sim.buyer import JobReport

@@ -17,6 +17,19 @@ ALLOWED = {
     "sim": {"sim", "coordinator", "capanode", "contracts", "protocol"},
 }
 
+# What each room of the coordinator may import of the others. The modules beside the rooms compose
+# them; of those, every room knows the errors and what the world outside gives.
+ROOMS = {
+    "buyer": set(),
+    "market": set(),
+    "ledger": set(),
+    "db": {"ledger"},
+    "leasing": {"market", "ledger", "db"},
+    "settling": {"leasing", "market", "ledger", "db"},
+    "gateway": {"buyer"},
+}
+COMMON = {"errors", "runtime"}
+
 # The node's trusted parent never imports torch; these run in the sandbox or in a converter.
 TORCH_PLACES = ("capanode/engines/", "capanode/worker/main.py", "capanode/models/convert", "sim/")
 
@@ -28,7 +41,7 @@ COMPILER_PLACES = ("contracts/build.py",)
 CHAIN_LIBRARIES = ("coincurve", "eth_abi", "rlp")
 
 # Only these talk to a database.
-SQL_PLACES = ("coordinator/db/", "coordinator/ledger/", "capanode/outbox")
+SQL_PLACES = ("coordinator/db/", "capanode/outbox")
 
 
 def source_files() -> list[Path]:
@@ -71,6 +84,18 @@ def test_packages_import_only_downwards(package: str) -> None:
         for path in (ROOT / package).rglob("*.py")
         for name in imported_modules(path)
         if name.split(".")[0] in ALLOWED and name.split(".")[0] not in ALLOWED[package]
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_only_what_they_may(room: str) -> None:
+    allowed = ROOMS[room] | COMMON | {room}
+    wrong = {
+        (str(path.relative_to(ROOT)), name)
+        for path in (ROOT / "coordinator" / room).rglob("*.py")
+        for name in imported_modules(path)
+        if name.startswith("coordinator.") and name.split(".")[1] not in allowed
     }
     assert not wrong
 

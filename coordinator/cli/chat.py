@@ -6,6 +6,9 @@ from typing import Annotated
 import trio
 import typer
 
+from coordinator.buyer.client import JobSpec
+from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.units import units_of
 from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.market_session import MarketSession, open_market
 from coordinator.cli.options import (
@@ -21,9 +24,6 @@ from coordinator.cli.options import (
 )
 from coordinator.cli.output import complain, say
 from coordinator.cli.results import print_outcome
-from coordinator.client import JobSpec
-from coordinator.job_stream import JobFailed
-from coordinator.units import units_of
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import ChatMessage, GenerationInput
 

@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 from coordinator.accounts import find_by_name
+from coordinator.audit import audit
 from coordinator.cli.options import ConfigFile, DataDir, Json, load_config, read_books
 from coordinator.cli.output import credits_text, print_json, print_table, short, time_text
 from coordinator.db.engine import Connection
 from coordinator.db.transfers import list_transfers
-from coordinator.ledger.audit import audit
 from coordinator.ledger.transfers import RecordedTransfer
 from protocol.money import format_credits
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import trio
 
+from coordinator.buyer.client import MarketClient
+from coordinator.buyer.remote import RemoteLeaser
 from coordinator.cli.options import CommandError
-from coordinator.client import MarketClient
 from coordinator.endpoint import read_endpoint
-from coordinator.remote import RemoteLeaser
 from coordinator.settings import Config
 from protocol.envelope import open_envelope
 from protocol.errors import RemoteProtocolError

@@ -11,7 +11,7 @@ from coordinator.db.engine import Connection
 from coordinator.db.jobs import find_job
 from coordinator.db.leases import find_lease
 from coordinator.db.receipts import list_receipts_of
-from coordinator.evidence import read_evidence, write_evidence
+from coordinator.settling.evidence import read_evidence, write_evidence
 from protocol.ids import JobId
 from protocol.receipts import Evidence, verify_chain
 

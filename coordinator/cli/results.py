@@ -5,8 +5,8 @@ from typing import Any
 
 import typer
 
+from coordinator.buyer.job_stream import JobInfo, Outcome
 from coordinator.cli.output import print_table, say, short
-from coordinator.job_stream import JobInfo, Outcome
 from protocol.codec import decode
 from protocol.messages import Task
 from protocol.money import format_credits

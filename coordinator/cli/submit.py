@@ -7,6 +7,8 @@ from typing import Annotated
 import trio
 import typer
 
+from coordinator.buyer.client import JobSpec
+from coordinator.buyer.units import units_of
 from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.market_session import MarketSession, open_market
 from coordinator.cli.options import (
@@ -24,8 +26,6 @@ from coordinator.cli.options import (
 )
 from coordinator.cli.output import print_json
 from coordinator.cli.results import outcome_plain, print_outcome, print_result, result_of
-from coordinator.client import JobSpec
-from coordinator.units import units_of
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput, JobInput

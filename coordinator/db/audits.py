@@ -1,22 +1,15 @@
-"""What an audit asks of the database; what the answers mean is in `coordinator.ledger.audit`."""
+"""What an audit asks of the database; what the answers mean is in `coordinator.audit`."""
 
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select
 
 from coordinator.db.accounts import list_accounts
-from coordinator.db.schema import (
-    LeaseState,
-    ReceiptState,
-    failed_ids,
-    leases,
-    open_holds,
-    receipts,
-    transfers,
-)
+from coordinator.db.schema import failed_ids, leases, open_holds, receipts, transfers
 from coordinator.ledger.accounts import Account, AccountId
 from coordinator.ledger.transfers import TransferCode, TransferKind
 from protocol.ids import TransferId
+from protocol.job_state import LeaseState, ReceiptState
 
 _PAGE = 1_000
 

@@ -138,7 +138,7 @@ class BulkQuery:
 
 
 class Record(NamedTuple):
-    """A row to write together with a posting (`coordinator.ledger.writer`)."""
+    """A row to write together with a posting (`coordinator.db.writer`)."""
 
     statement: RecordStatement
     values: Values

@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from coordinator.db.bulk import BulkInsert, Record
-from coordinator.db.schema import LeaseState, ReceiptState, leases, receipts
+from coordinator.db.schema import leases, receipts
 from protocol.envelope import Signed
 from protocol.ids import JobId, LeaseId, PeerId
+from protocol.job_state import LeaseState, ReceiptState
 from protocol.messages import Acceptance, Receipt
 from protocol.pricing import Units
 

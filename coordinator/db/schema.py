@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 
 from coordinator.ledger.accounts import AccountKind
+from protocol.job_state import LeaseState, ReceiptState
 from protocol.money import AMOUNT_NANO_MAX
 
 metadata = MetaData(
@@ -46,23 +47,6 @@ metadata = MetaData(
 
 # 64 bits on every database; SQLite's INTEGER already has them.
 Int64 = BigInteger().with_variant(Integer(), "sqlite")
-
-
-class LeaseState(StrEnum):
-    """What became of a lease's hold."""
-
-    OPEN = "open"  # funds held, no receipt settled
-    SETTLED = "settled"  # captured
-    RELEASED = "released"  # voided: refused, or delivered nothing
-    EXPIRED = "expired"  # no receipt in time
-
-
-class ReceiptState(StrEnum):
-    """How far a receipt has come. It is durable in each of them."""
-
-    PENDING = "pending"  # from the node, without the client's word so far
-    SETTLED = "settled"
-    DISPUTED = "disputed"
 
 
 def _one_of(column: str, values: Iterable[StrEnum], *, name: str) -> CheckConstraint:

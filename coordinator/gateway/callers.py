@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from coordinator.auth import CALLER_TTL_S, Caller
+from coordinator.gateway.caller import CALLER_TTL_S, Caller
 from coordinator.gateway.errors import ApiError, error_of
 from protocol.errors import Code
 

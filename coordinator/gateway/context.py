@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.market import GatewayMarket
+from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.requests import Request
 from coordinator.gateway.strict_json import Fields
-from coordinator.metrics import Metrics
 from coordinator.runtime import Runtime
 
 

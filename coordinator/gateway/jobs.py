@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from coordinator.auth import Caller
+from coordinator.buyer.job_stream import JobFailed, JobInfo, Outcome
 from coordinator.gateway.bridge import Feed
+from coordinator.gateway.caller import Caller
 from coordinator.gateway.context import GatewayContext
 from coordinator.gateway.errors import ApiError, error_of
 from coordinator.gateway.market import GatewayMarket, Job
 from coordinator.gateway.orders import GenerationOrder, Order
 from coordinator.gateway.requests import Request
 from coordinator.gateway.responses import Headers, header
-from coordinator.job_stream import JobFailed, JobInfo, Outcome
 from protocol.errors import Code
 from protocol.messages import Finish
 from protocol.payload import Chunk

@@ -7,9 +7,9 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from coordinator.auth import Caller
-from coordinator.client import JobSpec
-from coordinator.job_stream import JobInfo, Outcome
+from coordinator.buyer.client import JobSpec
+from coordinator.buyer.job_stream import JobInfo, Outcome
+from coordinator.gateway.caller import Caller
 from protocol.ids import Digest
 from protocol.messages import Task
 from protocol.payload import Chunk
@@ -40,7 +40,7 @@ class Health:
 
 
 class Job(Protocol):
-    """A job whose first output has arrived; iterate for the chunks. `coordinator.job_stream`."""
+    """A job whose first output has arrived; iterate for the chunks. `job_stream`."""
 
     @property
     def info(self) -> JobInfo | None: ...

@@ -3,14 +3,14 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from coordinator.auth import Caller
-from coordinator.client import JobSpec
+from coordinator.buyer.client import JobSpec
+from coordinator.buyer.units import units_of
+from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import error_of
 from coordinator.gateway.market import ModelInfo
 from coordinator.gateway.routing_params import Routing
-from coordinator.leaser import Payer
-from coordinator.units import units_of
 from protocol.errors import Code
+from protocol.grants import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, GenerationInput, ImageInput, JobInput

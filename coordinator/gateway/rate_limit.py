@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from coordinator.gateway.errors import ApiError, error_of
 from coordinator.gateway.responses import Headers, header
-from coordinator.token_buckets import Rate, TokenBuckets
 from protocol.errors import Code
+from protocol.token_buckets import Rate, TokenBuckets
 
 # More keys at work at once than this, and the idlest is forgotten.
 _KEYS_MAX = 10_000

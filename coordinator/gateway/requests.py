@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from coordinator.auth import Caller
+from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, error_of, invalid
 from coordinator.gateway.responses import Receive
 from coordinator.gateway.strict_json import Fields, parse_object

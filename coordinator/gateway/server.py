@@ -22,7 +22,7 @@ from coordinator.gateway.context import GatewayContext
 from coordinator.gateway.http import GatewayApp
 from coordinator.gateway.http_protocol import bounded_protocol
 from coordinator.gateway.market import GatewayMarket
-from coordinator.metrics import Metrics
+from coordinator.gateway.metrics import Metrics
 from coordinator.runtime import Runtime, system_runtime
 from protocol.net.errors import AddressInUse, AddressInvalid
 

@@ -7,7 +7,7 @@ Invariants that hold after every call, whatever is submitted:
 - a chain happens wholly or not at all; an id happens at most once; a hold is resolved at most once;
 - sums stay within 0..AMOUNT_NANO_MAX, so that no sum of two of them leaves int64.
 
-Storage, time and concurrency are the writer's business (`coordinator.ledger.writer`).
+Storage, time and concurrency are the writer's business (`coordinator.db.writer`).
 """
 
 import re

@@ -14,12 +14,12 @@ from typing import Any
 
 import trio
 
+from coordinator.audit import audit
 from coordinator.db.accounts import open_account
 from coordinator.db.engine import Connection, Database, ThreadRunner, open_database
+from coordinator.db.writer import LedgerWriter, post_one
 from coordinator.ledger.accounts import Account, AccountKind, account_of
-from coordinator.ledger.audit import audit
 from coordinator.ledger.postings import LeaseFunds, capture, credit, hold
-from coordinator.ledger.writer import LedgerWriter, post_one
 from protocol.ids import JobId, LeaseId, PeerId, TransferId, derive_ulid, new_ulid
 from protocol.money import NANO_PER_CREDIT
 from protocol.net.clock import SystemClock

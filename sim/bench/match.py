@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from coordinator.blame import blame_for
-from coordinator.matching import Job, match
-from coordinator.offers import OfferBook
-from coordinator.reputation import Ratios, Reputation
+from coordinator.market.matching import Job, match
+from coordinator.market.offers import OfferBook
+from coordinator.market.reputation import Ratios, Reputation
+from protocol.blame import blame_for
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import Digest, PeerId, peer_id_from_public_key, sha256_digest

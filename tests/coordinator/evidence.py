@@ -7,9 +7,9 @@ from coordinator.db.accounts import open_account
 from coordinator.db.engine import Connection
 from coordinator.db.jobs import record_job
 from coordinator.db.leases import record_lease
+from coordinator.db.writer import post_one
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import LeaseFunds, credit, hold
-from coordinator.ledger.writer import post_one
 from protocol.ids import TransferId, derive_ulid
 from tests.coordinator.ledger_makers import memory_books
 from tests.protocol.makers import CLIENT, MODEL, NOW_MS, make_chain

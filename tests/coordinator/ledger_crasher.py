@@ -12,8 +12,8 @@ import sys
 import trio
 
 from coordinator.db.engine import ThreadRunner, open_database
+from coordinator.db.writer import LedgerWriter
 from coordinator.ledger.postings import capture, hold
-from coordinator.ledger.writer import LedgerWriter
 from protocol.ids import new_ulid
 from protocol.net.clock import SystemClock
 from tests.coordinator.ledger_makers import ALICE, BOB, HOUR_MS, NODE, funds_of

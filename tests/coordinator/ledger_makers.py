@@ -10,10 +10,10 @@ import trio
 
 from coordinator.db.accounts import find_account, open_account
 from coordinator.db.engine import Connection, Database, InlineRunner, Runner, open_database
+from coordinator.db.writer import post_one
 from coordinator.ledger.accounts import Account, AccountId, AccountKind, account_of
 from coordinator.ledger.postings import LeaseFunds, credit
 from coordinator.ledger.transfers import Transfer, TransferCode, TransferKind
-from coordinator.ledger.writer import post_one
 from protocol.ids import JobId, LeaseId, PeerId, TransferId, new_ulid
 
 T = TypeVar("T")

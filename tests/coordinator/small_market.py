@@ -14,14 +14,14 @@ from typing import TypeVar
 import trio
 
 from coordinator.app import Coordinator, MarketRules
-from coordinator.client import JobSpec, MarketClient
+from coordinator.audit import AuditReport, audit
+from coordinator.buyer.client import JobSpec, MarketClient
+from coordinator.buyer.remote import RemoteLeaser
 from coordinator.db.accounts import find_account
 from coordinator.db.engine import Connection, Database, InlineRunner, open_database
+from coordinator.db.writer import post_one
 from coordinator.ledger.accounts import Account, AccountKind, account_of
-from coordinator.ledger.audit import AuditReport, audit
 from coordinator.ledger.postings import credit
-from coordinator.ledger.writer import post_one
-from coordinator.remote import RemoteLeaser
 from coordinator.runtime import Runtime
 from protocol.envelope import Signed, seal
 from protocol.errors import Code

@@ -13,7 +13,7 @@ from coordinator.db.engine import Database, InlineRunner, open_database
 from coordinator.ledger.accounts import Account, account_of
 from coordinator.vault import Vault, VaultError
 from protocol.keys import SigningKey
-from tests.coordinator.market import NOW_MS
+from tests.coordinator.market_makers import NOW_MS
 
 OWN = SigningKey(bytes(32))
 ENTROPY = random.Random(7).randbytes

@@ -7,15 +7,16 @@ import trio
 from trio.testing import MockClock
 
 from coordinator.accounts import create_account
-from coordinator.auth import ApiKeyDesk, Caller
-from coordinator.budgets import LAG_S
-from coordinator.client import JobSpec
+from coordinator.auth import ApiKeyDesk
+from coordinator.buyer.client import JobSpec
+from coordinator.buyer.job_stream import JobFailed
 from coordinator.db.api_keys import create_api_key, find_api_key
-from coordinator.job_stream import JobFailed
-from coordinator.leaser import Payer
+from coordinator.gateway.caller import Caller
+from coordinator.leasing.budgets import LAG_S
 from coordinator.local_market import LocalMarket
 from coordinator.vault import Vault
 from protocol.errors import Code
+from protocol.grants import Payer
 from protocol.ids import PeerId
 from protocol.messages import Finish, Task
 from protocol.pricing import Units, cost_nano

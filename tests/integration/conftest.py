@@ -23,8 +23,8 @@ import trio
 
 from capanode.models.catalog import load_catalog
 from capanode.models.store import ModelStore
+from coordinator.audit import AuditReport, audit
 from coordinator.db.engine import InlineRunner, open_database
-from coordinator.ledger.audit import AuditReport, audit
 
 if TYPE_CHECKING:
     from tests.integration.frail_market import FrailMarket

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import trio
 
 from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
-from coordinator.metrics import Metrics
 from protocol.messages import Task
 from tests.coordinator.gateway.fake_market import API_KEY, NAMES, FakeMarket
 

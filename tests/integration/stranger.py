@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import trio
 
-from coordinator.client import JobSpec, MarketClient
-from coordinator.remote import RemoteLeaser
-from coordinator.units import units_of
+from coordinator.buyer.client import JobSpec, MarketClient
+from coordinator.buyer.remote import RemoteLeaser
+from coordinator.buyer.units import units_of
 from protocol.clock import Clock
 from protocol.codec import decode, encode
 from protocol.envelope import Signed, open_envelope, seal

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import trio
 
-from coordinator.client import JobSpec
-from coordinator.job_stream import JobFailed
-from coordinator.offers.intake import OFFERS
-from coordinator.units import units_of
+from coordinator.buyer.client import JobSpec
+from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.units import units_of
+from coordinator.market.offers.intake import OFFERS
 from protocol.codec import encode
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError

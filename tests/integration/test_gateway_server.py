@@ -12,8 +12,8 @@ import trio
 
 from coordinator.gateway import http_protocol
 from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
-from coordinator.metrics import Metrics
 from protocol.net.errors import AddressInUse, AddressInvalid
 from tests.coordinator.gateway.fake_market import FakeMarket, Script
 from tests.integration.openai_api import WITHIN_S, Served, served_gateway

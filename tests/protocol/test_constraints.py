@@ -4,7 +4,7 @@ import pytest
 
 from protocol.constraints import broken_constraint
 from protocol.messages import Constraints, DataCollection, IsolationTier, PriceCap
-from tests.coordinator.market import key, model_offer, node_offer
+from tests.coordinator.market_makers import key, model_offer, node_offer
 
 NODE, OTHER = key(1).peer_id, key(2).peer_id
 OFFER = node_offer(1, model_offer())

@@ -8,14 +8,14 @@ import capanode.announce
 import capanode.control
 import capanode.jobs
 import capanode.outbox
-import coordinator.client
-import coordinator.control
-import coordinator.leases
-import coordinator.market
-import coordinator.matching.explain
-import coordinator.offers.book
-import coordinator.settling
-from coordinator.offers.intake import OFFERS
+import coordinator.buyer.client
+import coordinator.leasing.control
+import coordinator.leasing.granting
+import coordinator.market.market
+import coordinator.market.matching.explain
+import coordinator.market.offers.book
+import coordinator.settling.receipt_desk
+from coordinator.market.offers.intake import OFFERS
 from protocol import limits, manifest, messages, money, payload, pricing, services, session
 from protocol.framing import FrameType
 from protocol.net import (
@@ -51,13 +51,13 @@ NUMBER_PLACES = (
     capanode.control,
     capanode.jobs,
     capanode.outbox,
-    coordinator.client,
-    coordinator.control,
-    coordinator.leases,
-    coordinator.market,
-    coordinator.matching.explain,
-    coordinator.offers.book,
-    coordinator.settling,
+    coordinator.buyer.client,
+    coordinator.leasing.control,
+    coordinator.leasing.granting,
+    coordinator.market.market,
+    coordinator.market.matching.explain,
+    coordinator.market.offers.book,
+    coordinator.settling.receipt_desk,
 )
 
 

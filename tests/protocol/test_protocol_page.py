@@ -13,16 +13,15 @@ import pytest
 
 import capanode.jobs
 import coordinator.cli.market_session
-import coordinator.control
-from coordinator.blame import Blame, blame_for
-from coordinator.breaker import BreakerState
-from coordinator.db.schema import ReceiptState
-from coordinator.matching.job import Reason
+import coordinator.leasing.control
+from coordinator.market.breaker import BreakerState
+from coordinator.market.matching.job import Reason
 from protocol import manifest, messages, payload, pricing, services, session
+from protocol.blame import Blame, blame_for
 from protocol.errors import RETRYABLE_ELSEWHERE, Code, ErrorBody
 from protocol.framing import VERSION, FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId
-from protocol.job_state import TRANSITIONS, JobEvent, JobState
+from protocol.job_state import TRANSITIONS, JobEvent, JobState, ReceiptState
 from protocol.messages import Hardware
 from protocol.net import libp2p_gossip, libp2p_host, libp2p_stream
 from protocol.net.frames import Hello
@@ -39,7 +38,7 @@ OTHER_MESSAGES: tuple[type, ...] = (
     session.AcceptedBody,
     session.JobErrorBody,
 )
-ROLES = {coordinator.cli.market_session.ROLE, capanode.jobs.ROLE, coordinator.control.ROLE}
+ROLES = {coordinator.cli.market_session.ROLE, capanode.jobs.ROLE, coordinator.leasing.control.ROLE}
 # In backticks on the page, beside what its own tables and the code define.
 OTHER_WORDS = {"absent", "empty", "from", "seqno", "signature", "channel", "elsewhere", "false"}
 CHOICES: dict[str, list[str]] = {

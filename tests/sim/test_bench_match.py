@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from coordinator.matching import match
+from coordinator.market.matching import match
 from sim.bench import match as bench
 
 

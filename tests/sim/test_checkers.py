@@ -8,10 +8,10 @@ import pytest
 
 from capanode.seats import Seats
 from capanode.served import ServedModel
-from coordinator.job_stream import Outcome
-from coordinator.offers import OfferBook
-from coordinator.open_leases import OpenLease, OpenLeases
-from coordinator.reputation import Reputation
+from coordinator.buyer.job_stream import Outcome
+from coordinator.leasing.open_leases import OpenLease, OpenLeases
+from coordinator.market.offers import OfferBook
+from coordinator.market.reputation import Reputation
 from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.ids import LeaseId
@@ -30,7 +30,7 @@ from sim.checkers import (
 from sim.options import Machine, WorldOptions
 from sim.sim_worker import Ailments, SimWorker
 from sim.workload import PlannedJob, plan_probes
-from tests.coordinator.market import NOW_MS, node_offer, sealed
+from tests.coordinator.market_makers import NOW_MS, node_offer, sealed
 from tests.protocol.makers import (
     CLIENT,
     COORDINATOR,

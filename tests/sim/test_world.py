@@ -5,7 +5,7 @@
 - 1, 8 and 15 waited for dead nodes until the deadline: a healed network did not tell of peers that
   had been killed behind its partition (tests/protocol/net/test_memory.py).
 - 753 told a client that its own retry is a replay: the coordinator had been restarted between the
-  two attempts (tests/coordinator/test_lease_desk.py).
+  two attempts (tests/coordinator/leasing/test_lease_desk.py).
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from functools import cache
 
 import pytest
 
-import coordinator.settling
+import coordinator.settling.receipt_desk
 from capanode.engines.base import EngineEvent
 from coordinator.ledger.machine import Chain
 from coordinator.ledger.postings import LeaseFunds, capture
@@ -134,7 +134,7 @@ def test_a_capture_that_pays_the_node_too_much_is_noticed(monkeypatch: pytest.Mo
     def generous(funds: LeaseFunds, amount_nano: int, node: PeerId, *, fee_bps: int) -> Chain:
         return capture(funds, amount_nano, node, fee_bps=fee_bps - 1)
 
-    monkeypatch.setattr(coordinator.settling, "capture", generous)
+    monkeypatch.setattr(coordinator.settling.receipt_desk, "capture", generous)
     result = run_world(1, options=SMALL)
     assert any("NODE_IS_PAID" in violation for violation in result.violations)
     assert any("FEE_IS_REMAINDER" in violation for violation in result.violations)
@@ -144,7 +144,7 @@ def test_holds_that_never_end_are_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     async def forget(self: object) -> int:
         return 0
 
-    monkeypatch.setattr(coordinator.settling.ReceiptDesk, "expire", forget)
+    monkeypatch.setattr(coordinator.settling.receipt_desk.ReceiptDesk, "expire", forget)
     result = run_world(2)
     assert any("should have ended" in violation for violation in result.violations)
     assert any("everything is settled" in violation for violation in result.violations)
@@ -168,7 +168,7 @@ def test_a_bug_in_a_handler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(self: object, receipt: object, acceptance: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(coordinator.settling.ReceiptDesk, "accept", broken)
+    monkeypatch.setattr(coordinator.settling.receipt_desk.ReceiptDesk, "accept", broken)
     result = run_world(1, options=SMALL)
     assert any("handler_crashed" in violation for violation in result.violations)
     assert any("ZeroDivisionError: a bug" in violation for violation in result.violations)

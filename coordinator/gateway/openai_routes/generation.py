@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from coordinator.buyer.job_stream import JobFailed, Outcome
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.bridge import Stream
 from coordinator.gateway.context import GatewayContext
@@ -19,12 +20,11 @@ from coordinator.gateway.jobs import (
     run_streaming,
     usage_of,
 )
+from coordinator.gateway.metrics import ModelMetrics
 from coordinator.gateway.orders import GenerationOrder
 from coordinator.gateway.requests import Request
 from coordinator.gateway.responses import Headers, Reply, Send, json_response
 from coordinator.gateway.sse import KEEPALIVE, ChoiceShape, Envelope, Events, error_event
-from coordinator.job_stream import JobFailed, Outcome
-from coordinator.metrics import ModelMetrics
 from protocol.payload import Chunk
 
 # Enough of the manifest's digest to tell models apart; `GET /v1/models` has all of it.

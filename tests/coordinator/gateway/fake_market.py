@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from coordinator.auth import Caller
-from coordinator.client import JobSpec
+from coordinator.buyer.client import JobSpec
+from coordinator.buyer.job_stream import JobFailed, JobInfo, Outcome
+from coordinator.gateway.caller import Caller
 from coordinator.gateway.market import Health, ModelInfo
-from coordinator.job_stream import JobFailed, JobInfo, Outcome
 from protocol.codec import encode
 from protocol.envelope import seal
 from protocol.errors import Code

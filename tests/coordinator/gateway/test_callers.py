@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from coordinator.auth import CALLER_TTL_S, Caller
+from coordinator.gateway.caller import CALLER_TTL_S, Caller
 from coordinator.gateway.callers import Callers
 from coordinator.gateway.errors import ApiError
 from tests.coordinator.gateway.fake_market import CLIENT_KEY

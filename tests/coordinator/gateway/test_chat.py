@@ -6,9 +6,9 @@ from typing import Any
 import httpx
 import pytest
 
-from coordinator.job_stream import JobFailed
-from coordinator.leaser import Payer
+from coordinator.buyer.job_stream import JobFailed
 from protocol.errors import Code
+from protocol.grants import Payer
 from protocol.messages import Finish, Objective, Task
 from protocol.payload import ChatMessage, GenerationInput
 from tests.coordinator.gateway.fake_market import DIGESTS, NODE_KEY, Script

@@ -10,7 +10,7 @@ import pytest
 import structlog.testing
 import trio
 
-from coordinator.auth import CALLER_TTL_S
+from coordinator.gateway.caller import CALLER_TTL_S
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.market import Health
 from tests.coordinator.gateway.fake_market import API_KEY, LIMITED_KEY, FakeMarket, Script

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.auth import Caller
-from coordinator.client import JobSpec
+from coordinator.buyer.client import JobSpec
+from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError
 from coordinator.gateway.orders import (
     OUTPUT_TOKENS_DEFAULT,
@@ -15,7 +15,7 @@ from coordinator.gateway.orders import (
     check_text_size,
 )
 from coordinator.gateway.routing_params import Routing
-from coordinator.leaser import Payer
+from protocol.grants import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import NO_CONSTRAINTS, Objective, Task
 from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput

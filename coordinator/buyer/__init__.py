@@ -1,0 +1,1 @@
+"""The client library: buy inference from a market, in process or over the network."""

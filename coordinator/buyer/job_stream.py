@@ -1,0 +1,252 @@
+"""One attempt at one job, from the opened channel to the countersigned receipt.
+
+`JobStream` is what a buyer iterates over. It counts what arrives through `protocol.session`, turns
+every way of ending into either an `Outcome` or a `JobFailed`, and never waits past the deadline.
+"""
+
+from dataclasses import dataclass
+
+import trio
+
+from protocol.blame import Observation, blame_for
+from protocol.clock import Clock
+from protocol.envelope import Signed
+from protocol.errors import CapaError, Code, RemoteProtocolError
+from protocol.framing import Frame
+from protocol.grants import Granted
+from protocol.ids import Digest, JobId, PeerId
+from protocol.keys import SigningKey
+from protocol.messages import Acceptance, Finish, Receipt
+from protocol.net.errors import NetError
+from protocol.net.pool import Channel
+from protocol.payload import Chunk
+from protocol.pricing import PriceSheet, Units
+from protocol.session import AcceptedBody, ClientEvent, ClientJob, Ended, Outgoing, Refused
+
+
+class JobFailed(CapaError):
+    """A job has no answer, or only a part of one if `delivered`. `is_breach` says that its node
+    broke the protocol: `code` names how, and another node may well keep it. `job_id` is None if it
+    failed before it had one."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: Code,
+        retry_after_ms: int | None = None,
+        delivered: bool = False,
+        is_breach: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.is_breach = is_breach
+        self.retry_after_ms = retry_after_ms
+        self.delivered = delivered
+        self.job_id: JobId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """Where a job runs and under which terms; known from its first output on."""
+
+    job_id: JobId
+    node: PeerId
+    attempts: int
+    model_digest: Digest
+    price: PriceSheet
+    ceiling_nano: int
+    input_units: Units
+    queue_position: int
+    lease_ms: float
+    match_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended, with the node's signed receipt as the evidence."""
+
+    finish: Finish
+    units: Units
+    amount_nano: int
+    receipt: Signed[Receipt]
+    acceptance: Signed[Acceptance]
+
+
+class JobStream:
+    """A leased job at a node. Iterate over it for the chunks, then read `outcome`.
+
+    `started_at` and `deadline` are trio times; the job is abandoned at the deadline.
+    """
+
+    def __init__(
+        self,
+        job: ClientJob,
+        channel: Channel,
+        granted: Granted,
+        *,
+        key: SigningKey,
+        clock: Clock,
+        deadline: float,
+    ) -> None:
+        self._job = job
+        self._channel = channel
+        self._granted = granted
+        self._key = key
+        self._clock = clock
+        self._deadline = deadline
+        self._started_at = trio.current_time()
+        self._first_output_at: float | None = None
+        self._held_back: Chunk | None = None
+        self._accepted = AcceptedBody(Units(), 0)
+        self._failure: JobFailed | None = None
+        self.outcome: Outcome | None = None
+        self.info: JobInfo | None = None
+
+    @property
+    def granted(self) -> Granted:
+        return self._granted
+
+    @property
+    def has_ended(self) -> bool:
+        return self.outcome is not None or self._failure is not None
+
+    def ended(self) -> tuple[JobInfo, Outcome]:
+        """Where it ran and how it ended, of a job that has been read to its end."""
+        assert self.info is not None, "the stream was not opened"
+        assert self.outcome is not None, "the stream was not read to its end"
+        return self.info, self.outcome
+
+    def send(self, frames: list[Outgoing]) -> None:
+        for frame_type, body in frames:
+            self._channel.send_nowait(frame_type, body)
+
+    def __aiter__(self) -> "JobStream":
+        return self
+
+    async def __anext__(self) -> Chunk:
+        """The next piece of the answer. Raises JobFailed if the stream is cut."""
+        if self._held_back is not None:
+            chunk, self._held_back = self._held_back, None
+            return chunk
+        if self._failure is not None:
+            raise self._failure
+        if self.outcome is not None:
+            raise StopAsyncIteration
+        event = await self._next_output()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def wait_first_output(self, *, attempts: int, lease_ms: float) -> None:
+        """Returns when there is something to show: a first chunk, or the end of an answer without
+        one. Raises JobFailed; then nothing was delivered and another node may be tried."""
+        self._held_back = await self._next_output()
+        lease = self._granted.lease.message
+        self.info = JobInfo(
+            job_id=lease.job_id,
+            node=lease.node,
+            attempts=attempts,
+            model_digest=lease.model_digest,
+            price=lease.price,
+            ceiling_nano=lease.ceiling_nano,
+            input_units=self._accepted.input_units,
+            queue_position=self._accepted.queue_position,
+            lease_ms=lease_ms,
+            match_us=self._granted.match_us,
+        )
+
+    async def cancel_and_wait_end(self, *, within_s: float) -> None:
+        """Free the node's slot at once, then collect the receipt for what was delivered."""
+        try:
+            self.send(self._job.cancel())
+            with trio.move_on_after(within_s):
+                while not self.has_ended:
+                    await self._receive()
+        except (NetError, JobFailed):
+            pass  # The node hands its receipt in by itself, or the hold expires.
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def observation(self) -> Observation:
+        """How the node did, by our own clock."""
+        first_ms = None
+        if self._first_output_at is not None:
+            first_ms = 1000 * (self._first_output_at - self._started_at)
+        code = self._failure.code if self._failure is not None else None
+        return Observation(
+            code=code,
+            blame=blame_for(code) if code is not None else None,
+            first_output_ms=first_ms,
+            total_ms=1000 * (trio.current_time() - self._started_at),
+            delivered=self._job.units if self.outcome is not None else self._job.units_owed,
+            has_receipt=self.outcome is not None,
+            retry_after_ms=self._failure.retry_after_ms if self._failure is not None else None,
+        )
+
+    async def _next_output(self) -> Chunk | None:
+        """The next chunk, or None at a clean end."""
+        while True:
+            event = await self._receive()
+            if isinstance(event, Chunk):
+                if self._first_output_at is None:
+                    self._first_output_at = trio.current_time()
+                return event
+            if isinstance(event, Ended):
+                return None
+
+    async def _receive(self) -> ClientEvent:
+        """One event from the node. Raises JobFailed, and remembers it."""
+        frame = await self._receive_frame()
+        try:
+            event = self._job.receive(frame.type, frame.body)
+        except RemoteProtocolError as error:
+            raise self._fail(
+                f"the node broke the protocol: {error}", error.code, is_breach=True
+            ) from error
+        if isinstance(event, AcceptedBody):
+            self._accepted = event
+        elif isinstance(event, Ended):
+            self._countersign(event)
+        elif isinstance(event, Refused):
+            if event.ended is not None:
+                self._countersign(event.ended)
+            raise self._fail(event.message, event.code, event.retry_after_ms)
+        return event
+
+    async def _receive_frame(self) -> Frame:
+        try:
+            with trio.fail_at(self._deadline):
+                return await self._channel.receive()
+        except trio.TooSlowError:
+            raise self._fail("the deadline has passed", Code.DEADLINE_EXCEEDED) from None
+        except NetError as error:
+            raise self._fail(f"the node is gone: {error}", Code.NODE_LOST) from error
+        except RemoteProtocolError as error:
+            raise self._fail(str(error), error.code, error.retry_after_ms) from error
+
+    def _fail(
+        self,
+        message: str,
+        code: Code,
+        retry_after_ms: int | None = None,
+        *,
+        is_breach: bool = False,
+    ) -> JobFailed:
+        self._failure = JobFailed(
+            message,
+            code=code,
+            retry_after_ms=retry_after_ms,
+            delivered=self._first_output_at is not None,
+            is_breach=is_breach,
+        )
+        self._failure.job_id = self._granted.lease.message.job_id
+        return self._failure
+
+    def _countersign(self, ended: Ended) -> None:
+        acceptance = self._job.acceptance(ended, self._key, now_ms=self._clock.now_ms())
+        billed = ended.receipt.message
+        self.outcome = Outcome(
+            billed.finish, billed.units, billed.amount_nano, ended.receipt, acceptance
+        )

@@ -1,0 +1,87 @@
+"""A coordinator on another machine, as a `Leaser`: for the command line and for
+gateways that run next to their users."""
+
+from typing import TypeVar
+
+from protocol.blame import Observation
+from protocol.envelope import Signed, open_envelope
+from protocol.grants import Granted, Payer
+from protocol.ids import PeerId
+from protocol.messages import Acceptance, JobRequest, Lease, NodeOffer, Receipt
+from protocol.net.pool import StreamPool
+from protocol.net.rpc import RpcClient
+from protocol.services import (
+    BalanceAsk,
+    BalanceReply,
+    LeaseAsk,
+    LeaseGrant,
+    Method,
+    NodesAsk,
+    NodesReply,
+    QuoteAsk,
+    QuoteReply,
+    SettleAsk,
+    SettleReply,
+)
+
+R = TypeVar("R")
+
+# A lease is a decision and one durable write; the coordinator answers within milliseconds or is
+# in trouble.
+ANSWER_WITHIN_S = 10.0
+
+
+class RemoteLeaser:
+    """Asks `coordinator` at `addresses` over LEASE_PROTOCOL. Its answers are verified here."""
+
+    def __init__(
+        self, pool: StreamPool, coordinator: PeerId, *, addresses: tuple[str, ...]
+    ) -> None:
+        self._rpc = RpcClient(pool)
+        self._coordinator = coordinator
+        self._addresses = addresses
+
+    @property
+    def coordinator(self) -> PeerId:
+        return self._coordinator
+
+    async def lease(
+        self,
+        request: Signed[JobRequest],
+        *,
+        exclude: tuple[PeerId, ...] = (),
+        receipts: tuple[Signed[Receipt], ...] = (),
+        payer: Payer | None = None,
+    ) -> Granted:
+        ask = LeaseAsk(request.raw, exclude, tuple(receipt.raw for receipt in receipts))
+        grant = await self._call(Method.LEASE, ask, LeaseGrant)
+        return Granted(
+            lease=open_envelope(grant.lease, Lease, signer=self._coordinator),
+            offer=open_envelope(grant.offer, NodeOffer),
+            match_us=grant.match_us,
+        )
+
+    async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:
+        return await self._call(Method.SETTLE, SettleAsk(receipt.raw, acceptance.raw), SettleReply)
+
+    def observe(self, lease: Signed[Lease], observation: Observation) -> None:
+        """A coordinator has no reason to believe what strangers say of nodes: it is not told."""
+
+    async def quote(self, ask: QuoteAsk) -> QuoteReply:
+        return await self._call(Method.QUOTE, ask, QuoteReply)
+
+    async def nodes(self, ask: NodesAsk) -> NodesReply:
+        return await self._call(Method.NODES, ask, NodesReply)
+
+    async def balance(self) -> BalanceReply:
+        return await self._call(Method.BALANCE, BalanceAsk(), BalanceReply)
+
+    async def _call(self, method: Method, ask: object, reply: type[R]) -> R:
+        return await self._rpc.call(
+            self._coordinator,
+            method,
+            ask,
+            reply,
+            timeout_s=ANSWER_WITHIN_S,
+            addresses=self._addresses,
+        )

@@ -1,0 +1,162 @@
+"""Nodes on their control streams: who is alive, how busy, and the receipts that they hand in.
+
+A node that attaches reports its load every REPORT_EVERY_MS; one that is silent for three reports,
+or whose connection breaks, gets no jobs until it is back. Round trips are measured from here, so
+that no node can claim to be near.
+"""
+
+import random
+from collections import Counter
+
+import structlog
+import trio
+
+from coordinator.leasing.receipts import ReceiptTaker
+from coordinator.market.market import Market
+from protocol.clock import Clock
+from protocol.envelope import open_envelope
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.messages import Acceptance, LoadReport, NodeOffer, Receipt
+from protocol.net.channels import serve_channels
+from protocol.net.errors import NetError
+from protocol.net.rpc import RpcServer
+from protocol.net.transport import Stream, Transport
+from protocol.services import (
+    AttachAsk,
+    AttachReply,
+    LoadAck,
+    Method,
+    ReceiptAsk,
+    SettleReply,
+)
+
+log = structlog.get_logger(__name__)
+
+ROLE = "coordinator"
+
+# Nodes report at once when their load changes; this is the pulse of those where nothing does.
+REPORT_EVERY_MS = 5_000
+# Three missed reports: one may be lost to a pause, two to bad luck.
+SILENT_AFTER_S = 3 * REPORT_EVERY_MS / 1_000
+# A round trip changes slowly; each node is measured about this often.
+PING_EVERY_S = 20.0
+PING_WITHIN_S = 5.0
+# Pings in flight at once: with ten thousand nodes, five hundred a second.
+PINGS_AT_ONCE = 32
+
+
+class ControlServer:
+    """The active set: nodes with a live control stream."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        market: Market,
+        receipts: ReceiptTaker,
+        *,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        self._transport = transport
+        self._market = market
+        self._receipts = receipts
+        self._clock = clock
+        self._rng = rng
+        self._heard_at: dict[PeerId, float] = {}
+        self._lines: Counter[PeerId] = Counter()
+        self._rpc = RpcServer()
+        self._rpc.register(Method.ATTACH, AttachAsk, self._attach)
+        self._rpc.register(Method.LOAD, LoadReport, self._load)
+        self._rpc.register(Method.RECEIPT, ReceiptAsk, self._receipt)
+
+    @property
+    def attached(self) -> int:
+        return len(self._heard_at)
+
+    async def handle(self, stream: Stream) -> None:
+        """Serve a node until its stream ends; with its last one it is gone until it attaches again.
+
+        A node that comes back may have two for a moment, of which the old one ends last.
+        """
+        self._lines[stream.peer] += 1
+        try:
+            await serve_channels(stream, self._rpc.serve_channel, role=ROLE)
+        finally:
+            self._lines[stream.peer] -= 1
+            if not self._lines[stream.peer]:
+                del self._lines[stream.peer]
+                self._detach(stream.peer, "control_stream_ended")
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Measure round trips and drop the silent, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._drop_silent_forever)
+            nursery.start_soon(self._ping_forever)
+            task_status.started()
+
+    async def _attach(self, node: PeerId, ask: AttachAsk) -> AttachReply:
+        # Gossip hands on the offers of others; who attaches with one must be its signer.
+        open_envelope(ask.offer, NodeOffer, signer=node)
+        verdict = self._market.book.accept(ask.offer, now_ms=self._clock.now_ms(), via=node)
+        if verdict.code not in (None, Code.REPLAYED):
+            raise RemoteProtocolError(verdict.message, code=verdict.code)
+        self._hear(node, ask.load)
+        # Measured at once: a node without a round trip is taken for one across an ocean.
+        await self._measure(node)
+        log.info("node_attached", node=node)
+        return AttachReply(REPORT_EVERY_MS)
+
+    async def _load(self, node: PeerId, report: LoadReport) -> LoadAck:
+        if node not in self._heard_at:
+            raise RemoteProtocolError("attach first", code=Code.UNEXPECTED_FRAME)
+        self._hear(node, report)
+        return LoadAck()
+
+    async def _receipt(self, node: PeerId, ask: ReceiptAsk) -> SettleReply:
+        # A job's client is usually first, and what it settled needs no second look.
+        settled = self._receipts.recall(ask.receipt)
+        if settled is not None:
+            return settled
+        receipt = open_envelope(ask.receipt, Receipt, signer=node)
+        acceptance = open_envelope(ask.acceptance, Acceptance) if ask.acceptance else None
+        return await self._receipts.accept(receipt, acceptance)
+
+    def _hear(self, node: PeerId, report: LoadReport) -> None:
+        self._heard_at[node] = trio.current_time()
+        self._market.book.apply_load(node, report)
+
+    def _detach(self, node: PeerId, why: str) -> None:
+        if self._heard_at.pop(node, None) is not None:
+            self._market.book.detach(node, now_ms=self._clock.now_ms())
+            log.info("node_detached", node=node, why=why)
+
+    async def _drop_silent_forever(self) -> None:
+        while True:
+            await trio.sleep(REPORT_EVERY_MS / 1_000)
+            silent_since = trio.current_time() - SILENT_AFTER_S
+            for node in [n for n, heard_at in self._heard_at.items() if heard_at < silent_since]:
+                self._detach(node, "silent")
+
+    async def _ping_forever(self) -> None:
+        limiter = trio.CapacityLimiter(PINGS_AT_ONCE)
+        while True:
+            await trio.sleep(PING_EVERY_S * self._rng.uniform(0.8, 1.2))
+            async with trio.open_nursery() as nursery:
+                for node in list(self._heard_at):
+                    await limiter.acquire_on_behalf_of(node)
+                    nursery.start_soon(self._measure_within, node, limiter)
+
+    async def _measure_within(self, node: PeerId, limiter: trio.CapacityLimiter) -> None:
+        try:
+            await self._measure(node)
+        finally:
+            limiter.release_on_behalf_of(node)
+
+    async def _measure(self, node: PeerId) -> None:
+        try:
+            rtt_s = await self._transport.ping(node, timeout_s=PING_WITHIN_S)
+        except NetError as error:
+            log.info("ping_failed", node=node, error=str(error))
+        else:
+            self._market.book.set_rtt(node, 1_000 * rtt_s)

@@ -1,0 +1,241 @@
+"""From a signed request to a signed lease: check, choose, hold the money, sign.
+
+The hold is durable before the lease leaves this process: whoever presents a lease can rely on the
+money being there. Everything between the request and the commit is synchronous, so that a job is
+counted against its node before the next one is matched.
+"""
+
+import structlog
+
+from coordinator.db.engine import Database
+from coordinator.db.jobs import record_job
+from coordinator.db.leases import list_leases_of, record_lease
+from coordinator.db.writer import LedgerWriter
+from coordinator.errors import CoordinatorError
+from coordinator.leasing.open_leases import OpenLease, OpenLeases
+from coordinator.leasing.receipts import ReceiptTaker
+from coordinator.ledger.postings import hold
+from coordinator.ledger.refusals import (
+    OutOfFundsError,
+    PostingRefusedError,
+    UnknownAccountError,
+)
+from coordinator.ledger.transfers import Result
+from coordinator.market.market import Market
+from coordinator.market.matching import Candidate
+from protocol.blame import Observation
+from protocol.clock import Clock
+from protocol.envelope import Signed, open_envelope, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.grants import Granted, Payer
+from protocol.ids import JobId, LeaseId, PeerId, derive_ulid
+from protocol.keys import SigningKey
+from protocol.limits import LEASE_OPEN_WITHIN_MS
+from protocol.messages import Acceptance, JobRequest, Lease, Receipt
+from protocol.receipts import check_request
+from protocol.services import NodesAsk, NodesReply, QuoteAsk, QuoteReply, SettleReply
+
+log = structlog.get_logger(__name__)
+
+# A client tries five nodes; twice that is somebody who only wants holds.
+LEASES_PER_JOB_MAX = 10
+# Money bounds a client's holds, unless nodes give their work away: each open lease is a few
+# kilobytes of ours, for up to eleven minutes. Twice what the largest gateway has in flight.
+LEASES_PER_CLIENT_MAX = 10_000
+LEASES_FULL_RETRY_MS = 5_000
+
+
+class LeaseDesk:
+    """The coordinator as a client sees it, in the same process: a `Leaser`."""
+
+    def __init__(
+        self,
+        key: SigningKey,
+        market: Market,
+        leases: OpenLeases,
+        receipts: ReceiptTaker,
+        writer: LedgerWriter,
+        *,
+        database: Database,
+        clock: Clock,
+    ) -> None:
+        self._key = key
+        self._market = market
+        self._leases = leases
+        self._receipts = receipts
+        self._writer = writer
+        self._database = database
+        self._clock = clock
+
+    @property
+    def coordinator(self) -> PeerId:
+        return self._key.peer_id
+
+    async def lease(
+        self,
+        request: Signed[JobRequest],
+        *,
+        exclude: tuple[PeerId, ...] = (),
+        receipts: tuple[Signed[Receipt], ...] = (),
+        payer: Payer | None = None,
+    ) -> Granted:
+        """See `Leaser.lease`. The caller vouches that the request comes from its client."""
+        now_ms = self._clock.now_ms()
+        check_request(request, coordinator=self.coordinator, now_ms=now_ms)
+        for receipt in receipts:
+            await self._receipts.accept(receipt, None)
+        try:
+            return await self._grant(request, frozenset(exclude), payer)
+        except _LeasedBeforeError:
+            await self._recall(request.message.job_id)
+        return await self._grant(request, frozenset(exclude), payer)
+
+    async def _grant(
+        self, request: Signed[JobRequest], exclude: frozenset[PeerId], payer: Payer | None
+    ) -> Granted:
+        now_ms = self._clock.now_ms()
+        # Clients choose ids: whoever learns one must not use up its owner's attempts.
+        if self._leases.request_of(request.message.job_id) not in (None, request.digest):
+            raise RemoteProtocolError(
+                "another request has this job's id: choose a new one", code=Code.ALREADY_EXISTS
+            )
+        attempt = self._leases.attempts(request.message.job_id)
+        if attempt >= LEASES_PER_JOB_MAX:
+            raise RemoteProtocolError("this job was leased too often", code=Code.REPLAYED)
+        if self._leases.count_of(request.message.client) >= LEASES_PER_CLIENT_MAX:
+            raise RemoteProtocolError(
+                f"this client has {LEASES_PER_CLIENT_MAX} leases open: settle some first",
+                code=Code.RATE_LIMITED,
+                retry_after_ms=LEASES_FULL_RETRY_MS,
+            )
+        deadline_at_ms = self._deadline_at_ms(request.message, now_ms)
+        choice = self._market.choose(
+            request.message,
+            exclude=exclude,
+            deadline_at_ms=deadline_at_ms,
+            budget_nano=self._budget_nano(payer),
+        )
+        candidate = choice.candidate
+        terms = self._terms(request, candidate, attempt, now_ms, deadline_at_ms)
+        lease = seal(self._key, terms)
+        api_key_id = payer.api_key_id if payer is not None else None
+        await self._hold(request, OpenLease(lease, api_key_id, candidate.claim))
+        log.info(
+            "lease_granted",
+            job_id=lease.message.job_id,
+            lease_id=lease.message.lease_id,
+            node=lease.message.node,
+            ceiling_nano=lease.message.ceiling_nano,
+            why=candidate.why.value,
+        )
+        return Granted(lease, candidate.offer, choice.match_us)
+
+    async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:
+        return await self._receipts.accept(receipt, acceptance)
+
+    def observe(self, lease: Signed[Lease], observation: Observation) -> None:
+        opened = self._leases.get(lease.message.lease_id)
+        if opened is not None:
+            if not observation.has_receipt:
+                self._leases.bound(opened, observation.delivered)
+            opened.judge(self._market, observation)
+        self._market.book.release(lease.message.lease_id)
+
+    async def quote(self, ask: QuoteAsk) -> QuoteReply:
+        return self._market.quote(ask)
+
+    async def nodes(self, ask: NodesAsk) -> NodesReply:
+        return self._market.nodes(ask)
+
+    def _budget_nano(self, payer: Payer | None) -> int | None:
+        """What the payer's budget leaves for one more lease; None is no limit."""
+        if payer is None or payer.remaining_nano is None:
+            return None
+        return self._leases.budgets.available_nano(payer.api_key_id, payer.remaining_nano)
+
+    def _deadline_at_ms(self, asked: JobRequest, now_ms: int) -> int:
+        """The request's deadline by our own clock. The client's may be half a minute off, and a
+        job of twenty seconds would then be over before it began: so how long it may take counts
+        from when we first leased it."""
+        known = self._leases.deadline_at_ms(asked.job_id)
+        return known if known is not None else now_ms + asked.deadline_at_ms - asked.issued_at_ms
+
+    def _terms(
+        self,
+        request: Signed[JobRequest],
+        candidate: Candidate,
+        attempt: int,
+        now_ms: int,
+        deadline_at_ms: int,
+    ) -> Lease:
+        asked = request.message
+        return Lease(
+            # Derived, so that asking twice for the same attempt holds money once.
+            lease_id=LeaseId(derive_ulid(asked.job_id, f"lease/{attempt}")),
+            request_digest=request.digest,
+            job_id=asked.job_id,
+            attempt=attempt,
+            client=asked.client,
+            node=candidate.node,
+            coordinator=self.coordinator,
+            offer_digest=candidate.offer.digest,
+            model_digest=candidate.model.manifest_digest,
+            price=candidate.model.price,
+            units_max=asked.units_max,
+            ceiling_nano=candidate.ceiling_nano,
+            issued_at_ms=now_ms,
+            open_before_ms=min(now_ms + LEASE_OPEN_WITHIN_MS, deadline_at_ms),
+            deadline_at_ms=deadline_at_ms,
+        )
+
+    async def _hold(self, request: Signed[JobRequest], opened: OpenLease) -> None:
+        """Make the hold durable. Raises RemoteProtocolError (OUT_OF_FUNDS, …); nothing is kept."""
+        lease, granted = opened.lease, opened.lease.message
+        expires_at_ms = opened.hold_expires_at_ms
+        # Counted before it is durable, or a burst would all be matched to the same node.
+        self._leases.add(opened)
+        self._market.reserve(granted, expires_at_ms=expires_at_ms)
+        rows = (
+            record_job(
+                request,
+                model_digest=granted.model_digest,
+                api_key_id=opened.api_key_id,
+                now_ms=granted.issued_at_ms,
+            ),
+            record_lease(lease, hold_id=opened.funds.hold_id, expires_at_ms=expires_at_ms),
+        )
+        posted = None
+        try:
+            posted = await self._writer.submit(
+                hold(opened.funds, timeout_at_ms=expires_at_ms), rows
+            )
+        except (OutOfFundsError, UnknownAccountError) as error:
+            raise RemoteProtocolError(str(error), code=error.code) from error
+        except PostingRefusedError as error:
+            raise _leased_before() from error
+        except CoordinatorError as error:
+            raise RemoteProtocolError(str(error), code=error.code) from error
+        finally:
+            if posted is not Result.CREATED:
+                self._leases.end(granted.lease_id)
+                self._market.book.release(granted.lease_id)
+        if posted is not Result.CREATED:
+            raise _leased_before()
+
+    async def _recall(self, job_id: JobId) -> None:
+        """Learn from the books what an earlier process knew of a job: its client cannot know that
+        we were restarted between its attempts."""
+        stored = await self._database.read(list_leases_of, job_id)
+        if stored:
+            self._leases.recall(open_envelope(stored[-1].envelope, Lease).message)
+
+
+class _LeasedBeforeError(RemoteProtocolError):
+    """The lease's id is taken: this process has not seen the job's earlier leases, or has forgotten
+    them."""
+
+
+def _leased_before() -> _LeasedBeforeError:
+    return _LeasedBeforeError(
+        "a job with this id was leased before: choose a new one", code=Code.REPLAYED
+    )

@@ -1,0 +1,105 @@
+"""What clients elsewhere ask of this coordinator: LEASE_PROTOCOL over the network.
+
+The connection proves who asks; a lease is granted only to the signer of its request, so that a
+stolen request is of no use. How often anyone may ask is bounded, whatever the question.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from coordinator.db.accounts import find_account
+from coordinator.db.engine import Database
+from coordinator.leasing.granting import LeaseDesk
+from coordinator.ledger.accounts import account_of
+from protocol.envelope import open_envelope
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.messages import Acceptance, JobRequest, Receipt
+from protocol.net.channels import serve_channels
+from protocol.net.rpc import RpcServer
+from protocol.net.transport import Stream
+from protocol.services import (
+    BalanceAsk,
+    BalanceReply,
+    LeaseAsk,
+    LeaseGrant,
+    Method,
+    NodesAsk,
+    NodesReply,
+    QuoteAsk,
+    QuoteReply,
+    SettleAsk,
+    SettleReply,
+)
+from protocol.token_buckets import Rate, TokenBuckets
+
+ROLE = "coordinator"
+
+# More clients at once than this, and the idlest is forgotten with what it has asked.
+CLIENTS_MAX = 10_000
+
+Ask = TypeVar("Ask")
+Reply = TypeVar("Reply")
+
+
+class LeaseServer:
+    """Serves one stream per client; `handle` is the transport's handler."""
+
+    def __init__(self, desk: LeaseDesk, database: Database, *, asks_per_minute: int) -> None:
+        self._desk = desk
+        self._database = database
+        self._asks_per_minute = asks_per_minute
+        self._buckets = TokenBuckets(keys_max=CLIENTS_MAX)
+        self._rpc = RpcServer()
+        self._rpc.register(Method.LEASE, LeaseAsk, self._limited(self._lease))
+        self._rpc.register(Method.QUOTE, QuoteAsk, self._limited(self._quote))
+        self._rpc.register(Method.SETTLE, SettleAsk, self._limited(self._settle))
+        self._rpc.register(Method.NODES, NodesAsk, self._limited(self._nodes))
+        self._rpc.register(Method.BALANCE, BalanceAsk, self._limited(self._balance))
+
+    async def handle(self, stream: Stream) -> None:
+        await serve_channels(stream, self._rpc.serve_channel, role=ROLE)
+
+    def _limited(
+        self, answer: Callable[[PeerId, Ask], Awaitable[Reply]]
+    ) -> Callable[[PeerId, Ask], Awaitable[Reply]]:
+        async def answer_within_rate(client: PeerId, ask: Ask) -> Reply:
+            rate = Rate.per_minute(self._asks_per_minute)
+            wait_s = self._buckets.take(client, rate, now_s=trio.current_time()).wait_s
+            if wait_s:
+                raise RemoteProtocolError(
+                    f"a client may ask {self._asks_per_minute} times per minute",
+                    code=Code.RATE_LIMITED,
+                    retry_after_ms=max(1, round(1_000 * wait_s)),
+                )
+            return await answer(client, ask)
+
+        return answer_within_rate
+
+    async def _lease(self, client: PeerId, ask: LeaseAsk) -> LeaseGrant:
+        request = open_envelope(ask.request, JobRequest, signer=client)
+        receipts = tuple(open_envelope(raw, Receipt) for raw in ask.receipts)
+        granted = await self._desk.lease(request, exclude=ask.exclude, receipts=receipts)
+        return LeaseGrant(granted.lease.raw, granted.offer.raw, granted.match_us)
+
+    async def _quote(self, client: PeerId, ask: QuoteAsk) -> QuoteReply:
+        return await self._desk.quote(ask)
+
+    async def _settle(self, client: PeerId, ask: SettleAsk) -> SettleReply:
+        receipt = open_envelope(ask.receipt, Receipt)
+        acceptance = open_envelope(ask.acceptance, Acceptance, signer=client)
+        return await self._desk.settle(receipt, acceptance)
+
+    async def _nodes(self, client: PeerId, ask: NodesAsk) -> NodesReply:
+        return await self._desk.nodes(ask)
+
+    async def _balance(self, client: PeerId, ask: BalanceAsk) -> BalanceReply:
+        account = await self._database.read(find_account, account_of(client))
+        if account is None:
+            raise RemoteProtocolError(
+                f"there is no account {client}: ask the operator of this market for one",
+                code=Code.UNKNOWN_ACCOUNT,
+            )
+        return BalanceReply(account.available_nano, account.held_nano)

@@ -1,0 +1,21 @@
+"""What leasing needs of settling: a place to hand receipts in."""
+
+from typing import Protocol
+
+from protocol.envelope import Signed
+from protocol.messages import Acceptance, Receipt
+from protocol.services import SettleReply
+
+
+class ReceiptTaker(Protocol):
+    """Takes receipts from clients and nodes. `settling.receipt_desk` has the real one."""
+
+    def recall(self, raw: bytes) -> SettleReply | None:
+        """What was paid on a receipt that was settled lately, if these are its very bytes."""
+        ...
+
+    async def accept(
+        self, receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None
+    ) -> SettleReply:
+        """Make the receipt durable, and pay it if its time has come. Raises RemoteProtocolError."""
+        ...

@@ -1,0 +1,1 @@
+"""Offers, matching and reputation: pure decisions, without I/O."""

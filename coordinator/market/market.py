@@ -1,0 +1,207 @@
+"""The market as one coordinator sees it: who offers what, how good they are, who should run a job.
+
+Joins the offer book, reputation and matching behind the questions that the rest of the coordinator
+asks. Synchronous and without I/O; the answers that travel are `protocol.services` bodies.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from coordinator.market.matching import Candidate, Job, Match, Reason, match
+from coordinator.market.matching.claim import Claim
+from coordinator.market.matching.quote import quote_reply, summary
+from coordinator.market.offers import NodeEntry, OfferBook
+from coordinator.market.reputation import NO_RATIOS, Reputation
+from protocol.blame import Observation
+from protocol.clock import Clock
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.limits import FRAME_BYTES_MAX
+from protocol.messages import JobRequest, Lease
+from protocol.money import format_credits
+from protocol.services import (
+    NodesAsk,
+    NodesReply,
+    NodeSummary,
+    QuoteAsk,
+    QuoteReply,
+)
+
+# A quote is read by people: the best few. Matching bounds the rejections that it names.
+QUOTE_CANDIDATES_MAX = 20
+# A page of signed offers of a few models each stays far below a frame; of the largest ones, fewer
+# make a page. Half of a frame leaves room for what is said beside them.
+NODES_PAGE = 20
+NODES_BYTES_MAX = FRAME_BYTES_MAX // 2
+
+# What is said when nothing fits, by the reason that keeps most nodes away.
+_ADVICE = {
+    Reason.BUSY: "all fitting nodes are busy: try again shortly",
+    Reason.PRICE_ABOVE_MAX: "raise max_price",
+    Reason.COST_ABOVE_MAX: "raise the cost limit or lower max_tokens",
+    Reason.LATENCY_ABOVE_MAX: "raise max_latency",
+    Reason.CONTEXT_TOO_SHORT: "shorten the prompt or lower max_tokens",
+    Reason.ISOLATION_TOO_WEAK: "accept a weaker isolation tier",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The node that shall run a job, and how long the decision took."""
+
+    candidate: Candidate
+    match_us: int
+
+
+class Market:
+    """Offers, reputation and matching of one coordinator. `stopwatch_ns` times decisions."""
+
+    def __init__(
+        self,
+        book: OfferBook,
+        reputation: Reputation,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        stopwatch_ns: Callable[[], int],
+    ) -> None:
+        self.book = book
+        self.reputation = reputation
+        self._clock = clock
+        self._rng = rng
+        self._stopwatch_ns = stopwatch_ns
+
+    def choose(
+        self,
+        request: JobRequest,
+        *,
+        exclude: frozenset[PeerId],
+        deadline_at_ms: int,
+        budget_nano: int | None = None,
+    ) -> Choice:
+        """`deadline_at_ms` is the request's by our clock, which may differ from its client's;
+        `budget_nano` is what the job may cost at most, whatever it asks for.
+
+        Raises RemoteProtocolError: UNKNOWN_MODEL, NO_NODE_FITS, BUDGET_EXCEEDED.
+        """
+        started_ns = self._stopwatch_ns()
+        job = replace(Job.of_request(request, exclude=exclude), deadline_at_ms=deadline_at_ms)
+        # Two, because matching never lets a newcomer be the only choice.
+        found = self._match(_within(job, budget_nano), limit=2)
+        if not found.candidates and budget_nano is not None:
+            found = self._match(job, limit=QUOTE_CANDIDATES_MAX)
+            if found.candidates:
+                raise _over_budget(found, budget_nano)
+        if not found.candidates:
+            raise _refusal(job, found)
+        return Choice(found.candidates[0], (self._stopwatch_ns() - started_ns) // 1_000)
+
+    def reserve(self, lease: Lease, *, expires_at_ms: int) -> None:
+        """Count a leased job against its node from now on, ahead of what the node reports."""
+        self.reputation.start_attempt(lease.node, now_ms=self._clock.now_ms())
+        self.book.grant(lease.lease_id, lease.node, lease.model_digest, expires_at_ms=expires_at_ms)
+
+    def quote(self, ask: QuoteAsk) -> QuoteReply:
+        """Every candidate and every rejection with reasons; holds nothing."""
+        job = Job.of_quote(ask)
+        started_ns = self._stopwatch_ns()
+        found = self._match(job, limit=QUOTE_CANDIDATES_MAX, explain=True)
+        match_us = (self._stopwatch_ns() - started_ns) // 1_000
+        if Reason.UNKNOWN_MODEL in found.counts:
+            raise _refusal(job, found)
+        return quote_reply(found, job, self.book, match_us=match_us)
+
+    def nodes(self, ask: NodesAsk) -> NodesReply:
+        """One page of nodes, in order of ids."""
+        page = self.book.page(model=ask.model, after=ask.after, limit=NODES_PAGE)
+        sizes = accumulate(len(entry.signed.raw) for entry in page)
+        fits = max(1, sum(size <= NODES_BYTES_MAX for size in sizes))
+        summaries = tuple(map(self._summary, page[:fits]))
+        is_last = len(page) < NODES_PAGE and fits >= len(page)
+        return NodesReply(summaries, next_after="" if is_last else page[fits - 1].node)
+
+    def judge(self, lease: Lease, claim: Claim | None, observation: Observation) -> None:
+        """Take a job's outcome into its node's reputation. Call it once for each lease."""
+        node, client = lease.node, lease.client
+        now_ms = self._clock.now_ms()
+        entry = self.book.get(node)
+        ratios = NO_RATIOS
+        if claim is not None:
+            ratios = claim.ratios(
+                first_output_ms=observation.first_output_ms,
+                total_ms=observation.total_ms,
+                output_tokens=observation.delivered.output_tokens,
+                rtt_ms=entry.rtt_ms if entry is not None else None,
+            )
+        if observation.code is None or observation.blame is None:
+            self.reputation.record_success(node, now_ms=now_ms, ratios=ratios)
+        else:
+            self.reputation.record_code(
+                node,
+                observation.code,
+                observation.blame,
+                client=client,
+                now_ms=now_ms,
+                retry_after_ms=observation.retry_after_ms,
+                ratios=ratios,
+            )
+
+    def _match(self, job: Job, *, limit: int, explain: bool = False) -> Match:
+        return match(
+            job,
+            self.book,
+            self.reputation,
+            now_ms=self._clock.now_ms(),
+            rng=self._rng,
+            limit=limit,
+            explain=explain,
+        )
+
+    def _summary(self, entry: NodeEntry) -> NodeSummary:
+        now_ms = self._clock.now_ms()
+        standing = self.reputation.standing(entry.node, now_ms=now_ms)
+        health = standing.breaker.value if standing is not None else "closed"
+        return NodeSummary(
+            node=entry.node,
+            offer=entry.signed.raw,
+            rtt_ms=entry.rtt_ms,
+            attached=entry.is_attached,
+            running=sum(state.running for state in entry.models.values()),
+            queued=sum(state.queued for state in entry.models.values()),
+            health=entry.suspension or health,
+            success_rate=standing.success_rate if standing is not None else 1.0,
+        )
+
+
+def _within(job: Job, budget_nano: int | None) -> Job:
+    """The same job with at most this cost."""
+    if budget_nano is None:
+        return job
+    limit_nano = job.constraints.max_cost_nano
+    lower_nano = budget_nano if limit_nano is None else min(limit_nano, budget_nano)
+    return replace(job, constraints=replace(job.constraints, max_cost_nano=lower_nano))
+
+
+def _over_budget(found: Match, budget_nano: int) -> RemoteProtocolError:
+    least_nano = min(candidate.ceiling_nano for candidate in found.candidates)
+    return RemoteProtocolError(
+        f"the budget of this API key has {format_credits(budget_nano)} credits left for now; this "
+        f"request may cost {format_credits(least_nano)} or more",
+        code=Code.BUDGET_EXCEEDED,
+    )
+
+
+def _refusal(job: Job, found: Match) -> RemoteProtocolError:
+    """Why nothing fits, with numbers, and what to do about it."""
+    if Reason.UNKNOWN_MODEL in found.counts:
+        return RemoteProtocolError(f"no node offers {job.model!r} now", code=Code.UNKNOWN_MODEL)
+    decisive = max(found.alone, key=lambda reason: found.alone[reason], default=None)
+    advice = _ADVICE.get(decisive, "") if decisive is not None else ""
+    message = f"none of {found.considered} nodes with {job.model!r} fits: {summary(found)}"
+    return RemoteProtocolError(
+        f"{message}; {advice}" if advice else message,
+        code=Code.NO_NODE_FITS,
+        retry_after_ms=found.retry_after_ms,
+    )

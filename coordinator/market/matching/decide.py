@@ -1,0 +1,161 @@
+"""The decision itself: the one place that knows the order of the steps."""
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+
+from coordinator.market.matching.choose import Field, Place, explore, rank
+from coordinator.market.matching.estimate import (
+    Estimates,
+    Misses,
+    deadline_misses,
+    estimate,
+    latency_misses,
+)
+from coordinator.market.matching.explain import explained, hopeless
+from coordinator.market.matching.filters import (
+    Selection,
+    fits_exactly,
+    fitting,
+    position_of,
+    select,
+)
+from coordinator.market.matching.job import Candidate, Job, Match, Reason, Why
+from coordinator.market.matching.score import score
+from coordinator.market.offers import OfferBook
+from coordinator.market.offers.table import BUSY, SLOTS, ModelTable
+from coordinator.market.reputation import Reputation
+from coordinator.market.standings import Bools, Ints
+from protocol.pricing import cost_nano
+
+# With five nodes tried, the market has a problem that a sixth only hides; ladders of 64 attempts
+# have turned bursts into storms (d-inference#512).
+ATTEMPTS_MAX = 5
+
+
+def match(
+    job: Job,
+    book: OfferBook,
+    reputation: Reputation,
+    *,
+    now_ms: int,
+    rng: random.Random,
+    limit: int = ATTEMPTS_MAX,
+    explain: bool = False,
+) -> Match:
+    """Rank at most `limit` nodes for a job, or say why there are none (`explain`: say it anyway).
+
+    The same job, book, reputation, time and seed give the same answer in any process, whatever the
+    order in which offers arrived.
+    """
+    table = book.table(job.model)
+    reason = _hopelessness(job, table, now_ms)
+    if table is None or reason is not None:
+        return hopeless(reason or Reason.UNKNOWN_MODEL)
+    selection = select(table, reputation, job, now_ms=now_ms)
+    fit, positions = fitting(table, selection)
+    candidates: tuple[Candidate, ...] = ()
+    if len(positions):
+        wanted = limit if _may_fall_back(job) else 1
+        found = _ranked(book, table, fit, positions, rng=rng, limit=wanted)
+        candidates = tuple(islice(found, wanted))
+    if candidates and not explain:
+        return Match(candidates, considered=len(table))
+    return explained(candidates, table, reputation, job, now_ms=now_ms, name_nodes=explain)
+
+
+def _hopelessness(job: Job, table: ModelTable | None, now_ms: int) -> Reason | None:
+    """Why no node could take the job, whatever it offers."""
+    if table is None:
+        return Reason.UNKNOWN_MODEL
+    if job.deadline_at_ms is not None and job.deadline_at_ms <= now_ms:
+        return Reason.DEADLINE_PASSED
+    if len(job.exclude) >= ATTEMPTS_MAX:
+        return Reason.ATTEMPTS_EXHAUSTED
+    if job.exclude and not _may_fall_back(job):
+        return Reason.FALLBACK_NOT_ALLOWED
+    return None
+
+
+def _may_fall_back(job: Job) -> bool:
+    """An `order` without fallbacks still allows its own items, one after the other."""
+    return job.constraints.allow_fallbacks or bool(job.constraints.order)
+
+
+def _ranked(
+    book: OfferBook,
+    table: ModelTable,
+    fit: Selection,
+    positions: Ints,
+    *,
+    rng: random.Random,
+    limit: int,
+) -> Iterator[Candidate]:
+    """Candidates in order, built one by one as the caller takes them."""
+    estimates = estimate(fit)
+    success = fit.standings.success()
+    scores = score(fit.job.objective, estimates, success)
+    busy = fit.rows.value(BUSY) / fit.rows.value(SLOTS)
+    load = np.maximum(busy, fit.standings.refusal_rate())
+    field = Field(scores, load, fit.rows.ties, estimates.cost_nano, fit.standings.familiar())
+    misses = _limits(fit, estimates)
+    for place in _places(table, fit, positions, field, misses, rng=rng, limit=limit):
+        entry = book.get(table.nodes[fit.rows.row_number(place.position)])
+        model = entry.model(table.model) if entry is not None else None
+        if entry is None or model is None or not fits_exactly(entry.offer, model, fit.job):
+            continue
+        yield Candidate(
+            offer=entry.signed,
+            model=model,
+            cost_nano=cost_nano(model.price, fit.job.expected),
+            ceiling_nano=cost_nano(model.price, fit.job.maximum),
+            latency=estimates.latency(place.position),
+            score=float(scores.primary[place.position]),
+            success=float(success[place.position]),
+            load=float(load[place.position]),
+            why=place.why,
+            is_over_limit=bool(misses.is_over[place.position]),
+            claim=estimates.claim(place.position),
+        )
+
+
+def _limits(fit: Selection, estimates: Estimates) -> Misses:
+    """Rows that should miss `max_latency` or the deadline, and those that will for certain."""
+    is_over: Bools = np.zeros(fit.rows.size, np.bool_)
+    is_certain: Bools = np.zeros(fit.rows.size, np.bool_)
+    for misses in (latency_misses(fit, estimates), deadline_misses(fit, estimates)):
+        if misses is not None:
+            is_over |= misses.is_over
+            is_certain |= misses.is_certain
+    return Misses(is_over, is_certain)
+
+
+def _places(
+    table: ModelTable,
+    fit: Selection,
+    positions: Ints,
+    field: Field,
+    misses: Misses,
+    *,
+    rng: random.Random,
+    limit: int,
+) -> list[Place]:
+    """The client's own order first; then those that should meet its limits, then those that may."""
+    is_open: Bools = np.zeros(fit.rows.size, np.bool_)
+    is_open[positions] = True
+    is_open &= ~misses.is_certain
+    found = (position_of(table, fit.rows, node) for node in fit.job.constraints.order)
+    ordered = [p for p in dict.fromkeys(found) if p is not None and is_open[p]]
+    places = [Place(position, Why.ORDERED) for position in ordered]
+    is_open[ordered] = False
+    within: Ints = (is_open & ~misses.is_over).nonzero()[0]
+    # Without a fallback, a client that gets the new node gets nothing else.
+    curious = explore(field, within, rng=rng) if not ordered and limit > 1 else None
+    if curious is not None:
+        places.append(Place(curious, Why.EXPLORED))
+        within = within[within != curious]
+    for among in (within, (is_open & misses.is_over).nonzero()[0]):
+        places += rank(field, among, rng=rng, limit=limit - len(places))
+    return places

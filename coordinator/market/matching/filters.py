@@ -1,0 +1,245 @@
+"""What keeps a node from taking a job: one small function per reason, each on whole columns.
+
+A filter returns the rows that it rejects, or None if the job does not ask for anything there. The
+same filters decide and explain, so an explanation cannot disagree with the decision.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from coordinator.market.matching.job import Job, Reason
+from coordinator.market.offers.entry import TASK_CODES
+from coordinator.market.offers.table import (
+    BUSY,
+    COLLECTS,
+    CONTEXT,
+    DRAINING,
+    EXPIRES_MS,
+    FLAGS,
+    IMAGE_NANO,
+    INPUT_NANO,
+    OUTPUT_NANO,
+    QUANTIZATION,
+    REGION,
+    REQUEST_NANO,
+    ROOM,
+    STANDING,
+    SUSPENDED,
+    TASK,
+    TIER,
+    UNAVAILABLE,
+    UNREACHABLE,
+    ModelTable,
+    Rows,
+    code_of,
+)
+from coordinator.market.reputation import Reputation
+from coordinator.market.standings import Bools, Floats, Ints, Standings
+from protocol.constraints import broken_constraint
+from protocol.ids import PeerId
+from protocol.messages import DataCollection, ModelOffer, NodeOffer, Task
+from protocol.pricing import TOKENS_PER_PRICE, Units, cost_nano
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Some rows of one table with the standing of their nodes, for one job at one time."""
+
+    rows: Rows
+    standings: Standings
+    job: Job
+    now_ms: int
+
+
+Filter = Callable[[Selection], Bools | None]
+
+
+def costs(rows: Rows, units: Units) -> Floats:
+    """Each node's charge for `units`, unrounded; skips the positions that the job does not use."""
+    cost = rows.value(REQUEST_NANO)
+    if units.input_tokens:
+        cost = cost + rows.value(INPUT_NANO) * (units.input_tokens / TOKENS_PER_PRICE)
+    if units.output_tokens:
+        cost = cost + rows.value(OUTPUT_NANO) * (units.output_tokens / TOKENS_PER_PRICE)
+    if units.images:
+        cost = cost + rows.value(IMAGE_NANO) * units.images
+    return cost
+
+
+def _has_wrong_task(selection: Selection) -> Bools:
+    rejected: Bools = selection.rows.code(TASK) != TASK_CODES[selection.job.task]
+    return rejected
+
+
+def _has_too_short_context(selection: Selection) -> Bools | None:
+    """The whole answer must fit behind the prompt as we guess it. The most that may be billed for
+    the prompt is no measure: it allows a token for every byte."""
+    if selection.job.task is not Task.CAUSAL_LM:
+        return None
+    needed = selection.job.expected.input_tokens + selection.job.maximum.output_tokens
+    return selection.rows.value(CONTEXT) < needed
+
+
+def _asks_more_than_max_price(selection: Selection) -> Bools | None:
+    cap = selection.job.constraints.max_price
+    rejected: Bools | None = None
+    for column, limit_nano in (
+        (INPUT_NANO, cap.prompt_nano_per_mtok),
+        (OUTPUT_NANO, cap.completion_nano_per_mtok),
+        (IMAGE_NANO, cap.image_nano),
+        (REQUEST_NANO, cap.request_nano),
+    ):
+        if limit_nano is not None:
+            above = selection.rows.value(column) > limit_nano
+            rejected = above if rejected is None else rejected | above
+    return rejected
+
+
+def _may_cost_more_than_max(selection: Selection) -> Bools | None:
+    limit_nano = selection.job.constraints.max_cost_nano
+    if limit_nano is None:
+        return None
+    return np.ceil(costs(selection.rows, selection.job.maximum)) > limit_nano
+
+
+def _has_other_quantization(selection: Selection) -> Bools | None:
+    return _is_none_of(selection, QUANTIZATION, selection.job.constraints.quantizations)
+
+
+def _is_in_other_region(selection: Selection) -> Bools | None:
+    return _is_none_of(selection, REGION, selection.job.constraints.regions)
+
+
+def _is_none_of(selection: Selection, column: int, words: tuple[str, ...]) -> Bools | None:
+    if not words:
+        return None
+    codes = selection.rows.code(column)
+    rejected: Bools = codes != code_of(words[0])
+    for word in words[1:]:
+        rejected &= codes != code_of(word)
+    return rejected
+
+
+def _is_isolated_too_weakly(selection: Selection) -> Bools | None:
+    rank = selection.job.constraints.isolation.rank
+    return selection.rows.code(TIER) < rank if rank else None
+
+
+def _collects_data(selection: Selection) -> Bools | None:
+    if selection.job.constraints.data_collection is DataCollection.ALLOW:
+        return None
+    rejected: Bools = selection.rows.code(COLLECTS) != 0
+    return rejected
+
+
+def _has_flag(flag: int) -> Filter:
+    return lambda selection: (selection.rows.code(FLAGS) & flag) != 0
+
+
+def _is_expired(selection: Selection) -> Bools:
+    return selection.rows.value(EXPIRES_MS) <= selection.now_ms
+
+
+def _is_full(selection: Selection) -> Bools:
+    return selection.rows.value(BUSY) >= selection.rows.value(ROOM)
+
+
+def _is_open(selection: Selection) -> Bools:
+    return selection.standings.is_open(selection.now_ms)
+
+
+def _is_cooling(selection: Selection) -> Bools:
+    return selection.standings.is_cooling(selection.now_ms)
+
+
+# Beside these, any flag rejects; it takes `FLAG_FILTERS` only to say which.
+FILTERS: tuple[tuple[Reason, Filter], ...] = (
+    (Reason.WRONG_TASK, _has_wrong_task),
+    (Reason.CONTEXT_TOO_SHORT, _has_too_short_context),
+    (Reason.PRICE_ABOVE_MAX, _asks_more_than_max_price),
+    (Reason.COST_ABOVE_MAX, _may_cost_more_than_max),
+    (Reason.QUANTIZATION, _has_other_quantization),
+    (Reason.REGION, _is_in_other_region),
+    (Reason.ISOLATION_TOO_WEAK, _is_isolated_too_weakly),
+    (Reason.DATA_COLLECTION, _collects_data),
+    (Reason.EXPIRED, _is_expired),
+    (Reason.BUSY, _is_full),
+    (Reason.BREAKER_OPEN, _is_open),
+    (Reason.COOLING_DOWN, _is_cooling),
+)
+
+FLAG_FILTERS: tuple[tuple[Reason, Filter], ...] = (
+    (Reason.UNREACHABLE, _has_flag(UNREACHABLE)),
+    (Reason.DRAINING, _has_flag(DRAINING)),
+    (Reason.MODEL_UNAVAILABLE, _has_flag(UNAVAILABLE)),
+    (Reason.KEY_CONFLICT, _has_flag(SUSPENDED)),
+)
+
+# Copying the rows that fit pays only if the work that follows shrinks by more than that.
+_COPY_BELOW_SHARE = 0.25
+
+
+def named_nodes(job: Job) -> tuple[PeerId, ...] | None:
+    """The only nodes that the client allows, or None for any."""
+    constraints = job.constraints
+    if constraints.order and not constraints.allow_fallbacks:
+        allowed = set(constraints.only)
+        return tuple(n for n in constraints.order if not allowed or n in allowed)
+    return constraints.only or None
+
+
+def select(table: ModelTable, reputation: Reputation, job: Job, *, now_ms: int) -> Selection:
+    """Every row that could be considered: only the named ones, where the client names them."""
+    names = named_nodes(job)
+    rows = table.rows() if names is None else table.rows_of(names)
+    standings = reputation.standings(rows.code(STANDING), now_ms=now_ms)
+    return Selection(rows, standings, job, now_ms)
+
+
+def fitting(table: ModelTable, selection: Selection) -> tuple[Selection, Ints]:
+    """The positions that no filter rejects and the client has not ruled out by name, and the
+    selection that they refer to: a smaller one where few are left."""
+    rows = selection.rows
+    rejected = ruled_out(table, selection)
+    rejected |= rows.code(FLAGS) != 0
+    for _, rejects in FILTERS:
+        found = rejects(selection)
+        if found is not None:
+            rejected |= found
+    kept: Ints = (~rejected).nonzero()[0]
+    if len(kept) >= rows.size * _COPY_BELOW_SHARE:
+        return selection, kept
+    fewer = Selection(
+        rows.select(kept), selection.standings.select(kept), selection.job, selection.now_ms
+    )
+    return fewer, np.arange(len(kept))
+
+
+def ruled_out(table: ModelTable, selection: Selection) -> Bools:
+    """The rows of nodes to ignore and of those already tried."""
+    rejected: Bools = np.zeros(selection.rows.size, np.bool_)
+    job = selection.job
+    for node in (*job.constraints.ignore, *job.exclude):
+        position = position_of(table, selection.rows, node)
+        if position is not None:
+            rejected[position] = True
+    return rejected
+
+
+def position_of(table: ModelTable, rows: Rows, node: PeerId) -> int | None:
+    """Where in this selection a node is."""
+    row = table.row_of.get(node)
+    if row is None or rows.index is None:
+        return row
+    found = np.flatnonzero(rows.index == row)
+    return int(found[0]) if len(found) else None
+
+
+def fits_exactly(offer: NodeOffer, model: ModelOffer, job: Job) -> bool:
+    """The last word on what columns hold only approximately: words as hashes, charges as floats."""
+    if broken_constraint(job.constraints, offer, model) is not None:
+        return False
+    limit_nano = job.constraints.max_cost_nano
+    return limit_nano is None or cost_nano(model.price, job.maximum) <= limit_nano

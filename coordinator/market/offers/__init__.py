@@ -1,0 +1,11 @@
+"""Who offers what right now: signed offers from gossip, and the live state of their nodes.
+
+`intake` decides what is worth a look, `lineage` which of two offers of one node counts, `crowd` who
+makes room in a full book, `table` holds one model's offers as columns, and `book` joins them.
+All of it is synchronous state without I/O: `OfferBook` is what others use.
+"""
+
+from coordinator.market.offers.book import OfferBook, OfferVerdict, Outcome
+from coordinator.market.offers.entry import ModelState, NodeEntry
+
+__all__ = ["ModelState", "NodeEntry", "OfferBook", "OfferVerdict", "Outcome"]

@@ -1,0 +1,389 @@
+"""The offer book: every live node that offers something, indexed by model and kept in columns.
+
+Fed by gossip (`accept`), by nodes' control streams (`apply_load`, `detach`), by pings (`set_rtt`)
+and by our own leases (`grant`, `release`). It decides and remembers; callers do the I/O.
+"""
+
+import heapq
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from coordinator.market.offers.crowd import Crowd, network_of
+from coordinator.market.offers.entry import ModelState, NodeEntry
+from coordinator.market.offers.intake import Intake
+from coordinator.market.offers.lineage import Lineage, Lineages, Succession, judge
+from coordinator.market.offers.table import BUSY, FLAGS, RTT_MS, ModelTable, tie_of
+from protocol.envelope import Signed
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import Digest, LeaseId, PeerId, is_digest
+from protocol.limits import CLOCK_SKEW_MAX_MS, OFFER_LIFETIME_MAX_MS
+from protocol.messages import LoadReport, ModelOffer, NodeOffer
+
+# The scale that the market is designed for; about 0.4 GB of offers.
+NODES_MAX = 100_000
+
+# Dropping an offer takes 20 µs. After a partition all of them expire at once, and nobody may wait
+# for that: matching skips what has expired whether or not it is still listed.
+EXPIRE_MAX = 1_000
+
+# As long as an offer of the other process may live: silence for that long means that it is gone.
+SUSPENSION_MS = OFFER_LIFETIME_MAX_MS
+
+# RFC 6298's smoothing: one slow ping is weather, ten are climate.
+_RTT_GAIN = 1 / 8
+
+
+class Outcome(StrEnum):
+    """What became of an offer."""
+
+    LISTED = "listed"
+    UPDATED = "updated"
+    DUPLICATE = "duplicate"
+    REFUSED = "refused"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class OfferVerdict:
+    """`code` and `message` say why an offer was not taken; None and empty if it was."""
+
+    outcome: Outcome
+    node: PeerId | None = None
+    code: Code | None = None
+    message: str = ""
+
+    @property
+    def is_news(self) -> bool:
+        """Worth handing on to neighbours. A conflict is: every coordinator should see it."""
+        return self.outcome in (Outcome.LISTED, Outcome.UPDATED, Outcome.CONFLICT)
+
+
+class Slots(Protocol):
+    """Gives each node a row in the reputation matrix, and takes it back."""
+
+    def pin(self, node: PeerId) -> int: ...
+
+    def unpin(self, node: PeerId) -> None: ...
+
+
+class OfferBook:
+    """All live offers.
+
+    `catalogue` names the digests that may answer to a model's name. A name that is not in it
+    belongs to whoever uses it, and only a digest protects a buyer from a cuckoo.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        *,
+        catalogue: Mapping[str, frozenset[Digest]] | None = None,
+        nodes_max: int = NODES_MAX,
+    ) -> None:
+        self._slots = slots
+        self._catalogue = dict(catalogue or {})
+        self._nodes_max = nodes_max
+        self._intake = Intake()
+        self._lineages = Lineages()
+        self._crowd = Crowd()
+        self._entries: dict[PeerId, NodeEntry] = {}
+        self._by_digest: dict[str, ModelTable] = {}
+        self._by_name: dict[str, ModelTable] = {}
+        self._leases: dict[LeaseId, tuple[PeerId, Digest]] = {}
+        # Of nodes that are not listed: what a restarted coordinator knows before they offer again.
+        self._early: dict[PeerId, list[LeaseId]] = {}
+        self._expiries: list[tuple[int, PeerId]] = []
+        self._lease_expiries: list[tuple[int, LeaseId]] = []
+
+    # Reading.
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[NodeEntry]:
+        return iter(self._entries.values())
+
+    def get(self, node: PeerId) -> NodeEntry | None:
+        return self._entries.get(node)
+
+    def table(self, model: str) -> ModelTable | None:
+        """The offers of a manifest digest or of a name; None if there are none."""
+        return (self._by_digest if is_digest(model) else self._by_name).get(model)
+
+    def models(self) -> dict[str, int]:
+        """How many nodes offer each model name."""
+        return {name: len(table) for name, table in self._by_name.items()}
+
+    def page(self, *, model: str = "", after: str = "", limit: int) -> list[NodeEntry]:
+        """The next nodes after this id that offer `model` (any if empty), in order of ids."""
+        table = self.table(model) if model else None
+        nodes = self._entries if not model else table.nodes if table else ()
+        page = heapq.nsmallest(limit, (node for node in nodes if node > after))
+        return [self._entries[node] for node in page]
+
+    # Offers.
+
+    def accept(self, raw: bytes, *, now_ms: int, via: PeerId) -> OfferVerdict:
+        """Check an offer as it came from the neighbour `via`, and list it if it is good and new."""
+        try:
+            signed = self._intake.open(raw, now_ms=now_ms, via=via)
+        except RemoteProtocolError as error:
+            is_duplicate = error.code is Code.REPLAYED
+            outcome = Outcome.DUPLICATE if is_duplicate else Outcome.REFUSED
+            return OfferVerdict(outcome, None, error.code, str(error))
+        return self.insert(signed, now_ms=now_ms)
+
+    def insert(self, signed: Signed[NodeOffer], *, now_ms: int) -> OfferVerdict:
+        """List a verified offer unless a better one of the same node is known."""
+        offer = signed.message
+        known = self._lineages.get(offer.node)
+        succession = judge(known, offer, signed.digest)
+        if succession is Succession.SAME:
+            return OfferVerdict(Outcome.DUPLICATE, offer.node, Code.REPLAYED, "already listed")
+        if succession is Succession.OLDER:
+            return OfferVerdict(
+                Outcome.REFUSED,
+                offer.node,
+                Code.OFFER_REGRESSED,
+                "a later offer of this node is known",
+            )
+        if succession is Succession.CONFLICT:
+            return self._suspend(offer, now_ms)
+        if offer.node not in self._entries and not self._make_room(offer):
+            return OfferVerdict(
+                Outcome.REFUSED,
+                offer.node,
+                Code.RATE_LIMITED,
+                "the book is full, and most of it comes from this node's network",
+            )
+        return self._list(signed, now_ms)
+
+    def expire(self, now_ms: int) -> tuple[PeerId, ...]:
+        """Drop leases and suspensions whose time is over, and up to EXPIRE_MAX offers. Returns the
+        nodes that left."""
+        gone: list[PeerId] = []
+        while self._expiries and self._expiries[0][0] <= now_ms and len(gone) < EXPIRE_MAX:
+            _, node = heapq.heappop(self._expiries)
+            entry = self._entries.get(node)
+            if entry is None:
+                continue
+            if entry.expires_at_ms <= now_ms:
+                self._unlist(entry)
+                gone.append(node)
+            elif 0 < entry.suspended_until_ms <= now_ms:
+                entry.suspended_until_ms, entry.suspension = 0, ""
+                _publish_flags(entry)
+        while self._lease_expiries and self._lease_expiries[0][0] <= now_ms:
+            self.release(heapq.heappop(self._lease_expiries)[1])
+        self._lineages.forget(now_ms)
+        return tuple(gone)
+
+    # Live state.
+
+    def apply_load(self, node: PeerId, report: LoadReport) -> bool:
+        """Take over a report from the node's control stream. Returns False if it is of another
+        incarnation than the offer, or of a node that offers nothing: then nothing changes."""
+        entry = self._entries.get(node)
+        if entry is None or report.incarnation_ms != entry.offer.incarnation_ms:
+            return False
+        self._prove(entry)
+        entry.is_attached = True
+        entry.lost_at_ms = None
+        entry.is_draining = report.draining
+        for load in report.models:
+            state = entry.models.get(load.manifest_digest)
+            if state is not None:
+                state.report(load)
+                _publish_busy(entry, state)
+        _publish_flags(entry)
+        return True
+
+    def detach(self, node: PeerId, *, now_ms: int) -> None:
+        """Its control stream broke or fell silent: no jobs until it reports or offers anew."""
+        entry = self._entries.get(node)
+        if entry is not None:
+            entry.is_attached = False
+            entry.lost_at_ms = now_ms
+            for state in entry.models.values():
+                state.lose_reports()
+                _publish_busy(entry, state)
+            _publish_flags(entry)
+
+    def set_rtt(self, node: PeerId, rtt_ms: float) -> None:
+        """Take a measured round trip into the smoothed one; unknown nodes are ignored."""
+        entry = self._entries.get(node)
+        if entry is None:
+            return
+        self._prove(entry)
+        old_ms = rtt_ms if entry.rtt_ms is None else entry.rtt_ms
+        entry.rtt_ms = old_ms + (rtt_ms - old_ms) * _RTT_GAIN
+        for state in entry.models.values():
+            for table in state.tables:
+                table.set_value(node, RTT_MS, entry.rtt_ms)
+
+    def grant(self, lease_id: LeaseId, node: PeerId, model: Digest, *, expires_at_ms: int) -> None:
+        """Count a job against the node from now, or from when it offers the model, until `release`
+        or until it expires."""
+        if lease_id in self._leases:
+            return
+        self._leases[lease_id] = (node, model)
+        heapq.heappush(self._lease_expiries, (expires_at_ms, lease_id))
+        entry = self._entries.get(node)
+        state = entry.models.get(model) if entry else None
+        if entry is None:
+            self._early.setdefault(node, []).append(lease_id)
+        elif state is not None:
+            state.grant(lease_id)
+            _publish_busy(entry, state)
+
+    def release(self, lease_id: LeaseId) -> None:
+        """The leased job ended, or never began; unknown ids are ignored."""
+        where = self._leases.pop(lease_id, None)
+        entry = self._entries.get(where[0]) if where else None
+        state = entry.models.get(where[1]) if entry and where else None
+        if entry is not None and state is not None and lease_id in state.leases:
+            state.release(lease_id)
+            _publish_busy(entry, state)
+
+    # Below: listing.
+
+    def _list(self, signed: Signed[NodeOffer], now_ms: int) -> OfferVerdict:
+        offer = signed.message
+        # The skew is the node's clock's, not its right to live longer than others.
+        expires_at_ms = min(offer.expires_at_ms + CLOCK_SKEW_MAX_MS, now_ms + OFFER_LIFETIME_MAX_MS)
+        forget_at_ms = expires_at_ms + 2 * CLOCK_SKEW_MAX_MS
+        self._lineages.put(
+            offer.node, Lineage(offer.incarnation_ms, offer.sequence, signed.digest, forget_at_ms)
+        )
+        old = self._entries.get(offer.node)
+        if old is None:
+            entry = NodeEntry(
+                signed=signed,
+                received_at_ms=now_ms,
+                expires_at_ms=expires_at_ms,
+                slot=self._slots.pin(offer.node),
+                tie=tie_of(offer.node),
+                network=network_of(offer.addresses),
+                models={m.manifest_digest: ModelState(m) for m in offer.models},
+            )
+            for lease_id in self._early.pop(offer.node, ()):
+                self._count_early(entry, lease_id)
+            self._entries[offer.node] = entry
+            self._crowd.add(offer.node, entry.network)
+        else:
+            entry = old
+            self._replace(entry, signed, now_ms, expires_at_ms)
+        heapq.heappush(self._expiries, (expires_at_ms, offer.node))
+        self._publish(entry)
+        return OfferVerdict(Outcome.LISTED if old is None else Outcome.UPDATED, offer.node)
+
+    def _count_early(self, entry: NodeEntry, lease_id: LeaseId) -> None:
+        """A lease that was granted before its node was listed, unless it has ended meanwhile."""
+        where = self._leases.get(lease_id)
+        state = entry.models.get(where[1]) if where else None
+        if state is not None:
+            state.grant(lease_id)
+
+    def _replace(
+        self, entry: NodeEntry, signed: Signed[NodeOffer], now_ms: int, expires_at_ms: int
+    ) -> None:
+        offer = signed.message
+        has_restarted = offer.incarnation_ms != entry.offer.incarnation_ms
+        self._unpublish(entry)
+        old_states = {} if has_restarted else entry.models
+        entry.models = {}
+        for model in offer.models:
+            state = old_states.get(model.manifest_digest) or ModelState(model)
+            state.offer = model
+            entry.models[model.manifest_digest] = state
+        if has_restarted:
+            entry.is_attached = entry.is_draining = False
+        if entry.lost_at_ms is not None and offer.issued_at_ms > entry.lost_at_ms:
+            # Signed after we lost it, and not an earlier offer that gossip brings late.
+            entry.lost_at_ms = None
+        entry.signed = signed
+        entry.received_at_ms = now_ms
+        entry.expires_at_ms = expires_at_ms
+
+    def _unlist(self, entry: NodeEntry) -> None:
+        self._unpublish(entry)
+        for state in entry.models.values():
+            for lease_id in state.leases:
+                self._leases.pop(lease_id, None)
+        self._crowd.remove(entry.node, entry.network)
+        self._slots.unpin(entry.node)
+        del self._entries[entry.node]
+
+    def _make_room(self, offer: NodeOffer) -> bool:
+        if len(self._entries) < self._nodes_max:
+            return True
+        victim = self._crowd.victim(network_of(offer.addresses))
+        if victim is None:
+            return False
+        evicted = self._entries[victim]
+        self._unlist(evicted)
+        self._lineages.drop(victim)
+        self._intake.forget(evicted.signed.raw)
+        return True
+
+    def _prove(self, entry: NodeEntry) -> None:
+        if not entry.is_proven:
+            self._crowd.remove(entry.node, entry.network)
+
+    def _suspend(self, offer: NodeOffer, now_ms: int) -> OfferVerdict:
+        message = "two running nodes sign with this key: stop one, or make it a key of its own"
+        entry = self._entries.get(offer.node)
+        if entry is not None:
+            entry.suspended_until_ms = now_ms + SUSPENSION_MS
+            entry.suspension = message
+            heapq.heappush(self._expiries, (entry.suspended_until_ms, offer.node))
+            _publish_flags(entry)
+        return OfferVerdict(Outcome.CONFLICT, offer.node, Code.OFFER_CONFLICT, message)
+
+    # Below: the tables.
+
+    def _tables_for(self, model: ModelOffer) -> tuple[ModelTable, ...]:
+        """The tables that this offer belongs into, made when missing."""
+        digest, name = model.manifest_digest, model.name
+        by_digest = self._by_digest.get(digest)
+        if by_digest is None:
+            by_digest = self._by_digest[digest] = ModelTable(digest)
+        allowed = self._catalogue.get(name)
+        if allowed is not None and digest not in allowed:
+            return (by_digest,)
+        by_name = self._by_name.get(name)
+        if by_name is None:
+            by_name = self._by_name[name] = ModelTable(name)
+        return (by_digest, by_name)
+
+    def _publish(self, entry: NodeEntry) -> None:
+        for state in entry.models.values():
+            state.tables = self._tables_for(state.offer)
+            values, codes = entry.row_values(state), entry.row_codes(state)
+            for table in state.tables:
+                table.put(entry.node, values, codes, tie=entry.tie)
+
+    def _unpublish(self, entry: NodeEntry) -> None:
+        for state in entry.models.values():
+            for table in state.tables:
+                table.remove(entry.node)
+            for index, key in (
+                (self._by_digest, state.offer.manifest_digest),
+                (self._by_name, state.offer.name),
+            ):
+                if key in index and len(index[key]) == 0:
+                    del index[key]
+            state.tables = ()
+
+
+def _publish_busy(entry: NodeEntry, state: ModelState) -> None:
+    for table in state.tables:
+        table.set_value(entry.node, BUSY, state.busy)
+
+
+def _publish_flags(entry: NodeEntry) -> None:
+    for state in entry.models.values():
+        for table in state.tables:
+            table.set_code(entry.node, FLAGS, entry.flags(state))

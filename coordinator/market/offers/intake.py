@@ -1,0 +1,127 @@
+"""What a raw offer must pass before anybody looks at what it offers.
+
+A signature check costs about a tenth of a millisecond, which is what a flood is after. So sizes,
+repetitions and budgets come first, and every check is charged to somebody who can be held to it:
+the neighbour who sent the bytes, and, once verified, the key that signed them. A claimed signer is
+never charged for bytes that it did not sign, or a forger could silence anyone.
+"""
+
+import hashlib
+from collections import OrderedDict
+
+import msgpack
+
+from protocol.envelope import Signed, open_envelope
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.limits import OFFER_BYTES_MAX, OFFER_INTERVAL_MIN_MS, OFFER_LIFETIME_MAX_MS
+from protocol.messages import NodeOffer
+from protocol.receipts import check_fresh
+from protocol.token_buckets import Rate, TokenBuckets
+
+# As often as an honest node changes its offer; the burst is for those that the network held up.
+OFFERS = Rate(per_s=1_000 / OFFER_INTERVAL_MIN_MS, burst=6)
+# A neighbour's validator rejects what ours would, so an honest one hands on next to no junk.
+JUNK = Rate(per_s=1.0, burst=50)
+# 100,000 nodes refresh 1,667 times a second over several neighbours; a tenth of one core each.
+CHECKS = Rate(per_s=1_000.0, burst=5_000)
+
+# Twice what arrives in a minute in the largest market that we plan for.
+_SEEN_MAX = 200_000
+_KEYS_MAX = 200_000
+_NEIGHBOURS_MAX = 4_096
+
+
+class Intake:
+    """Turns bytes from a neighbour into a verified, fresh and plausible offer, or refuses them."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._offers = TokenBuckets(keys_max=_KEYS_MAX)
+        self._junk = TokenBuckets(keys_max=_NEIGHBOURS_MAX)
+        self._checks = TokenBuckets(keys_max=_NEIGHBOURS_MAX)
+        self.signature_checks = 0
+
+    def open(self, raw: bytes, *, now_ms: int, via: PeerId) -> Signed[NodeOffer]:
+        """Raises RemoteProtocolError: REPLAYED for bytes already taken, RATE_LIMITED,
+        FRAME_TOO_LARGE, WRONG_SIGNER, EXPIRED, NOT_YET_VALID, OFFER_IMPLAUSIBLE, or what
+        `open_envelope` raises."""
+        self._check_neighbour(raw, now_ms, via)
+        fingerprint = _fingerprint(raw)
+        if fingerprint in self._seen:
+            raise RemoteProtocolError("this offer has been taken already", code=Code.REPLAYED)
+        claimed_key = _claimed_key(raw)
+        if not self._offers.has_any(claimed_key, OFFERS, now_s=now_ms / 1_000):
+            raise RemoteProtocolError(
+                "this node changes its offer too often", code=Code.RATE_LIMITED
+            )
+        if self._checks.take(via, CHECKS, now_s=now_ms / 1_000).wait_s:
+            raise RemoteProtocolError(f"{via} hands on too many offers", code=Code.RATE_LIMITED)
+        signed = self._verified(raw, now_ms, via)
+        self._offers.take(claimed_key, OFFERS, now_s=now_ms / 1_000)
+        self._seen[fingerprint] = None
+        if len(self._seen) > _SEEN_MAX:
+            self._seen.popitem(last=False)
+        return signed
+
+    def forget(self, raw: bytes) -> None:
+        """Take this offer again if it comes again: its place in the book was lost."""
+        self._seen.pop(_fingerprint(raw), None)
+
+    def _check_neighbour(self, raw: bytes, now_ms: int, via: PeerId) -> None:
+        if not self._junk.has_any(via, JUNK, now_s=now_ms / 1_000):
+            raise RemoteProtocolError(
+                f"{via} has handed on too many bad offers", code=Code.RATE_LIMITED
+            )
+        if len(raw) > OFFER_BYTES_MAX:
+            self._junk.take(via, JUNK, now_s=now_ms / 1_000)
+            raise RemoteProtocolError(
+                f"an offer of {len(raw)} bytes is over the limit of {OFFER_BYTES_MAX}",
+                code=Code.FRAME_TOO_LARGE,
+            )
+
+    def _verified(self, raw: bytes, now_ms: int, via: PeerId) -> Signed[NodeOffer]:
+        self.signature_checks += 1
+        try:
+            signed = open_envelope(raw, NodeOffer)
+            check_plausible(signed, now_ms=now_ms)
+        except RemoteProtocolError:
+            self._junk.take(via, JUNK, now_s=now_ms / 1_000)
+            raise
+        return signed
+
+
+def check_plausible(signed: Signed[NodeOffer], *, now_ms: int) -> None:
+    """Raises WRONG_SIGNER, OFFER_IMPLAUSIBLE, EXPIRED or NOT_YET_VALID."""
+    offer = signed.message
+    if offer.node != signed.signer:
+        raise RemoteProtocolError(
+            f"the offer of {offer.node} is signed by {signed.signer}", code=Code.WRONG_SIGNER
+        )
+    lifetime_ms = offer.expires_at_ms - offer.issued_at_ms
+    if not 0 < lifetime_ms <= OFFER_LIFETIME_MAX_MS:
+        raise RemoteProtocolError(
+            f"an offer lives at most {OFFER_LIFETIME_MAX_MS} ms, not {lifetime_ms}",
+            code=Code.OFFER_IMPLAUSIBLE,
+        )
+    if offer.incarnation_ms > offer.issued_at_ms:
+        raise RemoteProtocolError(
+            "the offer was issued before its node started", code=Code.OFFER_IMPLAUSIBLE
+        )
+    check_fresh(offer.issued_at_ms, offer.expires_at_ms, now_ms=now_ms, what="offer")
+
+
+def _fingerprint(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=16).digest()
+
+
+def _claimed_key(raw: bytes) -> bytes:
+    """The public key that the envelope names, unverified; empty if it is no envelope at all."""
+    try:
+        parts = msgpack.unpackb(raw, raw=False, max_array_len=5, max_map_len=0, max_ext_len=0)
+    except (msgpack.UnpackException, ValueError, RecursionError):
+        return b""
+    match parts:
+        case [_, _, bytes(public_key), _, _]:
+            return public_key
+    return b""

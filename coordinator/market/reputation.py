@@ -1,0 +1,318 @@
+"""What this coordinator has seen of each node: success, refusals, and how true its claims are.
+
+Keyed by node id and kept when a node leaves, so that reconnecting or restarting buys nobody a clean
+slate. `Reputation` is synchronous state: callers report what happened and send nothing themselves.
+
+Counts fade with forward decay (Cormode et al., "Forward decay", ICDE 2009): instead of shrinking
+old counts, a new event is counted as `growth = 2^(age of the landmark / half-life)`. Any count
+divided by today's growth is the decayed count, so that matching pays for one scalar and not for one
+exponential per node.
+"""
+
+import math
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordinator.market.breaker import Breaker, BreakerState, Cooldown
+from coordinator.market.standings import (
+    COOLING_UNTIL,
+    DECAYING,
+    DECODE_LOG,
+    DECODE_WEIGHT,
+    FAILURES,
+    FAMILIAR,
+    FIELDS,
+    FIRST_LOG,
+    FIRST_WEIGHT,
+    OPEN_UNTIL,
+    PRIOR_RATIO,
+    REFUSALS,
+    SUCCESSES,
+    Standings,
+)
+from protocol.blame import Blame
+from protocol.errors import Code
+from protocol.ids import PeerId
+
+# Ten minutes: long enough to remember an outage, short enough to forgive a repaired node.
+HALF_LIFE_MS = 600_000
+# The growth must stay far below the 2^1023 that a float64 holds; counts that old are dust anyway.
+_REBASE_HALF_LIVES = 64
+_HALF_LIVES_MAX = 1_000
+
+# A closed breaker also opens on a node that fails half its jobs but never three in a row.
+FAILS_OFTEN_SHARE = 0.5
+FAILS_OFTEN_WEIGHT = 6.0
+
+# One measurement moves the average by at least a twentieth, so that a node that slows down shows.
+RATIO_WEIGHT_MAX = 20.0
+# A stalled client or a lucky cache makes single measurements absurd; none counts beyond 64 times.
+RATIO_LOG_MAX = math.log(64)
+
+# Twice the nodes that a book holds: enough to remember who left, about 120 MB at most.
+NODES_MAX = 200_000
+# How far to look for a departed node whose breaker is not open before forgetting the oldest anyway.
+_FORGET_SCAN = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """Measured time over claimed time, per phase; None where a job had no such phase."""
+
+    first: float | None = None
+    decode: float | None = None
+
+
+NO_RATIOS = Ratios()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStanding:
+    """One node for people: `coordinator nodes` and the dashboard."""
+
+    node: PeerId
+    breaker: BreakerState
+    blocked_until_ms: int
+    success_rate: float
+    refusal_rate: float
+    first_ratio: float
+    decode_ratio: float
+    successes: int
+    failures: int
+    refusals: int
+    last_code: Code | None
+
+
+@dataclass(slots=True)
+class _Record:
+    slot: int
+    pins: int = 0
+    successes: int = 0
+    failures: int = 0
+    refusals: int = 0
+    last_code: Code | None = None
+    breaker: Breaker = field(default_factory=Breaker)
+    cooldown: Cooldown = field(default_factory=Cooldown)
+
+
+class Reputation:
+    """Standing of every node that is in the book, and of those that left and are remembered.
+
+    Each node has a row number ("slot") in one matrix, which matching reads for many nodes at once.
+    """
+
+    def __init__(self, *, rng: random.Random, nodes_max: int = NODES_MAX) -> None:
+        self._rng = rng
+        self._nodes_max = nodes_max
+        self._records: dict[PeerId, _Record] = {}
+        self._departed: OrderedDict[PeerId, None] = OrderedDict()
+        self._free_slots: list[int] = []
+        self._matrix: NDArray[np.float64] = np.zeros((64, FIELDS))
+        self._landmark_ms = 0
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    # Who has a slot.
+
+    def pin(self, node: PeerId) -> int:
+        """The node's slot, which stays its own until as many `unpin` calls."""
+        record = self._record(node)
+        record.pins += 1
+        self._departed.pop(node, None)
+        return record.slot
+
+    def unpin(self, node: PeerId) -> None:
+        record = self._records[node]
+        record.pins -= 1
+        if record.pins == 0:
+            self._departed[node] = None
+
+    # What happened.
+
+    def start_attempt(self, node: PeerId, *, now_ms: int) -> None:
+        """A job is about to be sent: after an outage this makes it the only probe."""
+        record = self._record(node)
+        record.breaker.on_attempt(now_ms)
+        self._mirror(record)
+
+    def record_success(self, node: PeerId, *, now_ms: int, ratios: Ratios = NO_RATIOS) -> None:
+        record = self._record(node)
+        record.successes += 1
+        record.last_code = None
+        record.breaker.on_success(now_ms)
+        record.cooldown.on_success()
+        self._count(record, SUCCESSES, now_ms)
+        self._learn(record.slot, ratios, now_ms)
+        self._mirror(record)
+
+    def record_code(
+        self,
+        node: PeerId,
+        code: Code,
+        blame: Blame,
+        *,
+        client: PeerId,
+        now_ms: int,
+        retry_after_ms: int | None = None,
+        ratios: Ratios = NO_RATIOS,
+    ) -> None:
+        """A job of `client` ended with an error. `ratios` count even so: a node that was too slow
+        to meet the deadline has told us how slow."""
+        record = self._record(node)
+        record.last_code = code
+        jitter = self._rng.random()
+        if blame is Blame.FAILURE:
+            self._record_failure(record, now_ms, jitter)
+        else:
+            record.breaker.on_no_verdict()
+        if blame is Blame.REFUSAL:
+            record.refusals += 1
+            self._count(record, REFUSALS, now_ms)
+            record.cooldown.on_refusal(now_ms, retry_after_ms=retry_after_ms, jitter=jitter)
+        elif blame is Blame.CLIENT:
+            record.cooldown.on_blame(client, now_ms, jitter=jitter)
+        self._learn(record.slot, ratios, now_ms)
+        self._mirror(record)
+
+    # What it says.
+
+    def standings(self, slots: NDArray[np.int64], *, now_ms: int) -> Standings:
+        """The rows of these slots, as matching wants them."""
+        growth = self._growth(now_ms)
+        return Standings(self._matrix.take(slots, axis=0), growth)
+
+    def standing(self, node: PeerId, *, now_ms: int) -> NodeStanding | None:
+        """One node, or None if nothing is known of it."""
+        record = self._records.get(node)
+        return None if record is None else self._summaries([(node, record)], now_ms)[0]
+
+    def snapshot(self, *, now_ms: int) -> tuple[NodeStanding, ...]:
+        """Every node, in order of ids."""
+        return tuple(self._summaries(sorted(self._records.items(), key=itemgetter(0)), now_ms))
+
+    def _summaries(
+        self, records: Sequence[tuple[PeerId, _Record]], now_ms: int
+    ) -> list[NodeStanding]:
+        rows = self.standings(np.array([r.slot for _, r in records], np.int64), now_ms=now_ms)
+        estimates = zip(
+            rows.success().tolist(),
+            rows.refusal_rate().tolist(),
+            rows.first_ratio().tolist(),
+            rows.decode_ratio().tolist(),
+            strict=True,
+        )
+        return [
+            NodeStanding(
+                node=node,
+                breaker=record.breaker.state(now_ms),
+                blocked_until_ms=max(record.breaker.blocked_until_ms, record.cooldown.until_ms),
+                success_rate=success,
+                refusal_rate=refusal,
+                first_ratio=first,
+                decode_ratio=decode,
+                successes=record.successes,
+                failures=record.failures,
+                refusals=record.refusals,
+                last_code=record.last_code,
+            )
+            for (node, record), (success, refusal, first, decode) in zip(
+                records, estimates, strict=True
+            )
+        ]
+
+    # Below: one record, one row.
+
+    def _record_failure(self, record: _Record, now_ms: int, jitter: float) -> None:
+        record.failures += 1
+        self._count(record, FAILURES, now_ms)
+        growth = self._growth(now_ms)
+        row = self._matrix[record.slot]
+        weight = (row[SUCCESSES] + row[FAILURES]) / growth
+        fails_often = weight >= FAILS_OFTEN_WEIGHT and (
+            row[FAILURES] / growth >= FAILS_OFTEN_SHARE * weight
+        )
+        opened = record.breaker.on_failure(now_ms, fails_often=bool(fails_often), jitter=jitter)
+        if opened:
+            # After an outage a node is as unknown as a new one, and is explored like one.
+            row[FAMILIAR] = 0.0
+
+    def _count(self, record: _Record, column: int, now_ms: int) -> None:
+        growth = self._growth(now_ms)
+        row = self._matrix[record.slot]
+        row[column] += growth
+        row[FAMILIAR] += 1.0
+
+    def _learn(self, slot: int, ratios: Ratios, now_ms: int) -> None:
+        for ratio, log_column, weight_column in (
+            (ratios.first, FIRST_LOG, FIRST_WEIGHT),
+            (ratios.decode, DECODE_LOG, DECODE_WEIGHT),
+        ):
+            if ratio is not None:
+                self._average(slot, ratio, log_column, weight_column, now_ms)
+
+    def _average(
+        self, slot: int, ratio: float, log_column: int, weight_column: int, now_ms: int
+    ) -> None:
+        """Move the average of the logarithm, in which twice as fast cancels twice as slow and one
+        absurd measurement weighs little. Stored as the deviation from the prior."""
+        growth = self._growth(now_ms)
+        row = self._matrix[slot]
+        deviation = math.log(max(ratio, 1e-9) / PRIOR_RATIO)
+        deviation = min(max(deviation, -RATIO_LOG_MAX), RATIO_LOG_MAX)
+        weight = min(row[weight_column] / growth, RATIO_WEIGHT_MAX - 1.0)
+        row[log_column] = (row[log_column] * weight + deviation) / (weight + 1.0)
+        row[weight_column] = (weight + 1.0) * growth
+
+    def _mirror(self, record: _Record) -> None:
+        row = self._matrix[record.slot]
+        row[OPEN_UNTIL] = record.breaker.blocked_until_ms
+        row[COOLING_UNTIL] = record.cooldown.until_ms
+
+    def _growth(self, now_ms: int) -> float:
+        """What one event counts now. May move the landmark, which scales all counts down: so ask
+        for it before reading any of them."""
+        half_lives = (now_ms - self._landmark_ms) / HALF_LIFE_MS
+        if half_lives > _REBASE_HALF_LIVES:
+            self._matrix[:, DECAYING] *= 2.0 ** -min(half_lives, _HALF_LIVES_MAX)
+            self._landmark_ms = now_ms
+            half_lives = 0.0
+        return float(2.0**half_lives)
+
+    # Below: slots.
+
+    def _record(self, node: PeerId) -> _Record:
+        record = self._records.get(node)
+        if record is None:
+            self._forget_if_full()
+            record = self._records[node] = _Record(self._take_slot())
+            self._departed[node] = None
+        elif node in self._departed:
+            self._departed.move_to_end(node)
+        return record
+
+    def _take_slot(self) -> int:
+        slot = self._free_slots.pop() if self._free_slots else len(self._records)
+        if slot >= len(self._matrix):
+            self._matrix = np.vstack([self._matrix, np.zeros_like(self._matrix)])
+        self._matrix[slot] = 0.0
+        return slot
+
+    def _forget_if_full(self) -> None:
+        """Drop the node longest unheard of that left the book, sparing those we have reason to
+        remember: an open breaker is what reconnecting would like us to forget."""
+        if len(self._records) < self._nodes_max or not self._departed:
+            return
+        oldest = next(iter(self._departed))
+        for node, _ in zip(self._departed, range(_FORGET_SCAN), strict=False):
+            if not self._records[node].breaker.open_until_ms:
+                oldest = node
+                break
+        del self._departed[oldest]
+        self._free_slots.append(self._records.pop(oldest).slot)

@@ -1,0 +1,1 @@
+"""From a receipt and a countersignature to a verdict and its postings."""

@@ -1,0 +1,69 @@
+"""What a coordinator grants, and the client's own check of it."""
+
+from dataclasses import dataclass
+
+from protocol.constraints import broken_constraint
+from protocol.envelope import Signed
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import is_digest
+from protocol.messages import JobRequest, Lease, NodeOffer
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A verified lease, with the offer that it rests on."""
+
+    lease: Signed[Lease]
+    offer: Signed[NodeOffer]
+    match_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """An API key whose jobs count against its budget, of which so much was left when it was looked
+    up; None is no limit."""
+
+    api_key_id: str
+    remaining_nano: int | None = None
+
+
+def check_terms(granted: Granted, request: Signed[JobRequest]) -> None:
+    """The client's own check that it was leased what it asked for, at the price that is offered,
+    from a node that its constraints allow: they say who sees a prompt.
+
+    Raises RemoteProtocolError (WRONG_SIGNER, DIGEST_MISMATCH, PRICE_MISMATCH).
+    """
+    lease, offer = granted.lease.message, granted.offer
+    if offer.signer != lease.node or offer.digest != lease.offer_digest:
+        raise RemoteProtocolError(
+            "the lease does not rest on the offer that came with it", code=Code.DIGEST_MISMATCH
+        )
+    if lease.request_digest != request.digest or granted.lease.signer != lease.coordinator:
+        raise RemoteProtocolError("the lease is for another request", code=Code.DIGEST_MISMATCH)
+    if not lease.units_max.fits_in(request.message.units_max):
+        raise RemoteProtocolError(
+            "the lease allows more units than the request", code=Code.PRICE_MISMATCH
+        )
+    leased = [m for m in offer.message.models if m.manifest_digest == lease.model_digest]
+    asked = request.message.model
+    if asked not in [m.manifest_digest if is_digest(asked) else m.name for m in leased]:
+        raise RemoteProtocolError(
+            "the lease is for another model than the request", code=Code.DIGEST_MISMATCH
+        )
+    if [m.price for m in leased] != [lease.price]:
+        raise RemoteProtocolError(
+            "the lease's price is not the one that the node offers", code=Code.PRICE_MISMATCH
+        )
+    constraints = request.message.constraints
+    broken = broken_constraint(constraints, offer.message, leased[0])
+    if broken is not None:
+        raise RemoteProtocolError(
+            f"the leased node does not meet the request's {broken}", code=Code.DIGEST_MISMATCH
+        )
+    cost_max_nano = constraints.max_cost_nano
+    if cost_max_nano is not None and lease.ceiling_nano > cost_max_nano:
+        raise RemoteProtocolError(
+            f"the lease may cost {lease.ceiling_nano} nano-credits, the request allows "
+            f"{cost_max_nano}",
+            code=Code.PRICE_MISMATCH,
+        )

@@ -1,0 +1,82 @@
+"""Leases as stored."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from coordinator.db.bulk import run_records
+from coordinator.db.engine import Connection
+from coordinator.db.leases import (
+    StoredLease,
+    find_lease,
+    list_leases_of,
+    list_open_leases,
+    record_lease,
+    record_lease_end,
+)
+from coordinator.db.receipts import record_receipt
+from coordinator.errors import ConstraintError
+from protocol.ids import LeaseId
+from protocol.job_state import LeaseState, ReceiptState
+from tests.coordinator.evidence import CHAIN, EXPIRES_AT_MS, FUNDS, LEASE, leased
+from tests.coordinator.ledger_makers import memory_books
+from tests.protocol.makers import NOW_MS
+
+
+@pytest.fixture
+def conn() -> Iterator[Connection]:
+    with leased() as conn:
+        yield conn
+
+
+def test_a_lease_is_found_as_it_was_signed(conn: Connection) -> None:
+    expected = StoredLease(
+        lease_id=LEASE.lease_id,
+        job_id=LEASE.job_id,
+        attempt=0,
+        client=LEASE.client,
+        node=LEASE.node,
+        envelope=CHAIN.lease.raw,
+        hold_id=FUNDS.hold_id,
+        ceiling_nano=LEASE.ceiling_nano,
+        created_at_ms=NOW_MS,
+        expires_at_ms=EXPIRES_AT_MS,
+        state=LeaseState.OPEN,
+        ended_at_ms=None,
+    )
+    assert find_lease(conn, LEASE.lease_id) == expected
+    assert list_leases_of(conn, LEASE.job_id) == [expected]
+    assert find_lease(conn, LeaseId("0" * 26)) is None
+
+
+def test_open_leases_are_what_a_restart_takes_up(conn: Connection) -> None:
+    (row,) = list_open_leases(conn)
+    assert (row.envelope, row.api_key_id, row.has_receipt) == (CHAIN.lease.raw, None, False)
+    receipt = record_receipt(
+        CHAIN.receipt, None, state=ReceiptState.PENDING, amount_nano=1, now_ms=NOW_MS
+    )
+    run_records(conn, [receipt])
+    (row,) = list_open_leases(conn)
+    assert row.has_receipt
+    run_records(conn, [record_lease_end(LEASE.lease_id, LeaseState.SETTLED, now_ms=NOW_MS)])
+    assert list_open_leases(conn) == []
+
+
+def test_a_lease_ends_once(conn: Connection) -> None:
+    run_records(conn, [record_lease_end(LEASE.lease_id, LeaseState.RELEASED, now_ms=NOW_MS + 1)])
+    with pytest.raises(ConstraintError):
+        run_records(conn, [record_lease_end(LEASE.lease_id, LeaseState.EXPIRED, now_ms=NOW_MS)])
+    lease = find_lease(conn, LEASE.lease_id)
+    assert lease is not None
+    assert (lease.state, lease.ended_at_ms) == (LeaseState.RELEASED, NOW_MS + 1)
+
+
+def test_a_lease_without_its_hold_is_refused() -> None:
+    """The row rides with the hold's posting; alone it would promise money that nobody holds."""
+    row = record_lease(CHAIN.lease, hold_id=FUNDS.hold_id, expires_at_ms=EXPIRES_AT_MS)
+    with (
+        memory_books() as database,
+        pytest.raises(ConstraintError, match="FOREIGN KEY"),
+        database.transaction() as conn,
+    ):
+        run_records(conn, [row])

@@ -1,0 +1,106 @@
+"""What a desk does with jobs that an earlier process has leased."""
+
+import dataclasses
+
+import pytest
+from trio.testing import MockClock
+
+from coordinator.leasing.granting import LeaseDesk
+from coordinator.leasing.open_leases import OpenLeases
+from protocol.codec import encode
+from protocol.envelope import Signed, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import JobId, new_ulid, sha256_digest
+from protocol.keys import SigningKey
+from protocol.messages import Finish, JobRequest, Receipt
+from protocol.payload import OutputDigest
+from protocol.pricing import Units
+from tests.coordinator.small_market import Script, SmallMarket, give_credit, open_small_market
+from tests.protocol.makers import STRANGER, make_request
+
+
+def a_request(market: SmallMarket, key: SigningKey) -> Signed[JobRequest]:
+    spec = market.spec()
+    payload = encode(spec.job_input)
+    now_ms = market.clock.now_ms()
+    request = dataclasses.replace(
+        make_request(key, payload),
+        job_id=JobId(new_ulid(now_ms, b"0123456789")),
+        coordinator=market.coordinator.key.peer_id,
+        model=spec.model,
+        payload_digest=sha256_digest(payload),
+        units_max=spec.units_max,
+        units_expected=spec.units_expected,
+        issued_at_ms=now_ms,
+        deadline_at_ms=now_ms + 60_000,
+    )
+    return seal(key, request)
+
+
+async def lease_and_refuse(market: SmallMarket, request: Signed[JobRequest]) -> None:
+    """A first attempt, whose lease is closed by a receipt of nothing."""
+    granted = await market.coordinator.desk.lease(request)
+    terms = granted.lease.message
+    (node,) = (node for node in market.nodes if node.key.peer_id == terms.node)
+    receipt = Receipt(
+        lease_id=terms.lease_id,
+        lease_digest=granted.lease.digest,
+        job_id=terms.job_id,
+        node=terms.node,
+        client=terms.client,
+        coordinator=terms.coordinator,
+        model_digest=terms.model_digest,
+        units=Units(),
+        amount_nano=0,
+        output_digest=OutputDigest().hexdigest(),
+        finish=Finish.REFUSED,
+        code=Code.BUSY.value,
+        queued_ms=0,
+        first_output_ms=0,
+        total_ms=0,
+        issued_at_ms=market.clock.now_ms(),
+    )
+    await market.coordinator.receipts.accept(seal(node.key, receipt), None)
+    assert terms.attempt == 0
+
+
+def restarted_desk(market: SmallMarket) -> LeaseDesk:
+    """One that knows what a new process knows: of leases that have ended, nothing."""
+    coordinator = market.coordinator
+    return LeaseDesk(
+        coordinator.key,
+        coordinator.market,
+        OpenLeases(),
+        coordinator.receipts,
+        coordinator.writer,
+        database=market.database,
+        clock=market.clock,
+    )
+
+
+async def test_a_job_goes_on_after_a_restart_between_its_attempts(
+    autojump_clock: MockClock,
+) -> None:
+    """Found by seed 753 of the simulator: the client was told that its own retry is a replay."""
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
+        request = a_request(market, market.buyer)
+        await lease_and_refuse(market, request)
+        desk = restarted_desk(market)
+        second = await desk.lease(request)
+        assert second.lease.message.attempt == 1
+        third = await desk.lease(request)
+        assert third.lease.message.attempt == 2
+        assert third.lease.message.deadline_at_ms == second.lease.message.deadline_at_ms
+
+
+async def test_another_clients_job_is_not_continued(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
+        request = a_request(market, market.buyer)
+        await lease_and_refuse(market, request)
+        with market.database.transaction() as conn:
+            give_credit(conn, STRANGER.peer_id, 10**9, market.clock.now_ms())
+        theirs = a_request(market, STRANGER)
+        assert theirs.message.job_id == request.message.job_id
+        with pytest.raises(RemoteProtocolError) as caught:
+            await restarted_desk(market).lease(theirs)
+        assert caught.value.code is Code.ALREADY_EXISTS
