@@ -10,7 +10,7 @@ from coordinator.auth import ApiKeyDesk
 from coordinator.buyer.client import JobSpec
 from coordinator.buyer.job_stream import JobStream
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.market import Health, ModelInfo
+from coordinator.gateway.market_side.market import Health, ModelInfo
 from coordinator.market.offers import OfferBook
 from coordinator.market.offers.table import (
     CONTEXT,

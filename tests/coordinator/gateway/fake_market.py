@@ -14,7 +14,7 @@ import trio
 from coordinator.buyer.client import JobSpec
 from coordinator.buyer.job_stream import JobFailed, JobInfo, Outcome
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.market import Health, ModelInfo
+from coordinator.gateway.market_side.market import Health, ModelInfo
 from protocol.codec import encode
 from protocol.envelope import seal
 from protocol.errors import Code
