@@ -3,7 +3,7 @@
 
 from typing import Protocol
 
-from coordinator.buyer.job_stream import Outcome
+from coordinator.buyer.attempt import AttemptResult
 from coordinator.gateway.errors import Headers, Problem
 from coordinator.gateway.http.responses import Response, header
 from coordinator.gateway.market_side.running import Finished, Opened
@@ -44,7 +44,7 @@ class StreamWriter(Protocol):
         """One piece of the answer."""
         ...
 
-    def last(self, outcome: Outcome) -> bytes:
+    def last(self, outcome: AttemptResult) -> bytes:
         """Everything after the last token."""
         ...
 

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from coordinator.buyer.job_stream import JobFailed, Outcome
+from coordinator.buyer.attempt import AttemptResult
+from coordinator.buyer.errors import JobFailed
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.bridge import Stream
 from coordinator.gateway.errors import Headers, api_error_of
@@ -20,7 +21,7 @@ from coordinator.gateway.market_side.running import Opened, run_streaming
 from coordinator.gateway.metrics import ModelMetrics
 from protocol.payload import Chunk
 
-Chunks = Stream[Opened, Chunk, Outcome]
+Chunks = Stream[Opened, Chunk, AttemptResult]
 
 
 async def open_event_stream(
@@ -134,7 +135,7 @@ class EventStream:
         for _ in range(tokens):
             metrics.inter_token_s.observe((now - last_at) / tokens)
 
-    def _finish(self, outcome: Outcome) -> bytes:
+    def _finish(self, outcome: AttemptResult) -> bytes:
         opened = self._chunks.head
         assert opened is not None, "a job that ended was open"
         opening = self._open() if self._writer is None else b""

@@ -2,7 +2,8 @@
 
 import structlog
 
-from coordinator.buyer.job_stream import JobFailed, Outcome
+from coordinator.buyer.attempt import AttemptResult
+from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.errors import ApiError, Headers, error_of
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.requests import Request
@@ -75,7 +76,7 @@ def count_opened(context: GatewayContext, request: Request, opened: Opened) -> N
 
 
 def count_finished(
-    context: GatewayContext, request: Request, opened: Opened, outcome: Outcome, order: Order
+    context: GatewayContext, request: Request, opened: Opened, outcome: AttemptResult, order: Order
 ) -> None:
     model = context.metrics.of_model(order.routing.model)
     model.end_to_end_s.observe(context.monotonic() - request.started_at)

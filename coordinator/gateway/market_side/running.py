@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import trio
 
-from coordinator.buyer.job_stream import JobFailed, JobInfo, Outcome
+from coordinator.buyer.attempt import AttemptResult, AttemptTerms
+from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import GatewayMarket, Job
@@ -21,7 +22,7 @@ _ANSWERED = (Finish.STOP, Finish.LENGTH, Finish.COMPLETE)
 class Opened:
     """A job that has output. `node_s` is how long the node took from the lease until then."""
 
-    info: JobInfo
+    info: AttemptTerms
     node_s: float
 
 
@@ -31,7 +32,7 @@ class Finished:
 
     opened: Opened
     chunks: list[Chunk]
-    outcome: Outcome
+    outcome: AttemptResult
 
     @property
     def data(self) -> bytes:
@@ -60,7 +61,7 @@ async def run_streaming(
     caller: Caller,
     order: Order,
     deadline_s: float,
-) -> Outcome:
+) -> AttemptResult:
     """Run a job and feed its chunks. Raises JobFailed, ApiError."""
     spec = order.to_spec(caller, market.model(order.routing.model), deadline_s=deadline_s)
     started_at = trio.current_time()
@@ -73,13 +74,13 @@ async def run_streaming(
 
 
 def _opened(job: Job, started_at: float) -> Opened:
-    info = job.info
+    info = job.terms
     assert info is not None, "a job that is open says where it runs"
     return Opened(info, trio.current_time() - started_at - info.lease_ms / 1_000)
 
 
-def _outcome(job: Job) -> Outcome:
-    outcome = job.outcome
+def _outcome(job: Job) -> AttemptResult:
+    outcome = job.result
     assert outcome is not None, "a job that was read to its end says how it ended"
     if outcome.finish not in _ANSWERED:
         raise JobFailed(

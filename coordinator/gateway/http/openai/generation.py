@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.buyer.job_stream import Outcome
+from coordinator.buyer.attempt import AttemptResult
 from coordinator.gateway.http.openai.sampling import Streaming
 from coordinator.gateway.http.openai.sse import ChoiceShape, Envelope, Events
 from coordinator.gateway.market_side.running import Finished, Opened
@@ -79,11 +79,11 @@ class GenerationWriter:
     def text(self, text: str) -> bytes:
         return self.events.text(text)
 
-    def last(self, outcome: Outcome) -> bytes:
+    def last(self, outcome: AttemptResult) -> bytes:
         return self.events.last(_FINISH_REASONS[outcome.finish], _usage_of(outcome))
 
 
-def _usage_of(outcome: Outcome) -> dict[str, int]:
+def _usage_of(outcome: AttemptResult) -> dict[str, int]:
     """OpenAI's counts, as metered and signed by the node, and what they cost."""
     units = outcome.units
     return {
