@@ -3,6 +3,7 @@
 import os
 import sys
 import sysconfig
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,16 @@ def test_bwrap_shares_no_namespace_and_binds_read_only(tmp_path: Path) -> None:
 def test_gpu_devices_are_added_only_when_asked_for(tmp_path: Path) -> None:
     words = bwrap_options(world(tmp_path, gpu=True))
     assert ("/dev/nvidiactl", "/dev/nvidiactl") in option_pairs(words, "--dev-bind-try")
+
+
+def test_no_process_file_system_is_mounted_without_a_gpu(tmp_path: Path) -> None:
+    """Its mount tables name host paths."""
+    words = bwrap_options(world(tmp_path))
+    assert "--proc" not in words
+    assert ("/proc/cpuinfo", "/proc/cpuinfo") in option_pairs(words, "--ro-bind-try")
+    with_gpu = bwrap_options(world(tmp_path, gpu=True))
+    assert with_gpu[with_gpu.index("--proc") + 1] == "/proc"
+    assert "/proc" in [b for a, b in pairwise(with_gpu) if a == "--remount-ro"]
 
 
 def test_every_tmpfs_is_bounded(tmp_path: Path) -> None:
