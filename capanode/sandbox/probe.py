@@ -186,12 +186,13 @@ def _examine(process: SandboxedProcess, listeners: tuple[socket.socket, ...]) ->
             for name, met in report["refused"].items()
         ]
         needs = [Fact(name, not met, met or "works") for name, met in report["works"].items()]
-        status = _read_status(process.find_program_pid() or 0)
+        pid = process.find_program_pid() or 0
+        outside = _outside_facts(_read_status(pid), os.getpriority(os.PRIO_PROCESS, pid))
     except (OSError, ValueError, KeyError):
         detail = _read_stderr(process) or "it ended or hung without a word"
         return (Fact("start", False, detail),)
     heard = map(_heard_nothing, listeners)
-    return (*attempts, *needs, *_outside_facts(status), *heard)
+    return (*attempts, *needs, *outside, *heard)
 
 
 def _read_report(channel: socket.socket) -> bytes:
@@ -210,7 +211,7 @@ def _read_status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _outside_facts(status: dict[str, str]) -> tuple[Fact, ...]:
+def _outside_facts(status: dict[str, str], nice: int) -> tuple[Fact, ...]:
     """What the host's kernel says of the process, which the process itself cannot colour."""
     user_ids = status["Uid"].split()
     capabilities = {name: int(status[name], 16) for name in ("CapEff", "CapPrm", "CapAmb")}
@@ -219,6 +220,7 @@ def _outside_facts(status: dict[str, str]) -> tuple[Fact, ...]:
         Fact("no capabilities", not any(capabilities.values()), status["CapEff"]),
         Fact("system-call filter in force", status["Seccomp"] == "2", status["Seccomp"]),
         Fact("no new privileges", status["NoNewPrivs"] == "1", status["NoNewPrivs"]),
+        Fact("stands back for the node", nice >= _PROBE_LIMITS.nice, f"nice {nice}"),
     )
 
 

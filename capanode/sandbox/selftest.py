@@ -131,6 +131,8 @@ def _privilege_attempts(surroundings: Surroundings) -> _Attempts:
         "become root": lambda: os.setuid(0),
         "trace a process": lambda: _call("ptrace", 16, 1, 0, 0),
         "raise a limit": _raise_limit,
+        "take back its priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 0),
+        "set another's priority": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid() or 1, 19),
     }
 
 

@@ -12,7 +12,14 @@ from capanode.sandbox import bwrap
 from capanode.sandbox.bwrap import World, bwrap_candidates, bwrap_options
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.launch import FileRules, Launch, parse_launch
-from capanode.sandbox.limits import Limits, limits_for_model, resident_bytes, tasks_of_user
+from capanode.sandbox.limits import (
+    NICE_DEFAULT,
+    Limits,
+    limits_for_model,
+    resident_bytes,
+    stand_back,
+    tasks_of_user,
+)
 from capanode.sandbox.spawn import Program, Sandbox
 from capanode.sandbox.view import MODEL_TARGET, Mount, own_packages, plan_view
 from protocol.messages import IsolationTier
@@ -158,6 +165,15 @@ def test_limits_grow_with_the_model() -> None:
 def test_resident_size_is_read_for_the_living_only() -> None:
     assert resident_bytes(os.getpid()) > 1 << 20
     assert resident_bytes(2**22 + 1) == 0
+
+
+def test_limits_say_how_far_a_worker_stands_back() -> None:
+    assert limits_for_model(0).nice == NICE_DEFAULT
+    assert limits_for_model(0, nice=3).nice == 3
+
+
+def test_standing_back_of_a_process_that_is_gone_is_no_error() -> None:
+    stand_back(2**22 + 1, 10)
 
 
 def test_own_tasks_are_counted() -> None:
