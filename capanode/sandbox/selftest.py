@@ -39,7 +39,9 @@ def main() -> None:
     surroundings = read_surroundings()
     apply_limits(surroundings.limits)
     channel = surroundings.open_channel()
-    channel.sendall(json.dumps(_report(*sys.argv[1:3], surroundings)).encode() + b"\n")
+    canary, host_socket = sys.argv[1:3]
+    report = _report(canary, host_socket, surroundings)
+    channel.sendall(json.dumps(report).encode() + b"\n")
     while channel.recv(64):
         pass
     os._exit(0)
