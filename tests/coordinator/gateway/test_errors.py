@@ -87,4 +87,4 @@ def test_errors_that_were_not_written_for_users_are_not_shown() -> None:
 
 def test_a_code_of_a_later_version_is_the_markets_own_failure() -> None:
     error = error_of(Code("moon_phase"), "")
-    assert (error.status, error.api_code) == (500, "moon_phase")
+    assert (error.problem.status, error.problem.code) == (500, "moon_phase")
