@@ -6,11 +6,8 @@ from protocol.constraints import broken_constraint
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import is_digest
+from protocol.limits import FIRST_OUTPUT_WITHIN_MS, GAP_WITHIN_MS
 from protocol.messages import JobRequest, Lease, NodeOffer
-
-# Where a coordinator says nothing: a long queue and a long prompt; a slow token.
-FIRST_OUTPUT_WITHIN_MS = 60_000
-GAP_WITHIN_MS = 30_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,9 +39,18 @@ QUOTE_CANDIDATES_MAX = 20
 NODES_PAGE = 20
 NODES_BYTES_MAX = FRAME_BYTES_MAX // 2
 
+# A node is given up for dead after several times what we expect of it, and never sooner than this:
+# on a loaded machine, processes stand still for a second or two now and then.
+FIRST_OUTPUT_FLOOR_MS = 5_000
+GAP_FLOOR_MS = 5_000
+_SILENCE_FACTOR = 4.0
+# One megabit a second, the slowest uplink that a client may have.
+_UPLOAD_BYTES_PER_MS = 125
+
 # What is said when nothing fits, by the reason that keeps most nodes away.
 _ADVICE = {
     Reason.BUSY: "all fitting nodes are busy: try again shortly",
+    Reason.MACHINE_UNPROVEN: "new nodes get few jobs until they have answered some: try again",
     Reason.PRICE_ABOVE_MAX: "raise max_price",
     Reason.COST_ABOVE_MAX: "raise the cost limit or lower max_tokens",
     Reason.LATENCY_ABOVE_MAX: "raise max_latency",
@@ -52,10 +61,22 @@ _ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The node that shall run a job, and how long the decision took."""
+    """The node that shall run a job, how long the decision took, and how long a node of this speed
+    may be silent."""
 
     candidate: Candidate
     match_us: int
+    upload_ms: float
+
+    @property
+    def first_output_within_ms(self) -> int:
+        """Several times what we expect of it by what was measured of its earlier jobs."""
+        expected_ms = self.candidate.latency.first_output_ms
+        return int(max(FIRST_OUTPUT_FLOOR_MS, _SILENCE_FACTOR * expected_ms) + self.upload_ms)
+
+    @property
+    def gap_within_ms(self) -> int:
+        return int(max(GAP_FLOOR_MS, _SILENCE_FACTOR * self.candidate.claim.step_ms))
 
 
 class Market:
@@ -105,7 +126,11 @@ class Market:
                 raise _over_budget(found, budget_nano)
         if not found.candidates:
             raise _refusal(job, found)
-        return Choice(found.candidates[0], (self._stopwatch_ns() - started_ns) // 1_000)
+        return Choice(
+            found.candidates[0],
+            match_us=(self._stopwatch_ns() - started_ns) // 1_000,
+            upload_ms=request.payload_bytes / _UPLOAD_BYTES_PER_MS,
+        )
 
     def reserve(self, lease: Lease, *, expires_at_ms: int) -> None:
         """Count a leased job against its node from now on, ahead of what the node reports."""
