@@ -15,14 +15,16 @@ from coordinator.gateway.market import GatewayMarket, Job
 from coordinator.gateway.orders import GenerationOrder, Order
 from coordinator.gateway.requests import Request
 from coordinator.gateway.responses import Headers, header
+from protocol.endings import FINISH_RULES
 from protocol.errors import Code
-from protocol.messages import Finish
 from protocol.payload import Chunk
 
 log = structlog.get_logger(__name__)
 
 # OpenAI's words for how an answer ended.
-FINISH_REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.COMPLETE: "stop"}
+FINISH_REASONS = {
+    finish: rule.api_reason for finish, rule in FINISH_RULES.items() if rule.api_reason is not None
+}
 
 _BILLED = "; what had been delivered by then was charged"
 

@@ -12,7 +12,7 @@
 
 from dataclasses import dataclass
 
-from protocol.job_state import ReceiptState
+from protocol.endings import ReceiptState
 from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import Units
 from protocol.receipts import charge_nano

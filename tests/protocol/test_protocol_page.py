@@ -18,10 +18,11 @@ from coordinator.market.breaker import BreakerState
 from coordinator.market.matching.job import Reason
 from protocol import manifest, messages, payload, pricing, services, session
 from protocol.blame import Blame, blame_for
+from protocol.endings import ReceiptState
 from protocol.errors import RETRYABLE_ELSEWHERE, Code, ErrorBody
 from protocol.framing import VERSION, FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId
-from protocol.job_state import TRANSITIONS, JobEvent, JobState, ReceiptState
+from protocol.job_state import TRANSITIONS, JobEvent, JobState
 from protocol.messages import Hardware
 from protocol.net import libp2p_gossip, libp2p_host, libp2p_stream
 from protocol.net.frames import Hello

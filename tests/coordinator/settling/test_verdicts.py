@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from coordinator.settling.verdicts import Verdict, judge_receipt
-from protocol.job_state import ReceiptState
+from protocol.endings import ReceiptState
 from protocol.messages import Acceptance, Finish
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
