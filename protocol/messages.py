@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from protocol.endings import Finish as Finish
+from protocol.endings import Finish
 from protocol.ids import Digest, JobId, LeaseId, PeerId, is_digest, parse_ulid
 from protocol.limits import (
     ADDRESS_CHARS_MAX,

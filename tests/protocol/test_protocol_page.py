@@ -18,7 +18,7 @@ from coordinator.market.breaker import BreakerState
 from coordinator.market.matching.job import Reason
 from protocol import manifest, messages, payload, pricing, services, session
 from protocol.blame import Blame, blame_for
-from protocol.endings import ReceiptState
+from protocol.endings import Finish, ReceiptState
 from protocol.errors import RETRYABLE_ELSEWHERE, Code, ErrorBody
 from protocol.framing import VERSION, FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId
@@ -53,7 +53,7 @@ CHOICES: dict[str, list[str]] = {
             ("isolation_tier", messages.IsolationTier),
             ("data_collection", messages.DataCollection),
             ("objective", messages.Objective),
-            ("finish", messages.Finish),
+            ("finish", Finish),
             ("receipt_state", ReceiptState),
             ("health", BreakerState),
             ("reason", Reason),

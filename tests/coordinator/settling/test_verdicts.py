@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from coordinator.settling.verdicts import Verdict, judge_receipt
-from protocol.endings import ReceiptState
-from protocol.messages import Acceptance, Finish
+from protocol.endings import Finish, ReceiptState
+from protocol.messages import Acceptance
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
 from tests.protocol.makers import PRICE, make_chain
