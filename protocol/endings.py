@@ -60,3 +60,8 @@ FINISH_RULES = {
     Finish.FAILED: FinishRule(False, True, True, False, None),
     Finish.REFUSED: FinishRule(False, True, False, False, None),
 }
+
+# OpenAI's words, of the finishes that are answers.
+API_FINISH_REASONS = {
+    finish: rule.api_reason for finish, rule in FINISH_RULES.items() if rule.api_reason is not None
+}
