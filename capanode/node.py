@@ -25,7 +25,6 @@ from capanode.layers import Layer, open_layer
 from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.pricing_policy import DEFAULT_WAGES, Speed, Wages, hourly_nano, propose_price
-from capanode.runtime import Runtime
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel
 from capanode.settings import CoordinatorAddress
@@ -44,6 +43,7 @@ from protocol.money import format_credits
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Transport
+from protocol.programs.runtime import Runtime
 from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL
 
 log = structlog.get_logger(__name__)
@@ -104,7 +104,7 @@ class Node:
         self.transport = transport
         self.rules = rules
         self.started_at_ms = runtime.clock.now_ms()
-        self.outbox = Outbox(store, clock=runtime.clock, runner=runtime.outbox_runner)
+        self.outbox = Outbox(store, clock=runtime.clock, runner=runtime.runner)
         self.models: dict[Digest, ServedModel] = {}
         self._workers = workers
         self._plans = tuple(plans)

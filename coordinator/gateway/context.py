@@ -8,7 +8,7 @@ from coordinator.gateway.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.requests import Request
 from coordinator.gateway.strict_json import Fields
-from coordinator.runtime import Runtime
+from protocol.programs.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)

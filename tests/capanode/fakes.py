@@ -13,7 +13,7 @@ from capanode.admission import Admission, AdmissionRules
 from capanode.announce import OwnOffers
 from capanode.engines.base import EngineInfo, Failed, Finished, Produced, Started
 from capanode.jobs import JobServer
-from capanode.outbox import InlineRunner, Outbox
+from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.pricing_policy import Speed
 from capanode.seats import Seats
@@ -42,6 +42,7 @@ from protocol.net.memory import MemoryNetwork
 from protocol.net.pool import StreamPool
 from protocol.payload import GenerationInput, decode_input
 from protocol.pricing import PriceSheet, Units, cost_nano
+from protocol.programs.runners import InlineRunner
 from protocol.services import JOB_PROTOCOL
 from protocol.session import ClientEvent, ClientJob, Ended, Refused
 from tests.protocol.makers import CLIENT, COORDINATOR, NODE, PRICE, make_lease, make_request
