@@ -7,8 +7,8 @@ import trio
 
 from coordinator.app import Coordinator
 from coordinator.auth import ApiKeyDesk
-from coordinator.buyer.client import JobSpec
-from coordinator.buyer.job_stream import JobStream
+from coordinator.buyer.purchase import Purchase
+from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market import Health, ModelInfo
 from coordinator.market.offers import OfferBook
@@ -42,9 +42,9 @@ class LocalMarket:
     async def authenticate(self, secret: str) -> Caller | None:
         return await self._keys.authenticate(secret)
 
-    def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[JobStream]:
+    def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[Purchase]:
         """Raises JobFailed."""
-        return self._client.open_job(spec, caller.signing_key)
+        return self._client.buy(spec, caller.signing_key)
 
     def model(self, name: str) -> ModelInfo | None:
         table = self._book.table(name)

@@ -10,10 +10,13 @@ from enum import StrEnum
 
 import trio
 
-from coordinator.buyer.client import JobSpec, MarketClient
-from coordinator.buyer.job_stream import JobFailed, JobStream, Outcome
+from coordinator.buyer.attempt import AttemptResult
+from coordinator.buyer.client import MarketClient
+from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.leaser import Leaser
+from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.remote import RemoteLeaser
+from coordinator.buyer.spec import JobSpec
 from protocol.blame import Observation
 from protocol.clock import Clock
 from protocol.envelope import Signed
@@ -66,7 +69,7 @@ class JobReport:
     text: str = ""
     data: bytes = b""
     chunks: int = 0
-    outcome: Outcome | None = None
+    outcome: AttemptResult | None = None
 
     def take(self, chunk: Chunk) -> None:
         self.chunks += 1
@@ -133,7 +136,7 @@ class Buyer:
 
     async def _consume(self, spec: JobSpec, report: JobReport, started_at: float) -> None:
         enough = report.planned.cancel_after
-        async with self._market.open_job(spec, self.key) as job:
+        async with self._market.buy(spec, self.key) as job:
             report.first_output_ms = 1000 * (trio.current_time() - started_at)
             _take_info(report, job)
             async for chunk in job:
@@ -142,13 +145,13 @@ class Buyer:
                     return
                 report.take(chunk)
             report.end = End.ANSWERED
-            report.outcome = job.outcome
+            report.outcome = job.result
 
 
-def _take_info(report: JobReport, job: JobStream) -> None:
-    assert job.info is not None, "a job that was opened says where it runs"
-    report.node = job.info.node
-    report.attempts = job.info.attempts
+def _take_info(report: JobReport, job: Purchase) -> None:
+    assert job.terms is not None, "a job that was opened says where it runs"
+    report.node = job.terms.node
+    report.attempts = job.terms.attempts
 
 
 class _WatchedLeaser:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from coordinator.buyer.client import JobSpec
+from coordinator.buyer.spec import JobSpec
 from protocol.ids import PeerId
 from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
 from protocol.payload import EmbeddingInput, GenerationInput

@@ -6,8 +6,8 @@ from typing import Annotated
 import trio
 import typer
 
-from coordinator.buyer.client import JobSpec
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.market_session import MarketSession, open_market
@@ -71,7 +71,7 @@ async def _answer(market: MarketSession, spec: JobSpec) -> str | None:
     started_at = trio.current_time()
     answer = ""
     try:
-        async with market.client.open_job(spec, market.key) as stream:
+        async with market.client.buy(spec, market.key) as stream:
             first_output_ms = 1_000 * (trio.current_time() - started_at)
             async for chunk in stream:
                 answer += chunk.text

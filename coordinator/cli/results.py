@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from coordinator.buyer.job_stream import JobInfo, Outcome
+from coordinator.buyer.attempt import AttemptResult, AttemptTerms
 from protocol.codec import decode
 from protocol.messages import Task
 from protocol.money import format_credits
@@ -40,7 +40,7 @@ def print_result(task: Task, result: dict[str, Any]) -> None:
         print_table(("label", "probability"), rows)
 
 
-def outcome_plain(info: JobInfo, outcome: Outcome) -> dict[str, Any]:
+def outcome_plain(info: AttemptTerms, outcome: AttemptResult) -> dict[str, Any]:
     return {
         "job_id": info.job_id,
         "node": info.node,
@@ -56,7 +56,7 @@ def outcome_plain(info: JobInfo, outcome: Outcome) -> dict[str, Any]:
 
 
 def print_outcome(
-    info: JobInfo, outcome: Outcome, *, first_output_ms: float, total_ms: float
+    info: AttemptTerms, outcome: AttemptResult, *, first_output_ms: float, total_ms: float
 ) -> None:
     """One line under the answer: where, how fast, how much."""
     units = outcome.units

@@ -7,7 +7,7 @@ from typing import Annotated
 import trio
 import typer
 
-from coordinator.buyer.client import JobSpec
+from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.market_session import MarketSession, open_market
@@ -79,7 +79,7 @@ def submit(
 async def _run(market: MarketSession, spec: JobSpec, as_json: bool) -> None:
     started_at = trio.current_time()
     chunks = []
-    async with market.client.open_job(spec, market.key) as stream:
+    async with market.client.buy(spec, market.key) as stream:
         first_output_ms = 1_000 * (trio.current_time() - started_at)
         async for chunk in stream:
             chunks.append(chunk)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import structlog
 import trio
 
-from coordinator.buyer.job_stream import JobFailed, JobInfo, Outcome
+from coordinator.buyer.attempt import AttemptResult, AttemptTerms
+from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.context import GatewayContext
@@ -30,7 +31,7 @@ _BILLED = "; what had been delivered by then was charged"
 class Opened:
     """A job that has output. `node_s` is how long the node took from the lease until then."""
 
-    info: JobInfo
+    info: AttemptTerms
     node_s: float
 
 
@@ -40,7 +41,7 @@ class Finished:
 
     opened: Opened
     chunks: list[Chunk]
-    outcome: Outcome
+    outcome: AttemptResult
 
     @property
     def data(self) -> bytes:
@@ -68,7 +69,7 @@ async def run_streaming(
     caller: Caller,
     order: Order,
     deadline_s: float,
-) -> Outcome:
+) -> AttemptResult:
     """Run a job and feed its chunks. Raises JobFailed, ApiError."""
     spec = order.to_spec(caller, market.model(order.routing.model), deadline_s=deadline_s)
     started_at = trio.current_time()
@@ -81,13 +82,13 @@ async def run_streaming(
 
 
 def _opened(job: Job, started_at: float) -> Opened:
-    info = job.info
+    info = job.terms
     assert info is not None, "a job that is open says where it runs"
     return Opened(info, trio.current_time() - started_at - info.lease_ms / 1_000)
 
 
-def _outcome(job: Job) -> Outcome:
-    outcome = job.outcome
+def _outcome(job: Job) -> AttemptResult:
+    outcome = job.result
     assert outcome is not None, "a job that was read to its end says how it ended"
     if outcome.finish not in FINISH_REASONS:
         raise JobFailed(
@@ -158,7 +159,7 @@ def count_opened(context: GatewayContext, request: Request, opened: Opened) -> N
 
 
 def count_finished(
-    context: GatewayContext, request: Request, opened: Opened, outcome: Outcome, order: Order
+    context: GatewayContext, request: Request, opened: Opened, outcome: AttemptResult, order: Order
 ) -> None:
     model = context.metrics.of_model(order.routing.model)
     model.end_to_end_s.observe(context.monotonic() - request.started_at)
@@ -200,7 +201,7 @@ def finished_headers(context: GatewayContext, request: Request, finished: Finish
     )
 
 
-def usage_of(outcome: Outcome) -> dict[str, int]:
+def usage_of(outcome: AttemptResult) -> dict[str, int]:
     """OpenAI's counts, as metered and signed by the node, and what they cost."""
     units = outcome.units
     return {

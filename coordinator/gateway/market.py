@@ -7,8 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from coordinator.buyer.client import JobSpec
-from coordinator.buyer.job_stream import JobInfo, Outcome
+from coordinator.buyer.attempt import AttemptResult, AttemptTerms
+from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from protocol.ids import Digest
 from protocol.messages import Task
@@ -40,13 +40,13 @@ class Health:
 
 
 class Job(Protocol):
-    """A job whose first output has arrived; iterate for the chunks. `job_stream`."""
+    """A job whose first output has arrived; iterate for the chunks. `buyer.purchase`."""
 
     @property
-    def info(self) -> JobInfo | None: ...
+    def terms(self) -> AttemptTerms | None: ...
 
     @property
-    def outcome(self) -> Outcome | None:
+    def result(self) -> AttemptResult | None:
         """None before the iteration has ended."""
         ...
 
@@ -61,7 +61,7 @@ class GatewayMarket(Protocol):
         ...
 
     def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[Job]:
-        """Buy in the caller's name; see `MarketClient.open_job`. Raises JobFailed."""
+        """Buy in the caller's name; see `MarketClient.buy`. Raises JobFailed."""
         ...
 
     def model(self, name: str) -> ModelInfo | None:

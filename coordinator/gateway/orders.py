@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from coordinator.buyer.client import JobSpec
+from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import error_of

@@ -15,8 +15,9 @@ import trio
 
 from coordinator.app import Coordinator, MarketRules
 from coordinator.audit import AuditReport, audit
-from coordinator.buyer.client import JobSpec, MarketClient
+from coordinator.buyer.client import MarketClient
 from coordinator.buyer.remote import RemoteLeaser
+from coordinator.buyer.spec import JobSpec
 from coordinator.db.accounts import find_account
 from coordinator.db.engine import Connection, Database, InlineRunner, open_database
 from coordinator.db.writer import post_one
@@ -275,7 +276,7 @@ class SmallMarket:
 
     async def buy(self, **changes: object) -> list[Chunk]:
         """One job, read to its end."""
-        async with self.client.open_job(self.spec(**changes), self.buyer) as stream:  # type: ignore[arg-type]  # keywords of `spec`
+        async with self.client.buy(self.spec(**changes), self.buyer) as stream:  # type: ignore[arg-type]  # keywords of `spec`
             return [chunk async for chunk in stream]
 
     def account(self, peer: PeerId) -> Account:

@@ -8,8 +8,8 @@ from trio.testing import MockClock
 
 from coordinator.accounts import create_account
 from coordinator.auth import ApiKeyDesk
-from coordinator.buyer.client import JobSpec
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.spec import JobSpec
 from coordinator.db.api_keys import create_api_key, find_api_key
 from coordinator.gateway.caller import Caller
 from coordinator.leasing.budgets import LAG_S

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import trio
 
-from coordinator.buyer.client import JobSpec, MarketClient
+from coordinator.buyer.client import MarketClient
 from coordinator.buyer.remote import RemoteLeaser
+from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from protocol.clock import Clock
 from protocol.codec import decode, encode
@@ -68,7 +69,7 @@ class Stranger:
         units_max, units_expected = units_of(INPUT)
         spec = JobSpec(CHAT, Task.CAUSAL_LM, INPUT, units_max, units_expected, deadline_s=60)
         with trio.fail_after(60):
-            async with self.client.open_job(spec, self.key) as stream:
+            async with self.client.buy(spec, self.key) as stream:
                 assert [chunk async for chunk in stream]
             assert stream.ended()[1].units.output_tokens > 0
             await self.client.wait_settled()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import trio
 
-from coordinator.buyer.client import JobSpec
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.market.offers.intake import OFFERS
 from protocol.codec import encode
@@ -388,7 +388,7 @@ async def test_a_client_with_a_wrong_clock_is_told_so(paid: FrailMarket) -> None
     ):
         async with open_stranger(paid, clock=SkewedClock(skew_ms)) as stranger:
             with pytest.raises(JobFailed) as failed:
-                async with stranger.client.open_job(spec, stranger.key):
+                async with stranger.client.buy(spec, stranger.key):
                     pass
             assert failed.value.code is code
             assert not failed.value.delivered

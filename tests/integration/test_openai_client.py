@@ -17,7 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionMessageParam
 from PIL import Image
 
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
 from protocol.errors import Code
 from tests.coordinator.gateway.fake_market import LIMITED_KEY, Script
 from tests.integration.conftest import RunningMarket

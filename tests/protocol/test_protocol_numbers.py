@@ -8,7 +8,7 @@ import capanode.announce
 import capanode.control
 import capanode.jobs
 import capanode.outbox
-import coordinator.buyer.client
+import coordinator.buyer.purchase
 import coordinator.leasing.control
 import coordinator.leasing.granting
 import coordinator.market.market
@@ -51,7 +51,7 @@ NUMBER_PLACES = (
     capanode.control,
     capanode.jobs,
     capanode.outbox,
-    coordinator.buyer.client,
+    coordinator.buyer.purchase,
     coordinator.leasing.control,
     coordinator.leasing.granting,
     coordinator.market.market,

@@ -8,7 +8,7 @@ import pytest
 
 from capanode.seats import Seats
 from capanode.served import ServedModel
-from coordinator.buyer.job_stream import Outcome
+from coordinator.buyer.attempt import AttemptResult
 from coordinator.leasing.open_leases import OpenLease, OpenLeases
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
@@ -54,7 +54,9 @@ def answered() -> JobReport:
         token_ids=answer.token_ids,
         text=answer.text,
         chunks=len(answer.token_ids),
-        outcome=Outcome(Finish(answer.reason), answer.units, 5, chain.receipt, chain.acceptance),
+        outcome=AttemptResult(
+            Finish(answer.reason), answer.units, 5, chain.receipt, chain.acceptance
+        ),
     )
 
 

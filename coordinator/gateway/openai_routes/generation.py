@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from coordinator.buyer.job_stream import JobFailed, Outcome
+from coordinator.buyer.attempt import AttemptResult
+from coordinator.buyer.errors import JobFailed
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.bridge import Stream
 from coordinator.gateway.context import GatewayContext
@@ -37,7 +38,7 @@ _STREAM_HEADERS: Headers = (
     (b"x-accel-buffering", b"no"),
 )
 
-_Chunks = Stream[Opened, Chunk, Outcome]
+_Chunks = Stream[Opened, Chunk, AttemptResult]
 
 
 class Endpoint(Protocol):
@@ -191,7 +192,7 @@ class EventStream:
         for _ in range(tokens):
             metrics.inter_token_s.observe((now - last_at) / tokens)
 
-    def _finish(self, outcome: Outcome) -> bytes:
+    def _finish(self, outcome: AttemptResult) -> bytes:
         generation, opened = self._generation, self._chunks.head
         assert opened is not None, "a job that ended was open"
         opening = self._open() if self._events is None else b""

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
 from protocol.errors import Code
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Finish, Task
@@ -40,17 +40,17 @@ def assert_paid(market: SmallMarket, node: int, amount_nano: int) -> None:
 
 async def buy_into(received: list[str], market: SmallMarket) -> None:
     """Keeps what arrived before the stream broke."""
-    async with market.client.open_job(market.spec(), market.buyer) as stream:
+    async with market.client.buy(market.spec(), market.buyer) as stream:
         async for chunk in stream:
             received.append(chunk.text)  # noqa: PERF401 - a comprehension would lose it
 
 
 async def test_an_answer_arrives_whole_and_is_paid_exactly(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.ANSWER) as market:
-        async with market.client.open_job(market.spec(), market.buyer) as stream:
-            assert stream.info is not None
-            assert stream.info.node == market.nodes[0].key.peer_id
-            assert stream.info.input_units == INPUT_UNITS
+        async with market.client.buy(market.spec(), market.buyer) as stream:
+            assert stream.terms is not None
+            assert stream.terms.node == market.nodes[0].key.peer_id
+            assert stream.terms.input_units == INPUT_UNITS
             text = [chunk.text async for chunk in stream]
         assert text == list(WORDS)
         _, outcome = stream.ended()
@@ -101,7 +101,7 @@ async def test_an_input_that_fits_only_without_its_wrapping_is_told_so(
         image = ImageInput(bytes(PAYLOAD_BYTES_MAX - 1), top_k=1)
         spec = replace(market.spec(), task=Task.IMAGE_CLASSIFICATION, job_input=image)
         with pytest.raises(JobFailed) as caught:
-            async with market.client.open_job(spec, market.buyer):
+            async with market.client.buy(spec, market.buyer):
                 pass
         assert caught.value.code is Code.INPUT_TOO_LARGE
         assert not market.nodes[0].jobs_opened
@@ -146,7 +146,7 @@ async def test_an_overcharge_is_disputed_and_the_smaller_charge_is_paid(
     autojump_clock: MockClock,
 ) -> None:
     async with open_small_market(Script.OVERCHARGE) as market:
-        async with market.client.open_job(market.spec(), market.buyer) as stream:
+        async with market.client.buy(market.spec(), market.buyer) as stream:
             assert [chunk.text async for chunk in stream] == list(WORDS)
         _, outcome = stream.ended()
         assert not outcome.acceptance.message.agrees

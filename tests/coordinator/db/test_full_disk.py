@@ -8,7 +8,7 @@ import trio
 from sqlalchemy import text
 from trio.testing import MockClock
 
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
 from coordinator.errors import StorageError, StorageFullError
 from protocol.errors import Code
 from protocol.keys import SigningKey
@@ -61,7 +61,7 @@ async def test_a_job_is_refused_and_the_next_one_works_when_there_is_room(
 
 async def test_a_receipt_that_finds_the_disk_full_comes_again(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.ANSWER) as market:
-        async with market.client.open_job(market.spec(), market.buyer) as stream:
+        async with market.client.buy(market.spec(), market.buyer) as stream:
             fill(market)
             assert len([chunk async for chunk in stream]) == 4
         await trio.sleep(1)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from coordinator.buyer.client import JobSpec
-from coordinator.buyer.job_stream import JobFailed, JobInfo, Outcome
+from coordinator.buyer.attempt import AttemptResult, AttemptTerms
+from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market import Health, ModelInfo
 from protocol.codec import encode
@@ -135,8 +136,8 @@ class FakeJob:
     """Plays the market's script."""
 
     def __init__(self, market: FakeMarket, spec: JobSpec) -> None:
-        self.info: JobInfo | None = None
-        self.outcome: Outcome | None = None
+        self.terms: AttemptTerms | None = None
+        self.result: AttemptResult | None = None
         self._market = market
         self._script = market.script
         self._spec = spec
@@ -148,7 +149,7 @@ class FakeJob:
             raise JobFailed(f"no node offers {self._spec.model!r} now", code=Code.UNKNOWN_MODEL)
         await self._reach(0)
         task = self._spec.task
-        self.info = JobInfo(
+        self.terms = AttemptTerms(
             job_id=_JOB_ID,
             node=NODE_KEY.peer_id,
             attempts=1,
@@ -169,7 +170,7 @@ class FakeJob:
         if index:
             await self._reach(index)
         if index == len(self._chunks):
-            self.outcome = _outcome(self._script, self._spec, self._chunks)
+            self.result = _outcome(self._script, self._spec, self._chunks)
             raise StopAsyncIteration
         self._next += 1
         return self._chunks[index]
@@ -205,7 +206,7 @@ def _chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
             yield Chunk((index,), text)
 
 
-def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> Outcome:
+def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> AttemptResult:
     if spec.task is Task.IMAGE_CLASSIFICATION:
         units = Units(images=1)
     else:
@@ -245,4 +246,4 @@ def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> Outcome:
             issued_at_ms=NOW_MS,
         ),
     )
-    return Outcome(billed.finish, units, billed.amount_nano, receipt, acceptance)
+    return AttemptResult(billed.finish, units, billed.amount_nano, receipt, acceptance)

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
 from protocol.errors import Code
 from protocol.grants import Payer
 from protocol.messages import Finish, Objective, Task

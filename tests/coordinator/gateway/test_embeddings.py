@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
 from protocol.errors import Code
 from protocol.payload import EmbeddingInput
 from tests.coordinator.gateway import fake_market

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.openai_routes.images import IMAGE_BYTES_MAX
 from protocol.errors import Code
 from protocol.messages import Objective

@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
 from coordinator.market.breaker import BreakerState
 from coordinator.market.market import NODES_PAGE
 from protocol.codec import encode
@@ -161,7 +161,7 @@ async def test_a_node_that_takes_no_jobs_is_not_chosen_again_and_again(
         monkeypatch.setattr(coordinator.pool, "open_channel", shut)
         for _ in range(6):
             with pytest.raises(JobFailed):
-                async with coordinator.client.open_job(market.spec(), market.buyer):
+                async with coordinator.client.buy(market.spec(), market.buyer):
                     pass
         node = market.nodes[0].key.peer_id
         now_ms = market.clock.now_ms()

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from coordinator.app import restore_leases
-from coordinator.buyer.job_stream import JobFailed
+from coordinator.buyer.errors import JobFailed
 from coordinator.db.bulk import Record
 from coordinator.db.receipts import find_receipt
 from coordinator.db.writer import LedgerWriter
@@ -38,7 +38,7 @@ RECEIPT = make_chain().receipt.message
 
 async def lose_client(market: SmallMarket) -> Signed[Receipt]:
     """A job is answered, but the buyer vanishes before it countersigns."""
-    async with market.client.open_job(market.spec(), market.buyer):
+    async with market.client.buy(market.spec(), market.buyer):
         market.network.kill(market.buyer.peer_id)
         await trio.sleep(1)
     return market.nodes[0].receipts[-1]
@@ -67,7 +67,7 @@ async def test_a_node_that_breaks_off_cannot_bill_more_than_the_gateway_received
 ) -> None:
     async with open_small_market(Script.VANISH_MIDWAY) as market:
         gateway, node = market.coordinator.client, market.nodes[0]
-        async with gateway.open_job(market.spec(), market.buyer) as stream:
+        async with gateway.buy(market.spec(), market.buyer) as stream:
             lease = stream.granted.lease
             with pytest.raises(JobFailed):
                 [chunk async for chunk in stream]
@@ -274,7 +274,7 @@ async def test_the_receipt_that_was_paid_is_the_one_that_is_kept(autojump_clock:
     """A node that signs one thing for the coordinator and another for its client."""
     async with open_small_market(Script.ANSWER) as market:
         node = market.nodes[0]
-        async with market.client.open_job(market.spec(), market.buyer) as stream:
+        async with market.client.buy(market.spec(), market.buyer) as stream:
             lease = stream.granted.lease
             more = node._sign(lease, (Chunk((1,), "x"),) * 8, Finish.STOP)
             assert (await node.hand_in(more)).state == ReceiptState.PENDING

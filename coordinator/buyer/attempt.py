@@ -1,17 +1,19 @@
 """One attempt at one job, from the opened channel to the countersigned receipt.
 
-`JobStream` is what a buyer iterates over. It counts what arrives through `protocol.session`, turns
-every way of ending into either an `Outcome` or a `JobFailed`, and never waits past the deadline.
+An `Attempt` counts what arrives through `protocol.session`, turns every way of ending into either
+an `AttemptResult` or a `JobFailed`, and never waits past the deadline. What follows a failure is
+decided in `purchase`.
 """
 
 from dataclasses import dataclass
 
 import trio
 
+from coordinator.buyer.errors import JobFailed
 from protocol.blame import Observation, blame_for
 from protocol.clock import Clock
 from protocol.envelope import Signed
-from protocol.errors import CapaError, Code, RemoteProtocolError
+from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import Frame
 from protocol.grants import Granted
 from protocol.ids import Digest, JobId, PeerId
@@ -24,31 +26,9 @@ from protocol.pricing import PriceSheet, Units
 from protocol.session import AcceptedBody, ClientEvent, ClientJob, Ended, Outgoing, Refused
 
 
-class JobFailed(CapaError):
-    """A job has no answer, or only a part of one if `delivered`. `is_breach` says that its node
-    broke the protocol: `code` names how, and another node may well keep it. `job_id` is None if it
-    failed before it had one."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: Code,
-        retry_after_ms: int | None = None,
-        delivered: bool = False,
-        is_breach: bool = False,
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.is_breach = is_breach
-        self.retry_after_ms = retry_after_ms
-        self.delivered = delivered
-        self.job_id: JobId | None = None
-
-
 @dataclass(frozen=True, slots=True)
-class JobInfo:
-    """Where a job runs and under which terms; known from its first output on."""
+class AttemptTerms:
+    """Where an attempt runs and under which terms; known from its first output on."""
 
     job_id: JobId
     node: PeerId
@@ -63,8 +43,8 @@ class JobInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a job ended, with the node's signed receipt as the evidence."""
+class AttemptResult:
+    """How an attempt ended, with the node's signed receipt as the evidence."""
 
     finish: Finish
     units: Units
@@ -73,8 +53,8 @@ class Outcome:
     acceptance: Signed[Acceptance]
 
 
-class JobStream:
-    """A leased job at a node. Iterate over it for the chunks, then read `outcome`.
+class Attempt:
+    """One lease of a job at one node. Iterate over it for the chunks, then read `result`.
 
     `started_at` and `deadline` are trio times; the job is abandoned at the deadline.
     """
@@ -100,8 +80,8 @@ class JobStream:
         self._held_back: Chunk | None = None
         self._accepted = AcceptedBody(Units(), 0)
         self._failure: JobFailed | None = None
-        self.outcome: Outcome | None = None
-        self.info: JobInfo | None = None
+        self.result: AttemptResult | None = None
+        self.terms: AttemptTerms | None = None
 
     @property
     def granted(self) -> Granted:
@@ -109,19 +89,13 @@ class JobStream:
 
     @property
     def has_ended(self) -> bool:
-        return self.outcome is not None or self._failure is not None
-
-    def ended(self) -> tuple[JobInfo, Outcome]:
-        """Where it ran and how it ended, of a job that has been read to its end."""
-        assert self.info is not None, "the stream was not opened"
-        assert self.outcome is not None, "the stream was not read to its end"
-        return self.info, self.outcome
+        return self.result is not None or self._failure is not None
 
     def send(self, frames: list[Outgoing]) -> None:
         for frame_type, body in frames:
             self._channel.send_nowait(frame_type, body)
 
-    def __aiter__(self) -> "JobStream":
+    def __aiter__(self) -> "Attempt":
         return self
 
     async def __anext__(self) -> Chunk:
@@ -131,7 +105,7 @@ class JobStream:
             return chunk
         if self._failure is not None:
             raise self._failure
-        if self.outcome is not None:
+        if self.result is not None:
             raise StopAsyncIteration
         event = await self._next_output()
         if event is None:
@@ -143,7 +117,7 @@ class JobStream:
         one. Raises JobFailed; then nothing was delivered and another node may be tried."""
         self._held_back = await self._next_output()
         lease = self._granted.lease.message
-        self.info = JobInfo(
+        self.terms = AttemptTerms(
             job_id=lease.job_id,
             node=lease.node,
             attempts=attempts,
@@ -180,8 +154,8 @@ class JobStream:
             blame=blame_for(code) if code is not None else None,
             first_output_ms=first_ms,
             total_ms=1000 * (trio.current_time() - self._started_at),
-            delivered=self._job.units if self.outcome is not None else self._job.units_owed,
-            has_receipt=self.outcome is not None,
+            delivered=self._job.units if self.result is not None else self._job.units_owed,
+            has_receipt=self.result is not None,
             retry_after_ms=self._failure.retry_after_ms if self._failure is not None else None,
         )
 
@@ -247,6 +221,6 @@ class JobStream:
     def _countersign(self, ended: Ended) -> None:
         acceptance = self._job.acceptance(ended, self._key, now_ms=self._clock.now_ms())
         billed = ended.receipt.message
-        self.outcome = Outcome(
+        self.result = AttemptResult(
             billed.finish, billed.units, billed.amount_nano, ended.receipt, acceptance
         )
