@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from capanode.pricing_policy import DEFAULT_WAGES
+from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
@@ -179,6 +180,13 @@ SETTINGS: tuple[Setting, ...] = (
         read_count(1, SLOTS_MAX),
         "Jobs that one client may have here at once, running or waiting.",
         "64",
+    ),
+    Setting(
+        "worker_nice",
+        NICE_DEFAULT,
+        read_count(0, NICE_MAX),
+        "How far models stand back (as nice(1)) when the processor is busy with other things.",
+        str(NICE_DEFAULT),
     ),
     Setting(
         "price_cpu_core_hour",

@@ -13,7 +13,7 @@ from typing import Protocol
 from capanode.errors import NothingToServeError
 from capanode.hardware import Machine
 from capanode.models.store import ModelStore, StoredModel
-from capanode.sandbox.limits import limits_for_model
+from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
 from capanode.sandbox.spawn import Sandbox
 from capanode.served import ModelWorker
 from capanode.settings import ModelSettings
@@ -68,8 +68,11 @@ class WorkerPool(Protocol):
 class SandboxedWorkers:
     """The real pool: a supervised process for each model."""
 
-    def __init__(self, sandbox: Sandbox, hardware: Hardware, *, rng: random.Random) -> None:
+    def __init__(
+        self, sandbox: Sandbox, hardware: Hardware, *, rng: random.Random, nice: int = NICE_DEFAULT
+    ) -> None:
         self._sandbox = sandbox
+        self._nice = nice
         self._gpu = hardware.kind == "cuda"
         self._rng = rng
 
@@ -77,7 +80,9 @@ class SandboxedWorkers:
         spec = WorkerSpec(
             engine=ENGINES[plan.manifest.task],
             model_dir=plan.path,
-            limits=limits_for_model(plan.bytes, gpu=self._gpu, threads=plan.threads),
+            limits=limits_for_model(
+                plan.bytes, gpu=self._gpu, threads=plan.threads, nice=self._nice
+            ),
             slots=plan.slots,
             threads=plan.threads,
             gpu=self._gpu,
