@@ -15,7 +15,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
 from protocol.messages import SLOTS_MAX, DataCollection
-from protocol.pricing import PriceSheet
+from protocol.pricing import PRICE_POSITIONS, PriceSheet
 from protocol.programs.log import LEVELS, LogFormat
 from protocol.programs.settings import (
     Setting,
@@ -31,12 +31,7 @@ from protocol.programs.settings import (
 THREADS_MAX = 1_024
 DRAIN_S_MAX = 3_600
 
-_PRICE_KEYS = {
-    "input_per_mtok": "input_nano_per_mtok",
-    "output_per_mtok": "output_nano_per_mtok",
-    "image": "image_nano",
-    "request": "request_nano",
-}
+_PRICE_FIELDS = {position.name: position.field for position in PRICE_POSITIONS}
 _COUNT_KEYS = {"slots": SLOTS_MAX, "threads": THREADS_MAX}
 
 
@@ -103,14 +98,16 @@ def _read_model_text(text: str) -> ModelSettings:
 def _read_model(name: str, table: Any) -> ModelSettings:
     if not 0 < len(name) <= NAME_CHARS_MAX or not isinstance(table, Mapping):
         raise ValueError('a table per model: [models."NAME"]')
-    unknown = set(table) - set(_PRICE_KEYS) - set(_COUNT_KEYS)
+    unknown = set(table) - set(_PRICE_FIELDS) - set(_COUNT_KEYS)
     if unknown:
-        known = ", ".join([*_COUNT_KEYS, *_PRICE_KEYS])
+        known = ", ".join([*_COUNT_KEYS, *_PRICE_FIELDS])
         raise ValueError(f"for a model only {known}, not {sorted(unknown)[0]!r}")
     counts = {
         key: read_count(1, high)(table[key]) for key, high in _COUNT_KEYS.items() if key in table
     }
-    prices = {field: read_credits(table[key]) for key, field in _PRICE_KEYS.items() if key in table}
+    prices = {
+        field: read_credits(table[key]) for key, field in _PRICE_FIELDS.items() if key in table
+    }
     return ModelSettings(name, **counts, price=PriceSheet(**prices) if prices else None)
 
 

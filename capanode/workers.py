@@ -5,7 +5,7 @@ the sandbox that the self-test has proven; a simulation has one without processe
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,21 +17,15 @@ from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
 from capanode.sandbox.spawn import Sandbox
 from capanode.served import ModelWorker
 from capanode.settings import ModelSettings
+from capanode.tasks import NODE_TASKS
 from capanode.worker.jobs import WorkerState
-from capanode.worker.spec import ENGINES, WorkerSpec
+from capanode.worker.spec import WorkerSpec
 from capanode.worker.supervisor import WorkerSupervisor
 from protocol.ids import Digest
 from protocol.manifest import ModelManifest
-from protocol.messages import Hardware, Task
+from protocol.messages import Hardware
 from protocol.pricing import PriceSheet
 
-# How many jobs an engine is asked to run at once. It takes fewer if its cache has no room: what it
-# says when it is ready is what the node offers.
-DEFAULT_SLOTS: Mapping[Task, int] = {
-    Task.CAUSAL_LM: 16,
-    Task.EMBEDDING: 4,
-    Task.IMAGE_CLASSIFICATION: 4,
-}
 # A GPU streams its weights once for the whole batch, so that more jobs cost little.
 GPU_SLOTS = 64
 # A third of a kilobyte each: more would not fit into an offer that gossip carries.
@@ -78,7 +72,7 @@ class SandboxedWorkers:
 
     def worker(self, plan: ModelPlan, *, on_state: Callable[[WorkerState], None]) -> ModelWorker:
         spec = WorkerSpec(
-            engine=ENGINES[plan.manifest.task],
+            engine=NODE_TASKS[plan.manifest.task].engine,
             model_dir=plan.path,
             limits=limits_for_model(
                 plan.bytes, gpu=self._gpu, threads=plan.threads, nice=self._nice
@@ -122,7 +116,7 @@ def _plan(setting: ModelSettings, stored: StoredModel, machine: Machine, *, gpu:
         digest=stored.digest,
         manifest=stored.manifest,
         path=stored.path,
-        slots=setting.slots or (GPU_SLOTS if gpu else DEFAULT_SLOTS[stored.manifest.task]),
+        slots=setting.slots or (GPU_SLOTS if gpu else NODE_TASKS[stored.manifest.task].cpu_slots),
         threads=setting.threads or max(1, min(machine.cpu_threads, THREADS_MAX)),
         price=setting.price,
     )

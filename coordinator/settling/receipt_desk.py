@@ -217,7 +217,7 @@ def _observation(receipt: Receipt) -> Observation:
 
 
 def _code_of(text: str) -> Code:
-    """A newer node may name a code that we do not know: its own reasons, then."""
+    """A receipt's code; text that cannot be one stands for a failure of the node."""
     try:
         return Code(text)
     except ValueError:
