@@ -18,6 +18,7 @@ from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.seats import Seats
 from capanode.served import ServedModel
+from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
@@ -70,7 +71,9 @@ class FakeWorker:
         self.most_live = 0
         self.work = trio.Event()
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
+    def submit(
+        self, job_id: str, payload: bytes, sink: EventSink, *, terms: RunTerms = DEFAULT_TERMS
+    ) -> None:
         if self.state is not WorkerState.READY:
             raise RemoteProtocolError("not ready", code=Code.MODEL_UNAVAILABLE)
         self.book.add(job_id, sink)
