@@ -8,8 +8,6 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
-from coordinator.gateway.requests import Request
-from coordinator.gateway.strict_json import Fields
 from protocol.programs.runtime import Runtime
 
 
