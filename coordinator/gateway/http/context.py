@@ -10,7 +10,7 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
-from coordinator.runtime import Runtime
+from protocol.programs.runtime import Runtime
 
 # The parsed form of a large body takes several times its bytes for as long as it is read.
 _PARSED_AT_ONCE = 2

@@ -227,6 +227,8 @@ def test_a_key_that_is_revoked_while_its_body_arrives_buys_nothing(gateway: Harn
         await running.task
         return status
 
+    # The key is known from an earlier request.
+    assert gateway.get("/v1/models").status_code == 200
     assert gateway.run(revoke()) == 401
     assert gateway.market.specs == []
 
@@ -416,6 +418,10 @@ def test_browsers_are_kept_out_unless_listed(gateway: Harness) -> None:
     origin = {"origin": "https://chat.example"}
     response = gateway.get("/v1/models", headers=origin)
     assert "access-control-allow-origin" not in response.headers
+    asking = origin | {"access-control-request-method": "POST"}
+    refused = gateway.request("OPTIONS", PATH, headers=asking)
+    assert refused.status_code == 403
+    assert "cors_origins" in error_of(refused)["message"]
     assert gateway.request("OPTIONS", PATH, headers=origin).status_code == 405
 
 
@@ -427,9 +433,15 @@ def test_a_listed_origin_may_read_and_ask_first() -> None:
         preflight = gateway.request(
             "OPTIONS",
             PATH,
-            headers=origin | {"access-control-request-headers": "authorization,x-y"},
+            headers=origin
+            | {
+                "access-control-request-method": "POST",
+                "access-control-request-headers": "authorization,x-y",
+                "access-control-request-private-network": "true",
+            },
         )
         assert preflight.status_code == 204
         assert preflight.headers["access-control-allow-headers"] == "authorization,x-y"
+        assert preflight.headers["access-control-allow-private-network"] == "true"
         other = gateway.get("/v1/models", headers={"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
