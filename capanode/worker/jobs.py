@@ -150,10 +150,26 @@ class JobBook:
 
     def fail_all(self, code: Code, message: str) -> None:
         """End every live job: its worker is gone."""
-        jobs, self._jobs = self._jobs, {}
         self._leaving.clear()
-        for job_id, job in jobs.items():
-            job.sink(Failed(job_id, code, message, Units(output_tokens=job.allowance.tokens)))
+        for job_id in tuple(self._jobs):
+            self.fail(job_id, code, message)
+
+    def fail(self, job_id: str, code: Code, message: str) -> None:
+        """End a job that its worker does not have any more."""
+        job = self._jobs.pop(job_id)
+        job.sink(Failed(job_id, code, message, Units(output_tokens=job.allowance.tokens)))
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job that its worker does not have: there is nothing to confirm."""
+        self._jobs.pop(job_id, None)
+
+    def rerun(self, job_id: str, terms: RunTerms) -> None:
+        """Expect a live job's events from the beginning: another process runs it."""
+        self._jobs[job_id] = _Job(self._jobs[job_id].sink, Allowance(terms))
+
+    def forget_cancelled(self) -> None:
+        """Nothing more is on its way: the process is gone."""
+        self._leaving.clear()
 
 
 def _check_end(job: _Job, event: Finished | Failed) -> None:

@@ -87,6 +87,7 @@ ANSWERS: dict[Code, Answer] = {
     Code.INPUT_TOO_LARGE: Answer(413, _REQUEST, False),
     Code.INVALID_IMAGE: Answer(400, _REQUEST, False, param="image"),
     Code.IMAGE_TOO_LARGE: Answer(413, _REQUEST, False, param="image"),
+    Code.POISON_INPUT: Answer(400, _REQUEST, False, "the input ends the model's process"),
     Code.BUSY: Answer(429, _RATE, True, "every node that fits is busy: try again shortly"),
     Code.DRAINING: Answer(503, _UNAVAILABLE, True, "the node is about to stop: try again"),
     Code.ISOLATION_UNAVAILABLE: Answer(

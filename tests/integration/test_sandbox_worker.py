@@ -212,6 +212,20 @@ async def test_crash_fails_live_jobs_and_the_next_one_works(
         assert isinstance((await run_job(worker, "next"))[-1], Finished)
 
 
+async def test_input_that_ends_the_worker_is_its_clients_fault_and_refused_from_then_on(
+    sandbox: Sandbox, model: Path
+) -> None:
+    terms = RunTerms(client="alice")
+    async with running(sandbox, make_spec(model)) as worker:
+        async with open_job(worker, "job", payload("segfault"), terms=terms) as events:
+            assert last_failure([event async for event in events]).code is Code.POISON_INPUT
+        await wait_ready(worker)
+        with pytest.raises(RemoteProtocolError) as refusal:
+            worker.submit("again", payload("segfault"), lambda event: None, terms=terms)
+        assert refusal.value.code is Code.POISON_INPUT
+        assert isinstance((await run_job(worker, "next"))[-1], Finished)
+
+
 async def test_no_new_jobs_while_it_restarts(sandbox: Sandbox, model: Path) -> None:
     async with running(sandbox, make_spec(model)) as worker:
         await run_job(worker, "crash")
