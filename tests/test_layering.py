@@ -100,6 +100,33 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
     assert not wrong
 
 
+GATEWAY = "coordinator/gateway"
+# The gateway's bridge and its server join the two halves.
+GATEWAY_JOINTS = {f"{GATEWAY}/bridge.py", f"{GATEWAY}/server.py"}
+
+
+@pytest.mark.parametrize(
+    ("half", "banned"),
+    [
+        ("http", {"trio"}),
+        ("market_side", {"asyncio", "starlette", "uvicorn", "uvloop", "coordinator.gateway.http"}),
+    ],
+)
+def test_the_halves_of_the_gateway_know_one_event_loop_each(half: str, banned: set[str]) -> None:
+    wrong = {
+        (str(path.relative_to(ROOT)), name)
+        for path in (ROOT / GATEWAY / half).rglob("*.py")
+        for name in imported_modules(path)
+        if any(name == root or name.startswith(f"{root}.") for root in banned)
+    }
+    assert not wrong
+
+
+def test_only_the_joints_of_the_gateway_know_both_event_loops() -> None:
+    both = importers_of("trio") & importers_of("asyncio")
+    assert {path for path in both if path.startswith(GATEWAY)} == GATEWAY_JOINTS
+
+
 def test_libp2p_is_imported_in_one_place() -> None:
     stray = {p for p in importers_of("libp2p") if not p.startswith("protocol/net/libp2p")}
     assert not stray

@@ -18,8 +18,8 @@ import trio
 
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
-from coordinator.gateway.context import GatewayContext
-from coordinator.gateway.http import GatewayApp
+from coordinator.gateway.http.app import GatewayApp
+from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.metrics import Metrics
 from coordinator.runtime import Runtime
 from tests.coordinator.gateway.fake_market import API_KEY, NOW_MS, FakeMarket

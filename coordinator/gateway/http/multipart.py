@@ -99,4 +99,4 @@ class _Collector:
 
 
 def _bad_form(why: str) -> ApiError:
-    return invalid(f"the body is not a valid form: {why}", None, api_code="invalid_form")
+    return invalid(f"the body is not a valid form: {why}", None, code="invalid_form")

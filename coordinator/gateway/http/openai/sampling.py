@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.gateway.errors import invalid, unsupported
+from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.orders import OUTPUT_TOKENS_DEFAULT
-from coordinator.gateway.strict_json import Fields
 from protocol.limits import STOP_CHARS_MAX, STOP_STRINGS_MAX, TOKENS_MAX
 
 # Seeds on the wire are not negative; OpenAI's may be, and must still give one answer each.

@@ -38,7 +38,7 @@ def parse_object(body: bytes) -> Json:
 
 
 def _bad_json(why: str) -> ApiError:
-    return invalid(f"the body is not valid JSON: {why}", None, api_code="invalid_json")
+    return invalid(f"the body is not valid JSON: {why}", None, code="invalid_json")
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -85,7 +85,7 @@ class Fields:
             raise invalid(
                 f"you must give {self.path(name)}",
                 self.path(name),
-                api_code="missing_required_parameter",
+                code="missing_required_parameter",
             )
         return value
 
@@ -187,4 +187,4 @@ def _text_reader(chars_max: int) -> Callable[[Any, str], str]:
 
 
 def _wrong_type(path: str, expected: str) -> ApiError:
-    return invalid(f"{path} must be {expected}", path, api_code="invalid_type")
+    return invalid(f"{path} must be {expected}", path, code="invalid_type")

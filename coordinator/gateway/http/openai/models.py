@@ -3,15 +3,13 @@ OpenAI's."""
 
 from collections.abc import Sequence
 
-from coordinator.gateway.context import GatewayContext
 from coordinator.gateway.errors import error_of
-from coordinator.gateway.market import GatewayMarket, ModelInfo
-from coordinator.gateway.requests import Request
-from coordinator.gateway.responses import Reply, json_response
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.responses import Reply, json_response
+from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo
 from protocol.errors import Code
 from protocol.pricing import PriceSheet
-
-MODEL_PATH = "/v1/models/"
 
 
 async def list_models(context: GatewayContext, request: Request) -> Reply:
@@ -20,14 +18,14 @@ async def list_models(context: GatewayContext, request: Request) -> Reply:
 
 
 async def retrieve_model(context: GatewayContext, request: Request) -> Reply:
-    name = request.path.removeprefix(MODEL_PATH)
+    name = request.parameters["model"]
     model = await context.bridge.call(_one, context.market, name)
     if model is None:
         raise error_of(Code.UNKNOWN_MODEL, f"no node offers {name[:128]!r} now")
     return json_response(_to_plain(model))
 
 
-# In trio.
+# In trio, through the bridge.
 
 
 async def _all(market: GatewayMarket) -> Sequence[ModelInfo]:

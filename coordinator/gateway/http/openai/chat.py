@@ -2,16 +2,15 @@
 
 from typing import Any
 
-from coordinator.gateway.context import GatewayContext
 from coordinator.gateway.errors import ApiError, invalid, unsupported
-from coordinator.gateway.openai_routes.generation import Generation
-from coordinator.gateway.openai_routes.sampling import read_sampling, read_streaming
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.openai.generation import GenerationCall, TextForm
+from coordinator.gateway.http.openai.sampling import read_sampling, read_streaming
+from coordinator.gateway.http.openai.sse import CHAT_CHOICE
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.routing_params import read_routing
+from coordinator.gateway.http.strict_json import Fields, check_text, read_list
 from coordinator.gateway.orders import GenerationOrder, check_text_size
-from coordinator.gateway.requests import Request
-from coordinator.gateway.responses import Reply
-from coordinator.gateway.routing_params import read_routing
-from coordinator.gateway.sse import CHAT_CHOICE
-from coordinator.gateway.strict_json import Fields, check_text, read_list
 from protocol.limits import CHAT_MESSAGES_MAX
 from protocol.payload import ChatMessage, GenerationInput
 
@@ -19,31 +18,22 @@ from protocol.payload import ChatMessage, GenerationInput
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-class ChatEndpoint:
-    id_prefix = "chatcmpl"
-    object_whole = "chat.completion"
-    object_chunk = "chat.completion.chunk"
-    shape = CHAT_CHOICE
-
-    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
-        return {
-            "index": 0,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": finish_reason,
-        }
+def _choice(text: str, finish_reason: str) -> dict[str, Any]:
+    return {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": finish_reason,
+    }
 
 
-ENDPOINT = ChatEndpoint()
+FORM = TextForm("chatcmpl", "chat.completion", "chat.completion.chunk", _choice, CHAT_CHOICE)
 
 
-async def chat_completions(context: GatewayContext, request: Request) -> Reply:
+async def read_chat(context: GatewayContext, request: Request) -> GenerationCall:
+    """Raises ApiError, ClientGone."""
     fields = await context.read_json(request)
-    generation = Generation(context, request, read_order(fields), ENDPOINT)
-    streaming = read_streaming(fields)
-    if streaming.is_streamed:
-        return await generation.stream(include_usage=streaming.include_usage)
-    return await generation.whole()
+    return GenerationCall(read_order(fields), read_streaming(fields), FORM)
 
 
 def read_order(fields: Fields) -> GenerationOrder:
@@ -67,7 +57,7 @@ def _read_messages(fields: Fields) -> tuple[ChatMessage, ...]:
 
 def _read_message(value: Any, path: str) -> ChatMessage:
     if not isinstance(value, dict):
-        raise invalid(f"{path} must be an object", path, api_code="invalid_type")
+        raise invalid(f"{path} must be an object", path, code="invalid_type")
     fields = Fields(value, path)
     role = fields.required("role")
     if role in ("tool", "function"):
@@ -86,7 +76,7 @@ def _read_message(value: Any, path: str) -> ChatMessage:
 def _read_part(value: Any, path: str) -> str:
     """The text of one content part; the market's models read nothing else."""
     if not isinstance(value, dict):
-        raise invalid(f"{path} must be an object", path, api_code="invalid_type")
+        raise invalid(f"{path} must be an object", path, code="invalid_type")
     part = Fields(value, path)
     if part.required("type") != "text":
         raise _not_text(path)

@@ -6,12 +6,7 @@ Every streamed token passes here, so an event is two constant halves around the 
 from dataclasses import dataclass
 from json import JSONEncoder
 
-from coordinator.gateway.errors import ApiError
-
 DONE = b"data: [DONE]\n\n"
-
-# Comments are ignored by clients, and keep proxies from cutting a silent connection.
-KEEPALIVE = b": keepalive\n\n"
 
 _encode = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -94,8 +89,3 @@ class Events:
 
     def _event(self, choice: str) -> bytes:
         return (self._head + choice + self._tail).encode()
-
-
-def error_event(error: ApiError) -> bytes:
-    """A stream that breaks ends with this, and without [DONE]: nothing was done."""
-    return b"data: " + error.body() + b"\n\n"

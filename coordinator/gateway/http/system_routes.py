@@ -4,10 +4,12 @@ import asyncio
 import json
 
 from coordinator.gateway.bridge import BridgeClosedError
-from coordinator.gateway.context import GatewayContext
-from coordinator.gateway.market import GatewayMarket, Health, ModelInfo
-from coordinator.gateway.requests import Request
-from coordinator.gateway.responses import Reply, Response
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.openai.dialect import OPENAI
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.responses import Reply, Response
+from coordinator.gateway.http.routes import Route
+from coordinator.gateway.market_side.market import GatewayMarket, Health, ModelInfo
 
 # The market's loop answers within a millisecond; a second of silence means that it is stuck.
 _ANSWER_WITHIN_S = 2.0
@@ -36,7 +38,7 @@ async def metrics(context: GatewayContext, request: Request) -> Reply:
     return Response(200, context.metrics.render(), _METRICS_TYPE)
 
 
-# In trio.
+# In trio, through the bridge.
 
 
 async def _health(market: GatewayMarket) -> Health:
@@ -45,3 +47,9 @@ async def _health(market: GatewayMarket) -> Health:
 
 async def _look(market: GatewayMarket) -> tuple[Health, list[ModelInfo]]:
     return market.health(), list(market.models())
+
+
+ROUTES = (
+    Route("GET", "/health", health, OPENAI, is_public=True),
+    Route("GET", "/metrics", metrics, OPENAI, is_public=True),
+)

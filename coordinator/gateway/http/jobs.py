@@ -1,105 +1,24 @@
-"""Running one job for one request: the part in trio, its errors, and its headers and numbers."""
-
-from dataclasses import dataclass
+"""One job for one request: its errors, its headers and its numbers."""
 
 import structlog
-import trio
 
-from coordinator.buyer.attempt import AttemptResult, AttemptTerms
+from coordinator.buyer.attempt import AttemptResult
 from coordinator.buyer.errors import JobFailed
-from coordinator.gateway.bridge import Feed
-from coordinator.gateway.caller import Caller
-from coordinator.gateway.context import GatewayContext
-from coordinator.gateway.errors import ApiError, error_of
-from coordinator.gateway.market import GatewayMarket, Job
-from coordinator.gateway.orders import GenerationOrder, Order
-from coordinator.gateway.requests import Request
-from coordinator.gateway.responses import Headers, header
+from coordinator.gateway.errors import ApiError, Headers, error_of
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.responses import header
+from coordinator.gateway.market_side.running import Finished, Opened, run_whole
+from coordinator.gateway.orders import Order
 from protocol.errors import Code
 from protocol.messages import Finish
-from protocol.payload import Chunk
 
 log = structlog.get_logger(__name__)
 
-# OpenAI's words for how an answer ended.
-FINISH_REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.COMPLETE: "stop"}
+# The words of metrics, which are vLLM's.
+_FINISH_REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.COMPLETE: "stop"}
 
 _BILLED = "; what had been delivered by then was charged"
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A job that has output. `node_s` is how long the node took from the lease until then."""
-
-    info: AttemptTerms
-    node_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A whole answer."""
-
-    opened: Opened
-    chunks: list[Chunk]
-    outcome: AttemptResult
-
-    @property
-    def data(self) -> bytes:
-        return b"".join(chunk.data for chunk in self.chunks)
-
-
-# In trio.
-
-
-async def run_whole(
-    market: GatewayMarket, caller: Caller, order: Order, deadline_s: float
-) -> Finished:
-    """Run a job to its end. Raises JobFailed, ApiError."""
-    spec = order.to_spec(caller, market.model(order.routing.model), deadline_s=deadline_s)
-    started_at = trio.current_time()
-    async with market.open_job(caller, spec) as job:
-        chunks = [chunk async for chunk in job]
-        opened = _opened(job, started_at)
-    return Finished(opened, chunks, _outcome(job))
-
-
-async def run_streaming(
-    feed: Feed[Opened, Chunk],
-    market: GatewayMarket,
-    caller: Caller,
-    order: Order,
-    deadline_s: float,
-) -> AttemptResult:
-    """Run a job and feed its chunks. Raises JobFailed, ApiError."""
-    spec = order.to_spec(caller, market.model(order.routing.model), deadline_s=deadline_s)
-    started_at = trio.current_time()
-    async with market.open_job(caller, spec) as job:
-        feed.head = _opened(job, started_at)
-        async for chunk in job:
-            if not feed.put(chunk):
-                await feed.wait_room()
-    return _outcome(job)
-
-
-def _opened(job: Job, started_at: float) -> Opened:
-    info = job.terms
-    assert info is not None, "a job that is open says where it runs"
-    return Opened(info, trio.current_time() - started_at - info.lease_ms / 1_000)
-
-
-def _outcome(job: Job) -> AttemptResult:
-    outcome = job.result
-    assert outcome is not None, "a job that was read to its end says how it ended"
-    if outcome.finish not in FINISH_REASONS:
-        raise JobFailed(
-            f"the node says that the job ended as {outcome.finish}",
-            code=Code.NODE_LOST,
-            delivered=outcome.amount_nano > 0,
-        )
-    return outcome
-
-
-# In asyncio.
 
 
 async def finish_job(context: GatewayContext, request: Request, order: Order) -> Finished:
@@ -127,10 +46,8 @@ def job_error(
         code=failure.code.value,
     )
     context.metrics.count_job(order.task, failure.code.value, attempts=0)
-    code = failure.code
-    if code is Code.INPUT_TOO_LARGE and isinstance(order, GenerationOrder):
-        # The node counted more tokens than the context leaves beside the answer.
-        code = Code.PROMPT_TOO_LONG
+    # A node that counts too much input says so with one code for all tasks.
+    code = order.too_large_code if failure.code is Code.INPUT_TOO_LARGE else failure.code
     error = error_of(
         code,
         str(failure),
@@ -139,9 +56,9 @@ def job_error(
         input_param=order.input_param,
     )
     if failure.delivered:
-        error.args = (f"{error}{_BILLED}",)
+        error = error.but(message=error.problem.message + _BILLED)
     if failure.job_id is not None:
-        error.headers = (*error.headers, header("x-capacloud-job-id", failure.job_id))
+        error = error.but(headers=(header("x-capacloud-job-id", failure.job_id),))
     return error
 
 
@@ -166,7 +83,7 @@ def count_finished(
     model.prompt_tokens.inc(outcome.units.input_tokens)
     model.generation_tokens.inc(outcome.units.output_tokens)
     model.images.inc(outcome.units.images)
-    model.count_success(FINISH_REASONS[outcome.finish])
+    model.count_success(_FINISH_REASONS[outcome.finish])
     context.metrics.count_job(order.task, outcome.finish.value, attempts=opened.info.attempts)
 
 
@@ -199,17 +116,6 @@ def finished_headers(context: GatewayContext, request: Request, finished: Finish
         header("x-capacloud-queue-ms", outcome.receipt.message.queued_ms),
         header("x-capacloud-receipt", outcome.receipt.digest),
     )
-
-
-def usage_of(outcome: AttemptResult) -> dict[str, int]:
-    """OpenAI's counts, as metered and signed by the node, and what they cost."""
-    units = outcome.units
-    return {
-        "prompt_tokens": units.input_tokens,
-        "completion_tokens": units.output_tokens,
-        "total_tokens": units.input_tokens + units.output_tokens,
-        "cost_nano": outcome.amount_nano,
-    }
 
 
 def _overhead_s(context: GatewayContext, request: Request, opened: Opened) -> float:

@@ -4,11 +4,11 @@ Names and meanings are OpenRouter's where it has them; `region`, `isolation`, `m
 What cannot be honoured strictly is refused, except for what OpenRouter itself calls a preference.
 """
 
-from dataclasses import dataclass
 from decimal import Decimal
 
 from coordinator.gateway.errors import ApiError, invalid
-from coordinator.gateway.strict_json import Fields
+from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.orders import Routing
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import JOB_DURATION_MAX_MS, LIST_ITEMS_MAX, NAME_BYTES_MAX, NAME_CHARS_MAX
@@ -37,15 +37,6 @@ _COLLECTION = {choice.value: choice for choice in DataCollection}
 _TIERS = {tier.value: tier for tier in IsolationTier}
 # Of several percentiles the median is the one that an expectation can be held against.
 _PERCENTILES = ("p50", "p75", "p90", "p99")
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Where a job may run, and what matters."""
-
-    model: str
-    objective: Objective
-    constraints: Constraints
 
 
 def read_routing(request: Fields) -> Routing:

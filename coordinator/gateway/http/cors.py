@@ -1,7 +1,8 @@
 """Which web pages may call the gateway from a browser: none, unless the operator lists them."""
 
-from coordinator.gateway.requests import Request
-from coordinator.gateway.responses import Headers, Response, header
+from coordinator.gateway.errors import Headers
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.responses import Response, header
 
 _ANY = "*"
 

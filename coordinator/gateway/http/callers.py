@@ -17,7 +17,7 @@ from protocol.errors import Code
 
 _CACHE_MAX = 10_000
 
-# Ours have 51 characters; whatever is much longer is no key, and not worth hashing.
+# Ours have 51 characters; a much longer text is no key, and not worth hashing.
 _SECRET_CHARS_MAX = 256
 
 _SCHEME = "bearer "
@@ -87,6 +87,4 @@ def _read_secret(authorization: str | None) -> str:
 
 
 def _unauthorized(message: str) -> ApiError:
-    error = error_of(Code.UNKNOWN_API_KEY, message)
-    error.headers = ((b"www-authenticate", b"Bearer"),)
-    return error
+    return error_of(Code.UNKNOWN_API_KEY, message).but(headers=((b"www-authenticate", b"Bearer"),))

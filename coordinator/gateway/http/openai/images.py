@@ -2,20 +2,22 @@
 
 import base64
 import binascii
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
-from coordinator.gateway.context import GatewayContext
 from coordinator.gateway.errors import ApiError, error_of, invalid
-from coordinator.gateway.jobs import finish_job, finished_headers
-from coordinator.gateway.multipart import read_form
-from coordinator.gateway.openai_routes.generation import FINGERPRINT_CHARS
-from coordinator.gateway.orders import ImageOrder
-from coordinator.gateway.requests import Request
-from coordinator.gateway.responses import Reply, json_response
-from coordinator.gateway.routing_params import read_routing
-from coordinator.gateway.strict_json import Fields, check_text, parse_object
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.multipart import read_form
+from coordinator.gateway.http.openai.generation import FINGERPRINT_CHARS
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.routing_params import read_routing
+from coordinator.gateway.http.strict_json import Fields, check_text, parse_object
+from coordinator.gateway.market_side.running import Finished, Opened
+from coordinator.gateway.orders import PlainOrder
 from protocol.codec import decode
 from protocol.errors import Code, RemoteProtocolError
 from protocol.limits import LABELS_MAX, PAYLOAD_BYTES_MAX
+from protocol.messages import Task
 from protocol.payload import ClassificationOutput, ImageInput
 
 # Room for the encoded input around the image.
@@ -30,43 +32,51 @@ _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
-async def image_classifications(context: GatewayContext, request: Request) -> Reply:
-    order = await _read_request(context, request)
-    finished = await finish_job(context, request, order)
-    try:
-        output = decode(ClassificationOutput, finished.data)
-    except RemoteProtocolError as error:
-        raise error_of(error.code, str(error), is_billed=True) from error
-    opened, outcome = finished.opened, finished.outcome
-    answer = {
-        "id": f"imgcls-{opened.info.job_id}",
-        "object": "image.classification",
-        "created": context.now_s(),
-        "model": order.routing.model,
-        "system_fingerprint": opened.info.model_digest[:FINGERPRINT_CHARS],
-        "data": [
-            {"object": "label", "index": index, "label": label.label, "score": label.score}
-            for index, label in enumerate(output.labels)
-        ],
-        "usage": {"images": outcome.units.images, "cost_nano": outcome.amount_nano},
-    }
-    return json_response(answer, headers=finished_headers(context, request, finished))
+@dataclass(frozen=True, slots=True)
+class ClassificationCall:
+    """A `JobCall` for the labels of a picture."""
+
+    order: PlainOrder
+    is_streamed: bool = False
+
+    def answer(self, finished: Finished, created_s: int) -> dict[str, Any]:
+        try:
+            output = decode(ClassificationOutput, finished.data)
+        except RemoteProtocolError as error:
+            raise error_of(error.code, str(error), is_billed=True) from error
+        opened, outcome = finished.opened, finished.outcome
+        return {
+            "id": f"imgcls-{opened.info.job_id}",
+            "object": "image.classification",
+            "created": created_s,
+            "model": self.order.routing.model,
+            "system_fingerprint": opened.info.model_digest[:FINGERPRINT_CHARS],
+            "data": [
+                {"object": "label", "index": index, "label": label.label, "score": label.score}
+                for index, label in enumerate(output.labels)
+            ],
+            "usage": {"images": outcome.units.images, "cost_nano": outcome.amount_nano},
+        }
+
+    def writer(self, opened: Opened, created_s: int) -> NoReturn:
+        raise AssertionError("labels are not streamed")
 
 
-async def _read_request(context: GatewayContext, request: Request) -> ImageOrder:
+async def read_classification(context: GatewayContext, request: Request) -> ClassificationCall:
+    """Raises ApiError, ClientGone."""
     if request.content_type != "multipart/form-data":
         fields = await context.read_json(request)
-        return _order(fields, _read_base64(fields))
+        return ClassificationCall(_order(fields, _read_base64(fields)))
     form = read_form(await context.read_body(request), request.header(b"content-type") or "")
     image = form.files.get("image") or form.files.get("file")
     if image is None:
         raise invalid(
-            "the form has no file named image", "image", api_code="missing_required_parameter"
+            "the form has no file named image", "image", code="missing_required_parameter"
         )
-    return _order(_form_fields(form.texts), image)
+    return ClassificationCall(_order(_form_fields(form.texts), image))
 
 
-def _order(fields: Fields, image: bytes) -> ImageOrder:
+def _order(fields: Fields, image: bytes) -> PlainOrder:
     """Raises ApiError (400, 413)."""
     routing = read_routing(fields)
     top_k = fields.integer("top_k", low=1, high=LABELS_MAX) or LABELS_DEFAULT
@@ -76,7 +86,7 @@ def _order(fields: Fields, image: bytes) -> ImageOrder:
         )
     if not image.startswith((_JPEG, _PNG)):
         raise error_of(Code.INVALID_IMAGE, "the image is neither a JPEG nor a PNG")
-    return ImageOrder(routing, ImageInput(image, top_k))
+    return PlainOrder(Task.IMAGE_CLASSIFICATION, "image", routing, ImageInput(image, top_k))
 
 
 def _form_fields(texts: dict[str, str]) -> Fields:

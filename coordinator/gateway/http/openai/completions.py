@@ -2,42 +2,32 @@
 
 from typing import Any
 
-from coordinator.gateway.context import GatewayContext
 from coordinator.gateway.errors import invalid, unsupported
-from coordinator.gateway.openai_routes.generation import Generation
-from coordinator.gateway.openai_routes.sampling import read_sampling, read_streaming
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.openai.generation import GenerationCall, TextForm
+from coordinator.gateway.http.openai.sampling import read_sampling, read_streaming
+from coordinator.gateway.http.openai.sse import TEXT_CHOICE
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.routing_params import read_routing
+from coordinator.gateway.http.strict_json import Fields, check_text
 from coordinator.gateway.orders import GenerationOrder, check_text_size
-from coordinator.gateway.requests import Request
-from coordinator.gateway.responses import Reply
-from coordinator.gateway.routing_params import read_routing
-from coordinator.gateway.sse import TEXT_CHOICE
-from coordinator.gateway.strict_json import Fields, check_text
 from protocol.limits import TOKENS_MAX
 from protocol.payload import GenerationInput
 
 _TOKEN_ID_MAX = 2**31 - 1
 
 
-class CompletionEndpoint:
-    id_prefix = "cmpl"
-    object_whole = "text_completion"
-    object_chunk = "text_completion"
-    shape = TEXT_CHOICE
-
-    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def _choice(text: str, finish_reason: str) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
 
 
-ENDPOINT = CompletionEndpoint()
+FORM = TextForm("cmpl", "text_completion", "text_completion", _choice, TEXT_CHOICE)
 
 
-async def completions(context: GatewayContext, request: Request) -> Reply:
+async def read_completion(context: GatewayContext, request: Request) -> GenerationCall:
+    """Raises ApiError, ClientGone."""
     fields = await context.read_json(request)
-    generation = Generation(context, request, read_order(fields), ENDPOINT)
-    streaming = read_streaming(fields)
-    if streaming.is_streamed:
-        return await generation.stream(include_usage=streaming.include_usage)
-    return await generation.whole()
+    return GenerationCall(read_order(fields), read_streaming(fields), FORM)
 
 
 def read_order(fields: Fields) -> GenerationOrder:

@@ -1,13 +1,13 @@
-"""What all routes share; made once by `coordinator.gateway.http`."""
+"""What all routes share; made once by `coordinator.gateway.server`."""
 
 from dataclasses import dataclass
 
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
-from coordinator.gateway.market import GatewayMarket
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
-from coordinator.gateway.requests import Request
-from coordinator.gateway.strict_json import Fields
 from coordinator.runtime import Runtime
 
 

@@ -1,24 +1,24 @@
-"""One HTTP request as routes see it: headers, a bounded body, and whether anybody still waits."""
+"""One HTTP request as routes see it: headers, a bounded body, and when its client hangs up."""
 
 import asyncio
 from typing import Any
 
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.errors import ApiError, error_of, invalid
-from coordinator.gateway.responses import Receive
-from coordinator.gateway.strict_json import Fields, parse_object
+from coordinator.gateway.errors import ApiError, Problem, error_of
+from coordinator.gateway.http.responses import Receive
+from coordinator.gateway.http.strict_json import Fields, parse_object
 from protocol.errors import Code
 
 Scope = dict[str, Any]
 
 
 class ClientGone(Exception):
-    """The client hung up before its request was complete; there is nobody to answer."""
+    """The client hung up before its request was complete."""
 
 
 class Request:
     """`started_at` is when it arrived, on the monotonic clock. `caller` is set once known,
-    `is_gone` once the client has hung up."""
+    `is_gone` once the client has hung up, `parameters` from the path once it is routed."""
 
     def __init__(
         self, scope: Scope, receive: Receive, *, request_id: str, started_at: float
@@ -28,6 +28,7 @@ class Request:
         self.started_at = started_at
         self.caller: Caller | None = None
         self.is_gone = False
+        self.parameters: dict[str, str] = {}
         self._receive = receive
         self._watch: asyncio.Future[None] | None = None
 
@@ -71,14 +72,12 @@ class Request:
             async with asyncio.timeout(within_s):
                 body = await self._collect(bytes_max)
         except TimeoutError:
-            error = ApiError(408, "the body did not arrive in time", api_code="request_timeout")
-            error.should_retry, error.headers = True, _CLOSE
-            raise error from None
+            raise _too_slow() from None
         self._watch = asyncio.ensure_future(self._cancel_when_gone(asyncio.current_task()))
         return body
 
     def close(self) -> None:
-        """The request is answered: nobody has to be watched any more."""
+        """The request is answered: stop watching its client."""
         if self._watch is not None:
             self._watch.cancel()
 
@@ -104,17 +103,26 @@ class Request:
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-# Whoever sends what we do not read is cut off, or it would arrive in full for nothing.
+# Close the connection after these, or the client would send all of its body for nothing.
 _CLOSE = ((b"connection", b"close"),)
+
+
+def _too_slow() -> ApiError:
+    return ApiError(
+        Problem(
+            408,
+            "the body did not arrive in time",
+            code="request_timeout",
+            should_retry=True,
+            headers=_CLOSE,
+        )
+    )
 
 
 def _too_large(bytes_max: int) -> ApiError:
     error = error_of(Code.INPUT_TOO_LARGE, f"the body has more than {bytes_max} bytes")
-    error.headers = _CLOSE
-    return error
+    return error.but(headers=_CLOSE)
 
 
 def _wrong_media(message: str) -> ApiError:
-    error = invalid(message, None, api_code="unsupported_media_type")
-    error.status, error.headers = 415, _CLOSE
-    return error
+    return ApiError(Problem(415, message, code="unsupported_media_type", headers=_CLOSE))

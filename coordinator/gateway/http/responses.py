@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-Headers = tuple[tuple[bytes, bytes], ...]
+from coordinator.gateway.errors import Headers
 
 # ASGI's three callables, as far as this gateway uses them.
 Message = dict[str, Any]
@@ -16,7 +16,7 @@ JSON_TYPE = b"application/json"
 
 
 class Reply(Protocol):
-    """Whatever can answer a request."""
+    """Answers a request."""
 
     @property
     def status(self) -> int: ...

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from coordinator.gateway.errors import ApiError, error_of
-from coordinator.gateway.responses import Headers, header
+from coordinator.gateway.errors import ApiError, Headers, error_of
+from coordinator.gateway.http.responses import header
 from protocol.errors import Code
 from protocol.token_buckets import Rate, TokenBuckets
 
@@ -33,13 +33,11 @@ class RateLimits:
 
 
 def _too_many(requests_per_minute: int, wait_s: float, headers: Headers) -> ApiError:
-    error = error_of(
+    return error_of(
         Code.RATE_LIMITED,
         f"this API key may send {requests_per_minute} requests per minute",
         retry_after_ms=max(1, round(1_000 * wait_s)),
-    )
-    error.headers = headers
-    return error
+    ).but(headers=headers)
 
 
 def _duration(seconds: float) -> str:
