@@ -24,12 +24,12 @@ from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.keys import SigningKey
 from protocol.limits import CLOCK_SKEW_MAX_MS, LEASE_OPEN_WITHIN_MS
-from protocol.log import bind_job
 from protocol.messages import Finish, Lease, Receipt
 from protocol.net.channels import Channel, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.transport import Stream
 from protocol.pricing import Units
+from protocol.programs.log import bind_job
 from protocol.session import Accepted, CancelRequested, NodeEvent, NodeJob, Opened, Outgoing
 
 log = structlog.get_logger(__name__)

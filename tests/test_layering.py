@@ -18,7 +18,7 @@ ALLOWED = {
 }
 
 # What each room of the coordinator may import of the others. The modules beside the rooms compose
-# them; of those, every room knows the errors and what the world outside gives.
+# them; of those, every room knows the errors.
 ROOMS = {
     "buyer": set(),
     "market": set(),
@@ -28,7 +28,7 @@ ROOMS = {
     "settling": {"leasing", "ledger", "db"},
     "gateway": {"buyer"},
 }
-COMMON = {"errors", "runtime"}
+COMMON = {"errors"}
 
 # The node's trusted parent never imports torch; these run in the sandbox or in a converter.
 TORCH_PLACES = ("capanode/engines/", "capanode/worker/main.py", "capanode/models/convert", "sim/")
@@ -167,14 +167,25 @@ def test_pure_protocol_modules_read_no_clock_and_no_randomness() -> None:
 
 
 def test_pure_protocol_modules_read_no_environment_and_no_entropy() -> None:
-    """A key file is made with the system's entropy, if nobody brings another."""
     wrong = {
         (path.name, node.attr)
         for path in (ROOT / "protocol").glob("*.py")
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "urandom")
     }
-    assert wrong == {("keyfile.py", "urandom")}
+    assert not wrong
+
+
+def test_what_both_sides_agree_on_knows_nothing_of_our_programs() -> None:
+    """`protocol/programs` is the common room of our programs, and no part of the wire."""
+    pure = [*(ROOT / "protocol").glob("*.py"), *(ROOT / "protocol/net").glob("*.py")]
+    wrong = {
+        (str(path.relative_to(ROOT)), name)
+        for path in pure
+        for name in imported_modules(path)
+        if name.startswith("protocol.programs")
+    }
+    assert not wrong
 
 
 def test_no_module_unpickles_or_evaluates() -> None:

@@ -23,8 +23,8 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.server_protocol import bounded_protocol
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
-from coordinator.runtime import Runtime, system_runtime
 from protocol.net.errors import AddressInUse, AddressInvalid
+from protocol.programs.runtime import Runtime, system_runtime
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
-from coordinator.runtime import Runtime
+from protocol.programs.runtime import Runtime
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.app import GatewayApp
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.metrics import Metrics
-from coordinator.runtime import Runtime
+from protocol.programs.runtime import Runtime
 from tests.coordinator.gateway.fake_market import API_KEY, NOW_MS, FakeMarket
 
 T = TypeVar("T")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import typer
@@ -36,6 +37,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> No
         table.add_row(*(str(cell) for cell in row))
     console = Console()
     width = None if console.is_terminal else _WIDTH_WITHOUT_TERMINAL
+    # Names come from strangers: without markup, brackets in them are only brackets.
     Console(width=width, markup=False, highlight=False).print(table)
 
 
@@ -44,6 +46,10 @@ def print_facts(facts: Mapping[str, object]) -> None:
     width = max(map(len, facts))
     for name, value in facts.items():
         typer.echo(f"{name:<{width}}  {value}")
+
+
+def credits_text(amount_nano: int) -> str:
+    return f"{format_credits(amount_nano)} credits"
 
 
 def price_text(price: PriceSheet) -> str:
@@ -58,3 +64,15 @@ def price_text(price: PriceSheet) -> str:
 
 def bytes_text(size: int) -> str:
     return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+
+
+def time_text(stamp_ms: int | None) -> str:
+    """UTC, to the second."""
+    if stamp_ms is None:
+        return "-"
+    return datetime.fromtimestamp(stamp_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short(name: str) -> str:
+    """A peer id as people tell them apart: its end, since all begin alike."""
+    return f"…{name[-8:]}" if len(name) > 12 else name

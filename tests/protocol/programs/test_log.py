@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from protocol.ids import JobId
-from protocol.log import HIDDEN, LogFormat, bind_job, configure_logging
+from protocol.programs.log import HIDDEN, LogFormat, bind_job, configure_logging
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 import gc
 
-from protocol.steady import settle_garbage_collection
+from protocol.programs.gc import settle_garbage_collection
 
 
 def test_what_start_up_made_is_exempt_from_collection() -> None:

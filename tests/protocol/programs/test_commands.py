@@ -1,4 +1,4 @@
-"""What the three programs do with errors that leave a command."""
+"""What our programs do with errors that leave a command."""
 
 import errno
 import importlib
@@ -10,7 +10,7 @@ import pytest
 
 from protocol.errors import CapaError
 
-PROGRAMS = ("capanode.cli", "coordinator.cli", "sim.cli")
+PROGRAMS = ("capanode.cli", "coordinator.cli", "sim.cli", "contracts.cli")
 
 
 @pytest.fixture(params=PROGRAMS)
