@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from capanode.engines.base import EngineInfo
-from capanode.sandbox.limits import resident_bytes, stand_back
+from capanode.sandbox.limits import prefer_as_victim, resident_bytes
 from capanode.sandbox.spawn import Sandbox, SandboxedProcess
 from capanode.worker.frames import (
     Cancelled,
@@ -253,7 +253,7 @@ class WorkerProcess:
             if pid is None:
                 pid = self._process.find_program_pid()
                 if pid is not None:
-                    stand_back(pid, self._spec.limits.nice)
+                    prefer_as_victim(pid)
             elif resident_bytes(pid) > limit:
                 what = f"the worker used more than {limit // MIB} MiB of memory"
                 self._end(Code.OUT_OF_MEMORY, what)

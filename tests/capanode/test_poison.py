@@ -77,6 +77,9 @@ class Play:
     def process(self) -> ScriptedProcess:
         return self.processes[-1]
 
+    def state(self) -> WorkerState:
+        return self.worker.state
+
     def submit(self, job_id: str, *, client: str = "alice", payload: bytes = b"") -> None:
         heard = self.heard[job_id] = []
         terms = RunTerms(log_id=job_id, client=client, output_tokens_max=10)
@@ -136,7 +139,7 @@ async def test_job_that_was_alone_is_convicted_and_known_again(
         play.submit("bad", payload=b"poison")
         await play.crash_and_restart(code)
         assert play.end_of("bad") is Code.POISON_INPUT
-        assert play.worker.state is WorkerState.READY
+        assert play.state() is WorkerState.READY
         assert play.refusal("again", client="bob", payload=b"poison") is Code.POISON_INPUT
         play.submit("good", client="bob")
         assert play.process.has_jobs == ["good"]
@@ -153,7 +156,7 @@ async def test_suspects_are_tried_one_at_a_time_and_the_innocent_hear_nothing_of
         await play.crash_and_restart()
         assert play.end_of("streaming") is Code.WORKER_CRASHED
         assert play.process.has_jobs == ["good"]
-        assert play.worker.state is not WorkerState.READY
+        assert play.state() is not WorkerState.READY
         assert play.refusal("new") is Code.MODEL_UNAVAILABLE
         play.process.say(started("good"), word("good"), finished("good"))
         assert play.process.has_jobs == ["good", "bad"]
@@ -162,7 +165,7 @@ async def test_suspects_are_tried_one_at_a_time_and_the_innocent_hear_nothing_of
         assert play.end_of("bad") is Code.POISON_INPUT
         assert play.process.has_jobs == ["fine"]
         play.process.say(started("fine"), word("fine"))
-        assert play.worker.state is WorkerState.READY
+        assert play.state() is WorkerState.READY
         play.process.say(finished("fine"))
         assert play.heard["good"] == [started("good"), word("good"), finished("good")]
         assert play.heard["fine"] == [started("fine"), word("fine"), finished("fine")]
@@ -203,7 +206,7 @@ async def test_suspect_may_be_cancelled(
         else:
             play.process.say(started("first"), word("first"))
             assert play.process.has_jobs == ["first"]
-            assert play.worker.state is WorkerState.READY
+            assert play.state() is WorkerState.READY
 
 
 async def test_one_client_retires_no_model(
@@ -216,7 +219,7 @@ async def test_one_client_retires_no_model(
             assert play.end_of(f"bad{number}") is Code.POISON_INPUT
         assert play.refusal("more", client="mallory") is Code.POISON_INPUT
         play.submit("good", client="bob")
-        assert play.worker.state is WorkerState.READY
+        assert play.state() is WorkerState.READY
 
 
 async def test_model_that_ends_with_every_clients_jobs_is_given_up(
@@ -230,11 +233,11 @@ async def test_model_that_ends_with_every_clients_jobs_is_given_up(
             play.process.crash()
             await trio.sleep(40)
             ends.append(play.end_of(f"job{number}"))
-            if play.worker.state is WorkerState.UNAVAILABLE:
+            if play.state() is WorkerState.UNAVAILABLE:
                 break
         assert set(ends[:2]) == {Code.POISON_INPUT}
         assert set(ends[2:]) == {Code.WORKER_CRASHED}
-        assert play.worker.state is WorkerState.UNAVAILABLE
+        assert play.state() is WorkerState.UNAVAILABLE
         assert len(ends) <= 2 + POLICY.short_runs_max + 1
 
 
