@@ -197,17 +197,14 @@ async def test_malformed_payload_is_the_clients_mistake(sandbox: Sandbox, model:
 async def test_crash_fails_live_jobs_and_the_next_one_works(
     sandbox: Sandbox, model: Path, fault: str
 ) -> None:
-    spec = make_spec(model, slots=2)
-    async with running(sandbox, spec) as worker, trio.open_nursery() as nursery:
-        answers: list[list[EngineEvent]] = []
-
-        async def run(prompt: str) -> None:
-            answers.append(await run_job(worker, prompt, prompt))
-
-        nursery.start_soon(run, "forever")
-        nursery.start_soon(run, fault)
-        await wait_until(lambda: len(answers) == 2)
-        assert {last_failure(events).code for events in answers} == {Code.WORKER_CRASHED}
+    async with (
+        running(sandbox, make_spec(model, slots=2)) as worker,
+        open_job(worker, "streaming", payload("forever")) as events,
+    ):
+        while not isinstance(await anext(events), Produced):
+            pass
+        assert last_failure(await run_job(worker, fault)).code is Code.WORKER_CRASHED
+        assert last_failure([event async for event in events]).code is Code.WORKER_CRASHED
         await wait_ready(worker)
         assert isinstance((await run_job(worker, "next"))[-1], Finished)
 
