@@ -13,7 +13,7 @@ from coordinator.endpoint import Endpoint, write_endpoint
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
-from coordinator.local_market import LocalMarket
+from coordinator.local_market import LocalMarket, list_known_models
 from coordinator.settings import Config
 from coordinator.vault import Vault
 from protocol.net.libp2p import Libp2pTransport
@@ -46,7 +46,10 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
                 await market.start(coordinator.run)
                 async with trio.open_nursery() as front:
                     await front.start(_cancel_on_signal, front.cancel_scope)
-                    url = await front.start(_make_gateway(config, coordinator, Vault(key)).run)
+                    known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())
+                    keys = ApiKeyDesk(database, Vault(key))
+                    local = LocalMarket(coordinator, keys, known=known)
+                    url = await front.start(_make_gateway(config, local).run)
                     endpoint = Endpoint(key.peer_id, transport.addresses, url)
                     write_endpoint(config.endpoint_path, endpoint)
                     settle_garbage_collection()
@@ -58,8 +61,7 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
             database.close()
 
 
-def _make_gateway(config: Config, coordinator: Coordinator, vault: Vault) -> Gateway:
-    market = LocalMarket(coordinator, ApiKeyDesk(coordinator.database, vault))
+def _make_gateway(config: Config, market: LocalMarket) -> Gateway:
     gateway_config = GatewayConfig(
         host=config.http.host,
         port=config.http.port,
