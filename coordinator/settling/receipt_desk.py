@@ -15,10 +15,9 @@ from contextlib import suppress
 
 import structlog
 
-from coordinator.db.api_keys import record_spending
 from coordinator.db.bulk import Record
 from coordinator.db.engine import Database
-from coordinator.db.jobs import record_job_state
+from coordinator.db.jobs import record_job_end
 from coordinator.db.leases import find_lease, record_lease_end
 from coordinator.db.receipts import (
     find_receipt,
@@ -178,7 +177,7 @@ class ReceiptDesk:
             make = capture_late if is_late else capture
             chain = make(opened.funds, amount_nano, billed.node, fee_bps=self._fee_bps)
             state = _lease_state(amount_nano, is_late=is_late)
-            rows = _rows_of_end(opened, state, billed, amount_nano, now_ms)
+            rows = _rows_of_end(opened, state, billed, now_ms)
             await self._submit(chain, (receipt_row, *rows))
 
         now_ms = self._clock.now_ms()
@@ -197,7 +196,7 @@ class ReceiptDesk:
             opened = by_hold.get(pending.id)
             if opened is None:
                 return ()
-            return _rows_of_end(opened, LeaseState.EXPIRED, None, 0, now_ms)
+            return _rows_of_end(opened, LeaseState.EXPIRED, None, now_ms)
 
         def is_kept(pending: Transfer) -> bool:
             opened = by_hold.get(pending.id)
@@ -291,7 +290,7 @@ _JOB_STATES = {
 
 
 def _rows_of_end(
-    opened: OpenLease, state: LeaseState, billed: Receipt | None, paid_nano: int, now_ms: int
+    opened: OpenLease, state: LeaseState, billed: Receipt | None, now_ms: int
 ) -> tuple[Record, ...]:
     """What else is written when a lease's hold is resolved."""
     granted = opened.lease.message
@@ -299,13 +298,10 @@ def _rows_of_end(
     code = billed.code or None if billed is not None else None
     if billed is not None and billed.finish not in (Finish.REFUSED, Finish.FAILED):
         job_state = JobState.SETTLED  # A job may be complete and cost nothing.
-    rows = [
+    return (
         record_lease_end(granted.lease_id, state, now_ms=now_ms),
-        record_job_state(granted.job_id, job_state, ended_at_ms=now_ms, error_code=code),
-    ]
-    if opened.api_key_id is not None and paid_nano:
-        rows.append(record_spending(opened.api_key_id, paid_nano))
-    return tuple(rows)
+        record_job_end(granted, job_state, ended_at_ms=now_ms, error_code=code),
+    )
 
 
 def _observation(receipt: Receipt) -> Observation:
