@@ -33,6 +33,7 @@ class Config:
     data_collection: DataCollection
     queue_max: int
     per_client_max: int
+    worker_nice: int
     price_cpu_core_hour: int
     price_gpu_gib_hour: int
     drain_s: int

@@ -52,6 +52,7 @@ def examine(config: Config) -> Diagnosis:
             _key(config),
             _isolation(probe_isolation()),
             *hardware_findings(probe_machine()),
+            _priority(config.worker_nice),
             *(_port(place, running=running) for place in config.listen),
             *_coordinators(config),
             _models(config),
@@ -87,6 +88,14 @@ def _isolation(report: IsolationReport) -> Finding:
     if report.sandbox is None:
         detail = "; ".join(failed) or "nothing works"
     return Finding("isolation", report.sandbox is not None, detail, "; ".join(report.advice))
+
+
+def _priority(nice: int) -> Finding:
+    if nice:
+        detail = f"models run at nice {nice}: the node's own work comes first"
+        return Finding("priority", True, detail)
+    detail = "models run at nice 0: a busy model delays every other job's tokens and the node's own"
+    return Finding("priority", True, detail, "set worker_nice to 10")
 
 
 def _port(place: str, *, running: bool) -> Finding:

@@ -22,9 +22,10 @@ from capanode.control import ControlLine
 from capanode.errors import NodeError, NothingToServeError
 from capanode.jobs import ROLE, JobServer
 from capanode.layers import Layer, open_layer
+from capanode.measurements import Speed
 from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
-from capanode.pricing_policy import DEFAULT_WAGES, Speed, Wages, hourly_nano, propose_price
+from capanode.pricing_policy import DEFAULT_WAGES, Wages, hourly_nano, propose_price
 from capanode.runtime import Runtime
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel
@@ -44,6 +45,7 @@ from protocol.money import format_credits
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Transport
+from protocol.pricing import PRICE_POSITIONS
 from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL
 
 log = structlog.get_logger(__name__)
@@ -315,14 +317,9 @@ class Node:
 
 def _model_ready(model: ServedModel, *, is_proposed: bool) -> Milestone:
     price = {
-        name: format_credits(nano)
-        for name, nano in (
-            ("input per Mtok", model.price.input_nano_per_mtok),
-            ("output per Mtok", model.price.output_nano_per_mtok),
-            ("image", model.price.image_nano),
-            ("request", model.price.request_nano),
-        )
-        if nano
+        position.name: format_credits(nano)
+        for position in PRICE_POSITIONS
+        if (nano := position.of(model.price))
     }
     asked = ", ".join(f"{name} {amount}" for name, amount in price.items()) or "free"
     words = (

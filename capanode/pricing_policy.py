@@ -4,36 +4,26 @@ an hour of it shall earn.
     hourly   = CPU: cores used x price_cpu_core_hour;  GPU: GiB of all cards x price_gpu_gib_hour
     per unit = hourly / (3600 s x units per second x utilisation)
 
-Input is priced by the measured prefill speed and output by the decode speed with several streams at
-once, because a busy node batches. A node is not busy all day: `UTILISATION` says how much of it is
-expected to be paid for. What the operator configures always wins.
+Which speed prices which position is in `capanode.tasks`. A node is not busy all day: `UTILISATION`
+says how much of it is expected to be paid for. What the operator configures always wins.
 """
 
 from dataclasses import dataclass
 
+from capanode.measurements import Speed
+from capanode.tasks import NODE_TASKS
 from protocol.messages import Hardware, Task
 from protocol.money import divide_up
-from protocol.pricing import PRICE_NANO_MAX, PriceSheet
+from protocol.pricing import PRICE_NANO_MAX, PRICE_POSITIONS, PriceSheet
 
 # Half of the day sold is what GPU marketplaces report for well-priced cards.
 UTILISATION = 0.5
 
 _SECONDS_PER_HOUR = 3_600
-_TOKENS_PER_PRICE = 1_000_000
 _GIB = 1024**3
 
 # Two digits say all that a benchmark of a second knows, and read better on a price list.
 _SIGNIFICANT_DIGITS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Speed:
-    """What the start-up benchmark measured, per second: input tokens of one job, output tokens (or
-    images) of one job, and of several jobs at once."""
-
-    prefill_tps: int
-    decode_tps: int
-    batched_tps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +40,16 @@ DEFAULT_WAGES = Wages(cpu_core_hour_nano=20_000_000, gpu_gib_hour_nano=20_000_00
 
 def propose_price(task: Task, speed: Speed, *, hourly_nano: int) -> PriceSheet:
     """A price sheet for one model that may use all of what earns `hourly_nano`."""
-    if task is Task.IMAGE_CLASSIFICATION:
-        return PriceSheet(image_nano=_per_units(1, speed.batched_tps, hourly_nano))
-    input_nano = _per_units(_TOKENS_PER_PRICE, speed.prefill_tps, hourly_nano)
-    if task is Task.EMBEDDING:
-        return PriceSheet(input_nano_per_mtok=input_nano)
-    output_nano = _per_units(_TOKENS_PER_PRICE, speed.batched_tps, hourly_nano)
-    return PriceSheet(input_nano_per_mtok=input_nano, output_nano_per_mtok=output_nano)
+    speeds = NODE_TASKS[task].earned_by
+    return PriceSheet(
+        **{
+            position.field: _per_units(
+                position.per, getattr(speed, speeds[position.name]), hourly_nano
+            )
+            for position in PRICE_POSITIONS
+            if position.name in speeds
+        }
+    )
 
 
 def hourly_nano(hardware: Hardware, wages: Wages, *, threads: int) -> int:

@@ -62,7 +62,9 @@ async def serve(
             node = Node(
                 key,
                 Libp2pTransport(key, config.listen, announce=config.announce),
-                SandboxedWorkers(report.sandbox, hardware, rng=runtime.child_rng()),
+                SandboxedWorkers(
+                    report.sandbox, hardware, rng=runtime.child_rng(), nice=config.worker_nice
+                ),
                 plans,
                 _rules(config, report, hardware, software),
                 store=store,

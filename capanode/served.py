@@ -6,7 +6,7 @@ from typing import Protocol
 import trio
 
 from capanode.engines.base import EngineInfo
-from capanode.pricing_policy import Speed
+from capanode.measurements import Speed
 from capanode.seats import Seats
 from capanode.worker.jobs import JobWorker, WorkerState
 from protocol.ids import Digest

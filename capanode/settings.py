@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from capanode.pricing_policy import DEFAULT_WAGES
+from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
 from protocol.log import LEVELS, LogFormat
 from protocol.messages import SLOTS_MAX, DataCollection
-from protocol.pricing import PriceSheet
+from protocol.pricing import PRICE_POSITIONS, PriceSheet
 from protocol.settings import (
     Setting,
     read_addresses,
@@ -30,12 +31,7 @@ from protocol.settings import (
 THREADS_MAX = 1_024
 DRAIN_S_MAX = 3_600
 
-_PRICE_KEYS = {
-    "input_per_mtok": "input_nano_per_mtok",
-    "output_per_mtok": "output_nano_per_mtok",
-    "image": "image_nano",
-    "request": "request_nano",
-}
+_PRICE_FIELDS = {position.name: position.field for position in PRICE_POSITIONS}
 _COUNT_KEYS = {"slots": SLOTS_MAX, "threads": THREADS_MAX}
 
 
@@ -102,14 +98,16 @@ def _read_model_text(text: str) -> ModelSettings:
 def _read_model(name: str, table: Any) -> ModelSettings:
     if not 0 < len(name) <= NAME_CHARS_MAX or not isinstance(table, Mapping):
         raise ValueError('a table per model: [models."NAME"]')
-    unknown = set(table) - set(_PRICE_KEYS) - set(_COUNT_KEYS)
+    unknown = set(table) - set(_PRICE_FIELDS) - set(_COUNT_KEYS)
     if unknown:
-        known = ", ".join([*_COUNT_KEYS, *_PRICE_KEYS])
+        known = ", ".join([*_COUNT_KEYS, *_PRICE_FIELDS])
         raise ValueError(f"for a model only {known}, not {sorted(unknown)[0]!r}")
     counts = {
         key: read_count(1, high)(table[key]) for key, high in _COUNT_KEYS.items() if key in table
     }
-    prices = {field: read_credits(table[key]) for key, field in _PRICE_KEYS.items() if key in table}
+    prices = {
+        field: read_credits(table[key]) for key, field in _PRICE_FIELDS.items() if key in table
+    }
     return ModelSettings(name, **counts, price=PriceSheet(**prices) if prices else None)
 
 
@@ -179,6 +177,13 @@ SETTINGS: tuple[Setting, ...] = (
         read_count(1, SLOTS_MAX),
         "Jobs that one client may have here at once, running or waiting.",
         "64",
+    ),
+    Setting(
+        "worker_nice",
+        NICE_DEFAULT,
+        read_count(0, NICE_MAX),
+        "How far models stand back (as nice(1)) when the processor is busy with other things.",
+        str(NICE_DEFAULT),
     ),
     Setting(
         "price_cpu_core_hour",

@@ -17,9 +17,9 @@ from typing import Any
 import trio
 
 from capanode.errors import NotRunningError, SocketError
+from capanode.measurements import Speed
 from capanode.node import Node
 from capanode.outbox_store import Earning
-from capanode.pricing_policy import Speed
 from protocol.ids import Digest
 from protocol.messages import Hardware
 from protocol.pricing import PriceSheet

@@ -5,7 +5,7 @@ the sandbox that the self-test has proven; a simulation has one without processe
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,25 +13,19 @@ from typing import Protocol
 from capanode.errors import NothingToServeError
 from capanode.hardware import Machine
 from capanode.models.store import ModelStore, StoredModel
-from capanode.sandbox.limits import limits_for_model
+from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
 from capanode.sandbox.spawn import Sandbox
 from capanode.served import ModelWorker
 from capanode.settings import ModelSettings
+from capanode.tasks import NODE_TASKS
 from capanode.worker.jobs import WorkerState
-from capanode.worker.spec import ENGINES, WorkerSpec
+from capanode.worker.spec import WorkerSpec
 from capanode.worker.supervisor import WorkerSupervisor
 from protocol.ids import Digest
 from protocol.manifest import ModelManifest
-from protocol.messages import Hardware, Task
+from protocol.messages import Hardware
 from protocol.pricing import PriceSheet
 
-# How many jobs an engine is asked to run at once. It takes fewer if its cache has no room: what it
-# says when it is ready is what the node offers.
-DEFAULT_SLOTS: Mapping[Task, int] = {
-    Task.CAUSAL_LM: 16,
-    Task.EMBEDDING: 4,
-    Task.IMAGE_CLASSIFICATION: 4,
-}
 # A GPU streams its weights once for the whole batch, so that more jobs cost little.
 GPU_SLOTS = 64
 # A third of a kilobyte each: more would not fit into an offer that gossip carries.
@@ -68,16 +62,21 @@ class WorkerPool(Protocol):
 class SandboxedWorkers:
     """The real pool: a supervised process for each model."""
 
-    def __init__(self, sandbox: Sandbox, hardware: Hardware, *, rng: random.Random) -> None:
+    def __init__(
+        self, sandbox: Sandbox, hardware: Hardware, *, rng: random.Random, nice: int = NICE_DEFAULT
+    ) -> None:
         self._sandbox = sandbox
+        self._nice = nice
         self._gpu = hardware.kind == "cuda"
         self._rng = rng
 
     def worker(self, plan: ModelPlan, *, on_state: Callable[[WorkerState], None]) -> ModelWorker:
         spec = WorkerSpec(
-            engine=ENGINES[plan.manifest.task],
+            engine=NODE_TASKS[plan.manifest.task].engine,
             model_dir=plan.path,
-            limits=limits_for_model(plan.bytes, gpu=self._gpu, threads=plan.threads),
+            limits=limits_for_model(
+                plan.bytes, gpu=self._gpu, threads=plan.threads, nice=self._nice
+            ),
             slots=plan.slots,
             threads=plan.threads,
             gpu=self._gpu,
@@ -117,7 +116,7 @@ def _plan(setting: ModelSettings, stored: StoredModel, machine: Machine, *, gpu:
         digest=stored.digest,
         manifest=stored.manifest,
         path=stored.path,
-        slots=setting.slots or (GPU_SLOTS if gpu else DEFAULT_SLOTS[stored.manifest.task]),
+        slots=setting.slots or (GPU_SLOTS if gpu else NODE_TASKS[stored.manifest.task].cpu_slots),
         threads=setting.threads or max(1, min(machine.cpu_threads, THREADS_MAX)),
         price=setting.price,
     )

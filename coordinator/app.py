@@ -13,22 +13,21 @@ import trio
 
 from coordinator.buyer.client import MarketClient
 from coordinator.db.engine import Database
-from coordinator.db.leases import list_open_leases
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.leasing.control import ControlServer
 from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.lease_server import ROLE, LeaseServer
-from coordinator.leasing.open_leases import OpenLease, OpenLeases
+from coordinator.leasing.registry import LeaseRegistry
+from coordinator.leasing.restoring import restore_leases
 from coordinator.market.market import Market
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
 from coordinator.runtime import Runtime
+from coordinator.settling.payments import Payments
 from coordinator.settling.receipt_desk import SWEEP_MAX, ReceiptDesk
-from protocol.envelope import open_envelope
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
-from protocol.messages import Lease
 from protocol.net.pool import StreamPool
 from protocol.net.transport import Gossip, Transport
 from protocol.services import (
@@ -74,7 +73,6 @@ class Coordinator:
         self.key = key
         self.transport = transport
         self.database = database
-        self.leases = OpenLeases()
         self.writer = LedgerWriter(database, clock)
         reputation = Reputation(rng=_child(rng))
         self.market = Market(
@@ -84,9 +82,9 @@ class Coordinator:
             rng=_child(rng),
             stopwatch_ns=runtime.stopwatch_ns,
         )
-        self.receipts = ReceiptDesk(
-            database, self.writer, self.market, self.leases, clock=clock, fee_bps=rules.fee_bps
-        )
+        self.leases = LeaseRegistry(self.market)
+        payments = Payments(self.writer, clock=clock, fee_bps=rules.fee_bps)
+        self.receipts = ReceiptDesk(database, self.leases, payments, clock=clock)
         self.desk = LeaseDesk(
             key,
             self.market,
@@ -115,9 +113,7 @@ class Coordinator:
         """
         async with trio.open_nursery() as books:
             await books.start(self.writer.run)
-            await restore_leases(
-                self.database, self.leases, self.market, now_ms=self._clock.now_ms()
-            )
+            await restore_leases(self.database, self.leases, now_ms=self._clock.now_ms())
             async with trio.open_nursery() as network:
                 for shard in range(OFFER_SHARDS):
                     offers = self.transport.subscribe(
@@ -144,7 +140,7 @@ class Coordinator:
             await trio.sleep(SWEEP_EVERY_S)
             now_ms = self._clock.now_ms()
             self.market.book.expire(now_ms)
-            self.leases.forget_attempts(now_ms)
+            self.leases.jobs.forget(now_ms)
             try:
                 while await self.receipts.sweep() == SWEEP_MAX:
                     pass
@@ -153,34 +149,6 @@ class Coordinator:
             except CoordinatorError as error:
                 # What is due stays due: a database in trouble must not end the whole market.
                 log.error("sweep_failed", error=str(error))
-
-
-async def restore_leases(
-    database: Database, leases: OpenLeases, market: Market, *, now_ms: int
-) -> None:
-    """Take up the leases that an earlier process left open."""
-    rows = await database.read(list_open_leases)
-    restored = [
-        OpenLease(
-            open_envelope(row.envelope, Lease),
-            row.terms.api_key_id,
-            delivered=row.progress.delivered,
-            has_receipt=row.has_receipt,
-        )
-        for row in rows
-    ]
-    leases.restore(restored, now_ms=now_ms)
-    for opened in restored:
-        # Their slots are taken, although nobody has offered us any yet.
-        granted = opened.lease.message
-        market.book.grant(
-            granted.lease_id,
-            granted.node,
-            granted.model_digest,
-            expires_at_ms=opened.hold_expires_at_ms,
-        )
-    if rows:
-        log.info("leases_restored", count=len(rows))
 
 
 async def _drain(offers: trio.MemoryReceiveChannel[Gossip]) -> None:

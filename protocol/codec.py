@@ -1,9 +1,13 @@
 """Frozen dataclasses to and from msgpack maps, strictly.
 
 The schema is the dataclass: str, int, float, bool, bytes, enums, optionals, homogeneous tuples and
-nested dataclasses. Decoding checks every type, refuses missing fields and trailing bytes, ignores
-unknown fields (a newer peer may say more), and bounds what it allocates by the size of its input.
-Encoding writes fields in declaration order and leaves out those that are None.
+nested dataclasses. Decoding checks every type, refuses missing fields, fields that come twice and
+trailing bytes, and bounds what it allocates by the size of its input. Encoding writes fields in
+declaration order and leaves out those that are None.
+
+A later version may say more than this one knows, and that must not spoil what this one does know:
+an unknown field is ignored, a word of an `OpenVocabulary` is passed on, and an item of a list of
+messages that holds an unknown word of any other choice is left out of the list.
 """
 
 import dataclasses
@@ -18,6 +22,7 @@ from typing import Any, TypeVar
 import msgpack
 
 from protocol.errors import Code, RemoteProtocolError
+from protocol.vocabulary import OpenVocabulary
 
 T = TypeVar("T")
 
@@ -29,6 +34,10 @@ _Reader = Callable[[Any], Any]
 
 class _Mismatch(Exception):
     """A value does not have its field's type; becomes a MALFORMED error with the field's name."""
+
+
+class _UnknownWord(_Mismatch):
+    """A choice has a word that this version does not know. Spoils the innermost item of a list."""
 
 
 def encode(message: Any) -> bytes:
@@ -62,6 +71,7 @@ def _unpack(data: bytes | memoryview) -> Any:
             max_array_len=size,
             max_map_len=size,
             max_ext_len=0,
+            object_pairs_hook=_unique,
         )
     except msgpack.ExtraData:
         raise RemoteProtocolError("bytes follow the message", code=Code.TRAILING_BYTES) from None
@@ -70,6 +80,14 @@ def _unpack(data: bytes | memoryview) -> Any:
         truncated = isinstance(error, msgpack.OutOfData) or "incomplete" in str(error)
         code = Code.TRUNCATED if truncated else Code.MALFORMED
         raise RemoteProtocolError("not a complete msgpack value", code=code) from None
+
+
+def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A map whose keys all differ: bytes that are signed must mean one thing to every reader."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field comes twice")
+    return fields
 
 
 def _to_plain(value: Any) -> Any:
@@ -105,9 +123,11 @@ def _compile(annotation: Any) -> _Reader:
     if origin in (typing.Union, types.UnionType):
         return _read_optional(annotation)
     if origin is tuple:
-        return _read_tuple(_reader_for(typing.get_args(annotation)[0]))
+        return _read_tuple(typing.get_args(annotation)[0])
     if dataclasses.is_dataclass(annotation):
         return _read_dataclass(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, OpenVocabulary):
+        return _read_word(annotation)
     if isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         return _read_enum(annotation)
     raise TypeError(f"{annotation!r} cannot travel: use the types that the codec knows")
@@ -158,22 +178,52 @@ def _read_optional(annotation: Any) -> _Reader:
     return lambda value: None if value is None else read(value)
 
 
-def _read_tuple(read: _Reader) -> _Reader:
-    def read_items(value: Any) -> tuple[Any, ...]:
+def _read_tuple(annotation: Any) -> _Reader:
+    read = _reader_for(annotation)
+    read_all = _read_open_items if dataclasses.is_dataclass(annotation) else _read_items
+
+    def read_list(value: Any) -> tuple[Any, ...]:
         if type(value) is not list:
             raise _Mismatch("expected a list")
-        return tuple(map(read, value))
+        return read_all(read, value)
 
-    return read_items
+    return read_list
+
+
+def _read_items(read: _Reader, items: list[Any]) -> tuple[Any, ...]:
+    return tuple(map(read, items))
+
+
+def _read_open_items(read: _Reader, items: list[Any]) -> tuple[Any, ...]:
+    """The messages of a list without those that only a later version understands."""
+    known = []
+    for item in items:
+        try:
+            known.append(read(item))
+        except _UnknownWord:
+            continue
+    return tuple(known)
+
+
+def _read_word(cls: type[OpenVocabulary]) -> _Reader:
+    def read_word(value: Any) -> OpenVocabulary:
+        try:
+            return cls(value)
+        except ValueError:
+            raise _Mismatch(f"not a word that a {cls.__name__} can be") from None
+
+    return read_word
 
 
 def _read_enum(cls: type[enum.Enum]) -> _Reader:
     members = {member.value: member for member in cls}
 
     def read_member(value: Any) -> enum.Enum:
-        member = members.get(value) if isinstance(value, str | int) else None
-        if member is None:
+        if not isinstance(value, str | int):
             raise _Mismatch(f"not a {cls.__name__}")
+        member = members.get(value)
+        if member is None:
+            raise _UnknownWord(f"not a {cls.__name__} that this version knows")
         return member
 
     return read_member
@@ -201,7 +251,7 @@ def _read_dataclass(cls: Any) -> _Reader:
                 try:
                     arguments[name] = read(value[name])
                 except _Mismatch as mismatch:
-                    raise _Mismatch(f"{name}: {mismatch}") from None
+                    raise type(mismatch)(f"{name}: {mismatch}") from None
             elif name in nullable:
                 arguments[name] = None
             elif name not in optional:

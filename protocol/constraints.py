@@ -9,7 +9,7 @@ from protocol.messages import (
     NodeOffer,
     PriceCap,
 )
-from protocol.pricing import PriceSheet
+from protocol.pricing import PRICE_POSITIONS, PriceSheet
 
 
 def broken_constraint(constraints: Constraints, offer: NodeOffer, model: ModelOffer) -> str | None:
@@ -41,10 +41,7 @@ def _is_allowed(constraints: Constraints, node: PeerId) -> bool:
 
 
 def _is_dearer(price: PriceSheet, cap: PriceCap) -> bool:
-    positions = (
-        (price.input_nano_per_mtok, cap.prompt_nano_per_mtok),
-        (price.output_nano_per_mtok, cap.completion_nano_per_mtok),
-        (price.image_nano, cap.image_nano),
-        (price.request_nano, cap.request_nano),
+    limits = (
+        (position.of(price), getattr(cap, position.cap_field)) for position in PRICE_POSITIONS
     )
-    return any(limit_nano is not None and asked > limit_nano for asked, limit_nano in positions)
+    return any(limit_nano is not None and asked > limit_nano for asked, limit_nano in limits)

@@ -5,11 +5,16 @@ ours: crash and tell someone. Wire codes are stable: peers in other languages ma
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
+
+from protocol.vocabulary import OpenVocabulary
 
 
-class Code(StrEnum):
-    """Why something was refused or failed, as sent on the wire."""
+class Code(OpenVocabulary):
+    """Why something was refused or failed, as sent on the wire.
+
+    The vocabulary is open. A code that this version does not list is passed on as it came; it is
+    in none of the sets below, so it is not retried, and it counts as a failure of who sent it.
+    """
 
     # The bytes are wrong.
     MALFORMED = "malformed"

@@ -1,5 +1,6 @@
 """Ed25519 signing keys. One key is one party: its peer id is its account."""
 
+import hmac
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -32,6 +33,10 @@ class SigningKey:
     def sign(self, data: bytes) -> bytes:
         """The 64-byte Ed25519 signature of `data` (RFC 8032)."""
         return self._private.sign(data)
+
+    def derive_secret(self, purpose: str) -> bytes:
+        """32 bytes that only the key's owner can compute, other ones for every purpose."""
+        return hmac.digest(self._seed, b"capa/1/secret\0" + purpose.encode(), "sha256")
 
     def seed(self) -> bytes:
         """The secret itself: for the key file and the transport's handshake only."""

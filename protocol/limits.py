@@ -61,3 +61,18 @@ LEASE_OPEN_WITHIN_MS = 30_000
 
 # A receipt for a job that met its deadline may still be in flight: holds wait this long.
 RECEIPT_GRACE_MS = 60_000
+
+# A window of output that a client signs for: small for strangers, since it is what one of the two
+# can lose, and up to a second or two of output for those with a record.
+WINDOW_TOKENS_MIN = 16
+WINDOW_TOKENS_MAX = 256
+# Links of a hash chain: computing all of them takes a few milliseconds at most.
+LINKS_MAX = 4_096
+# Steps in which a client signs for its input: each is 1.6 % of the most that it allowed.
+INPUT_STEPS_MAX = 64
+
+# The salt of a job's digests: nobody can try that many.
+SALT_BYTES = 16
+
+# How many parts a purchase may come in; a client tries fewer nodes than that.
+PARTS_MAX = 64

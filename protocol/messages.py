@@ -18,11 +18,16 @@ from protocol.limits import (
     NAME_CHARS_MAX,
     OFFER_ADDRESSES_MAX,
     OFFER_MODELS_MAX,
+    PARTS_MAX,
     PAYLOAD_BYTES_MAX,
+    SIGNED_BYTES_MAX,
     TOKENS_MAX,
+    WINDOW_TOKENS_MAX,
+    WINDOW_TOKENS_MIN,
 )
 from protocol.money import AMOUNT_NANO_MAX
 from protocol.pricing import PriceSheet, Units
+from protocol.windows import Countersigned
 
 # Milliseconds since 1970 until the year 2200: keeps every sum of two stamps far inside int64.
 STAMP_MS_MAX = 7_258_118_400_000
@@ -88,6 +93,10 @@ def _check_names(names: tuple[str, ...], what: str) -> None:
     _check(len(names) <= LIST_ITEMS_MAX, f"{what} lists too many items")
     sizes = [len(name.encode()) for name in names]
     _check(all(0 < size <= NAME_BYTES_MAX for size in sizes), f"{what} has a bad name")
+
+
+def _check_optional_digest(text: str | None, what: str) -> None:
+    _check(text is None or is_digest(text), f"{what} is not a sha256")
 
 
 def _check_stamps(*stamps_ms: int) -> None:
@@ -208,7 +217,9 @@ class JobRequest:
     """Signed by the client: buy this much of this model, for at most this, before then.
 
     `model` is a manifest digest or a name; `units_max` bounds what may be billed; `units_expected`
-    is the client's guess, for matching only. `payload_digest` pins the input without showing it.
+    is the client's guess, for matching only. `payload_digest` pins the input without showing it: it
+    is salted (see `protocol.payload`). A purchase that goes on after a cut asks again with the same
+    job id and a higher `part`; `delivered_digest` is the output digest of what it has by then.
     """
 
     KIND: ClassVar[str] = "job_request"
@@ -226,6 +237,8 @@ class JobRequest:
     constraints: Constraints
     issued_at_ms: int
     deadline_at_ms: int
+    part: int = 0
+    delivered_digest: Digest | None = None
 
     def __post_init__(self) -> None:
         parse_ulid(self.job_id)
@@ -238,11 +251,20 @@ class JobRequest:
             0 < self.deadline_at_ms - self.issued_at_ms <= JOB_DURATION_MAX_MS,
             "the deadline is before the request or too far after it",
         )
+        _check(0 <= self.part < PARTS_MAX, "the part is out of range")
+        _check_optional_digest(self.delivered_digest, "the digest of what was delivered")
+        _check(self.part > 0 or self.delivered_digest is None, "the first part follows no output")
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Signed by the coordinator: funds are held; this node may run this request at this price."""
+    """Signed by the coordinator: funds are held; this node may run this request at this price.
+
+    `window_tokens` is how much output the client signs for at a time, and so what either can lose
+    (see `protocol.windows`). `pays_tails` says whether output beyond the client's last signature is
+    paid, up to a window. `client_standing` tells the node whom it works for: 0 is a client with a
+    bad record, 1 a stranger, 9 the best. `incarnation_ms` is the node's process that was matched.
+    """
 
     KIND: ClassVar[str] = "lease"
 
@@ -261,6 +283,10 @@ class Lease:
     issued_at_ms: int
     open_before_ms: int
     deadline_at_ms: int
+    window_tokens: int = WINDOW_TOKENS_MIN
+    client_standing: int = 1
+    pays_tails: bool = True
+    incarnation_ms: int = 0
 
     def __post_init__(self) -> None:
         parse_ulid(self.lease_id)
@@ -270,13 +296,23 @@ class Lease:
         _check(0 <= self.attempt <= 64, "the attempt is out of range")
         _check(0 <= self.ceiling_nano <= AMOUNT_NANO_MAX, "the ceiling is out of range")
         _check_stamps(self.issued_at_ms, self.open_before_ms, self.deadline_at_ms)
+        _check_stamps(self.incarnation_ms)
+        _check(
+            WINDOW_TOKENS_MIN <= self.window_tokens <= WINDOW_TOKENS_MAX,
+            "the window is out of range",
+        )
+        _check(0 <= self.client_standing <= 9, "the client's standing is out of range")
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """Signed by the node when a leased job ended, however it ended: what it delivered and costs.
 
-    `output_digest` is `protocol.payload.OutputDigest` over what was streamed.
+    `output_digest` is `protocol.payload.OutputDigest` over what was streamed. `opening` is the
+    client's `JobOpening` as it was signed, and `countersigned` the client's last links: without
+    them, and without an acceptance, a receipt is the node's word alone. The fields after those
+    serve later checks of the result: digest of the input's token ids, how many of them were a
+    prefix, the token that ended the answer, what computed it, and a root over its trace.
     """
 
     KIND: ClassVar[str] = "receipt"
@@ -297,6 +333,13 @@ class Receipt:
     first_output_ms: int
     total_ms: int
     issued_at_ms: int
+    opening: bytes = b""
+    countersigned: Countersigned | None = None
+    input_digest: Digest | None = None
+    prefix_tokens: int = 0
+    end_token: int | None = None
+    profile: str = ""
+    trace_root: bytes = b""
 
     def __post_init__(self) -> None:
         parse_ulid(self.lease_id)
@@ -306,6 +349,12 @@ class Receipt:
         _check(0 <= self.amount_nano <= AMOUNT_NANO_MAX, "the amount is out of range")
         _check(len(self.code) <= 64, "the code is too long")
         _check_stamps(self.queued_ms, self.first_output_ms, self.total_ms, self.issued_at_ms)
+        _check(len(self.opening) <= SIGNED_BYTES_MAX // 8, "the opening is too long")
+        _check_optional_digest(self.input_digest, "the input digest")
+        _check(0 <= self.prefix_tokens <= TOKENS_MAX, "the prefix is out of range")
+        _check(self.end_token is None or 0 <= self.end_token < 2**31, "no such token id")
+        _check(len(self.profile) <= NAME_CHARS_MAX, "the profile is too long")
+        _check(len(self.trace_root) in (0, 32), "the trace root is not a sha256")
 
 
 @dataclass(frozen=True, slots=True)

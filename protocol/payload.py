@@ -8,7 +8,6 @@ import hashlib
 import struct
 from dataclasses import dataclass
 
-from protocol.codec import decode
 from protocol.ids import Digest
 from protocol.limits import (
     CHAT_MESSAGES_MAX,
@@ -20,7 +19,6 @@ from protocol.limits import (
     STOP_STRINGS_MAX,
     TOKENS_MAX,
 )
-from protocol.messages import Task
 
 SEED_MAX = 2**63 - 1
 # No vocabulary comes near it, and it fits the four bytes that the output digest takes.
@@ -104,17 +102,6 @@ class ImageInput:
 
 
 JobInput = GenerationInput | EmbeddingInput | ImageInput
-
-_INPUTS: dict[Task, type[GenerationInput] | type[EmbeddingInput] | type[ImageInput]] = {
-    Task.CAUSAL_LM: GenerationInput,
-    Task.EMBEDDING: EmbeddingInput,
-    Task.IMAGE_CLASSIFICATION: ImageInput,
-}
-
-
-def decode_input(task: Task, payload: bytes) -> JobInput:
-    """Raises RemoteProtocolError if the payload is not an input for this task."""
-    return decode(_INPUTS[task], payload)
 
 
 @dataclass(frozen=True, slots=True)

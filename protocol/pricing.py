@@ -1,6 +1,8 @@
 """What a job used (Units), what a node asks for it (PriceSheet), and the one charge they make."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from protocol.limits import TOKENS_MAX
 from protocol.money import AMOUNT_NANO_MAX, divide_up
@@ -31,11 +33,11 @@ class Units:
             raise ValueError("units are out of range")
 
     def fits_in(self, limit: "Units") -> bool:
-        return (
-            self.input_tokens <= limit.input_tokens
-            and self.output_tokens <= limit.output_tokens
-            and self.images <= limit.images
-        )
+        return all(getattr(self, unit) <= getattr(limit, unit) for unit in UNIT_NAMES)
+
+
+# The units in the order in which they are listed everywhere.
+UNIT_NAMES = tuple(field.name for field in fields(Units))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,36 +50,72 @@ class PriceSheet:
     request_nano: int = 0
 
     def __post_init__(self) -> None:
-        prices = (
-            self.input_nano_per_mtok,
-            self.output_nano_per_mtok,
-            self.image_nano,
-            self.request_nano,
-        )
-        if not all(0 <= price <= PRICE_NANO_MAX for price in prices):
+        if not all(0 <= position.of(self) <= PRICE_NANO_MAX for position in PRICE_POSITIONS):
             raise ValueError("a price is out of range")
 
     def is_at_most(self, other: "PriceSheet") -> bool:
         """True if no position is dearer than in `other`."""
-        return (
-            self.input_nano_per_mtok <= other.input_nano_per_mtok
-            and self.output_nano_per_mtok <= other.output_nano_per_mtok
-            and self.image_nano <= other.image_nano
-            and self.request_nano <= other.request_nano
-        )
+        return all(position.of(self) <= position.of(other) for position in PRICE_POSITIONS)
+
+
+class PricePosition(NamedTuple):
+    """One line of a price sheet: `field` of a PriceSheet asks for `per` of `unit`."""
+
+    # What settings and `/v1/models` call it.
+    name: str
+    # How commands abbreviate it for people.
+    label: str
+    field: str
+    # The field of `messages.PriceCap` that bounds it.
+    cap_field: str
+    # The field of Units that it multiplies; None is once per job.
+    unit: str | None
+    per: int = 1
+
+    def of(self, sheet: PriceSheet) -> int:
+        """What the sheet asks here, in nano-credits."""
+        nano: int = getattr(sheet, self.field)
+        return nano
+
+
+# Every price that there is, in the order in which it is listed everywhere.
+PRICE_POSITIONS = (
+    PricePosition(
+        name="input_per_mtok",
+        label="in/M",
+        field="input_nano_per_mtok",
+        cap_field="prompt_nano_per_mtok",
+        unit="input_tokens",
+        per=TOKENS_PER_PRICE,
+    ),
+    PricePosition(
+        name="output_per_mtok",
+        label="out/M",
+        field="output_nano_per_mtok",
+        cap_field="completion_nano_per_mtok",
+        unit="output_tokens",
+        per=TOKENS_PER_PRICE,
+    ),
+    PricePosition(
+        name="image", label="image", field="image_nano", cap_field="image_nano", unit="images"
+    ),
+    PricePosition(
+        name="request", label="request", field="request_nano", cap_field="request_nano", unit=None
+    ),
+)
 
 
 def cost_nano(sheet: PriceSheet, units: Units) -> int:
     """The charge for one job, rounded up once. Raises ValueError above what a ledger can hold."""
-    per_token = (
-        units.input_tokens * sheet.input_nano_per_mtok
-        + units.output_tokens * sheet.output_nano_per_mtok
-    )
-    amount_nano = (
-        divide_up(per_token, TOKENS_PER_PRICE)
-        + units.images * sheet.image_nano
-        + sheet.request_nano
-    )
+    # In parts of a nano-credit, so that the sum of all positions is rounded and no single one.
+    parts = 0
+    for position in PRICE_POSITIONS:
+        count = 1 if position.unit is None else getattr(units, position.unit)
+        parts += count * position.of(sheet) * (_PARTS_PER_NANO // position.per)
+    amount_nano = divide_up(parts, _PARTS_PER_NANO)
     if amount_nano > AMOUNT_NANO_MAX:
         raise ValueError("the charge is more than the ledger can hold")
     return amount_nano
+
+
+_PARTS_PER_NANO = math.lcm(*(position.per for position in PRICE_POSITIONS))

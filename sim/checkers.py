@@ -3,10 +3,10 @@
 Money is the auditor's. Each check returns sentences, so that one look shows all that is wrong.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from capanode.served import ServedModel
-from coordinator.leasing.open_leases import OpenLeases
+from coordinator.leasing.open_lease import OpenLease
 from coordinator.market.offers import OfferBook
 from protocol.errors import Code
 from protocol.limits import CHANNELS_PER_PEER_MAX
@@ -117,11 +117,11 @@ def check_channels(name: str, channels: int, peers: int) -> Iterator[str]:
 
 
 def check_holds(
-    leases: OpenLeases, held_nano: Mapping[str, int], *, now_ms: int, late_ms: int
+    leases: Iterable[OpenLease], held_nano: Mapping[str, int], *, now_ms: int, late_ms: int
 ) -> Iterator[str]:
     """Every hold belongs to an open lease, is bounded by its ceiling, and ends in time."""
     expected: dict[str, int] = {}
-    for opened in leases.by_hold().values():
+    for opened in leases:
         granted = opened.lease.message
         expected[granted.client] = expected.get(granted.client, 0) + granted.ceiling_nano
         if opened.receipts_until_ms + late_ms < now_ms:

@@ -16,8 +16,9 @@ from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
 from protocol.messages import Task
-from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput, decode_input
+from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput
 from protocol.pricing import Units
+from protocol.tasks import decode_input
 from sim.options import Machine
 
 CONTEXT_TOKENS = 512

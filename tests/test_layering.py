@@ -25,7 +25,7 @@ ROOMS = {
     "ledger": set(),
     "db": {"ledger"},
     "leasing": {"market", "ledger", "db"},
-    "settling": {"leasing", "market", "ledger", "db"},
+    "settling": {"leasing", "ledger", "db"},
     "gateway": {"buyer"},
 }
 COMMON = {"errors", "runtime"}

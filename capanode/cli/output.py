@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from protocol.money import format_credits
-from protocol.pricing import PriceSheet
+from protocol.pricing import PRICE_POSITIONS, PriceSheet
 
 # Wide enough for a digest and a sentence where there is no terminal to fit into.
 _WIDTH_WITHOUT_TERMINAL = 200
@@ -48,13 +48,11 @@ def print_facts(facts: Mapping[str, object]) -> None:
 
 def price_text(price: PriceSheet) -> str:
     """The positions that are not free, in credits."""
-    positions = {
-        "in": price.input_nano_per_mtok,
-        "out": price.output_nano_per_mtok,
-        "image": price.image_nano,
-        "request": price.request_nano,
-    }
-    asked = [f"{name} {format_credits(nano)}" for name, nano in positions.items() if nano]
+    asked = [
+        f"{position.label} {format_credits(nano)}"
+        for position in PRICE_POSITIONS
+        if (nano := position.of(price))
+    ]
     return ", ".join(asked) or "free"
 
 

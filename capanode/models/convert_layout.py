@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from capanode.models.safetensors_file import read_header
+from capanode.tasks import NODE_TASKS, task_of_architecture
 
-# Which engine runs which architecture; any other is refused before anyone waits for a download.
-TASK_OF_ARCHITECTURE = {
-    "LlamaForCausalLM": "causal_lm",
-    "BertModel": "embedding",
-    "EfficientNetLite": "image_classification",
-}
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 # The largest tokenizer.json in the field is about 35 MB.
 _TEXT_BYTES_MAX = 64 * 1024 * 1024
@@ -35,11 +30,6 @@ _CONFIG_FILES = (
     "1_Pooling/config.json",
     "model.safetensors.index.json",
 )
-_WANTED_BY_TASK = {
-    "causal_lm": ("tokenizer.json",),
-    "embedding": ("tokenizer.json",),
-    "image_classification": ("labels.json",),
-}
 
 
 def convert_layout(
@@ -54,10 +44,10 @@ def convert_layout(
         if (source / name).exists() and "auto_map" in _read_json(source / name):
             raise ValueError(f"{name} wants to run code from the repository (auto_map)")
     architecture = next(iter(config.get("architectures") or ["none"]))
-    task = TASK_OF_ARCHITECTURE.get(architecture)
+    task = task_of_architecture(architecture)
     if task is None:
         raise ValueError(f"architecture {str(architecture)[:64]!r} is run by no engine here")
-    missing = [name for name in _WANTED_BY_TASK[task] if not (source / name).exists()]
+    missing = [name for name in NODE_TASKS[task].model_files if not (source / name).exists()]
     if missing:
         raise ValueError(f"the model has no {missing[0]}")
     weights = _weight_files(source)

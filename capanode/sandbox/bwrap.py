@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capanode.sandbox.limits import Limits
-from capanode.sandbox.view import SCRATCH_TARGET, View
+from capanode.sandbox.view import GPU_PATHS, READABLE_PROC, SCRATCH_TARGET, View
 
 # First with both --size and --disable-userns.
 _VERSION_MIN = (0, 8)
@@ -21,13 +21,6 @@ _SYSTEM_BWRAP = Path("/usr/bin/bwrap")
 _INNER_ID = "65534"
 
 _GPU_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
-_GPU_PATHS = (
-    "/sys/module/nvidia",
-    "/sys/module/nvidia_uvm",
-    "/sys/bus/pci",
-    "/sys/devices",
-    "/proc/driver/nvidia",
-)
 
 
 def bwrap_candidates() -> tuple[Path, ...]:
@@ -72,8 +65,9 @@ def bwrap_options(world: World) -> list[str]:
     return [
         *_namespaces(),
         *_file_systems(world.view),
-        *(_gpu_devices() if world.gpu else ()),
+        *(_gpu_devices() if world.gpu else _system_facts(world.view)),
         *_writable_places(world.limits),
+        *(("--remount-ro", "/proc") if world.gpu else ()),
         *("--clearenv",),
         *(word for name, value in world.environment.items() for word in ("--setenv", name, value)),
         *("--info-fd", str(world.info_fd), "--seccomp", str(world.filter_fd)),
@@ -97,15 +91,25 @@ def _file_systems(view: View) -> list[str]:
         words += ["--ro-bind", mount.source, mount.target]
     for content, path in view.links:
         words += ["--symlink", content, path]
-    return [*words, "--proc", "/proc", "--dev", "/dev"]
+    return [*words, "--dev", "/dev"]
+
+
+def _system_facts(view: View) -> list[str]:
+    """Without /proc the worker sees no mount table, which names host paths, and nothing else of the
+    kernel's. Libraries ask for the processor and the memory, the loader for the program's place."""
+    words = []
+    for path in READABLE_PROC:
+        words += ["--ro-bind-try", path, path]
+    return [*words, "--symlink", view.python, "/proc/self/exe"]
 
 
 def _gpu_devices() -> list[str]:
-    words = []
+    """CUDA reads its own memory map and the driver's settings, so it gets a whole /proc."""
+    words = ["--proc", "/proc"]
     numbered = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
     for name in (*numbered, *_GPU_DEVICES):
         words += ["--dev-bind-try", f"/dev/{name}", f"/dev/{name}"]
-    for path in _GPU_PATHS:
+    for path in GPU_PATHS:
         words += ["--ro-bind-try", path, path]
     return words
 

@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -113,11 +113,11 @@ def _title(sandbox: Sandbox) -> str:
 
 def probe_sandbox(sandbox: Sandbox) -> tuple[Fact, ...]:
     """Run the self-test in this sandbox; all facts are `ok` only if it held."""
-    with _playground() as (canary, model_dir):
+    with _playground() as (canary, model_dir), _listeners(canary) as listeners:
         program = Program(
             "capanode.sandbox.selftest",
             limits=_PROBE_LIMITS,
-            arguments=(str(canary),),
+            arguments=(str(canary), str(_socket_path(canary))),
             model_dir=model_dir,
         )
         try:
@@ -125,16 +125,44 @@ def probe_sandbox(sandbox: Sandbox) -> tuple[Fact, ...]:
         except SandboxError as error:
             return (Fact("start", False, str(error)),)
         try:
-            return _examine(process)
+            return _examine(process, listeners)
         finally:
             process.kill()
             process.popen.wait()
             process.close()
 
 
+def _socket_path(canary: Path) -> Path:
+    return canary.with_name("socket")
+
+
+@contextmanager
+def _listeners(canary: Path) -> Iterator[tuple[socket.socket, ...]]:
+    """Sockets of the host that take datagrams from everybody, by a path and by an abstract name."""
+    path = _socket_path(canary)
+    with ExitStack() as stack:
+        listeners = []
+        for name in (str(path), f"\0{path}"):
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            listener.bind(name)
+            listener.setblocking(False)
+            listeners.append(listener)
+        path.chmod(0o777)
+        yield tuple(listeners)
+
+
+def _heard_nothing(listener: socket.socket) -> Fact:
+    name = "host's abstract socket" if listener.getsockname()[:1] == b"\0" else "host's socket"
+    try:
+        listener.recv(1)
+    except BlockingIOError:
+        return Fact(name, True, "heard nothing")
+    return Fact(name, False, "A DATAGRAM ARRIVED")
+
+
 @contextmanager
 def _playground() -> Iterator[tuple[Path, Path]]:
-    """A file that everybody on the host may read, and a model that everybody may write: only the
+    """A file that every user of the host may read, and a model that every user may write: only the
     sandbox itself stands before them."""
     folder = Path(tempfile.mkdtemp(prefix="capanode-probe-"))
     try:
@@ -150,7 +178,7 @@ def _playground() -> Iterator[tuple[Path, Path]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _examine(process: SandboxedProcess) -> tuple[Fact, ...]:
+def _examine(process: SandboxedProcess, listeners: tuple[socket.socket, ...]) -> tuple[Fact, ...]:
     try:
         report = json.loads(_read_report(process.channel))
         attempts = [
@@ -158,11 +186,13 @@ def _examine(process: SandboxedProcess) -> tuple[Fact, ...]:
             for name, met in report["refused"].items()
         ]
         needs = [Fact(name, not met, met or "works") for name, met in report["works"].items()]
-        status = _read_status(process.find_program_pid() or 0)
+        pid = process.find_program_pid() or 0
+        outside = _outside_facts(_read_status(pid), os.getpriority(os.PRIO_PROCESS, pid))
     except (OSError, ValueError, KeyError):
         detail = _read_stderr(process) or "it ended or hung without a word"
         return (Fact("start", False, detail),)
-    return (*attempts, *needs, *_outside_facts(status))
+    heard = map(_heard_nothing, listeners)
+    return (*attempts, *needs, *outside, *heard)
 
 
 def _read_report(channel: socket.socket) -> bytes:
@@ -181,7 +211,7 @@ def _read_status(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _outside_facts(status: dict[str, str]) -> tuple[Fact, ...]:
+def _outside_facts(status: dict[str, str], nice: int) -> tuple[Fact, ...]:
     """What the host's kernel says of the process, which the process itself cannot colour."""
     user_ids = status["Uid"].split()
     capabilities = {name: int(status[name], 16) for name in ("CapEff", "CapPrm", "CapAmb")}
@@ -190,6 +220,7 @@ def _outside_facts(status: dict[str, str]) -> tuple[Fact, ...]:
         Fact("no capabilities", not any(capabilities.values()), status["CapEff"]),
         Fact("system-call filter in force", status["Seccomp"] == "2", status["Seccomp"]),
         Fact("no new privileges", status["NoNewPrivs"] == "1", status["NoNewPrivs"]),
+        Fact("stands back for the node", nice >= _PROBE_LIMITS.nice, f"nice {nice}"),
     )
 
 

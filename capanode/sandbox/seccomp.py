@@ -22,8 +22,8 @@ _KILL_PROCESS = 0x80000000
 _ALLOW = 0x7FFF0000
 _FAIL = 0x00050000
 
-# Offsets in `struct seccomp_data`. An argument is 64 bits wide; the calls checked here read only
-# its low half (ints and flag words), which is what the kernel acts on too.
+# Offsets in `struct seccomp_data`. An argument is 64 bits wide. Of ints and flag words the kernel
+# reads the low half only, and so does the filter; of pointers both halves are compared.
 _NUMBER_AT = 0
 _ARCHITECTURE_AT = 4
 _ARGUMENTS_AT = 16
@@ -38,8 +38,8 @@ _CALLS: dict[str, int] = {
     "writev": 20, "access": 21, "pipe": 22, "select": 23, "sched_yield": 24, "mremap": 25,
     "msync": 26, "mincore": 27, "madvise": 28, "dup": 32, "dup2": 33, "pause": 34,
     "nanosleep": 35, "getitimer": 36, "alarm": 37, "setitimer": 38, "getpid": 39, "sendfile": 40,
-    "sendto": 44, "recvfrom": 45, "sendmsg": 46, "recvmsg": 47, "shutdown": 48, "execve": 59,
-    "exit": 60, "wait4": 61, "uname": 63, "fcntl": 72, "flock": 73, "fsync": 74, "fdatasync": 75,
+    "recvfrom": 45, "shutdown": 48, "execve": 59, "exit": 60, "wait4": 61, "uname": 63,
+    "fsync": 74, "fdatasync": 75,
     "truncate": 76, "ftruncate": 77, "getdents": 78, "getcwd": 79, "chdir": 80, "rename": 82,
     "mkdir": 83, "rmdir": 84, "link": 86, "unlink": 87, "symlink": 88, "readlink": 89,
     "umask": 95, "gettimeofday": 96, "getrlimit": 97, "getrusage": 98, "sysinfo": 99,
@@ -61,13 +61,19 @@ _CALLS: dict[str, int] = {
     "rseq": 334, "close_range": 436, "faccessat2": 439, "epoll_pwait2": 441, "futex_waitv": 449,
 }  # fmt: skip
 
-# CUDA pins host memory, and its driver passes anonymous files to itself.
-_GPU_CALLS: dict[str, int] = {"mlock": 149, "munlock": 150, "memfd_create": 319, "mlock2": 325}
+# CUDA pins host memory, its driver passes anonymous files to itself, and its cache of compiled
+# kernels (in the scratch folder) is locked while it is written.
+_GPU_CALLS: dict[str, int] = {
+    "flock": 73, "mlock": 149, "munlock": 150, "memfd_create": 319, "mlock2": 325,
+}  # fmt: skip
 
 _IOCTL = 16
+_SENDTO = 44
 _SOCKETPAIR = 53
 _CLONE = 56
 _KILL = 62
+_FCNTL = 72
+_SETPRIORITY = 141
 _PRCTL = 157
 _SCHED_SETAFFINITY = 203
 _TGKILL = 234
@@ -80,12 +86,27 @@ _CLONE_THREAD_FLAGS = 0x00000100 | 0x00010000  # CLONE_VM | CLONE_THREAD
 _CLONE_NAMESPACE_FLAGS = 0x7E020000
 
 _AF_UNIX = 1
+_SOCK_STREAM = 1
+_SOCK_FLAGS = 0x800 | 0x80000  # SOCK_NONBLOCK | SOCK_CLOEXEC
+_PRIO_PROCESS = 0
+
+# DUPFD, GETFD, SETFD, GETFL, DUPFD_CLOEXEC. The others would signal another process (SETOWN,
+# SETOWN_EX, SETSIG, NOTIFY), make the node wait for us when it opens a file of ours (SETLEASE and
+# the locks), or grow kernel buffers that no limit of ours counts (SETPIPE_SZ).
+_FCNTL_COMMANDS = (0, 1, 2, 3, 1030)
+# GETLK, SETLK, SETLKW for the cache of compiled kernels; ADD_SEALS and GET_SEALS for memfds.
+_GPU_FCNTL_COMMANDS = (5, 6, 7, 1033, 1034)
+_F_SETFL = 4
+# With it the kernel sends a signal to a descriptor's owner on input.
+_O_ASYNC = 0x2000
 
 # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX: what Python asks of files and terminals.
+# Not among them: FIOASYNC, FIOSETOWN, SIOCSPGRP, which signal another process as fcntl does.
 _CPU_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
-# TIOCSTI, TIOCLINUX, TIOCSWINSZ type into or resize someone's terminal. The driver's own requests
-# are too many to list, so with a GPU everything else passes.
-_FORBIDDEN_GPU_IOCTLS = (0x5412, 0x541C, 0x5414)
+# The driver's own requests are too many to list, so with a GPU all pass but those of two groups,
+# by the byte that names the group: terminals and files (TIOCSTI, FIOASYNC), and sockets.
+_IOCTL_GROUP = 0xFF00
+_FORBIDDEN_IOCTL_GROUPS = (0x5400, 0x8900)
 
 # GET_PDEATHSIG, GET and SET_DUMPABLE, SET and GET_NAME, SET and GET_NO_NEW_PRIVS, and the naming of
 # anonymous maps. SET_PDEATHSIG is missing: without namespaces it is what ties us to the node.
@@ -98,12 +119,18 @@ class UnsupportedArchitecture(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """`number` is allowed if argument `index`, masked, is one of `values`."""
+    """`number` is allowed if each argument named by its index, masked, is one of the values."""
 
     number: int
+    arguments: tuple["_Argument", ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Argument:
     index: int
     values: tuple[int, ...]
     mask: int | None = None
+    is_high_half: bool = False
 
 
 def is_supported() -> bool:
@@ -125,8 +152,7 @@ def build_filter(*, gpu: bool = False, own_pid: int | None = None) -> bytes:
     program = _prologue()
     for check in _argument_checks(own_pid):
         program += _allow_if(check)
-    program += _ioctl_rule(gpu)
-    program += _clone_rule()
+    program += _fcntl_rule(gpu) + _ioctl_rule(gpu)
     allowed = _CALLS | (_GPU_CALLS if gpu else {})
     if own_pid is None:
         allowed = allowed | {"kill": _KILL, "tgkill": _TGKILL}
@@ -139,45 +165,81 @@ def build_filter(*, gpu: bool = False, own_pid: int | None = None) -> bytes:
 
 
 def _argument_checks(own_pid: int | None) -> list[_Check]:
+    only_self = (_Argument(0, (0,)),)  # Pid 0 is the caller itself.
     checks = [
-        _Check(_SOCKETPAIR, index=0, values=(_AF_UNIX,)),
-        _Check(_PRCTL, index=0, values=_PRCTL_OPTIONS),
-        # Pid 0 is the caller itself.
-        _Check(_PRLIMIT64, index=0, values=(0,)),
-        _Check(_SCHED_SETAFFINITY, index=0, values=(0,)),
+        # Datagrams name their receiver, so that a pair of them reaches every socket of the host
+        # that the file system or the abstract names show; a stream reaches its other end only.
+        _Check(
+            _SOCKETPAIR,
+            (
+                _Argument(0, (_AF_UNIX,)),
+                _Argument(1, (_SOCK_STREAM,), mask=0xFFFFFFFF ^ _SOCK_FLAGS),
+            ),
+        ),
+        # Without an address. sendmsg, which hides it behind a pointer as it does descriptors, is
+        # refused.
+        _Check(_SENDTO, (_Argument(4, (0,)), _Argument(4, (0,), is_high_half=True))),
+        _Check(_PRCTL, (_Argument(0, _PRCTL_OPTIONS),)),
+        _Check(_PRLIMIT64, only_self),
+        _Check(_SCHED_SETAFFINITY, only_self),
+        # Downwards: RLIMIT_NICE keeps a thread from taking back what it gave up.
+        _Check(_SETPRIORITY, (_Argument(0, (_PRIO_PROCESS,)), _Argument(1, (0,)))),
+        _Check(
+            _CLONE,
+            (
+                _Argument(
+                    0,
+                    (_CLONE_THREAD_FLAGS,),
+                    mask=_CLONE_THREAD_FLAGS | _CLONE_NAMESPACE_FLAGS,
+                ),
+            ),
+        ),
     ]
     if own_pid is not None:
-        checks += [_Check(number, index=0, values=(own_pid,)) for number in (_KILL, _TGKILL)]
+        checks += [_Check(number, (_Argument(0, (own_pid,)),)) for number in (_KILL, _TGKILL)]
     return checks
 
 
-def _clone_rule() -> bytes:
-    return _allow_if(
-        _Check(
-            _CLONE,
-            index=0,
-            values=(_CLONE_THREAD_FLAGS,),
-            mask=_CLONE_THREAD_FLAGS | _CLONE_NAMESPACE_FLAGS,
-        )
+def _fcntl_rule(gpu: bool) -> bytes:
+    commands = _FCNTL_COMMANDS + (_GPU_FCNTL_COMMANDS if gpu else ())
+    set_flags = _require(_Argument(2, (0,), mask=_O_ASYNC)) + _return(_ALLOW)
+    return _for_call(
+        _FCNTL,
+        _load_argument(1)
+        + b"".join(_return_if(command, _ALLOW) for command in commands)
+        + _jump(_JUMP_EQUAL, _F_SETFL, if_true=0, if_false=len(set_flags) // 8)
+        + set_flags
+        + _return(_FAIL | errno.EPERM),
     )
 
 
 def _ioctl_rule(gpu: bool) -> bytes:
-    if not gpu:
-        return _allow_if(_Check(_IOCTL, index=1, values=_CPU_IOCTLS))
     body = _load_argument(1)
-    for request in _FORBIDDEN_GPU_IOCTLS:
-        body += _jump(_JUMP_EQUAL, request, if_true=0, if_false=1) + _return(_FAIL | errno.EPERM)
-    return _for_call(_IOCTL, body + _return(_ALLOW))
+    body += b"".join(_return_if(request, _ALLOW) for request in _CPU_IOCTLS)
+    if gpu:
+        body += _instruction(_AND, _IOCTL_GROUP)
+        for group in _FORBIDDEN_IOCTL_GROUPS:
+            body += _return_if(group, _FAIL | errno.EPERM)
+    return _for_call(_IOCTL, body + _return(_ALLOW if gpu else _FAIL | errno.EPERM))
 
 
 def _allow_if(check: _Check) -> bytes:
-    body = _load_argument(check.index)
-    if check.mask is not None:
-        body += _instruction(_AND, check.mask)
-    for value in check.values:
-        body += _jump(_JUMP_EQUAL, value & 0xFFFFFFFF, if_true=0, if_false=1) + _return(_ALLOW)
-    return _for_call(check.number, body + _return(_FAIL | errno.EPERM))
+    return _for_call(check.number, b"".join(map(_require, check.arguments)) + _return(_ALLOW))
+
+
+def _require(argument: _Argument) -> bytes:
+    """Go on if the argument has one of its values, refuse the call else."""
+    body = _load_argument(argument.index, is_high_half=argument.is_high_half)
+    if argument.mask is not None:
+        body += _instruction(_AND, argument.mask)
+    for left, value in zip(range(len(argument.values) - 1, -1, -1), argument.values, strict=True):
+        # Over the comparisons that are left, and the refusal behind them.
+        body += _jump(_JUMP_EQUAL, value & 0xFFFFFFFF, if_true=left + 1, if_false=0)
+    return body + _return(_FAIL | errno.EPERM)
+
+
+def _return_if(value: int, action: int) -> bytes:
+    return _jump(_JUMP_EQUAL, value, if_true=0, if_false=1) + _return(action)
 
 
 def _for_call(number: int, body: bytes) -> bytes:
@@ -196,8 +258,8 @@ def _prologue() -> bytes:
     )
 
 
-def _load_argument(index: int) -> bytes:
-    return _instruction(_LOAD, _ARGUMENTS_AT + 8 * index)
+def _load_argument(index: int, *, is_high_half: bool = False) -> bytes:
+    return _instruction(_LOAD, _ARGUMENTS_AT + 8 * index + (4 if is_high_half else 0))
 
 
 def _return(action: int) -> bytes:

@@ -1,15 +1,20 @@
 """Runs inside a fresh sandbox and tries what must not work there: `python -m
-capanode.sandbox.selftest CANARY`. Reports one JSON object over its channel and waits, so that the
-node can look at it from outside, until the channel closes.
+capanode.sandbox.selftest CANARY SOCKET`.
+
+Reports one JSON object over its channel and waits, so that the node can look at it from outside,
+until the channel closes.
 
 Standard library only, so that it starts fast and proves the sandbox, not the model's libraries.
 """
 
+import array
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -22,44 +27,38 @@ from capanode.sandbox.limits import apply_limits
 _AF_VSOCK = 40
 _CLONE_NEWUSER = 0x10000000
 
+# Requests that give a descriptor an owner whom the kernel then signals. Python names not all.
+_F_SETOWN_EX = 15
+_FIOASYNC, _FIOSETOWN, _SIOCSPGRP = 0x5452, 0x8901, 0x8902
+
+# Descriptors that were inherited may lie above the limit that is in force since.
+_DESCRIPTORS_MAX = 4_096
+
 
 def main() -> None:
     surroundings = read_surroundings()
     apply_limits(surroundings.limits)
     channel = surroundings.open_channel()
-    channel.sendall(json.dumps(_report(Path(sys.argv[1]), surroundings)).encode() + b"\n")
+    canary, host_socket = sys.argv[1:3]
+    report = _report(canary, host_socket, surroundings)
+    channel.sendall(json.dumps(report).encode() + b"\n")
     while channel.recv(64):
         pass
     os._exit(0)
 
 
-def _report(canary: Path, surroundings: Surroundings) -> dict[str, dict[str, str]]:
+def _report(canary: str, host_socket: str, surroundings: Surroundings) -> dict[str, dict[str, str]]:
     """`refused`: what each forbidden attempt met ("" if it worked). `works`: what a worker needs,
     with what went wrong ("" if nothing)."""
-    model, scratch = surroundings.model_dir, surroundings.scratch_dir
-    refused: dict[str, Callable[[], object]] = {
-        "internet socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close(),
-        "unix socket": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).close(),
-        "netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
-        "vsock socket": lambda: socket.socket(_AF_VSOCK, socket.SOCK_STREAM).close(),
-        "read a file outside": canary.read_bytes,
-        "read the password file": Path("/etc/passwd").read_bytes,
-        "list a folder outside": lambda: os.listdir(canary.parent),
-        "write to the model": lambda: (model / "written").write_bytes(b"x"),
-        "change the model": lambda: (model / "model.txt").open("r+b").close(),
-        "write to the program": lambda: Path(__file__).open("r+b").close(),
-        "fork": _fork,
-        "make a user namespace": lambda: _call("unshare", _CLONE_NEWUSER),
-        "become root": lambda: os.setuid(0),
-        "change a file's mode": lambda: os.chmod(scratch, 0o700),
-        "trace a process": lambda: _call("ptrace", 16, 1, 0, 0),
-        "make an anonymous file": lambda: os.close(os.memfd_create("x")),
-        "raise a limit": _raise_limit,
-        "signal the node": lambda: _signal_outside(),
+    refused = {
+        **_file_attempts(Path(canary), surroundings),
+        **_socket_attempts(host_socket),
+        **_signal_attempts(),
+        **_privilege_attempts(surroundings),
     }
     works: dict[str, Callable[[], object]] = {
-        "read the model": (model / "model.txt").read_bytes,
-        "write to scratch": lambda: (scratch / "written").write_bytes(b"x"),
+        "read the model": (surroundings.model_dir / "model.txt").read_bytes,
+        "write to scratch": lambda: (surroundings.scratch_dir / "written").write_bytes(b"x"),
         "start a thread": _start_thread,
         "allocate memory": lambda: bytearray(1 << 20),
         "inherit nothing else": lambda: _check_descriptors(surroundings.channel_fd),
@@ -67,6 +66,75 @@ def _report(canary: Path, surroundings: Surroundings) -> dict[str, dict[str, str
     return {
         "refused": {name: _attempt(action) for name, action in refused.items()},
         "works": {name: _attempt(action) for name, action in works.items()},
+    }
+
+
+_Attempts = dict[str, Callable[[], object]]
+
+
+def _file_attempts(canary: Path, surroundings: Surroundings) -> _Attempts:
+    model = surroundings.model_dir
+    return {
+        "read a file outside": canary.read_bytes,
+        "read the password file": Path("/etc/passwd").read_bytes,
+        "list a folder outside": lambda: os.listdir(canary.parent),
+        "write to the model": lambda: (model / "written").write_bytes(b"x"),
+        "change the model": lambda: (model / "model.txt").open("r+b").close(),
+        "write to the program": lambda: Path(__file__).open("r+b").close(),
+        "read the mount table": Path("/proc/self/mountinfo").read_bytes,
+        "read the node's environment": Path(f"/proc/{os.getppid()}/environ").read_bytes,
+        "change a file's mode": lambda: os.chmod(surroundings.scratch_dir, 0o700),
+        "lease a file": lambda: _with_file(model, fcntl.F_SETLEASE, fcntl.F_RDLCK),
+        "watch a folder": lambda: _with_file(surroundings.scratch_dir, fcntl.F_NOTIFY, 0x1),
+        "lock a file": lambda: _with_file(model, fcntl.F_SETLK, bytes(32)),
+        "make an anonymous file": lambda: os.close(os.memfd_create("x")),
+        "grow a pipe": lambda: _with_pipe(fcntl.F_SETPIPE_SZ, 1 << 20),
+    }
+
+
+def _socket_attempts(host_socket: str) -> _Attempts:
+    """`host_socket` is the path, and the abstract name, of two sockets that hear datagrams."""
+    return {
+        "internet socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close(),
+        "unix socket": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM).close(),
+        "netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close(),
+        "vsock socket": lambda: socket.socket(_AF_VSOCK, socket.SOCK_STREAM).close(),
+        "datagram to a socket": lambda: _send_datagram(socket.SOCK_DGRAM, host_socket),
+        "datagram to an abstract socket": lambda: _send_datagram(
+            socket.SOCK_DGRAM, f"\0{host_socket}"
+        ),
+        "packet to a socket": lambda: _send_datagram(socket.SOCK_SEQPACKET, host_socket),
+        "address on a stream": lambda: _send_datagram(socket.SOCK_STREAM, host_socket),
+        "pass a descriptor": _pass_descriptor,
+    }
+
+
+def _signal_attempts() -> _Attempts:
+    """Each way to have a signal sent to another process; where the node is not visible, the
+    sandbox's own process stands for it, and the request itself must be refused."""
+    node = os.getppid() or os.getpid()
+    owner = array.array("i", (1, node))
+    return {
+        "signal the node": _signal_outside,
+        "own input for the node": lambda: _with_pipe(fcntl.F_SETOWN, node),
+        "own input for the node, extended": lambda: _with_pipe(_F_SETOWN_EX, owner.tobytes()),
+        "choose the signal": lambda: _with_pipe(fcntl.F_SETSIG, signal.SIGUSR1),
+        "signal on input": lambda: _with_pipe(fcntl.F_SETFL, os.O_NONBLOCK | os.O_ASYNC),
+        "signal on input by ioctl": lambda: _ioctl(_FIOASYNC, 1),
+        "own input by ioctl": lambda: _ioctl(_FIOSETOWN, node),
+        "own a socket by ioctl": lambda: _ioctl(_SIOCSPGRP, node),
+    }
+
+
+def _privilege_attempts(surroundings: Surroundings) -> _Attempts:
+    return {
+        "fork": _fork,
+        "make a user namespace": lambda: _call("unshare", _CLONE_NEWUSER),
+        "become root": lambda: os.setuid(0),
+        "trace a process": lambda: _call("ptrace", 16, 1, 0, 0),
+        "raise a limit": _raise_limit,
+        "take back its priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 0),
+        "set another's priority": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid() or 1, 19),
     }
 
 
@@ -107,6 +175,41 @@ def _signal_outside() -> None:
     os.kill(parent, 0)
 
 
+def _send_datagram(kind: int, address: str) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    with ours, theirs:
+        ours.sendto(b"from the sandbox", address)
+
+
+def _pass_descriptor() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        socket.send_fds(ours, [b"x"], [0])
+
+
+def _with_file(path: Path, command: int, argument: int | bytes) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(descriptor, command, argument)
+    finally:
+        os.close(descriptor)
+
+
+def _with_pipe(command: int, argument: int | bytes) -> None:
+    ends = os.pipe()
+    try:
+        fcntl.fcntl(ends[0], command, argument)
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def _ioctl(request: int, argument: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        fcntl.ioctl(ours, request, array.array("i", (argument,)).tobytes())
+
+
 def _start_thread() -> None:
     thread = threading.Thread(target=lambda: None)
     thread.start()
@@ -114,10 +217,18 @@ def _start_thread() -> None:
 
 
 def _check_descriptors(channel_fd: int) -> None:
-    """The standard three, the channel, and the one that lists them."""
-    extra = {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, channel_fd}
-    if len(extra) > 1:
+    """Only the standard three and the channel are open."""
+    extra = set(filter(_is_open, range(_DESCRIPTORS_MAX))) - {0, 1, 2, channel_fd}
+    if extra:
         raise ValueError(f"open descriptors: {sorted(extra)}")
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from capanode.sandbox.limits import Limits, tasks_of_user
 from capanode.sandbox.privileges import WORKER_USER_ID
 from capanode.sandbox.seccomp import UnsupportedArchitecture, build_filter
 from capanode.sandbox.view import (
+    GPU_PATHS,
     MODEL_TARGET,
     READABLE_DEVICES,
     READABLE_PROC,
@@ -192,7 +193,10 @@ class _Start:
         self.program = replace(self.program, limits=replace(limits, processes_max=processes_max))
         model = str(self.program.model_dir.resolve()) if self.program.model_dir else ""
         rules = FileRules(
-            readable=(*self.view.sources, str(code_dir), *READABLE_PROC, *READABLE_DEVICES),
+            readable=(
+                *(*self.view.sources, str(code_dir), *READABLE_PROC, *READABLE_DEVICES),
+                *(("/proc/self", *GPU_PATHS) if self.program.gpu else ()),
+            ),
             writable=(str(scratch_dir),),
             devices=("/dev/null", *(_gpu_device_paths() if self.program.gpu else ())),
             gpu=self.program.gpu,

@@ -17,9 +17,17 @@ SCRATCH_TARGET = "/tmp"  # noqa: S108 - the sandbox's own, empty and private
 CODE_TARGET = "/code"
 _SITE_TARGET = "/site"
 
-# What a program may read of the host where it has no view of its own.
+# What a program may read of the host's devices and kernel; not /proc/self, whose mount table names
+# host paths. GPU_PATHS are for the driver.
 READABLE_DEVICES = ("/dev/urandom", "/dev/random", "/dev/zero")
-READABLE_PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
+READABLE_PROC = ("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
+GPU_PATHS = (
+    "/sys/module/nvidia",
+    "/sys/module/nvidia_uvm",
+    "/sys/bus/pci",
+    "/sys/devices",
+    "/proc/driver/nvidia",
+)
 
 # A Python that shares its prefix with the rest of the system: binding the whole prefix would show
 # every program and file there, so only Python's own parts are bound.

@@ -41,8 +41,8 @@ from capanode.worker.spec import (
     parse_engine_options,
 )
 from protocol.errors import Code, RemoteProtocolError
-from protocol.payload import decode_input
 from protocol.pricing import Units
+from protocol.tasks import decode_input
 
 _RECEIVE_BYTES = 256 * 1024
 _FRAMES_LOGGED_MAX = 8

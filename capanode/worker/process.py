@@ -10,13 +10,12 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 import trio
 
 from capanode.engines.base import EngineInfo
-from capanode.sandbox.limits import resident_bytes
+from capanode.sandbox.limits import resident_bytes, stand_back
 from capanode.sandbox.spawn import Sandbox, SandboxedProcess
 from capanode.worker.frames import (
     Cancelled,
@@ -52,9 +51,6 @@ MEMORY_POLL_S = 0.05
 SHUTDOWN_GRACE_S = 1.0
 # From the end of its stream to the end of the process, and the other way round.
 EXIT_GRACE_S = 1.0
-# What a worker adds to its chance of being chosen when the machine is out of memory: the node
-# and its receipts should outlive it.
-_VICTIM_SCORE = "500"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +234,7 @@ class WorkerProcess:
             if pid is None:
                 pid = self._process.find_program_pid()
                 if pid is not None:
-                    _prefer_as_victim(pid)
+                    stand_back(pid, self._spec.limits.nice)
             elif resident_bytes(pid) > limit:
                 what = f"the worker used more than {limit // MIB} MiB of memory"
                 self._end(Code.OUT_OF_MEMORY, what)
@@ -300,8 +296,3 @@ def _explain_exit(status: int | None, *, is_ready: bool) -> tuple[Code, str]:
             name = signal.Signals(number).name
             return Code.WORKER_CRASHED, f"the worker was killed by {name} {when}"
     return Code.WORKER_CRASHED, f"the worker ended with status {status} {when}"
-
-
-def _prefer_as_victim(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        Path(f"/proc/{pid}/oom_score_adj").write_text(_VICTIM_SCORE)

@@ -7,14 +7,6 @@ from pathlib import Path
 from capanode.sandbox.limits import Limits
 from capanode.sandbox.spawn import Program
 from capanode.sandbox.view import own_packages
-from protocol.messages import Task
-
-# By name, because only the worker may import them: they import torch.
-ENGINES = {
-    Task.CAUSAL_LM: "capanode.engines.causal_lm:CausalLM",
-    Task.EMBEDDING: "capanode.engines.embedding:TextEmbedder",
-    Task.IMAGE_CLASSIFICATION: "capanode.engines.image:ImageClassifier",
-}
 
 # How the process ends, told apart by the node. 70 is sysexits' word for an internal error.
 EXIT_LOAD_FAILED = 69

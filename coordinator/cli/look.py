@@ -34,8 +34,9 @@ from protocol.envelope import open_envelope
 from protocol.limits import TOKENS_MAX
 from protocol.messages import Constraints, NodeOffer, Objective, Task
 from protocol.money import format_credits
-from protocol.pricing import PriceSheet, Units
+from protocol.pricing import PRICE_POSITIONS, PriceSheet, Units
 from protocol.services import NodesAsk, NodeSummary, QuoteAsk, QuoteReply
+from protocol.tasks import TASKS
 
 NODE_HEADINGS = (
     "node",
@@ -158,19 +159,17 @@ async def _list_nodes(market: MarketSession, model: str) -> list[NodeSummary]:
 
 
 def _quote_units(task: Task, tokens_in: int, tokens_out: int) -> Units:
-    if task is Task.IMAGE_CLASSIFICATION:
-        return Units(images=1)
-    return Units(tokens_in, tokens_out if task is Task.CAUSAL_LM else 0)
+    counts = Units(tokens_in, tokens_out, images=1)
+    return Units(**{unit: getattr(counts, unit) for unit in TASKS[task].units})
 
 
 def _price_text(price: PriceSheet) -> str:
-    positions = (
-        ("in/M", price.input_nano_per_mtok),
-        ("out/M", price.output_nano_per_mtok),
-        ("image", price.image_nano),
-        ("request", price.request_nano),
-    )
-    return ", ".join(f"{format_credits(nano)} {name}" for name, nano in positions if nano) or "free"
+    asked = [
+        f"{format_credits(nano)} {position.label}"
+        for position in PRICE_POSITIONS
+        if (nano := position.of(price))
+    ]
+    return ", ".join(asked) or "free"
 
 
 def _node_rows(summary: NodeSummary) -> list[tuple[object, ...]]:

@@ -166,7 +166,7 @@ def error_of(
 ) -> ApiError:
     """The HTTP form of a wire code. `is_billed` says that a part was delivered and paid, so that
     sending the request again would pay twice; `input_param` is where this route has its input."""
-    answer = ANSWERS[code]
+    answer = answer_to(code)
     should_retry = answer.should_retry or retry_after_ms is not None
     if should_retry and answer.status == 429 and retry_after_ms is None:
         retry_after_ms = RETRY_AFTER_MS
@@ -182,12 +182,17 @@ def error_of(
     )
 
 
+def answer_to(code: Code) -> Answer:
+    """What HTTP says for a wire code; one of a later version is the market's own failure."""
+    return ANSWERS.get(code, ANSWERS[Code.INTERNAL])
+
+
 def api_error_of(error: CoordinatorError) -> ApiError:
     """The HTTP form of any error of ours. Only those that were written for users are passed on:
     others may name a file or a statement."""
     if isinstance(error, ApiError):
         return error
-    code = error.code if ANSWERS[error.code].words is not None else Code.INTERNAL
+    code = error.code if answer_to(error.code).words is not None else Code.INTERNAL
     return error_of(code, "")
 
 

@@ -12,8 +12,9 @@ from coordinator.db.jobs import record_job
 from coordinator.db.leases import LeaseTerms, list_leases_of, record_lease
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
-from coordinator.leasing.open_leases import OpenLease, OpenLeases
+from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.receipts import ReceiptTaker
+from coordinator.leasing.registry import LeaseRegistry
 from coordinator.ledger.postings import hold, lease_id_of
 from coordinator.ledger.refusals import IdTakenError
 from coordinator.ledger.transfers import Result
@@ -33,8 +34,6 @@ from protocol.services import NodesAsk, NodesReply, QuoteAsk, QuoteReply, Settle
 
 log = structlog.get_logger(__name__)
 
-# A client tries five nodes; twice that is somebody who only wants holds.
-LEASES_PER_JOB_MAX = 10
 # Money bounds a client's holds, unless nodes give their work away: each open lease is a few
 # kilobytes of ours, for up to eleven minutes. Twice what the largest gateway has in flight.
 LEASES_PER_CLIENT_MAX = 10_000
@@ -48,7 +47,7 @@ class LeaseDesk:
         self,
         key: SigningKey,
         market: Market,
-        leases: OpenLeases,
+        leases: LeaseRegistry,
         receipts: ReceiptTaker,
         writer: LedgerWriter,
         *,
@@ -90,21 +89,14 @@ class LeaseDesk:
         self, request: Signed[JobRequest], exclude: frozenset[PeerId], payer: Payer | None
     ) -> Granted:
         now_ms = self._clock.now_ms()
-        # Clients choose ids: whoever learns one must not use up its owner's attempts.
-        if self._leases.request_of(request.message.job_id) not in (None, request.digest):
-            raise RemoteProtocolError(
-                "another request has this job's id: choose a new one", code=Code.ALREADY_EXISTS
-            )
-        attempt = self._leases.attempts(request.message.job_id)
-        if attempt >= LEASES_PER_JOB_MAX:
-            raise RemoteProtocolError("this job was leased too often", code=Code.REPLAYED)
+        attempt = self._leases.jobs.next_attempt(request)
         if self._leases.count_of(request.message.client) >= LEASES_PER_CLIENT_MAX:
             raise RemoteProtocolError(
                 f"this client has {LEASES_PER_CLIENT_MAX} leases open: settle some first",
                 code=Code.RATE_LIMITED,
                 retry_after_ms=LEASES_FULL_RETRY_MS,
             )
-        deadline_at_ms = self._deadline_at_ms(request.message, now_ms)
+        deadline_at_ms = self._leases.jobs.deadline_at_ms(request.message, now_ms=now_ms)
         choice = self._market.choose(
             request.message,
             exclude=exclude,
@@ -130,12 +122,7 @@ class LeaseDesk:
         return await self._receipts.accept(receipt, acceptance)
 
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
-        opened = self._leases.get(lease.message.lease_id)
-        if opened is not None:
-            if not observation.has_receipt:
-                self._leases.bound(opened, observation.delivered)
-            opened.judge(self._market, observation)
-        self._market.book.release(lease.message.lease_id)
+        self._leases.observe(lease.message.lease_id, observation)
 
     async def quote(self, ask: QuoteAsk) -> QuoteReply:
         return self._market.quote(ask)
@@ -148,13 +135,6 @@ class LeaseDesk:
         if payer is None or payer.remaining_nano is None:
             return None
         return self._leases.budgets.available_nano(payer.api_key_id, payer.remaining_nano)
-
-    def _deadline_at_ms(self, asked: JobRequest, now_ms: int) -> int:
-        """The request's deadline by our own clock. The client's may be half a minute off, and a
-        job of twenty seconds would then be over before it began: so how long it may take counts
-        from when we first leased it."""
-        known = self._leases.deadline_at_ms(asked.job_id)
-        return known if known is not None else now_ms + asked.deadline_at_ms - asked.issued_at_ms
 
     def _terms(
         self,
@@ -188,8 +168,7 @@ class LeaseDesk:
         lease, granted = opened.lease, opened.lease.message
         expires_at_ms = opened.hold_expires_at_ms
         # Counted before it is durable, or a burst would all be matched to the same node.
-        self._leases.add(opened)
-        self._market.reserve(granted, expires_at_ms=expires_at_ms)
+        self._leases.grant(opened)
         rows = (
             record_job(
                 request,
@@ -211,8 +190,7 @@ class LeaseDesk:
             raise RemoteProtocolError(str(error), code=error.code) from error
         finally:
             if posted is not Result.CREATED:
-                self._leases.end(granted.lease_id)
-                self._market.book.release(granted.lease_id)
+                self._leases.end(opened)
         if posted is not Result.CREATED:
             raise _leased_before()
 
@@ -221,7 +199,7 @@ class LeaseDesk:
         we were restarted between its attempts."""
         stored = await self._database.read(list_leases_of, client, job_id)
         if stored:
-            self._leases.recall(open_envelope(stored[-1].envelope, Lease).message)
+            self._leases.jobs.note(open_envelope(stored[-1].envelope, Lease).message)
 
 
 class _LeasedBeforeError(RemoteProtocolError):

@@ -1,4 +1,4 @@
-"""From a receipt to a payment: when, and in which transfers. How much is in `verdicts`.
+"""From a receipt to a payment: when. How much is in `verdicts`, in which transfers in `payments`.
 
 - A receipt whose verdict is certain is paid at once.
 - One that waits for its client's word is paid after ACCEPTANCE_WITHIN_MS: a client that vanishes
@@ -11,34 +11,22 @@
 A receipt is acknowledged when it is durable, and repeating it changes nothing.
 """
 
-from contextlib import suppress
-
 import structlog
 
-from coordinator.db.bulk import Record
 from coordinator.db.engine import Database
-from coordinator.db.jobs import record_job_end
-from coordinator.db.leases import find_lease, record_lease_end
-from coordinator.db.receipts import (
-    find_receipt,
-    list_pending_receipts,
-    record_receipt,
-)
-from coordinator.db.writer import LedgerWriter
+from coordinator.db.leases import find_lease
+from coordinator.db.receipts import find_receipt, list_pending_receipts, record_receipt
 from coordinator.errors import CoordinatorError
-from coordinator.leasing.open_leases import OpenLease, OpenLeases
-from coordinator.ledger.machine import Chain
-from coordinator.ledger.postings import capture, capture_late
-from coordinator.ledger.refusals import HoldEndedError, PostingRefusedError
-from coordinator.ledger.transfers import Result, Transfer
-from coordinator.market.market import Market
+from coordinator.leasing.open_lease import OpenLease
+from coordinator.leasing.registry import LeaseRegistry
+from coordinator.settling.payments import TOO_LATE, Payments
 from coordinator.settling.verdicts import Verdict, judge_receipt
 from protocol.blame import Observation, blame_by_receipt
 from protocol.clock import Clock
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId
-from protocol.job_state import JobState, LeaseState, ReceiptState
+from protocol.job_state import ReceiptState
 from protocol.messages import Acceptance, Finish, Receipt
 from protocol.receipts import check_acceptance, check_receipt
 from protocol.services import SettleReply
@@ -50,7 +38,6 @@ ACCEPTANCE_WITHIN_MS = 15_000
 # A hold that ends sooner than this cannot wait for its client: the sweep that pays it comes every
 # two seconds, and a busy ledger or a short outage takes some more.
 PAY_BEFORE_EXPIRY_MS = ACCEPTANCE_WITHIN_MS + 10_000
-_TOO_LATE = "the receipt came after its hold had ended"
 # Client and node both hand a receipt in, the second within seconds: this many are remembered, so
 # that it costs neither signatures nor queries. A kilobyte each.
 REMEMBERED_MAX = 4_096
@@ -64,19 +51,15 @@ class ReceiptDesk:
     def __init__(
         self,
         database: Database,
-        writer: LedgerWriter,
-        market: Market,
-        leases: OpenLeases,
+        leases: LeaseRegistry,
+        payments: Payments,
         *,
         clock: Clock,
-        fee_bps: int,
     ) -> None:
         self._database = database
-        self._writer = writer
-        self._market = market
         self._leases = leases
+        self._payments = payments
         self._clock = clock
-        self._fee_bps = fee_bps
         # By the receipt's bytes as signed; the oldest first.
         self._settled: dict[bytes, SettleReply] = {}
 
@@ -104,7 +87,7 @@ class ReceiptDesk:
             check_acceptance(acceptance, receipt)
         now_ms = self._clock.now_ms()
         if not opened.is_payable(now_ms):
-            raise RemoteProtocolError(_TOO_LATE, code=Code.EXPIRED)
+            raise RemoteProtocolError(TOO_LATE, code=Code.EXPIRED)
         is_last_call = now_ms + PAY_BEFORE_EXPIRY_MS >= opened.hold_expires_at_ms
         return await self._store(receipt, acceptance, opened, is_overdue=is_last_call)
 
@@ -133,6 +116,18 @@ class ReceiptDesk:
                 paid += 1
         return paid
 
+    async def expire(self) -> int:
+        """Give back the holds whose time is over. Returns how many; call again if many."""
+        by_hold = self._leases.by_hold()
+        expired = await self._payments.expire(by_hold)
+        for pending in expired:
+            opened = by_hold.get(pending.id)
+            if opened is not None:
+                self._leases.end(opened)
+                granted = opened.lease.message
+                log.info("hold_expired", job_id=granted.job_id, lease_id=granted.lease_id)
+        return len(expired)
+
     async def _store(
         self,
         receipt: Signed[Receipt],
@@ -158,71 +153,14 @@ class ReceiptDesk:
             now_ms=self._clock.now_ms(),
         )
         if verdict.amount_nano is None:
-            await self._submit(Chain(()), (row,))
+            await self._payments.store(row)
             opened.has_receipt = True
             return SettleReply(verdict.state, billed.amount_nano)
-        await self._pay(opened, billed, verdict.amount_nano, row)
+        await self._payments.pay(opened, billed, verdict.amount_nano, row)
         reply = SettleReply(verdict.state, verdict.amount_nano)
         self._remember(receipt.raw, reply)
         self._close(opened, receipt, verdict)
         return reply
-
-    async def _pay(
-        self, opened: OpenLease, billed: Receipt, amount_nano: int, receipt_row: Record
-    ) -> None:
-        """Resolve the hold and pay, in one chain. That the receipt came in time is decided before;
-        the hold may have timed out since, also between our look at the clock and the books' own."""
-
-        async def post(*, is_late: bool) -> None:
-            make = capture_late if is_late else capture
-            chain = make(opened.funds, amount_nano, billed.node, fee_bps=self._fee_bps)
-            state = _lease_state(amount_nano, is_late=is_late)
-            rows = _rows_of_end(opened, state, billed, now_ms)
-            await self._submit(chain, (receipt_row, *rows))
-
-        now_ms = self._clock.now_ms()
-        if now_ms < opened.hold_expires_at_ms:
-            with suppress(_HoldTimedOutError):
-                await post(is_late=False)
-                return
-        await post(is_late=True)
-        log.info("receipt_paid_late", job_id=billed.job_id, lease_id=billed.lease_id)
-
-    async def expire(self) -> int:
-        """Give back the holds whose time is over. Returns how many; call again if many."""
-        now_ms = self._clock.now_ms()
-
-        def rows_of(pending: Transfer) -> tuple[Record, ...]:
-            opened = by_hold.get(pending.id)
-            if opened is None:
-                return ()
-            return _rows_of_end(opened, LeaseState.EXPIRED, None, now_ms)
-
-        def is_kept(pending: Transfer) -> bool:
-            opened = by_hold.get(pending.id)
-            return opened is not None and opened.is_payable(now_ms)
-
-        by_hold = self._leases.by_hold()
-        expired = await self._writer.expire_holds(rows_of, is_kept=is_kept)
-        for pending in expired:
-            opened = by_hold.get(pending.id)
-            if opened is not None:
-                self._forget(opened)
-                granted = opened.lease.message
-                log.info("hold_expired", job_id=granted.job_id, lease_id=granted.lease_id)
-        return len(expired)
-
-    async def _submit(self, chain: Chain, rows: tuple[Record, ...]) -> None:
-        try:
-            await self._writer.submit(chain, rows)
-        except PostingRefusedError as error:
-            if error.result is Result.PENDING_TRANSFER_ALREADY_EXPIRED:
-                raise _HoldTimedOutError(_TOO_LATE, code=Code.EXPIRED) from error
-            if isinstance(error, HoldEndedError) or error.result is Result.CHAIN_EXISTS_IN_PART:
-                raise RemoteProtocolError(_TOO_LATE, code=Code.EXPIRED) from error
-            raise RemoteProtocolError(str(error), code=error.code) from error
-        except CoordinatorError as error:
-            raise RemoteProtocolError(str(error), code=error.code) from error
 
     async def _accept_again(self, receipt: Signed[Receipt], lease_id: LeaseId) -> SettleReply:
         """A receipt for a lease that is not open: one that we have, or one that comes too late."""
@@ -236,7 +174,7 @@ class ReceiptDesk:
         # Pending, although its lease has ended: only another program can have expired the hold.
         # Nothing is left to wait for, and whoever asks must not ask for ever.
         if stored is None or stored.state is ReceiptState.PENDING:
-            raise RemoteProtocolError(_TOO_LATE, code=Code.EXPIRED)
+            raise RemoteProtocolError(TOO_LATE, code=Code.EXPIRED)
         # By digest: the same signed words may come in other wrapping.
         if open_envelope(stored.receipt, Receipt).digest != receipt.digest:
             raise RemoteProtocolError(
@@ -250,12 +188,10 @@ class ReceiptDesk:
             del self._settled[next(iter(self._settled))]
 
     def _close(self, opened: OpenLease, receipt: Signed[Receipt], verdict: Verdict) -> None:
-        billed = receipt.message
-        if self._leases.get(billed.lease_id) is not opened:
-            return  # Node and client handed it in together, and the other was first.
-        self._forget(opened, paid_nano=verdict.amount_nano or 0)
+        billed, paid_nano = receipt.message, verdict.amount_nano or 0
         # If the client was ours, it has told more than a receipt can, and this changes nothing.
-        opened.judge(self._market, _observation(billed))
+        if not self._leases.end(opened, paid_nano=paid_nano, observation=_observation(billed)):
+            return  # Node and client handed it in together, and the other was first.
         log.info(
             "receipt_settled",
             job_id=billed.job_id,
@@ -264,44 +200,6 @@ class ReceiptDesk:
             state=verdict.state.value,
             amount_nano=verdict.amount_nano,
         )
-
-    def _forget(self, opened: OpenLease, *, paid_nano: int = 0) -> None:
-        lease_id = opened.lease.message.lease_id
-        self._leases.end(lease_id, paid_nano=paid_nano)
-        self._market.book.release(lease_id)
-
-
-class _HoldTimedOutError(RemoteProtocolError):
-    """The books' time has passed a hold's timeout."""
-
-
-def _lease_state(paid_nano: int, *, is_late: bool) -> LeaseState:
-    """What becomes of a lease with its receipt: a hold that has timed out is not released."""
-    if paid_nano:
-        return LeaseState.SETTLED
-    return LeaseState.EXPIRED if is_late else LeaseState.RELEASED
-
-
-_JOB_STATES = {
-    LeaseState.SETTLED: JobState.SETTLED,
-    LeaseState.RELEASED: JobState.REFUSED,
-    LeaseState.EXPIRED: JobState.EXPIRED,
-}
-
-
-def _rows_of_end(
-    opened: OpenLease, state: LeaseState, billed: Receipt | None, now_ms: int
-) -> tuple[Record, ...]:
-    """What else is written when a lease's hold is resolved."""
-    granted = opened.lease.message
-    job_state = _JOB_STATES[state]
-    code = billed.code or None if billed is not None else None
-    if billed is not None and billed.finish not in (Finish.REFUSED, Finish.FAILED):
-        job_state = JobState.SETTLED  # A job may be complete and cost nothing.
-    return (
-        record_lease_end(granted.lease_id, state, now_ms=now_ms),
-        record_job_end(granted, job_state, ended_at_ms=now_ms, error_code=code),
-    )
 
 
 def _observation(receipt: Receipt) -> Observation:
@@ -319,7 +217,7 @@ def _observation(receipt: Receipt) -> Observation:
 
 
 def _code_of(text: str) -> Code:
-    """A newer node may name a code that we do not know: its own reasons, then."""
+    """A receipt's code; text that cannot be one stands for a failure of the node."""
     try:
         return Code(text)
     except ValueError:

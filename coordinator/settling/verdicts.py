@@ -2,20 +2,28 @@
 
 - A receipt that charges nothing frees the hold.
 - With an acceptance that agrees, the charge is paid.
-- Without one the node is paid too, once its client has had its time.
-- If client and node disagree, the smaller of their two charges is paid and the receipt is marked:
-  what both sides sign for is certain, the rest is a matter for reputation, not for a coin toss.
-- A stream that breaks leaves the client nothing to countersign. What our own client (the gateway)
-  counted of it then stands for its word, so that a node cannot break off and bill the maximum.
-  A client that got nothing, and did not cancel, pays nothing.
+- If client and node disagree, the smaller of their two charges is paid and the receipt is marked.
+  The client's later word is never taken for less than what it signed while the text streamed.
+- A client that got no receipt says what it got (`Delivery`); that word counts like an acceptance.
+- A receipt without any word of the client is a lone receipt. It is not paid before its job can be
+  over (`lone_receipt_due_ms`), and then only for what the client signed by its links, and one
+  window more if the lease says so. Without a job opening it is worth nothing: the client may never
+  have come. Before the first link one window is paid at most, input and output together.
+- An answer in one piece (embedding, image) has no windows: there the exposure is that one job.
+
+The rules are the same for every buyer, the coordinator's own gateway included.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from protocol.countersigning import UNOPENED, Proof, terms_of
 from protocol.job_state import ReceiptState
 from protocol.messages import Acceptance, Lease, Receipt
-from protocol.pricing import Units
+from protocol.pricing import Units, cost_nano
 from protocol.receipts import charge_nano
+
+# A client that is there hands its word in within seconds of the end.
+LONE_RECEIPT_GRACE_MS = 15_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,71 @@ class Verdict:
     amount_nano: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class ClientWord:
+    """What is known of the client's side of a job that has a receipt.
+
+    `acceptance` is its countersignature; `delivered` what it said that it got when it saw no
+    receipt; `proof` what it signed while the text streamed.
+    """
+
+    acceptance: Acceptance | None = None
+    delivered: Units | None = None
+    proof: Proof = UNOPENED
+
+
+def lone_receipt_due_ms(lease: Lease) -> int:
+    """When a receipt may be paid without its client's word: not while the job may still run. The
+    stamps of a lease are the coordinator's own, so that no other clock matters."""
+    return lease.deadline_at_ms + LONE_RECEIPT_GRACE_MS
+
+
+def judge(receipt: Receipt, lease: Lease, word: ClientWord, *, is_due: bool) -> Verdict:
+    """The rules above, for evidence that was already checked."""
+    if receipt.amount_nano == 0:
+        return Verdict(ReceiptState.SETTLED, 0)
+    if word.acceptance is not None and word.acceptance.agrees:
+        return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
+    counted = word.acceptance.units if word.acceptance is not None else word.delivered
+    if counted is not None:
+        counted = _at_least(counted, word.proof, receipt.units)
+        return _smaller(receipt, charge_nano(lease.price, counted, receipt.finish))
+    if not is_due:
+        return Verdict(ReceiptState.PENDING, None)
+    return _smaller(receipt, lone_amount_nano(receipt, lease, word.proof))
+
+
+def lone_amount_nano(receipt: Receipt, lease: Lease, proof: Proof) -> int:
+    """What a receipt is worth on the node's word and the client's links alone."""
+    if not proof.is_opened:
+        return 0
+    if not lease.units_max.output_tokens:
+        return receipt.amount_nano
+    window_tokens = terms_of(lease).window_tokens if lease.pays_tails else 0
+    billed, price = receipt.units, lease.price
+    if proof.has_countersigned:
+        payable = Units(
+            input_tokens=min(billed.input_tokens, proof.input_tokens_max),
+            output_tokens=min(billed.output_tokens, proof.output_tokens + window_tokens),
+            images=billed.images,
+        )
+    else:
+        input_tokens = min(billed.input_tokens, window_tokens)
+        payable = Units(
+            input_tokens=input_tokens,
+            output_tokens=min(billed.output_tokens, window_tokens - input_tokens),
+        )
+        # Nothing but tokens is paid so early: a price per request would be earned by opening.
+        price = replace(price, request_nano=0)
+    charged_nano = charge_nano(price, payable, receipt.finish)
+    return min(charged_nano, receipt.amount_nano)
+
+
+def amount_without_receipt_nano(delivered: Units, lease: Lease) -> int:
+    """What a client owes by its own word, for a job whose node never handed a receipt in."""
+    return cost_nano(lease.price, delivered) if delivered != Units() else 0
+
+
 def judge_receipt(
     receipt: Receipt,
     acceptance: Acceptance | None,
@@ -34,19 +107,20 @@ def judge_receipt(
     is_overdue: bool,
     delivered: Units | None = None,
 ) -> Verdict:
-    """The rules above, for evidence that was already checked. `delivered` is what our own client
-    counted, if its stream broke before it could countersign."""
-    if receipt.amount_nano == 0:
-        return Verdict(ReceiptState.SETTLED, 0)
-    if acceptance is None and delivered is not None:
-        return _smaller(receipt, charge_nano(lease.price, delivered, receipt.finish))
-    if acceptance is None:
-        if is_overdue:
-            return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
-        return Verdict(ReceiptState.PENDING, None)
-    if acceptance.agrees:
+    """As `judge`, for callers that do not read the client's links: a lone receipt is paid whole."""
+    word = ClientWord(acceptance, delivered)
+    if acceptance is None and delivered is None and is_overdue and receipt.amount_nano:
         return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
-    return _smaller(receipt, charge_nano(lease.price, acceptance.units, receipt.finish))
+    return judge(receipt, lease, word, is_due=is_overdue)
+
+
+def _at_least(counted: Units, proof: Proof, billed: Units) -> Units:
+    """A client cannot take back what it signed, and a node gets no more than it bills."""
+    return Units(
+        input_tokens=max(counted.input_tokens, min(proof.input_tokens_min, billed.input_tokens)),
+        output_tokens=max(counted.output_tokens, min(proof.output_tokens, billed.output_tokens)),
+        images=counted.images,
+    )
 
 
 def _smaller(receipt: Receipt, counted_nano: int) -> Verdict:

@@ -4,6 +4,7 @@ attempt ended: the name of the error, or "" where it worked. Takes one JSON argu
 
 import ctypes
 import errno
+import fcntl
 import json
 import mmap
 import os
@@ -53,6 +54,14 @@ _CALLS = {
     "fanotify_init": (300, 0, 0),
 }
 
+# What the kernel tells of a process, its mounts and its host.
+_TELLING_FILES = (
+    *("/proc/1/cmdline", "/proc/1/environ", "/proc/self/mounts", "/proc/self/mountinfo"),
+    *("/proc/thread-self/mountinfo", "/proc/self/mountstats", "/proc/self/maps"),
+    *("/proc/self/cgroup", "/proc/mounts", "/proc/cmdline", "/proc/modules", "/proc/net/unix"),
+    *("/proc/sys/kernel/random/boot_id", "/proc/stat", "/proc/keys", "/etc/hostname"),
+)
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -85,6 +94,7 @@ def attempt_network() -> dict[str, str]:
             name: _attempt(lambda family=family: socket.socket(family).close())  # type: ignore[misc]
             for name, family in families.items()
         },
+        "datagram pair": _attempt(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)),
         "vsock": _attempt(lambda: socket.socket(40).close()),
         "name lookup": _attempt(lambda: socket.getaddrinfo("example.com", 80)),
         "loopback": _attempt(lambda: socket.create_connection(("127.0.0.1", 22), timeout=1)),
@@ -161,15 +171,23 @@ def start_threads(limit: int) -> dict[str, int]:
 def describe(surroundings: Surroundings) -> dict[str, object]:
     return {
         "environment": dict(os.environ),
-        "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd")),
+        "descriptors": [number for number in range(4_096) if _is_open(number)],
         "channel": surroundings.channel_fd,
         "user": os.getuid(),
         "groups": os.getgroups(),
-        "command": _text("/proc/1/cmdline"),
-        "mounts": _text("/proc/self/mounts"),
+        "command": [*sys.orig_argv],
+        **{path: _text(path) for path in _TELLING_FILES},
         "processes": _names("/proc"),
         "root": _names("/"),
     }
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
 
 
 def _text(path: str) -> str:

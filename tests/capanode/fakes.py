@@ -13,9 +13,9 @@ from capanode.admission import Admission, AdmissionRules
 from capanode.announce import OwnOffers
 from capanode.engines.base import EngineInfo, Failed, Finished, Produced, Started
 from capanode.jobs import JobServer
+from capanode.measurements import Speed
 from capanode.outbox import InlineRunner, Outbox
 from capanode.outbox_store import OutboxStore
-from capanode.pricing_policy import Speed
 from capanode.seats import Seats
 from capanode.served import ServedModel
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
@@ -40,10 +40,11 @@ from protocol.net.channels import Channel
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
 from protocol.net.pool import StreamPool
-from protocol.payload import GenerationInput, decode_input
+from protocol.payload import GenerationInput
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.services import JOB_PROTOCOL
 from protocol.session import ClientEvent, ClientJob, Ended, Refused
+from protocol.tasks import decode_input
 from tests.protocol.makers import CLIENT, COORDINATOR, NODE, PRICE, make_lease, make_request
 
 STEP_S = 0.01

@@ -8,14 +8,15 @@ import trio
 from PIL import Image
 from trio.testing import MockClock
 
-from capanode.benchmark import SpeedCache, grey_png, measure_speed, speed_key
+from capanode.benchmark import SpeedCache, measure_speed, speed_key
 from capanode.engines.base import EngineInfo, Failed, Finished, Produced, Started
 from capanode.errors import BenchmarkError
-from capanode.pricing_policy import Speed
+from capanode.measurements import Speed, grey_png
 from protocol.errors import Code
 from protocol.messages import Hardware, Task
-from protocol.payload import EmbeddingInput, ImageInput, decode_input
+from protocol.payload import EmbeddingInput, ImageInput
 from protocol.pricing import Units
+from protocol.tasks import decode_input
 from tests.capanode.fakes import STEP_S, FakeWorker
 from tests.protocol.makers import MODEL
 

@@ -1,6 +1,7 @@
 import pytest
 
-from capanode.pricing_policy import Speed, Wages, hourly_nano, propose_price
+from capanode.measurements import Speed
+from capanode.pricing_policy import Wages, hourly_nano, propose_price
 from protocol.messages import Hardware, Task
 from protocol.money import NANO_PER_CREDIT
 from protocol.pricing import PRICE_NANO_MAX

@@ -3,6 +3,7 @@
 import os
 import sys
 import sysconfig
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,14 @@ from capanode.sandbox import bwrap
 from capanode.sandbox.bwrap import World, bwrap_candidates, bwrap_options
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.launch import FileRules, Launch, parse_launch
-from capanode.sandbox.limits import Limits, limits_for_model, resident_bytes, tasks_of_user
+from capanode.sandbox.limits import (
+    NICE_DEFAULT,
+    Limits,
+    limits_for_model,
+    resident_bytes,
+    stand_back,
+    tasks_of_user,
+)
 from capanode.sandbox.spawn import Program, Sandbox
 from capanode.sandbox.view import MODEL_TARGET, Mount, own_packages, plan_view
 from protocol.messages import IsolationTier
@@ -101,6 +109,16 @@ def test_gpu_devices_are_added_only_when_asked_for(tmp_path: Path) -> None:
     assert ("/dev/nvidiactl", "/dev/nvidiactl") in option_pairs(words, "--dev-bind-try")
 
 
+def test_no_process_file_system_is_mounted_without_a_gpu(tmp_path: Path) -> None:
+    """Its mount tables name host paths."""
+    words = bwrap_options(world(tmp_path))
+    assert "--proc" not in words
+    assert ("/proc/cpuinfo", "/proc/cpuinfo") in option_pairs(words, "--ro-bind-try")
+    with_gpu = bwrap_options(world(tmp_path, gpu=True))
+    assert with_gpu[with_gpu.index("--proc") + 1] == "/proc"
+    assert "/proc" in [b for a, b in pairwise(with_gpu) if a == "--remount-ro"]
+
+
 def test_every_tmpfs_is_bounded(tmp_path: Path) -> None:
     words = bwrap_options(world(tmp_path))
     for index in [i for i, word in enumerate(words) if word == "--tmpfs"]:
@@ -147,6 +165,15 @@ def test_limits_grow_with_the_model() -> None:
 def test_resident_size_is_read_for_the_living_only() -> None:
     assert resident_bytes(os.getpid()) > 1 << 20
     assert resident_bytes(2**22 + 1) == 0
+
+
+def test_limits_say_how_far_a_worker_stands_back() -> None:
+    assert limits_for_model(0).nice == NICE_DEFAULT
+    assert limits_for_model(0, nice=3).nice == 3
+
+
+def test_standing_back_of_a_process_that_is_gone_is_no_error() -> None:
+    stand_back(2**22 + 1, 10)
 
 
 def test_own_tasks_are_counted() -> None:

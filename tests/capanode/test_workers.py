@@ -7,7 +7,8 @@ from capanode.hardware import GpuReport, Machine
 from capanode.models.errors import UnknownModelError
 from capanode.models.store import ModelStore
 from capanode.settings import ModelSettings
-from capanode.workers import DEFAULT_SLOTS, GPU_SLOTS, MODELS_MAX, THREADS_MAX, plan_models
+from capanode.tasks import NODE_TASKS
+from capanode.workers import GPU_SLOTS, MODELS_MAX, THREADS_MAX, plan_models
 from protocol.ids import Digest, sha256_digest
 from protocol.manifest import ModelFile, ModelManifest
 from protocol.messages import Task
@@ -35,8 +36,8 @@ def test_all_models_of_the_store_are_served_if_none_is_listed(store: ModelStore)
     add_model(store, "b-model", task=Task.EMBEDDING)
     plans = plan_models((), store, MACHINE, gpu=False)
     assert [(plan.name, plan.slots, plan.threads, plan.price) for plan in plans] == [
-        ("a-model", DEFAULT_SLOTS[Task.CAUSAL_LM], 2, None),
-        ("b-model", DEFAULT_SLOTS[Task.EMBEDDING], 2, None),
+        ("a-model", NODE_TASKS[Task.CAUSAL_LM].cpu_slots, 2, None),
+        ("b-model", NODE_TASKS[Task.EMBEDDING].cpu_slots, 2, None),
     ]
 
 

@@ -21,6 +21,8 @@ from coordinator.buyer.spec import JobSpec
 from coordinator.db.accounts import find_account
 from coordinator.db.engine import Connection, Database, InlineRunner, open_database
 from coordinator.db.writer import post_one
+from coordinator.leasing.granting import LeaseDesk
+from coordinator.leasing.registry import LeaseRegistry
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import credit
 from coordinator.runtime import Runtime
@@ -294,6 +296,20 @@ class SmallMarket:
         report = self.audit()
         assert report.is_green, report.findings
         assert report.held_nano == 0
+
+
+def restarted_desk(market: SmallMarket) -> LeaseDesk:
+    """One that knows what a new process knows: of leases that have ended, nothing."""
+    coordinator = market.coordinator
+    return LeaseDesk(
+        coordinator.key,
+        coordinator.market,
+        LeaseRegistry(coordinator.market),
+        coordinator.receipts,
+        coordinator.writer,
+        database=market.database,
+        clock=market.clock,
+    )
 
 
 def give_credit(conn: Connection, peer: PeerId, amount_nano: int, now_ms: int) -> None:

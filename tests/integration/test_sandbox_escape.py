@@ -3,12 +3,14 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from capanode.sandbox import probe
 from capanode.sandbox.probe import probe_isolation, probe_sandbox
-from capanode.sandbox.spawn import Sandbox
+from capanode.sandbox.spawn import Program, Sandbox
 from protocol.messages import IsolationTier
 from tests.capanode.sandbox_makers import (
     REPOSITORY,
@@ -103,15 +105,24 @@ def test_worker_sees_no_more_than_it_needs(sandbox: Sandbox, model: Path) -> Non
     finally:
         del os.environ["CAPANODE_TEST_SECRET"]
     assert "do not show" not in str(seen["environment"])
-    assert len(set(seen["descriptors"]) - {0, 1, 2, seen["channel"]}) <= 1
+    assert set(seen["descriptors"]) == {0, 1, 2, seen["channel"]}
     assert seen["user"] != 0
     assert 0 not in seen["groups"]
+    told = {name: text for name, text in seen.items() if name.startswith(("/proc", "/etc"))}
+    assert set(told.values()) <= {"ENOENT", "EACCES"}, told
     if sandbox.tier is IsolationTier.BWRAP:
         assert seen["user"] == 65_534
         assert str(REPOSITORY / "capanode") not in str(seen)
         assert str(model) not in str(seen)
-        assert {name for name in seen["processes"] if name.isdigit()} == {"1"}
+        assert {"cpuinfo", "self"} <= set(seen["processes"]) <= {"cpuinfo", "meminfo", "self"}
         assert {"home", "etc", "var", "work"}.isdisjoint(seen["root"])
+
+
+def test_filter_for_a_gpu_holds_as_well(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver needs memfds, locks and its own memory map; all else is as without a GPU."""
+    monkeypatch.setattr(probe, "Program", partial(Program, gpu=True))
+    worked = {fact.name for fact in probe_sandbox(sandbox) if not fact.ok}
+    assert worked <= {"make an anonymous file", "lock a file", "read the mount table"}
 
 
 def test_program_that_does_not_start_is_said_so(model: Path) -> None:

@@ -121,11 +121,15 @@ def test_worker_is_unprivileged_in_the_eyes_of_the_host(sandbox: Sandbox, model:
     process = sandbox.spawn(escape_program(model, SMALL_LIMITS, do="sleep"))
     try:
         assert process.channel.recv(100)
-        status = Path(f"/proc/{process.find_program_pid()}/status").read_text()
+        pid = process.find_program_pid()
+        assert pid is not None
+        status = Path(f"/proc/{pid}/status").read_text()
+        nice = os.getpriority(os.PRIO_PROCESS, pid)
     finally:
         process.kill()
         process.popen.wait()
         process.close()
+    assert nice == SMALL_LIMITS.nice
     fields = dict(line.split(":\t") for line in status.splitlines())
     assert "0" not in fields["Uid"].split()
     assert "0" not in fields["Gid"].split()

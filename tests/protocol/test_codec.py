@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec import decode, encode
-from protocol.errors import Code, RemoteProtocolError
+from protocol.errors import Code, ErrorBody, RemoteProtocolError
 from protocol.messages import JobRequest, Lease, NodeOffer, Receipt
 from protocol.payload import Chunk, GenerationInput
 from protocol.pricing import PriceSheet, Units
@@ -180,3 +180,77 @@ def test_a_type_that_cannot_travel_is_our_bug() -> None:
 
     with pytest.raises(TypeError, match="cannot travel"):
         decode(Bad, msgpack.packb({"value": 1}))
+
+
+# What a later version may say, and what no version may.
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    colour: Colour
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    pictures: tuple[Painted, ...]
+    colours: tuple[Colour, ...] = ()
+    frame: Painted | None = None
+
+
+def gallery(**fields: object) -> bytes:
+    packed: bytes = msgpack.packb({"pictures": [], **fields})
+    return packed
+
+
+def test_an_item_with_an_unknown_word_is_left_out_of_its_list() -> None:
+    data = gallery(pictures=[{"colour": "red"}, {"colour": "ultraviolet"}, {"colour": "blue"}])
+    assert decode(Gallery, data).pictures == (Painted(Colour.RED), Painted(Colour.BLUE))
+
+
+def test_an_item_that_is_wrong_in_another_way_spoils_the_message() -> None:
+    assert refused(Gallery, gallery(pictures=[{"colour": 7.5}])) is Code.MALFORMED
+    assert refused(Gallery, gallery(pictures=[{"number": 1}])) is Code.MALFORMED
+
+
+def test_an_unknown_word_outside_a_list_of_messages_is_refused() -> None:
+    # Leaving a word out of a list of words would change what the list says.
+    assert refused(Gallery, gallery(colours=["red", "ultraviolet"])) is Code.MALFORMED
+    assert refused(Gallery, gallery(frame={"colour": "ultraviolet"})) is Code.MALFORMED
+
+
+@pytest.mark.parametrize("place", ["message", "nested message", "list item"])
+def test_a_field_that_comes_twice_is_refused(place: str) -> None:
+    twice = b"\x82" + 2 * (msgpack.packb("number") + msgpack.packb(1))
+    plain = {name: msgpack.packb(value) for name, value in msgpack.unpackb(encode(SAMPLE)).items()}
+    if place == "message":
+        data = b"\x88" + b"".join(msgpack.packb(name) + v for name, v in plain.items())
+        data += msgpack.packb("name") + plain["name"]
+    else:
+        plain["inner" if place == "nested message" else "items"] = (
+            twice if place == "nested message" else b"\x91" + twice
+        )
+        data = b"\x87" + b"".join(msgpack.packb(name) + v for name, v in plain.items())
+    assert refused(Sample, data) is Code.MALFORMED
+
+
+@pytest.mark.parametrize("name", ["name", "data", "flag", "colour", "inner", "items"])
+def test_nil_is_refused_where_the_default_is_not_absent(name: str) -> None:
+    assert refused(Sample, with_field(name, None)) is Code.MALFORMED
+
+
+def test_nil_says_absent_where_that_is_the_default() -> None:
+    assert decode(Sample, with_field("note", None)).note is None
+
+
+@pytest.mark.parametrize("code", ["busy", "moon_phase"])
+def test_a_code_travels_whether_this_version_lists_it_or_not(code: str) -> None:
+    body = decode(ErrorBody, msgpack.packb({"code": code, "message": ""}))
+    assert body.code == code
+    assert decode(ErrorBody, encode(body)) == body
+
+
+@pytest.mark.parametrize("code", ["", "Busy", "a b", "x\ny", "x" * 65, 7, None])
+def test_a_code_that_is_not_a_word_is_refused(code: object) -> None:
+    data = msgpack.packb({"code": code, "message": ""})
+    assert refused(ErrorBody, data) is Code.MALFORMED

@@ -11,8 +11,8 @@ from protocol.payload import (
     EmbeddingOutput,
     GenerationInput,
     ImageInput,
-    decode_input,
 )
+from protocol.tasks import decode_input
 
 
 def test_inputs_survive_the_wire() -> None:

@@ -11,6 +11,7 @@ import capanode.outbox
 import coordinator.buyer.purchase
 import coordinator.leasing.control
 import coordinator.leasing.granting
+import coordinator.leasing.leased_jobs
 import coordinator.market.market
 import coordinator.market.matching.explain
 import coordinator.market.offers.book
@@ -54,6 +55,7 @@ NUMBER_PLACES = (
     coordinator.buyer.purchase,
     coordinator.leasing.control,
     coordinator.leasing.granting,
+    coordinator.leasing.leased_jobs,
     coordinator.market.market,
     coordinator.market.matching.explain,
     coordinator.market.offers.book,

@@ -16,7 +16,16 @@ import coordinator.cli.market_session
 import coordinator.leasing.control
 from coordinator.market.breaker import BreakerState
 from coordinator.market.matching.job import Reason
-from protocol import manifest, messages, payload, pricing, services, session
+from protocol import (
+    countersigning,
+    manifest,
+    messages,
+    payload,
+    pricing,
+    services,
+    session,
+    windows,
+)
 from protocol.blame import Blame, blame_for
 from protocol.errors import RETRYABLE_ELSEWHERE, Code, ErrorBody
 from protocol.framing import VERSION, FrameType
@@ -37,6 +46,10 @@ OTHER_MESSAGES: tuple[type, ...] = (
     session.OpenBody,
     session.AcceptedBody,
     session.JobErrorBody,
+    windows.Countersigned,
+    countersigning.JobOpening,
+    countersigning.JobAdmission,
+    countersigning.Delivery,
 )
 ROLES = {coordinator.cli.market_session.ROLE, capanode.jobs.ROLE, coordinator.leasing.control.ROLE}
 # In backticks on the page, beside what its own tables and the code define.
@@ -93,7 +106,9 @@ def wire_messages() -> dict[str, type]:
 
 
 def is_nullable(annotation: Any) -> bool:
-    return isinstance(annotation, types.UnionType) and type(None) in typing.get_args(annotation)
+    # A NewType with None makes the older kind of union.
+    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    return is_union and type(None) in typing.get_args(annotation)
 
 
 def type_word(annotation: Any) -> str:

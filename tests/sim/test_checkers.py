@@ -9,12 +9,11 @@ import pytest
 from capanode.seats import Seats
 from capanode.served import ServedModel
 from coordinator.buyer.attempt import AttemptResult
-from coordinator.leasing.open_leases import OpenLease, OpenLeases
+from coordinator.leasing.open_lease import OpenLease
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
 from protocol.envelope import seal
 from protocol.errors import Code
-from protocol.ids import LeaseId
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Finish, Task
 from protocol.pricing import PriceSheet, Units
@@ -208,8 +207,7 @@ def test_channels_are_bounded() -> None:
 
 def test_holds_belong_to_open_leases_and_end_in_time() -> None:
     lease = seal(COORDINATOR, make_lease(seal(CLIENT, make_request())))
-    leases = OpenLeases()
-    leases.add(OpenLease(lease, None))
+    leases = [OpenLease(lease, None)]
     ends_ms = lease.message.deadline_at_ms + RECEIPT_GRACE_MS
     ceiling_nano = lease.message.ceiling_nano
 
@@ -221,5 +219,5 @@ def test_holds_belong_to_open_leases_and_end_in_time() -> None:
     assert check(0, ends_ms + 1_000) == []
     assert len(check(ceiling_nano + 1, ends_ms)) == 1
     assert len(check(ceiling_nano, ends_ms + 1_001)) == 1
-    leases.end(LeaseId(lease.message.lease_id))
+    leases.clear()
     assert len(check(1, ends_ms)) == 1

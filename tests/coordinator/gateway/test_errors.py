@@ -78,3 +78,8 @@ def test_errors_that_were_not_written_for_users_are_not_shown() -> None:
     error = invalid("no", "x")
     assert api_error_of(error) is error
     assert isinstance(error, ApiError)
+
+
+def test_a_code_of_a_later_version_is_the_markets_own_failure() -> None:
+    error = error_of(Code("moon_phase"), "")
+    assert (error.status, error.api_code) == (500, "moon_phase")

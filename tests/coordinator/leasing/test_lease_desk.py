@@ -4,8 +4,6 @@ import dataclasses
 
 from trio.testing import MockClock
 
-from coordinator.leasing.granting import LeaseDesk
-from coordinator.leasing.open_leases import OpenLeases
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
@@ -14,7 +12,13 @@ from protocol.keys import SigningKey
 from protocol.messages import Finish, JobRequest, Receipt
 from protocol.payload import OutputDigest
 from protocol.pricing import Units
-from tests.coordinator.small_market import Script, SmallMarket, give_credit, open_small_market
+from tests.coordinator.small_market import (
+    Script,
+    SmallMarket,
+    give_credit,
+    open_small_market,
+    restarted_desk,
+)
 from tests.protocol.makers import STRANGER, make_request
 
 
@@ -61,20 +65,6 @@ async def lease_and_refuse(market: SmallMarket, request: Signed[JobRequest]) -> 
     )
     await market.coordinator.receipts.accept(seal(node.key, receipt), None)
     assert terms.attempt == 0
-
-
-def restarted_desk(market: SmallMarket) -> LeaseDesk:
-    """One that knows what a new process knows: of leases that have ended, nothing."""
-    coordinator = market.coordinator
-    return LeaseDesk(
-        coordinator.key,
-        coordinator.market,
-        OpenLeases(),
-        coordinator.receipts,
-        coordinator.writer,
-        database=market.database,
-        clock=market.clock,
-    )
 
 
 async def test_a_job_goes_on_after_a_restart_between_its_attempts(

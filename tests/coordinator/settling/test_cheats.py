@@ -203,25 +203,6 @@ async def test_a_lease_that_was_refused_leaves_nothing_in_the_way_of_the_next(
         market.assert_books_are_closed()
 
 
-async def test_an_id_that_an_earlier_process_used_counts_on_from_there(
-    autojump_clock: MockClock,
-) -> None:
-    """Its owner may try again, as often as without the restart; others are told that it is taken
-    (tests/coordinator/leasing/test_lease_desk.py)."""
-    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
-        request = make_request(market, market.buyer)
-        granted = await market.coordinator.desk.lease(request)
-        (node,) = (n for n in market.nodes if n.key.peer_id == granted.lease.message.node)
-        await node.hand_in(node._sign(granted.lease, (), Finish.REFUSED))
-        await trio.sleep(1)
-        market.coordinator.leases._jobs.clear()  # as a restart does
-        again = await market.coordinator.desk.lease(request)
-        assert again.lease.message.attempt == 1
-        assert again.lease.message.deadline_at_ms == granted.lease.message.deadline_at_ms
-        await trio.sleep(200)
-        market.assert_books_are_closed()
-
-
 async def test_offers_as_large_as_they_may_be_still_fit_a_page(autojump_clock: MockClock) -> None:
     """Otherwise twenty such nodes would keep everybody from listing any."""
 
@@ -322,4 +303,4 @@ async def test_a_client_cannot_open_leases_without_end(
         await trio.sleep(200)
         market.assert_books_are_closed()
         assert len(market.coordinator.leases) == 0
-        assert not market.coordinator.leases._counts
+        assert market.coordinator.leases.count_of(market.buyer.peer_id) == 0

@@ -6,14 +6,15 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator.app import restore_leases
 from coordinator.buyer.errors import JobFailed
 from coordinator.db.bulk import Record
 from coordinator.db.receipts import find_receipt
 from coordinator.db.writer import LedgerWriter
-from coordinator.leasing.open_leases import OpenLeases
+from coordinator.leasing.registry import LeaseRegistry
+from coordinator.leasing.restoring import restore_leases
 from coordinator.ledger.machine import Chain
 from coordinator.ledger.transfers import Result
+from coordinator.settling.payments import Payments
 from coordinator.settling.receipt_desk import ACCEPTANCE_WITHIN_MS, ReceiptDesk
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
@@ -137,7 +138,7 @@ async def test_a_receipt_of_another_node_is_refused(autojump_clock: MockClock) -
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_buy_until_cancelled, market)
             await trio.sleep(1)
-            (opened,) = market.coordinator.leases.by_hold().values()
+            (opened,) = market.coordinator.leases
             if opened.lease.message.node == thief.key.peer_id:
                 nursery.cancel_scope.cancel()
                 return
@@ -158,7 +159,7 @@ async def test_a_receipt_that_comes_late_is_paid_before_its_hold_runs_out(
     """Nobody works for nothing because its client let the lease lie, and then fell silent."""
     async with open_small_market(Script.ANSWER) as market:
         receipt = await lose_client(market)
-        (opened,) = market.coordinator.leases.by_hold().values()
+        (opened,) = market.coordinator.leases
         left_ms = opened.hold_expires_at_ms - market.clock.now_ms()
         await trio.sleep((left_ms - ACCEPTANCE_WITHIN_MS) / 1_000)
         reply = await market.nodes[0].hand_in(receipt)
@@ -184,7 +185,7 @@ async def test_a_hold_that_times_out_on_the_way_to_the_books_is_paid_all_the_sam
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         receipt = await lose_client(market)
-        (opened,) = market.coordinator.leases.by_hold().values()
+        (opened,) = market.coordinator.leases
         market.clock._epoch_ms += opened.hold_expires_at_ms - market.clock.now_ms() - 1
         submit = market.coordinator.writer.submit
 
@@ -213,7 +214,7 @@ async def test_a_pending_receipt_whose_hold_another_program_gave_back_is_refused
 
 def pass_expiry(market: SmallMarket) -> None:
     """As if the coordinator had been away until the hold was over."""
-    (opened,) = market.coordinator.leases.by_hold().values()
+    (opened,) = market.coordinator.leases
     market.clock._epoch_ms += opened.hold_expires_at_ms - market.clock.now_ms()
 
 
@@ -221,13 +222,13 @@ async def restart_after_expiry(market: SmallMarket) -> ReceiptDesk:
     """A coordinator that was killed before the hold's timeout, and started after it."""
     old = market.coordinator
     pass_expiry(market)
-    leases = OpenLeases()
-    await restore_leases(market.database, leases, old.market, now_ms=market.clock.now_ms())
     # The old one is dead: what it held in memory must not expire the hold first.
-    old.leases._by_id.clear()
-    return ReceiptDesk(
-        market.database, old.writer, old.market, leases, clock=market.clock, fee_bps=FEE_BPS
-    )
+    for opened in list(old.leases):
+        old.leases.end(opened)
+    leases = LeaseRegistry(old.market)
+    await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
+    payments = Payments(old.writer, clock=market.clock, fee_bps=FEE_BPS)
+    return ReceiptDesk(market.database, leases, payments, clock=market.clock)
 
 
 async def test_after_an_outage_receipts_are_taken_for_as_long_as_after_a_deadline(

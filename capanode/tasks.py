@@ -1,0 +1,69 @@
+"""What the node knows of each task, in one table: how it is run, sized, measured and priced.
+
+What both sides know of a task (its input, its units) is in `protocol.tasks`. Nothing else in this
+package branches on a task: a new one is a row here and an engine in `capanode.engines`.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from capanode.engines.base import EngineInfo
+from capanode.measurements import Speed, measure_embedding, measure_generation, measure_images
+from capanode.worker.jobs import JobWorker
+from protocol.messages import Task
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTaskSpec:
+    """How a node serves one task."""
+
+    # `module:Class`, by name because only the worker may import it: engines import torch.
+    engine: str
+    # `architectures` in config.json that the engine runs.
+    architectures: tuple[str, ...]
+    # What its model folder must hold beside config.json and the weights.
+    model_files: tuple[str, ...]
+    # How many jobs the engine is asked to run at once on a CPU. It takes fewer if its cache has no
+    # room: what it says when it is ready is what the node offers.
+    cpu_slots: int
+    # The start-up benchmark.
+    measure: Callable[[JobWorker, EngineInfo], Awaitable[Speed]]
+    # Which measured speed earns which price position.
+    earned_by: Mapping[str, str]
+
+
+NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
+    Task.CAUSAL_LM: NodeTaskSpec(
+        engine="capanode.engines.causal_lm:CausalLM",
+        architectures=("LlamaForCausalLM",),
+        model_files=("tokenizer.json",),
+        cpu_slots=16,
+        measure=measure_generation,
+        # A busy node batches, so output is priced by what several streams get done together.
+        earned_by={"input_per_mtok": "prefill_tps", "output_per_mtok": "batched_tps"},
+    ),
+    Task.EMBEDDING: NodeTaskSpec(
+        engine="capanode.engines.embedding:TextEmbedder",
+        architectures=("BertModel",),
+        model_files=("tokenizer.json",),
+        cpu_slots=4,
+        measure=measure_embedding,
+        earned_by={"input_per_mtok": "prefill_tps"},
+    ),
+    Task.IMAGE_CLASSIFICATION: NodeTaskSpec(
+        engine="capanode.engines.image:ImageClassifier",
+        architectures=("EfficientNetLite",),
+        model_files=("labels.json",),
+        cpu_slots=4,
+        measure=measure_images,
+        earned_by={"image": "batched_tps"},
+    ),
+}
+
+
+def task_of_architecture(architecture: object) -> Task | None:
+    """The task whose engine runs this architecture; None if no engine here does."""
+    for task, spec in NODE_TASKS.items():
+        if architecture in spec.architectures:
+            return task
+    return None

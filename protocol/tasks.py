@@ -1,0 +1,47 @@
+"""What both sides know of each task, in one table: its input, how its answer comes, what is metered
+and priced. A task is added here, and in the table of each package that serves or sells it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from protocol.codec import decode
+from protocol.messages import Task
+from protocol.payload import EmbeddingInput, GenerationInput, ImageInput, JobInput
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """One task on the wire."""
+
+    input_type: type[GenerationInput] | type[EmbeddingInput] | type[ImageInput]
+    # An answer that is streamed token by token; others come in one piece.
+    is_stream: bool
+    # The fields of Units that this task counts.
+    units: tuple[str, ...]
+    # The names of the price positions that a node proposes for it; `request` may be asked of all.
+    prices: tuple[str, ...]
+
+
+TASKS: Mapping[Task, TaskSpec] = {
+    Task.CAUSAL_LM: TaskSpec(
+        input_type=GenerationInput,
+        is_stream=True,
+        units=("input_tokens", "output_tokens"),
+        prices=("input_per_mtok", "output_per_mtok"),
+    ),
+    Task.EMBEDDING: TaskSpec(
+        input_type=EmbeddingInput,
+        is_stream=False,
+        units=("input_tokens",),
+        prices=("input_per_mtok",),
+    ),
+    Task.IMAGE_CLASSIFICATION: TaskSpec(
+        input_type=ImageInput, is_stream=False, units=("images",), prices=("image",)
+    ),
+}
+
+
+def decode_input(task: Task, payload: bytes) -> JobInput:
+    """Raises RemoteProtocolError if the payload is not an input for this task."""
+    return decode(TASKS[task].input_type, payload)
