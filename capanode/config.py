@@ -1,7 +1,7 @@
 """The node's configuration: defaults < file < environment < flags, resolved once into one object.
 
 Nothing else in `capanode` knows the environment or the file. What each setting means is in
-`capanode.settings`, how the sources are merged in `protocol.settings`.
+`capanode.settings`, how the sources are merged in `protocol.programs.settings`.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from typing import Any
 
 from capanode.settings import SETTINGS, CoordinatorAddress, ModelSettings
 from protocol.ids import PeerId
-from protocol.log import LogFormat
 from protocol.messages import DataCollection
-from protocol.settings import resolve_settings
+from protocol.programs.log import LogFormat
+from protocol.programs.settings import resolve_settings
 
 PROGRAM = "capanode"
 CONFIG_NAME = f"{PROGRAM}.toml"

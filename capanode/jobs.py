@@ -18,17 +18,18 @@ from capanode.engines.base import EngineEvent, Finished, Produced, Started
 from capanode.errors import OutboxError
 from capanode.metering import Meter, Timing, chunks_of
 from capanode.outbox import Outbox, Pending
+from capanode.worker.allowance import RunTerms
 from protocol.clock import Clock
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.keys import SigningKey
 from protocol.limits import CLOCK_SKEW_MAX_MS, LEASE_OPEN_WITHIN_MS
-from protocol.log import bind_job
 from protocol.messages import Finish, Lease, Receipt
 from protocol.net.channels import Channel, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.transport import Stream
 from protocol.pricing import Units
+from protocol.programs.log import bind_job
 from protocol.session import Accepted, CancelRequested, NodeEvent, NodeJob, Opened, Outgoing
 
 log = structlog.get_logger(__name__)
@@ -235,10 +236,16 @@ class ServedJob:
         payload, self._payload = self._payload, b""
         try:
             self._ticket.model.worker.submit(
-                self._ticket.lease_id, payload, self._on_event, log_id=self._job_id
+                self._ticket.lease_id, payload, self._on_event, terms=self._run_terms()
             )
         except RemoteProtocolError as error:
             self._end_with(error)
+
+    def _run_terms(self) -> RunTerms:
+        terms = self._job.terms
+        assert terms is not None
+        lease = terms[1].message
+        return RunTerms(lease.job_id, lease.client, lease.units_max.output_tokens)
 
     async def _listen(self) -> None:
         """What the client says while the job waits or runs. Raises as `_receive`."""

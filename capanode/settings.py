@@ -1,7 +1,7 @@
 """Each setting of a node: its name, its default, what it means, and how its text is read.
 
 One table serves the file, the environment, the command line, `config show` and the comments in a
-new configuration file. How the sources are merged is in `protocol.settings`.
+new configuration file. How the sources are merged is in `protocol.programs.settings`.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
-from protocol.log import LEVELS, LogFormat
 from protocol.messages import SLOTS_MAX, DataCollection
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
-from protocol.settings import (
+from protocol.programs.log import LEVELS, LogFormat
+from protocol.programs.settings import (
     Setting,
     read_addresses,
     read_choice,

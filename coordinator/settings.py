@@ -1,6 +1,6 @@
 """Each setting of a coordinator, and the frozen object that they resolve to.
 
-How sources are merged, and what a value may look like, is in `protocol.settings`.
+How sources are merged, and what a value may look like, is in `protocol.programs.settings`.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from typing import Any
 
 from protocol.ids import Digest, is_digest
 from protocol.limits import LIST_ITEMS_MAX
-from protocol.log import LEVELS, LogFormat
 from protocol.money import BASIS_POINTS
-from protocol.settings import (
+from protocol.programs.log import LEVELS, LogFormat
+from protocol.programs.settings import (
     Setting,
     read_addresses,
     read_choice,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.worker.allowance import DEFAULT_TERMS, RunTerms, cut_to
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
@@ -138,15 +139,17 @@ class SimWorker:
     def live_jobs(self) -> int:
         return len(self._live)
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
+    def submit(
+        self, job_id: str, payload: bytes, sink: EventSink, *, terms: RunTerms = DEFAULT_TERMS
+    ) -> None:
         """See `JobWorker.submit`."""
         if self.state is not WorkerState.READY:
             raise RemoteProtocolError("the worker is not ready", code=Code.MODEL_UNAVAILABLE)
         if self._ailments.refusals:
             raise RemoteProtocolError("this worker takes nothing", code=Code.BUSY)
-        self._book.add(job_id, sink)
-        job_input = decode_input(self._task, payload)
+        job_input = cut_to(terms.output_tokens_max, decode_input(self._task, payload))
         assert isinstance(job_input, GenerationInput | EmbeddingInput)
+        self._book.add(job_id, sink, terms)
         self._live[job_id] = _Live(answer_of(job_input))
         self.most_live = max(self.most_live, len(self._live))
         self._work.set()

@@ -3,10 +3,10 @@
 import typer
 
 from capanode.cli.options import ConfigFile, DataDir, Json, load_config
-from capanode.cli.output import print_json, print_table
 from capanode.config import PROGRAM
 from capanode.settings import SETTINGS, ModelSettings
 from protocol.money import format_credits
+from protocol.programs.output import print_json, print_table
 
 app = typer.Typer(help="The settings.", no_args_is_help=True)
 

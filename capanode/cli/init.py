@@ -5,9 +5,9 @@ import json
 import typer
 
 from capanode.cli.options import Announce, Coordinators, DataDir, Json, Listen, Region, load_config
-from capanode.cli.output import print_json, say
 from capanode.config import CONFIG_NAME, Config, new_config_text
-from protocol.keyfile import load_or_create_key_file
+from protocol.programs.keyfile import load_or_create_key_file
+from protocol.programs.output import print_json, say
 
 
 def init(

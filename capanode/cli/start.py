@@ -23,7 +23,7 @@ from capanode.cli.status import status_line
 from capanode.config import Config
 from capanode.node import Milestone
 from capanode.status import NodeStatus
-from protocol.log import LogFormat, configure_logging
+from protocol.programs.log import LogFormat, configure_logging
 
 # A script or a log file gets a line a minute, a terminal one that changes in place every second.
 _LINE_EVERY_S = 60.0

@@ -38,7 +38,8 @@ assert max(PAYLOAD_BYTES_MAX, OUTPUT_BYTES_MAX) <= BLOB_BYTES_MAX
 INLINE_BYTES_MAX = 4 * KIB
 
 JOB_ID_CHARS_MAX = 64
-EVENTS_MAX = 4_096
+# Above any step's: a started, a produced and a finished for each of the 256 jobs that slots allow.
+EVENTS_MAX = 1_024
 # A step yields one token a job; an engine that buffers for a stop string yields a few at once.
 TOKENS_PER_EVENT_MAX = 4_096
 TEXT_CHARS_MAX = 64 * KIB
@@ -74,11 +75,13 @@ class WorkerProtocolError(CapaError):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`job_id` is this run of a job, and not used twice at once; `log_id` is what logs call it."""
+    """`job_id` is this run of a job, and not used twice at once; `log_id` is what logs call it. The
+    answer ends after `output_tokens_max` tokens, whatever the payload asks for."""
 
     job_id: str
     payload: bytes
     log_id: str = ""
+    output_tokens_max: int = TOKENS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +159,8 @@ class FrameBuffer:
 
 def encode_command(command: Command) -> bytes:
     match command:
-        case Start(job_id, payload, log_id):
-            return _frame((Kind.START, job_id, log_id), payload)
+        case Start(job_id, payload, log_id, output_tokens_max):
+            return _frame((Kind.START, job_id, log_id, output_tokens_max), payload)
         case Cancel(job_id):
             return _frame((Kind.CANCEL, job_id))
         case Ping(number):
@@ -169,8 +172,8 @@ def encode_command(command: Command) -> bytes:
 def parse_command(header: Any, blob: memoryview) -> Command:
     """The worker's side: the node is trusted, so what does not fit is a bug and fails loudly."""
     match header:
-        case [Kind.START, str(job_id), str(log_id)]:
-            return Start(job_id, bytes(blob), log_id)
+        case [Kind.START, str(job_id), str(log_id), int(output_tokens_max)]:
+            return Start(job_id, bytes(blob), log_id, output_tokens_max)
         case [Kind.CANCEL, str(job_id)]:
             return Cancel(job_id)
         case [Kind.PING, int(number)]:
@@ -245,8 +248,10 @@ def parse_report(header: Any, blob: memoryview) -> Report:
     if type(header) is not list or not header or type(header[0]) is not int:
         raise WorkerProtocolError("a header is not a list that starts with its kind")
     if header[0] == Kind.EVENTS:
-        if len(header) != 2 or type(header[1]) is not list or len(header[1]) > EVENTS_MAX:
-            raise WorkerProtocolError("events are not a bounded list")
+        if len(header) != 2 or type(header[1]) is not list:
+            raise WorkerProtocolError("events are not a list")
+        if not 0 < len(header[1]) <= EVENTS_MAX:
+            raise WorkerProtocolError("a frame holds no events, or too many")
         return _parse_events(header[1], blob)
     if len(blob):
         raise WorkerProtocolError("a blob follows a report that has none")
@@ -360,6 +365,9 @@ def _frame(header: Iterable[object], blob: bytes = b"") -> bytes:
 
 def _unpack(header: memoryview) -> Any:
     try:
-        return msgpack.unpackb(header, raw=False, max_ext_len=0)
+        # A list is at most one step's events, or one event's tokens; no report holds a map.
+        return msgpack.unpackb(
+            header, raw=False, max_ext_len=0, max_map_len=0, max_array_len=TOKENS_PER_EVENT_MAX
+        )
     except (ValueError, msgpack.UnpackException, RecursionError):
         raise WorkerProtocolError("a header is not msgpack") from None

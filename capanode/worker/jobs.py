@@ -12,9 +12,9 @@ from typing import Protocol
 import trio
 
 from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.worker.allowance import DEFAULT_TERMS, Allowance, RunTerms
 from capanode.worker.frames import WorkerProtocolError
 from protocol.errors import Code, RemoteProtocolError
-from protocol.limits import OUTPUT_BYTES_MAX, TOKENS_MAX
 from protocol.pricing import Units
 
 EventSink = Callable[[EngineEvent], None]
@@ -24,6 +24,9 @@ JOBS_MAX = 1_024
 
 # A reader this far behind, with a bounded output, has stopped reading.
 QUEUED_EVENTS_MAX = 4_096
+
+# Started, and Finished or Failed.
+_EVENTS_AROUND_OUTPUT = 2
 
 
 class WorkerState(StrEnum):
@@ -47,11 +50,12 @@ class JobWorker(Protocol):
         """What the engine can do; None until it was ready once."""
         ...
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
-        """Run a job; `log_id` is what the worker's log calls it. `sink` is called with each of its
-        events as they arrive, the last of which is Finished or Failed; it must be quick, must not
-        raise, and is not called from inside `submit` or `cancel`. Raises RemoteProtocolError
-        (MODEL_UNAVAILABLE, BUSY, ALREADY_EXISTS)."""
+    def submit(
+        self, job_id: str, payload: bytes, sink: EventSink, *, terms: RunTerms = DEFAULT_TERMS
+    ) -> None:
+        """Run a job. `sink` is called with each of its events as they arrive, the last of which is
+        Finished or Failed; it must be quick, must not raise, and is not called from inside `submit`
+        or `cancel`. Raises RemoteProtocolError (MODEL_UNAVAILABLE, BUSY, ALREADY_EXISTS)."""
         ...
 
     def cancel(self, job_id: str) -> None:
@@ -62,9 +66,16 @@ class JobWorker(Protocol):
 @dataclass(slots=True)
 class _Job:
     sink: EventSink
+    allowance: Allowance
     is_started: bool = False
-    tokens: int = 0
-    output_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Leaving:
+    """Cancelled runs of one id: confirmations that are due, and events that may be on their way."""
+
+    confirmations: int = 0
+    events_left: int = 0
 
 
 class JobBook:
@@ -72,9 +83,8 @@ class JobBook:
 
     def __init__(self) -> None:
         self._jobs: dict[str, _Job] = {}
-        # Cancelled jobs whose last events may still be on their way, and how often each was
-        # cancelled: an id can be used again at once, and must not get its predecessor's events.
-        self._leaving: dict[str, int] = {}
+        # An id can be used again at once, and must not get its predecessor's events.
+        self._leaving: dict[str, _Leaving] = {}
 
     @property
     def live_jobs(self) -> int:
@@ -85,40 +95,50 @@ class JobBook:
         """True if nothing is expected of the worker."""
         return not self._jobs and not self._leaving
 
-    def add(self, job_id: str, sink: EventSink) -> None:
+    def add(self, job_id: str, sink: EventSink, terms: RunTerms = DEFAULT_TERMS) -> None:
         """Raises RemoteProtocolError."""
         if job_id in self._jobs:
             raise RemoteProtocolError("the job is running already", code=Code.ALREADY_EXISTS)
         if len(self._jobs) + len(self._leaving) >= JOBS_MAX:
             raise RemoteProtocolError("too many jobs for one worker", code=Code.BUSY)
-        self._jobs[job_id] = _Job(sink)
+        self._jobs[job_id] = _Job(sink, Allowance(terms))
 
     def remove(self, job_id: str) -> bool:
         """Forget a job; False if it is not live. The worker is expected to confirm."""
-        if self._jobs.pop(job_id, None) is None:
+        job = self._jobs.pop(job_id, None)
+        if job is None:
             return False
-        self._leaving[job_id] = self._leaving.get(job_id, 0) + 1
+        leaving = self._leaving.setdefault(job_id, _Leaving())
+        leaving.confirmations += 1
+        leaving.events_left += job.allowance.events_left + _EVENTS_AROUND_OUTPUT
         return True
 
     def confirm_removal(self, job_id: str) -> None:
         """Raises WorkerProtocolError."""
-        left = self._leaving.pop(job_id, 0) - 1
-        if left < 0:
+        leaving = self._leaving.get(job_id)
+        if leaving is None:
             raise WorkerProtocolError("the worker confirms what it was not told")
-        if left:
-            self._leaving[job_id] = left
+        leaving.confirmations -= 1
+        if not leaving.confirmations:
+            del self._leaving[job_id]
 
     def deliver(self, events: Iterable[EngineEvent]) -> None:
         """Hand each event to its job. Raises WorkerProtocolError where they make no sense."""
         jobs = self._jobs
         for event in events:
-            if event.job_id in self._leaving:
+            leaving = self._leaving.get(event.job_id)
+            if leaving is not None:
+                leaving.events_left -= 1
+                if leaving.events_left < 0:
+                    raise WorkerProtocolError("a cancelled job answers without end")
                 continue
             job = jobs.get(event.job_id)
             if job is None:
                 raise WorkerProtocolError("the worker speaks of a job that it does not have")
             if isinstance(event, Produced):
-                _account(job, event)
+                if not job.is_started:
+                    raise WorkerProtocolError("a job answered before it started")
+                job.allowance.take(event)
             elif isinstance(event, Started):
                 if job.is_started:
                     raise WorkerProtocolError("a job started twice")
@@ -133,16 +153,7 @@ class JobBook:
         jobs, self._jobs = self._jobs, {}
         self._leaving.clear()
         for job_id, job in jobs.items():
-            job.sink(Failed(job_id, code, message, Units(output_tokens=job.tokens)))
-
-
-def _account(job: _Job, event: Produced) -> None:
-    job.tokens += len(event.token_ids)
-    job.output_bytes += len(event.text) + len(event.data)
-    if not job.is_started:
-        raise WorkerProtocolError("a job answered before it started")
-    if job.tokens > TOKENS_MAX or job.output_bytes > OUTPUT_BYTES_MAX:
-        raise WorkerProtocolError("a job answers without end")
+            job.sink(Failed(job_id, code, message, Units(output_tokens=job.allowance.tokens)))
 
 
 def _check_end(job: _Job, event: Finished | Failed) -> None:
@@ -185,7 +196,9 @@ class JobEvents:
 
 
 @asynccontextmanager
-async def open_job(worker: JobWorker, job_id: str, payload: bytes) -> AsyncIterator[JobEvents]:
+async def open_job(
+    worker: JobWorker, job_id: str, payload: bytes, *, terms: RunTerms = DEFAULT_TERMS
+) -> AsyncIterator[JobEvents]:
     """Run a job for as long as the block is open: leaving it early cancels the job.
 
     A reader that falls behind loses the job, never its neighbours' progress. Raises as `submit`.
@@ -196,7 +209,7 @@ async def open_job(worker: JobWorker, job_id: str, payload: bytes) -> AsyncItera
         if not events.push(event):
             worker.cancel(job_id)
 
-    worker.submit(job_id, payload, receive)
+    worker.submit(job_id, payload, receive, terms=terms)
     try:
         yield events
     finally:

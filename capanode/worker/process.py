@@ -31,6 +31,7 @@ from capanode.worker.frames import (
     parse_report,
 )
 from capanode.worker.jobs import JobBook
+from capanode.worker.pace import Pace
 from capanode.worker.spec import EXIT_OUT_OF_MEMORY, WorkerSpec
 from capanode.worker.stderr_log import LogLine, StderrLog
 from protocol.errors import Code
@@ -41,6 +42,17 @@ UNSENT_BYTES_MAX = 64 * MIB
 
 _RECEIVE_BYTES = 256 * 1024
 _STDERR_BYTES = 16 * 1024
+
+# What a worker may make the node do, in events: passing one on takes some 20 µs, a read some 50 µs.
+# So a worker that talks without end costs half a core; the largest engines on the fastest cards
+# yield half as many tokens.
+_COST_PER_S = 20_000.0
+_COST_BURST = 4_000.0
+_READ_COST = 4
+# A worker prints a few lines at its start and one for a job that failed. A read of one byte costs
+# as much as one of a line.
+_STDERR_BYTES_PER_S = 64.0 * 1024
+_STDERR_BYTES_PER_READ = 256
 _LAST_READS_MAX = 8
 
 # How often a worker with jobs is looked at, and asked if it was silent since the last look.
@@ -153,6 +165,7 @@ class WorkerProcess:
 
     async def _receive(self) -> None:
         buffer = FrameBuffer()
+        pace = Pace(per_s=_COST_PER_S, burst=_COST_BURST)
         while True:
             await trio.lowlevel.wait_readable(self._channel)
             try:
@@ -164,19 +177,24 @@ class WorkerProcess:
             if not data:
                 break
             self._heard_at_s = trio.current_time()
+            cost = _READ_COST
             try:
                 for header, blob in buffer.feed(data):
-                    self._handle(parse_report(header, blob))
+                    cost += self._handle(parse_report(header, blob))
             except WorkerProtocolError as error:
                 self._end(Code.WORKER_CRASHED, f"the worker misbehaved: {error}")
+            if pause_s := pace.pause_s(cost, self._heard_at_s):
+                await trio.sleep(pause_s)
         with trio.move_on_after(EXIT_GRACE_S):
             await self._exited.wait()
         self._end(*_explain_exit(self._process.popen.poll(), is_ready=self._is_ready))
 
-    def _handle(self, report: Report) -> None:
+    def _handle(self, report: Report) -> int:
+        """Act on a report; returns how many events it held, at least 1."""
         if isinstance(report, list):
             self._book.deliver(report)
-        elif isinstance(report, Pong):
+            return len(report)
+        if isinstance(report, Pong):
             if report.number != self._ping:
                 raise WorkerProtocolError("an answer to a ping that was not sent")
             self._ping_sent_at_s = None
@@ -189,6 +207,7 @@ class WorkerProcess:
                 raise WorkerProtocolError("the worker became ready twice")
             self._is_ready = self._stderr.may_hold_content = True
             self._on_ready(report)
+        return 1
 
     async def _watch_exit(self) -> None:
         pidfd = os.pidfd_open(self._process.popen.pid)
@@ -240,19 +259,23 @@ class WorkerProcess:
                 self._end(Code.OUT_OF_MEMORY, what)
 
     async def _read_stderr(self) -> None:
+        pace = Pace(per_s=_STDERR_BYTES_PER_S, burst=4 * _STDERR_BYTES_PER_S)
         while True:
             await trio.lowlevel.wait_readable(self._process.stderr_fd)
-            if not self._log_stderr():
+            read = self._log_stderr()
+            if not read:
                 break
+            if pause_s := pace.pause_s(max(read, _STDERR_BYTES_PER_READ), trio.current_time()):
+                await trio.sleep(pause_s)
 
-    def _log_stderr(self) -> bool:
-        """Log a piece of what the worker printed; False if there is no more for now."""
+    def _log_stderr(self) -> int:
+        """Log a piece of what the worker printed; how many bytes, 0 if there is no more for now."""
         try:
             data = os.read(self._process.stderr_fd, _STDERR_BYTES)
         except BlockingIOError:
-            return False
+            return 0
         self._log_lines(self._stderr.feed(data, trio.current_time()))
-        return bool(data)
+        return len(data)
 
     def _log_lines(self, lines: Iterable[LogLine]) -> None:
         for line in lines:

@@ -54,21 +54,24 @@ class StderrLog:
             if now_s - self._second >= 1.0:
                 self._second, self._lines_in_second = now_s, 0
             self._lines_in_second += 1
-            parsed = self._parse(line[:LINE_BYTES_MAX].decode(errors="replace").rstrip())
-            if parsed is None or self._lines_in_second > LINES_PER_S_MAX:
+            # Counted before it is taken apart: a flood costs no parsing.
+            is_shown = self._lines_in_second <= LINES_PER_S_MAX
+            parsed = self._parse(line) if is_shown else None
+            if parsed is None:
                 self._suppressed += 1
             else:
                 yield parsed
 
     def finish(self) -> Iterator[LogLine]:
         """The last, unfinished line, and how much was not shown."""
-        last = self._parse(self._rest[:LINE_BYTES_MAX].decode(errors="replace").rstrip())
+        last = self._parse(self._rest)
         if last is not None:
             yield last
         if self._suppressed:
             yield LogLine("info", "worker_lines_hidden", {"lines": self._suppressed})
 
-    def _parse(self, text: str) -> LogLine | None:
+    def _parse(self, line: bytes) -> LogLine | None:
+        text = line[:LINE_BYTES_MAX].decode(errors="replace").rstrip()
         if text.startswith("{"):
             try:
                 return _parse_record(json.loads(text))

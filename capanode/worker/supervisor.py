@@ -16,6 +16,7 @@ from capanode.engines.base import EngineInfo
 from capanode.errors import NodeError
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.spawn import Sandbox
+from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
 from capanode.worker.frames import JOB_ID_CHARS_MAX, Cancel, Start
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from capanode.worker.process import Ending, WorkerProcess
@@ -86,7 +87,9 @@ class WorkerSupervisor:
     def live_jobs(self) -> int:
         return self._book.live_jobs
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
+    def submit(
+        self, job_id: str, payload: bytes, sink: EventSink, *, terms: RunTerms = DEFAULT_TERMS
+    ) -> None:
         """See `JobWorker.submit`."""
         if self._state is not WorkerState.READY or self._process is None:
             raise RemoteProtocolError(
@@ -94,12 +97,16 @@ class WorkerSupervisor:
                 code=Code.MODEL_UNAVAILABLE,
                 retry_after_ms=self._retry_after_ms(),
             )
-        if len(payload) > PAYLOAD_BYTES_MAX or max(len(job_id), len(log_id)) > JOB_ID_CHARS_MAX:
+        if (
+            len(payload) > PAYLOAD_BYTES_MAX
+            or max(len(job_id), len(terms.log_id)) > JOB_ID_CHARS_MAX
+        ):
             raise RemoteProtocolError("the input is too large", code=Code.INPUT_TOO_LARGE)
         if not self._process.has_room_for(len(payload)):
             raise RemoteProtocolError("the worker has too much input waiting", code=Code.BUSY)
-        self._book.add(job_id, sink)
-        self._process.send_nowait(Start(job_id, payload, log_id))
+        self._book.add(job_id, sink, terms)
+        start = Start(job_id, payload, terms.log_id, terms.output_tokens_max)
+        self._process.send_nowait(start)
 
     def cancel(self, job_id: str) -> None:
         """See `JobWorker.cancel`."""

@@ -3,8 +3,8 @@
 import typer
 
 from coordinator.cli.options import ConfigFile, DataDir, Json, load_config
-from coordinator.cli.output import print_json, print_table
 from coordinator.settings import SETTINGS
+from protocol.programs.output import print_json, print_table
 
 app = typer.Typer(help="The settings.", no_args_is_help=True)
 

@@ -6,9 +6,9 @@ import trio
 import typer
 
 from coordinator.cli.options import ConfigFile, DatabaseUrl, DataDir, Json, load_config
-from coordinator.cli.output import print_json, say
 from coordinator.endpoint import Endpoint
-from protocol.log import LogFormat, configure_logging
+from protocol.programs.log import LogFormat, configure_logging
+from protocol.programs.output import print_json, say
 
 
 def start(

@@ -14,10 +14,11 @@ from capanode.announce import OwnOffers
 from capanode.engines.base import EngineInfo, Failed, Finished, Produced, Started
 from capanode.jobs import JobServer
 from capanode.measurements import Speed
-from capanode.outbox import InlineRunner, Outbox
+from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.seats import Seats
 from capanode.served import ServedModel
+from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
@@ -42,6 +43,7 @@ from protocol.net.memory import MemoryNetwork
 from protocol.net.pool import StreamPool
 from protocol.payload import GenerationInput
 from protocol.pricing import PriceSheet, Units, cost_nano
+from protocol.programs.runners import InlineRunner
 from protocol.services import JOB_PROTOCOL
 from protocol.session import ClientEvent, ClientJob, Ended, Refused
 from protocol.tasks import decode_input
@@ -69,7 +71,9 @@ class FakeWorker:
         self.most_live = 0
         self.work = trio.Event()
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
+    def submit(
+        self, job_id: str, payload: bytes, sink: EventSink, *, terms: RunTerms = DEFAULT_TERMS
+    ) -> None:
         if self.state is not WorkerState.READY:
             raise RemoteProtocolError("not ready", code=Code.MODEL_UNAVAILABLE)
         self.book.add(job_id, sink)

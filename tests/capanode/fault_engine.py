@@ -5,6 +5,8 @@ The prompt says what to do: `echo`, `forever`, or one of the faults below. Runs 
 
 import ctypes
 import os
+import struct
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +40,15 @@ class _Job:
     is_started: bool = False
 
 
+def _talk() -> None:
+    """Events of no job, past the worker's own loop, as from an engine that was taken over."""
+    time.sleep(0.2)
+    channel = int(os.environ["CAPANODE_CHANNEL_FD"])
+    frame = struct.pack(">II", 3, 0) + b"\x92\x11\x90"  # [17, []]
+    while True:
+        os.write(channel, 500 * frame)
+
+
 class FaultEngine:
     def __init__(self, model_dir: Path, slots: int) -> None:
         self.info = EngineInfo(Task.CAUSAL_LM, slots, 1_024, "none")
@@ -54,6 +65,8 @@ class FaultEngine:
             time.sleep(3_600)
         if kind == "exits while it loads":
             os._exit(3)
+        if kind == "talks to itself":
+            threading.Thread(target=_talk, daemon=True).start()
         return cls(model_dir, slots)
 
     @property

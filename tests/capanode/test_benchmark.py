@@ -31,7 +31,7 @@ class OneShotWorker(FakeWorker):
         self._task = task
         self.payloads: dict[str, bytes] = {}
 
-    def submit(self, job_id: str, payload: bytes, sink: object, *, log_id: str = "") -> None:
+    def submit(self, job_id: str, payload: bytes, sink: object, *, terms: object = None) -> None:
         self.book.add(job_id, sink)  # type: ignore[arg-type]  # a sink, as in the base class
         self.payloads[job_id] = payload
         self.live[job_id] = None  # type: ignore[assignment]  # only its key is looked at here

@@ -7,7 +7,7 @@ from capanode.config import Config, new_config_text
 from capanode.settings import SETTINGS, ModelSettings
 from protocol.messages import DataCollection
 from protocol.pricing import PriceSheet
-from protocol.settings import Setting, SettingError
+from protocol.programs.settings import Setting, SettingError
 from tests.protocol.makers import COORDINATOR
 
 COORDINATOR_ADDRESS = f"/ip4/127.0.0.1/tcp/4100/p2p/{COORDINATOR.peer_id}"

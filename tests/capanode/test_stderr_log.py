@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from capanode.worker.stderr_log import (
     LINE_BYTES_MAX,
     LINES_PER_S_MAX,
@@ -84,3 +86,17 @@ def test_endless_line_does_not_grow() -> None:
     for _ in range(100):
         feed(log, "x" * 1_000)
         assert len(log._rest) <= LINE_BYTES_MAX + 1_000
+
+
+def test_lines_above_the_limit_are_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+
+    def count(text: str) -> object:
+        parsed.append(text)
+        return {"event": "x"}
+
+    monkeypatch.setattr("capanode.worker.stderr_log.json.loads", count)
+    log = StderrLog()
+    shown = list(log.feed(b'{"event":"x"}\n' * 10 * LINES_PER_S_MAX, 1.0))
+    assert len(shown) == len(parsed) == LINES_PER_S_MAX
+    assert next(log.finish()).fields == {"lines": 9 * LINES_PER_S_MAX}

@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
 from capanode.worker.frames import WorkerProtocolError
 from capanode.worker.jobs import (
     JOBS_MAX,
@@ -48,12 +49,42 @@ def test_events_reach_their_job_in_order() -> None:
         [Started("unknown", Units())],
         [STARTED, *[Produced("job", (), "", bytes(OUTPUT_BYTES_MAX // 2))] * 3],
         [STARTED, *[Produced("job", tuple(range(4_000)), "")] * 300],
+        [STARTED, Produced("job", (), "")],
     ],
 )
 def test_events_that_make_no_sense_are_refused(events: list[EngineEvent]) -> None:
     book, _ = make_book()
     with pytest.raises(WorkerProtocolError):
         book.deliver(events)
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([Produced("job", (1, 2, 3, 4), "")], "more than 3 tokens"),
+        ([Produced("job", (1,), "")] * 4, "more than 3 tokens"),
+        ([Produced("job", (), "x")] * (RunTerms(output_tokens_max=3).events_max + 1), "pieces"),
+        ([Produced("job", (), "", bytes(OUTPUT_BYTES_MAX)), WORD], "bytes"),
+    ],
+)
+def test_job_answers_no_more_than_it_was_started_for(events: list[EngineEvent], words: str) -> None:
+    book, seen = JobBook(), list[EngineEvent]()
+    book.add("job", seen.append, RunTerms(output_tokens_max=3))
+    book.deliver([STARTED, *events[:-1]])
+    with pytest.raises(WorkerProtocolError, match=words):
+        book.deliver(events[-1:])
+    assert len(seen) == len(events)
+
+
+def test_cancelled_job_cannot_be_spoken_of_without_end() -> None:
+    book, seen = JobBook(), list[EngineEvent]()
+    terms = RunTerms(output_tokens_max=3)
+    book.add("job", seen.append, terms)
+    book.remove("job")
+    book.deliver([STARTED, *[WORD] * terms.events_max, FINISHED])
+    with pytest.raises(WorkerProtocolError, match="cancelled"):
+        book.deliver([WORD])
+    assert seen == []
 
 
 def test_job_may_fail_before_it_starts() -> None:
@@ -127,7 +158,9 @@ class BookWorker:
         self.state = WorkerState.READY
         self.info: EngineInfo | None = None
 
-    def submit(self, job_id: str, payload: bytes, sink: EventSink, *, log_id: str = "") -> None:
+    def submit(
+        self, job_id: str, payload: bytes, sink: EventSink, *, terms: RunTerms = DEFAULT_TERMS
+    ) -> None:
         self.book.add(job_id, sink)
 
     def cancel(self, job_id: str) -> None:

@@ -4,12 +4,14 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from capanode.engines.base import Failed, Finished, Produced, Started
+from capanode.worker.allowance import cut_to
 from capanode.worker.frames import (
     Cancel,
     Cancelled,
@@ -24,8 +26,8 @@ from capanode.worker.frames import (
 )
 from capanode.worker.main import Channel, _describe, _is_out_of_memory, log, serve
 from protocol.codec import encode
-from protocol.errors import Code
-from protocol.payload import GenerationInput
+from protocol.errors import Code, RemoteProtocolError
+from protocol.payload import EmbeddingInput, GenerationInput
 from tests.capanode.fault_engine import FaultEngine
 
 
@@ -100,6 +102,17 @@ def test_all_events_of_a_step_travel_in_one_frame(node: Node) -> None:
     node.tell(Shutdown())
     node.join()
     assert node.failure is None
+
+
+def test_answer_ends_where_the_lease_does() -> None:
+    asked = GenerationInput(max_tokens=9, prompt="x")
+    assert cut_to(4, asked) == replace(asked, max_tokens=4)
+    assert cut_to(10, asked) == asked
+    texts = EmbeddingInput(("x",))
+    assert cut_to(0, texts) is texts
+    with pytest.raises(RemoteProtocolError) as refusal:
+        cut_to(0, asked)
+    assert refusal.value.code is Code.INVALID_INPUT
 
 
 def test_ping_is_answered_while_jobs_run(node: Node) -> None:

@@ -1,5 +1,6 @@
 """A real worker in every sandbox that works here: what it is, how it ends, how it comes back."""
 
+import contextlib
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ import trio
 from capanode.engines.base import EngineEvent, Failed, Finished, Produced, Started
 from capanode.sandbox.limits import Limits
 from capanode.sandbox.spawn import Sandbox
+from capanode.worker.allowance import RunTerms
 from capanode.worker.jobs import WorkerState, open_job
 from capanode.worker.spec import WorkerSpec
 from capanode.worker.supervisor import RestartPolicy, WorkerStartError, WorkerSupervisor
@@ -256,6 +258,32 @@ async def test_flood_of_events_ends_the_job_not_the_worker(sandbox: Sandbox, mod
             failure = last_failure([event async for event in events])
         assert failure.code is Code.BUSY
         assert isinstance((await run_job(worker, "next"))[-1], Finished)
+
+
+async def test_worker_that_answers_with_more_than_was_leased_is_ended(
+    sandbox: Sandbox, model: Path
+) -> None:
+    async with running(sandbox, make_spec(model)) as worker:
+        terms = RunTerms(output_tokens_max=3)
+        async with open_job(worker, "job", payload("forever"), terms=terms) as events:
+            seen = [event async for event in events]
+        assert last_failure(seen).code is Code.WORKER_CRASHED
+        assert sum(isinstance(event, Produced) for event in seen) == 3
+        assert worker.last_ending is not None
+        assert "more than 3 tokens" in worker.last_ending.message
+
+
+async def test_worker_that_talks_without_a_job_is_ended(sandbox: Sandbox) -> None:
+    with model_folder("talks to itself") as model:
+        worker = WorkerSupervisor(
+            sandbox, make_spec(model), rng=random.Random(1), policy=replace(QUICK, short_runs_max=1)
+        )
+        # It may begin before it is ready.
+        with trio.fail_after(30), contextlib.suppress(WorkerStartError):
+            await worker.run()
+    assert worker.state is WorkerState.UNAVAILABLE
+    assert worker.last_ending is not None
+    assert "misbehaved" in worker.last_ending.message
 
 
 @pytest.mark.parametrize(

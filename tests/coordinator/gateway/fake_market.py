@@ -15,7 +15,7 @@ from coordinator.buyer.attempt import AttemptResult, AttemptTerms
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.market import Health, ModelInfo
+from coordinator.gateway.market_side.market import Health, ModelInfo
 from protocol.codec import encode
 from protocol.envelope import seal
 from protocol.errors import Code

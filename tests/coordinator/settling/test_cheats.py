@@ -159,7 +159,7 @@ async def test_a_node_that_takes_no_jobs_is_not_chosen_again_and_again(
             raise NetTimeout("no answer")
 
         monkeypatch.setattr(coordinator.pool, "open_channel", shut)
-        for _ in range(6):
+        for _ in range(3):
             with pytest.raises(JobFailed):
                 async with coordinator.client.buy(market.spec(), market.buyer):
                     pass
