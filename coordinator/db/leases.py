@@ -9,9 +9,9 @@ from sqlalchemy import Connection, bindparam, select, update
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
 from coordinator.db.digests import row_digest
 from coordinator.db.schema import leases, receipts
+from protocol.endings import LeaseState
 from protocol.envelope import Signed
 from protocol.ids import JobId, LeaseId, PeerId, TransferId
-from protocol.job_state import LeaseState
 from protocol.messages import Lease
 from protocol.pricing import Units
 

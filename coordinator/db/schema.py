@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from coordinator.db.columns import Int64, amount, flag, one_of, sha256, stamp, ulid
 from coordinator.ledger.accounts import AccountKind
-from protocol.job_state import LeaseState, ReceiptState
+from protocol.endings import LeaseState, ReceiptState
 
 metadata = MetaData(
     naming_convention={

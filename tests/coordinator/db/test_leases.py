@@ -19,8 +19,8 @@ from coordinator.db.leases import (
 )
 from coordinator.db.receipts import record_receipt
 from coordinator.errors import ConstraintError
+from protocol.endings import LeaseState, ReceiptState
 from protocol.ids import LeaseId
-from protocol.job_state import LeaseState, ReceiptState
 from protocol.pricing import Units
 from tests.coordinator.evidence import CHAIN, LEASE, TERMS, leased
 from tests.coordinator.ledger_makers import memory_books
