@@ -71,7 +71,8 @@ class Blame(Enum):
 @dataclass(frozen=True, slots=True)
 class Observation:
     """How a node did. `code` is None if the job ended as it should, else `blame` says whose doing
-    that is; `delivered` is what the client counted, and `has_receipt` whether it countersigned."""
+    that is; `delivered` is what the client counted, and `has_receipt` whether it countersigned.
+    `is_first_hand` if our own client saw it; else a party that may have staged it told us."""
 
     code: Code | None
     blame: Blame | None
@@ -80,6 +81,7 @@ class Observation:
     delivered: Units
     has_receipt: bool
     retry_after_ms: int | None = None
+    is_first_hand: bool = True
 
 
 def blame_for(code: Code) -> Blame:

@@ -6,16 +6,20 @@ from protocol.constraints import broken_constraint
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import is_digest
+from protocol.limits import FIRST_OUTPUT_WITHIN_MS, GAP_WITHIN_MS
 from protocol.messages import JobRequest, Lease, NodeOffer
 
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """A verified lease, with the offer that it rests on."""
+    """A verified lease, with the offer that it rests on, and how long a node of that speed may be
+    silent before its first output and between outputs. A client that waits longer waits in vain."""
 
     lease: Signed[Lease]
     offer: Signed[NodeOffer]
     match_us: int
+    first_output_within_ms: int = FIRST_OUTPUT_WITHIN_MS
+    gap_within_ms: int = GAP_WITHIN_MS
 
 
 @dataclass(frozen=True, slots=True)

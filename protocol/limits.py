@@ -62,6 +62,11 @@ LEASE_OPEN_WITHIN_MS = 30_000
 # A receipt for a job that met its deadline may still be in flight: holds wait this long.
 RECEIPT_GRACE_MS = 60_000
 
+# How long a client waits for a node where the coordinator says nothing: a long queue and a long
+# prompt before the first output; a slow token after it.
+FIRST_OUTPUT_WITHIN_MS = 60_000
+GAP_WITHIN_MS = 30_000
+
 # A window of output that a client signs for: small for strangers, since it is what one of the two
 # can lose, and up to a second or two of output for those with a record.
 WINDOW_TOKENS_MIN = 16

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from protocol.ids import Digest, PeerId
-from protocol.limits import LIST_ITEMS_MAX, NAME_CHARS_MAX
+from protocol.limits import (
+    FIRST_OUTPUT_WITHIN_MS,
+    GAP_WITHIN_MS,
+    LIST_ITEMS_MAX,
+    NAME_CHARS_MAX,
+)
 from protocol.messages import NO_CONSTRAINTS, Constraints, LoadReport, Objective, Task
 from protocol.pricing import PriceSheet, Units
 
@@ -61,11 +66,14 @@ class LeaseAsk:
 @dataclass(frozen=True, slots=True)
 class LeaseGrant:
     """The signed lease, and where the node listens. `offer` is the node's own signed offer, so that
-    the client can check the price without trusting the coordinator."""
+    the client can check the price without trusting the coordinator. How long a node of that speed
+    may be silent before its first output and between outputs is advice to the client."""
 
     lease: bytes
     offer: bytes
     match_us: int
+    first_output_within_ms: int = FIRST_OUTPUT_WITHIN_MS
+    gap_within_ms: int = GAP_WITHIN_MS
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ an `AttemptResult` or a `JobFailed`, and never waits past the deadline. What fol
 decided in `purchase`.
 """
 
+import math
 from dataclasses import dataclass
 
 import trio
@@ -80,6 +81,7 @@ class Attempt:
         self._held_back: Chunk | None = None
         self._accepted = AcceptedBody(Units(), 0)
         self._failure: JobFailed | None = None
+        self._is_given_up = False
         self.result: AttemptResult | None = None
         self.terms: AttemptTerms | None = None
 
@@ -89,7 +91,11 @@ class Attempt:
 
     @property
     def has_ended(self) -> bool:
-        return self.result is not None or self._failure is not None
+        """Whether the node has nothing more to say; of one that fell silent we still want a
+        receipt."""
+        if self.result is not None:
+            return True
+        return self._failure is not None and not self._is_given_up
 
     def send(self, frames: list[Outgoing]) -> None:
         for frame_type, body in frames:
@@ -132,10 +138,11 @@ class Attempt:
 
     async def cancel_and_wait_end(self, *, within_s: float) -> None:
         """Free the node's slot at once, then collect the receipt for what was delivered."""
+        self._is_given_up = True
         try:
             self.send(self._job.cancel())
             with trio.move_on_after(within_s):
-                while not self.has_ended:
+                while self.result is None:
                     await self._receive()
         except (NetError, JobFailed):
             pass  # The node hands its receipt in by itself, or the hold expires.
@@ -190,15 +197,28 @@ class Attempt:
         return event
 
     async def _receive_frame(self) -> Frame:
+        silent_until = self._silent_until()
         try:
-            with trio.fail_at(self._deadline):
+            with trio.fail_at(min(self._deadline, silent_until)):
                 return await self._channel.receive()
         except trio.TooSlowError:
+            if silent_until < self._deadline:
+                self._is_given_up = True
+                raise self._fail("the node is silent for too long", Code.NODE_LOST) from None
             raise self._fail("the deadline has passed", Code.DEADLINE_EXCEEDED) from None
         except NetError as error:
             raise self._fail(f"the node is gone: {error}", Code.NODE_LOST) from error
         except RemoteProtocolError as error:
             raise self._fail(str(error), error.code, error.retry_after_ms) from error
+
+    def _silent_until(self) -> float:
+        """When to give the node up. A gap counts from when we ask for more: a slow reader of ours
+        is not the node's fault."""
+        if self._is_given_up:
+            return math.inf
+        if self._first_output_at is None:
+            return self._started_at + self._granted.first_output_within_ms / 1_000
+        return trio.current_time() + self._granted.gap_within_ms / 1_000
 
     def _fail(
         self,

@@ -59,6 +59,8 @@ class RemoteLeaser:
             lease=open_envelope(grant.lease, Lease, signer=self._coordinator),
             offer=open_envelope(grant.offer, NodeOffer),
             match_us=grant.match_us,
+            first_output_within_ms=grant.first_output_within_ms,
+            gap_within_ms=grant.gap_within_ms,
         )
 
     async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:

@@ -120,7 +120,13 @@ class LeaseDesk:
             ceiling_nano=lease.message.ceiling_nano,
             why=candidate.why.value,
         )
-        return Granted(lease, candidate.offer, choice.match_us)
+        return Granted(
+            lease,
+            candidate.offer,
+            choice.match_us,
+            first_output_within_ms=choice.first_output_within_ms,
+            gap_within_ms=choice.gap_within_ms,
+        )
 
     async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:
         return await self._receipts.accept(receipt, acceptance)

@@ -82,7 +82,13 @@ class LeaseServer:
         request = open_envelope(ask.request, JobRequest, signer=client)
         receipts = tuple(open_envelope(raw, Receipt) for raw in ask.receipts)
         granted = await self._desk.lease(request, exclude=ask.exclude, receipts=receipts)
-        return LeaseGrant(granted.lease.raw, granted.offer.raw, granted.match_us)
+        return LeaseGrant(
+            granted.lease.raw,
+            granted.offer.raw,
+            granted.match_us,
+            first_output_within_ms=granted.first_output_within_ms,
+            gap_within_ms=granted.gap_within_ms,
+        )
 
     async def _quote(self, client: PeerId, ask: QuoteAsk) -> QuoteReply:
         return await self._desk.quote(ask)

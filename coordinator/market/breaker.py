@@ -26,9 +26,13 @@ SUCCESSES_TO_FORGIVE = 10
 # A slot usually frees up within a token or two of some other job.
 COOL_BASE_MS = 250
 COOL_MAX_MS = 60_000
+# A single client can make an honest node refuse. Refusals to this many keep the node from all.
+REFUSED_TO_COOL = 3
 # A node may say that the client is at fault; one that says so of everybody refuses under another
 # name. A single client could make any node say it, and so counts once.
 BLAMES_FORGIVEN = 5
+# Strangers' reports of failures open the breaker when so many of them agree.
+ACCUSERS_TO_OPEN = 3
 
 # 2^20 times any base is above every cap; larger shifts would only make larger numbers.
 _DOUBLINGS_MAX = 20
@@ -113,19 +117,25 @@ class Breaker:
 
 @dataclass(slots=True)
 class Cooldown:
-    """Waits after refusals, at least as long as the node asked for, and longer if it goes on."""
+    """Waits after refusals to several clients, at least as long as the node asked for, and longer
+    if it goes on."""
 
     refusals_in_row: int = 0
+    refused: set[PeerId] = field(default_factory=set)
     blamed: set[PeerId] = field(default_factory=set)
     until_ms: int = 0
 
-    def on_refusal(self, now_ms: int, *, retry_after_ms: int | None, jitter: float) -> None:
+    def on_refusal(
+        self, client: PeerId, now_ms: int, *, retry_after_ms: int | None, jitter: float
+    ) -> None:
         """The node's own `retry_after_ms` is believed up to a cap, but never below our back-off: a
         node that refuses everything and says "come back now" is not worth asking.
 
         Refusals of jobs that were sent before the wait began do not prolong it.
         """
-        if now_ms < self.until_ms:
+        if len(self.refused) < REFUSED_TO_COOL:
+            self.refused.add(client)
+        if now_ms < self.until_ms or len(self.refused) < REFUSED_TO_COOL:
             return
         wait_ms = backoff_ms(COOL_BASE_MS, self.refusals_in_row, COOL_MAX_MS, jitter=jitter)
         self.refusals_in_row += 1
@@ -136,8 +146,10 @@ class Cooldown:
         if len(self.blamed) <= BLAMES_FORGIVEN:
             self.blamed.add(client)
         if len(self.blamed) > BLAMES_FORGIVEN:
-            self.on_refusal(now_ms, retry_after_ms=None, jitter=jitter)
+            self.refused |= self.blamed
+            self.on_refusal(client, now_ms, retry_after_ms=None, jitter=jitter)
 
     def on_success(self) -> None:
         self.refusals_in_row = 0
+        self.refused.clear()
         self.blamed.clear()

@@ -9,18 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from coordinator.market.client_waits import ClientWaits
 from coordinator.market.matching import Candidate, Job, Match, Reason, match
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.quote import quote_reply, summary
 from coordinator.market.offers import NodeEntry, OfferBook
-from coordinator.market.reputation import NO_RATIOS, Reputation
-from protocol.blame import Observation
+from coordinator.market.reputation import NO_RATIOS, Reputation, Source
+from coordinator.market.voices import Voices
+from protocol.blame import Blame, Observation
 from protocol.clock import Clock
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.limits import FRAME_BYTES_MAX
-from protocol.messages import JobRequest, Lease
+from protocol.messages import Finish, JobRequest, Lease
 from protocol.money import format_credits
+from protocol.receipts import charge_nano
 from protocol.services import (
     NodesAsk,
     NodesReply,
@@ -36,9 +39,18 @@ QUOTE_CANDIDATES_MAX = 20
 NODES_PAGE = 20
 NODES_BYTES_MAX = FRAME_BYTES_MAX // 2
 
+# A node is given up for dead after several times what we expect of it, and never sooner than this:
+# on a loaded machine, processes stand still for a second or two now and then.
+FIRST_OUTPUT_FLOOR_MS = 5_000
+GAP_FLOOR_MS = 5_000
+_SILENCE_FACTOR = 4.0
+# One megabit a second, the slowest uplink that a client may have.
+_UPLOAD_BYTES_PER_MS = 125
+
 # What is said when nothing fits, by the reason that keeps most nodes away.
 _ADVICE = {
     Reason.BUSY: "all fitting nodes are busy: try again shortly",
+    Reason.MACHINE_UNPROVEN: "new nodes get few jobs until they have answered some: try again",
     Reason.PRICE_ABOVE_MAX: "raise max_price",
     Reason.COST_ABOVE_MAX: "raise the cost limit or lower max_tokens",
     Reason.LATENCY_ABOVE_MAX: "raise max_latency",
@@ -49,10 +61,22 @@ _ADVICE = {
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The node that shall run a job, and how long the decision took."""
+    """The node that shall run a job, how long the decision took, and how long a node of this speed
+    may be silent."""
 
     candidate: Candidate
     match_us: int
+    upload_ms: float
+
+    @property
+    def first_output_within_ms(self) -> int:
+        """Several times what we expect of it by what was measured of its earlier jobs."""
+        expected_ms = self.candidate.latency.first_output_ms
+        return int(max(FIRST_OUTPUT_FLOOR_MS, _SILENCE_FACTOR * expected_ms) + self.upload_ms)
+
+    @property
+    def gap_within_ms(self) -> int:
+        return int(max(GAP_FLOOR_MS, _SILENCE_FACTOR * self.candidate.claim.step_ms))
 
 
 class Market:
@@ -69,6 +93,8 @@ class Market:
     ) -> None:
         self.book = book
         self.reputation = reputation
+        self._voices = Voices()
+        self._waits = ClientWaits()
         self._clock = clock
         self._rng = rng
         self._stopwatch_ns = stopwatch_ns
@@ -87,7 +113,11 @@ class Market:
         Raises RemoteProtocolError: UNKNOWN_MODEL, NO_NODE_FITS, BUDGET_EXCEEDED.
         """
         started_ns = self._stopwatch_ns()
-        job = replace(Job.of_request(request, exclude=exclude), deadline_at_ms=deadline_at_ms)
+        job = replace(
+            Job.of_request(request, exclude=exclude),
+            deadline_at_ms=deadline_at_ms,
+            resting=self._waits.nodes(request.client, self._clock.now_ms()),
+        )
         # Two, because matching never lets a newcomer be the only choice.
         found = self._match(_within(job, budget_nano), limit=2)
         if not found.candidates and budget_nano is not None:
@@ -96,11 +126,19 @@ class Market:
                 raise _over_budget(found, budget_nano)
         if not found.candidates:
             raise _refusal(job, found)
-        return Choice(found.candidates[0], (self._stopwatch_ns() - started_ns) // 1_000)
+        return Choice(
+            found.candidates[0],
+            match_us=(self._stopwatch_ns() - started_ns) // 1_000,
+            upload_ms=request.payload_bytes / _UPLOAD_BYTES_PER_MS,
+        )
 
     def reserve(self, lease: Lease, *, expires_at_ms: int) -> None:
         """Count a leased job against its node from now on, ahead of what the node reports."""
-        self.reputation.start_attempt(lease.node, now_ms=self._clock.now_ms())
+        now_ms = self._clock.now_ms()
+        entry = self.book.get(lease.node)
+        if entry is not None and not self.reputation.is_proven(lease.node, now_ms=now_ms):
+            self.book.machines.on_attempt(entry.machine, now_ms)
+        self.reputation.start_attempt(lease.node, now_ms=now_ms)
         self.book.grant(lease.lease_id, lease.node, lease.model_digest, expires_at_ms=expires_at_ms)
 
     def quote(self, ask: QuoteAsk) -> QuoteReply:
@@ -135,18 +173,47 @@ class Market:
                 output_tokens=observation.delivered.output_tokens,
                 rtt_ms=entry.rtt_ms if entry is not None else None,
             )
+        stake_nano = charge_nano(lease.price, observation.delivered, Finish.COMPLETE)
+        if observation.code is not None:
+            stake_nano = lease.ceiling_nano
+        weight = self._voices.weigh(node, client, at_stake_nano=stake_nano, now_ms=now_ms)
+        source = Source(client, weight, is_first_hand=observation.is_first_hand)
+        self._judge_machine(node, entry, observation, source)
         if observation.code is None or observation.blame is None:
-            self.reputation.record_success(node, now_ms=now_ms, ratios=ratios)
-        else:
-            self.reputation.record_code(
+            self._waits.on_success(client, node)
+            self.reputation.record_success(node, source, now_ms=now_ms, ratios=ratios)
+            return
+        if observation.blame is Blame.REFUSAL:
+            self._waits.on_refusal(
+                client,
                 node,
-                observation.code,
-                observation.blame,
-                client=client,
-                now_ms=now_ms,
+                now_ms,
                 retry_after_ms=observation.retry_after_ms,
-                ratios=ratios,
+                jitter=self._rng.random(),
             )
+        self.reputation.record_code(
+            node,
+            observation.code,
+            observation.blame,
+            source,
+            now_ms=now_ms,
+            retry_after_ms=observation.retry_after_ms,
+            ratios=ratios,
+        )
+
+    def _judge_machine(
+        self, node: PeerId, entry: NodeEntry | None, observation: Observation, source: Source
+    ) -> None:
+        """What our own client saw of a node counts for its machine, too."""
+        if entry is None or not observation.is_first_hand:
+            return
+        now_ms, machines = self._clock.now_ms(), self.book.machines
+        if observation.code is None:
+            machines.on_success(entry.machine, now_ms, weight=max(source.weight, 0.25))
+        elif observation.blame is not Blame.FAILURE:
+            machines.on_no_verdict(entry.machine)
+        elif not self.reputation.is_proven(node, now_ms=now_ms):
+            machines.on_failure(entry.machine, now_ms, jitter=self._rng.random())
 
     def _match(self, job: Job, *, limit: int, explain: bool = False) -> Match:
         return match(

@@ -19,7 +19,13 @@ from operator import itemgetter
 import numpy as np
 from numpy.typing import NDArray
 
-from coordinator.market.breaker import Breaker, BreakerState, Cooldown
+from coordinator.market.breaker import ACCUSERS_TO_OPEN, Breaker, BreakerState, Cooldown
+from coordinator.market.seats import (
+    SEATS_AT_START,
+    after_answer,
+    after_failure,
+    after_refusal,
+)
 from coordinator.market.standings import (
     COOLING_UNTIL,
     DECAYING,
@@ -33,6 +39,7 @@ from coordinator.market.standings import (
     OPEN_UNTIL,
     PRIOR_RATIO,
     REFUSALS,
+    SEATS,
     SUCCESSES,
     Standings,
 )
@@ -71,6 +78,19 @@ class Ratios:
 
 NO_RATIOS = Ratios()
 
+# What our own client saw of an answer is some proof of capacity, also where nothing was paid.
+_FIRST_HAND_SEATS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Who reports, and how much the report counts, from 0 to 1 (`market.voices`). What our own
+    client saw is first-hand; everything else may have been staged."""
+
+    client: PeerId
+    weight: float = 1.0
+    is_first_hand: bool = True
+
 
 @dataclass(frozen=True, slots=True)
 class NodeStanding:
@@ -86,6 +106,7 @@ class NodeStanding:
     successes: int
     failures: int
     refusals: int
+    seats: int
     last_code: Code | None
 
 
@@ -99,6 +120,7 @@ class _Record:
     last_code: Code | None = None
     breaker: Breaker = field(default_factory=Breaker)
     cooldown: Cooldown = field(default_factory=Cooldown)
+    accusers: set[PeerId] = field(default_factory=set)
 
 
 class Reputation:
@@ -107,8 +129,15 @@ class Reputation:
     Each node has a row number ("slot") in one matrix, which matching reads for many nodes at once.
     """
 
-    def __init__(self, *, rng: random.Random, nodes_max: int = NODES_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        rng: random.Random,
+        nodes_max: int = NODES_MAX,
+        seats_at_start: float = SEATS_AT_START,
+    ) -> None:
         self._rng = rng
+        self._seats_at_start = seats_at_start
         self._nodes_max = nodes_max
         self._records: dict[PeerId, _Record] = {}
         self._departed: OrderedDict[PeerId, None] = OrderedDict()
@@ -142,13 +171,21 @@ class Reputation:
         record.breaker.on_attempt(now_ms)
         self._mirror(record)
 
-    def record_success(self, node: PeerId, *, now_ms: int, ratios: Ratios = NO_RATIOS) -> None:
+    def record_success(
+        self, node: PeerId, source: Source, *, now_ms: int, ratios: Ratios = NO_RATIOS
+    ) -> None:
+        """A report that counts for nothing is no reason to close a breaker either."""
         record = self._record(node)
         record.successes += 1
         record.last_code = None
-        record.breaker.on_success(now_ms)
-        record.cooldown.on_success()
-        self._count(record, SUCCESSES, now_ms)
+        if source.is_first_hand or source.weight:
+            record.breaker.on_success(now_ms)
+            record.cooldown.on_success()
+            record.accusers.clear()
+        self._count(record, SUCCESSES, now_ms, source.weight)
+        proof = max(source.weight, _FIRST_HAND_SEATS if source.is_first_hand else 0.0)
+        row = self._matrix[record.slot]
+        row[SEATS] = after_answer(float(row[SEATS]), proof)
         self._learn(record.slot, ratios, now_ms)
         self._mirror(record)
 
@@ -157,27 +194,32 @@ class Reputation:
         node: PeerId,
         code: Code,
         blame: Blame,
+        source: Source,
         *,
-        client: PeerId,
         now_ms: int,
         retry_after_ms: int | None = None,
         ratios: Ratios = NO_RATIOS,
     ) -> None:
-        """A job of `client` ended with an error. `ratios` count even so: a node that was too slow
-        to meet the deadline has told us how slow."""
+        """A job ended with an error. `ratios` count even so: a node that was too slow to meet the
+        deadline has told us how slow."""
         record = self._record(node)
         record.last_code = code
         jitter = self._rng.random()
         if blame is Blame.FAILURE:
-            self._record_failure(record, now_ms, jitter)
+            self._record_failure(record, source, now_ms, jitter)
         else:
             record.breaker.on_no_verdict()
         if blame is Blame.REFUSAL:
             record.refusals += 1
-            self._count(record, REFUSALS, now_ms)
-            record.cooldown.on_refusal(now_ms, retry_after_ms=retry_after_ms, jitter=jitter)
+            self._count(record, REFUSALS, now_ms, source.weight)
+            row = self._matrix[record.slot]
+            if source.is_first_hand:
+                row[SEATS] = after_refusal(float(row[SEATS]))
+            record.cooldown.on_refusal(
+                source.client, now_ms, retry_after_ms=retry_after_ms, jitter=jitter
+            )
         elif blame is Blame.CLIENT:
-            record.cooldown.on_blame(client, now_ms, jitter=jitter)
+            record.cooldown.on_blame(source.client, now_ms, jitter=jitter)
         self._learn(record.slot, ratios, now_ms)
         self._mirror(record)
 
@@ -192,6 +234,13 @@ class Reputation:
         """One node, or None if nothing is known of it."""
         record = self._records.get(node)
         return None if record is None else self._summaries([(node, record)], now_ms)[0]
+
+    def is_proven(self, node: PeerId, *, now_ms: int) -> bool:
+        """Whether the node has a recent record of its own."""
+        record = self._records.get(node)
+        if record is None:
+            return False
+        return bool(self.standings(np.array([record.slot]), now_ms=now_ms).is_proven()[0])
 
     def snapshot(self, *, now_ms: int) -> tuple[NodeStanding, ...]:
         """Every node, in order of ids."""
@@ -220,6 +269,7 @@ class Reputation:
                 successes=record.successes,
                 failures=record.failures,
                 refusals=record.refusals,
+                seats=int(self._matrix[record.slot][SEATS]),
                 last_code=record.last_code,
             )
             for (node, record), (success, refusal, first, decode) in zip(
@@ -229,11 +279,19 @@ class Reputation:
 
     # Below: one record, one row.
 
-    def _record_failure(self, record: _Record, now_ms: int, jitter: float) -> None:
+    def _record_failure(self, record: _Record, source: Source, now_ms: int, jitter: float) -> None:
         record.failures += 1
-        self._count(record, FAILURES, now_ms)
+        self._count(record, FAILURES, now_ms, source.weight)
+        if not source.is_first_hand:
+            # One stranger could stage it; several distinct ones that pay are believed.
+            if source.weight and len(record.accusers) < ACCUSERS_TO_OPEN:
+                record.accusers.add(source.client)
+            if len(record.accusers) < ACCUSERS_TO_OPEN:
+                return
+            record.accusers.clear()
         growth = self._growth(now_ms)
         row = self._matrix[record.slot]
+        row[SEATS] = after_failure(float(row[SEATS]))
         weight = (row[SUCCESSES] + row[FAILURES]) / growth
         fails_often = weight >= FAILS_OFTEN_WEIGHT and (
             row[FAILURES] / growth >= FAILS_OFTEN_SHARE * weight
@@ -243,11 +301,11 @@ class Reputation:
             # After an outage a node is as unknown as a new one, and is explored like one.
             row[FAMILIAR] = 0.0
 
-    def _count(self, record: _Record, column: int, now_ms: int) -> None:
+    def _count(self, record: _Record, column: int, now_ms: int, weight: float) -> None:
         growth = self._growth(now_ms)
         row = self._matrix[record.slot]
-        row[column] += growth
-        row[FAMILIAR] += 1.0
+        row[column] += weight * growth
+        row[FAMILIAR] += weight
 
     def _learn(self, slot: int, ratios: Ratios, now_ms: int) -> None:
         for ratio, log_column, weight_column in (
@@ -302,6 +360,7 @@ class Reputation:
         if slot >= len(self._matrix):
             self._matrix = np.vstack([self._matrix, np.zeros_like(self._matrix)])
         self._matrix[slot] = 0.0
+        self._matrix[slot, SEATS] = self._seats_at_start
         return slot
 
     def _forget_if_full(self) -> None:

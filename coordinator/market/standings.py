@@ -26,7 +26,8 @@ FIRST_WEIGHT = 6
 DECODE_LOG = 7  # the same per token after it
 DECODE_WEIGHT = 8
 FAMILIAR = 9  # outcomes seen since the node was new, or since its breaker last opened
-FIELDS = 10
+SEATS = 10  # earned seats: jobs that it may have at once
+FIELDS = 11
 
 DECAYING = [SUCCESSES, FAILURES, REFUSALS, FIRST_WEIGHT, DECODE_WEIGHT]
 
@@ -40,6 +41,8 @@ PRIOR_SUCCESSES = 9.0
 PRIOR_FAILURES = 1.0
 # Without evidence nobody refuses; two attempts' worth of doubt about the first refusal.
 PRIOR_ATTEMPTS = 2.0
+# A node with so much recent success has a record of its own, and is not judged by its neighbours.
+PROVEN_SUCCESSES = 3.0
 
 _PRIOR_LOG = math.log(PRIOR_RATIO)
 
@@ -80,6 +83,14 @@ class Standings:
     def decode_ratio(self) -> Floats:
         """What to multiply a claimed time per output token with."""
         return self._ratio(DECODE_LOG, DECODE_WEIGHT)
+
+    def seats(self) -> Floats:
+        """How many jobs the node may have at once, by what it has answered."""
+        return self.rows[:, SEATS]
+
+    def is_proven(self) -> Bools:
+        """The node has a recent record of its own."""
+        return self.rows[:, SUCCESSES] >= PROVEN_SUCCESSES * self.growth
 
     def measurements(self) -> Floats:
         """Recent measurements behind `first_ratio`; fades with time."""

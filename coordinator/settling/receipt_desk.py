@@ -213,6 +213,7 @@ def _observation(receipt: Receipt) -> Observation:
         total_ms=0.0,
         delivered=receipt.units,
         has_receipt=True,
+        is_first_hand=False,
     )
 
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from coordinator.market.matching import Job, match
 from coordinator.market.offers import OfferBook
-from coordinator.market.reputation import Ratios, Reputation
+from coordinator.market.reputation import Ratios, Reputation, Source
 from protocol.blame import blame_for
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
@@ -154,10 +154,10 @@ def _give_history(reputation: Reputation, node: PeerId, rng: random.Random) -> N
     for _ in range(rng.randint(1, 8)):
         if rng.random() < 0.93:
             ratios = Ratios(rng.lognormvariate(0.1, 0.4), rng.lognormvariate(0.1, 0.2))
-            reputation.record_success(node, now_ms=_NOW_MS, ratios=ratios)
+            reputation.record_success(node, Source(node), now_ms=_NOW_MS, ratios=ratios)
         else:
             code = rng.choice((Code.BUSY, Code.WORKER_CRASHED))
-            reputation.record_code(node, code, blame_for(code), client=node, now_ms=_NOW_MS)
+            reputation.record_code(node, code, blame_for(code), Source(node), now_ms=_NOW_MS)
 
 
 def _offer(node: PeerId, rng: random.Random) -> NodeOffer:

@@ -4,9 +4,12 @@ import random
 from dataclasses import replace
 from functools import cache
 
+from coordinator.market.breaker import REFUSED_TO_COOL
+from coordinator.market.machines import Machines
 from coordinator.market.matching import Job, Match, match
 from coordinator.market.offers import OfferBook, OfferVerdict
-from coordinator.market.reputation import NO_RATIOS, Ratios, Reputation
+from coordinator.market.reputation import NO_RATIOS, Ratios, Reputation, Source
+from coordinator.market.seats import SEATS_MAX
 from protocol.blame import blame_for
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
@@ -100,6 +103,9 @@ def sealed(number: int, offer: NodeOffer) -> Signed[NodeOffer]:
     return seal(key(number), offer)
 
 
+SOURCE = Source(key(0).peer_id)
+
+
 def record(
     reputation: Reputation,
     node: PeerId,
@@ -108,14 +114,17 @@ def record(
     now_ms: int,
     retry_after_ms: int | None = None,
     ratios: Ratios = NO_RATIOS,
-    client: int = 0,
+    client: int | None = None,
 ) -> None:
-    """A job that our own client saw end with this code."""
+    """A job that our own client saw end with this code; refusals go to three clients in turn."""
+    if client is None:
+        standing = reputation.standing(node, now_ms=now_ms)
+        client = standing.refusals % REFUSED_TO_COOL if standing is not None else 0
     reputation.record_code(
         node,
         code,
         blame_for(code),
-        client=key(client).peer_id,
+        Source(key(client).peer_id),
         now_ms=now_ms,
         retry_after_ms=retry_after_ms,
         ratios=ratios,
@@ -128,8 +137,9 @@ class Market:
     def __init__(self, *, seed: int = 1) -> None:
         self.now_ms = NOW_MS
         self.rng = random.Random(seed)
-        self.reputation = Reputation(rng=random.Random(seed))
-        self.book = OfferBook(self.reputation)
+        # Seats to earn are tested in test_seats; here nodes have as many as they claim.
+        self.reputation = Reputation(rng=random.Random(seed), seats_at_start=SEATS_MAX)
+        self.book = OfferBook(self.reputation, machines=Machines(seats_at_start=SEATS_MAX))
 
     def insert(self, number: int, offer: NodeOffer) -> OfferVerdict:
         """List without the cost of a real signature; the digest still follows the content."""

@@ -89,6 +89,7 @@ class Script(Enum):
     CRASH_MIDWAY = auto()  # after two chunks an error, with a receipt for them
     OVERCHARGE = auto()  # bills a token more than it sent
     HANG = auto()  # accepts, then says nothing until it is cancelled
+    STALL_MIDWAY = auto()  # after two chunks says nothing until it is cancelled
 
 
 @dataclass
@@ -186,6 +187,9 @@ class ScriptedNode:
         for number, word in enumerate(WORDS):
             if number == 2 and self.script is Script.VANISH_MIDWAY:
                 return
+            if number == 2 and self.script is Script.STALL_MIDWAY:
+                await self._wait_cancel(job, channel, opened, tuple(sent))
+                return
             if number == 2 and self.script is Script.CRASH_MIDWAY:
                 receipt = self._sign(opened.lease, tuple(sent), Finish.FAILED, "worker_crashed")
                 channel.send_nowait(*job.error(Code.WORKER_CRASHED, "crashed", receipt=receipt))
@@ -199,11 +203,13 @@ class ScriptedNode:
         channel.send_nowait(*job.receipt(self._sign(opened.lease, tuple(sent), Finish.STOP)))
         await self._wait_acceptance(job, channel)
 
-    async def _wait_cancel(self, job: NodeJob, channel: Channel, opened: Opened) -> None:
+    async def _wait_cancel(
+        self, job: NodeJob, channel: Channel, opened: Opened, sent: tuple[Chunk, ...] = ()
+    ) -> None:
         frame = await channel.receive()
         assert isinstance(job.receive(frame.type, frame.body), CancelRequested)
         self.cancels_seen += 1
-        channel.send_nowait(*job.receipt(self._sign(opened.lease, (), Finish.CANCELLED)))
+        channel.send_nowait(*job.receipt(self._sign(opened.lease, sent, Finish.CANCELLED)))
         await self._wait_acceptance(job, channel)
 
     async def _wait_acceptance(self, job: NodeJob, channel: Channel) -> None:

@@ -25,7 +25,7 @@ from coordinator.market.matching.filters import (
 from coordinator.market.matching.job import Candidate, Job, Match, Reason, Why
 from coordinator.market.matching.score import score
 from coordinator.market.offers import OfferBook
-from coordinator.market.offers.table import BUSY, SLOTS, ModelTable
+from coordinator.market.offers.table import BUSY, MACHINE, SLOTS, ModelTable
 from coordinator.market.reputation import Reputation
 from coordinator.market.standings import Bools, Ints
 from protocol.pricing import cost_nano
@@ -54,7 +54,7 @@ def match(
     reason = _hopelessness(job, table, now_ms)
     if table is None or reason is not None:
         return hopeless(reason or Reason.UNKNOWN_MODEL)
-    selection = select(table, reputation, job, now_ms=now_ms)
+    selection = select(table, book.machines, reputation, job, now_ms=now_ms)
     fit, positions = fitting(table, selection)
     candidates: tuple[Candidate, ...] = ()
     if len(positions):
@@ -63,7 +63,9 @@ def match(
         candidates = tuple(islice(found, wanted))
     if candidates and not explain:
         return Match(candidates, considered=len(table))
-    return explained(candidates, table, reputation, job, now_ms=now_ms, name_nodes=explain)
+    return explained(
+        candidates, table, book.machines, reputation, job, now_ms=now_ms, name_nodes=explain
+    )
 
 
 def _hopelessness(job: Job, table: ModelTable | None, now_ms: int) -> Reason | None:
@@ -156,6 +158,20 @@ def _places(
     if curious is not None:
         places.append(Place(curious, Why.EXPLORED))
         within = within[within != curious]
-    for among in (within, (is_open & misses.is_over).nonzero()[0]):
+    # What failed on one machine may well fail on its neighbour: other machines come first.
+    is_near = _is_near_tried(table, fit)
+    over: Ints = (is_open & misses.is_over).nonzero()[0]
+    groups = [among[is_near[among] == near] for near in (False, True) for among in (within, over)]
+    for among in groups:
         places += rank(field, among, rng=rng, limit=limit - len(places))
     return places
+
+
+def _is_near_tried(table: ModelTable, fit: Selection) -> Bools:
+    """Rows on the machines of nodes that this job has already been to."""
+    machines = fit.rows.code(MACHINE)
+    tried = [table.row_of[node] for node in fit.job.exclude if node in table.row_of]
+    if not tried:
+        return np.zeros(fit.rows.size, np.bool_)
+    near: Bools = np.isin(machines, table.rows().code(MACHINE)[tried])
+    return near

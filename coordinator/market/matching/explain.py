@@ -9,15 +9,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from coordinator.market.machines import Machines
 from coordinator.market.matching.estimate import (
     Estimates,
     deadline_misses,
     estimate,
     latency_misses,
 )
-from coordinator.market.matching.filters import FILTERS, FLAG_FILTERS, Selection
+from coordinator.market.matching.filters import FILTERS, FLAG_FILTERS, Selection, selection_of
 from coordinator.market.matching.job import PASSING, Candidate, Job, Match, Reason, Rejection
-from coordinator.market.offers.table import BUSY, ROOM, SLOTS, STANDING, ModelTable
+from coordinator.market.offers.table import BUSY, ROOM, SLOTS, ModelTable
 from coordinator.market.reputation import Reputation
 from coordinator.market.standings import COOLING_UNTIL, OPEN_UNTIL, Bools, Ints
 from protocol.ids import PeerId
@@ -40,6 +41,7 @@ def hopeless(reason: Reason) -> Match:
 def explained(
     candidates: tuple[Candidate, ...],
     table: ModelTable,
+    machines: Machines,
     reputation: Reputation,
     job: Job,
     *,
@@ -47,10 +49,7 @@ def explained(
     name_nodes: bool,
 ) -> Match:
     """The match with what is known of every node that did not fit."""
-    rows = table.rows()
-    selection = Selection(
-        rows, reputation.standings(rows.code(STANDING), now_ms=now_ms), job, now_ms
-    )
+    selection = selection_of(table, table.rows(), machines, reputation, job, now_ms=now_ms)
     estimates = estimate(selection)
     masks = _masks(table, selection, estimates)
     total = _summed(list(masks.values()))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coordinator.market.machines import Machines
 from coordinator.market.matching.job import Job, Reason
 from coordinator.market.offers.entry import TASK_CODES
 from coordinator.market.offers.table import (
@@ -20,6 +21,7 @@ from coordinator.market.offers.table import (
     FLAGS,
     IMAGE_NANO,
     INPUT_NANO,
+    MACHINE,
     OUTPUT_NANO,
     QUANTIZATION,
     REGION,
@@ -45,12 +47,26 @@ from protocol.pricing import TOKENS_PER_PRICE, Units, cost_nano
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Some rows of one table with the standing of their nodes, for one job at one time."""
+    """Some rows of one table with the standing of their nodes and machines, for one job at one
+    time. `is_resting` marks nodes that refused this client lately; None if there are none."""
 
     rows: Rows
     standings: Standings
+    machines: Machines
     job: Job
     now_ms: int
+    is_resting: Bools | None = None
+
+    def narrowed(self, kept: Ints) -> "Selection":
+        """Only the rows at these positions."""
+        return Selection(
+            self.rows.select(kept),
+            self.standings.select(kept),
+            self.machines,
+            self.job,
+            self.now_ms,
+            None if self.is_resting is None else self.is_resting[kept],
+        )
 
 
 Filter = Callable[[Selection], Bools | None]
@@ -143,7 +159,18 @@ def _is_expired(selection: Selection) -> Bools:
 
 
 def _is_full(selection: Selection) -> Bools:
-    return selection.rows.value(BUSY) >= selection.rows.value(ROOM)
+    """Claims are a ceiling; below it, a node has the seats that it has earned."""
+    seats = np.floor(selection.standings.seats())
+    return selection.rows.value(BUSY) >= np.minimum(selection.rows.value(ROOM), seats)
+
+
+def _is_on_unproven_machine(selection: Selection) -> Bools:
+    """Nodes without a record share what their machine may take."""
+    slots = selection.rows.code(MACHINE)
+    rejected = selection.machines.is_full(slots)
+    rejected |= selection.machines.is_open(slots, selection.now_ms)
+    rejected &= ~selection.standings.is_proven()
+    return rejected
 
 
 def _is_open(selection: Selection) -> Bools:
@@ -151,7 +178,8 @@ def _is_open(selection: Selection) -> Bools:
 
 
 def _is_cooling(selection: Selection) -> Bools:
-    return selection.standings.is_cooling(selection.now_ms)
+    cooling = selection.standings.is_cooling(selection.now_ms)
+    return cooling if selection.is_resting is None else cooling | selection.is_resting
 
 
 # Beside these, any flag rejects; it takes `FLAG_FILTERS` only to say which.
@@ -166,6 +194,7 @@ FILTERS: tuple[tuple[Reason, Filter], ...] = (
     (Reason.DATA_COLLECTION, _collects_data),
     (Reason.EXPIRED, _is_expired),
     (Reason.BUSY, _is_full),
+    (Reason.MACHINE_UNPROVEN, _is_on_unproven_machine),
     (Reason.BREAKER_OPEN, _is_open),
     (Reason.COOLING_DOWN, _is_cooling),
 )
@@ -190,12 +219,33 @@ def named_nodes(job: Job) -> tuple[PeerId, ...] | None:
     return constraints.only or None
 
 
-def select(table: ModelTable, reputation: Reputation, job: Job, *, now_ms: int) -> Selection:
+def select(
+    table: ModelTable, machines: Machines, reputation: Reputation, job: Job, *, now_ms: int
+) -> Selection:
     """Every row that could be considered: only the named ones, where the client names them."""
     names = named_nodes(job)
     rows = table.rows() if names is None else table.rows_of(names)
+    return selection_of(table, rows, machines, reputation, job, now_ms=now_ms)
+
+
+def selection_of(
+    table: ModelTable,
+    rows: Rows,
+    machines: Machines,
+    reputation: Reputation,
+    job: Job,
+    *,
+    now_ms: int,
+) -> Selection:
+    """These rows with all that is known of their nodes."""
     standings = reputation.standings(rows.code(STANDING), now_ms=now_ms)
-    return Selection(rows, standings, job, now_ms)
+    found = (position_of(table, rows, node) for node in job.resting)
+    resting = [position for position in found if position is not None]
+    is_resting: Bools | None = None
+    if resting:
+        is_resting = np.zeros(rows.size, np.bool_)
+        is_resting[resting] = True
+    return Selection(rows, standings, machines, job, now_ms, is_resting)
 
 
 def fitting(table: ModelTable, selection: Selection) -> tuple[Selection, Ints]:
@@ -211,10 +261,7 @@ def fitting(table: ModelTable, selection: Selection) -> tuple[Selection, Ints]:
     kept: Ints = (~rejected).nonzero()[0]
     if len(kept) >= rows.size * _COPY_BELOW_SHARE:
         return selection, kept
-    fewer = Selection(
-        rows.select(kept), selection.standings.select(kept), selection.job, selection.now_ms
-    )
-    return fewer, np.arange(len(kept))
+    return selection.narrowed(kept), np.arange(len(kept))
 
 
 def ruled_out(table: ModelTable, selection: Selection) -> Bools:

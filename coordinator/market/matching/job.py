@@ -1,5 +1,6 @@
 """What a decision is about and what comes out of it; no logic."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -51,12 +52,15 @@ class Reason(StrEnum):
     MODEL_UNAVAILABLE = "model_unavailable"
     KEY_CONFLICT = "key_conflict"
     BUSY = "busy"
+    MACHINE_UNPROVEN = "machine_unproven"
     BREAKER_OPEN = "breaker_open"
     COOLING_DOWN = "cooling_down"
 
 
 # These pass by themselves, and soon: a job that waits a little may fit.
-PASSING = frozenset({Reason.BUSY, Reason.BREAKER_OPEN, Reason.COOLING_DOWN})
+PASSING = frozenset(
+    {Reason.BUSY, Reason.MACHINE_UNPROVEN, Reason.BREAKER_OPEN, Reason.COOLING_DOWN}
+)
 
 
 class Why(StrEnum):
@@ -72,7 +76,8 @@ class Why(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What matching needs to know of a job. `exclude` are nodes that were already tried."""
+    """What matching needs to know of a job. `exclude` are nodes that were already tried, `resting`
+    nodes that refused this client lately, and until when."""
 
     model: str
     task: Task
@@ -82,6 +87,7 @@ class Job:
     constraints: Constraints = NO_CONSTRAINTS
     deadline_at_ms: int | None = None
     exclude: frozenset[PeerId] = frozenset()
+    resting: Mapping[PeerId, int] = field(default_factory=dict)
 
     @classmethod
     def of_request(cls, request: JobRequest, *, exclude: frozenset[PeerId]) -> "Job":

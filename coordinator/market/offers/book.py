@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from coordinator.market.machines import Machines
 from coordinator.market.offers.crowd import Crowd, network_of
 from coordinator.market.offers.entry import ModelState, NodeEntry
 from coordinator.market.offers.intake import Intake
@@ -81,8 +82,10 @@ class OfferBook:
         *,
         catalogue: Mapping[str, frozenset[Digest]] | None = None,
         nodes_max: int = NODES_MAX,
+        machines: Machines | None = None,
     ) -> None:
         self._slots = slots
+        self.machines = machines or Machines()
         self._catalogue = dict(catalogue or {})
         self._nodes_max = nodes_max
         self._intake = Intake()
@@ -235,7 +238,7 @@ class OfferBook:
         if entry is None:
             self._early.setdefault(node, []).append(lease_id)
         elif state is not None:
-            state.grant(lease_id)
+            self._seat(entry, state, lease_id)
             _publish_busy(entry, state)
 
     def release(self, lease_id: LeaseId) -> None:
@@ -245,6 +248,7 @@ class OfferBook:
         state = entry.models.get(where[1]) if entry and where else None
         if entry is not None and state is not None and lease_id in state.leases:
             state.release(lease_id)
+            self.machines.change_busy(entry.machine, -1)
             _publish_busy(entry, state)
 
     # Below: listing.
@@ -266,6 +270,7 @@ class OfferBook:
                 slot=self._slots.pin(offer.node),
                 tie=tie_of(offer.node),
                 network=network_of(offer.addresses),
+                machine=self.machines.pin(network_of(offer.addresses)),
                 models={m.manifest_digest: ModelState(m) for m in offer.models},
             )
             for lease_id in self._early.pop(offer.node, ()):
@@ -284,7 +289,17 @@ class OfferBook:
         where = self._leases.get(lease_id)
         state = entry.models.get(where[1]) if where else None
         if state is not None:
-            state.grant(lease_id)
+            self._seat(entry, state, lease_id)
+
+    def _seat(self, entry: NodeEntry, state: ModelState, lease_id: LeaseId) -> None:
+        state.grant(lease_id)
+        self.machines.change_busy(entry.machine, 1)
+
+    def _leave_seats(self, entry: NodeEntry, state: ModelState) -> None:
+        """The model is gone, and the jobs there with it."""
+        for lease_id in state.leases:
+            self._leases.pop(lease_id, None)
+        self.machines.change_busy(entry.machine, -len(state.leases))
 
     def _replace(
         self, entry: NodeEntry, signed: Signed[NodeOffer], now_ms: int, expires_at_ms: int
@@ -292,12 +307,16 @@ class OfferBook:
         offer = signed.message
         has_restarted = offer.incarnation_ms != entry.offer.incarnation_ms
         self._unpublish(entry)
-        old_states = {} if has_restarted else entry.models
+        old_states = entry.models
         entry.models = {}
         for model in offer.models:
-            state = old_states.get(model.manifest_digest) or ModelState(model)
+            kept = None if has_restarted else old_states.pop(model.manifest_digest, None)
+            state = kept or ModelState(model)
             state.offer = model
             entry.models[model.manifest_digest] = state
+        for state in old_states.values():
+            self._leave_seats(entry, state)
+        self._move(entry, network_of(offer.addresses))
         if has_restarted:
             entry.is_attached = entry.is_draining = False
         if entry.lost_at_ms is not None and offer.issued_at_ms > entry.lost_at_ms:
@@ -307,12 +326,25 @@ class OfferBook:
         entry.received_at_ms = now_ms
         entry.expires_at_ms = expires_at_ms
 
+    def _move(self, entry: NodeEntry, network: str) -> None:
+        """The node's addresses are in another block now: its jobs count there."""
+        if network == entry.network:
+            return
+        seated = sum(len(state.leases) for state in entry.models.values())
+        self.machines.change_busy(entry.machine, -seated)
+        self.machines.unpin(entry.network)
+        if not entry.is_proven:
+            self._crowd.remove(entry.node, entry.network)
+            self._crowd.add(entry.node, network)
+        entry.network, entry.machine = network, self.machines.pin(network)
+        self.machines.change_busy(entry.machine, seated)
+
     def _unlist(self, entry: NodeEntry) -> None:
         self._unpublish(entry)
         for state in entry.models.values():
-            for lease_id in state.leases:
-                self._leases.pop(lease_id, None)
+            self._leave_seats(entry, state)
         self._crowd.remove(entry.node, entry.network)
+        self.machines.unpin(entry.network)
         self._slots.unpin(entry.node)
         del self._entries[entry.node]
 

@@ -64,7 +64,8 @@ class ModelState:
 
 @dataclass(slots=True)
 class NodeEntry:
-    """One node. `slot` is its row in the reputation matrix, `network` the group it crowds with."""
+    """One node. `slot` is its row in the reputation matrix, `network` its address block, `machine`
+    the row of all nodes there."""
 
     signed: Signed[NodeOffer]
     received_at_ms: int
@@ -72,6 +73,7 @@ class NodeEntry:
     slot: int
     tie: int
     network: str
+    machine: int
     models: dict[Digest, ModelState]
     rtt_ms: float | None = None
     is_attached: bool = False
@@ -136,4 +138,5 @@ class NodeEntry:
             int(self.offer.data_collection is DataCollection.ALLOW),
             self.flags(state),
             self.slot,
+            self.machine,
         ]

@@ -41,7 +41,8 @@ QUANTIZATION = 3
 COLLECTS = 4
 FLAGS = 5
 STANDING = 6  # the node's row in the reputation matrix
-CODES = 7
+MACHINE = 7  # its machine's row (`market.machines`)
+CODES = 8
 
 # Bits of FLAGS: any of them keeps jobs away.
 UNREACHABLE = 1

@@ -108,6 +108,31 @@ async def test_an_input_that_fits_only_without_its_wrapping_is_told_so(
         assert len(await market.buy()) == 4
 
 
+async def test_a_node_that_accepts_and_then_says_nothing_is_left_for_another(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.HANG, Script.ANSWER) as market:
+        started_at = trio.current_time()
+        assert len(await market.buy()) == 4
+        assert market.nodes[1].jobs_opened == 1
+        assert trio.current_time() - started_at < 6, "and far before any deadline"
+        await market.client.wait_settled()
+
+
+async def test_a_node_that_falls_silent_midway_is_given_up_before_the_deadline(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.STALL_MIDWAY) as market:
+        started_at = trio.current_time()
+        with pytest.raises(JobFailed, match="silent") as caught:
+            await market.buy(deadline_s=300.0)
+        assert caught.value.delivered
+        assert trio.current_time() - started_at < 10
+        await market.client.wait_settled()
+        assert_paid(market, 0, cost_of(2))
+        market.assert_books_are_closed()
+
+
 async def test_when_every_node_fails_the_last_reason_is_told(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.REFUSE, Script.REFUSE, Script.REFUSE) as market:
         with pytest.raises(JobFailed) as caught:

@@ -11,6 +11,7 @@ from coordinator.market.breaker import (
     OPEN_BASE_MS,
     OPEN_MAX_MS,
     PROBE_TIMEOUT_MS,
+    REFUSED_TO_COOL,
     SUCCESSES_TO_FORGIVE,
     Breaker,
     BreakerState,
@@ -116,39 +117,57 @@ def test_backoff_stays_near_its_cap(doublings: int, jitter: float) -> None:
     assert 0.75 * OPEN_BASE_MS <= wait_ms <= 1.25 * OPEN_MAX_MS
 
 
+def refuse(cooldown: Cooldown, now_ms: int, *, retry_after_ms: int | None, jitter: float) -> None:
+    """A refusal to yet another client, after enough others to be believed."""
+    others = {PeerId(f"other {number}") for number in range(REFUSED_TO_COOL)}
+    cooldown.refused |= others
+    cooldown.on_refusal(PeerId("client"), now_ms, retry_after_ms=retry_after_ms, jitter=jitter)
+
+
+def test_one_client_that_is_refused_keeps_the_node_from_nobody_else() -> None:
+    cooldown = Cooldown()
+    for _ in range(6):
+        cooldown.on_refusal(PeerId("client"), NOW_MS, retry_after_ms=5_000, jitter=MIDDLE)
+    assert cooldown.until_ms == 0
+    for number in range(REFUSED_TO_COOL - 1):
+        client = PeerId(f"client {number}")
+        cooldown.on_refusal(client, NOW_MS, retry_after_ms=5_000, jitter=MIDDLE)
+    assert cooldown.until_ms == NOW_MS + 5_000
+
+
 def test_refusals_wait_longer_each_time_and_one_success_ends_it() -> None:
     cooldown = Cooldown()
     now_ms, waits = NOW_MS, []
     for _ in range(12):
-        cooldown.on_refusal(now_ms, retry_after_ms=None, jitter=MIDDLE)
+        refuse(cooldown, now_ms, retry_after_ms=None, jitter=MIDDLE)
         waits.append(cooldown.until_ms - now_ms)
         now_ms = cooldown.until_ms
     assert waits[:3] == [COOL_BASE_MS, 2 * COOL_BASE_MS, 4 * COOL_BASE_MS]
     assert waits[-1] == COOL_MAX_MS
     cooldown.on_success()
-    cooldown.on_refusal(now_ms, retry_after_ms=None, jitter=MIDDLE)
+    refuse(cooldown, now_ms, retry_after_ms=None, jitter=MIDDLE)
     assert cooldown.until_ms - now_ms == COOL_BASE_MS
 
 
 def test_the_node_is_believed_when_it_says_how_long() -> None:
     cooldown = Cooldown()
-    cooldown.on_refusal(NOW_MS, retry_after_ms=5_000, jitter=MIDDLE)
+    refuse(cooldown, NOW_MS, retry_after_ms=5_000, jitter=MIDDLE)
     assert cooldown.until_ms == NOW_MS + 5_000
     cooldown = Cooldown()
-    cooldown.on_refusal(NOW_MS, retry_after_ms=10**12, jitter=MIDDLE)
+    refuse(cooldown, NOW_MS, retry_after_ms=10**12, jitter=MIDDLE)
     assert cooldown.until_ms == NOW_MS + COOL_MAX_MS
 
 
 def test_come_back_now_does_not_cut_the_wait() -> None:
     cooldown = Cooldown(refusals_in_row=5)
-    cooldown.on_refusal(NOW_MS, retry_after_ms=0, jitter=MIDDLE)
+    refuse(cooldown, NOW_MS, retry_after_ms=0, jitter=MIDDLE)
     assert cooldown.until_ms == NOW_MS + (COOL_BASE_MS << 5)
 
 
 def test_a_burst_of_refusals_counts_once() -> None:
     cooldown = Cooldown()
     for _ in range(32):
-        cooldown.on_refusal(NOW_MS, retry_after_ms=None, jitter=MIDDLE)
+        refuse(cooldown, NOW_MS, retry_after_ms=None, jitter=MIDDLE)
     assert cooldown.refusals_in_row == 1
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.market.breaker import FAILURES_TO_OPEN
+from coordinator.market.breaker import FAILURES_TO_OPEN, REFUSED_TO_COOL
 from coordinator.market.matching import Job, Reason, Why
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.decide import ATTEMPTS_MAX
@@ -30,6 +30,7 @@ from tests.coordinator.market_makers import (
     CREDIT,
     MODEL,
     NAME,
+    SOURCE,
     Market,
     a_job,
     model_offer,
@@ -45,7 +46,7 @@ def market_of(*models: ModelOffer) -> Market:
     for number, model in enumerate(models):
         market.add(number, model)
         for _ in range(20):
-            market.reputation.record_success(node(number), now_ms=market.now_ms)
+            market.reputation.record_success(node(number), SOURCE, now_ms=market.now_ms)
     return market
 
 
@@ -139,8 +140,10 @@ def test_what_was_measured_corrects_what_is_claimed() -> None:
     assert market.first(job) == node(1)
     for _ in range(4):
         ratios = Ratios(first=20.0, decode=20.0)
-        market.reputation.record_success(node(1), now_ms=market.now_ms, ratios=ratios)
-        market.reputation.record_success(node(0), now_ms=market.now_ms, ratios=Ratios(1.0, 1.0))
+        market.reputation.record_success(node(1), SOURCE, now_ms=market.now_ms, ratios=ratios)
+        market.reputation.record_success(
+            node(0), SOURCE, now_ms=market.now_ms, ratios=Ratios(1.0, 1.0)
+        )
     assert market.first(job) == node(0)
 
 
@@ -237,7 +240,8 @@ def test_what_the_node_cannot_do_now_is_named() -> None:
     market.book.detach(node(2), now_ms=market.now_ms)
     for _ in range(FAILURES_TO_OPEN):
         record(market.reputation, node(3), Code.WORKER_HUNG, now_ms=market.now_ms)
-    record(market.reputation, node(4), Code.BUSY, now_ms=market.now_ms, retry_after_ms=900)
+    for _ in range(REFUSED_TO_COOL):
+        record(market.reputation, node(4), Code.BUSY, now_ms=market.now_ms, retry_after_ms=900)
     match = market.match(a_job())
     assert match.counts == dict.fromkeys(
         (
@@ -293,7 +297,9 @@ def test_an_unmeasured_node_is_tried_even_if_it_should_be_too_slow() -> None:
 def test_a_node_that_was_measured_to_be_too_slow_is_refused() -> None:
     market = market_of(model_offer())
     for _ in range(5):
-        market.reputation.record_success(node(0), now_ms=market.now_ms, ratios=Ratios(2.0, 2.0))
+        market.reputation.record_success(
+            node(0), SOURCE, now_ms=market.now_ms, ratios=Ratios(2.0, 2.0)
+        )
     late = Constraints(max_latency_ms=100)
     assert counts(market, a_job(constraints=late)) == {Reason.LATENCY_ABOVE_MAX: 1}
     soon = a_job(deadline_at_ms=market.now_ms + 500)

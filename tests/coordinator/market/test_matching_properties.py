@@ -27,6 +27,7 @@ from protocol.pricing import cost_nano
 from tests.coordinator.market_makers import (
     MODEL,
     NAME,
+    SOURCE,
     Market,
     a_job,
     model_offer,
@@ -136,7 +137,7 @@ def build(market_script: list[Scripted], *, seed: int = 5) -> Market:
             if code is None:
                 ratios = Ratios(2.0, 3.0)
                 market.reputation.record_success(
-                    node(scripted.number), now_ms=market.now_ms, ratios=ratios
+                    node(scripted.number), SOURCE, now_ms=market.now_ms, ratios=ratios
                 )
             else:
                 record(market.reputation, node(scripted.number), code, now_ms=market.now_ms)

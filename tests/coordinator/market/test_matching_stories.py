@@ -16,7 +16,15 @@ from coordinator.market.matching.decide import ATTEMPTS_MAX
 from protocol.errors import Code
 from protocol.ids import PeerId
 from protocol.messages import Constraints, Objective
-from tests.coordinator.market_makers import Market, a_job, model_offer, node, node_offer, record
+from tests.coordinator.market_makers import (
+    SOURCE,
+    Market,
+    a_job,
+    model_offer,
+    node,
+    node_offer,
+    record,
+)
 
 Behaviour = Callable[[Candidate], Code | None]
 
@@ -32,7 +40,7 @@ def serve(
         code = behaviour(candidate)
         outcomes[candidate.node, code] += 1
         if code is None:
-            market.reputation.record_success(candidate.node, now_ms=market.now_ms)
+            market.reputation.record_success(candidate.node, SOURCE, now_ms=market.now_ms)
             return True
         record(market.reputation, candidate.node, code, now_ms=market.now_ms)
         tried.add(candidate.node)
@@ -66,7 +74,7 @@ def learn(market: Market, candidate: Candidate, *, true_ratio: float) -> None:
         output_tokens=100,
         rtt_ms=latency.rtt_ms,
     )
-    market.reputation.record_success(candidate.node, now_ms=market.now_ms, ratios=ratios)
+    market.reputation.record_success(candidate.node, SOURCE, now_ms=market.now_ms, ratios=ratios)
 
 
 # 1. A wrong estimate of the time to first token, behind a hard gate, refused about 71 % of servable
@@ -152,7 +160,7 @@ def test_story_2_reconnecting_does_not_reset_the_breaker() -> None:
             record(market.reputation, black_hole, Code.NODE_LOST, now_ms=market.now_ms)
             market.book.detach(black_hole, now_ms=market.now_ms)
         else:
-            market.reputation.record_success(candidate.node, now_ms=market.now_ms)
+            market.reputation.record_success(candidate.node, SOURCE, now_ms=market.now_ms)
         market.now_ms += 1_000
     # Three to open, then one probe per doubling wait: eight to the cap, then one in five minutes.
     assert FAILURES_TO_OPEN <= jobs_sent <= 20

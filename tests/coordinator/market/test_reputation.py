@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.market.breaker import FAILURES_TO_OPEN, BreakerState
+from coordinator.market.breaker import FAILURES_TO_OPEN, REFUSED_TO_COOL, BreakerState
 from coordinator.market.reputation import HALF_LIFE_MS, NodeStanding, Ratios, Reputation
 from coordinator.market.standings import PRIOR_RATIO, Standings
 from protocol.blame import Blame, blame_by_receipt, blame_for
 from protocol.errors import RETRYABLE_ELSEWHERE, Code
 from protocol.messages import Finish
-from tests.coordinator.market_makers import NOW_MS, node, record
+from tests.coordinator.market_makers import NOW_MS, SOURCE, node, record
 
 HOUR_MS = 3_600_000
 
@@ -49,7 +49,7 @@ def test_a_stranger_is_believed_but_not_quite() -> None:
 def test_success_and_failure_move_the_estimate() -> None:
     reputation = fresh()
     for _ in range(30):
-        reputation.record_success(node(1), now_ms=NOW_MS)
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS)
     assert standing(reputation).success_rate > 0.97
     fail(reputation, 10)
     assert standing(reputation).success_rate < 0.8
@@ -72,16 +72,16 @@ def test_years_of_silence_do_not_overflow() -> None:
     fail(reputation, 3)
     years_later = NOW_MS + 10 * 365 * 24 * HOUR_MS
     assert standing(reputation, now_ms=years_later).success_rate == pytest.approx(0.9)
-    reputation.record_success(node(1), now_ms=years_later)
+    reputation.record_success(node(1), SOURCE, now_ms=years_later)
     assert 0.9 < standing(reputation, now_ms=years_later).success_rate < 0.92
 
 
 def test_rebasing_changes_no_estimate() -> None:
     plain, rebased = fresh(), fresh()
     for reputation in (plain, rebased):
-        reputation.record_success(node(1), now_ms=NOW_MS, ratios=Ratios(2.0, 3.0))
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(2.0, 3.0))
     # The landmark of one of them moves on the way, which must not show.
-    rebased.record_success(node(2), now_ms=NOW_MS + 70 * HALF_LIFE_MS)
+    rebased.record_success(node(2), SOURCE, now_ms=NOW_MS + 70 * HALF_LIFE_MS)
     now_ms = NOW_MS + 71 * HALF_LIFE_MS
     for reputation in (plain, rebased):
         record(reputation, node(1), Code.NODE_LOST, now_ms=now_ms, ratios=Ratios(2.0))
@@ -91,7 +91,7 @@ def test_rebasing_changes_no_estimate() -> None:
 def test_failures_in_a_row_open_the_breaker_and_make_the_node_new_again() -> None:
     reputation = fresh()
     for _ in range(20):
-        reputation.record_success(node(1), now_ms=NOW_MS)
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS)
     fail(reputation, FAILURES_TO_OPEN)
     assert standing(reputation).breaker is BreakerState.OPEN
     assert bool(row(reputation).is_open(NOW_MS)[0])
@@ -101,7 +101,7 @@ def test_failures_in_a_row_open_the_breaker_and_make_the_node_new_again() -> Non
 def test_a_node_that_fails_every_other_job_is_caught_too() -> None:
     reputation = fresh()
     for _ in range(4):
-        reputation.record_success(node(1), now_ms=NOW_MS)
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS)
         fail(reputation, 1)
     assert standing(reputation).breaker is BreakerState.OPEN
 
@@ -116,7 +116,7 @@ def test_a_probe_blocks_others_until_its_outcome() -> None:
     record(reputation, node(1), Code.CANCELLED, now_ms=later_ms)
     assert not row(reputation, now_ms=later_ms).is_open(later_ms)[0]
     reputation.start_attempt(node(1), now_ms=later_ms)
-    reputation.record_success(node(1), now_ms=later_ms)
+    reputation.record_success(node(1), SOURCE, now_ms=later_ms)
     assert standing(reputation, now_ms=later_ms).breaker is BreakerState.CLOSED
 
 
@@ -133,7 +133,15 @@ def test_refusals_cool_down_but_are_no_errors() -> None:
 
 def test_a_retry_after_is_honoured() -> None:
     reputation = fresh()
-    record(reputation, node(1), Code.DRAINING, now_ms=NOW_MS, retry_after_ms=7_000)
+    for client in range(REFUSED_TO_COOL):
+        record(
+            reputation,
+            node(1),
+            Code.DRAINING,
+            now_ms=NOW_MS,
+            retry_after_ms=7_000,
+            client=client,
+        )
     assert standing(reputation).blocked_until_ms == NOW_MS + 7_000
 
 
@@ -156,7 +164,7 @@ def test_one_client_cannot_make_a_node_look_as_if_it_blamed_everybody() -> None:
 def test_an_exaggerated_claim_is_corrected_within_a_few_jobs() -> None:
     reputation = fresh()
     for _ in range(4):
-        reputation.record_success(node(1), now_ms=NOW_MS, ratios=Ratios(10.0, 5.0))
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(10.0, 5.0))
     assert standing(reputation).first_ratio > 6.0
     assert 3.0 < standing(reputation).decode_ratio < 5.0
 
@@ -164,7 +172,7 @@ def test_an_exaggerated_claim_is_corrected_within_a_few_jobs() -> None:
 def test_an_understated_claim_is_corrected_as_well() -> None:
     reputation = fresh()
     for _ in range(10):
-        reputation.record_success(node(1), now_ms=NOW_MS, ratios=Ratios(0.1))
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(0.1))
     assert standing(reputation).first_ratio < 0.15
     assert standing(reputation).decode_ratio == pytest.approx(PRIOR_RATIO)
 
@@ -172,9 +180,9 @@ def test_an_understated_claim_is_corrected_as_well() -> None:
 def test_a_node_that_slows_down_shows_however_good_its_past() -> None:
     reputation = fresh()
     for _ in range(1_000):
-        reputation.record_success(node(1), now_ms=NOW_MS, ratios=Ratios(1.0))
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(1.0))
     for _ in range(40):
-        reputation.record_success(node(1), now_ms=NOW_MS, ratios=Ratios(8.0))
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(8.0))
     assert standing(reputation).first_ratio > 4.0
 
 
@@ -182,8 +190,8 @@ def test_a_node_that_slows_down_shows_however_good_its_past() -> None:
 def test_one_absurd_measurement_moves_little(ratio: float) -> None:
     reputation = fresh()
     for _ in range(30):
-        reputation.record_success(node(1), now_ms=NOW_MS, ratios=Ratios(1.0))
-    reputation.record_success(node(1), now_ms=NOW_MS, ratios=Ratios(ratio))
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(1.0))
+    reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(ratio))
     assert 0.75 < standing(reputation).first_ratio < 1.35
 
 
@@ -200,7 +208,7 @@ def test_memory_is_bounded_and_bad_records_are_kept_longest() -> None:
     reputation = fresh(nodes_max=10)
     fail(reputation, FAILURES_TO_OPEN, number=0)
     for number in range(1, 200):
-        reputation.record_success(node(number), now_ms=NOW_MS)
+        reputation.record_success(node(number), SOURCE, now_ms=NOW_MS)
     assert len(reputation) == 10
     assert standing(reputation, 0).breaker is BreakerState.OPEN
 
@@ -215,7 +223,7 @@ def test_a_forgotten_slot_is_clean_for_the_next_node() -> None:
 def test_a_snapshot_lists_everyone_in_order() -> None:
     reputation = fresh()
     for number in (3, 1, 2):
-        reputation.record_success(node(number), now_ms=NOW_MS)
+        reputation.record_success(node(number), SOURCE, now_ms=NOW_MS)
     snapshot = reputation.snapshot(now_ms=NOW_MS)
     assert [s.node for s in snapshot] == sorted(node(n) for n in (1, 2, 3))
     assert snapshot[0] == reputation.standing(snapshot[0].node, now_ms=NOW_MS)
