@@ -2,7 +2,7 @@
 
 `check_evidence` answers "is this lease real, ours and unused?". What fails there is told without a
 receipt: signing one for a lease that was used already would bill it twice. From then on the lease
-is spent, and what `take_seat` refuses is refused with a signed receipt of nothing, which frees the
+is spent, and what `admit` refuses is refused with a signed receipt of nothing, which frees the
 client's hold at once.
 """
 
@@ -237,5 +237,8 @@ class Admission:
         model.seats.check_room()
         if self._uploads.total() + upload_bytes > UPLOAD_BYTES_MAX:
             raise RemoteProtocolError("too much is being uploaded", code=Code.BUSY)
-        if upload_bytes and self._uploads[asked.client] + upload_bytes > UPLOAD_BYTES_PER_CLIENT_MAX:
+        if (
+            upload_bytes
+            and self._uploads[asked.client] + upload_bytes > UPLOAD_BYTES_PER_CLIENT_MAX
+        ):
             raise RemoteProtocolError("this client uploads too much at once", code=Code.BUSY)

@@ -267,7 +267,7 @@ class ServedJob:
     def _run_terms(self) -> RunTerms:
         terms = self._job.terms
         assert terms is not None
-        lease = terms[1].message
+        lease = terms.lease.message
         return RunTerms(lease.job_id, lease.client, lease.units_max.output_tokens)
 
     async def _listen(self) -> None:
@@ -276,7 +276,8 @@ class ServedJob:
             while True:
                 event = await self._receive()
                 if isinstance(event, CancelRequested):
-                    return self._end(Ending(Finish.CANCELLED))
+                    self._end(Ending(Finish.CANCELLED))
+                    return
                 if isinstance(event, Countersignature):
                     self._send_all(event.frames)
         if self._signing.cancelled_caught:
@@ -315,7 +316,8 @@ class ServedJob:
             self._first_output_at = trio.current_time()
         for chunk in chunks_of(event):
             if not self._meter.has_room_for(chunk):
-                return self._finish(Ending(Finish.LENGTH))
+                self._finish(Ending(Finish.LENGTH))
+                return
             self._send_all(self._job.output(chunk))
         self._ticket.model.output_tokens_done += len(event.token_ids)
 
@@ -355,7 +357,8 @@ class ServedJob:
     def _finish(self, ending: Ending) -> None:
         """The answer is complete: the slot is free, and the job ends when all of it is sent."""
         if not self._job.window.is_blocked:
-            return self._end(ending)
+            self._end(ending)
+            return
         self._outcome = ending
         self._ended_at = trio.current_time()
         ticket, self._ticket = self._ticket, None

@@ -197,9 +197,7 @@ class ClientJob:
             ),
         )
         data, salt = self._payload.data, self._payload.salt
-        head = OpenBody(
-            self._request.raw, self._lease.raw, opening.raw, salt, data[:DATA_BYTES]
-        )
+        head = OpenBody(self._request.raw, self._lease.raw, opening.raw, salt, data[:DATA_BYTES])
         frames = [(FrameType.JOB_OPEN, encode(head))]
         frames += [
             (FrameType.JOB_DATA, data[start : start + DATA_BYTES])
