@@ -20,9 +20,9 @@ from capanode.models.store import ModelStore
 from capanode.ports import PortError, check_port
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.status import ask_status
-from protocol.keyfile import KeyFileError, load_key_file
 from protocol.net.addresses import check_tcp, split_peer_id
 from protocol.net.errors import AddressInvalid
+from protocol.programs.keyfile import KeyFileError, load_key_file
 
 # A new model of the smallest kind, its conversion, and room for receipts.
 _FREE_BYTES_MIN = 2 * 1024**3

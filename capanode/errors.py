@@ -11,10 +11,6 @@ class NodeError(CapaError):
     """Base of every error that the node itself raises on purpose."""
 
 
-class AlreadyRunningError(NodeError):
-    """Another process runs a node from the same data directory, so with the same key."""
-
-
 class NotRunningError(NodeError):
     """Nothing answers at the status socket."""
 

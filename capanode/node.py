@@ -26,7 +26,6 @@ from capanode.measurements import Speed
 from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.pricing_policy import DEFAULT_WAGES, Wages, hourly_nano, propose_price
-from capanode.runtime import Runtime
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel
 from capanode.settings import CoordinatorAddress
@@ -46,6 +45,7 @@ from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Transport
 from protocol.pricing import PRICE_POSITIONS
+from protocol.programs.runtime import Runtime
 from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL
 
 log = structlog.get_logger(__name__)
@@ -106,7 +106,7 @@ class Node:
         self.transport = transport
         self.rules = rules
         self.started_at_ms = runtime.clock.now_ms()
-        self.outbox = Outbox(store, clock=runtime.clock, runner=runtime.outbox_runner)
+        self.outbox = Outbox(store, clock=runtime.clock, runner=runtime.runner)
         self.models: dict[Digest, ServedModel] = {}
         self._workers = workers
         self._plans = tuple(plans)

@@ -5,10 +5,8 @@ Writes of many jobs share one transaction, which one task makes durable in a thr
 is on the path of a token. Handing in is `capanode.control`; the SQL is `capanode.outbox_store`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
 
 import structlog
 import trio
@@ -31,10 +29,9 @@ from protocol.clock import Clock
 from protocol.envelope import Signed, open_envelope
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, Receipt
+from protocol.programs.runners import Runner
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 # At 2 KB each, 20 MB on disk: a day without a coordinator at one job in ten seconds.
 RECEIPTS_MAX = 10_000
@@ -49,30 +46,6 @@ FULL_RETRY_S = 5.0
 
 # The flusher looks again at least this often, should the wall clock have been set back.
 _LOOK_AGAIN_S = 30.0
-
-
-class Runner(Protocol):
-    """Where the blocking calls run."""
-
-    async def run(self, call: Callable[[], T]) -> T: ...
-
-
-class ThreadRunner:
-    """One thread at a time: SQLite has one write lock, and the store one connection."""
-
-    def __init__(self) -> None:
-        self._limiter = trio.CapacityLimiter(1)
-
-    async def run(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, limiter=self._limiter)
-
-
-class InlineRunner:
-    """In place, for simulations: a thread would race the virtual clock."""
-
-    async def run(self, call: Callable[[], T]) -> T:
-        await trio.lowlevel.checkpoint()
-        return call()
 
 
 @dataclass(slots=True)
@@ -107,6 +80,7 @@ class Outbox:
     ) -> None:
         self._store = store
         self._clock = clock
+        # The store has one connection, so even its reads take the turn of a write.
         self._runner = runner
         self._receipts_max = receipts_max
         self._count = store.count()
@@ -192,7 +166,8 @@ class Outbox:
         """What to hand in now; waits until there is something. Raises OutboxError."""
         while True:
             news = self._news
-            waiting = await self._runner.run(partial(self._store.due, coordinator, limit=limit))
+            find_due = partial(self._store.due, coordinator, limit=limit)
+            waiting = await self._runner.run_write(find_due)
             now_ms = self._clock.now_ms()
             due = [stored for stored in waiting if stored.due_ms <= now_ms]
             if due:
@@ -211,7 +186,7 @@ class Outbox:
             await news.wait()
 
     async def earnings(self) -> list[Earning]:
-        return await self._runner.run(self._store.earnings)
+        return await self._runner.run_write(self._store.earnings)
 
     def _change(self, change: Change) -> Pending:
         self._batch.changes.append(change)
@@ -224,7 +199,7 @@ class Outbox:
         self._work = trio.Event()
         try:
             with trio.CancelScope(shield=True):
-                count = await self._runner.run(partial(self._store.apply, batch.changes))
+                count = await self._runner.run_write(partial(self._store.apply, batch.changes))
         except OutboxError as error:
             log.error("outbox_failed", error=str(error))
             self._failure = batch.error = error

@@ -3,7 +3,7 @@
     receipts   signed for, not yet acknowledged by the coordinator; refused ones stay as evidence
     earnings   per coordinator, what acknowledged receipts came to
 
-WAL with synchronous=FULL: a receipt that was committed survives a power cut.
+A receipt that was committed survives a power cut: `protocol.programs.sqlite`.
 """
 
 import sqlite3
@@ -39,9 +39,8 @@ from sqlalchemy.exc import DBAPIError
 
 from capanode.errors import OutboxError, OutboxFullError
 from protocol.ids import LeaseId, PeerId
+from protocol.programs.sqlite import BEGIN_WRITE, BUSY_TIMEOUT_S, configure_connection
 
-# Only this program writes the file; a longer wait than this means that something hangs.
-_BUSY_TIMEOUT_S = 5
 _SCHEMA_VERSION = 1
 
 # States of a receipt that is still here; others are its coordinator's last word.
@@ -125,7 +124,7 @@ class OutboxStore:
         self._engine = create_engine(
             f"sqlite:///{path}" if path is not None else "sqlite://",
             poolclass=StaticPool,
-            connect_args={"check_same_thread": False, "timeout": _BUSY_TIMEOUT_S},
+            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
         )
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
@@ -296,14 +295,11 @@ def _to_receipt(row: Any) -> StoredReceipt:
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:
-    # Transactions are SQLAlchemy's "begin" event below: the module's own would start too late.
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    configure_connection(connection)
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.exec_driver_sql(BEGIN_WRITE)
 
 
 def _translate(error: DBAPIError) -> OutboxError:

@@ -3,31 +3,30 @@
 The first SIGINT or SIGTERM drains, a second one stops at once. Either way no receipt is lost.
 """
 
-import fcntl
-import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import structlog
 import trio
 
 from capanode.benchmark import SpeedCache
 from capanode.config import Config
-from capanode.errors import AlreadyRunningError, IsolationError, NodeError
+from capanode.errors import IsolationError, NodeError
 from capanode.hardware import hardware_of, probe_machine
 from capanode.models.store import ModelStore
 from capanode.node import Milestone, Node, NodeRules, OnMilestone
 from capanode.outbox_store import OutboxStore
 from capanode.ports import PortError, check_port
 from capanode.pricing_policy import Wages
-from capanode.runtime import system_runtime
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.status import NodeStatus, StatusServer, read_status
 from capanode.workers import SandboxedWorkers, plan_models
-from protocol.keyfile import load_key_file
 from protocol.messages import Hardware
-from protocol.steady import settle_garbage_collection
+from protocol.programs.gc import settle_garbage_collection
+from protocol.programs.keyfile import load_key_file
+from protocol.programs.locks import hold_lock
+from protocol.programs.runtime import system_runtime
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +42,7 @@ async def serve(
 
     Must run on the main thread: workers die with the thread that started them.
     """
-    with _locked(config):
+    with _hold_data_dir(config):
         key = load_key_file(config.key_path)
         for place in config.listen:
             _require_port(place)
@@ -159,24 +158,14 @@ def _rules(config: Config, report: IsolationReport, hardware: Hardware, software
     )
 
 
-@contextmanager
-def _locked(config: Config) -> Iterator[None]:
-    """One node per data directory: two would share a key, and each would spoil the other's offers.
-
-    The kernel frees the lock when the process ends, however it ends.
-    """
+def _hold_data_dir(config: Config) -> AbstractContextManager[None]:
+    """One node per data directory: two would share a key, and each would spoil the other's
+    offers."""
     if not config.data_dir.is_dir():
         # The key's error says what to do; a lock file must not make the folder look set up.
         load_key_file(config.key_path)
-    descriptor = os.open(config.lock_path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AlreadyRunningError(
-                f"another node runs with data directory {config.data_dir}: stop it, or use another "
-                "--data-dir"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
+    refusal = (
+        f"another node runs with data directory {config.data_dir}: stop it, or use another "
+        "--data-dir"
+    )
+    return hold_lock(config.lock_path, refusal=refusal)

@@ -3,7 +3,6 @@
 Commands only read options and print. Secrets are read from files, never from the command line.
 """
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +25,8 @@ from contracts.journal import continued_key
 from contracts.session import Connection, Report, Session, key_of, run, short_hash
 from contracts.settlement import SettlementCalls, SettlementReader, decode_events
 from contracts.units import Address, format_tokens, parse_address, parse_tokens
-from protocol.errors import CapaError
+from protocol.programs.commands import run_command
+from protocol.programs.output import complain
 
 app = typer.Typer(
     help="Deploy the settlement contract, and use it.",
@@ -252,18 +252,4 @@ def read_tokens(text: str, decimals: int) -> int:
 
 def main() -> None:
     """Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
-    try:
-        app()
-    except* CapaError as group:
-        for error in leaves(group):
-            sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
-    except* KeyboardInterrupt:
-        sys.exit(130)
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """The errors inside nested groups."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    return [error]
+    run_command(app, complain)

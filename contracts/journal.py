@@ -5,7 +5,6 @@ under two nonces. One JSON object a line, appended and synced; a line that was c
 was never sent, so it is dropped.
 """
 
-import fcntl
 import itertools
 import json
 import os
@@ -16,6 +15,7 @@ from typing import BinaryIO, Protocol, Self
 
 from contracts.errors import BadConfigurationError
 from contracts.units import Address
+from protocol.programs.locks import try_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +97,11 @@ class FileJournal(MemoryJournal):
             self._file = _open_durably(path)
         except OSError as error:
             raise BadConfigurationError(f"cannot open {path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not try_lock(self._file.fileno()):
             self._file.close()
             raise BadConfigurationError(
                 f"{path} is in use: wait until the other command with this key has ended"
-            ) from None
+            )
         self._file.seek(0)
         data = self._file.read()
         whole = data[: data.rfind(b"\n") + 1]

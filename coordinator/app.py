@@ -4,7 +4,6 @@
 under virtual time. `coordinator.serve` puts the gateway and the signals around it.
 """
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -23,13 +22,13 @@ from coordinator.leasing.restoring import restore_leases
 from coordinator.market.market import Market
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
-from coordinator.runtime import Runtime
 from coordinator.settling.payments import Payments
 from coordinator.settling.receipt_desk import SWEEP_MAX, ReceiptDesk
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
 from protocol.net.pool import StreamPool
 from protocol.net.transport import Gossip, Transport
+from protocol.programs.runtime import Runtime
 from protocol.services import (
     CONTROL_PROTOCOL,
     JOB_PROTOCOL,
@@ -69,17 +68,17 @@ class Coordinator:
         rules: MarketRules,
         runtime: Runtime,
     ) -> None:
-        clock, rng = runtime.clock, runtime.rng
+        clock = runtime.clock
         self.key = key
         self.transport = transport
         self.database = database
         self.writer = LedgerWriter(database, clock)
-        reputation = Reputation(rng=_child(rng))
+        reputation = Reputation(rng=runtime.child_rng())
         self.market = Market(
             OfferBook(reputation, catalogue=rules.catalogue),
             reputation,
             clock=clock,
-            rng=_child(rng),
+            rng=runtime.child_rng(),
             stopwatch_ns=runtime.stopwatch_ns,
         )
         self.leases = LeaseRegistry(self.market)
@@ -98,9 +97,9 @@ class Coordinator:
             self.desk, database, asks_per_minute=rules.client_asks_per_minute
         )
         self.control = ControlServer(
-            transport, self.market, self.receipts, clock=clock, rng=_child(rng)
+            transport, self.market, self.receipts, clock=clock, rng=runtime.child_rng()
         )
-        self.pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=_child(rng))
+        self.pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=runtime.child_rng())
         self.client = MarketClient(self.pool, self.desk, clock=clock, entropy=runtime.entropy)
         self._clock = clock
         transport.handle(LEASE_PROTOCOL, self._lease_server.handle)
@@ -155,8 +154,3 @@ async def _drain(offers: trio.MemoryReceiveChannel[Gossip]) -> None:
     """They were taken when they were judged."""
     async for _ in offers:
         pass
-
-
-def _child(rng: random.Random) -> random.Random:
-    """A source of its own for each part, so that one part's draws do not shift another's."""
-    return random.Random(rng.getrandbits(64))  # noqa: S311 - spreads load, guards nothing

@@ -10,7 +10,7 @@ from coordinator.auth import ApiKeyDesk
 from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.market import Health, ModelInfo
+from coordinator.gateway.market_side.market import Health, ModelInfo
 from coordinator.market.offers import OfferBook
 from coordinator.market.offers.table import (
     CONTEXT,

@@ -1,11 +1,7 @@
 """The coordinator as a process: identity, books, network and gateway around `coordinator.app`."""
 
-import fcntl
-import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import structlog
 import trio
@@ -14,29 +10,31 @@ from coordinator.app import Coordinator, MarketRules
 from coordinator.auth import ApiKeyDesk
 from coordinator.db.engine import ThreadRunner, open_database
 from coordinator.endpoint import Endpoint, write_endpoint
-from coordinator.errors import CoordinatorError
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
 from coordinator.local_market import LocalMarket
-from coordinator.runtime import system_runtime
 from coordinator.settings import Config
 from coordinator.vault import Vault
-from protocol.keyfile import load_or_create_key_file
 from protocol.net.libp2p import Libp2pTransport
-from protocol.steady import settle_garbage_collection
+from protocol.programs.gc import settle_garbage_collection
+from protocol.programs.keyfile import load_or_create_key_file
+from protocol.programs.locks import hold_lock
+from protocol.programs.runtime import system_runtime
 
 log = structlog.get_logger(__name__)
 
 
-class AlreadyRunning(CoordinatorError):
-    """Another process serves from this data directory."""
-
-
 async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
-    """Run until SIGINT or SIGTERM. Raises CoordinatorError, KeyFileError, NetError."""
+    """Run until SIGINT or SIGTERM. Raises AlreadyRunningError, CoordinatorError, KeyFileError,
+    NetError."""
     config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(config.lock_path):
+    refusal = (
+        f"another coordinator runs with data directory {config.data_dir}: stop it, or use another "
+        "--data-dir"
+    )
+    # Two would share a key and a database file.
+    with hold_lock(config.lock_path, refusal=refusal):
         key = load_or_create_key_file(config.key_path)
         database = open_database(config.database, ThreadRunner())
         runtime = system_runtime()
@@ -76,20 +74,3 @@ async def _cancel_on_signal(
             log.info("stopping", signal=signal.Signals(number).name)
             scope.cancel()
             return
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One coordinator per data directory: two would share a key and a database file."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise AlreadyRunning(
-                f"another coordinator runs with data directory {path.parent}: stop it, or use "
-                "another --data-dir"
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)

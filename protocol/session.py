@@ -26,6 +26,7 @@ from protocol.countersigning import (
     check_admission,
     terms_of,
 )
+from protocol.endings import FINISH_RULES
 from protocol.envelope import Signed, open_envelope, read_unverified, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
@@ -38,7 +39,7 @@ from protocol.limits import (
     SALT_BYTES,
     SIGNED_BYTES_MAX,
 )
-from protocol.messages import Acceptance, Finish, JobRequest, Lease, Receipt
+from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.payload import Chunk, OutputDigest, SaltedPayload
 from protocol.pricing import Units
 from protocol.receipts import check_receipt
@@ -50,9 +51,6 @@ DATA_BYTES = 128 * KIB
 # Tokens in a row that add no text: parts of characters, and tokens that are never shown. A stop
 # string may be held back on top.
 EMPTY_TOKENS_MAX = 64
-
-# How a job ends that nobody cut short.
-_ANSWERED = frozenset({Finish.STOP, Finish.LENGTH, Finish.COMPLETE})
 
 # Type and body of a frame; the caller knows the channel.
 Outgoing = tuple[FrameType, bytes]
@@ -324,7 +322,7 @@ class ClientJob:
         receipt = open_envelope(raw, Receipt, signer=self._lease.message.node)
         check_receipt(receipt, self._lease)
         billed = receipt.message
-        is_answer = not is_error and billed.finish in _ANSWERED
+        is_answer = not is_error and FINISH_RULES[billed.finish].is_answer
         if billed.amount_nano and not (is_answer or self._owes_input):
             # By whatever name the node ends it.
             self._input_units = Units()

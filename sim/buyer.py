@@ -28,6 +28,7 @@ from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.net.pool import StreamPool
 from protocol.net.transport import Transport
 from protocol.payload import Chunk
+from protocol.programs.runtime import child_rng
 from protocol.services import (
     JOB_PROTOCOL,
     LEASE_PROTOCOL,
@@ -95,13 +96,13 @@ class Buyer:
         self.name = name
         self.key = key
         self._transport = transport
-        self._lease_pool = StreamPool(transport, LEASE_PROTOCOL, role=ROLE, rng=_child(rng))
-        self._job_pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=_child(rng))
+        self._lease_pool = StreamPool(transport, LEASE_PROTOCOL, role=ROLE, rng=child_rng(rng))
+        self._job_pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=child_rng(rng))
         self._leaser = _WatchedLeaser(
             RemoteLeaser(self._lease_pool, coordinator, addresses=addresses), auditor
         )
         self._market = MarketClient(
-            self._job_pool, self._leaser, clock=clock, entropy=_child(rng).randbytes
+            self._job_pool, self._leaser, clock=clock, entropy=child_rng(rng).randbytes
         )
 
     @property
@@ -195,7 +196,3 @@ class _WatchedLeaser:
 
     async def nodes(self, ask: NodesAsk) -> NodesReply:
         return await self._inner.nodes(ask)
-
-
-def _child(rng: random.Random) -> random.Random:
-    return random.Random(rng.getrandbits(64))

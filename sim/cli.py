@@ -16,7 +16,7 @@ from typing import Annotated, TextIO
 import trio
 import typer
 
-from protocol.programs import run_command
+from protocol.programs.commands import run_command
 from sim.bench.catalogue import BENCHMARKS, Benchmark, Figures
 
 app = typer.Typer(

@@ -4,8 +4,6 @@ import random
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import trio
-
 from capanode.settings import CoordinatorAddress
 from coordinator.app import MarketRules
 from coordinator.db.accounts import list_accounts, open_account
@@ -13,7 +11,6 @@ from coordinator.db.engine import Connection
 from coordinator.db.writer import post_one
 from coordinator.ledger.accounts import Account, AccountKind, SystemAccount, account_of
 from coordinator.ledger.postings import credit
-from coordinator.runtime import Runtime
 from protocol.clock import Clock
 from protocol.ids import ULID_ENTROPY_BYTES, PeerId, TransferId, new_ulid
 from protocol.keys import SigningKey
@@ -21,6 +18,7 @@ from protocol.messages import Task
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
 from protocol.net.memory_wire import Conditions
+from protocol.programs.runtime import Runtime, child_rng
 from sim.auditor import Auditor, Balances
 from sim.buyer import Buyer
 from sim.options import MACHINES, WorldOptions
@@ -111,30 +109,24 @@ def read_balances(conn: Connection) -> Balances:
     )
 
 
-def child_of(rng: random.Random) -> random.Random:
-    """A source of its own for each part, so that one part's draws do not shift another's."""
-    return random.Random(rng.getrandbits(64))
-
-
 class _Casting:
     """Makes parties one by one, all from one random source."""
 
     def __init__(self, options: WorldOptions, rng: random.Random) -> None:
         self.clock = VirtualClock()
         self.clock.now_ms()  # The world begins now.
-        self.network = MemoryNetwork(child_of(rng))
+        self.network = MemoryNetwork(child_rng(rng))
         self._options = options
         self._rng = rng
 
     def make_coordinator(self) -> SimCoordinator:
-        rng = child_of(self._rng)
+        rng = child_rng(self._rng)
 
         def make_runtime() -> Runtime:
             return Runtime(
                 self.clock,
-                child_of(rng).randbytes,
-                child_of(rng),
-                stopwatch_ns=lambda: round(1e9 * trio.current_time()),
+                child_rng(rng).randbytes,
+                child_rng(rng),
             )
 
         key = SigningKey.generate(self._rng.randbytes)
@@ -149,7 +141,7 @@ class _Casting:
             self._rng.choice(MACHINES),
             self.network,
             self._skewed_clock(),
-            rng=child_of(self._rng),
+            rng=child_rng(self._rng),
             tasks=(Task.CAUSAL_LM, Task.EMBEDDING) if has_both else (Task.CAUSAL_LM,),
             coordinator=CoordinatorAddress(coordinator, address_of(coordinator)),
             auditor=auditor,
@@ -163,7 +155,7 @@ class _Casting:
             key,
             self.network.transport(key),
             self._skewed_clock(),
-            rng=child_of(self._rng),
+            rng=child_rng(self._rng),
             coordinator=coordinator,
             addresses=(address_of(coordinator),),
             auditor=auditor,

@@ -7,10 +7,10 @@ import trio
 
 from coordinator.app import Coordinator, MarketRules
 from coordinator.db.engine import InlineRunner, open_database
-from coordinator.runtime import Runtime
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
 from protocol.net.memory import MemoryNetwork
+from protocol.programs.runtime import Runtime
 from sim.host import Host, Process
 
 COORDINATOR_NAME = "coordinator"

@@ -14,7 +14,6 @@ from capanode.control import ControlLine
 from capanode.errors import OutboxError
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
-from capanode.runtime import Runtime
 from capanode.served import ServedModel
 from capanode.settings import CoordinatorAddress
 from capanode.worker.jobs import WorkerState
@@ -28,6 +27,7 @@ from protocol.manifest import ModelFile, ModelManifest, manifest_digest
 from protocol.messages import Acceptance, Hardware, IsolationTier, Receipt, Task
 from protocol.net.memory import MemoryNetwork
 from protocol.net.rpc import RpcClient
+from protocol.programs.runtime import Runtime
 from protocol.services import Method, ReceiptAsk, SettleReply
 from sim.auditor import Auditor
 from sim.host import Host, Process
@@ -124,7 +124,7 @@ class SimNode:
                 self._clock,
                 self._rng.randbytes,
                 random.Random(self._rng.getrandbits(64)),
-                outbox_runner=_Disk(process),
+                _Disk(process),
             ),
         )
 
@@ -136,7 +136,10 @@ class _Disk:
     def __init__(self, process: Process) -> None:
         self._process = process
 
-    async def run(self, call: Callable[[], R]) -> R:
+    async def run_read(self, call: Callable[[], R]) -> R:
+        return await self.run_write(call)
+
+    async def run_write(self, call: Callable[[], R]) -> R:
         await trio.lowlevel.checkpoint()
         if self._process.is_dead:
             raise OutboxError("the process is gone")

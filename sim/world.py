@@ -17,6 +17,7 @@ import trio
 
 from coordinator.audit import audit
 from protocol.limits import RECEIPT_GRACE_MS
+from protocol.programs.runtime import child_rng
 from sim.auditor import Balances
 from sim.buyer import JobReport
 from sim.checkers import (
@@ -30,7 +31,7 @@ from sim.checkers import (
 from sim.determinism import run_deterministically
 from sim.faults import carry_out, plan_faults
 from sim.options import WorldOptions, draw_options
-from sim.parties import child_of, make_parties, read_balances
+from sim.parties import make_parties, read_balances
 from sim.switches import make_switches
 from sim.trace import Trace, Voice
 from sim.workload import PlannedJob, plan_jobs, plan_probes
@@ -136,10 +137,10 @@ class World:
         self.trace.add("world", "market_open", nodes=len(self._parties.nodes))
 
     async def _make_chaos(self, nursery: trio.Nursery) -> None:
-        faults = plan_faults(self.options, child_of(self._rng))
+        faults = plan_faults(self.options, child_rng(self._rng))
         self._faults.update(fault.kind.value for fault in faults)
         nodes = tuple(node.key.peer_id for node in self._parties.nodes)
-        jobs = plan_jobs(self.options, nodes, child_of(self._rng))
+        jobs = plan_jobs(self.options, nodes, child_rng(self._rng))
         self.trace.add("world", "chaos_began", faults=len(faults), jobs=len(jobs))
         for planned in jobs:
             nursery.start_soon(self._run_job, planned)
@@ -153,7 +154,7 @@ class World:
             lambda: len(self._reports) == self.options.demand.jobs, JOBS_END_WITHIN_S, "jobs end"
         )
         await self._wait_until(self._is_market_open, READY_WITHIN_S, "all nodes are back")
-        probes = plan_probes(self.options, child_of(self._rng))
+        probes = plan_probes(self.options, child_rng(self._rng))
         answered = tuple([await self._run_probe(planned) for planned in probes])
         await self._wait_until(self._is_settled, SETTLED_WITHIN_S, "everything is settled")
         self.trace.add("world", "settled")

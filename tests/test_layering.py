@@ -18,7 +18,7 @@ ALLOWED = {
 }
 
 # What each room of the coordinator may import of the others. The modules beside the rooms compose
-# them; of those, every room knows the errors and what the world outside gives.
+# them; of those, every room knows the errors.
 ROOMS = {
     "buyer": set(),
     "market": set(),
@@ -28,7 +28,7 @@ ROOMS = {
     "settling": {"leasing", "ledger", "db"},
     "gateway": {"buyer"},
 }
-COMMON = {"errors", "runtime"}
+COMMON = {"errors"}
 
 # The node's trusted parent never imports torch; these run in the sandbox or in a converter.
 TORCH_PLACES = ("capanode/engines/", "capanode/worker/main.py", "capanode/models/convert", "sim/")
@@ -100,6 +100,33 @@ def test_rooms_import_only_what_they_may(room: str) -> None:
     assert not wrong
 
 
+GATEWAY = "coordinator/gateway"
+# The gateway's bridge and its server join the two halves.
+GATEWAY_JOINTS = {f"{GATEWAY}/bridge.py", f"{GATEWAY}/server.py"}
+
+
+@pytest.mark.parametrize(
+    ("half", "banned"),
+    [
+        ("http", {"trio"}),
+        ("market_side", {"asyncio", "starlette", "uvicorn", "uvloop", "coordinator.gateway.http"}),
+    ],
+)
+def test_the_halves_of_the_gateway_know_one_event_loop_each(half: str, banned: set[str]) -> None:
+    wrong = {
+        (str(path.relative_to(ROOT)), name)
+        for path in (ROOT / GATEWAY / half).rglob("*.py")
+        for name in imported_modules(path)
+        if any(name == root or name.startswith(f"{root}.") for root in banned)
+    }
+    assert not wrong
+
+
+def test_only_the_joints_of_the_gateway_know_both_event_loops() -> None:
+    both = importers_of("trio") & importers_of("asyncio")
+    assert {path for path in both if path.startswith(GATEWAY)} == GATEWAY_JOINTS
+
+
 def test_libp2p_is_imported_in_one_place() -> None:
     stray = {p for p in importers_of("libp2p") if not p.startswith("protocol/net/libp2p")}
     assert not stray
@@ -140,14 +167,25 @@ def test_pure_protocol_modules_read_no_clock_and_no_randomness() -> None:
 
 
 def test_pure_protocol_modules_read_no_environment_and_no_entropy() -> None:
-    """A key file is made with the system's entropy, if nobody brings another."""
     wrong = {
         (path.name, node.attr)
         for path in (ROOT / "protocol").glob("*.py")
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "urandom")
     }
-    assert wrong == {("keyfile.py", "urandom")}
+    assert not wrong
+
+
+def test_what_both_sides_agree_on_knows_nothing_of_our_programs() -> None:
+    """`protocol/programs` is the common room of our programs, and no part of the wire."""
+    pure = [*(ROOT / "protocol").glob("*.py"), *(ROOT / "protocol/net").glob("*.py")]
+    wrong = {
+        (str(path.relative_to(ROOT)), name)
+        for path in pure
+        for name in imported_modules(path)
+        if name.startswith("protocol.programs")
+    }
+    assert not wrong
 
 
 def test_no_module_unpickles_or_evaluates() -> None:

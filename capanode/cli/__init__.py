@@ -8,8 +8,8 @@ import typer
 
 from capanode.cli import config, doctor, init, models, start, status
 from capanode.cli.options import program_version
-from capanode.cli.output import complain
-from protocol.programs import run_command
+from protocol.programs.commands import run_command
+from protocol.programs.output import complain
 
 app = typer.Typer(
     name="capanode",

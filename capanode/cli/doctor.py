@@ -5,8 +5,8 @@ from dataclasses import asdict
 import typer
 
 from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_config
-from capanode.cli.output import print_json
 from capanode.doctor import examine
+from protocol.programs.output import print_json
 
 
 def doctor(

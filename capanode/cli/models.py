@@ -6,11 +6,11 @@ import typer
 from rich.console import Console
 
 from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_config
-from capanode.cli.output import bytes_text, print_json, print_table, say
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ModelSummary, list_models, pull, remove
 from capanode.models.progress_bar import ConsoleProgress
 from capanode.models.store import ModelStore
+from protocol.programs.output import bytes_text, print_json, print_table, say
 
 app = typer.Typer(help="Get, list and remove models.", no_args_is_help=True)
 

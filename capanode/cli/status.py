@@ -1,17 +1,16 @@
 """`capanode status`: how the node that runs here is doing."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import typer
 
 from capanode.cli.options import ConfigFile, DataDir, Json, load_config
-from capanode.cli.output import price_text, print_facts, print_json, print_table
 from capanode.outbox_store import WAITING
 from capanode.status import NodeStatus, ask_status
 from protocol.money import format_credits
 from protocol.pricing import PriceSheet
+from protocol.programs.output import price_text, print_facts, print_json, print_table, time_text
 
 FAILURES_SHOWN = 5
 
@@ -59,7 +58,7 @@ def _print_node(plain: Mapping[str, Any]) -> None:
         {
             "node": plain["peer_id"],
             "software": plain["software"],
-            "since": _time_text(plain["started_at_ms"]),
+            "since": f"{time_text(plain['started_at_ms'])} UTC",
             "addresses": ", ".join(plain["addresses"]),
             "region": plain["region"] or "-",
             "hardware": f"{hardware['count']} x {hardware['name']}",
@@ -115,11 +114,7 @@ def _print_failures(failures: list[Mapping[str, Any]]) -> None:
         print_table(
             ("last failures", "job", "code", "message"),
             [
-                (_time_text(f["at_ms"]), f["job_id"] or "-", f["code"], f["message"])
+                (f"{time_text(f['at_ms'])} UTC", f["job_id"] or "-", f["code"], f["message"])
                 for f in failures[-FAILURES_SHOWN:]
             ],
         )
-
-
-def _time_text(stamp_ms: int) -> str:
-    return datetime.fromtimestamp(stamp_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
@@ -13,6 +12,7 @@ from pathlib import Path
 from capanode.models.errors import StorageDeniedError, StorageFullError, StoreBusyError
 from capanode.models.progress import Progress, ProgressCallback
 from protocol.ids import Digest
+from protocol.programs.locks import try_lock
 
 # Anyone may read a model, nobody may change it: workers run under another uid than the node.
 READABLE_FILE = 0o444
@@ -98,7 +98,7 @@ def file_lock(path: Path, *, timeout_s: float) -> Iterator[None]:
     with disk_errors_named(path.parent):
         file = path.open("ab")
     with file:
-        while not _try_lock(file.fileno()):
+        while not try_lock(file.fileno()):
             if time.monotonic() >= deadline_s:
                 raise StoreBusyError(
                     f"another process has held {path} for over {timeout_s:.0f} s: wait for its "
@@ -117,7 +117,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
         folder.mkdir(mode=0o700)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _try_lock(descriptor)
+        try_lock(descriptor)
         yield folder
     finally:
         remove_tree(folder)
@@ -132,7 +132,7 @@ def remove_abandoned(parent: Path) -> None:
         except OSError:
             continue
         try:
-            if _try_lock(descriptor):
+            if try_lock(descriptor):
                 remove_tree(folder)
         finally:
             os.close(descriptor)
@@ -151,11 +151,3 @@ def remove_tree(folder: Path) -> None:
                 child.rmdir()
     with contextlib.suppress(FileNotFoundError):
         folder.rmdir()
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -8,10 +8,10 @@ import typer
 
 from coordinator.cli import accounts, config, jobs, keys, ledger, look, receipts
 from coordinator.cli.chat import chat
-from coordinator.cli.output import complain
 from coordinator.cli.start import start
 from coordinator.cli.submit import submit
-from protocol.programs import run_command
+from protocol.programs.commands import run_command
+from protocol.programs.output import complain
 
 app = typer.Typer(
     name="coordinator",

@@ -16,13 +16,13 @@ from coordinator.cli.options import (
     read_books,
     write_books,
 )
-from coordinator.cli.output import credits_text, print_facts, print_json, print_table, short
 from coordinator.db.accounts import list_accounts
 from coordinator.ledger.accounts import Account
 from coordinator.vault import Vault
-from protocol.keyfile import load_or_create_key_file
 from protocol.money import format_credits, parse_credits
 from protocol.net.clock import SystemClock
+from protocol.programs.keyfile import load_or_create_key_file
+from protocol.programs.output import credits_text, print_facts, print_json, print_table, short
 
 app = typer.Typer(
     help="Accounts: create them, put money in, look at balances.", no_args_is_help=True

@@ -22,10 +22,10 @@ from coordinator.cli.options import (
     Temperature,
     load_config,
 )
-from coordinator.cli.output import complain, say
 from coordinator.cli.results import print_outcome
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import ChatMessage, GenerationInput
+from protocol.programs.output import complain, say
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 PROMPT = "you> "

@@ -6,7 +6,6 @@ import typer
 
 from coordinator.accounts import find_by_name
 from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
-from coordinator.cli.output import print_facts, print_json, print_table, short, time_text
 from coordinator.db.engine import Connection
 from coordinator.db.jobs import StoredJob, find_job, list_jobs
 from coordinator.db.leases import StoredLease, list_leases_of
@@ -14,6 +13,7 @@ from coordinator.db.receipts import StoredReceipt, list_receipts_of
 from protocol.ids import JobId, PeerId
 from protocol.job_state import JobState
 from protocol.money import format_credits
+from protocol.programs.output import print_facts, print_json, print_table, short, time_text
 
 app = typer.Typer(help="Jobs: list them, look at one.", no_args_is_help=True)
 

@@ -15,12 +15,12 @@ from coordinator.cli.options import (
     read_books,
     write_books,
 )
-from coordinator.cli.output import print_json, print_table, say, time_text
 from coordinator.db.api_keys import ApiKey, create_api_key, list_api_keys, revoke_api_key
 from coordinator.db.custodial_keys import find_custodial_key
 from coordinator.db.engine import Connection
 from protocol.money import format_credits, parse_credits
 from protocol.net.clock import SystemClock
+from protocol.programs.output import print_json, print_table, say, time_text
 
 app = typer.Typer(help="API keys: make, list and revoke them.", no_args_is_help=True)
 

@@ -7,11 +7,11 @@ import typer
 from coordinator.accounts import find_by_name
 from coordinator.audit import audit
 from coordinator.cli.options import ConfigFile, DataDir, Json, load_config, read_books
-from coordinator.cli.output import credits_text, print_json, print_table, short, time_text
 from coordinator.db.engine import Connection
 from coordinator.db.transfers import list_transfers
 from coordinator.ledger.transfers import RecordedTransfer
 from protocol.money import format_credits
+from protocol.programs.output import credits_text, print_json, print_table, short, time_text
 
 app = typer.Typer(help="The ledger: transfers, and an audit of them all.", no_args_is_help=True)
 

@@ -22,7 +22,12 @@ from coordinator.cli.options import (
     check_model,
     load_config,
 )
-from coordinator.cli.output import (
+from protocol.envelope import open_envelope
+from protocol.limits import TOKENS_MAX
+from protocol.messages import Constraints, NodeOffer, Objective, Task
+from protocol.money import format_credits
+from protocol.pricing import PRICE_POSITIONS, PriceSheet, Units
+from protocol.programs.output import (
     credits_text,
     print_facts,
     print_json,
@@ -30,11 +35,6 @@ from coordinator.cli.output import (
     say,
     short,
 )
-from protocol.envelope import open_envelope
-from protocol.limits import TOKENS_MAX
-from protocol.messages import Constraints, NodeOffer, Objective, Task
-from protocol.money import format_credits
-from protocol.pricing import PRICE_POSITIONS, PriceSheet, Units
 from protocol.services import NodesAsk, NodeSummary, QuoteAsk, QuoteReply
 from protocol.tasks import TASKS
 

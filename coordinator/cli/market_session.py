@@ -17,11 +17,11 @@ from coordinator.settings import Config
 from protocol.envelope import open_envelope
 from protocol.errors import RemoteProtocolError
 from protocol.ids import parse_peer_id
-from protocol.keyfile import load_or_create_key_file
 from protocol.keys import SigningKey
 from protocol.messages import NodeOffer, Task
 from protocol.net.clock import SystemClock
 from protocol.net.pool import StreamPool
+from protocol.programs.keyfile import load_or_create_key_file
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
 
 ROLE = "client"

@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
-from coordinator.cli.output import credits_text, print_facts, print_json
 from coordinator.db.engine import Connection
 from coordinator.db.jobs import find_job
 from coordinator.db.leases import find_lease
 from coordinator.db.receipts import list_receipts_of
 from coordinator.settling.evidence import read_evidence, write_evidence
 from protocol.ids import JobId
+from protocol.programs.output import credits_text, print_facts, print_json
 from protocol.receipts import Evidence, verify_chain
 
 app = typer.Typer(help="Receipts: export and verify them.", no_args_is_help=True)

@@ -6,11 +6,11 @@ from typing import Any
 import typer
 
 from coordinator.buyer.attempt import AttemptResult, AttemptTerms
-from coordinator.cli.output import print_table, say, short
 from protocol.codec import decode
 from protocol.messages import Task
 from protocol.money import format_credits
 from protocol.payload import Chunk, ClassificationOutput, EmbeddingOutput
+from protocol.programs.output import print_table, say, short
 
 # Enough of a vector to see that it is one.
 VECTOR_NUMBERS_SHOWN = 6

@@ -24,11 +24,11 @@ from coordinator.cli.options import (
     Temperature,
     load_config,
 )
-from coordinator.cli.output import print_json
 from coordinator.cli.results import outcome_plain, print_outcome, print_result, result_of
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput, JobInput
+from protocol.programs.output import print_json
 
 
 @takes_constraints

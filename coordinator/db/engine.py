@@ -12,59 +12,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
-import trio
 from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError
 
 from coordinator.db import sqlite
 from coordinator.db.migrations import upgrade_schema
 from coordinator.errors import InvalidRowError, StorageError
+from protocol.programs.runners import READERS_MAX, InlineRunner, Runner, ThreadRunner
 
 __all__ = ["Connection", "Database", "InlineRunner", "Runner", "ThreadRunner", "open_database"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-# Reads are short and mostly cached; more threads would only contend for the interpreter.
-_READERS_MAX = 4
-
-
-class Runner(Protocol):
-    """Where transactions run. One that has begun runs to its end, whoever is cancelled."""
-
-    async def run_read(self, call: Callable[[], T]) -> T: ...
-
-    async def run_write(self, call: Callable[[], T]) -> T:
-        """At most one of these runs at a time."""
-        ...
-
-
-class ThreadRunner:
-    """Worker threads: one for writes, because SQLite has one write lock, and a few for reads."""
-
-    def __init__(self) -> None:
-        self._write_limiter = trio.CapacityLimiter(1)
-        self._read_limiter = trio.CapacityLimiter(_READERS_MAX)
-
-    async def run_read(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, limiter=self._read_limiter)
-
-    async def run_write(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, limiter=self._write_limiter)
-
-
-class InlineRunner:
-    """In place, for simulations and for programs that have nothing else to do meanwhile."""
-
-    async def run_read(self, call: Callable[[], T]) -> T:
-        await trio.lowlevel.checkpoint()
-        return call()
-
-    async def run_write(self, call: Callable[[], T]) -> T:
-        await trio.lowlevel.checkpoint()
-        return call()
 
 
 class Database:
@@ -75,9 +36,7 @@ class Database:
         self._runner = runner
         if not sqlite.is_memory(parsed) and not Path(parsed.database or "").parent.is_dir():
             raise StorageError(f"the folder of {parsed.database} does not exist: create it first")
-        self._write_engine, self._read_engine = sqlite.open_engines(
-            parsed, readers_max=_READERS_MAX
-        )
+        self._write_engine, self._read_engine = sqlite.open_engines(parsed, readers_max=READERS_MAX)
         self._writer: Connection | None = None
         # One connection cannot carry two transactions: reads then take the writer's turn.
         self._run_read = (

@@ -1,9 +1,6 @@
 """What is particular to SQLite: connections, locking, and what its errors mean.
 
-WAL lets readers go on while the one writer writes. synchronous=FULL makes every commit durable at
-power loss; NORMAL would only make batches of one to ten faster (docs/ledger.md). BEGIN IMMEDIATE
-takes the write lock at once: a transaction that reads first and writes later would otherwise fail
-halfway when another process, such as the command line, got in between.
+How connections are set up stands in `protocol.programs.sqlite`.
 """
 
 import sqlite3
@@ -18,9 +15,12 @@ from coordinator.errors import (
     StorageError,
     StorageFullError,
 )
-
-# Longer than any transaction of ours, even on a disk that stalls; shorter than a client's patience.
-_BUSY_TIMEOUT_S = 5
+from protocol.programs.sqlite import (
+    BEGIN_READ,
+    BEGIN_WRITE,
+    BUSY_TIMEOUT_S,
+    configure_connection,
+)
 
 # `coordinator.db.bulk` has about ten sizes of some fifteen statements.
 _STATEMENTS_MAX = 512
@@ -37,12 +37,12 @@ def open_engines(url: URL, *, readers_max: int) -> tuple[Engine, Engine]:
     """The engine that writes and the one that reads. In memory they are one, on one connection."""
     arguments: dict[str, Any] = {
         "check_same_thread": False,
-        "timeout": _BUSY_TIMEOUT_S,
+        "timeout": BUSY_TIMEOUT_S,
         "cached_statements": _STATEMENTS_MAX,
     }
     if is_memory(url):
         engine = create_engine(url, poolclass=StaticPool, connect_args=arguments)
-        _configure(engine, begin="BEGIN IMMEDIATE", read_only=False)
+        _configure(engine, begin=BEGIN_WRITE, read_only=False)
         return engine, engine
     # Two for writing: the one that the writer's thread keeps, and one for `Database.transaction`.
     write_engine, read_engine = (
@@ -51,20 +51,14 @@ def open_engines(url: URL, *, readers_max: int) -> tuple[Engine, Engine]:
         )
         for size in (2, readers_max)
     )
-    _configure(write_engine, begin="BEGIN IMMEDIATE", read_only=False)
-    _configure(read_engine, begin="BEGIN", read_only=True)
+    _configure(write_engine, begin=BEGIN_WRITE, read_only=False)
+    _configure(read_engine, begin=BEGIN_READ, read_only=True)
     return write_engine, read_engine
 
 
 def _configure(engine: Engine, *, begin: str, read_only: bool) -> None:
     def connect(connection: sqlite3.Connection, _record: object) -> None:
-        # Transactions are ours: the module's own would begin late, and not IMMEDIATE.
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        if read_only:
-            connection.execute("PRAGMA query_only = ON")
+        configure_connection(connection, read_only=read_only)
 
     def begin_transaction(connection: Connection) -> None:
         connection.exec_driver_sql(begin)

@@ -7,13 +7,12 @@ from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import error_of
-from coordinator.gateway.market import ModelInfo
-from coordinator.gateway.routing_params import Routing
+from coordinator.gateway.market_side.market import ModelInfo
 from protocol.errors import Code
 from protocol.grants import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX
-from protocol.messages import Task
-from protocol.payload import EmbeddingInput, GenerationInput, ImageInput, JobInput
+from protocol.messages import Constraints, Objective, Task
+from protocol.payload import GenerationInput, JobInput
 from protocol.pricing import Units
 
 # An answer's length where the request sets none. All of it is held until the answer has ended.
@@ -24,10 +23,21 @@ _PAYLOAD_OVERHEAD_BYTES = 64 * 1_024
 
 
 @dataclass(frozen=True, slots=True)
+class Routing:
+    """Where a job may run, and what matters."""
+
+    model: str
+    objective: Objective
+    constraints: Constraints
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationOrder:
     """`has_max_tokens` is False if the answer's length is ours to choose."""
 
     task: ClassVar[Task] = Task.CAUSAL_LM
+    # The node counted more tokens than the context leaves beside the answer.
+    too_large_code: ClassVar[Code] = Code.PROMPT_TOO_LONG
 
     routing: Routing
     job_input: GenerationInput
@@ -60,30 +70,21 @@ class GenerationOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingOrder:
-    task: ClassVar[Task] = Task.EMBEDDING
-    input_param: ClassVar[str] = "input"
+class PlainOrder:
+    """A job whose input is sent as it is. `input_param` is the request's field with the input."""
 
+    task: Task
+    input_param: str
     routing: Routing
-    job_input: EmbeddingInput
+    job_input: JobInput
+
+    too_large_code: ClassVar[Code] = Code.INPUT_TOO_LARGE
 
     def to_spec(self, caller: Caller, model: ModelInfo | None, *, deadline_s: float) -> JobSpec:
         return _spec(self, self.job_input, units_of(self.job_input), caller, deadline_s)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageOrder:
-    task: ClassVar[Task] = Task.IMAGE_CLASSIFICATION
-    input_param: ClassVar[str] = "image"
-
-    routing: Routing
-    job_input: ImageInput
-
-    def to_spec(self, caller: Caller, model: ModelInfo | None, *, deadline_s: float) -> JobSpec:
-        return _spec(self, self.job_input, units_of(self.job_input), caller, deadline_s)
-
-
-Order = GenerationOrder | EmbeddingOrder | ImageOrder
+Order = GenerationOrder | PlainOrder
 
 
 def check_text_size(size: int, param: str) -> None:

@@ -18,13 +18,13 @@ import uvloop
 
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
-from coordinator.gateway.context import GatewayContext
-from coordinator.gateway.http import GatewayApp
-from coordinator.gateway.http_protocol import bounded_protocol
-from coordinator.gateway.market import GatewayMarket
+from coordinator.gateway.http.app import GatewayApp
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.server_protocol import bounded_protocol
+from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
-from coordinator.runtime import Runtime, system_runtime
 from protocol.net.errors import AddressInUse, AddressInvalid
+from protocol.programs.runtime import Runtime, system_runtime
 
 log = structlog.get_logger(__name__)
 

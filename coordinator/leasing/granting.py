@@ -5,6 +5,8 @@ money being there. Everything between the request and the commit is synchronous,
 counted against its node before the next one is matched.
 """
 
+from functools import partial
+
 import structlog
 
 from coordinator.db.engine import Database
@@ -42,6 +44,10 @@ log = structlog.get_logger(__name__)
 # kilobytes of ours, for up to eleven minutes. Twice what the largest gateway has in flight.
 LEASES_PER_CLIENT_MAX = 10_000
 LEASES_FULL_RETRY_MS = 5_000
+# A user would rather wait than be sent away; a client that waits longer has given up.
+TURN_WITHIN_S = 30.0
+# A remote client waits ten seconds for an answer (`buyer.remote`).
+REMOTE_TURN_WITHIN_S = 8.0
 
 
 class LeaseDesk:
@@ -77,17 +83,32 @@ class LeaseDesk:
         exclude: tuple[PeerId, ...] = (),
         receipts: tuple[Signed[Receipt], ...] = (),
         payer: Payer | None = None,
+        wait_s: float = TURN_WITHIN_S,
     ) -> Granted:
-        """See `Leaser.lease`. The caller vouches that the request comes from its client."""
+        """See `Leaser.lease`. The caller vouches that the request comes from its client. If all
+        fitting nodes are busy, it waits for its turn up to `wait_s` and to the job's deadline."""
         now_ms = self._clock.now_ms()
         check_request(request, coordinator=self.coordinator, now_ms=now_ms)
         for receipt in receipts:
             await self._receipts.accept(receipt, None)
+        asked = request.message
+        deadline_at_ms = self._leases.jobs.deadline_at_ms(asked, now_ms=now_ms)
+        return await self._leases.turns.take(
+            asked.model,
+            asked.client,
+            partial(self._grant_or_recall, request, frozenset(exclude), payer),
+            within_s=min(wait_s, max(deadline_at_ms - now_ms, 0) / 1_000),
+            is_choosy=bool(asked.constraints.only or asked.constraints.order),
+        )
+
+    async def _grant_or_recall(
+        self, request: Signed[JobRequest], exclude: frozenset[PeerId], payer: Payer | None
+    ) -> Granted:
         try:
-            return await self._grant(request, frozenset(exclude), payer)
+            return await self._grant(request, exclude, payer)
         except _LeasedBeforeError:
             await self._recall(request.message.job_id)
-        return await self._grant(request, frozenset(exclude), payer)
+        return await self._grant(request, exclude, payer)
 
     async def _grant(
         self, request: Signed[JobRequest], exclude: frozenset[PeerId], payer: Payer | None

@@ -11,7 +11,7 @@ import trio
 
 from coordinator.db.accounts import find_account
 from coordinator.db.engine import Database
-from coordinator.leasing.granting import LeaseDesk
+from coordinator.leasing.granting import REMOTE_TURN_WITHIN_S, LeaseDesk
 from coordinator.ledger.accounts import account_of
 from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
@@ -81,7 +81,9 @@ class LeaseServer:
     async def _lease(self, client: PeerId, ask: LeaseAsk) -> LeaseGrant:
         request = open_envelope(ask.request, JobRequest, signer=client)
         receipts = tuple(open_envelope(raw, Receipt) for raw in ask.receipts)
-        granted = await self._desk.lease(request, exclude=ask.exclude, receipts=receipts)
+        granted = await self._desk.lease(
+            request, exclude=ask.exclude, receipts=receipts, wait_s=REMOTE_TURN_WITHIN_S
+        )
         return LeaseGrant(
             granted.lease.raw,
             granted.offer.raw,

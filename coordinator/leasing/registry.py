@@ -15,11 +15,12 @@ import trio
 from coordinator.leasing.budgets import Budgets
 from coordinator.leasing.leased_jobs import LeasedJobs
 from coordinator.leasing.open_lease import OpenLease
+from coordinator.leasing.turns import Turns
 from coordinator.market.market import Market
 from protocol.blame import Observation
+from protocol.endings import Finish
 from protocol.ids import LeaseId, PeerId, TransferId
 from protocol.limits import RECEIPT_GRACE_MS
-from protocol.messages import Finish
 from protocol.receipts import charge_nano
 
 log = structlog.get_logger(__name__)
@@ -31,6 +32,7 @@ class LeaseRegistry:
     def __init__(self, market: Market) -> None:
         self.budgets = Budgets(trio.current_time)
         self.jobs = LeasedJobs()
+        self.turns = Turns()
         self._market = market
         self._by_id: dict[LeaseId, OpenLease] = {}
         self._counts: Counter[PeerId] = Counter()
@@ -89,7 +91,7 @@ class LeaseRegistry:
             if not observation.has_receipt:
                 self._bound(opened, observation)
             self._judge(opened, observation)
-        self._market.book.release(lease_id)
+        self._leave_seat(lease_id)
 
     # Ends.
 
@@ -107,7 +109,7 @@ class LeaseRegistry:
             del self._counts[granted.client]
         if opened.api_key_id is not None:
             self.budgets.end(opened.api_key_id, granted.lease_id, paid_nano)
-        self._market.book.release(granted.lease_id)
+        self._leave_seat(granted.lease_id)
         if observation is not None:
             self._judge(opened, observation)
         return True
@@ -121,6 +123,10 @@ class LeaseRegistry:
         if opened.api_key_id is not None:
             self.budgets.hold(opened.api_key_id, granted.lease_id, granted.ceiling_nano)
         self.jobs.note(granted)
+
+    def _leave_seat(self, lease_id: LeaseId) -> None:
+        self._market.book.release(lease_id)
+        self.turns.wake()
 
     def _bound(self, opened: OpenLease, observation: Observation) -> None:
         opened.delivered = observation.delivered

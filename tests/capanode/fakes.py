@@ -14,7 +14,7 @@ from capanode.announce import OwnOffers
 from capanode.engines.base import EngineInfo, Failed, Finished, Produced, Started
 from capanode.jobs import JobServer
 from capanode.measurements import Speed
-from capanode.outbox import InlineRunner, Outbox
+from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.seats import Seats
 from capanode.served import ServedModel
@@ -43,6 +43,7 @@ from protocol.net.memory import MemoryNetwork
 from protocol.net.pool import StreamPool
 from protocol.payload import GenerationInput, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
+from protocol.programs.runners import InlineRunner
 from protocol.services import JOB_PROTOCOL
 from protocol.session import ClientEvent, ClientJob, Ended, Refused, WindowReached
 from protocol.tasks import decode_input

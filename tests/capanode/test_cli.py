@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 from capanode.cli import app
 from capanode.config import Config
 from capanode.doctor import Diagnosis
-from capanode.errors import AlreadyRunningError, NodeError
+from capanode.errors import NodeError
 from capanode.hardware import Finding
 from capanode.models.errors import UnknownModelError
 from capanode.ports import PortError, check_port
 from capanode.serve import serve
-from protocol.keyfile import load_key_file
+from protocol.programs.keyfile import load_key_file
+from protocol.programs.locks import AlreadyRunningError, hold_lock
 from tests.capanode.model_makers import layout_files, write_files
 from tests.protocol.makers import COORDINATOR
 
@@ -178,17 +179,14 @@ def test_the_parent_imports_neither_torch_nor_the_network_for_its_commands() -> 
     assert done.stdout.strip() == "[]"
 
 
-async def test_two_nodes_do_not_share_a_data_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_two_nodes_do_not_share_a_data_directory(tmp_path: Path) -> None:
     invoke("init", "--data-dir", str(tmp_path))
     config = Config.resolve(flags={"data_dir": tmp_path, "listen": ["/ip4/127.0.0.1/tcp/0"]})
 
-    def busy(*_: object) -> None:
-        raise BlockingIOError
-
-    monkeypatch.setattr("capanode.serve.fcntl.flock", busy)
-    with pytest.raises(AlreadyRunningError, match="another node runs"):
+    with (
+        hold_lock(config.lock_path, refusal="taken"),
+        pytest.raises(AlreadyRunningError, match="another node runs"),
+    ):
         await serve(config, software="test", on_milestone=print)
 
 

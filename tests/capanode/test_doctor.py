@@ -11,8 +11,8 @@ from capanode.hardware import Finding, GpuReport, Machine
 from capanode.ports import PortError
 from capanode.sandbox.probe import Fact, IsolationReport
 from capanode.sandbox.spawn import Sandbox
-from protocol.keyfile import create_key_file
 from protocol.messages import IsolationTier
+from protocol.programs.keyfile import create_key_file
 from tests.protocol.makers import COORDINATOR
 
 GIB = 1024**3

@@ -11,6 +11,7 @@ from capanode.jobs import ACCEPTANCE_WITHIN_S, SIGN_WITHIN_S, UPLOAD_PAUSE_S
 from capanode.outbox import FULL_RETRY_S
 from protocol.codec import encode
 from protocol.countersigning import read_proof
+from protocol.endings import Finish
 from protocol.envelope import open_envelope, seal
 from protocol.errors import Code, ErrorBody
 from protocol.framing import FrameType
@@ -18,7 +19,6 @@ from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.messages import (
     Constraints,
     DataCollection,
-    Finish,
     IsolationTier,
     Receipt,
     Task,

@@ -15,9 +15,7 @@ from capanode.benchmark import SpeedCache
 from capanode.control import LONGEST_PAUSE_S, LineState
 from capanode.errors import NodeError, NothingToServeError
 from capanode.node import Milestone, Node, NodeRules
-from capanode.outbox import InlineRunner
 from capanode.outbox_store import OutboxStore
-from capanode.runtime import Runtime
 from capanode.settings import CoordinatorAddress
 from capanode.worker.jobs import WorkerState
 from capanode.workers import ModelPlan
@@ -44,6 +42,8 @@ from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
 from protocol.payload import GenerationInput, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
+from protocol.programs.runners import InlineRunner
+from protocol.programs.runtime import Runtime
 from protocol.services import (
     CONTROL_PROTOCOL,
     JOB_PROTOCOL,

@@ -14,15 +14,14 @@ from capanode.errors import OutboxError, OutboxFullError
 from capanode.outbox import (
     ACCEPTANCE_WAIT_MS,
     FULL_RETRY_S,
-    InlineRunner,
     Outbox,
-    ThreadRunner,
 )
 from capanode.outbox_store import OutboxStore, attach_acceptance
 from protocol.envelope import Signed, seal
 from protocol.ids import LeaseId, new_ulid
 from protocol.messages import Receipt
 from protocol.net.clock import VirtualClock
+from protocol.programs.runners import InlineRunner, ThreadRunner
 from tests.protocol.makers import (
     CLIENT,
     COORDINATOR,
@@ -47,13 +46,13 @@ def new_receipt() -> Signed[Receipt]:
     return seal(NODE, make_receipt(lease))
 
 
-class FullDisk:
+class FullDisk(InlineRunner):
     """Fails like a full disk while `is_full`."""
 
     def __init__(self) -> None:
         self.is_full = False
 
-    async def run(self, call: Callable[[], T]) -> T:
+    async def run_write(self, call: Callable[[], T]) -> T:
         await trio.lowlevel.checkpoint()
         if self.is_full:
             raise OutboxFullError("the disk under the outbox is full")

@@ -16,13 +16,13 @@ from capanode.benchmark import SpeedCache
 from capanode.cli.status import status_line
 from capanode.errors import NotRunningError, SocketError
 from capanode.node import Node, NodeRules
-from capanode.outbox import InlineRunner
 from capanode.outbox_store import OutboxStore
-from capanode.runtime import Runtime
 from capanode.status import StatusServer, ask_status, read_status
 from protocol.messages import IsolationTier
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
+from protocol.programs.runners import InlineRunner
+from protocol.programs.runtime import Runtime
 from tests.capanode.fakes import HARDWARE, FakeWorker, make_manifest, make_model
 from tests.protocol.makers import NODE
 

@@ -25,13 +25,12 @@ from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import credit
-from coordinator.runtime import Runtime
+from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import PeerId, TransferId, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import (
-    Finish,
     Hardware,
     IsolationTier,
     Lease,
@@ -60,6 +59,7 @@ from protocol.node_session import (
 )
 from protocol.payload import Chunk, GenerationInput, OutputDigest
 from protocol.pricing import PriceSheet, Units
+from protocol.programs.runtime import Runtime
 from protocol.receipts import charge_nano
 from protocol.services import (
     CONTROL_PROTOCOL,
@@ -391,7 +391,7 @@ async def open_small_market(
         network.transport(keys[0]),
         database,
         MarketRules(fee_bps=FEE_BPS),
-        Runtime(clock, rng.randbytes, rng, lambda: 0),
+        Runtime(clock, rng.randbytes, rng, stopwatch_ns=lambda: 0),
     )
     buyer = keys[1]
     if credit_nano:

@@ -22,7 +22,6 @@ from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import HEADER, VERSION, Frame, FrameType
 from protocol.ids import ULID_ENTROPY_BYTES, LeaseId, PeerId, new_ulid, sha256_digest
-from protocol.keyfile import load_key_file
 from protocol.keys import SigningKey
 from protocol.limits import FRAME_BYTES_MAX, OFFER_BYTES_MAX
 from protocol.messages import JobRequest, Lease, LoadReport, NodeOffer, Task
@@ -30,6 +29,7 @@ from protocol.net.clock import SystemClock
 from protocol.net.frames import Hello
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RequestBody, RpcClient
+from protocol.programs.keyfile import load_key_file
 from protocol.services import (
     CONTROL_PROTOCOL,
     JOB_PROTOCOL,

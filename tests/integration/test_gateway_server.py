@@ -10,8 +10,8 @@ import httpx
 import pytest
 import trio
 
-from coordinator.gateway import http_protocol
 from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.http import server_protocol
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
 from protocol.net.errors import AddressInUse, AddressInvalid
@@ -208,7 +208,7 @@ def _send_headers_for_ever(connection: socket.socket) -> None:
 def test_who_says_nothing_or_only_half_is_disconnected(
     monkeypatch: pytest.MonkeyPatch, served: Served
 ) -> None:
-    monkeypatch.setattr(http_protocol, "HEAD_WITHIN_S", 0.05)
+    monkeypatch.setattr(server_protocol, "HEAD_WITHIN_S", 0.05)
     for said in (b"", b"GET /health HT"):
         with connect(served) as connection:
             connection.sendall(said)

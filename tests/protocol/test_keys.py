@@ -6,8 +6,13 @@ from random import Random
 import pytest
 
 from protocol.errors import Code, RemoteProtocolError
-from protocol.keyfile import KeyFileError, create_key_file, load_key_file, load_or_create_key_file
 from protocol.keys import SigningKey, verify
+from protocol.programs.keyfile import (
+    KeyFileError,
+    create_key_file,
+    load_key_file,
+    load_or_create_key_file,
+)
 
 
 def test_a_signature_verifies_for_its_key_and_data_only() -> None:

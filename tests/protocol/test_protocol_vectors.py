@@ -5,6 +5,7 @@ import pytest
 
 from protocol.codec import encode
 from protocol.countersigning import read_proof
+from protocol.endings import Finish
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
 from protocol.ids import JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
@@ -14,7 +15,6 @@ from protocol.messages import (
     NO_CONSTRAINTS,
     Acceptance,
     DataCollection,
-    Finish,
     Hardware,
     IsolationTier,
     JobRequest,

@@ -5,13 +5,14 @@ import pytest
 
 from protocol.codec import encode
 from protocol.countersigning import JobAdmission
+from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import sha256_digest
 from protocol.job_state import JobState
 from protocol.limits import TOKENS_MAX
-from protocol.messages import Finish, Receipt
+from protocol.messages import Receipt
 from protocol.node_session import Accepted, CancelRequested, Countersignature, NodeJob, Opened
 from protocol.payload import TOKEN_ID_MAX, Chunk, OutputDigest, SaltedPayload
 from protocol.pricing import Units

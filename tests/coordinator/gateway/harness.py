@@ -18,10 +18,10 @@ import trio
 
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
-from coordinator.gateway.context import GatewayContext
-from coordinator.gateway.http import GatewayApp
+from coordinator.gateway.http.app import GatewayApp
+from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.metrics import Metrics
-from coordinator.runtime import Runtime
+from protocol.programs.runtime import Runtime
 from tests.coordinator.gateway.fake_market import API_KEY, NOW_MS, FakeMarket
 
 T = TypeVar("T")

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from coordinator.gateway.caller import CALLER_TTL_S, Caller
-from coordinator.gateway.callers import Callers
-from coordinator.gateway.errors import ApiError
+from coordinator.gateway.errors import ApiError, Problem
+from coordinator.gateway.http.callers import Callers
 from tests.coordinator.gateway.fake_market import CLIENT_KEY
 
 CALLER = Caller("key-1", CLIENT_KEY)
@@ -100,13 +100,13 @@ def test_what_is_no_bearer_key_is_not_even_looked_up(
 ) -> None:
     with pytest.raises(ApiError) as caught:
         asyncio.run(callers.identify(header))
-    assert (caught.value.status, caught.value.api_code) == (401, "invalid_api_key")
+    assert (caught.value.problem.status, caught.value.problem.code) == (401, "unknown_api_key")
     assert desk.lookups == 0
 
 
 def test_a_failed_lookup_is_not_remembered(desk: Desk) -> None:
     async def fail_once() -> None:
-        answers: list[ApiError | Caller] = [ApiError(503, "down"), CALLER]
+        answers: list[ApiError | Caller] = [ApiError(Problem(503, "down")), CALLER]
 
         async def authenticate(_secret: str) -> Caller | None:
             answer = answers.pop(0)
@@ -125,7 +125,7 @@ def test_a_failed_lookup_is_not_remembered(desk: Desk) -> None:
 def test_the_cache_is_bounded(
     desk: Desk, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("coordinator.gateway.callers._CACHE_MAX", 2)
+    monkeypatch.setattr("coordinator.gateway.http.callers._CACHE_MAX", 2)
 
     async def many() -> None:
         for number in range(5):

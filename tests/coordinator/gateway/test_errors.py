@@ -6,6 +6,8 @@ import pytest
 
 from coordinator.errors import ConstraintError, StorageFullError
 from coordinator.gateway.errors import ANSWERS, ApiError, api_error_of, error_of, invalid
+from coordinator.gateway.http.dialect import problem_response
+from coordinator.gateway.http.openai.dialect import OPENAI
 from protocol.errors import Code
 
 
@@ -14,7 +16,7 @@ def test_every_wire_code_has_an_answer(code: Code) -> None:
     answer = ANSWERS[code]
     assert 400 <= answer.status < 600
     error = error_of(code, "words of the market")
-    body = json.loads(error.body())["error"]
+    body = json.loads(OPENAI.error_body(error.problem))["error"]
     assert set(body) == {"message", "type", "param", "code"}
     assert body["message"]
     assert body["code"]
@@ -36,8 +38,9 @@ def test_every_wire_code_has_an_answer(code: Code) -> None:
     ],
 )
 def test_the_statuses_that_clients_rely_on(code: Code, status: int, api_code: str) -> None:
-    error = error_of(code, "x")
-    assert (error.status, error.api_code) == (status, api_code)
+    problem = error_of(code, "x").problem
+    body = json.loads(OPENAI.error_body(problem))["error"]
+    assert (problem.status, body["code"]) == (status, api_code)
 
 
 def test_words_of_nodes_stay_inside_where_a_user_cannot_act_on_them() -> None:
@@ -47,34 +50,36 @@ def test_words_of_nodes_stay_inside_where_a_user_cannot_act_on_them() -> None:
 
 
 def test_a_busy_market_says_when_to_come_back() -> None:
-    headers = dict(error_of(Code.BUSY, "").to_response().headers)
+    headers = dict(problem_response(error_of(Code.BUSY, "").problem, OPENAI).headers)
     assert headers[b"x-should-retry"] == b"true"
     assert headers[b"retry-after"] == b"1"
-    headers = dict(error_of(Code.BUSY, "", retry_after_ms=2_500).to_response().headers)
+    headers = dict(
+        problem_response(error_of(Code.BUSY, "", retry_after_ms=2_500).problem, OPENAI).headers
+    )
     assert (headers[b"retry-after"], headers[b"retry-after-ms"]) == (b"3", b"2500")
 
 
 def test_no_node_fits_is_worth_a_retry_only_if_somebody_said_when() -> None:
-    assert error_of(Code.NO_NODE_FITS, "x").should_retry is False
-    assert error_of(Code.NO_NODE_FITS, "x", retry_after_ms=400).should_retry is True
+    assert error_of(Code.NO_NODE_FITS, "x").problem.should_retry is False
+    assert error_of(Code.NO_NODE_FITS, "x", retry_after_ms=400).problem.should_retry is True
 
 
 @pytest.mark.parametrize("code", [Code.NODE_LOST, Code.WORKER_CRASHED, Code.BUSY])
 def test_what_was_billed_in_part_is_not_sent_again(code: Code) -> None:
-    assert error_of(code, "x").should_retry is True
-    assert error_of(code, "x", is_billed=True).should_retry is False
+    assert error_of(code, "x").problem.should_retry is True
+    assert error_of(code, "x", is_billed=True).problem.should_retry is False
 
 
 def test_errors_of_the_input_name_the_routes_own_field() -> None:
-    assert error_of(Code.PROMPT_TOO_LONG, "x", input_param="messages").param == "messages"
-    assert error_of(Code.UNKNOWN_MODEL, "x", input_param="messages").param == "model"
+    assert error_of(Code.PROMPT_TOO_LONG, "x", input_param="messages").problem.param == "messages"
+    assert error_of(Code.UNKNOWN_MODEL, "x", input_param="messages").problem.param == "model"
 
 
 def test_errors_that_were_not_written_for_users_are_not_shown() -> None:
     secret = api_error_of(ConstraintError("UNIQUE constraint failed: accounts.id"))
-    assert secret.status == 500
+    assert secret.problem.status == 500
     assert "accounts" not in str(secret)
-    assert api_error_of(StorageFullError("/var/lib/books is full")).status == 503
+    assert api_error_of(StorageFullError("/var/lib/books is full")).problem.status == 503
     error = invalid("no", "x")
     assert api_error_of(error) is error
     assert isinstance(error, ApiError)
@@ -82,4 +87,4 @@ def test_errors_that_were_not_written_for_users_are_not_shown() -> None:
 
 def test_a_code_of_a_later_version_is_the_markets_own_failure() -> None:
     error = error_of(Code("moon_phase"), "")
-    assert (error.status, error.api_code) == (500, "moon_phase")
+    assert (error.problem.status, error.problem.code) == (500, "moon_phase")

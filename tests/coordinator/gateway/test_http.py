@@ -12,7 +12,7 @@ import trio
 
 from coordinator.gateway.caller import CALLER_TTL_S
 from coordinator.gateway.config import GatewayConfig
-from coordinator.gateway.market import Health
+from coordinator.gateway.market_side.market import Health
 from tests.coordinator.gateway.fake_market import API_KEY, LIMITED_KEY, FakeMarket, Script
 from tests.coordinator.gateway.harness import Harness, exchange, harness
 from tests.coordinator.gateway.test_chat import PATH, body, error_of

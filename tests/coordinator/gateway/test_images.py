@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from coordinator.buyer.errors import JobFailed
-from coordinator.gateway.openai_routes.images import IMAGE_BYTES_MAX
+from coordinator.gateway.http.openai.images import IMAGE_BYTES_MAX
 from protocol.errors import Code
 from protocol.messages import Objective
 from protocol.payload import ImageInput

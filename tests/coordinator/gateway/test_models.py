@@ -43,12 +43,12 @@ def test_health_needs_no_key(gateway: Harness) -> None:
 
 
 def test_a_stuck_market_is_not_healthy(gateway: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("coordinator.gateway.system_routes._ANSWER_WITHIN_S", 0.05)
+    monkeypatch.setattr("coordinator.gateway.http.system_routes._ANSWER_WITHIN_S", 0.05)
 
     async def hang(_market: object) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr("coordinator.gateway.system_routes._health", hang)
+    monkeypatch.setattr("coordinator.gateway.http.system_routes._health", hang)
     assert gateway.get("/health").json()["reason"] == "the market does not answer"
 
 

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from coordinator.gateway.errors import ApiError
-from coordinator.gateway.multipart import PARTS_MAX, TEXT_BYTES_MAX, read_form
+from coordinator.gateway.http.multipart import PARTS_MAX, TEXT_BYTES_MAX, read_form
 
 
 def form(data: dict[str, str], files: dict[str, tuple[str, bytes, str]]) -> tuple[bytes, str]:
@@ -15,7 +15,7 @@ def form(data: dict[str, str], files: dict[str, tuple[str, bytes, str]]) -> tupl
 def refused(body: bytes, content_type: str) -> ApiError:
     with pytest.raises(ApiError) as caught:
         read_form(body, content_type)
-    assert caught.value.status == 400
+    assert caught.value.problem.status == 400
     return caught.value
 
 

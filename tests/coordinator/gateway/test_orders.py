@@ -9,12 +9,11 @@ from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError
 from coordinator.gateway.orders import (
     OUTPUT_TOKENS_DEFAULT,
-    EmbeddingOrder,
     GenerationOrder,
-    ImageOrder,
+    PlainOrder,
+    Routing,
     check_text_size,
 )
-from coordinator.gateway.routing_params import Routing
 from protocol.grants import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import NO_CONSTRAINTS, Objective, Task
@@ -54,11 +53,11 @@ def test_expected_units_fit_the_maximum_and_both_fit_the_context(
     try:
         made = spec(prompt, max_tokens)
     except ApiError as error:
-        refused = error.api_code
+        refused: str | None = error.problem.code
     else:
         refused = None
     if refused is not None:
-        assert refused == "context_length_exceeded"
+        assert refused == "prompt_too_long"
         return
     assert made.units_expected.fits_in(made.units_max)
     assert made.units_max.input_tokens <= CONTEXT
@@ -77,7 +76,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_held(
 ) -> None:
     with pytest.raises(ApiError) as caught:
         spec(prompt, max_tokens)
-    assert (caught.value.status, caught.value.param) == (400, "messages")
+    assert (caught.value.problem.status, caught.value.problem.param) == (400, "messages")
 
 
 def test_an_unknown_model_is_left_to_the_market() -> None:
@@ -87,11 +86,12 @@ def test_an_unknown_model_is_left_to_the_market() -> None:
 
 
 def test_other_tasks_are_metered_by_their_own_units() -> None:
-    texts = EmbeddingOrder(ROUTING, EmbeddingInput(("a", "bcd")))
+    texts = PlainOrder(Task.EMBEDDING, "input", ROUTING, EmbeddingInput(("a", "bcd")))
     made = texts.to_spec(CALLER, None, deadline_s=1.0)
     assert made.task is Task.EMBEDDING
     assert made.units_max.input_tokens >= 4
-    image = ImageOrder(ROUTING, ImageInput(b"x")).to_spec(CALLER, None, deadline_s=1.0)
+    order = PlainOrder(Task.IMAGE_CLASSIFICATION, "image", ROUTING, ImageInput(b"x"))
+    image = order.to_spec(CALLER, None, deadline_s=1.0)
     assert (image.task, image.units_max.images) == (Task.IMAGE_CLASSIFICATION, 1)
 
 
@@ -99,4 +99,4 @@ def test_more_text_than_a_job_can_carry_is_refused() -> None:
     check_text_size(PAYLOAD_BYTES_MAX // 2, "input")
     with pytest.raises(ApiError) as caught:
         check_text_size(PAYLOAD_BYTES_MAX, "input")
-    assert (caught.value.status, caught.value.param) == (413, "input")
+    assert (caught.value.problem.status, caught.value.problem.param) == (413, "input")

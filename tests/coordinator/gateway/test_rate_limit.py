@@ -3,7 +3,9 @@
 import pytest
 
 from coordinator.gateway.errors import ApiError
-from coordinator.gateway.rate_limit import RateLimits
+from coordinator.gateway.http.dialect import problem_response
+from coordinator.gateway.http.openai.dialect import OPENAI
+from coordinator.gateway.http.rate_limit import RateLimits
 
 
 class Clock:
@@ -24,8 +26,8 @@ def test_a_minute_may_be_spent_at_once_and_comes_back_steadily() -> None:
     assert left == [str(59 - n) for n in range(60)]
     with pytest.raises(ApiError) as caught:
         limits.take("k", 60)
-    assert (caught.value.status, caught.value.should_retry) == (429, True)
-    assert caught.value.retry_after_ms == 1_000
+    assert (caught.value.problem.status, caught.value.problem.should_retry) == (429, True)
+    assert caught.value.problem.retry_after_ms == 1_000
     clock.now += 1.0
     assert taken(limits)["x-ratelimit-remaining-requests"] == "0"
 
@@ -35,7 +37,7 @@ def test_a_refusal_says_the_limit_too() -> None:
     limits.take("k", 1)
     with pytest.raises(ApiError) as caught:
         limits.take("k", 1)
-    response = caught.value.to_response()
+    response = problem_response(caught.value.problem, OPENAI)
     headers = dict(response.headers)
     assert headers[b"x-ratelimit-limit-requests"] == b"1"
     assert headers[b"retry-after"] == b"60"

@@ -3,8 +3,9 @@
 import pytest
 
 from coordinator.gateway.errors import ApiError
-from coordinator.gateway.routing_params import Routing, read_routing
-from coordinator.gateway.strict_json import Fields
+from coordinator.gateway.http.routing_params import read_routing
+from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.orders import Routing
 from protocol.messages import NO_CONSTRAINTS, DataCollection, IsolationTier, Objective, PriceCap
 from tests.coordinator.gateway.fake_market import CLIENT_KEY, NODE_KEY
 
@@ -18,7 +19,7 @@ def read(provider: object = None, model: object = "m") -> Routing:
 def refused(provider: object) -> ApiError:
     with pytest.raises(ApiError) as caught:
         read(provider)
-    assert caught.value.status == 400
+    assert caught.value.problem.status == 400
     return caught.value
 
 
@@ -116,11 +117,11 @@ def test_a_latency_by_percentile_counts_its_median() -> None:
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(provider: object, param: str) -> None:
-    assert refused(provider).param == param
+    assert refused(provider).problem.param == param
 
 
 @pytest.mark.parametrize("model", [None, "", 5, "x" * 129])
 def test_a_model_is_named(model: object) -> None:
     with pytest.raises(ApiError) as caught:
         read(model=model)
-    assert caught.value.param == "model"
+    assert caught.value.problem.param == "model"

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.gateway.errors import error_of
-from coordinator.gateway.sse import CHAT_CHOICE, TEXT_CHOICE, Envelope, Events, error_event
+from coordinator.gateway.http.openai.dialect import OPENAI
+from coordinator.gateway.http.openai.sse import (
+    CHAT_CHOICE,
+    TEXT_CHOICE,
+    Envelope,
+    Events,
+)
 from protocol.errors import Code
 
 ENVELOPE = Envelope("chatcmpl-1", "chat.completion.chunk", 1_700_000_000, 'a "model"', "abc")
@@ -85,7 +91,7 @@ def test_any_text_arrives_as_it_was(text: str) -> None:
 
 @pytest.mark.parametrize("code", [Code.NODE_LOST, Code.INTERNAL])
 def test_an_error_event_is_openais_object(code: Code) -> None:
-    (event,) = parse(error_event(error_of(code, "x", is_billed=True)))
+    (event,) = parse(OPENAI.error_event(error_of(code, "x", is_billed=True).problem))
     error = event["error"]
     assert isinstance(error, dict)
     assert set(error) == {"message", "type", "param", "code"}

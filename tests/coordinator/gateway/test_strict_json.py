@@ -7,13 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.gateway.errors import ApiError
-from coordinator.gateway.strict_json import DEPTH_MAX, Fields, check_text, parse_object, read_list
+from coordinator.gateway.http.strict_json import (
+    DEPTH_MAX,
+    Fields,
+    check_text,
+    parse_object,
+    read_list,
+)
 
 
 def refusal(body: bytes) -> ApiError:
     with pytest.raises(ApiError) as caught:
         parse_object(body)
-    assert caught.value.status == 400
+    assert caught.value.problem.status == 400
     return caught.value
 
 
@@ -68,7 +74,7 @@ def test_no_bytes_crash_the_parser(body: bytes) -> None:
     try:
         parse_object(body)
     except ApiError as error:
-        status = error.status
+        status = error.problem.status
     assert status == 400
 
 
@@ -90,12 +96,12 @@ def test_null_stands_for_absent() -> None:
 
 def test_a_missing_field_is_named() -> None:
     error = wrong(Fields({}, "provider"), "required", "x")
-    assert (error.param, error.api_code) == ("provider.x", "missing_required_parameter")
+    assert (error.problem.param, error.problem.code) == ("provider.x", "missing_required_parameter")
 
 
 @pytest.mark.parametrize("value", ["1", True, 1.5, [1], {}, 2**63])
 def test_an_integer_is_nothing_else(value: object) -> None:
-    assert wrong(Fields({"n": value}), "integer", "n", low=0, high=10).param == "n"
+    assert wrong(Fields({"n": value}), "integer", "n", low=0, high=10).problem.param == "n"
 
 
 def test_a_whole_float_is_an_integer_in_json() -> None:
@@ -104,22 +110,22 @@ def test_a_whole_float_is_an_integer_in_json() -> None:
 
 @pytest.mark.parametrize("value", ["1", False, [1], float("inf"), 10**400, -0.1, 2.1])
 def test_a_number_is_finite_and_in_range(value: object) -> None:
-    assert wrong(Fields({"n": value}), "number", "n", low=0, high=2).param == "n"
+    assert wrong(Fields({"n": value}), "number", "n", low=0, high=2).problem.param == "n"
 
 
 def test_infinity_by_exponent_is_refused() -> None:
     fields = Fields(parse_object(b'{"n": 1e999}'))
-    assert wrong(fields, "number", "n", low=0, high=float("1e300")).param == "n"
+    assert wrong(fields, "number", "n", low=0, high=float("1e300")).problem.param == "n"
 
 
 @pytest.mark.parametrize("value", [1, "yes", [True]])
 def test_a_flag_is_true_or_false(value: object) -> None:
-    assert wrong(Fields({"f": value}), "flag", "f").api_code == "invalid_type"
+    assert wrong(Fields({"f": value}), "flag", "f").problem.code == "invalid_type"
 
 
 @pytest.mark.parametrize("value", ["", "x" * 5, 1, ["a"]])
 def test_a_text_has_its_bounds(value: object) -> None:
-    assert wrong(Fields({"t": value}), "text", "t", chars_max=4).param == "t"
+    assert wrong(Fields({"t": value}), "text", "t", chars_max=4).problem.param == "t"
 
 
 def test_half_a_surrogate_pair_cannot_travel() -> None:
@@ -131,7 +137,7 @@ def test_half_a_surrogate_pair_cannot_travel() -> None:
 def test_items_of_a_list_are_named_by_their_index() -> None:
     with pytest.raises(ApiError) as caught:
         read_list(["a", 1], "stop", items_max=4, read=check_text)
-    assert caught.value.param == "stop[1]"
+    assert caught.value.problem.param == "stop[1]"
     with pytest.raises(ApiError, match="at most 1"):
         read_list(["a", "b"], "stop", items_max=1, read=check_text)
     with pytest.raises(ApiError, match="a list"):

@@ -1,0 +1,109 @@
+"""The ASGI application: keys, limits, and the one place that turns errors into responses."""
+
+import asyncio
+
+import structlog
+
+from coordinator.errors import CoordinatorError
+from coordinator.gateway.errors import api_error_of, error_of
+from coordinator.gateway.http.callers import Callers
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.cors import Cors
+from coordinator.gateway.http.dialect import Dialect, problem_response
+from coordinator.gateway.http.openai.dialect import OPENAI
+from coordinator.gateway.http.openai.routes import ROUTES as OPENAI_ROUTES
+from coordinator.gateway.http.rate_limit import RateLimits
+from coordinator.gateway.http.requests import ClientGone, Request, Scope
+from coordinator.gateway.http.responses import Receive, Reply, Send, header
+from coordinator.gateway.http.routes import Route, Router
+from coordinator.gateway.http.system_routes import ROUTES as SYSTEM_ROUTES
+from protocol.errors import Code
+
+log = structlog.get_logger(__name__)
+
+# Enough that no two requests of a lifetime meet.
+_REQUEST_ID_BYTES = 12
+
+ROUTES = (*OPENAI_ROUTES, *SYSTEM_ROUTES)
+
+# The label of paths that are not ours: what strangers ask for must not become time series.
+_UNKNOWN = "unknown"
+
+# Long enough for some requests to end, short enough to go unnoticed.
+_OVERLOAD_RETRY_MS = 1_000
+
+
+class GatewayApp:
+    """ASGI. Lives on the asyncio thread."""
+
+    def __init__(self, context: GatewayContext) -> None:
+        self._context = context
+        self._entropy = context.runtime.entropy
+        self._limits = RateLimits(context.monotonic)
+        self._callers = Callers(
+            lambda secret: context.bridge.call(context.market.authenticate, secret),
+            monotonic=context.monotonic,
+        )
+        self._router = Router(ROUTES)
+        self._cors = Cors(context.config.cors_origins)
+        self._running = 0
+        context.metrics.watch_requests(lambda: self._running)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        request = Request(
+            scope,
+            receive,
+            request_id=f"req_{self._entropy(_REQUEST_ID_BYTES).hex()}",
+            started_at=self._context.monotonic(),
+        )
+        self._running += 1
+        try:
+            await self._serve(request, send)
+        except asyncio.CancelledError:
+            # The client hung up and so cancelled us; any other cancellation goes on.
+            if not request.is_gone:
+                raise
+        finally:
+            request.close()
+            self._running -= 1
+
+    async def _serve(self, request: Request, send: Send) -> None:
+        headers = [header("x-request-id", request.request_id), *self._cors.headers(request)]
+        dialect: Dialect = OPENAI
+        name = _UNKNOWN
+        try:
+            reply: Reply | None = self._cors.preflight(request)
+            if reply is None:
+                found = self._router.find(request.scope)
+                dialect, name = found.route.dialect, found.route.template
+                request.parameters = found.parameters
+                reply = await self._reply(found.route, request, headers)
+        except ClientGone:
+            return
+        except CoordinatorError as error:
+            reply = problem_response(api_error_of(error).problem, dialect)
+        except Exception as error:
+            log.error("request_crashed", request_id=request.request_id, exc_info=error)
+            reply = problem_response(error_of(Code.INTERNAL, "").problem, dialect)
+        self._context.metrics.http_requests.labels(name, str(reply.status)).inc()
+        await reply.send_to(send, tuple(headers))
+
+    async def _reply(
+        self, route: Route, request: Request, headers: list[tuple[bytes, bytes]]
+    ) -> Reply:
+        """Let the request in, or raise ApiError; `headers` gains what the key's limits say."""
+        if not route.is_public:
+            self._check_load()
+            caller = await self._callers.identify(request.header(b"authorization"))
+            if caller.requests_per_minute is not None:
+                headers += self._limits.take(caller.key_id, caller.requests_per_minute)
+            request.caller = caller
+        return await route.handler(self._context, request)
+
+    def _check_load(self) -> None:
+        if self._running > self._context.config.requests_max:
+            raise error_of(Code.BUSY, "", retry_after_ms=_OVERLOAD_RETRY_MS).but(
+                message="the gateway has more requests in flight than it can hold"
+            )

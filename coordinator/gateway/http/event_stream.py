@@ -1,0 +1,148 @@
+"""A running answer as a response: one event per batch of chunks, whatever the dialect."""
+
+from typing import Any
+
+from coordinator.buyer.attempt import AttemptResult
+from coordinator.buyer.errors import JobFailed
+from coordinator.errors import CoordinatorError
+from coordinator.gateway.bridge import Stream
+from coordinator.gateway.errors import Headers, api_error_of
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.dialect import Dialect, JobCall, StreamWriter
+from coordinator.gateway.http.jobs import (
+    count_finished,
+    count_opened,
+    job_error,
+    opened_headers,
+)
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.responses import Send
+from coordinator.gateway.market_side.running import Opened, run_streaming
+from coordinator.gateway.metrics import ModelMetrics
+from protocol.payload import Chunk
+
+Chunks = Stream[Opened, Chunk, AttemptResult]
+
+
+async def open_event_stream(
+    context: GatewayContext, request: Request, call: JobCall, dialect: Dialect
+) -> "EventStream":
+    """Start a job; returns when there is something to show. A failure before that raises ApiError.
+
+    Silence counts as something: a job that queues for long gets its headers early, without those
+    that name its node, so that no proxy on the way takes the connection for dead.
+    """
+    assert request.caller is not None, "jobs are for callers only"
+    config = context.config
+    chunks: Chunks = context.bridge.stream(
+        run_streaming,
+        context.market,
+        request.caller,
+        call.order,
+        config.job_within_s,
+        buffer_max=config.stream_chunks_max,
+        silence_s=config.keepalive_s,
+    )
+    try:
+        first: list[Chunk] = await anext(chunks, [])
+    except JobFailed as failure:
+        chunks.close()
+        raise job_error(context, request, call.order, failure) from failure
+    except BaseException:
+        chunks.close()
+        raise
+    return EventStream(context, request, call, dialect, chunks=chunks, first=first)
+
+
+class EventStream:
+    """A `Reply`. Once it is made, `send_to` must run: it ends the job."""
+
+    status = 200
+
+    def __init__(
+        self,
+        context: GatewayContext,
+        request: Request,
+        call: JobCall,
+        dialect: Dialect,
+        *,
+        chunks: Chunks,
+        first: list[Chunk],
+    ) -> None:
+        self._context = context
+        self._request = request
+        self._call = call
+        self._dialect = dialect
+        self._chunks = chunks
+        self._first = first
+        self._writer: StreamWriter | None = None
+        self._metrics: ModelMetrics | None = None
+        self._last_at = 0.0
+
+    async def send_to(self, send: Send, more_headers: Headers) -> None:
+        """One send per batch: what arrived while the last one was written goes out together."""
+        headers = [*self._dialect.stream_headers, *more_headers, *self._opened_headers()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            await send(_body(self._render(self._first)))
+            async for batch in self._chunks:
+                body = self._render(batch)
+                if body:
+                    await send(_body(body))
+            last = self._finish(self._chunks.result)
+        except JobFailed as failure:
+            error = job_error(self._context, self._request, self._call.order, failure)
+            last = self._dialect.error_event(error.problem)
+        except CoordinatorError as error:
+            last = self._dialect.error_event(api_error_of(error).problem)
+        finally:
+            self._chunks.close()
+        await send({"type": "http.response.body", "body": last})
+
+    def _opened_headers(self) -> Headers:
+        opened = self._chunks.head
+        if opened is None:
+            return ()
+        return opened_headers(self._context, self._request, opened)
+
+    def _render(self, batch: list[Chunk]) -> bytes:
+        """The events of a batch as one; empty if it adds nothing that can be seen."""
+        if not batch:
+            return self._dialect.keepalive
+        opening = self._open() if self._writer is None else b""
+        self._measure(batch)
+        assert self._writer is not None
+        text = batch[0].text if len(batch) == 1 else "".join(chunk.text for chunk in batch)
+        return opening + self._writer.text(text) if text else opening
+
+    def _open(self) -> bytes:
+        """The job's identity is known: begin the answer."""
+        opened = self._chunks.head
+        assert opened is not None, "output comes from a job that is open"
+        self._writer = self._call.writer(opened, self._context.now_s())
+        self._metrics = self._context.metrics.of_model(self._call.order.routing.model)
+        count_opened(self._context, self._request, opened)
+        return self._writer.first()
+
+    def _measure(self, batch: list[Chunk]) -> None:
+        now = self._context.monotonic()
+        metrics, last_at, self._last_at = self._metrics, self._last_at, now
+        assert metrics is not None
+        if not last_at:
+            metrics.first_token_s.observe(now - self._request.started_at)
+            return
+        tokens = sum([len(chunk.token_ids) for chunk in batch])
+        for _ in range(tokens):
+            metrics.inter_token_s.observe((now - last_at) / tokens)
+
+    def _finish(self, outcome: AttemptResult) -> bytes:
+        opened = self._chunks.head
+        assert opened is not None, "a job that ended was open"
+        opening = self._open() if self._writer is None else b""
+        assert self._writer is not None
+        count_finished(self._context, self._request, opened, outcome, self._call.order)
+        return opening + self._writer.last(outcome)
+
+
+def _body(body: bytes) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": body, "more_body": True}

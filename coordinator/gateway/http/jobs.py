@@ -1,0 +1,121 @@
+"""One job for one request: its errors, its headers and its numbers."""
+
+import structlog
+
+from coordinator.buyer.attempt import AttemptResult
+from coordinator.buyer.errors import JobFailed
+from coordinator.gateway.errors import ApiError, Headers, error_of
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.responses import header
+from coordinator.gateway.market_side.running import Finished, Opened, run_whole
+from coordinator.gateway.orders import Order
+from protocol.endings import API_FINISH_REASONS
+from protocol.errors import Code
+
+log = structlog.get_logger(__name__)
+
+
+_BILLED = "; what had been delivered by then was charged"
+
+
+async def finish_job(context: GatewayContext, request: Request, order: Order) -> Finished:
+    """Run a job and return its whole answer. Raises ApiError."""
+    assert request.caller is not None, "jobs are for callers only"
+    try:
+        finished = await context.bridge.call(
+            run_whole, context.market, request.caller, order, context.config.job_within_s
+        )
+    except JobFailed as failure:
+        raise job_error(context, request, order, failure) from failure
+    count_opened(context, request, finished.opened)
+    count_finished(context, request, finished.opened, finished.outcome, order)
+    return finished
+
+
+def job_error(
+    context: GatewayContext, request: Request, order: Order, failure: JobFailed
+) -> ApiError:
+    """What the user is told of a failed job; counts it, too."""
+    log.info(
+        "request_failed",
+        request_id=request.request_id,
+        job_id=failure.job_id,
+        code=failure.code.value,
+    )
+    context.metrics.count_job(order.task, failure.code.value, attempts=0)
+    # A node that counts too much input says so with one code for all tasks.
+    code = order.too_large_code if failure.code is Code.INPUT_TOO_LARGE else failure.code
+    error = error_of(
+        code,
+        str(failure),
+        retry_after_ms=failure.retry_after_ms,
+        is_billed=failure.delivered,
+        input_param=order.input_param,
+    )
+    if failure.delivered:
+        error = error.but(message=error.problem.message + _BILLED)
+    if failure.job_id is not None:
+        error = error.but(headers=(header("x-capacloud-job-id", failure.job_id),))
+    return error
+
+
+def count_opened(context: GatewayContext, request: Request, opened: Opened) -> None:
+    # The one line that leads from what the user has, the request's id, to the job's whole path.
+    log.info(
+        "request_opened_job",
+        request_id=request.request_id,
+        job_id=opened.info.job_id,
+        node=opened.info.node,
+    )
+    metrics = context.metrics
+    metrics.overhead_s.observe(_overhead_s(context, request, opened))
+    metrics.match_s.observe(opened.info.match_us / 1_000_000)
+
+
+def count_finished(
+    context: GatewayContext, request: Request, opened: Opened, outcome: AttemptResult, order: Order
+) -> None:
+    model = context.metrics.of_model(order.routing.model)
+    model.end_to_end_s.observe(context.monotonic() - request.started_at)
+    model.prompt_tokens.inc(outcome.units.input_tokens)
+    model.generation_tokens.inc(outcome.units.output_tokens)
+    model.images.inc(outcome.units.images)
+    model.count_success(API_FINISH_REASONS[outcome.finish])
+    context.metrics.count_job(order.task, outcome.finish.value, attempts=opened.info.attempts)
+
+
+def opened_headers(context: GatewayContext, request: Request, opened: Opened) -> Headers:
+    """Where a job runs, at which price, and what we added to its time."""
+    info, price = opened.info, opened.info.price
+    return (
+        header("x-capacloud-job-id", info.job_id),
+        header("x-capacloud-node", info.node),
+        header("x-capacloud-attempts", info.attempts),
+        header(
+            "x-capacloud-price-nano",
+            f"input_per_mtok={price.input_nano_per_mtok}, "
+            f"output_per_mtok={price.output_nano_per_mtok}, "
+            f"image={price.image_nano}, request={price.request_nano}",
+        ),
+        header("x-capacloud-match-us", info.match_us),
+        header("x-capacloud-lease-ms", f"{info.lease_ms:.3f}"),
+        header("x-capacloud-queue-position", info.queue_position),
+        header("x-capacloud-overhead-ms", f"{1_000 * _overhead_s(context, request, opened):.3f}"),
+    )
+
+
+def finished_headers(context: GatewayContext, request: Request, finished: Finished) -> Headers:
+    """What is known only in the end."""
+    outcome = finished.outcome
+    return (
+        *opened_headers(context, request, finished.opened),
+        header("x-capacloud-amount-nano", outcome.amount_nano),
+        header("x-capacloud-queue-ms", outcome.receipt.message.queued_ms),
+        header("x-capacloud-receipt", outcome.receipt.digest),
+    )
+
+
+def _overhead_s(context: GatewayContext, request: Request, opened: Opened) -> float:
+    """Everything so far but the node's time: reading, leasing (a durable hold), crossing over."""
+    return max(0.0, context.monotonic() - request.started_at - opened.node_s)

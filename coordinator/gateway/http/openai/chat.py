@@ -1,0 +1,87 @@
+"""POST /v1/chat/completions."""
+
+from typing import Any
+
+from coordinator.gateway.errors import ApiError, invalid, unsupported
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.openai.generation import GenerationCall, TextForm
+from coordinator.gateway.http.openai.sampling import read_sampling, read_streaming
+from coordinator.gateway.http.openai.sse import CHAT_CHOICE
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.routing_params import read_routing
+from coordinator.gateway.http.strict_json import Fields, check_text, read_list
+from coordinator.gateway.orders import GenerationOrder, check_text_size
+from protocol.limits import CHAT_MESSAGES_MAX
+from protocol.payload import ChatMessage, GenerationInput
+
+# `developer` is OpenAI's newer word for `system`, which is the one that models were taught.
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+def _choice(text: str, finish_reason: str) -> dict[str, Any]:
+    return {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None,
+        "finish_reason": finish_reason,
+    }
+
+
+FORM = TextForm("chatcmpl", "chat.completion", "chat.completion.chunk", _choice, CHAT_CHOICE)
+
+
+async def read_chat(context: GatewayContext, request: Request) -> GenerationCall:
+    """Raises ApiError, ClientGone."""
+    fields = await context.read_json(request)
+    return GenerationCall(read_order(fields), read_streaming(fields), FORM)
+
+
+def read_order(fields: Fields) -> GenerationOrder:
+    """Raises ApiError (400, 413)."""
+    routing = read_routing(fields)
+    sampling = read_sampling(fields)
+    messages = _read_messages(fields)
+    job_input = GenerationInput(messages=messages, **sampling.to_arguments())
+    return GenerationOrder(routing, job_input, sampling.max_tokens is not None)
+
+
+def _read_messages(fields: Fields) -> tuple[ChatMessage, ...]:
+    messages = read_list(
+        fields.required("messages"), "messages", items_max=CHAT_MESSAGES_MAX, read=_read_message
+    )
+    if not messages:
+        raise invalid("messages is empty: there is nothing to answer", "messages")
+    check_text_size(sum(len(message.content.encode()) for message in messages), "messages")
+    return messages
+
+
+def _read_message(value: Any, path: str) -> ChatMessage:
+    if not isinstance(value, dict):
+        raise invalid(f"{path} must be an object", path, code="invalid_type")
+    fields = Fields(value, path)
+    role = fields.required("role")
+    if role in ("tool", "function"):
+        raise unsupported("tools are not supported by this market", f"{path}.role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise invalid(f"{path}.role is one of {', '.join(_ROLES)}", f"{path}.role")
+    if fields.raw("tool_calls"):
+        raise unsupported("tools are not supported by this market", f"{path}.tool_calls")
+    content = fields.required("content")
+    if isinstance(content, list):
+        parts = read_list(content, f"{path}.content", items_max=CHAT_MESSAGES_MAX, read=_read_part)
+        return ChatMessage(_ROLES[role], "".join(parts))
+    return ChatMessage(_ROLES[role], check_text(content, f"{path}.content"))
+
+
+def _read_part(value: Any, path: str) -> str:
+    """The text of one content part; the market's models read nothing else."""
+    if not isinstance(value, dict):
+        raise invalid(f"{path} must be an object", path, code="invalid_type")
+    part = Fields(value, path)
+    if part.required("type") != "text":
+        raise _not_text(path)
+    return check_text(part.required("text"), f"{path}.text")
+
+
+def _not_text(path: str) -> ApiError:
+    return unsupported("only content parts of type text are supported", f"{path}.type")

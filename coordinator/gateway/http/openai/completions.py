@@ -1,0 +1,61 @@
+"""POST /v1/completions: a prompt as text or as token ids."""
+
+from typing import Any
+
+from coordinator.gateway.errors import invalid, unsupported
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.openai.generation import GenerationCall, TextForm
+from coordinator.gateway.http.openai.sampling import read_sampling, read_streaming
+from coordinator.gateway.http.openai.sse import TEXT_CHOICE
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.routing_params import read_routing
+from coordinator.gateway.http.strict_json import Fields, check_text
+from coordinator.gateway.orders import GenerationOrder, check_text_size
+from protocol.limits import TOKENS_MAX
+from protocol.payload import GenerationInput
+
+_TOKEN_ID_MAX = 2**31 - 1
+
+
+def _choice(text: str, finish_reason: str) -> dict[str, Any]:
+    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+
+FORM = TextForm("cmpl", "text_completion", "text_completion", _choice, TEXT_CHOICE)
+
+
+async def read_completion(context: GatewayContext, request: Request) -> GenerationCall:
+    """Raises ApiError, ClientGone."""
+    fields = await context.read_json(request)
+    return GenerationCall(read_order(fields), read_streaming(fields), FORM)
+
+
+def read_order(fields: Fields) -> GenerationOrder:
+    """Raises ApiError (400, 413)."""
+    routing = read_routing(fields)
+    sampling = read_sampling(fields)
+    arguments = sampling.to_arguments() | _read_prompt(fields.required("prompt"))
+    return GenerationOrder(routing, GenerationInput(**arguments), sampling.max_tokens is not None)
+
+
+def _read_prompt(value: Any) -> dict[str, Any]:
+    """Text, token ids, or a list with one of either."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
+        value = value[0]
+    if isinstance(value, list):
+        return {"prompt_tokens": _read_tokens(value)}
+    text = check_text(value, "prompt")
+    if not text:
+        raise invalid("prompt is empty: there is nothing to continue", "prompt")
+    check_text_size(len(text.encode()), "prompt")
+    return {"prompt": text}
+
+
+def _read_tokens(value: list[Any]) -> tuple[int, ...]:
+    if any(isinstance(item, str | list) for item in value):
+        raise unsupported("several prompts in one request are not supported: send each", "prompt")
+    if not 0 < len(value) <= TOKENS_MAX:
+        raise invalid(f"prompt has 1 to {TOKENS_MAX} token ids", "prompt")
+    if not all(type(item) is int and 0 <= item <= _TOKEN_ID_MAX for item in value):
+        raise invalid("prompt must be text or a list of token ids", "prompt")
+    return tuple(value)

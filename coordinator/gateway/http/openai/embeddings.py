@@ -1,0 +1,104 @@
+"""POST /v1/embeddings. The stock client asks for base64 unless told otherwise: that is the node's
+own float32 little-endian, which needs no conversion here."""
+
+import base64
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from coordinator.gateway.errors import error_of, invalid, unsupported
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.routing_params import read_routing
+from coordinator.gateway.http.strict_json import Fields, check_text, read_list
+from coordinator.gateway.market_side.running import Finished, Opened
+from coordinator.gateway.orders import PlainOrder, check_text_size
+from protocol.codec import decode
+from protocol.errors import Code, RemoteProtocolError
+from protocol.limits import EMBEDDING_TEXTS_MAX
+from protocol.messages import Task
+from protocol.payload import EmbeddingInput, EmbeddingOutput
+
+_FORMATS = {"float": False, "base64": True}
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingCall:
+    """A `JobCall` for vectors."""
+
+    order: PlainOrder
+    texts: int
+    is_base64: bool
+    is_streamed: bool = False
+
+    def answer(self, finished: Finished, created_s: int) -> dict[str, Any]:
+        output = _read_output(finished.data, self.texts)
+        tokens = finished.outcome.units.input_tokens
+        return {
+            "object": "list",
+            "model": self.order.routing.model,
+            "data": [
+                {"object": "embedding", "index": index, "embedding": self._encode(vector)}
+                for index, vector in enumerate(output.vectors)
+            ],
+            "usage": {
+                "prompt_tokens": tokens,
+                "total_tokens": tokens,
+                "cost_nano": finished.outcome.amount_nano,
+            },
+        }
+
+    def writer(self, opened: Opened, created_s: int) -> NoReturn:
+        raise AssertionError("vectors are not streamed")
+
+    def _encode(self, vector: bytes) -> str | list[float]:
+        if self.is_base64:
+            return base64.b64encode(vector).decode()
+        floats: list[float] = np.frombuffer(vector, "<f4").tolist()
+        return floats
+
+
+async def read_embedding(context: GatewayContext, request: Request) -> EmbeddingCall:
+    """Raises ApiError, ClientGone."""
+    return read_call(await context.read_json(request))
+
+
+def read_call(fields: Fields) -> EmbeddingCall:
+    """Raises ApiError (400, 413)."""
+    if fields.raw("dimensions") is not None:
+        raise unsupported("vectors have the model's own length: leave it out", "dimensions")
+    is_base64 = bool(fields.choice("encoding_format", _FORMATS))
+    texts = _read_texts(fields)
+    order = PlainOrder(Task.EMBEDDING, "input", read_routing(fields), EmbeddingInput(texts))
+    return EmbeddingCall(order, len(texts), is_base64)
+
+
+def _read_texts(fields: Fields) -> tuple[str, ...]:
+    value = fields.required("input")
+    items = [value] if isinstance(value, str) else value
+    texts = read_list(items, "input", items_max=EMBEDDING_TEXTS_MAX, read=_read_text)
+    if not texts:
+        raise invalid("input is empty: there is nothing to embed", "input")
+    check_text_size(sum(len(text.encode()) for text in texts), "input")
+    return texts
+
+
+def _read_text(value: Any, path: str) -> str:
+    if isinstance(value, int | list):
+        raise unsupported("token ids depend on a tokenizer: send text", "input")
+    text = check_text(value, path)
+    if not text:
+        raise invalid(f"{path} is empty", path)
+    return text
+
+
+def _read_output(data: bytes, texts: int) -> EmbeddingOutput:
+    """What the node sent. It has been paid for, so a broken answer is not asked for again."""
+    try:
+        output = decode(EmbeddingOutput, data)
+    except RemoteProtocolError as error:
+        raise error_of(error.code, str(error), is_billed=True) from error
+    if len(output.vectors) != texts:
+        raise error_of(Code.MALFORMED, "the node sent another number of vectors", is_billed=True)
+    return output

@@ -1,0 +1,60 @@
+"""GET /v1/models and /v1/models/{model}: what the offer book has, with our own fields beside
+OpenAI's."""
+
+from collections.abc import Sequence
+
+from coordinator.gateway.errors import error_of
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.responses import Reply, json_response
+from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo
+from protocol.errors import Code
+from protocol.pricing import PriceSheet
+
+
+async def list_models(context: GatewayContext, request: Request) -> Reply:
+    models = await context.bridge.call(_all, context.market)
+    return json_response({"object": "list", "data": [_to_plain(model) for model in models]})
+
+
+async def retrieve_model(context: GatewayContext, request: Request) -> Reply:
+    name = request.parameters["model"]
+    model = await context.bridge.call(_one, context.market, name)
+    if model is None:
+        raise error_of(Code.UNKNOWN_MODEL, f"no node offers {name[:128]!r} now")
+    return json_response(_to_plain(model))
+
+
+# In trio, through the bridge.
+
+
+async def _all(market: GatewayMarket) -> Sequence[ModelInfo]:
+    return market.models()
+
+
+async def _one(market: GatewayMarket, name: str) -> ModelInfo | None:
+    return market.model(name)
+
+
+def _to_plain(model: ModelInfo) -> dict[str, object]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.first_seen_s,
+        "owned_by": "capacloud",
+        "max_model_len": model.context_tokens or None,
+        "task": model.task.value,
+        "quantization": model.quantization,
+        "manifest_digest": model.digest,
+        "nodes": model.nodes,
+        "price_nano": {"from": _prices(model.price_from), "to": _prices(model.price_to)},
+    }
+
+
+def _prices(sheet: PriceSheet) -> dict[str, int]:
+    return {
+        "input_per_mtok": sheet.input_nano_per_mtok,
+        "output_per_mtok": sheet.output_nano_per_mtok,
+        "image": sheet.image_nano,
+        "request": sheet.request_nano,
+    }

@@ -1,0 +1,112 @@
+"""What a route is, and finding the one of a request. The tables stand in the dialects' folders."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.routing import Match
+from starlette.routing import Route as PathPattern
+
+from coordinator.gateway.errors import ApiError, Problem
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.dialect import Dialect, JobCall
+from coordinator.gateway.http.event_stream import open_event_stream
+from coordinator.gateway.http.jobs import finish_job, finished_headers
+from coordinator.gateway.http.requests import Request, Scope
+from coordinator.gateway.http.responses import Reply, header, json_response
+from protocol.messages import Task
+
+Handler = Callable[[GatewayContext, Request], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`template` is a path in Starlette's form, and the route's name in metrics: a path may contain
+    a model's name. Public routes take no key."""
+
+    method: str
+    template: str
+    handler: Handler
+    dialect: Dialect
+    is_public: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JobRoute:
+    """A POST that buys one job: `read` makes the call of a request, which says the rest."""
+
+    template: str
+    task: Task
+    dialect: Dialect
+    read: Callable[[GatewayContext, Request], Awaitable[JobCall]]
+
+    def to_route(self) -> Route:
+        return Route("POST", self.template, self._serve, self.dialect)
+
+    async def _serve(self, context: GatewayContext, request: Request) -> Reply:
+        call = await self.read(context, request)
+        if call.is_streamed:
+            return await open_event_stream(context, request, call, self.dialect)
+        finished = await finish_job(context, request, call.order)
+        answer = call.answer(finished, context.now_s())
+        return json_response(answer, headers=finished_headers(context, request, finished))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A route, and what its template's parameters are in this path."""
+
+    route: Route
+    parameters: dict[str, str]
+
+
+class Router:
+    """Finds routes by method and path. HEAD is answered where GET is."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self._routes = [
+            (route, PathPattern(route.template, endpoint=route.handler, methods=[route.method]))
+            for route in routes
+        ]
+
+    def find(self, scope: Scope) -> Found:
+        """Raises ApiError (404, 405)."""
+        allowed: list[str] = []
+        for route, pattern in self._routes:
+            match, found = pattern.matches(scope)
+            if match is Match.FULL:
+                return Found(route, found["path_params"])
+            if match is Match.PARTIAL:
+                allowed += sorted(pattern.methods or ())
+        if allowed:
+            raise _not_allowed(str(scope["path"]), allowed)
+        raise self._not_found(scope)
+
+    def _not_found(self, scope: Scope) -> ApiError:
+        path = str(scope["path"])
+        message = f"there is no {scope['method']} {path[:128]}"
+        meant = next((t for t in self._templates() if _is_meant(path, t)), None)
+        if meant is not None:
+            message += f": use {meant}"
+        return ApiError(Problem(404, message, code="unknown_url"))
+
+    def _templates(self) -> list[str]:
+        return [route.template for route, _ in self._routes if "{" not in route.template]
+
+
+def _is_meant(path: str, template: str) -> bool:
+    """Base URLs with a slash too many, or with the version twice or not at all, are common."""
+    words = [word for word in path[:256].split("/") if word]
+    wanted = [word for word in template.split("/") if word]
+    unversioned = wanted[1:] if len(wanted) > 2 else wanted
+    return words[-len(wanted) :] == wanted or words == unversioned
+
+
+def _not_allowed(path: str, allowed: list[str]) -> ApiError:
+    return ApiError(
+        Problem(
+            405,
+            f"use {' or '.join(allowed)} for {path[:128]}",
+            code="method_not_allowed",
+            headers=(header("allow", ", ".join(allowed)),),
+        )
+    )

@@ -1,0 +1,190 @@
+"""Reading a JSON body as strictly as a signed message: what is not plainly right is refused.
+
+Python's own parser is lax where it matters: it takes NaN and Infinity, keeps lone surrogates that
+no UTF-8 can carry, and follows any nesting until its stack ends.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from coordinator.gateway.errors import ApiError, invalid
+
+T = TypeVar("T")
+
+# No request of any API that we serve nests deeper than ten.
+DEPTH_MAX = 32
+
+Json = dict[str, Any]
+
+
+def parse_object(body: bytes) -> Json:
+    """Raises ApiError (400) unless the body is one JSON object."""
+    try:
+        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise _bad_json("it is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _bad_json(f"{error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise _bad_json("it nests too deeply") from None
+    except ValueError:
+        raise _bad_json("a number is too long") from None
+    if not isinstance(value, dict):
+        raise _bad_json("it is not an object")
+    _check_depth(value)
+    return value
+
+
+def _bad_json(why: str) -> ApiError:
+    return invalid(f"the body is not valid JSON: {why}", None, code="invalid_json")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _bad_json(f"{name} is not a number in JSON")
+
+
+def _check_depth(value: Json) -> None:
+    level: list[Any] = [value]
+    for _ in range(DEPTH_MAX):
+        level = [
+            item
+            for container in level
+            for item in (container.values() if type(container) is dict else container)
+            if type(item) is dict or type(item) is list
+        ]
+        if not level:
+            return
+    raise _bad_json("it nests too deeply")
+
+
+class Fields:
+    """The fields of one JSON object. `path` names the object in messages, for example `provider`.
+
+    Null stands for absent, as in OpenAI's clients. Unknown fields are ignored: a newer client may
+    say more than we know.
+    """
+
+    __slots__ = ("_path", "_values")
+
+    def __init__(self, values: Json, path: str = "") -> None:
+        self._values = values
+        self._path = path
+
+    def path(self, name: str) -> str:
+        return f"{self._path}.{name}" if self._path else name
+
+    def raw(self, name: str) -> Any:
+        """The value as parsed; None if absent."""
+        return self._values.get(name)
+
+    def required(self, name: str) -> Any:
+        value = self._values.get(name)
+        if value is None:
+            raise invalid(
+                f"you must give {self.path(name)}",
+                self.path(name),
+                code="missing_required_parameter",
+            )
+        return value
+
+    def text(self, name: str, *, chars_max: int) -> str:
+        """A required, non-empty text."""
+        value = check_text(self.required(name), self.path(name))
+        if not 0 < len(value) <= chars_max:
+            raise invalid(f"{self.path(name)} has 1 to {chars_max} characters", self.path(name))
+        return value
+
+    def flag(self, name: str) -> bool | None:
+        value = self._values.get(name)
+        if value is not None and type(value) is not bool:
+            raise _wrong_type(self.path(name), "true or false")
+        return value
+
+    def integer(self, name: str, *, low: int, high: int) -> int | None:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        # 1.0 is an integer in JSON, and some clients have only one kind of number.
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int:
+            raise _wrong_type(self.path(name), "an integer")
+        if not low <= value <= high:
+            raise invalid(f"{self.path(name)} lies between {low} and {high}", self.path(name))
+        return value
+
+    def number(self, name: str, *, low: float, high: float) -> float | None:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if type(value) not in (int, float):
+            raise _wrong_type(self.path(name), "a number")
+        # The bounds also keep out 1e999, which parses to infinity, and integers beyond any float.
+        if not low <= value <= high or not math.isfinite(value):
+            raise invalid(f"{self.path(name)} lies between {low:g} and {high:g}", self.path(name))
+        return float(value)
+
+    def choice(self, name: str, choices: Mapping[str, T]) -> T | None:
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, str) or value not in choices:
+            raise invalid(f"{self.path(name)} is one of {', '.join(choices)}", self.path(name))
+        return choices[value]
+
+    def texts(self, name: str, *, items_max: int, chars_max: int) -> tuple[str, ...]:
+        """A list of texts, or one text; empty if absent."""
+        value = self._values.get(name)
+        if value is None:
+            return ()
+        items = [value] if isinstance(value, str) else value
+        return read_list(items, self.path(name), items_max=items_max, read=_text_reader(chars_max))
+
+    def fields(self, name: str) -> "Fields | None":
+        """A nested object."""
+        value = self._values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise _wrong_type(self.path(name), "an object")
+        return Fields(value, self.path(name))
+
+
+def read_list(
+    value: Any, path: str, *, items_max: int, read: Callable[[Any, str], T]
+) -> tuple[T, ...]:
+    """Every item of a list, read with its own path."""
+    if not isinstance(value, list):
+        raise _wrong_type(path, "a list")
+    if len(value) > items_max:
+        raise invalid(f"{path} has at most {items_max} items", path)
+    return tuple(read(item, f"{path}[{index}]") for index, item in enumerate(value))
+
+
+def check_text(value: Any, path: str) -> str:
+    """Text that can travel as UTF-8."""
+    if type(value) is not str:
+        raise _wrong_type(path, "text")
+    # Most text is ASCII, which CPython knows without looking; a lone surrogate never is.
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise invalid(f"{path} contains half of a surrogate pair", path) from None
+    return value
+
+
+def _text_reader(chars_max: int) -> Callable[[Any, str], str]:
+    def read(value: Any, path: str) -> str:
+        text = check_text(value, path)
+        if not 0 < len(text) <= chars_max:
+            raise invalid(f"{path} has 1 to {chars_max} characters", path)
+        return text
+
+    return read
+
+
+def _wrong_type(path: str, expected: str) -> ApiError:
+    return invalid(f"{path} must be {expected}", path, code="invalid_type")

@@ -1,1 +1,0 @@
-"""OpenAI's endpoints, one module per noun; what chat and completions share is in `generation`."""

@@ -1,0 +1,78 @@
+"""What commands print: tables and sentences for people, one JSON object for programs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from protocol.money import format_credits
+from protocol.pricing import PRICE_POSITIONS, PriceSheet
+
+# Wide enough for a digest and a sentence where there is no terminal to fit into.
+_WIDTH_WITHOUT_TERMINAL = 200
+
+
+def complain(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+
+
+def say(message: str) -> None:
+    """Talk: not part of the data."""
+    typer.echo(message, err=True)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns for people. Nothing is cut: a terminal that is too narrow wraps."""
+    table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console = Console()
+    width = None if console.is_terminal else _WIDTH_WITHOUT_TERMINAL
+    # Names come from strangers: without markup, brackets in them are only brackets.
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """One fact a line, aligned."""
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        typer.echo(f"{name:<{width}}  {value}")
+
+
+def credits_text(amount_nano: int) -> str:
+    return f"{format_credits(amount_nano)} credits"
+
+
+def price_text(price: PriceSheet) -> str:
+    """The positions that are not free, in credits."""
+    asked = [
+        f"{position.label} {format_credits(nano)}"
+        for position in PRICE_POSITIONS
+        if (nano := position.of(price))
+    ]
+    return ", ".join(asked) or "free"
+
+
+def bytes_text(size: int) -> str:
+    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+
+
+def time_text(stamp_ms: int | None) -> str:
+    """UTC, to the second."""
+    if stamp_ms is None:
+        return "-"
+    return datetime.fromtimestamp(stamp_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def short(name: str) -> str:
+    """A peer id as people tell them apart: its end, since all begin alike."""
+    return f"…{name[-8:]}" if len(name) > 12 else name

@@ -1,0 +1,106 @@
+"""What our programs do with errors that leave a command."""
+
+import errno
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from protocol.errors import CapaError
+
+PROGRAMS = ("capanode.cli", "coordinator.cli", "sim.cli", "contracts.cli")
+
+
+@pytest.fixture(params=PROGRAMS)
+def run(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[BaseException], int]:
+    """Run a program whose command raises; returns its exit code."""
+    program = importlib.import_module(request.param)
+
+    def run(error: BaseException) -> int:
+        def command() -> None:
+            raise error
+
+        monkeypatch.setattr(program, "app", command)
+        with pytest.raises(SystemExit) as caught:
+            program.main()
+        assert isinstance(caught.value.code, int)
+        return caught.value.code
+
+    return run
+
+
+def group(*errors: Exception) -> ExceptionGroup[Exception]:
+    """As a nursery within a nursery raises them."""
+    return ExceptionGroup("outer", [ExceptionGroup("inner", errors)])
+
+
+def test_an_error_is_a_sentence_and_an_exit_code(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(CapaError("the disk is full: free some space")) == 1
+    assert capsys.readouterr().err.strip() == "error: the disk is full: free some space"
+
+
+def test_errors_of_tasks_are_told_once_each(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(group(CapaError("one"), CapaError("two"), CapaError("one"))) == 1
+    assert capsys.readouterr().err.strip() == "error: one; two"
+
+
+def test_a_file_that_cannot_be_used_is_named(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(PermissionError(errno.EACCES, "Permission denied", "/etc/capanode")) == 1
+    assert capsys.readouterr().err.startswith("error: /etc/capanode: Permission denied: choose")
+
+
+def test_a_system_call_that_fails_for_no_file_is_a_bug(
+    run: Callable[[BaseException], int],
+) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        run(group(OSError(errno.EBADF, "Bad file descriptor")))
+    assert caught.group_contains(OSError, match="Bad file")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_interrupt_is_no_error(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str], nested: bool
+) -> None:
+    interrupt = KeyboardInterrupt()
+    assert run(BaseExceptionGroup("", [interrupt]) if nested else interrupt) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_keeps_its_traceback(run: Callable[[BaseException], int]) -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        run(group(ZeroDivisionError("a bug")))
+    assert caught.group_contains(ZeroDivisionError)
+
+
+def test_the_simulator_ends_politely_even_if_its_shell_ignores_interrupts() -> None:
+    """A shell that starts a program in the background does; its network would go on for ever."""
+    program = (
+        "import sim.cli, trio, typer\n"
+        "app = typer.Typer()\n"
+        "@app.command()\n"
+        "def wait() -> None:\n"
+        "    print('ready', flush=True)\n"
+        "    trio.run(trio.sleep_forever)\n"
+        "sim.cli.app = app\n"
+        "sim.cli.main()\n"
+    )
+    command = [sys.executable, "-c", program]
+    shell = (
+        "import os, signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        f"os.execv({sys.executable!r}, {command!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", shell], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 130
