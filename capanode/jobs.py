@@ -20,11 +20,12 @@ from capanode.metering import Meter, Timing, chunks_of
 from capanode.outbox import Outbox, Pending
 from capanode.worker.allowance import RunTerms
 from protocol.clock import Clock
+from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.keys import SigningKey
 from protocol.limits import CLOCK_SKEW_MAX_MS, LEASE_OPEN_WITHIN_MS
-from protocol.messages import Finish, Lease, Receipt
+from protocol.messages import Lease, Receipt
 from protocol.net.channels import Channel, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.transport import Stream

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from capanode.engines.base import Produced
+from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.keys import SigningKey
 from protocol.limits import KIB
-from protocol.messages import Finish, Lease, Receipt
+from protocol.messages import Lease, Receipt
 from protocol.payload import Chunk, OutputDigest
 from protocol.pricing import Units
 from protocol.receipts import charge_nano

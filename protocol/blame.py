@@ -7,8 +7,8 @@ only, in a receipt that the stranger may have provoked.
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from protocol.endings import Finish
 from protocol.errors import Code
-from protocol.messages import Finish
 from protocol.pricing import Units
 
 _CLIENTS_FAULT = frozenset(

@@ -11,6 +11,7 @@ whoever sent it.
 
 from enum import StrEnum
 
+from protocol.endings import FINISH_RULES, Finish, LeaseState
 from protocol.errors import Code, RemoteProtocolError
 
 
@@ -26,23 +27,6 @@ class JobState(StrEnum):
     REFUSED = "refused"  # this node will not run it; another may
     LOST = "lost"  # this node fell silent; a late receipt may still come
     EXPIRED = "expired"  # time ran out, the hold is released
-
-
-class LeaseState(StrEnum):
-    """What became of a lease's hold."""
-
-    OPEN = "open"  # funds held, no receipt settled
-    SETTLED = "settled"  # captured
-    RELEASED = "released"  # voided: refused, or delivered nothing
-    EXPIRED = "expired"  # no receipt in time
-
-
-class ReceiptState(StrEnum):
-    """How far a receipt has come. It is durable in each of them."""
-
-    PENDING = "pending"  # from the node, without the client's word so far
-    SETTLED = "settled"
-    DISPUTED = "disputed"
 
 
 class JobEvent(StrEnum):
@@ -95,3 +79,17 @@ def next_state(state: JobState, event: JobEvent) -> JobState:
             code=Code.UNEXPECTED_FRAME,
         )
     return after
+
+
+_BY_LEASE = {
+    LeaseState.SETTLED: JobState.SETTLED,
+    LeaseState.RELEASED: JobState.REFUSED,
+    LeaseState.EXPIRED: JobState.EXPIRED,
+}
+
+
+def state_after_lease(lease: LeaseState, finish: Finish | None) -> JobState:
+    """What a job is when a lease of it has ended, with a receipt of this finish or without one."""
+    if finish is not None and not FINISH_RULES[finish].is_fault:
+        return JobState.SETTLED  # A job may be complete and cost nothing.
+    return _BY_LEASE[lease]

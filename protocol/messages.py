@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from protocol.endings import Finish
 from protocol.ids import Digest, JobId, LeaseId, PeerId, is_digest, parse_ulid
 from protocol.limits import (
     ADDRESS_CHARS_MAX,
@@ -71,17 +72,6 @@ class Objective(StrEnum):
     LATENCY = "latency"
     THROUGHPUT = "throughput"
     BALANCED = "balanced"
-
-
-class Finish(StrEnum):
-    """How a job ended, as the receipt says it."""
-
-    STOP = "stop"
-    LENGTH = "length"
-    COMPLETE = "complete"
-    CANCELLED = "cancelled"
-    FAILED = "failed"
-    REFUSED = "refused"
 
 
 def _check(condition: bool, message: str) -> None:

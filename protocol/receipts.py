@@ -7,11 +7,12 @@ before it pays, and anyone later with nothing but the four signed messages (`ver
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from protocol.endings import FINISH_RULES, Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId, is_digest
 from protocol.limits import CLOCK_SKEW_MAX_MS
-from protocol.messages import Acceptance, Finish, JobRequest, Lease, Receipt
+from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.pricing import PriceSheet, Units, cost_nano
 
 
@@ -108,8 +109,9 @@ def charge_nano(price: PriceSheet, units: Units, finish: Finish) -> int:
     """What a job costs. Nothing was delivered, nothing is charged: a refusal is free, and so are a
     failure before the first output token and, by whatever name it ends, a job without any units.
     Otherwise a node could refuse and still earn its price per request."""
-    is_failure = finish is Finish.FAILED and units.output_tokens == 0
-    if finish is Finish.REFUSED or is_failure or units == Units():
+    rule = FINISH_RULES[finish]
+    is_charged = rule.charges_output if units.output_tokens else rule.charges_input_alone
+    if not is_charged or units == Units():
         return 0
     return cost_nano(price, units)
 

@@ -16,6 +16,7 @@ what can be checked without a clock; the caller brings time, keys and sockets.
 from dataclasses import dataclass
 
 from protocol.codec import decode, encode
+from protocol.endings import FINISH_RULES
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
@@ -23,16 +24,13 @@ from protocol.ids import sha256_digest
 from protocol.job_state import JobEvent, JobState, next_state
 from protocol.keys import SigningKey
 from protocol.limits import KIB, MESSAGE_CHARS_MAX, OUTPUT_BYTES_MAX, SIGNED_BYTES_MAX
-from protocol.messages import Acceptance, Finish, JobRequest, Lease, Receipt
+from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.payload import Chunk, OutputDigest
 from protocol.pricing import Units
 from protocol.receipts import check_acceptance, check_receipt
 
 # Small pieces let other jobs' tokens pass between them; see limits.FRAME_BYTES_MAX.
 DATA_BYTES = 128 * KIB
-
-# How a job ends that nobody cut short.
-_ANSWERED = frozenset({Finish.STOP, Finish.LENGTH, Finish.COMPLETE})
 
 # Type and body of a frame; the caller knows the channel.
 Outgoing = tuple[FrameType, bytes]
@@ -211,7 +209,7 @@ class ClientJob:
         receipt = open_envelope(raw, Receipt, signer=self._lease.message.node)
         check_receipt(receipt, self._lease)
         billed = receipt.message
-        is_answer = not is_error and billed.finish in _ANSWERED
+        is_answer = not is_error and FINISH_RULES[billed.finish].is_answer
         if billed.amount_nano and not (is_answer or self._owes_input):
             # By whatever name the node ends it.
             self._input_units = Units()

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import Code
 from protocol.ids import Digest, LeaseId, PeerId
-from protocol.messages import Acceptance, Finish, Lease, Receipt
+from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import PriceSheet, Units
 
 _PER_MTOK = 1_000_000

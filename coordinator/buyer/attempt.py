@@ -13,13 +13,14 @@ import trio
 from coordinator.buyer.errors import JobFailed
 from protocol.blame import Observation, blame_for
 from protocol.clock import Clock
+from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import Frame
 from protocol.grants import Granted
 from protocol.ids import Digest, JobId, PeerId
 from protocol.keys import SigningKey
-from protocol.messages import Acceptance, Finish, Receipt
+from protocol.messages import Acceptance, Receipt
 from protocol.net.errors import NetError
 from protocol.net.pool import Channel
 from protocol.payload import Chunk

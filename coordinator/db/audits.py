@@ -8,8 +8,8 @@ from coordinator.db.accounts import list_accounts
 from coordinator.db.schema import failed_ids, leases, open_holds, receipts, transfers
 from coordinator.ledger.accounts import Account, AccountId
 from coordinator.ledger.transfers import TransferCode, TransferKind
+from protocol.endings import LeaseState, ReceiptState
 from protocol.ids import TransferId
-from protocol.job_state import LeaseState, ReceiptState
 
 _PAGE = 1_000
 

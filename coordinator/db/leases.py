@@ -8,9 +8,9 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
 from coordinator.db.schema import jobs, leases, receipts
+from protocol.endings import LeaseState
 from protocol.envelope import Signed
 from protocol.ids import JobId, LeaseId, PeerId, TransferId
-from protocol.job_state import LeaseState
 from protocol.messages import Lease
 
 

@@ -8,9 +8,9 @@ from sqlalchemy import Connection, select
 
 from coordinator.db.bulk import BulkInsert, Record
 from coordinator.db.schema import leases, receipts
+from protocol.endings import LeaseState, ReceiptState
 from protocol.envelope import Signed
 from protocol.ids import JobId, LeaseId, PeerId
-from protocol.job_state import LeaseState, ReceiptState
 from protocol.messages import Acceptance, Receipt
 from protocol.pricing import Units
 

@@ -32,7 +32,7 @@ from sqlalchemy import (
 )
 
 from coordinator.ledger.accounts import AccountKind
-from protocol.job_state import LeaseState, ReceiptState
+from protocol.endings import LeaseState, ReceiptState
 from protocol.money import AMOUNT_NANO_MAX
 
 metadata = MetaData(

@@ -18,9 +18,9 @@ from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.turns import Turns
 from coordinator.market.market import Market
 from protocol.blame import Observation
+from protocol.endings import Finish
 from protocol.ids import LeaseId, PeerId, TransferId
 from protocol.limits import RECEIPT_GRACE_MS
-from protocol.messages import Finish
 from protocol.receipts import charge_nano
 
 log = structlog.get_logger(__name__)

@@ -18,10 +18,11 @@ from coordinator.market.reputation import NO_RATIOS, Reputation, Source
 from coordinator.market.voices import Voices
 from protocol.blame import Blame, Observation
 from protocol.clock import Clock
+from protocol.endings import Finish
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.limits import FRAME_BYTES_MAX
-from protocol.messages import Finish, JobRequest, Lease
+from protocol.messages import JobRequest, Lease
 from protocol.money import format_credits
 from protocol.receipts import charge_nano
 from protocol.services import (

@@ -20,20 +20,15 @@ from coordinator.ledger.postings import capture, capture_late
 from coordinator.ledger.refusals import HoldEndedError, PostingRefusedError
 from coordinator.ledger.transfers import Result, Transfer
 from protocol.clock import Clock
+from protocol.endings import LeaseState
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import TransferId
-from protocol.job_state import JobState, LeaseState
-from protocol.messages import Finish, Receipt
+from protocol.job_state import state_after_lease
+from protocol.messages import Receipt
 
 log = structlog.get_logger(__name__)
 
 TOO_LATE = "the receipt came after its hold had ended"
-
-_JOB_STATES = {
-    LeaseState.SETTLED: JobState.SETTLED,
-    LeaseState.RELEASED: JobState.REFUSED,
-    LeaseState.EXPIRED: JobState.EXPIRED,
-}
 
 
 class Payments:
@@ -117,10 +112,8 @@ def _rows_of_end(
 ) -> tuple[Record, ...]:
     """What else is written when a lease's hold is resolved."""
     granted = opened.lease.message
-    job_state = _JOB_STATES[state]
     code = billed.code or None if billed is not None else None
-    if billed is not None and billed.finish not in (Finish.REFUSED, Finish.FAILED):
-        job_state = JobState.SETTLED  # A job may be complete and cost nothing.
+    job_state = state_after_lease(state, billed.finish if billed is not None else None)
     rows = [
         record_lease_end(granted.lease_id, state, now_ms=now_ms),
         record_job_state(granted.job_id, job_state, ended_at_ms=now_ms, error_code=code),

@@ -23,11 +23,11 @@ from coordinator.settling.payments import TOO_LATE, Payments
 from coordinator.settling.verdicts import Verdict, judge_receipt
 from protocol.blame import Observation, blame_by_receipt
 from protocol.clock import Clock
+from protocol.endings import FINISH_RULES, ReceiptState
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId
-from protocol.job_state import ReceiptState
-from protocol.messages import Acceptance, Finish, Receipt
+from protocol.messages import Acceptance, Receipt
 from protocol.receipts import check_acceptance, check_receipt
 from protocol.services import SettleReply
 
@@ -204,7 +204,7 @@ class ReceiptDesk:
 
 def _observation(receipt: Receipt) -> Observation:
     """What a receipt says of how the job went. Its times are the node's own word: not used."""
-    failed = receipt.finish in (Finish.FAILED, Finish.REFUSED)
+    failed = FINISH_RULES[receipt.finish].is_fault
     code = _code_of(receipt.code) if failed else None
     return Observation(
         code=code,

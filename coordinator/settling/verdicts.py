@@ -17,7 +17,7 @@ The rules are the same for every buyer, the coordinator's own gateway included.
 from dataclasses import dataclass, replace
 
 from protocol.countersigning import UNOPENED, Proof, terms_of
-from protocol.job_state import ReceiptState
+from protocol.endings import ReceiptState
 from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import Units, cost_nano
 from protocol.receipts import charge_nano

@@ -10,6 +10,7 @@ from capanode.errors import OutboxFullError
 from capanode.jobs import ACCEPTANCE_WITHIN_S
 from capanode.outbox import FULL_RETRY_S
 from protocol.codec import encode
+from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.framing import FrameType
@@ -17,7 +18,6 @@ from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.messages import (
     Constraints,
     DataCollection,
-    Finish,
     IsolationTier,
     Task,
 )

@@ -25,13 +25,13 @@ from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import credit
+from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.framing import FrameType
 from protocol.ids import PeerId, TransferId, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import (
-    Finish,
     Hardware,
     IsolationTier,
     Lease,

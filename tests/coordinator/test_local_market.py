@@ -15,10 +15,11 @@ from coordinator.gateway.caller import Caller
 from coordinator.leasing.budgets import LAG_S
 from coordinator.local_market import LocalMarket
 from coordinator.vault import Vault
+from protocol.endings import Finish
 from protocol.errors import Code
 from protocol.grants import Payer
 from protocol.ids import PeerId
-from protocol.messages import Finish, Task
+from protocol.messages import Task
 from protocol.pricing import Units, cost_nano
 from protocol.receipts import charge_nano
 from tests.coordinator.small_market import (

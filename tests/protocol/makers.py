@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from random import Random
 
+from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.ids import Digest, JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import (
     NO_CONSTRAINTS,
     Acceptance,
-    Finish,
     JobRequest,
     Lease,
     Objective,

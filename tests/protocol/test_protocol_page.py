@@ -27,10 +27,11 @@ from protocol import (
     windows,
 )
 from protocol.blame import Blame, blame_for
+from protocol.endings import Finish, ReceiptState
 from protocol.errors import RETRYABLE_ELSEWHERE, Code, ErrorBody
 from protocol.framing import VERSION, FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId
-from protocol.job_state import TRANSITIONS, JobEvent, JobState, ReceiptState
+from protocol.job_state import TRANSITIONS, JobEvent, JobState
 from protocol.messages import Hardware
 from protocol.net import libp2p_gossip, libp2p_host, libp2p_stream
 from protocol.net.frames import Hello
@@ -65,7 +66,7 @@ CHOICES: dict[str, list[str]] = {
             ("isolation_tier", messages.IsolationTier),
             ("data_collection", messages.DataCollection),
             ("objective", messages.Objective),
-            ("finish", messages.Finish),
+            ("finish", Finish),
             ("receipt_state", ReceiptState),
             ("health", BreakerState),
             ("reason", Reason),

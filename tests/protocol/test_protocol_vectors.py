@@ -4,6 +4,7 @@ read back from the page as another implementation would."""
 import pytest
 
 from protocol.codec import encode
+from protocol.endings import Finish
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
 from protocol.ids import JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
@@ -13,7 +14,6 @@ from protocol.messages import (
     NO_CONSTRAINTS,
     Acceptance,
     DataCollection,
-    Finish,
     Hardware,
     IsolationTier,
     JobRequest,

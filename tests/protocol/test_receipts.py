@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
+from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.limits import CLOCK_SKEW_MAX_MS
-from protocol.messages import Finish
 from protocol.pricing import Units, cost_nano
 from protocol.receipts import (
     Evidence,

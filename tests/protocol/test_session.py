@@ -4,13 +4,14 @@ import msgpack
 import pytest
 
 from protocol.codec import encode
+from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import sha256_digest
 from protocol.job_state import JobState
 from protocol.limits import TOKENS_MAX
-from protocol.messages import Finish, Receipt
+from protocol.messages import Receipt
 from protocol.payload import TOKEN_ID_MAX, Chunk, OutputDigest
 from protocol.pricing import Units
 from protocol.session import (

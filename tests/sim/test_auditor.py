@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 import sim.auditor
+from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import LeaseId, derive_ulid
 from protocol.keys import SigningKey
-from protocol.messages import Acceptance, Finish, Lease, Receipt
+from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import Units
 from sim.auditor import Auditor, Balances, Rule
 from tests.protocol.makers import (

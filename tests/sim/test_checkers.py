@@ -12,10 +12,11 @@ from coordinator.buyer.attempt import AttemptResult
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
+from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.limits import RECEIPT_GRACE_MS
-from protocol.messages import Finish, Task
+from protocol.messages import Task
 from protocol.pricing import PriceSheet, Units
 from sim.buyer import End, JobReport
 from sim.checkers import (

@@ -10,13 +10,11 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import header
 from coordinator.gateway.market_side.running import Finished, Opened, run_whole
 from coordinator.gateway.orders import Order
+from protocol.endings import API_FINISH_REASONS
 from protocol.errors import Code
-from protocol.messages import Finish
 
 log = structlog.get_logger(__name__)
 
-# The words of metrics, which are vLLM's.
-_FINISH_REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.COMPLETE: "stop"}
 
 _BILLED = "; what had been delivered by then was charged"
 
@@ -83,7 +81,7 @@ def count_finished(
     model.prompt_tokens.inc(outcome.units.input_tokens)
     model.generation_tokens.inc(outcome.units.output_tokens)
     model.images.inc(outcome.units.images)
-    model.count_success(_FINISH_REASONS[outcome.finish])
+    model.count_success(API_FINISH_REASONS[outcome.finish])
     context.metrics.count_job(order.task, outcome.finish.value, attempts=opened.info.attempts)
 
 

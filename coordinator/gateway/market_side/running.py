@@ -10,8 +10,8 @@ from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import GatewayMarket, Job
 from coordinator.gateway.orders import Order
+from protocol.endings import Finish
 from protocol.errors import Code
-from protocol.messages import Finish
 from protocol.payload import Chunk
 
 # How a job may end that has an answer.

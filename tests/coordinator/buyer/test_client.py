@@ -7,9 +7,10 @@ import trio
 from trio.testing import MockClock
 
 from coordinator.buyer.errors import JobFailed
+from protocol.endings import Finish
 from protocol.errors import Code
 from protocol.limits import PAYLOAD_BYTES_MAX
-from protocol.messages import Finish, Task
+from protocol.messages import Task
 from protocol.money import split_fee
 from protocol.payload import ImageInput
 from protocol.pricing import Units

@@ -13,7 +13,7 @@ from coordinator.db.writer import post_one
 from coordinator.ledger.machine import Chain
 from coordinator.ledger.postings import capture, capture_late, expire, hold, release
 from coordinator.ledger.transfers import Transfer
-from protocol.job_state import LeaseState, ReceiptState
+from protocol.endings import LeaseState, ReceiptState
 from tests.coordinator.evidence import CHAIN, EXPIRES_AT_MS, FUNDS, LEASE, leased
 from tests.protocol.makers import NOW_MS
 

@@ -16,8 +16,8 @@ from coordinator.db.leases import (
 )
 from coordinator.db.receipts import record_receipt
 from coordinator.errors import ConstraintError
+from protocol.endings import LeaseState, ReceiptState
 from protocol.ids import LeaseId
-from protocol.job_state import LeaseState, ReceiptState
 from tests.coordinator.evidence import CHAIN, EXPIRES_AT_MS, FUNDS, LEASE, leased
 from tests.coordinator.ledger_makers import memory_books
 from tests.protocol.makers import NOW_MS

@@ -13,8 +13,8 @@ from coordinator.db.receipts import (
     list_receipts_of,
     record_receipt,
 )
+from protocol.endings import ReceiptState
 from protocol.ids import LeaseId
-from protocol.job_state import ReceiptState
 from tests.coordinator.evidence import CHAIN, LEASE, leased
 
 RECEIPT = CHAIN.receipt.message

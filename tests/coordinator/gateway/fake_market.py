@@ -17,11 +17,12 @@ from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import Health, ModelInfo
 from protocol.codec import encode
+from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.ids import Digest, JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
-from protocol.messages import Acceptance, Finish, Receipt, Task
+from protocol.messages import Acceptance, Receipt, Task
 from protocol.payload import (
     Chunk,
     ClassificationOutput,

@@ -6,11 +6,12 @@ import pytest
 from trio.testing import MockClock
 
 from protocol.codec import encode
+from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import JobId, new_ulid, sha256_digest
 from protocol.keys import SigningKey
-from protocol.messages import Finish, JobRequest, Receipt
+from protocol.messages import JobRequest, Receipt
 from protocol.payload import OutputDigest
 from protocol.pricing import Units
 from tests.coordinator.small_market import (

@@ -11,8 +11,8 @@ from coordinator.market.breaker import FAILURES_TO_OPEN, REFUSED_TO_COOL, Breake
 from coordinator.market.reputation import HALF_LIFE_MS, NodeStanding, Ratios, Reputation
 from coordinator.market.standings import PRIOR_RATIO, Standings
 from protocol.blame import Blame, blame_by_receipt, blame_for
+from protocol.endings import Finish
 from protocol.errors import RETRYABLE_ELSEWHERE, Code
-from protocol.messages import Finish
 from tests.coordinator.market_makers import NOW_MS, SOURCE, node, record
 
 HOUR_MS = 3_600_000

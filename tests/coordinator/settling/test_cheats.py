@@ -11,13 +11,14 @@ from coordinator.buyer.errors import JobFailed
 from coordinator.market.breaker import BreakerState
 from coordinator.market.market import NODES_PAGE
 from protocol.codec import encode
+from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import JobId, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.limits import FRAME_BYTES_MAX, OFFER_BYTES_MAX
-from protocol.messages import NO_CONSTRAINTS, Finish, JobRequest, ModelOffer, Objective, Task
+from protocol.messages import NO_CONSTRAINTS, JobRequest, ModelOffer, Objective, Task
 from protocol.net.channels import Channel
 from protocol.net.errors import NetTimeout
 from protocol.pricing import PriceSheet, Units

@@ -16,11 +16,11 @@ from coordinator.ledger.machine import Chain
 from coordinator.ledger.transfers import Result
 from coordinator.settling.payments import Payments
 from coordinator.settling.receipt_desk import ACCEPTANCE_WITHIN_MS, ReceiptDesk
+from protocol.endings import Finish, ReceiptState
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
-from protocol.job_state import ReceiptState
 from protocol.limits import RECEIPT_GRACE_MS
-from protocol.messages import Finish, Receipt
+from protocol.messages import Receipt
 from protocol.payload import Chunk
 from protocol.pricing import Units
 from protocol.receipts import charge_nano

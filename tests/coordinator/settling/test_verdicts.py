@@ -14,8 +14,8 @@ from coordinator.settling.verdicts import (
     lone_receipt_due_ms,
 )
 from protocol.countersigning import UNOPENED, Proof, terms_of
-from protocol.job_state import ReceiptState
-from protocol.messages import Acceptance, Finish, Lease, Receipt
+from protocol.endings import Finish, ReceiptState
+from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
 from tests.protocol.makers import PRICE, make_chain

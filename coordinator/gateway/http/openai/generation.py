@@ -9,13 +9,10 @@ from coordinator.gateway.http.openai.sampling import Streaming
 from coordinator.gateway.http.openai.sse import ChoiceShape, Envelope, Events
 from coordinator.gateway.market_side.running import Finished, Opened
 from coordinator.gateway.orders import GenerationOrder
-from protocol.messages import Finish
+from protocol.endings import API_FINISH_REASONS
 
 # Enough of the manifest's digest to tell models apart; `GET /v1/models` has all of it.
 FINGERPRINT_CHARS = 16
-
-# OpenAI's words for how an answer ended.
-_FINISH_REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length", Finish.COMPLETE: "stop"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ class GenerationCall:
         return self.streaming.is_streamed
 
     def answer(self, finished: Finished, created_s: int) -> dict[str, Any]:
-        reason = _FINISH_REASONS[finished.outcome.finish]
+        reason = API_FINISH_REASONS[finished.outcome.finish]
         envelope = self._envelope(finished.opened, self.form.whole_object, created_s)
         return envelope.to_plain() | {
             "choices": [self.form.choice(finished.text, reason)],
@@ -80,7 +77,7 @@ class GenerationWriter:
         return self.events.text(text)
 
     def last(self, outcome: AttemptResult) -> bytes:
-        return self.events.last(_FINISH_REASONS[outcome.finish], _usage_of(outcome))
+        return self.events.last(API_FINISH_REASONS[outcome.finish], _usage_of(outcome))
 
 
 def _usage_of(outcome: AttemptResult) -> dict[str, int]:
