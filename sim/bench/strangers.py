@@ -52,6 +52,7 @@ _DEADLINE_S = 30.0
 _SEED = 11
 # In memory, 256 ports are one machine, as an address block is on the net.
 _PORTS_PER_MACHINE = 256
+_FIRST_PORT = 65_536
 
 
 @dataclass(slots=True)
@@ -149,7 +150,7 @@ class _Market:
     def _named(self, name: str, machine: int, number: int = 0) -> tuple[Any, ...]:
         """The positional arguments of a node; its address says on which machine it is."""
         key = SigningKey.generate(self._rng.randbytes)
-        self._network.transport(key, port=_PORTS_PER_MACHINE * machine + number)
+        self._network.transport(key, port=_FIRST_PORT + _PORTS_PER_MACHINE * machine + number)
         kind = MACHINES[-1] if name.startswith("honest") else tempting(MACHINES[-1])
         return name, key, kind, self._network, self._clock
 
