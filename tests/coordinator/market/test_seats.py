@@ -167,6 +167,9 @@ def test_seats_move_with_a_node_to_its_new_machine() -> None:
 def test_only_what_our_own_client_saw_earns_seats_without_payment(is_first_hand: bool) -> None:
     strangers = Strangers()
     free = strangers.add(1, machine=1)
+    entry = strangers.book.get(free)
+    assert entry is not None
+    strangers.book.machines.on_success(entry.machine, NOW_MS, weight=100.0)
     source = Source(key(5).peer_id, weight=0.0, is_first_hand=is_first_hand)
     for _ in range(8):
         strangers.reputation.record_success(free, source, now_ms=NOW_MS)
