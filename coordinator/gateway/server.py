@@ -1,7 +1,8 @@
 """The gateway as a component: a listening socket, the asyncio thread behind it, and their end.
 
 Stopping: no new connections, then requests in flight may finish within a deadline, then what is
-left is cancelled on the trio side and answered with an error, and only then the thread ends.
+left is cancelled on the trio side and answered with an error, and only then the thread ends. A
+gateway that is cancelled waits for no request.
 """
 
 import asyncio
@@ -52,29 +53,39 @@ class Gateway:
         self._config = config
         self._bridge = Bridge()
         self._app = GatewayApp(GatewayContext(self._bridge, market, metrics, config, runtime))
+        self._stopping = trio.Event()
+        self._patience = trio.CancelScope()
+
+    def stop(self) -> None:
+        """Take no more requests, and end `run` when those in flight have their answers."""
+        self._stopping.set()
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; `started` with the URL. Raises AddressInUse, AddressInvalid."""
+        """Serve until `stop` or cancelled; `started` with the URL.
+
+        Raises AddressInUse, AddressInvalid.
+        """
         with closing(open_listener(self._config.host, self._config.port)) as listener:
-            stop = trio.Event()
+            ended = trio.Event()
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._serve, listener, stop)
+                await nursery.start(self._serve, listener, ended)
                 url = _url_of(listener)
                 log.info("gateway_started", url=url)
                 task_status.started(url)
                 try:
-                    await trio.sleep_forever()
+                    await ended.wait()
                 finally:
-                    stop.set()
+                    self._patience.cancel()
+                    self._stopping.set()
 
     async def _serve(
         self,
         listener: socket.socket,
-        stop: trio.Event,
+        all_ended: trio.Event,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Shielded: a cancelled gateway still owes answers, for as long as the deadline allows."""
+        """Shielded: the thread is told to end, and joined."""
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as calls:
                 await calls.start(self._bridge.run)
@@ -83,12 +94,16 @@ class Gateway:
                     ended = trio.Event()
                     await thread.start(self._run_thread, server, listener, ended)
                     task_status.started()
-                    await stop.wait()
+                    await self._stopping.wait()
                     server.should_exit = True
-                    with trio.move_on_after(self._config.shutdown_within_s):
+                    with self._patience:
+                        self._patience.deadline = (
+                            trio.current_time() + self._config.shutdown_within_s
+                        )
                         await ended.wait()
                     calls.cancel_scope.cancel()
         log.info("gateway_stopped")
+        all_ended.set()
 
     async def _run_thread(
         self,
