@@ -19,8 +19,6 @@ from protocol.programs.locks import hold_lock
 from protocol.programs.runtime import system_runtime
 from protocol.programs.shutdown import StopSignals, open_stages, run_until_signal
 
-# After the streams' own time, what is left is told why it is cut.
-LAST_ANSWERS_WITHIN_S = 5.0
 # For handing in what our own client has been charged, and closing the books.
 MARKET_STOP_WITHIN_S = 15.0
 
@@ -51,18 +49,17 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
                 await stages.start(
                     "market", coordinator.run, ask=coordinator.stop, within_s=MARKET_STOP_WITHIN_S
                 )
-                url = await stages.start(
-                    "gateway",
-                    gateway.run,
-                    ask=gateway.stop,
-                    within_s=config.drain_s + LAST_ANSWERS_WITHIN_S,
-                )
+                url = await stages.start("gateway", gateway.run)
                 endpoint = Endpoint(key.peer_id, transport.addresses, url)
                 write_endpoint(config.endpoint_path, endpoint)
                 settle_garbage_collection()
                 on_ready(endpoint)
                 signals.is_up = True
-                await signals.asked.wait()
+                try:
+                    await signals.asked.wait()
+                    await gateway.drain(within_s=config.drain_s)
+                finally:
+                    gateway.cut()
 
         try:
             await run_until_signal(body)
@@ -73,7 +70,10 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
 
 def _make_gateway(config: Config, coordinator: Coordinator, vault: Vault) -> Gateway:
     market = LocalMarket(coordinator, ApiKeyDesk(coordinator.database, vault))
-    listening = GatewayConfig(
-        host=config.http.host, port=config.http.port, shutdown_within_s=config.drain_s
+    gateway_config = GatewayConfig(
+        host=config.http.host,
+        port=config.http.port,
+        cors_origins=config.cors_origins,
+        metrics_public=config.metrics_public,
     )
-    return Gateway(listening, market, Metrics())
+    return Gateway(gateway_config, market, Metrics())

@@ -62,25 +62,26 @@ class Served:
 def served_gateway(config: GatewayConfig | None = None) -> Iterator[Served]:
     """Serve a scripted market on a free port."""
     ready, ended = threading.Event(), threading.Event()
-    found: list[tuple[str, trio.lowlevel.TrioToken, Gateway]] = []
+    found: list[tuple[str, trio.lowlevel.TrioToken, trio.CancelScope]] = []
     market = FakeMarket()
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            gateway = Gateway(config or GatewayConfig(port=0), market, Metrics())
-            url = await nursery.start(gateway.run)
-            found.append((url, trio.lowlevel.current_trio_token(), gateway))
-            ready.set()
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                gateway = Gateway(config or GatewayConfig(port=0), market, Metrics())
+                url = await nursery.start(gateway.run)
+                found.append((url, trio.lowlevel.current_trio_token(), scope))
+                ready.set()
         ended.set()
 
     thread = threading.Thread(target=lambda: trio.run(main))
     thread.start()
     assert ready.wait(WITHIN_S), "the gateway does not start"
-    url, token, gateway = found[0]
+    url, token, scope = found[0]
 
     def stop() -> None:
         with suppress(trio.RunFinishedError):
-            token.run_sync_soon(gateway.stop)
+            token.run_sync_soon(scope.cancel)
 
     try:
         yield Served(api_at(url), market, stop, ended, token)
