@@ -10,7 +10,7 @@ from coordinator.accounts import create_account
 from coordinator.auth import ApiKeyDesk
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.spec import JobSpec
-from coordinator.db.api_keys import create_api_key, find_api_key
+from coordinator.db.api_keys import create_api_key, find_api_key, revoke_api_key
 from coordinator.gateway.caller import Caller
 from coordinator.leasing.budgets import LAG_S
 from coordinator.local_market import STARTING_S, LocalMarket, list_known_models
@@ -241,3 +241,34 @@ async def test_a_restarted_market_remembers_which_models_it_sold(
         assert not restarted.is_expected("anything")
         a_day_later_ms = small.clock.now_ms() + 24 * 3_600_000
         assert not await small.database.read(list_known_models, now_ms=a_day_later_ms)
+
+
+async def test_a_key_that_was_revoked_after_it_was_looked_up_buys_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    """A request's body may take a minute: what was read before it decides nothing."""
+    async with open_small_market(Script.ANSWER) as small:
+        shop = Shop(small)
+        caller = await shop.caller()
+        with small.database.transaction() as conn:
+            revoke_api_key(conn, shop.key_id, now_ms=small.clock.now_ms())
+        with pytest.raises(JobFailed) as caught:
+            await shop.buy(caller)
+        assert caught.value.code is Code.UNKNOWN_API_KEY
+        assert shop.spent_nano() == 0
+
+
+async def test_a_budget_that_was_looked_up_long_ago_is_not_spent_twice(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as small:
+        shop = Shop(small, budget_nano=2 * cost_nano(PRICE, small.spec().units_max))
+        # What it said of the budget is so old that it says nothing.
+        old = replace(await shop.caller(), remaining_nano=None)
+        while shop.spent_nano() <= shop.ceiling_nano:
+            await shop.buy(old)
+            await shop.settled()
+        with pytest.raises(JobFailed) as caught:
+            await shop.buy(old)
+        assert caught.value.code is Code.BUDGET_EXCEEDED
+        assert shop.spent_nano() <= 2 * shop.ceiling_nano

@@ -14,7 +14,7 @@ from coordinator.gateway.metrics import Metrics
 from protocol.programs.runtime import Runtime
 
 # The parsed form of a large body takes several times its bytes for as long as it is read.
-_PARSED_AT_ONCE = 2
+_PARSED_AT_ONCE = 1
 
 
 @dataclass(frozen=True, slots=True)

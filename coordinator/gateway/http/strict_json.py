@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from coordinator.gateway.errors import ApiError, error_of, invalid
-from coordinator.gateway.http.json_bounds import VALUES_MAX, has_too_many_values
+from coordinator.gateway.http.json_bounds import VALUES_MAX, is_too_much
 from protocol.errors import Code
 
 T = TypeVar("T")
@@ -25,9 +25,9 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 def parse_object(body: bytes | bytearray) -> Json:
     """Raises ApiError (400, 413) unless the body is one JSON object of a bounded size."""
-    if has_too_many_values(body):
+    if is_too_much(body):
         raise error_of(
-            Code.INPUT_TOO_LARGE, f"the body has more than {VALUES_MAX} values in lists and objects"
+            Code.INPUT_TOO_LARGE, f"the body has more than {VALUES_MAX} values, or too many escapes"
         )
     try:
         # RFC 8259 §8.1 lets a reader ignore a byte order mark.

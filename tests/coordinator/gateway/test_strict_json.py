@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.gateway.errors import ApiError
-from coordinator.gateway.http.json_bounds import VALUES_MAX, count_values
+from coordinator.gateway.http.json_bounds import ESCAPES_MAX, VALUES_MAX, count_values
 from coordinator.gateway.http.strict_json import (
     DEPTH_MAX,
     Fields,
@@ -175,3 +175,9 @@ def test_signs_inside_of_strings_are_not_values(text: bytes) -> None:
 def test_the_scan_counts_as_many_values_as_the_parser_makes(items: list[Any], window: int) -> None:
     body = json.dumps({"a": items, "b": '"[{,\\'}).encode()
     assert count_values(body, window_bytes=window) == max(1, len(items)) + 2
+
+
+def test_escapes_are_bounded_but_text_in_any_script_may_be_all_escapes() -> None:
+    chinese = b'{"a":"' + b"\\u4f60" * 2_000_000 + b'"}'
+    assert len(parse_object(chinese)["a"]) == 2_000_000
+    assert refusal(b'{"a":"' + b"\\n" * (ESCAPES_MAX + 1) + b'"}').problem.status == 413
