@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from capanode.announce import OwnOffers
+from capanode.opened_leases import OpenedLeases
 from capanode.served import ServedModel
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
@@ -88,6 +89,7 @@ class Admission:
         self._models = models
         self._offers = offers
         self._storage_failure = storage_failure
+        self.opened = OpenedLeases()
         self._spent = SpentLeases()
         self._clients: dict[PeerId, int] = {}
         self._upload_bytes = 0
@@ -122,6 +124,7 @@ class Admission:
                 code=Code.MALFORMED,
             )
         self._spent.spend(granted, now_ms=now_ms)
+        self.opened.note(granted)
 
     def take_seat(
         self, request: Signed[JobRequest], lease: Signed[Lease], *, now_ms: int

@@ -294,6 +294,7 @@ class Node:
                 announcer=self.announcer,
                 outbox=self.outbox,
                 load=self.load,
+                opened=self.admission.opened,
                 clock=self._runtime.clock,
                 rng=self._runtime.child_rng(),
             )

@@ -59,6 +59,10 @@ JOB_DURATION_MAX_MS = 10 * 60_000
 # From lease to JOB_OPEN at the node: a dial over a relay and a large upload, no more.
 LEASE_OPEN_WITHIN_MS = 30_000
 
+# A node names in its load report the leases that were opened since the last one. More than this are
+# opened between two reports only after an outage, and then follow in the next.
+OPENED_LEASES_MAX = 256
+
 # A receipt for a job that met its deadline may still be in flight: holds wait this long.
 RECEIPT_GRACE_MS = 60_000
 
