@@ -1,46 +1,117 @@
 """The node's configuration: defaults < file < environment < flags, resolved once into one object.
 
-Nothing else in `capanode` knows the environment or the file. What each setting means is in
-`capanode.settings`, how the sources are merged in `protocol.programs.settings`.
+Nothing else in `capanode` knows the environment or the file. How the sources are merged is in
+`protocol.programs.settings`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from capanode.settings import SETTINGS, CoordinatorAddress, ModelSettings
+from capanode.pricing_policy import DEFAULT_WAGES
+from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
+from capanode.settings import COORDINATORS, MODELS, CoordinatorAddress, ModelSettings
 from protocol.ids import PeerId
-from protocol.messages import DataCollection
-from protocol.programs.log import LogFormat
-from protocol.programs.settings import resolve_settings
+from protocol.messages import SLOTS_MAX, DataCollection
+from protocol.programs.kinds import ADDRESSES, CREDITS, PATH, TEXT, choice, count
+from protocol.programs.log import LEVELS, LogFormat
+from protocol.programs.settings import InDataDir, new_config_text, resolve_settings, setting
 
 PROGRAM = "capanode"
 CONFIG_NAME = f"{PROGRAM}.toml"
 
+DRAIN_S_MAX = 3_600
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """See `capanode.settings.SETTINGS` for what each field means."""
+    """Every setting of a node, each declared here and nowhere else."""
 
-    data_dir: Path
-    listen: tuple[str, ...]
-    announce: tuple[str, ...]
-    coordinators: tuple[CoordinatorAddress, ...]
-    region: str
-    models: tuple[ModelSettings, ...]
-    model_store: Path
-    data_collection: DataCollection
-    queue_max: int
-    per_client_max: int
-    worker_nice: int
-    price_cpu_core_hour: int
-    price_gpu_gib_hour: int
-    drain_s: int
-    log_level: str
-    log_format: LogFormat
-    status_socket: Path
-    sources: Mapping[str, str]
+    data_dir: Path = setting(
+        Path("~/.capanode"),
+        PATH,
+        "Where the node keeps its key, its configuration, its models and its receipts.",
+    )
+    listen: tuple[str, ...] = setting(
+        ("/ip4/0.0.0.0/tcp/4101",), ADDRESSES, "Where clients reach this node."
+    )
+    announce: tuple[str, ...] = setting(
+        (),
+        ADDRESSES,
+        "What to tell others instead, if a router forwards another address to this node.",
+        example='["/ip4/203.0.113.7/tcp/4101"]',
+    )
+    coordinators: tuple[CoordinatorAddress, ...] = setting(
+        (),
+        COORDINATORS,
+        "The markets to join. Leases of these coordinators, and of no others, are accepted.",
+        example='["/ip4/198.51.100.4/tcp/4100/p2p/12D3KooW…"]',
+        flag="coordinator",
+    )
+    region: str = setting(
+        "", TEXT, "Where this machine stands; clients may ask for it.", example='"eu"'
+    )
+    models: tuple[ModelSettings, ...] = setting(
+        (),
+        MODELS,
+        "What to serve; all that the store holds if none is listed. Prices are in credits.",
+        flag="model",
+    )
+    model_store: Path = setting(
+        InDataDir(lambda data_dir: data_dir / "models", "models/"),
+        PATH,
+        "Where models lie; nodes may share a store.",
+        example='"/srv/models"',
+    )
+    data_collection: DataCollection = setting(
+        DataCollection.DENY,
+        choice(DataCollection),
+        "Whether this node may keep prompts; `deny` promises clients that it does not.",
+    )
+    queue_max: int = setting(
+        16,
+        count(0, SLOTS_MAX, "jobs"),
+        "Jobs per model that may wait for a slot; the next one is sent to another node.",
+    )
+    per_client_max: int = setting(
+        64,
+        count(1, SLOTS_MAX, "jobs"),
+        "Jobs that one client may have here at once, running or waiting.",
+    )
+    worker_nice: int = setting(
+        NICE_DEFAULT,
+        count(0, NICE_MAX),
+        "How far models stand back (as nice(1)) when the processor is busy with other things.",
+    )
+    price_cpu_core_hour: int = setting(
+        DEFAULT_WAGES.cpu_core_hour_nano,
+        CREDITS,
+        "Target revenue of one busy CPU core per hour; sets the prices that you leave open.",
+    )
+    price_gpu_gib_hour: int = setting(
+        DEFAULT_WAGES.gpu_gib_hour_nano,
+        CREDITS,
+        "Target revenue of one GiB of busy GPU memory per hour (an 80 GiB card: 1.60).",
+    )
+    drain_s: int = setting(
+        30,
+        count(0, DRAIN_S_MAX, "seconds"),
+        "How long jobs may go on after Ctrl-C before they are cut.",
+        flag="drain",
+    )
+    log_level: str = setting("info", choice(LEVELS), "How much to log.")
+    log_format: LogFormat = setting(
+        LogFormat.CONSOLE, choice(LogFormat), "For people (console) or for programs (json)."
+    )
+    status_socket: Path = setting(
+        InDataDir(lambda data_dir: data_dir / "status.sock", "status.sock"),
+        PATH,
+        "Where `capanode status` asks.",
+        example='"/run/capanode.sock"',
+    )
+    # Where each value came from.
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def resolve(
@@ -50,16 +121,8 @@ class Config:
         env: Mapping[str, str] | None = None,
         flags: Mapping[str, Any] | None = None,
     ) -> "Config":
-        """Merge the sources. Without `file`, the one in the data directory is read if it exists.
-
-        A flag that is None or empty was not given. Raises SettingError.
-        """
-        resolved = resolve_settings(SETTINGS, PROGRAM, file=file, env=env or {}, flags=flags or {})
-        plain = dict(resolved.values)
-        data_dir = plain["data_dir"] = plain["data_dir"].expanduser().absolute()
-        plain["model_store"] = plain["model_store"] or data_dir / "models"
-        plain["status_socket"] = plain["status_socket"] or data_dir / "status.sock"
-        return cls(**plain, sources=resolved.sources)
+        """Merge the sources: see `resolve_settings`. Raises SettingError."""
+        return resolve_settings(cls, PROGRAM, file=file, env=env or {}, flags=flags or {})
 
     @property
     def key_path(self) -> Path:
@@ -83,20 +146,9 @@ class Config:
         return frozenset(coordinator.peer for coordinator in self.coordinators)
 
 
-def new_config_text(chosen: Mapping[str, str]) -> str:
+def new_node_config_text(chosen: Mapping[str, str]) -> str:
     """A commented file for `capanode init`; `chosen` are TOML literals of what is not default."""
-    lines = ["# Settings of this node. What stands behind a # is the default or an example."]
-    for setting in SETTINGS:
-        if setting.name in ("data_dir", "models"):
-            continue
-        lines += ["", f"# {setting.meaning}"]
-        literal = chosen.get(setting.name)
-        lines.append(
-            f"# {setting.name} = {setting.example}"
-            if literal is None
-            else f"{setting.name} = {literal}"
-        )
-    return "\n".join([*lines, *_MODELS_COMMENT, ""])
+    return new_config_text(Config, chosen, closing=_MODELS_COMMENT)
 
 
 _MODELS_COMMENT = (

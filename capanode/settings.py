@@ -1,35 +1,20 @@
-"""Each setting of a node: its name, its default, what it means, and how its text is read.
+"""What a node's settings hold that no other program has: coordinators and models.
 
-One table serves the file, the environment, the command line, `config show` and the comments in a
-new configuration file. How the sources are merged is in `protocol.programs.settings`.
+The settings themselves are the fields of `capanode.config.Config`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from capanode.pricing_policy import DEFAULT_WAGES
-from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
-from protocol.messages import SLOTS_MAX, DataCollection
+from protocol.messages import SLOTS_MAX
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
-from protocol.programs.log import LEVELS, LogFormat
-from protocol.programs.settings import (
-    Setting,
-    read_addresses,
-    read_choice,
-    read_count,
-    read_credits,
-    read_items,
-    read_path,
-    read_text,
-)
+from protocol.programs.kinds import Kind, read_addresses, read_count, read_credits, read_items
 
 THREADS_MAX = 1_024
-DRAIN_S_MAX = 3_600
 
 _PRICE_FIELDS = {position.name: position.field for position in PRICE_POSITIONS}
 _COUNT_KEYS = {"slots": SLOTS_MAX, "threads": THREADS_MAX}
@@ -111,114 +96,10 @@ def _read_model(name: str, table: Any) -> ModelSettings:
     return ModelSettings(name, **counts, price=PriceSheet(**prices) if prices else None)
 
 
-SETTINGS: tuple[Setting, ...] = (
-    Setting(
-        "data_dir",
-        Path("~/.capanode"),
-        read_path,
-        "Where the node keeps its key, its configuration, its models and its receipts.",
-        '"~/.capanode"',
-    ),
-    Setting(
-        "listen",
-        ("/ip4/0.0.0.0/tcp/4101",),
-        read_addresses,
-        "Where clients reach this node.",
-        '["/ip4/0.0.0.0/tcp/4101"]',
-    ),
-    Setting(
-        "announce",
-        (),
-        read_addresses,
-        "What to tell others instead, if a router forwards another address to this node.",
-        '["/ip4/203.0.113.7/tcp/4101"]',
-    ),
-    Setting(
-        "coordinators",
-        (),
-        read_coordinators,
-        "The markets to join. Leases of these coordinators, and of no others, are accepted.",
-        '["/ip4/198.51.100.4/tcp/4100/p2p/12D3KooW…"]',
-        flag="coordinator",
-    ),
-    Setting("region", "", read_text, "Where this machine stands; clients may ask for it.", '"eu"'),
-    Setting(
-        "models",
-        (),
-        read_models,
-        "What to serve; all that the store holds if none is listed. Prices are in credits.",
-        "",
-        flag="model",
-    ),
-    Setting(
-        "model_store",
-        None,
-        read_path,
-        "Where models lie; nodes may share a store. Default: models/ in the data directory.",
-        '"/srv/models"',
-    ),
-    Setting(
-        "data_collection",
-        DataCollection.DENY,
-        lambda raw: DataCollection(read_choice(tuple(DataCollection))(raw)),
-        "Whether this node may keep prompts; `deny` promises clients that it does not.",
-        '"deny"',
-    ),
-    Setting(
-        "queue_max",
-        16,
-        read_count(0, SLOTS_MAX),
-        "Jobs per model that may wait for a slot; the next one is sent to another node.",
-        "16",
-    ),
-    Setting(
-        "per_client_max",
-        64,
-        read_count(1, SLOTS_MAX),
-        "Jobs that one client may have here at once, running or waiting.",
-        "64",
-    ),
-    Setting(
-        "worker_nice",
-        NICE_DEFAULT,
-        read_count(0, NICE_MAX),
-        "How far models stand back (as nice(1)) when the processor is busy with other things.",
-        str(NICE_DEFAULT),
-    ),
-    Setting(
-        "price_cpu_core_hour",
-        DEFAULT_WAGES.cpu_core_hour_nano,
-        read_credits,
-        "What an hour of one busy CPU core shall earn; sets the prices that you leave open.",
-        '"0.02"',
-    ),
-    Setting(
-        "price_gpu_gib_hour",
-        DEFAULT_WAGES.gpu_gib_hour_nano,
-        read_credits,
-        "What an hour of one GiB of busy GPU memory shall earn (an 80 GiB card: 1.60).",
-        '"0.02"',
-    ),
-    Setting(
-        "drain_s",
-        30,
-        read_count(0, DRAIN_S_MAX),
-        "How long jobs may go on after Ctrl-C before they are cut.",
-        "30",
-    ),
-    Setting("log_level", "info", read_choice(LEVELS), "How much to log.", '"info"'),
-    Setting(
-        "log_format",
-        LogFormat.CONSOLE,
-        lambda raw: LogFormat(read_choice(tuple(LogFormat))(raw)),
-        "For people (console) or for programs (json).",
-        '"console"',
-    ),
-    Setting(
-        "status_socket",
-        None,
-        read_path,
-        "Where `capanode status` asks. Default: status.sock in the data directory.",
-        '"/run/capanode.sock"',
-    ),
+COORDINATORS = Kind(read_coordinators, "multiaddresses with /p2p/", is_list=True)
+MODELS = Kind(
+    read_models,
+    "names, each with slots, threads and prices",
+    tell=lambda models: ", ".join(model.name for model in models),
+    is_list=True,
 )

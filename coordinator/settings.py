@@ -1,26 +1,19 @@
-"""Each setting of a coordinator, and the frozen object that they resolve to.
+"""The coordinator's settings: defaults < file < environment < flags, resolved once into one object.
 
-How sources are merged, and what a value may look like, is in `protocol.programs.settings`.
+How the sources are merged is in `protocol.programs.settings`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from protocol.ids import Digest, is_digest
 from protocol.limits import LIST_ITEMS_MAX
 from protocol.money import BASIS_POINTS
+from protocol.programs.kinds import ADDRESSES, PATH, TEXT, Kind, choice, count
 from protocol.programs.log import LEVELS, LogFormat
-from protocol.programs.settings import (
-    Setting,
-    read_addresses,
-    read_choice,
-    read_count,
-    read_path,
-    read_text,
-    resolve_settings,
-)
+from protocol.programs.settings import InDataDir, resolve_settings, setting
 
 PROGRAM = "coordinator"
 
@@ -57,89 +50,61 @@ def read_catalogue(raw: Any) -> dict[str, frozenset[Digest]]:
     return catalogue
 
 
-SETTINGS: tuple[Setting, ...] = (
-    Setting(
-        "data_dir",
-        Path("~/.coordinator").expanduser(),
-        read_path,
-        "Where the coordinator keeps its key, its configuration and its books.",
-        '"~/.coordinator"',
-    ),
-    Setting(
-        "listen",
-        ("/ip4/0.0.0.0/tcp/4100",),
-        read_addresses,
-        "Where nodes and clients reach this coordinator.",
-        '["/ip4/0.0.0.0/tcp/4100"]',
-    ),
-    Setting(
-        "announce",
-        (),
-        read_addresses,
-        "What to tell others instead, if a router forwards another address to this machine.",
-        '["/ip4/203.0.113.7/tcp/4100"]',
-    ),
-    Setting(
-        "http",
-        HttpAddress("127.0.0.1", 8080),
-        read_http_address,
-        "Where the OpenAI-compatible gateway listens. Put TLS in front of it before you open it.",
-        '"127.0.0.1:8080"',
-    ),
-    Setting(
-        "database",
-        "",
-        read_text,
-        "The books, as a URL. Default: sqlite in the data directory.",
-        '"sqlite:////var/lib/coordinator/books.sqlite"',
-    ),
-    Setting(
-        "fee_bps",
-        500,
-        read_count(0, BASIS_POINTS),
-        "The operator's share of every charge, in hundredths of a percent.",
-        "500",
-    ),
-    Setting(
-        "catalogue",
-        {},
-        read_catalogue,
-        "Which manifest digests may answer to a model's name; names not listed are free to all.",
-        '{ "smollm2-135m-instruct" = "…64 hex digits…" }',
-    ),
-    Setting(
-        "client_asks_per_minute",
-        6_000,
-        read_count(1, 10_000_000),
-        "How often one client may ask for leases, settlements or quotes; each job takes two.",
-        "6000",
-    ),
-    Setting("log_level", "info", read_choice(LEVELS), "How much to log.", '"info"'),
-    Setting(
-        "log_format",
-        LogFormat.CONSOLE,
-        lambda raw: LogFormat(read_choice(tuple(LogFormat))(raw)),
-        "For people (console) or for programs (json).",
-        '"console"',
-    ),
-)
+HTTP_ADDRESS = Kind(read_http_address, "HOST:PORT")
+CATALOGUE = Kind(read_catalogue, "names with manifest digests", has_flag=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """See SETTINGS for what each field means."""
+    """Every setting of a coordinator, each declared here and nowhere else."""
 
-    data_dir: Path
-    listen: tuple[str, ...]
-    announce: tuple[str, ...]
-    http: HttpAddress
-    database: str
-    fee_bps: int
-    catalogue: Mapping[str, frozenset[Digest]]
-    client_asks_per_minute: int
-    log_level: str
-    log_format: LogFormat
-    sources: Mapping[str, str]
+    data_dir: Path = setting(
+        Path("~/.coordinator"),
+        PATH,
+        "Where the coordinator keeps its key, its configuration and its books.",
+    )
+    listen: tuple[str, ...] = setting(
+        ("/ip4/0.0.0.0/tcp/4100",), ADDRESSES, "Where nodes and clients reach this coordinator."
+    )
+    announce: tuple[str, ...] = setting(
+        (),
+        ADDRESSES,
+        "What to tell others instead, if a router forwards another address to this machine.",
+        example='["/ip4/203.0.113.7/tcp/4100"]',
+    )
+    http: HttpAddress = setting(
+        HttpAddress("127.0.0.1", 8080),
+        HTTP_ADDRESS,
+        "Where the OpenAI-compatible gateway listens. Put TLS in front of it before you open it.",
+    )
+    database: str = setting(
+        InDataDir(lambda data_dir: f"sqlite:///{data_dir / 'books.sqlite'}", "books.sqlite"),
+        TEXT,
+        "The books, as a URL.",
+        example='"sqlite:////var/lib/coordinator/books.sqlite"',
+    )
+    fee_bps: int = setting(
+        500,
+        count(0, BASIS_POINTS, "hundredths of a percent"),
+        "The operator's share of every charge.",
+    )
+    catalogue: Mapping[str, frozenset[Digest]] = setting(
+        {},
+        CATALOGUE,
+        "Which manifest digests may answer to a model's name; names not listed are free to all.",
+        example='{ "smollm2-135m-instruct" = "…64 hex digits…" }',
+    )
+    client_asks_per_minute: int = setting(
+        6_000,
+        count(1, 10_000_000),
+        "How often one client may ask for leases, settlements or quotes; each job takes two.",
+    )
+    log_level: str = setting("info", choice(LEVELS), "How much to log.")
+    log_format: LogFormat = setting(
+        LogFormat.CONSOLE, choice(LogFormat), "For people (console) or for programs (json)."
+    )
+    # Where each value came from.
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def resolve(
@@ -149,12 +114,8 @@ class Config:
         env: Mapping[str, str] | None = None,
         flags: Mapping[str, Any] | None = None,
     ) -> "Config":
-        """Merge defaults, file, environment and flags. Raises SettingError."""
-        resolved = resolve_settings(SETTINGS, PROGRAM, file=file, env=env or {}, flags=flags or {})
-        values = dict(resolved.values)
-        if not values["database"]:
-            values["database"] = f"sqlite:///{values['data_dir'] / 'books.sqlite'}"
-        return cls(**values, sources=resolved.sources)
+        """Merge the sources: see `resolve_settings`. Raises SettingError."""
+        return resolve_settings(cls, PROGRAM, file=file, env=env or {}, flags=flags or {})
 
     @property
     def key_path(self) -> Path:

@@ -1,27 +1,19 @@
 """`capanode init`: a folder with a key and a commented configuration."""
 
-import json
-
 import typer
 
-from capanode.cli.options import Announce, Coordinators, DataDir, Json, Listen, Region, load_config
-from capanode.config import CONFIG_NAME, Config, new_config_text
+from capanode.config import CONFIG_NAME, PROGRAM, Config, new_node_config_text
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.output import print_json, say
+from protocol.programs.setting_options import Json, takes_settings
+from protocol.programs.settings import toml_literal
+
+CHOSEN_AT_INIT = ("listen", "announce", "coordinators", "region")
 
 
-def init(
-    data_dir: DataDir = None,
-    listen: Listen = None,
-    announce: Announce = None,
-    coordinator: Coordinators = None,
-    region: Region = None,
-    as_json: Json = False,
-) -> None:
+@takes_settings(Config, PROGRAM, "data_dir", *CHOSEN_AT_INIT)
+def init(config: Config, as_json: Json = False) -> None:
     """Set a node up: make its key and its configuration. Running it again changes neither."""
-    config = load_config(
-        data_dir, listen=listen, announce=announce, coordinators=coordinator, region=region
-    )
     config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     is_new_key = not config.key_path.exists()
     key = load_or_create_key_file(config.key_path)
@@ -41,7 +33,7 @@ def init(
     done = "made" if is_new_key else "kept"
     say(f"{done} the key {config.key_path}; back it up: it is the node's account")
     say(f"{'wrote' if is_new_file else 'kept'} the configuration {path}")
-    if not is_new_file and any((listen, announce, coordinator, region)):
+    if not is_new_file and _chosen(config):
         say("the options of this command change nothing in a configuration that exists: edit it")
     typer.echo(key.peer_id)
     say("next: `capanode models pull NAME`, `capanode doctor`, `capanode start`")
@@ -49,20 +41,18 @@ def init(
 
 def _write_config(config: Config) -> bool:
     """Write what was chosen on the command line; False if there is a configuration already."""
-    literals = {
-        "listen": json.dumps(list(config.listen)),
-        "announce": json.dumps(list(config.announce)),
-        "coordinators": json.dumps([str(c) for c in config.coordinators]),
-        "region": json.dumps(config.region, ensure_ascii=False),
-    }
-    chosen = {
-        name: literal
-        for name, literal in literals.items()
-        if config.sources[name].startswith("flag")
-    }
     try:
         with (config.data_dir / CONFIG_NAME).open("x", encoding="utf-8") as file:
-            file.write(new_config_text(chosen))
+            file.write(new_node_config_text(_chosen(config)))
     except FileExistsError:
         return False
     return True
+
+
+def _chosen(config: Config) -> dict[str, str]:
+    """TOML literals of what the command line gave."""
+    return {
+        name: toml_literal(Config, name, getattr(config, name))
+        for name in CHOSEN_AT_INIT
+        if config.sources[name].startswith("flag")
+    }

@@ -8,70 +8,27 @@ from typing import Annotated
 import trio
 import typer
 
-from capanode.cli.options import (
-    Announce,
-    ConfigFile,
-    Coordinators,
-    DataDir,
-    Listen,
-    ModelStoreDir,
-    Region,
-    load_config,
-    program_version,
-)
+from capanode.cli.options import program_version
 from capanode.cli.status import status_line
-from capanode.config import Config
+from capanode.config import PROGRAM, Config
 from capanode.node import Milestone
 from capanode.status import NodeStatus
-from protocol.programs.log import LogFormat, configure_logging
+from protocol.programs.log import configure_logging
+from protocol.programs.setting_options import takes_settings
 
 # A script or a log file gets a line a minute, a terminal one that changes in place every second.
 _LINE_EVERY_S = 60.0
 _CLEAR_LINE = "\r\x1b[2K"
 
 
+@takes_settings(Config, PROGRAM)
 def start(
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    listen: Listen = None,
-    announce: Announce = None,
-    coordinator: Coordinators = None,
-    region: Region = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME[,slots=4][,threads=2][,input_per_mtok=0.02]…; may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    model_store: ModelStoreDir = None,
-    drain_s: Annotated[
-        int | None, typer.Option(help="Seconds that jobs get after Ctrl-C.", show_default=False)
-    ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error.", show_default=False)
-    ] = None,
-    log_format: Annotated[
-        LogFormat | None, typer.Option(help="For people or for programs.", show_default=False)
-    ] = None,
+    config: Config,
     json_lines: Annotated[
         bool, typer.Option("--json-lines", help="One JSON object per event, for scripts.")
     ] = False,
 ) -> None:
     """Serve jobs until Ctrl-C; a second Ctrl-C does not wait for those that run."""
-    config = load_config(
-        data_dir,
-        config_file,
-        listen=listen,
-        announce=announce,
-        coordinators=coordinator,
-        region=region,
-        models=model,
-        model_store=model_store,
-        drain_s=drain_s,
-        log_level=log_level,
-        log_format=log_format,
-    )
     on_terminal = sys.stdout.isatty() and not json_lines
     configure_logging(level=_level(config, on_terminal=on_terminal), log_format=config.log_format)
     screen: JsonLines | Screen = JsonLines() if json_lines else Screen(on_terminal=on_terminal)

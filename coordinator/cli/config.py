@@ -3,44 +3,13 @@
 import typer
 
 from coordinator.cli.options import ConfigFile, DataDir, Json, load_config
-from coordinator.settings import SETTINGS
-from protocol.programs.output import print_json, print_table
+from coordinator.settings import PROGRAM
+from protocol.programs.setting_options import show_config
 
 app = typer.Typer(help="The settings.", no_args_is_help=True)
 
 
 @app.command()
 def show(data_dir: DataDir = None, config_file: ConfigFile = None, as_json: Json = False) -> None:
-    """Every setting with its value, its source and its meaning."""
-    config = load_config(data_dir, config_file)
-    if as_json:
-        print_json(
-            {
-                setting.name: {
-                    "value": _text(getattr(config, setting.name)),
-                    "source": config.sources[setting.name],
-                }
-                for setting in SETTINGS
-            }
-        )
-        return
-    print_table(
-        ("setting", "value", "from", "meaning"),
-        [
-            (
-                setting.name,
-                _text(getattr(config, setting.name)),
-                config.sources[setting.name],
-                setting.meaning,
-            )
-            for setting in SETTINGS
-        ],
-    )
-
-
-def _text(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    if isinstance(value, dict):
-        return ", ".join(value) or "-"
-    return str(value)
+    """Every setting with its value, its source, its variable and its meaning."""
+    show_config(load_config(data_dir, config_file), PROGRAM, as_json=as_json)

@@ -1,6 +1,5 @@
 """Options that mean the same in every command, each declared once."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,30 +16,24 @@ from coordinator.db.engine import (
     database_exists,
     open_database,
 )
-from coordinator.settings import Config
+from coordinator.settings import PROGRAM, Config
 from protocol.errors import CapaError
 from protocol.limits import NAME_CHARS_MAX
 from protocol.messages import Objective
+from protocol.programs import setting_options
 
 T = TypeVar("T")
 
+ConfigFile = setting_options.ConfigFile
+Json = setting_options.Json
 DataDir = Annotated[
     Path | None,
     typer.Option("--data-dir", help="Where key, configuration and books are.", show_default=False),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="Another configuration file.", show_default=False),
-]
-DatabaseUrl = Annotated[
-    str | None,
-    typer.Option("--database", help="The books, as a URL.", show_default=False),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, max=1_000_000, help="The longest answer.")]
 Temperature = Annotated[
     float, typer.Option(min=0.0, max=2.0, help="How freely tokens are drawn; 0: the likeliest.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 KeyFile = Annotated[
     Path | None,
     typer.Option(
@@ -75,8 +68,7 @@ class CommandError(CapaError):
 
 
 def load_config(data_dir: Path | None = None, file: Path | None = None, **flags: object) -> Config:
-    """The one place of the command line that reads the environment."""
-    return Config.resolve(file=file, env=os.environ, flags={"data_dir": data_dir, **flags})
+    return setting_options.load_config(Config, PROGRAM, file, data_dir=data_dir, **flags)
 
 
 @contextmanager

@@ -1,50 +1,18 @@
 """`coordinator start`: run the market of this machine."""
 
-from typing import Annotated
-
 import trio
 import typer
 
-from coordinator.cli.options import ConfigFile, DatabaseUrl, DataDir, Json, load_config
 from coordinator.endpoint import Endpoint
-from protocol.programs.log import LogFormat, configure_logging
+from coordinator.settings import PROGRAM, Config
+from protocol.programs.log import configure_logging
 from protocol.programs.output import print_json, say
+from protocol.programs.setting_options import Json, takes_settings
 
 
-def start(
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(help="Multiaddr for nodes and clients; may be repeated.", show_default=False),
-    ] = None,
-    http: Annotated[
-        str | None, typer.Option(help="HOST:PORT of the HTTP gateway.", show_default=False)
-    ] = None,
-    database: DatabaseUrl = None,
-    fee_bps: Annotated[
-        int | None,
-        typer.Option(help="Our share of charges, in hundredths of a percent.", show_default=False),
-    ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error.", show_default=False)
-    ] = None,
-    log_format: Annotated[
-        LogFormat | None, typer.Option(help="For people or for programs.", show_default=False)
-    ] = None,
-    as_json: Json = False,
-) -> None:
+@takes_settings(Config, PROGRAM)
+def start(config: Config, as_json: Json = False) -> None:
     """Serve nodes, clients and the OpenAI-compatible API until Ctrl-C."""
-    config = load_config(
-        data_dir,
-        config_file,
-        listen=listen,
-        http=http,
-        database=database,
-        fee_bps=fee_bps,
-        log_level=log_level,
-        log_format=log_format,
-    )
     configure_logging(level=config.log_level, log_format=config.log_format)
 
     def on_ready(endpoint: Endpoint) -> None:

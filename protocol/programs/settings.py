@@ -1,139 +1,170 @@
-"""How both programs read their settings: defaults < file < environment < flags, resolved once.
+"""How our programs read their settings: defaults < file < environment < flags, resolved once.
 
-A program states its settings in one table of `Setting`s; file, environment, command line and the
-comments in a new configuration file all come from it. Every value remembers where it came from, so
-that an error, and `config show`, can say so.
+A program declares each setting once, as a field of one frozen dataclass:
+
+    queue_max: int = setting(16, count(0, 4096, "jobs"), "Jobs per model that may wait.")
+
+File, environment, command line, `config show`, the comments in a new configuration file and the
+table in docs/operating.md all come from these fields. Every value remembers where it came from, so
+that an error, and `config show`, can say so. docs/decisions/0008-settings-by-hand.md says why.
 """
 
 import difflib
-import re
+import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from protocol.errors import CapaError
-from protocol.limits import ADDRESS_CHARS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX
-from protocol.money import parse_credits
+from protocol.programs.kinds import Kind
 
 # A hand-written file has a few kilobytes; more is not a configuration.
 _FILE_BYTES_MAX = 1024 * 1024
 
-# Reads what TOML, the environment or a flag gives. Raises ValueError with what was expected.
-Reader = Callable[[Any], Any]
+_METADATA = "setting"
+
+C = TypeVar("C")
 
 
 class SettingError(CapaError):
     """A setting cannot be read; the message names it, where it came from and what was expected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """`read` takes text, or what TOML makes of it; `default` is already read. `flag` is the command
-    line's name where it is not the setting's own: lists are given once per item, in singular."""
+class InDataDir(NamedTuple):
+    """A default that lies in the data directory, wherever that is."""
+
+    derive: Callable[[Path], Any]
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} in the data directory"
+
+
+class Setting(NamedTuple):
+    """One setting of a program. `default` is already read, or an InDataDir."""
 
     name: str
     default: Any
-    read: Reader
+    kind: Kind
     meaning: str
     example: str
-    flag: str = ""
+    flag: str
 
     @property
-    def flag_text(self) -> str:
-        return f"--{(self.flag or self.name).replace('_', '-')}"
+    def default_text(self) -> str:
+        if isinstance(self.default, InDataDir):
+            return str(self.default)
+        return self.kind.tell(self.default)
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """Every setting's value, and where it came from: `default`, `file …`, `flag …`."""
+def setting(default: Any, kind: Kind, meaning: str, *, example: str = "", flag: str = "") -> Any:
+    """A field of a program's settings.
 
-    values: Mapping[str, Any]
-    sources: Mapping[str, str]
+    `example` is a TOML literal, and the default if none is given; `flag` is the command line's name
+    without dashes where it is not the field's own.
+    """
+    facts = {"kind": kind, "meaning": meaning, "example": example, "flag": flag}
+    # A dict cannot be a dataclass's default, although nothing ever changes this one.
+    if isinstance(default, Mapping):
+        return field(default_factory=lambda: default, metadata={_METADATA: facts})
+    return field(default=default, metadata={_METADATA: facts})
+
+
+def settings_of(config: Any) -> tuple[Setting, ...]:
+    """The settings that a program's dataclass declares, in its order."""
+    found = []
+    for one in fields(config):
+        if (facts := one.metadata.get(_METADATA)) is None:
+            continue
+        default = one.default if one.default_factory is MISSING else one.default_factory()
+        kind: Kind = facts["kind"]
+        found.append(
+            Setting(
+                one.name,
+                default,
+                kind,
+                facts["meaning"],
+                facts["example"] or _literal(kind, default),
+                f"--{(facts['flag'] or one.name).replace('_', '-')}" if kind.has_flag else "",
+            )
+        )
+    return tuple(found)
 
 
 def resolve_settings(
-    settings: Sequence[Setting],
+    config: type[C],
     program: str,
     *,
     file: Path | None,
     env: Mapping[str, str],
     flags: Mapping[str, Any],
-) -> Resolved:
-    """Merge the sources of a program whose table has a `data_dir`.
+) -> C:
+    """Merge the sources into a `config`, which has a `data_dir` and `sources`.
 
     Variables are `PROGRAM_NAME`; without `file`, `program.toml` in the data directory is read if it
     exists. A flag that is None or empty was not given. Raises SettingError.
     """
+    settings = settings_of(config)
     given = _from_environment(settings, program, env) | _from_flags(settings, flags)
     merged: _Values = {s.name: (s.default, "default") for s in settings} | given
+    data_dir: Path = merged["data_dir"][0].expanduser().absolute()
     # Where the file lies must be known before it is read, so the file cannot move itself.
-    path = file if file is not None else merged["data_dir"][0].expanduser() / f"{program}.toml"
+    path = file if file is not None else data_dir / f"{program}.toml"
     merged |= _from_file(settings, path, required=file is not None) | given
-    return Resolved(
-        {name: value for name, (value, _) in merged.items()},
-        {name: source for name, (_, source) in merged.items()},
-    )
+    values = {
+        name: value.derive(data_dir) if isinstance(value, InDataDir) else value
+        for name, (value, _) in merged.items()
+    }
+    sources = {name: source for name, (_, source) in merged.items()}
+    make: Callable[..., C] = config
+    return make(**(values | {"data_dir": data_dir}), sources=sources)
 
 
-def read_path(raw: Any) -> Path:
-    if not isinstance(raw, str | Path) or not str(raw):
-        raise ValueError("a path")
-    return Path(raw).expanduser().absolute()
+def new_config_text(config: type, chosen: Mapping[str, str], *, closing: Sequence[str]) -> str:
+    """A commented file for a new data directory. `chosen` are TOML literals of what is not default;
+    `closing` are lines about what has no example of one line."""
+    lines = ["# What stands behind a # is the default or an example."]
+    for one in settings_of(config):
+        if one.name == "data_dir" or not one.example:
+            continue
+        lines += ["", f"# {one.meaning}"]
+        literal = chosen.get(one.name)
+        lines.append(
+            f"# {one.name} = {one.example}" if literal is None else f"{one.name} = {literal}"
+        )
+    return "\n".join([*lines, *closing, ""])
 
 
-def read_text(raw: Any) -> str:
-    if not isinstance(raw, str) or len(raw) > NAME_CHARS_MAX:
-        raise ValueError(f"text of at most {NAME_CHARS_MAX} characters")
-    return raw
+def toml_literal(config: type, name: str, value: Any) -> str:
+    """A value as the file would say it."""
+    return _literal(next(one.kind for one in settings_of(config) if one.name == name), value)
 
 
-def read_count(low: int, high: int) -> Reader:
-    def read(raw: Any) -> int:
-        # bool is an int in Python, but `queue_max = true` is a mistake.
-        if isinstance(raw, str) and re.fullmatch(r"[0-9]{1,18}", raw):
-            raw = int(raw)
-        if type(raw) is not int or not low <= raw <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return raw
-
-    return read
-
-
-def read_choice(choices: Sequence[str]) -> Reader:
-    def read(raw: Any) -> str:
-        if raw not in choices:
-            raise ValueError(f"one of {', '.join(choices)}")
-        return str(raw)
-
-    return read
+def settings_table(config: type) -> str:
+    """The settings in Markdown, as docs/operating.md shows them."""
+    rows = ["| setting | flag | values | default | meaning |", "|---|---|---|---|---|"]
+    for one in settings_of(config):
+        cells = (
+            f"`{one.name}`",
+            f"`{one.flag}`" if one.flag else "–",
+            one.kind.values,
+            one.default_text or "–",
+            one.meaning,
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
-def read_credits(raw: Any) -> int:
-    """Nano-credits, from text or a TOML number (which arrives as its literal text)."""
-    try:
-        return parse_credits(str(raw))
-    except ValueError:
-        raise ValueError("an amount of credits such as 0.02") from None
-
-
-def read_addresses(raw: Any) -> tuple[str, ...]:
-    addresses = tuple(read_items(raw, ","))
-    if not all(a.startswith("/") and len(a) <= ADDRESS_CHARS_MAX for a in addresses):
-        raise ValueError("multiaddresses such as /ip4/0.0.0.0/tcp/4101")
-    return addresses
-
-
-def read_items(raw: Any, separator: str) -> list[str]:
-    """A list of texts, or one text with separators. Raises ValueError."""
-    if isinstance(raw, str):
-        raw = [item.strip() for item in raw.split(separator) if item.strip()]
-    if not isinstance(raw, list | tuple) or not all(isinstance(item, str) for item in raw):
-        raise ValueError("a list of texts")
-    if len(raw) > LIST_ITEMS_MAX:
-        raise ValueError(f"at most {LIST_ITEMS_MAX} items")
-    return list(raw)
+def _literal(kind: Kind, value: Any) -> str:
+    """Empty for what no one line says."""
+    if value in (None, "", (), {}) or isinstance(value, InDataDir):
+        return ""
+    if kind.is_list:
+        return json.dumps([str(item) for item in value], ensure_ascii=False)
+    told = kind.tell(value)
+    return told if kind.is_number else json.dumps(told, ensure_ascii=False)
 
 
 _Values = dict[str, tuple[Any, str]]
@@ -161,7 +192,7 @@ def _from_flags(settings: Sequence[Setting], flags: Mapping[str, Any]) -> _Value
     for name, raw in flags.items():
         if raw is None or raw in ([], ()):
             continue
-        source = f"flag {known[name].flag_text}"
+        source = f"flag {known[name].flag}"
         values[name] = (_read(known[name], raw, source), source)
     return values
 
@@ -203,7 +234,7 @@ def _load_toml(path: Path, *, required: bool) -> dict[str, Any]:
 
 def _read(setting: Setting, raw: Any, source: str) -> Any:
     try:
-        return setting.read(raw)
+        return setting.kind.read(raw)
     except ValueError as error:
         raise SettingError(
             f"{setting.name} = {str(raw)[:100]!r} (from {source}): expected {error}"

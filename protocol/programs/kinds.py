@@ -1,0 +1,107 @@
+"""The kinds of values that settings have: how text or TOML is read, what is allowed, how a value is
+told to people. A reader raises ValueError with what was expected."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from protocol.limits import ADDRESS_CHARS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX
+from protocol.money import format_credits, parse_credits
+
+# Reads what TOML, the environment or a flag gives.
+Reader = Callable[[Any], Any]
+
+
+def _tell(value: Any) -> str:
+    if isinstance(value, tuple | Mapping):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`values` says what is allowed. A list's flag is given once per item; a table has none."""
+
+    read: Reader
+    values: str
+    tell: Callable[[Any], str] = _tell
+    is_list: bool = False
+    is_number: bool = False
+    has_flag: bool = True
+
+
+def read_path(raw: Any) -> Path:
+    if not isinstance(raw, str | Path) or not str(raw):
+        raise ValueError("a path")
+    return Path(raw).expanduser().absolute()
+
+
+def read_text(raw: Any) -> str:
+    if not isinstance(raw, str) or len(raw) > NAME_CHARS_MAX:
+        raise ValueError(f"text of at most {NAME_CHARS_MAX} characters")
+    return raw
+
+
+def read_count(low: int, high: int) -> Reader:
+    def read(raw: Any) -> int:
+        # bool is an int in Python, but `queue_max = true` is a mistake.
+        if isinstance(raw, str) and re.fullmatch(r"[0-9]{1,18}", raw):
+            raw = int(raw)
+        if type(raw) is not int or not low <= raw <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return raw
+
+    return read
+
+
+def read_credits(raw: Any) -> int:
+    """Nano-credits, from text or a TOML number (which arrives as its literal text)."""
+    try:
+        return parse_credits(str(raw))
+    except ValueError:
+        raise ValueError("an amount of credits such as 0.02") from None
+
+
+def read_addresses(raw: Any) -> tuple[str, ...]:
+    addresses = tuple(read_items(raw, ","))
+    if not all(a.startswith("/") and len(a) <= ADDRESS_CHARS_MAX for a in addresses):
+        raise ValueError("multiaddresses such as /ip4/0.0.0.0/tcp/4101")
+    return addresses
+
+
+def read_items(raw: Any, separator: str) -> list[str]:
+    """A list of texts, or one text with separators. Raises ValueError."""
+    if isinstance(raw, str):
+        raw = [item.strip() for item in raw.split(separator) if item.strip()]
+    if not isinstance(raw, list | tuple) or not all(isinstance(item, str) for item in raw):
+        raise ValueError("a list of texts")
+    if len(raw) > LIST_ITEMS_MAX:
+        raise ValueError(f"at most {LIST_ITEMS_MAX} items")
+    return list(raw)
+
+
+def count(low: int, high: int, unit: str = "") -> Kind:
+    """A whole number from `low` to `high`; `unit` is for people."""
+    values = f"{low} to {high:,}{f' {unit}' if unit else ''}"
+    return Kind(read_count(low, high), values, is_number=True)
+
+
+def choice(choices: type[StrEnum] | Sequence[str]) -> Kind:
+    """One of some words, read as a member if they are an enum's."""
+    words = [str(word) for word in choices]
+
+    def read(raw: Any) -> str:
+        if raw not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return choices(raw) if isinstance(choices, type) else str(raw)
+
+    return Kind(read, ", ".join(words))
+
+
+PATH = Kind(read_path, "a path")
+TEXT = Kind(read_text, "text")
+CREDITS = Kind(read_credits, "credits", tell=format_credits)
+ADDRESSES = Kind(read_addresses, "multiaddresses", is_list=True)
