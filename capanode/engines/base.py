@@ -72,10 +72,15 @@ class ModelLoadError(CapaError):
 
 
 class EngineRefusal(CapaError):
-    """The input cannot be run (too long, not an image, ...); `code` is what the client gets."""
+    """The input cannot be run (too long, not an image, ...); `code` is what the client gets.
 
-    def __init__(self, message: str, *, code: Code) -> None:
-        super().__init__(message)
+    The message reaches logs, so it must not quote an input: it is a sentence of ours into which
+    only numbers are filled.
+    """
+
+    def __init__(self, sentence: str, *, code: Code, **numbers: int) -> None:
+        assert all(type(number) is int for number in numbers.values()), "numbers only"
+        super().__init__(sentence.format(**numbers))
         self.code = code
 
 

@@ -88,6 +88,10 @@ class BertModel:
         self._layers = [self._take_layer(index) for index in range(config.layers)]
         del self._weights  # The mapping of the files must not outlive loading.
 
+    @property
+    def dimensions(self) -> int:
+        return self._config.hidden_size
+
     def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Hidden states [texts, length, hidden] of `tokens` [texts, length]; `mask`, of the same
         shape, is true where there is a token and false where there is padding."""

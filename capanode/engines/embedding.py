@@ -4,6 +4,7 @@ A job's answer comes all at once, when the last of its texts is done. Vectors ar
 else is in the batch up to rounding (about 1e-6).
 """
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,10 +27,11 @@ from capanode.engines.base import (
     Started,
 )
 from capanode.engines.bert import BertConfig, BertModel
-from capanode.engines.tokenizer import load_tokenizer
+from capanode.engines.tokenizer import BoundedTokenizer, load_tokenizer
 from capanode.engines.weights import Weights, read_json, read_optional_json
 from protocol.codec import encode
 from protocol.errors import Code
+from protocol.limits import MIB, OUTPUT_BYTES_MAX
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, EmbeddingOutput
 from protocol.pricing import Units
@@ -41,7 +42,18 @@ _STEP_TOKENS = 2048
 
 # A text may be longer than this many characters a token only by being no text (a word piece has at
 # most 100): it is refused before it is tokenized.
-_CHARACTERS_PER_TOKEN_MAX = 128
+_TOKEN_CHARS_MAX = 128
+
+# The same for all texts of a job together. Words are 5 characters a token, so that this many are no
+# text either, and reading them takes a third of a second.
+_MEAN_TOKEN_CHARS_MAX = 16
+
+# Scores of every token with every other one of a text, for all heads: the context is cut to what
+# fits, so that one long text cannot outgrow the worker.
+_ATTENTION_BYTES_MAX = 512 * MIB
+
+# What the answer holds beside the numbers, for each vector and for all, rounded up.
+_VECTOR_OVERHEAD_BYTES = 64
 
 
 class Pooling(Enum):
@@ -74,7 +86,7 @@ class TextEmbedder:
     def __init__(
         self,
         model: BertModel,
-        tokenizer: Tokenizer,
+        tokenizer: BoundedTokenizer,
         *,
         slots: int,
         context_tokens: int,
@@ -98,12 +110,15 @@ class TextEmbedder:
         limit = sentence.get("max_seq_length", config.positions)
         if type(limit) is not int or not 0 < limit <= config.positions:
             raise ModelLoadError("sentence_bert_config.json: max_seq_length is out of range")
+        limit = min(limit, math.isqrt(_ATTENTION_BYTES_MAX // (4 * config.heads)))
         pooling = _pooling(read_optional_json(model_dir / "1_Pooling" / "config.json"))
         with torch.inference_mode():
             model = BertModel(config, Weights(model_dir), device=device)
         return cls(
             model,
-            load_tokenizer(model_dir),
+            BoundedTokenizer(
+                load_tokenizer(model_dir), tokens_max=limit, token_chars_max=_TOKEN_CHARS_MAX
+            ),
             slots=slots,
             context_tokens=limit,
             pooling=pooling,
@@ -119,20 +134,34 @@ class TextEmbedder:
         return not self._jobs
 
     def submit(self, job_id: str, job_input: EngineInput) -> None:
-        """Raises EngineRefusal: PROMPT_TOO_LONG or INVALID_INPUT."""
+        """Raises EngineRefusal: PROMPT_TOO_LONG, INPUT_TOO_LARGE or INVALID_INPUT."""
         if not isinstance(job_input, EmbeddingInput):
             raise EngineRefusal("this model embeds texts", code=Code.INVALID_INPUT)
         assert job_id not in self._jobs, "the parent names each job once"
-        limit = self._info.context_tokens
-        if max(map(len, job_input.texts)) > limit * _CHARACTERS_PER_TOKEN_MAX:
-            raise EngineRefusal("a text is far too long", code=Code.PROMPT_TOO_LONG)
-        texts = [encoding.ids for encoding in self._tokenizer.encode_batch(list(job_input.texts))]
-        longest = max(map(len, texts))
-        if longest > limit:
-            raise EngineRefusal(
-                f"a text has {longest} tokens; the model takes {limit}", code=Code.PROMPT_TOO_LONG
-            )
+        self._check_sizes(job_input.texts)
+        texts = [self._tokenizer.encode(text, adds_special=True) for text in job_input.texts]
         self._jobs[job_id] = _Job(job_id, job_input.normalize, texts)
+
+    def _check_sizes(self, texts: Sequence[str]) -> None:
+        """Refuse by what is known before a text is looked at. Raises EngineRefusal."""
+        chars = sum(map(len, texts))
+        mean_max = len(texts) * self._info.context_tokens * _MEAN_TOKEN_CHARS_MAX
+        if chars > max(mean_max, self._tokenizer.chars_max):
+            raise EngineRefusal(
+                "the texts have {chars} characters; the model takes {limit} tokens of each",
+                code=Code.PROMPT_TOO_LONG,
+                chars=chars,
+                limit=self._info.context_tokens,
+            )
+        vector_bytes = 4 * self._model.dimensions + _VECTOR_OVERHEAD_BYTES
+        if len(texts) * vector_bytes > OUTPUT_BYTES_MAX - _VECTOR_OVERHEAD_BYTES:
+            raise EngineRefusal(
+                "{texts} texts are too many: their vectors of {dimensions} numbers do not fit "
+                "into one answer",
+                code=Code.INPUT_TOO_LARGE,
+                texts=len(texts),
+                dimensions=self._model.dimensions,
+            )
 
     def cancel(self, job_id: str) -> None:
         self._jobs.pop(job_id, None)

@@ -1,7 +1,8 @@
 """From a stranger's image file to the pixels that a classifier wants.
 
-Formats are limited to JPEG and PNG, the size is checked before a pixel is decoded, and whatever
-else is odd about a file ends as an EngineRefusal. Runs in the sandboxed worker only.
+Formats are limited to JPEG and PNG, what decoding will cost is bounded before a pixel is decoded
+(a file that is refused is read for free), and whatever else is odd about a file ends as an
+EngineRefusal. Runs in the sandboxed worker only.
 """
 
 import io
@@ -12,18 +13,39 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from capanode.engines.base import EngineRefusal, ModelLoadError
+from capanode.engines.picture_structure import count_scans
 from protocol.errors import Code
 
-# A 48-megapixel photograph, the most that common phones make, takes 150 MB while it is decoded.
+# A 48-megapixel photograph, the most that common phones make. As a JPEG it is decoded at a fraction
+# of its size and stays far below 8 bytes a pixel.
 PIXELS_MAX = 50_000_000
+
+# A PNG is decoded whole, and one with an alpha channel exists five times over while it is laid on
+# white: this many pixels of 24 bytes are 400 MB, a quarter of what a worker has beside its model.
+PNG_PIXELS_MAX = 4_096 * 4_096
+
+# Every scan of a progressive JPEG goes through all pixels, at about 5 ns each: a second in all.
+_SCANNED_PIXELS_MAX = 4 * PIXELS_MAX
 
 _FORMATS = ("JPEG", "PNG")
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
+}
+
+# How a camera that was turned says so (EXIF, tag 0x0112), and what turns the image back.
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
 
 # A JPEG is decoded at a half, a quarter or an eighth of its size if that leaves this many times the
@@ -51,13 +73,14 @@ class Preparation:
 def prepare(data: bytes, wanted: Preparation) -> npt.NDArray[np.float32]:
     """The centre of the image as [3, size, size]. Raises EngineRefusal: INVALID_IMAGE or
     IMAGE_TOO_LARGE."""
+    scans = count_scans(data)
     try:
         with warnings.catch_warnings():
             # Pillow warns where it should refuse: of a bomb, of broken metadata.
             warnings.simplefilter("error")
-            square = _decode_square(data, wanted)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise _too_large("the image") from error
+            square = _decode_square(data, wanted, scans=scans)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise _too_large(PIXELS_MAX) from None
     except (
         UnidentifiedImageError,
         OSError,
@@ -69,30 +92,46 @@ def prepare(data: bytes, wanted: Preparation) -> npt.NDArray[np.float32]:
         Warning,
         struct.error,
         zlib.error,
-    ) as error:
+    ):
         raise EngineRefusal(
             "not a JPEG or PNG image, or damaged", code=Code.INVALID_IMAGE
-        ) from error
+        ) from None
     pixels = np.asarray(square, dtype=np.float32).transpose(2, 0, 1)
     return (pixels - np.float32(wanted.mean)) / np.float32(wanted.std)
 
 
-def _decode_square(data: bytes, wanted: Preparation) -> Image.Image:
+def _decode_square(data: bytes, wanted: Preparation, *, scans: int) -> Image.Image:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        if image.width * image.height > PIXELS_MAX:
-            raise _too_large(f"an image of {image.width} x {image.height} pixels")
+        _check_cost(image, scans)
         least = round(wanted.size / wanted.crop_fraction) * _DRAFT_FACTOR
         if image.format == "JPEG":
             # The shorter side must keep its pixels, so both are asked for at the same scale.
             shorter = min(image.width, image.height)
             scale = min(1.0, least / shorter)
             image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
-        upright = _to_rgb(ImageOps.exif_transpose(image))
-    side = round(min(upright.size) * wanted.crop_fraction)
-    left, top = (upright.width - side) / 2, (upright.height - side) / 2
+        whole = _to_rgb(image)
+        turn = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    side = round(min(whole.size) * wanted.crop_fraction)
+    left, top = (whole.width - side) / 2, (whole.height - side) / 2
     box = (left, top, left + side, top + side)
-    resampling = _RESAMPLING[wanted.resample]
-    return upright.resize((wanted.size, wanted.size), resampling, box=box)
+    square = whole.resize((wanted.size, wanted.size), _RESAMPLING[wanted.resample], box=box)
+    # Turned last: the centre is the same, and a copy of all pixels is saved.
+    return square if turn is None else square.transpose(turn)
+
+
+def _check_cost(image: Image.Image, scans: int) -> None:
+    """Refuse what would take too long or too much memory to decode. Raises EngineRefusal."""
+    pixels = image.width * image.height
+    limit = PNG_PIXELS_MAX if image.format == "PNG" else PIXELS_MAX
+    if pixels > limit:
+        raise _too_large(limit)
+    if pixels * scans > _SCANNED_PIXELS_MAX:
+        raise EngineRefusal(
+            "an image of {pixels} pixels in {scans} scans: save it with fewer",
+            code=Code.IMAGE_TOO_LARGE,
+            pixels=pixels,
+            scans=scans,
+        )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -101,7 +140,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image.load()
         return image
     if image.mode.startswith("I"):  # 16-bit greyscale: keep the upper 8 bits.
-        levels = np.asarray(image).astype(np.int64) >> 8
+        levels = np.asarray(image) >> 8
         return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layered = image.convert("RGBA")
@@ -110,5 +149,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _too_large(what: str) -> EngineRefusal:
-    return EngineRefusal(f"{what} has more than {PIXELS_MAX} pixels", code=Code.IMAGE_TOO_LARGE)
+def _too_large(limit: int) -> EngineRefusal:
+    return EngineRefusal(
+        "the image has more than {limit} pixels", code=Code.IMAGE_TOO_LARGE, limit=limit
+    )

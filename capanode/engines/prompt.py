@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from capanode.engines.base import EngineRefusal, ModelLoadError
 from capanode.engines.detokenize import TokenBytes
-from capanode.engines.tokenizer import load_tokenizer
+from capanode.engines.tokenizer import BoundedTokenizer, load_tokenizer
 from capanode.engines.weights import read_optional_json
 from protocol.errors import Code
 from protocol.payload import ChatMessage, GenerationInput
@@ -25,8 +25,11 @@ class PromptReader:
     """Turns inputs into token ids for one model."""
 
     def __init__(self, model_dir: Path, *, context_tokens: int, vocab_size: int) -> None:
-        self._tokenizer = load_tokenizer(model_dir)
-        self.token_bytes = TokenBytes(self._tokenizer)
+        tokenizer = load_tokenizer(model_dir)
+        self.token_bytes = TokenBytes(tokenizer)
+        self._tokenizer = BoundedTokenizer(
+            tokenizer, tokens_max=context_tokens, token_chars_max=self.token_bytes.longest
+        )
         self._template = _load_template(model_dir)
         config = read_optional_json(model_dir / "tokenizer_config.json")
         self._names = {
@@ -38,50 +41,59 @@ class PromptReader:
     def read(self, job_input: GenerationInput) -> list[int]:
         """The prompt with the tokens already answered after it. Raises EngineRefusal."""
         if job_input.messages:
-            prompt = self._encode(self._render(job_input.messages), adds_special=False)
+            rendered = self._render(job_input.messages)
+            prompt = self._tokenizer.encode(rendered, adds_special=False)
         elif job_input.prompt is not None:
-            prompt = self._encode(job_input.prompt, adds_special=True)
+            prompt = self._tokenizer.encode(job_input.prompt, adds_special=True)
         else:
             prompt = list(job_input.prompt_tokens)
         tokens = [*prompt, *job_input.prefix_tokens]
         if not tokens:
             raise EngineRefusal("the prompt has no tokens", code=Code.INVALID_INPUT)
         if len(tokens) >= self._context_tokens:
-            self._refuse_length(f"{len(tokens)} tokens")
+            raise EngineRefusal(
+                "the prompt has {tokens} tokens; the model takes {limit} tokens with the answer",
+                code=Code.PROMPT_TOO_LONG,
+                tokens=len(tokens),
+                limit=self._context_tokens,
+            )
         if max(tokens) >= self._vocab_size:
             raise EngineRefusal("a token id is not in the vocabulary", code=Code.INVALID_INPUT)
         return tokens
 
     def _render(self, messages: Sequence[ChatMessage]) -> str:
+        """The prompt as the model's template spells it; no longer than what can be tokenized."""
         if self._template is None:
             raise EngineRefusal(
                 "this model has no chat template: give a prompt", code=Code.INVALID_INPUT
             )
+        self._check_chars(sum(len(message.content) for message in messages))
         plain = [{"role": message.role, "content": message.content} for message in messages]
+        parts: list[str] = []
+        chars = 0
         try:
-            return self._template.render(
+            for part in self._template.generate(
                 messages=plain, add_generation_prompt=True, tools=None, **self._names
-            )
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+            ):
+                chars += len(part)
+                self._check_chars(chars)
+                parts.append(part)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError):
+            # Not `from` it: what a template says of messages may quote them.
             raise EngineRefusal(
-                f"the model's chat template refuses these messages: {str(error)[:200]}",
-                code=Code.INVALID_INPUT,
-            ) from error
+                "the model's chat template refuses these messages", code=Code.INVALID_INPUT
+            ) from None
+        return "".join(parts)
 
-    def _encode(self, text: str, *, adds_special: bool) -> list[int]:
-        # No token is longer than this: what must be too long is not tokenized at all, as that would
-        # take seconds in which nobody else's answer goes on.
-        if len(text) > self._context_tokens * self.token_bytes.longest:
-            self._refuse_length(f"{len(text)} characters")
-        # A panic in the tokenizer's Rust code is a BaseException: the worker's boundary takes it.
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=adds_special).ids
-        return ids
-
-    def _refuse_length(self, size: str) -> NoReturn:
-        raise EngineRefusal(
-            f"the prompt has {size}; the model takes {self._context_tokens} tokens with the answer",
-            code=Code.PROMPT_TOO_LONG,
-        )
+    def _check_chars(self, chars: int) -> None:
+        """What must be too long is neither rendered nor tokenized."""
+        if chars > self._tokenizer.chars_max:
+            raise EngineRefusal(
+                "the messages have {chars} characters or more; the model takes {limit} tokens",
+                code=Code.PROMPT_TOO_LONG,
+                chars=chars,
+                limit=self._context_tokens,
+            )
 
 
 def _load_template(model_dir: Path) -> Template | None:

@@ -1,8 +1,6 @@
 """The worker's loop, run in a thread on a socket pair: same code, no sandbox."""
 
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,70 +13,17 @@ from capanode.worker.allowance import cut_to
 from capanode.worker.frames import (
     Cancel,
     Cancelled,
-    Command,
-    FrameBuffer,
     Ping,
     Pong,
     Shutdown,
     Start,
-    encode_command,
-    parse_report,
 )
-from capanode.worker.main import Channel, _describe, _is_out_of_memory, log, serve
+from capanode.worker.main import _describe, _is_out_of_memory, log
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
 from protocol.payload import EmbeddingInput, GenerationInput
 from tests.capanode.fault_engine import FaultEngine
-
-
-class Node:
-    """The other end of the worker's channel."""
-
-    def __init__(self, slots: int) -> None:
-        self.socket, self._theirs = socket.socketpair()
-        self.socket.settimeout(10)
-        self._buffer = FrameBuffer()
-        self._channel = Channel(self._theirs)
-        self._thread = threading.Thread(
-            target=self._serve, args=(FaultEngine(Path("/"), slots),), daemon=True
-        )
-        self.failure: BaseException | None = None
-        self.frames = 0
-
-    def _serve(self, engine: FaultEngine) -> None:
-        try:
-            serve(self._channel, engine)
-        except BaseException as error:
-            self.failure = error
-
-    def start(self, *commands: Command) -> None:
-        """Begin with these commands waiting, so that the first look finds them all."""
-        self.tell(*commands)
-        self._thread.start()
-
-    def tell(self, *commands: Command) -> None:
-        self.socket.sendall(b"".join(map(encode_command, commands)))
-
-    def hear(self, count: int) -> list[Any]:
-        reports: list[Any] = []
-        while len(reports) < count:
-            data = self.socket.recv(65_536)
-            assert data, "the worker went away"
-            for header, blob in self._buffer.feed(data):
-                self.frames += 1
-                report = parse_report(header, blob)
-                reports += report if isinstance(report, list) else [report]
-        return reports
-
-    def join(self) -> None:
-        self._thread.join(10)
-        assert not self._thread.is_alive()
-
-    def close(self) -> None:
-        self.socket.close()
-        if self._thread.ident is not None:
-            self.join()
-        self._theirs.close()
+from tests.capanode.worker_thread import WorkerThread
 
 
 def start(prompt: str, job_id: str | None = None) -> Start:
@@ -86,13 +31,13 @@ def start(prompt: str, job_id: str | None = None) -> Start:
 
 
 @pytest.fixture
-def node() -> Iterator[Node]:
-    node = Node(slots=4)
+def node() -> Iterator[WorkerThread]:
+    node = WorkerThread(FaultEngine(Path("/"), slots=4))
     yield node
     node.close()
 
 
-def test_all_events_of_a_step_travel_in_one_frame(node: Node) -> None:
+def test_all_events_of_a_step_travel_in_one_frame(node: WorkerThread) -> None:
     node.start(start("one two"), start("three"))
     reports = node.hear(7)
     assert sum(isinstance(report, Started) for report in reports) == 2
@@ -115,7 +60,7 @@ def test_answer_ends_where_the_lease_does() -> None:
     assert refusal.value.code is Code.INVALID_INPUT
 
 
-def test_ping_is_answered_while_jobs_run(node: Node) -> None:
+def test_ping_is_answered_while_jobs_run(node: WorkerThread) -> None:
     node.start(start("forever"))
     node.hear(3)
     node.tell(Ping(41))
@@ -125,7 +70,7 @@ def test_ping_is_answered_while_jobs_run(node: Node) -> None:
     node.join()
 
 
-def test_cancel_is_confirmed_after_the_last_event(node: Node) -> None:
+def test_cancel_is_confirmed_after_the_last_event(node: WorkerThread) -> None:
     node.start(start("forever", "job"))
     node.hear(3)
     node.tell(Cancel("job"), start("again", "job"))
@@ -140,7 +85,7 @@ def test_cancel_is_confirmed_after_the_last_event(node: Node) -> None:
 
 
 def test_refusal_of_a_job_that_is_cancelled_at_once_comes_before_the_confirmation(
-    node: Node,
+    node: WorkerThread,
 ) -> None:
     node.start(start("too long", "job"), Cancel("job"))
     failed, confirmed = node.hear(2)
@@ -160,7 +105,7 @@ def test_refusal_of_a_job_that_is_cancelled_at_once_comes_before_the_confirmatio
     ],
 )
 def test_bad_input_is_its_own_jobs_failure(
-    node: Node, payload: bytes, code: Code, capsys: pytest.CaptureFixture[str]
+    node: WorkerThread, payload: bytes, code: Code, capsys: pytest.CaptureFixture[str]
 ) -> None:
     node.start(Start("bad", payload, "01JOB"), start("good"))
     reports = node.hear(4)
@@ -174,13 +119,13 @@ def test_bad_input_is_its_own_jobs_failure(
     assert (told["job_id"], told["code"]) == ("01JOB", code)
 
 
-def test_step_that_raises_ends_the_loop(node: Node) -> None:
+def test_step_that_raises_ends_the_loop(node: WorkerThread) -> None:
     node.start(start("raise"))
     node.join()
     assert isinstance(node.failure, ValueError)
 
 
-def test_node_that_is_gone_ends_the_loop(node: Node) -> None:
+def test_node_that_is_gone_ends_the_loop(node: WorkerThread) -> None:
     node.start(start("forever"))
     node.hear(2)
     node.socket.close()
