@@ -97,7 +97,7 @@ class Coordinator:
             self.desk, database, asks_per_minute=rules.client_asks_per_minute
         )
         self.control = ControlServer(
-            transport, self.market, self.receipts, clock=clock, rng=runtime.child_rng()
+            transport, self.market, self.leases, self.receipts, clock=clock, rng=runtime.child_rng()
         )
         self.pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=runtime.child_rng())
         self.client = MarketClient(self.pool, self.desk, clock=clock, entropy=runtime.entropy)
@@ -145,6 +145,7 @@ class Coordinator:
                     pass
                 while await self.receipts.expire():
                     pass
+                await self.receipts.release_unopened()
             except CoordinatorError as error:
                 # What is due stays due: a database in trouble must not end the whole market.
                 log.error("sweep_failed", error=str(error))

@@ -31,7 +31,7 @@ FIRST_STEP_NANO = 100_000
 _HISTORY = 64
 # Beyond this share of them a record is bad, whatever was paid; of fewer, one mishap is no habit.
 _BAD_SHARE = 0.25
-_BAD_MIN = 4
+_BAD_MIN = 3
 
 
 @dataclass(slots=True)

@@ -191,7 +191,7 @@ async def test_a_job_id_stands_for_one_request(autojump_clock: MockClock) -> Non
 async def test_a_lease_that_was_refused_leaves_nothing_in_the_way_of_the_next(
     autojump_clock: MockClock,
 ) -> None:
-    """The first attempt found no money, so there is no row of the job to add the second to."""
+    """The first attempt found no money, and so never came as far as a lease."""
     async with open_small_market(Script.ANSWER, credit_nano=1) as market:
         request = make_request(market, market.buyer)
         assert await code_of_lease(market, request) is Code.OUT_OF_FUNDS
@@ -199,7 +199,7 @@ async def test_a_lease_that_was_refused_leaves_nothing_in_the_way_of_the_next(
         with market.database.transaction() as conn:
             give_credit(conn, market.buyer.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
         granted = await market.coordinator.desk.lease(request)
-        assert granted.lease.message.attempt == 1
+        assert granted.lease.message.attempt == 0
         await trio.sleep(200)
         market.assert_books_are_closed()
 
