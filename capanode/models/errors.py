@@ -24,11 +24,7 @@ class AccessDeniedError(DownloadError):
 
 
 class UnsafeModelError(ModelError):
-    """The model carries code (pickle, `auto_map`) or a path that leaves its folder."""
-
-
-class UnsupportedModelError(ModelError):
-    """The files are fine, but no engine of ours runs this architecture or format."""
+    """The model carries code (pickle, `auto_map`), a link, or a path that leaves its folder."""
 
 
 class ConversionError(ModelError):

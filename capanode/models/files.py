@@ -7,6 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
+from io import RawIOBase
 from pathlib import Path
 
 from capanode.models.errors import StorageDeniedError, StorageFullError, StoreBusyError
@@ -77,14 +78,19 @@ def write_durably(path: Path, data: bytes, *, mode: int = READABLE_FILE) -> None
 
 
 def sha256_file(path: Path, *, step: str, progress: ProgressCallback) -> Digest:
-    """Hash a file, telling how far it is."""
-    total, done = path.stat().st_size, 0
-    digest = hashlib.sha256()
+    """Hash a file of our own, telling how far it is."""
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            done += len(chunk)
-            progress(Progress(step, done, total))
+        return sha256_stream(file, step=step, progress=progress)
+
+
+def sha256_stream(file: RawIOBase, *, step: str, progress: ProgressCallback) -> Digest:
+    """Hash an open file from where it is to its end."""
+    total, done = os.fstat(file.fileno()).st_size, 0
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        done += len(chunk)
+        progress(Progress(step, done, total))
     return Digest(digest.hexdigest())
 
 

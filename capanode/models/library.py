@@ -16,7 +16,8 @@ from capanode.models.errors import (
     StorageFullError,
     UnknownModelError,
 )
-from capanode.models.files import disk_errors_named, sha256_file
+from capanode.models.files import disk_errors_named
+from capanode.models.foreign_tree import list_files, sha256_of, size_of
 from capanode.models.progress import ProgressCallback, ignore_progress
 from capanode.models.sources import FileSource, HubSource, copy_local, is_source, parse_source
 from capanode.models.sources_hub import HubClient, HubOptions
@@ -213,10 +214,9 @@ def _manifest_of(
     progress: ProgressCallback,
 ) -> ModelManifest:
     files = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        relative = path.relative_to(folder).as_posix()
-        digest = sha256_file(path, step=f"hash {relative}", progress=progress)
-        files.append(ModelFile(relative, digest, path.stat().st_size))
+    for path in list_files(folder, is_wanted=lambda _: True):
+        digest = sha256_of(folder, path, step=f"hash {path}", progress=progress)
+        files.append(ModelFile(path, digest, size_of(folder, path)))
     return ModelManifest(
         name=name,
         task=made.task,

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 
 from capanode.models.errors import SourceError, UnsafeModelError
 from capanode.models.files import disk_errors_named
-from capanode.models.progress import Progress, ProgressCallback
+from capanode.models.foreign_tree import copy_files, list_files
+from capanode.models.progress import ProgressCallback
 
 _REPO_PATTERN = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?", re.ASCII)
 _REVISION_PATTERN = re.compile(r"[\w][\w./-]{0,127}", re.ASCII)
-_CHUNK_BYTES = 1024 * 1024
 
 _SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja")
 # Sentence encoders say in a folder how they pool; every other folder holds variants for others.
@@ -83,26 +83,18 @@ def copy_local(source: FileSource, target: Path, *, progress: ProgressCallback) 
     Returns the converter's format. Raises SourceError, UnsafeModelError.
     """
     origin = source.path
-    if origin.is_file() and origin.suffix == ".gguf":
-        files, format_name = {origin: target / "model.gguf"}, "gguf"
+    if origin.suffix == ".gguf" and (origin.is_file() or origin.is_symlink()):
+        root, files, format_name = origin.parent, {origin.name: target / "model.gguf"}, "gguf"
     elif origin.is_dir():
-        names = (path.relative_to(origin).as_posix() for path in sorted(origin.rglob("*")))
-        files = {origin / name: target / name for name in names if is_wanted_file(name)}
-        format_name = "layout"
-        if not any(path.suffix == ".safetensors" for path in files):
+        root, format_name = origin, "layout"
+        files = {name: target / name for name in list_files(root, is_wanted=is_wanted_file)}
+        if not any(name.endswith(".safetensors") for name in files):
             raise UnsafeModelError(
                 f"{origin} holds no safetensors weights: pickled weights are code and are never "
                 "loaded; save the model as safetensors"
             )
     else:
         raise SourceError(f"{origin} is neither a model folder nor a .gguf file")
-    total, done = sum(path.stat().st_size for path in files), 0
     with disk_errors_named(target):
-        for path, placed in files.items():
-            placed.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("rb") as reading, placed.open("xb") as writing:
-                while chunk := reading.read(_CHUNK_BYTES):
-                    writing.write(chunk)
-                    done += len(chunk)
-                    progress(Progress(f"copy {origin.name}", done, max(total, done)))
+        copy_files(root, files, step=f"copy {origin.name}", progress=progress)
     return format_name

