@@ -221,7 +221,16 @@ class LeaseDesk:
                 attempt=granted.attempt,
                 now_ms=granted.issued_at_ms,
             ),
-            record_lease(lease, LeaseTerms(opened.funds.hold_id, expires_at_ms, opened.api_key_id)),
+            record_lease(
+                lease,
+                LeaseTerms(
+                    opened.funds.hold_id,
+                    expires_at_ms,
+                    opened.api_key_id,
+                    node_incarnation_ms=granted.incarnation_ms,
+                    window_tokens=granted.window_tokens,
+                ),
+            ),
         )
         posted = None
         try:

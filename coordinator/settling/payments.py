@@ -68,7 +68,7 @@ class Payments:
     async def release(self, opened: OpenLease) -> None:
         """Give the hold of a lease back that was never opened. Raises RemoteProtocolError."""
         now_ms = self._clock.now_ms()
-        rows = _rows_of_end(opened, LeaseState.RELEASED, None, 0, now_ms)
+        rows = _rows_of_end(opened, LeaseState.RELEASED, None, now_ms)
         await self._submit(release(opened.funds), rows)
 
     async def expire(self, by_hold: dict[TransferId, OpenLease]) -> list[Transfer]:

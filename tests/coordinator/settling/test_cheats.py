@@ -172,18 +172,25 @@ async def test_a_node_that_takes_no_jobs_is_not_chosen_again_and_again(
         assert standing.success_rate < 1
 
 
-async def test_a_job_id_stands_for_one_request(autojump_clock: MockClock) -> None:
-    """Who learns an id, such as a node that ran the job, can neither use it up nor join it."""
+async def test_a_client_that_learns_a_job_id_cannot_touch_its_owners_job(
+    autojump_clock: MockClock,
+) -> None:
+    """Such as one that ran the job: its lease of that id is a lease of its own."""
     async with open_small_market(Script.ANSWER) as market:
         mine = make_request(market, market.buyer)
-        await market.coordinator.desk.lease(mine)
+        granted = await market.coordinator.desk.lease(mine)
         thief = SigningKey.generate(lambda size: bytes(range(size)))
         with market.database.transaction() as conn:
             give_credit(conn, thief.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
-        stolen = make_request(market, thief, mine.message.job_id)
-        assert await code_of_lease(market, stolen) is Code.ALREADY_EXISTS
+        stolen = await market.coordinator.desk.lease(
+            make_request(market, thief, mine.message.job_id)
+        )
+        assert stolen.lease.message.attempt == 0
+        assert stolen.lease.message.lease_id != granted.lease.message.lease_id
         again = await market.coordinator.desk.lease(mine)
         assert again.lease.message.attempt == 1
+        other = make_request(market, market.buyer, mine.message.job_id, output_tokens=9)
+        assert await code_of_lease(market, other) is Code.ALREADY_EXISTS
         await trio.sleep(200)
         market.assert_books_are_closed()
 
