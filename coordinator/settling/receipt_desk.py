@@ -23,9 +23,10 @@ from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.settling.payments import TOO_LATE, Payments
-from coordinator.settling.verdicts import Verdict, judge_receipt
+from coordinator.settling.verdicts import ClientWord, Verdict, judge
 from protocol.blame import Observation, blame_by_receipt
 from protocol.clock import Clock
+from protocol.countersigning import read_proof
 from protocol.endings import FINISH_RULES, ReceiptState
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
@@ -91,7 +92,7 @@ class ReceiptDesk:
         if acceptance is None and opened.has_receipt:
             await self._check_same(receipt, lease_id)
         is_due = opened.lone_receipt_due_ms <= now_ms
-        return await self._store(receipt, acceptance, opened, is_overdue=is_due)
+        return await self._store(receipt, acceptance, opened, is_due=is_due)
 
     async def sweep(self) -> int:
         """Pay the lone receipts that are due. Returns how many; call again if many."""
@@ -109,7 +110,7 @@ class ReceiptDesk:
                 continue  # It was paid between our look at the registry and now.
             receipt = open_envelope(stored.receipt, Receipt)
             try:
-                await self._store(receipt, None, opened, is_overdue=True)
+                await self._store(receipt, None, opened, is_due=True)
             except RemoteProtocolError as error:
                 log.warning(
                     "receipt_not_paid", job_id=stored.job_id, lease_id=lease_id, code=error.code
@@ -152,17 +153,11 @@ class ReceiptDesk:
         acceptance: Signed[Acceptance] | None,
         opened: OpenLease,
         *,
-        is_overdue: bool,
+        is_due: bool,
     ) -> SettleReply:
         billed = receipt.message
-        counted = acceptance.message if acceptance is not None else None
-        verdict = judge_receipt(
-            billed,
-            counted,
-            opened.lease.message,
-            is_overdue=is_overdue,
-            delivered=opened.delivered,
-        )
+        word = _word_of(receipt, acceptance, opened)
+        verdict = judge(billed, opened.lease.message, word, is_due=is_due)
         row = record_receipt(
             receipt,
             acceptance,
@@ -239,6 +234,17 @@ class ReceiptDesk:
             state=verdict.state.value,
             amount_nano=verdict.amount_nano,
         )
+
+
+def _word_of(
+    receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None, opened: OpenLease
+) -> ClientWord:
+    """All that is known of the client's side. Raises RemoteProtocolError if a receipt's opening or
+    links are not genuine; an acceptance that agrees needs none."""
+    if acceptance is not None and acceptance.message.agrees:
+        return ClientWord(acceptance.message)
+    counted = acceptance.message if acceptance is not None else None
+    return ClientWord(counted, opened.delivered, read_proof(receipt.message, opened.lease))
 
 
 def _observation(receipt: Receipt) -> Observation:

@@ -241,7 +241,7 @@ class ScriptedNode:
         self.receipts.append(seal(self.key, receipt))
         return self.receipts[-1]
 
-    def _sign(
+    def sign_unopened(
         self, lease: Signed[Lease], chunks: tuple[Chunk, ...], finish: Finish, code: str = ""
     ) -> Signed[Receipt]:
         """A receipt without any word of its client."""

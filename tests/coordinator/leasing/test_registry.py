@@ -165,11 +165,11 @@ async def test_a_lone_receipt_is_no_success_of_its_node(autojump_clock: MockCloc
     async with open_small_market(Script.ANSWER) as market:
         node = market.nodes[0]
         granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
-        await node.hand_in(node._sign(granted.lease, (), Finish.STOP))
+        await node.hand_in(node.sign_unopened(granted.lease, (), Finish.STOP))
         await trio.sleep(100)
         assert len(market.coordinator.leases) == 0
         assert standing(market).successes == 0
-        assert market.coordinator.leases.clients.look_up(market.buyer.peer_id).unsigned > 0
+        assert market.account(market.buyer.peer_id).held_nano == 0
 
 
 async def test_another_lone_receipt_does_not_replace_the_one_that_waits(
@@ -178,7 +178,7 @@ async def test_another_lone_receipt_does_not_replace_the_one_that_waits(
     async with open_small_market(Script.ANSWER) as market:
         node = market.nodes[0]
         granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
-        first = node._sign(granted.lease, (), Finish.STOP)
+        first = node.sign_unopened(granted.lease, (), Finish.STOP)
         await node.hand_in(first)
         other = seal(node.key, replace(first.message, first_output_ms=9))
         with pytest.raises(RemoteProtocolError) as caught:

@@ -260,7 +260,7 @@ async def test_a_client_cannot_break_a_nodes_name(autojump_clock: MockClock) -> 
             job_id = JobId(new_ulid(now_ms, market.network.rng.randbytes(10)))
             request = make_request(market, market.buyer, job_id)
             granted = await market.coordinator.desk.lease(request)
-            signed = node._sign(granted.lease, (), Finish.REFUSED).message
+            signed = node.sign_unopened(granted.lease, (), Finish.REFUSED).message
             await node.hand_in(seal(node.key, replace(signed, code=code.value)))
         standing = market.coordinator.market.reputation.standing(
             node.key.peer_id, now_ms=market.clock.now_ms()

@@ -79,7 +79,7 @@ async def test_a_node_that_breaks_off_cannot_bill_more_than_the_gateway_received
                 [chunk async for chunk in stream]
         maximum = lease.message.units_max
         claimed = replace(
-            node._sign(lease, (), Finish.STOP).message,
+            node.sign_unopened(lease, (), Finish.STOP).message,
             units=maximum,
             amount_nano=charge_nano(lease.message.price, maximum, Finish.STOP),
         )
@@ -147,7 +147,7 @@ async def test_a_receipt_of_another_node_is_refused(autojump_clock: MockClock) -
             if opened.lease.message.node == thief.key.peer_id:
                 nursery.cancel_scope.cancel()
                 return
-            stolen = thief._sign(opened.lease, (), Finish.STOP)
+            stolen = thief.sign_unopened(opened.lease, (), Finish.STOP)
             with pytest.raises(RemoteProtocolError) as caught:
                 await thief.hand_in(stolen)
             assert caught.value.code is Code.WRONG_SIGNER
@@ -284,7 +284,7 @@ async def test_the_receipt_that_was_paid_is_the_one_that_is_kept(autojump_clock:
         node = market.nodes[0]
         async with market.client.buy(market.spec(), market.buyer) as stream:
             lease = stream.granted.lease
-            more = node._sign(lease, (Chunk((1,), "x"),) * 8, Finish.STOP)
+            more = node.sign_unopened(lease, (Chunk((1,), "x"),) * 8, Finish.STOP)
             assert (await node.hand_in(more)).state == ReceiptState.PENDING
             async for _ in stream:
                 pass
