@@ -12,8 +12,10 @@ import trio
 
 from coordinator.buyer.client import MarketClient
 from coordinator.db.engine import Database
+from coordinator.db.heads import check_books
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
+from coordinator.head_signer import sign_heads_forever
 from coordinator.leasing.control import ControlServer
 from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.lease_server import ROLE, LeaseServer
@@ -68,6 +70,7 @@ class Coordinator:
         rules: MarketRules,
         runtime: Runtime,
     ) -> None:
+        runtime = runtime.steadied()
         clock = runtime.clock
         self.key = key
         self.transport = transport
@@ -111,7 +114,10 @@ class Coordinator:
         The books open first and close last: whoever is served can be paid.
         """
         async with trio.open_nursery() as books:
+            # Before anything is built on it.
+            await self.database.read(check_books, signer=self.key.peer_id)
             await books.start(self.writer.run)
+            books.start_soon(sign_heads_forever, self.database, self.key, self._clock)
             await restore_leases(self.database, self.leases, now_ms=self._clock.now_ms())
             async with trio.open_nursery() as network:
                 for shard in range(OFFER_SHARDS):

@@ -8,14 +8,18 @@ import trio
 
 from coordinator.app import Coordinator, MarketRules
 from coordinator.auth import ApiKeyDesk
-from coordinator.db.engine import ThreadRunner, open_database
+from coordinator.clock_check import check_clock
+from coordinator.db.engine import Database, ThreadRunner, only_coordinator, open_database
+from coordinator.db.heads import store_head
 from coordinator.endpoint import Endpoint, write_endpoint
+from coordinator.errors import StorageError
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
 from coordinator.local_market import LocalMarket
 from coordinator.settings import Config
 from coordinator.vault import Vault
+from protocol.keys import SigningKey
 from protocol.net.libp2p import Libp2pTransport
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_or_create_key_file
@@ -25,19 +29,30 @@ from protocol.programs.runtime import system_runtime
 log = structlog.get_logger(__name__)
 
 
-async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
+async def serve(
+    config: Config, on_ready: Callable[[Endpoint], None], *, accept_clock: bool = False
+) -> None:
     """Run until SIGINT or SIGTERM. Raises AlreadyRunningError, CoordinatorError, KeyFileError,
-    NetError."""
+    NetError. `accept_clock` starts although the machine's clock contradicts the books."""
     config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     refusal = (
         f"another coordinator runs with data directory {config.data_dir}: stop it, or use another "
         "--data-dir"
     )
-    # Two would share a key and a database file.
-    with hold_lock(config.lock_path, refusal=refusal):
+    # Two in one folder would share a key, two on one database its holds.
+    with (
+        hold_lock(config.lock_path, refusal=refusal),
+        only_coordinator(config.database),
+    ):
         key = load_or_create_key_file(config.key_path)
         database = open_database(config.database, ThreadRunner())
         runtime = system_runtime()
+        try:
+            if not accept_clock:
+                await database.read(check_clock, now_ms=runtime.clock.now_ms())
+        except BaseException:
+            database.close()
+            raise
         transport = Libp2pTransport(key, config.listen, announce=config.announce)
         rules = MarketRules(config.fee_bps, config.catalogue, config.client_asks_per_minute)
         coordinator = Coordinator(key, transport, database, rules, runtime)
@@ -55,7 +70,18 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
                 market.cancel_scope.cancel()
         finally:
             config.endpoint_path.unlink(missing_ok=True)
-            database.close()
+            _close_books(database, key, now_ms=runtime.clock.now_ms())
+
+
+def _close_books(database: Database, key: SigningKey, *, now_ms: int) -> None:
+    """Sign the last transfers, so that the next start notices if any of them is gone."""
+    try:
+        with database.transaction() as conn:
+            store_head(conn, key, now_ms=now_ms)
+    except StorageError as error:
+        log.error("head_not_signed", error=str(error))
+    finally:
+        database.close()
 
 
 def _make_gateway(config: Config, coordinator: Coordinator, vault: Vault) -> Gateway:
