@@ -1,39 +1,38 @@
 """The coordinator as a process: identity, books, network and gateway around `coordinator.app`."""
 
-import signal
 from collections.abc import Callable
-
-import structlog
-import trio
 
 from coordinator.app import Coordinator, MarketRules
 from coordinator.auth import ApiKeyDesk
 from coordinator.clock_check import check_clock
-from coordinator.db.engine import Database, ThreadRunner, only_coordinator, open_database
+from coordinator.db.engine import ThreadRunner, only_coordinator, open_database
 from coordinator.db.heads import store_head
 from coordinator.endpoint import Endpoint, write_endpoint
-from coordinator.errors import StorageError
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
 from coordinator.local_market import LocalMarket
 from coordinator.settings import Config
 from coordinator.vault import Vault
-from protocol.keys import SigningKey
 from protocol.net.libp2p import Libp2pTransport
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.locks import hold_lock
 from protocol.programs.runtime import system_runtime
+from protocol.programs.shutdown import StopSignals, open_stages, run_until_signal
 
-log = structlog.get_logger(__name__)
+# For handing in what our own client has been charged, and closing the books.
+MARKET_STOP_WITHIN_S = 15.0
 
 
 async def serve(
     config: Config, on_ready: Callable[[Endpoint], None], *, accept_clock: bool = False
 ) -> None:
-    """Run until SIGINT or SIGTERM. Raises AlreadyRunningError, CoordinatorError, KeyFileError,
-    NetError. `accept_clock` starts although the machine's clock contradicts the books."""
+    """Run until SIGINT or SIGTERM; streams then have `drain_s` seconds, unless a second signal cuts
+    them. `accept_clock` starts although the machine's clock contradicts the books.
+
+    Raises AlreadyRunningError, CoordinatorError, KeyFileError, NetError.
+    """
     config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     refusal = (
         f"another coordinator runs with data directory {config.data_dir}: stop it, or use another "
@@ -47,56 +46,47 @@ async def serve(
         key = load_or_create_key_file(config.key_path)
         database = open_database(config.database, ThreadRunner())
         runtime = system_runtime()
-        try:
-            if not accept_clock:
-                await database.read(check_clock, now_ms=runtime.clock.now_ms())
-        except BaseException:
-            database.close()
-            raise
         transport = Libp2pTransport(key, config.listen, announce=config.announce)
         rules = MarketRules(config.fee_bps, config.catalogue, config.client_asks_per_minute)
         coordinator = Coordinator(key, transport, database, rules, runtime)
+        gateway = _make_gateway(config, coordinator, Vault(key))
+
+        async def body(signals: StopSignals) -> None:
+            """The gateway stops first, so that streams end, then the market, which hands the
+            receipts of these streams in before its books close."""
+            if not accept_clock:
+                await database.read(check_clock, now_ms=runtime.clock.now_ms())
+            async with open_stages() as stages:
+                await stages.start(
+                    "market", coordinator.run, ask=coordinator.stop, within_s=MARKET_STOP_WITHIN_S
+                )
+                url = await stages.start("gateway", gateway.run)
+                endpoint = Endpoint(key.peer_id, transport.addresses, url)
+                write_endpoint(config.endpoint_path, endpoint)
+                settle_garbage_collection()
+                on_ready(endpoint)
+                signals.is_up = True
+                try:
+                    await signals.asked.wait()
+                    await gateway.drain(within_s=config.drain_s)
+                finally:
+                    gateway.cut()
+            # Only here: books that could not be opened, because they are damaged, are not signed.
+            await database.write(store_head, key, now_ms=runtime.clock.now_ms())
+
         try:
-            async with trio.open_nursery() as market:
-                await market.start(coordinator.run)
-                async with trio.open_nursery() as front:
-                    await front.start(_cancel_on_signal, front.cancel_scope)
-                    url = await front.start(_make_gateway(config, coordinator, Vault(key)).run)
-                    endpoint = Endpoint(key.peer_id, transport.addresses, url)
-                    write_endpoint(config.endpoint_path, endpoint)
-                    settle_garbage_collection()
-                    on_ready(endpoint)
-                # The front has ended: requests in flight have had their answers.
-                market.cancel_scope.cancel()
+            await run_until_signal(body)
         finally:
             config.endpoint_path.unlink(missing_ok=True)
-            _close_books(database, key, now_ms=runtime.clock.now_ms())
-
-
-def _close_books(database: Database, key: SigningKey, *, now_ms: int) -> None:
-    """Sign the last transfers, so that the next start notices if any of them is gone."""
-    try:
-        with database.transaction() as conn:
-            store_head(conn, key, now_ms=now_ms)
-    except StorageError as error:
-        log.error("head_not_signed", error=str(error))
-    finally:
-        database.close()
+            database.close()
 
 
 def _make_gateway(config: Config, coordinator: Coordinator, vault: Vault) -> Gateway:
     market = LocalMarket(coordinator, ApiKeyDesk(coordinator.database, vault))
-    listening = GatewayConfig(host=config.http.host, port=config.http.port)
-    return Gateway(listening, market, Metrics())
-
-
-async def _cancel_on_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """The first signal stops in good order; a second one is not waited for."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for number in signals:
-            log.info("stopping", signal=signal.Signals(number).name)
-            scope.cancel()
-            return
+    gateway_config = GatewayConfig(
+        host=config.http.host,
+        port=config.http.port,
+        cors_origins=config.cors_origins,
+        metrics_public=config.metrics_public,
+    )
+    return Gateway(gateway_config, market, Metrics())

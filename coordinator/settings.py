@@ -3,6 +3,7 @@
 How the sources are merged is in `protocol.programs.settings`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 from protocol.ids import Digest, is_digest
 from protocol.limits import LIST_ITEMS_MAX
 from protocol.money import BASIS_POINTS
-from protocol.programs.kinds import ADDRESSES, PATH, TEXT, Kind, choice, count
+from protocol.programs.kinds import ADDRESSES, PATH, SWITCH, TEXT, Kind, choice, count, read_items
 from protocol.programs.log import LEVELS, LogFormat
 from protocol.programs.settings import InDataDir, resolve_settings, setting
 
 PROGRAM = "coordinator"
+
+DRAIN_S_MAX = 3_600
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,17 @@ def read_catalogue(raw: Any) -> dict[str, frozenset[Digest]]:
     return catalogue
 
 
+def read_origins(raw: Any) -> tuple[str, ...]:
+    origins = tuple(read_items(raw, ","))
+    if not all(o == "*" or _ORIGIN.fullmatch(o) for o in origins):
+        raise ValueError("origins such as https://chat.example, or * for any")
+    return origins
+
+
+# As browsers send it: no path, not even a slash at the end.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]{1,255}")
+
+ORIGINS = Kind(read_origins, "origins of web pages", is_list=True)
 HTTP_ADDRESS = Kind(read_http_address, "HOST:PORT")
 CATALOGUE = Kind(read_catalogue, "names with manifest digests", has_flag=False)
 
@@ -77,6 +91,17 @@ class Config:
         HTTP_ADDRESS,
         "Where the OpenAI-compatible gateway listens. Put TLS in front of it before you open it.",
     )
+    cors_origins: tuple[str, ...] = setting(
+        (),
+        ORIGINS,
+        "Web pages that may call the gateway from a browser; * for any.",
+        example='["https://chat.example"]',
+    )
+    metrics_public: bool = setting(
+        False,
+        SWITCH,
+        "Whether GET /metrics answers other machines than this one.",
+    )
     database: str = setting(
         InDataDir(lambda data_dir: f"sqlite:///{data_dir / 'books.sqlite'}", "books.sqlite"),
         TEXT,
@@ -98,6 +123,12 @@ class Config:
         6_000,
         count(1, 10_000_000),
         "How often one client may ask for leases, settlements or quotes; each job takes two.",
+    )
+    drain_s: int = setting(
+        20,
+        count(0, DRAIN_S_MAX, "seconds"),
+        "How long streams may go on after Ctrl-C before they are cut.",
+        flag="drain",
     )
     log_level: str = setting("info", choice(LEVELS), "How much to log.")
     log_format: LogFormat = setting(

@@ -18,8 +18,9 @@ from capanode.errors import NodeError
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.spawn import Sandbox
 from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
+from capanode.worker.commands import Cancel, Start
 from capanode.worker.crashes import CrashJournal
-from capanode.worker.frames import JOB_ID_CHARS_MAX, Cancel, Start
+from capanode.worker.frames import JOB_ID_CHARS_MAX
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from capanode.worker.process import Ending, WorkerProcess
 from capanode.worker.runs import Run, Runs, is_end, is_told_again, suspects_of
@@ -252,6 +253,8 @@ class WorkerSupervisor:
                 return _Verdict(((run, poisoned),), by_input=True, was_trial=run is on_trial)
         suspects = suspects_of(runs) if is_by_crash and len(runs) > 1 else ()
         self._runs.put_on_trial(suspects)
+        for run in suspects:
+            self._book.park(run.job_id)
         return _Verdict(tuple((run, ending) for run in runs if run not in suspects))
 
     async def _pause(self, ending: Ending, verdict: "_Verdict", pause_s: float) -> None:

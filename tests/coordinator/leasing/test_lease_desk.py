@@ -8,10 +8,10 @@ from protocol.codec import encode
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
-from protocol.ids import JobId, new_ulid, sha256_digest
+from protocol.ids import JobId, new_ulid
 from protocol.keys import SigningKey
 from protocol.messages import JobRequest, Receipt
-from protocol.payload import OutputDigest
+from protocol.payload import OutputDigest, salted_digest
 from protocol.pricing import Units
 from tests.coordinator.small_market import (
     Script,
@@ -20,7 +20,7 @@ from tests.coordinator.small_market import (
     open_small_market,
     restarted_desk,
 )
-from tests.protocol.makers import STRANGER, make_request
+from tests.protocol.makers import SALT, STRANGER, make_request
 
 
 def a_request(market: SmallMarket, key: SigningKey) -> Signed[JobRequest]:
@@ -32,7 +32,7 @@ def a_request(market: SmallMarket, key: SigningKey) -> Signed[JobRequest]:
         job_id=JobId(new_ulid(now_ms, b"0123456789")),
         coordinator=market.coordinator.key.peer_id,
         model=spec.model,
-        payload_digest=sha256_digest(payload),
+        payload_digest=salted_digest(payload, SALT),
         units_max=spec.units_max,
         units_expected=spec.units_expected,
         issued_at_ms=now_ms,
@@ -56,7 +56,7 @@ async def lease_and_refuse(market: SmallMarket, request: Signed[JobRequest]) -> 
         model_digest=terms.model_digest,
         units=Units(),
         amount_nano=0,
-        output_digest=OutputDigest().hexdigest(),
+        output_digest=OutputDigest(SALT).hexdigest(),
         finish=Finish.REFUSED,
         code=Code.BUSY.value,
         queued_ms=0,
