@@ -393,7 +393,14 @@ async def open_small_market(
         network.transport(keys[0]),
         database,
         MarketRules(fee_bps=FEE_BPS),
-        Runtime(coordinator_clock(clock), rng.randbytes, rng, stopwatch_ns=lambda: 0),
+        Runtime(
+            coordinator_clock(clock),
+            rng.randbytes,
+            rng,
+            stopwatch_ns=lambda: 0,
+            # A test that moves the market's clock lets time pass.
+            monotonic_s=lambda: clock.now_ms() / 1_000,
+        ),
     )
     buyer = keys[1]
     if credit_nano:
