@@ -102,6 +102,7 @@ class Node:
         runtime: Runtime,
         on_milestone: OnMilestone = ignore_milestone,
     ) -> None:
+        runtime = runtime.steadied()
         self.key = key
         self.transport = transport
         self.rules = rules

@@ -12,8 +12,10 @@ import trio
 
 from coordinator.buyer.client import MarketClient
 from coordinator.db.engine import Database
+from coordinator.db.heads import check_books
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
+from coordinator.head_signer import sign_heads_forever
 from coordinator.leasing.control import ControlServer
 from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.lease_server import ROLE, LeaseServer
@@ -71,6 +73,7 @@ class Coordinator:
         rules: MarketRules,
         runtime: Runtime,
     ) -> None:
+        runtime = runtime.steadied()
         clock = runtime.clock
         self.key = key
         self.transport = transport
@@ -114,8 +117,11 @@ class Coordinator:
 
         The books open first and close last: every client that is served can be charged.
         """
+        # Before anything is built on it.
+        await self.database.read(check_books, signer=self.key.peer_id)
         async with open_stages() as stages:
             await stages.start("books", self.writer.run)
+            await stages.start("books", self._sign_heads)
             await restore_leases(self.database, self.leases, now_ms=self._clock.now_ms())
             await stages.start("network", self._take_offers)
             for part in (self.transport, self.pool, self.client, self.control):
@@ -129,6 +135,10 @@ class Coordinator:
     def stop(self) -> None:
         """End `run` when the receipts of our own client are handed in."""
         self._stopping.set()
+
+    async def _sign_heads(self, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await sign_heads_forever(self.database, self.key, self._clock)
 
     async def _take_offers(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
