@@ -20,9 +20,10 @@ from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.settling.payments import TOO_LATE, Payments
-from coordinator.settling.verdicts import Verdict, judge_receipt
+from coordinator.settling.verdicts import ClientWord, Verdict, judge
 from protocol.blame import Observation, blame_by_receipt
 from protocol.clock import Clock
+from protocol.countersigning import UNOPENED, read_proof
 from protocol.endings import FINISH_RULES, ReceiptState
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
@@ -137,14 +138,8 @@ class ReceiptDesk:
         is_overdue: bool,
     ) -> SettleReply:
         billed = receipt.message
-        counted = acceptance.message if acceptance is not None else None
-        verdict = judge_receipt(
-            billed,
-            counted,
-            opened.lease.message,
-            is_overdue=is_overdue,
-            delivered=opened.delivered,
-        )
+        word = _word_of(receipt, acceptance, opened)
+        verdict = judge(billed, opened.lease.message, word, is_due=is_overdue)
         row = record_receipt(
             receipt,
             acceptance,
@@ -200,6 +195,24 @@ class ReceiptDesk:
             state=verdict.state.value,
             amount_nano=verdict.amount_nano,
         )
+
+
+def _word_of(
+    receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None, opened: OpenLease
+) -> ClientWord:
+    """What the client has said of a job. Raises RemoteProtocolError if a receipt without an
+    acceptance carries links that its client did not sign."""
+    counted = acceptance.message if acceptance is not None else None
+    if receipt.message.amount_nano == 0 or (counted is not None and counted.agrees):
+        return ClientWord(counted, opened.delivered)
+    try:
+        proof = read_proof(receipt.message, opened.lease)
+    except RemoteProtocolError:
+        if counted is None:
+            raise
+        # The client's word holds whatever its node made of its links.
+        proof = UNOPENED
+    return ClientWord(counted, opened.delivered, proof)
 
 
 def _observation(receipt: Receipt) -> Observation:
