@@ -24,6 +24,7 @@ PROMISED = {
     },
     "engine": {"ratio_1", "ratio_8", "ratio_32"},
     "match": {"p50_us", "p99_us"},
+    "windows": {"us_per_token_64_w16", "us_per_token_gross_64_w16"},
     "ledger": {"pairs_per_s", "fdatasync_per_s", "pairs_per_fdatasync"},
     "sandbox": {"startup_added_ms", "steady_ratio"},
 }
