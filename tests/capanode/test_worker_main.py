@@ -10,15 +10,9 @@ import pytest
 
 from capanode.engines.base import Failed, Finished, Produced, Started
 from capanode.worker.allowance import cut_to
-from capanode.worker.frames import (
-    Cancel,
-    Cancelled,
-    Ping,
-    Pong,
-    Shutdown,
-    Start,
-)
+from capanode.worker.commands import Cancel, Ping, Shutdown, Start
 from capanode.worker.main import _describe, _is_out_of_memory, log
+from capanode.worker.reports import Cancelled, Pong
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
 from protocol.payload import EmbeddingInput, GenerationInput
@@ -100,8 +94,8 @@ def test_refusal_of_a_job_that_is_cancelled_at_once_comes_before_the_confirmatio
     [
         (start("too long").payload, Code.PROMPT_TOO_LONG),
         (start("panic").payload, Code.INVALID_INPUT),
-        (b"\xc1", Code.MALFORMED),
-        (encode(GenerationInput(max_tokens=1, prompt="x")) + b"x", Code.TRAILING_BYTES),
+        (b"\xc1", Code.INVALID_INPUT),
+        (encode(GenerationInput(max_tokens=1, prompt="x")) + b"x", Code.INVALID_INPUT),
     ],
 )
 def test_bad_input_is_its_own_jobs_failure(
