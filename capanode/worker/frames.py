@@ -45,6 +45,7 @@ TOKENS_PER_EVENT_MAX = 4_096
 TEXT_CHARS_MAX = 64 * KIB
 FINISH_REASONS = frozenset({"stop", "length", "complete"})
 
+_DIGEST_BYTES = 32
 _PREFIX = struct.Struct(">II")
 
 
@@ -76,12 +77,14 @@ class WorkerProtocolError(CapaError):
 @dataclass(frozen=True, slots=True)
 class Start:
     """`job_id` is this run of a job, and not used twice at once; `log_id` is what logs call it. The
-    answer ends after `output_tokens_max` tokens, whatever the payload asks for."""
+    answer ends after `output_tokens_max` tokens, whatever the payload asks for, and is drawn from
+    `seed` if the payload names none."""
 
     job_id: str
     payload: bytes
     log_id: str = ""
     output_tokens_max: int = TOKENS_MAX
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +162,8 @@ class FrameBuffer:
 
 def encode_command(command: Command) -> bytes:
     match command:
-        case Start(job_id, payload, log_id, output_tokens_max):
-            return _frame((Kind.START, job_id, log_id, output_tokens_max), payload)
+        case Start(job_id, payload, log_id, output_tokens_max, seed):
+            return _frame((Kind.START, job_id, log_id, output_tokens_max, seed), payload)
         case Cancel(job_id):
             return _frame((Kind.CANCEL, job_id))
         case Ping(number):
@@ -172,8 +175,8 @@ def encode_command(command: Command) -> bytes:
 def parse_command(header: Any, blob: memoryview) -> Command:
     """The worker's side: the node is trusted, so what does not fit is a bug and fails loudly."""
     match header:
-        case [Kind.START, str(job_id), str(log_id), int(output_tokens_max)]:
-            return Start(job_id, bytes(blob), log_id, output_tokens_max)
+        case [Kind.START, str(job_id), str(log_id), int(output_tokens_max), int(seed)]:
+            return Start(job_id, bytes(blob), log_id, output_tokens_max, seed)
         case [Kind.CANCEL, str(job_id)]:
             return Cancel(job_id)
         case [Kind.PING, int(number)]:
@@ -184,7 +187,8 @@ def parse_command(header: Any, blob: memoryview) -> Command:
 
 
 def encode_ready(info: EngineInfo) -> bytes:
-    return _frame((Kind.READY, info.task, info.slots, info.context_tokens, info.quantization))
+    facts = (info.task, info.slots, info.context_tokens, info.quantization, info.profile)
+    return _frame((Kind.READY, *facts))
 
 
 def encode_pong(number: int) -> bytes:
@@ -231,9 +235,12 @@ def _event_item(event: EngineEvent) -> tuple[tuple[object, ...], bytes, int]:
             return (*item, event.data), b"", size + len(event.data)
         return (*item, len(event.data)), event.data, size
     if isinstance(event, Started):
-        return (EventKind.STARTED, event.job_id, _plain(event.input_units)), b"", 128
+        digest = bytes.fromhex(event.input_digest)
+        units = _plain(event.input_units)
+        return (EventKind.STARTED, event.job_id, units, digest, event.prefix_tokens), b"", 192
     if isinstance(event, Finished):
-        return (EventKind.FINISHED, event.job_id, event.reason, _plain(event.units)), b"", 128
+        end = (event.reason, _plain(event.units), event.end_token)
+        return (EventKind.FINISHED, event.job_id, *end), b"", 128
     message = event.message[:MESSAGE_CHARS_MAX]
     item = (EventKind.FAILED, event.job_id, event.code, message, _plain(event.units))
     return item, b"", 128 + 4 * len(message)
@@ -260,15 +267,22 @@ def parse_report(header: Any, blob: memoryview) -> Report:
             return Pong(number)
         case [Kind.CANCELLED, str(job_id)]:
             return Cancelled(job_id)
-        case [Kind.READY, str(task), int(slots), int(context_tokens), str(quantization)]:
+        case [
+            Kind.READY,
+            str(task),
+            int(slots),
+            int(context_tokens),
+            str(quantization),
+            str(profile),
+        ]:
             if (
                 task not in set(Task)
                 or not 0 < slots <= SLOTS_MAX
                 or not 0 <= context_tokens <= TOKENS_MAX
-                or len(quantization) > NAME_CHARS_MAX
+                or max(len(quantization), len(profile)) > NAME_CHARS_MAX
             ):
                 raise WorkerProtocolError("the worker describes an engine that cannot be")
-            return EngineInfo(Task(task), slots, context_tokens, quantization)
+            return EngineInfo(Task(task), slots, context_tokens, quantization, profile)
         case [Kind.LOAD_FAILED, str(message)]:
             return LoadFailed(message[:MESSAGE_CHARS_MAX])
     raise WorkerProtocolError("a report is of no known kind or shape")
@@ -317,15 +331,21 @@ def _parse_produced(item: list[Any], blob: memoryview, at: int) -> tuple[Produce
 
 
 def _parse_started(item: list[Any]) -> Started:
-    _, job_id, units = _items(item, 3)
-    return Started(job_id, _parse_units(units))
+    _, job_id, units, digest, prefix_tokens = _items(item, 5)
+    if type(digest) is not bytes or len(digest) not in (0, _DIGEST_BYTES):
+        raise WorkerProtocolError("an input's digest is no sha256")
+    if type(prefix_tokens) is not int or not 0 <= prefix_tokens <= TOKENS_MAX:
+        raise WorkerProtocolError("a prefix is out of range")
+    return Started(job_id, _parse_units(units), digest.hex(), prefix_tokens)
 
 
 def _parse_finished(item: list[Any]) -> Finished:
-    _, job_id, reason, units = _items(item, 4)
+    _, job_id, reason, units, end_token = _items(item, 5)
     if type(reason) is not str or reason not in FINISH_REASONS:
         raise WorkerProtocolError("a job finished for no known reason")
-    return Finished(job_id, reason, _parse_units(units))
+    if end_token is not None and (type(end_token) is not int or not 0 <= end_token < 2**31):
+        raise WorkerProtocolError("a token id is out of range")
+    return Finished(job_id, reason, _parse_units(units), end_token)
 
 
 def _parse_failed(item: list[Any]) -> Failed:

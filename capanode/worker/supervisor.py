@@ -105,7 +105,7 @@ class WorkerSupervisor:
         if not self._process.has_room_for(len(payload)):
             raise RemoteProtocolError("the worker has too much input waiting", code=Code.BUSY)
         self._book.add(job_id, sink, terms)
-        start = Start(job_id, payload, terms.log_id, terms.output_tokens_max)
+        start = Start(job_id, payload, terms.log_id, terms.output_tokens_max, terms.seed)
         self._process.send_nowait(start)
 
     def cancel(self, job_id: str) -> None:
