@@ -95,7 +95,7 @@ def _priority(nice: int) -> Finding:
         detail = f"models run at nice {nice}: the node's own work comes first"
         return Finding("priority", True, detail)
     detail = "models run at nice 0: a busy model delays every other job's tokens and the node's own"
-    return Finding("priority", True, detail, "set worker_nice to 10")
+    return Finding("priority", True, detail, "set worker_nice to 5")
 
 
 def _port(place: str, *, running: bool) -> Finding:

@@ -29,6 +29,7 @@ from protocol.messages import Lease, Receipt
 from protocol.net.channels import Channel, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.transport import Stream
+from protocol.payload import derive_seed
 from protocol.pricing import Units
 from protocol.programs.log import bind_job
 from protocol.session import Accepted, CancelRequested, NodeEvent, NodeJob, Opened, Outgoing
@@ -245,8 +246,13 @@ class ServedJob:
     def _run_terms(self) -> RunTerms:
         terms = self._job.terms
         assert terms is not None
-        lease = terms[1].message
-        return RunTerms(lease.job_id, lease.client, lease.units_max.output_tokens)
+        request, lease = terms[0], terms[1].message
+        return RunTerms(
+            lease.job_id,
+            lease.client,
+            lease.units_max.output_tokens,
+            seed=derive_seed(request.digest),
+        )
 
     async def _listen(self) -> None:
         """What the client says while the job waits or runs. Raises as `_receive`."""

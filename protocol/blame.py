@@ -18,6 +18,7 @@ _CLIENTS_FAULT = frozenset(
         Code.INPUT_TOO_LARGE,
         Code.INVALID_IMAGE,
         Code.IMAGE_TOO_LARGE,
+        Code.POISON_INPUT,
     }
 )
 # What a client can bring about at will: by what it sends, and by when.

@@ -54,6 +54,7 @@ class Code(OpenVocabulary):
     INPUT_TOO_LARGE = "input_too_large"
     INVALID_IMAGE = "invalid_image"
     IMAGE_TOO_LARGE = "image_too_large"
+    POISON_INPUT = "poison_input"
     # The node cannot do it now.
     BUSY = "busy"
     DRAINING = "draining"

@@ -29,6 +29,12 @@ _REPORT_BYTES_MAX = 64 * 1024
 _STDERR_BYTES_MAX = 2_000
 _MIB = 1024 * 1024
 
+# There if a driver is loaded.
+_GPU_DEVICE = Path("/dev/nvidiactl")
+# CUDA's driver passes anonymous files to itself, locks its cache of compiled kernels, and reads its
+# own memory map, beside which the kernel puts the mount table.
+_DRIVERS_NEEDS = frozenset({"make an anonymous file", "lock a file", "read the mount table"})
+
 # Enough for a bare Python, which is all that the self-test is.
 _PROBE_LIMITS = Limits(memory_bytes=512 * _MIB, address_space_bytes=1024 * _MIB)
 
@@ -67,6 +73,11 @@ def probe_isolation() -> IsolationReport:
     failures: list[Fact] = []
     for sandbox in _candidates():
         facts = probe_sandbox(sandbox)
+        if _GPU_DEVICE.exists():
+            facts += tuple(
+                replace(fact, name=f"with the GPU: {fact.name}")
+                for fact in probe_sandbox(sandbox, gpu=True)
+            )
         if all(fact.ok for fact in facts):
             return IsolationReport(sandbox.tier, facts, _advice(sandbox.tier), sandbox)
         failures += [
@@ -89,8 +100,9 @@ def _advice(tier: IsolationTier) -> tuple[str, ...]:
 
 _ADVICE_BWRAP = "install bubblewrap 0.8 or newer (Debian, Fedora, Arch: `bubblewrap`)"
 _ADVICE_NAMESPACES = (
-    "allow user namespaces for the full sandbox: on Ubuntu 24.04 install the bubblewrap package "
-    "(its AppArmor profile is for /usr/bin/bwrap), elsewhere set "
+    "allow user namespaces for the full sandbox: on Ubuntu 24.04 install bubblewrap and "
+    "apparmor-profiles, copy /usr/share/apparmor/extra-profiles/bwrap-userns-restrict to "
+    "/etc/apparmor.d and load it with apparmor_parser -r (25.04 has it loaded), elsewhere set "
     "kernel.unprivileged_userns_clone=1 or user.max_user_namespaces above 0, and in a container "
     "use a seccomp profile that permits unshare"
 )
@@ -111,21 +123,26 @@ def _title(sandbox: Sandbox) -> str:
     return sandbox.tier if sandbox.bwrap is None else f"{sandbox.tier} ({sandbox.bwrap})"
 
 
-def probe_sandbox(sandbox: Sandbox) -> tuple[Fact, ...]:
-    """Run the self-test in this sandbox; all facts are `ok` only if it held."""
+def probe_sandbox(sandbox: Sandbox, *, gpu: bool = False) -> tuple[Fact, ...]:
+    """Run the self-test in this sandbox; all facts are `ok` only if it held.
+
+    With `gpu` it runs as a worker with a GPU does, and what its driver needs is no attempt.
+    """
     with _playground() as (canary, model_dir), _listeners(canary) as listeners:
         program = Program(
             "capanode.sandbox.selftest",
             limits=_PROBE_LIMITS,
             arguments=(str(canary), str(_socket_path(canary))),
             model_dir=model_dir,
+            gpu=gpu,
         )
         try:
             process = sandbox.spawn(program)
         except SandboxError as error:
             return (Fact("start", False, str(error)),)
         try:
-            return _examine(process, listeners)
+            facts = _examine(process, listeners)
+            return tuple(fact for fact in facts if not gpu or fact.name not in _DRIVERS_NEEDS)
         finally:
             process.kill()
             process.popen.wait()

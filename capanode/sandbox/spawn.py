@@ -11,7 +11,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import capanode
 from capanode.sandbox.bwrap import World, bwrap_options
 from capanode.sandbox.errors import SandboxError
+from capanode.sandbox.host_folder import make_host_folder
 from capanode.sandbox.launch import FileRules, Launch
 from capanode.sandbox.limits import Limits, tasks_of_user
 from capanode.sandbox.privileges import WORKER_USER_ID
@@ -42,8 +42,6 @@ _SO_SNDBUFFORCE = 32
 # The only settings that pass from the node's environment: two that choose a BLAS kernel (wrong
 # ones compute wrong results on some processors), and which GPUs are ours.
 _INHERITED_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "CUDA_VISIBLE_DEVICES")
-
-_FOLDER_PREFIX = "capanode-worker-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +185,12 @@ class _Start:
     def with_landlock(self) -> list[str]:
         is_root = os.geteuid() == 0
         user_id = WORKER_USER_ID if is_root else os.geteuid()
-        code_dir, scratch_dir = self._make_folders(user_id if is_root else None)
+        folder = make_host_folder(
+            (package.source for package in self.view.packages), user_id if is_root else None
+        )
+        self.host_dir = folder.root
+        self.on_failure.callback(shutil.rmtree, folder.root, ignore_errors=True)
+        code_dir, scratch_dir = folder.code_dir, folder.scratch_dir
         limits = self.program.limits
         processes_max = limits.processes_max + tasks_of_user(user_id)
         self.program = replace(self.program, limits=replace(limits, processes_max=processes_max))
@@ -213,22 +216,6 @@ class _Start:
                 environment=self._environment(model, str(scratch_dir), search_path),
             )
         )
-
-    def _make_folders(self, owner: int | None) -> tuple[Path, Path]:
-        """Without mounts, packages from different places meet in a folder of links, and the
-        scratch folder lies on the host's disk."""
-        _remove_orphaned_folders()
-        self.host_dir = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
-        self.on_failure.callback(shutil.rmtree, self.host_dir, ignore_errors=True)
-        self.host_dir.chmod(0o755)
-        code_dir, scratch_dir = self.host_dir / "code", self.host_dir / "scratch"
-        code_dir.mkdir(mode=0o755)
-        for package in self.view.packages:
-            (code_dir / Path(package.source).name).symlink_to(package.source)
-        scratch_dir.mkdir(mode=0o700)
-        if owner is not None:
-            os.chown(scratch_dir, owner, owner)
-        return code_dir, scratch_dir
 
     def _launcher(self, plan: Launch) -> list[str]:
         plan_fd = self._inherit(plan.to_json().encode())
@@ -283,14 +270,6 @@ class _Start:
             "CAPANODE_SCRATCH_DIR": scratch,
             "CAPANODE_LIMITS": json.dumps(asdict(self.program.limits)),
         }
-
-
-def _remove_orphaned_folders() -> None:
-    """What a node that was killed could not remove; its pid is in the name."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER_PREFIX}*-*"):
-        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
-        if not Path("/proc", pid).exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _gpu_device_paths() -> tuple[str, ...]:

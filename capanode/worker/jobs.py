@@ -85,6 +85,9 @@ class JobBook:
         self._jobs: dict[str, _Job] = {}
         # An id can be used again at once, and must not get its predecessor's events.
         self._leaving: dict[str, _Leaving] = {}
+        # Over the life of a process: what was cancelled, and what it confirmed of that.
+        self.cancelled = 0
+        self.confirmed = 0
 
     @property
     def live_jobs(self) -> int:
@@ -110,6 +113,7 @@ class JobBook:
             return False
         leaving = self._leaving.setdefault(job_id, _Leaving())
         leaving.confirmations += 1
+        self.cancelled += 1
         leaving.events_left += job.allowance.events_left + _EVENTS_AROUND_OUTPUT
         return True
 
@@ -119,6 +123,7 @@ class JobBook:
         if leaving is None:
             raise WorkerProtocolError("the worker confirms what it was not told")
         leaving.confirmations -= 1
+        self.confirmed += 1
         if not leaving.confirmations:
             del self._leaving[job_id]
 
@@ -150,10 +155,27 @@ class JobBook:
 
     def fail_all(self, code: Code, message: str) -> None:
         """End every live job: its worker is gone."""
-        jobs, self._jobs = self._jobs, {}
+        self.forget_cancelled()
+        for job_id in tuple(self._jobs):
+            self.fail(job_id, code, message)
+
+    def fail(self, job_id: str, code: Code, message: str) -> None:
+        """End a job that its worker does not have any more."""
+        job = self._jobs.pop(job_id)
+        job.sink(Failed(job_id, code, message, Units(output_tokens=job.allowance.tokens)))
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job that its worker does not have: there is nothing to confirm."""
+        self._jobs.pop(job_id, None)
+
+    def rerun(self, job_id: str, terms: RunTerms) -> None:
+        """Expect a live job's events from the beginning: another process runs it."""
+        self._jobs[job_id] = _Job(self._jobs[job_id].sink, Allowance(terms))
+
+    def forget_cancelled(self) -> None:
+        """Nothing more is on its way: the process is gone."""
         self._leaving.clear()
-        for job_id, job in jobs.items():
-            job.sink(Failed(job_id, code, message, Units(output_tokens=job.allowance.tokens)))
+        self.confirmed = self.cancelled
 
 
 def _check_end(job: _Job, event: Finished | Failed) -> None:

@@ -7,7 +7,6 @@ what no worker of ours says. What comes after the end is the supervisor's.
 import contextlib
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import structlog
 import trio
 
 from capanode.engines.base import EngineInfo
-from capanode.sandbox.limits import resident_bytes, stand_back
+from capanode.sandbox.limits import prefer_as_victim, resident_bytes
 from capanode.sandbox.spawn import Sandbox, SandboxedProcess
 from capanode.worker.frames import (
     Cancelled,
@@ -31,14 +30,12 @@ from capanode.worker.frames import (
     parse_report,
 )
 from capanode.worker.jobs import JobBook
+from capanode.worker.outgoing import Outgoing
 from capanode.worker.pace import Pace
 from capanode.worker.spec import EXIT_OUT_OF_MEMORY, WorkerSpec
 from capanode.worker.stderr_log import LogLine, StderrLog
 from protocol.errors import Code
 from protocol.limits import MIB
-
-# Inputs that wait for a busy engine; above it the node is busy too.
-UNSENT_BYTES_MAX = 64 * MIB
 
 _RECEIVE_BYTES = 256 * 1024
 _STDERR_BYTES = 16 * 1024
@@ -81,13 +78,12 @@ class WorkerProcess:
         self._spec = spec
         self._book = book
         self._log = structlog.get_logger().bind(engine=spec.engine.partition(":")[2])
-        self._unsent: deque[memoryview] = deque()
-        self._unsent_bytes = 0
-        self._has_unsent = trio.Event()
         self._stderr = StderrLog()
         self._heard_at_s = 0.0
         self._ping = 0
         self._ping_sent_at_s: float | None = None
+        # A worker obeys in order: it has confirmed these before it answers the ping.
+        self._cancelled_at_ping = 0
         self._is_ready = False
         self._exited = trio.Event()
         self._ending: Ending | None = None
@@ -101,13 +97,14 @@ class WorkerProcess:
         self._on_ready = on_ready
         self._channel = process.channel
         self._channel.setblocking(False)
+        self._outgoing = Outgoing(self._channel)
         os.set_blocking(process.stderr_fd, False)
         try:
             async with trio.open_nursery() as nursery:
                 self._scope = nursery.cancel_scope
                 for task in (
                     self._receive,
-                    self._send_rest,
+                    self._outgoing.run,
                     self._read_stderr,
                     self._watch_exit,
                     self._watch_load,
@@ -122,40 +119,11 @@ class WorkerProcess:
                 await self._stop(process)
 
     def has_room_for(self, payload_bytes: int) -> bool:
-        return self._unsent_bytes + payload_bytes <= UNSENT_BYTES_MAX
+        return self._outgoing.has_room_for(payload_bytes)
 
     def send_nowait(self, command: Command) -> None:
-        """Hand a command to the worker without waiting; what does not fit at once follows."""
-        view = memoryview(encode_command(command))
-        if not self._unsent:
-            view = view[self._send_some(view) :]
-        if view:
-            self._unsent.append(view)
-            self._unsent_bytes += len(view)
-            self._has_unsent.set()
-
-    def _send_some(self, view: memoryview) -> int:
-        try:
-            return self._channel.send(view)
-        except BlockingIOError:
-            return 0
-        except OSError:
-            # The worker is gone; the reader sees it too and says why.
-            return len(view)
-
-    async def _send_rest(self) -> None:
-        while True:
-            await self._has_unsent.wait()
-            while self._unsent:
-                await trio.lowlevel.wait_writable(self._channel)
-                view = self._unsent[0]
-                sent = self._send_some(view)
-                self._unsent_bytes -= sent
-                if sent == len(view):
-                    self._unsent.popleft()
-                else:
-                    self._unsent[0] = view[sent:]
-            self._has_unsent = trio.Event()
+        """Hand a command to the worker without waiting."""
+        self._outgoing.send_nowait(encode_command(command))
 
     def _end(self, code: Code, message: str) -> None:
         """The first reason counts."""
@@ -197,6 +165,8 @@ class WorkerProcess:
         if isinstance(report, Pong):
             if report.number != self._ping:
                 raise WorkerProtocolError("an answer to a ping that was not sent")
+            if self._book.confirmed < self._cancelled_at_ping:
+                raise WorkerProtocolError("the worker answered a ping before an earlier cancel")
             self._ping_sent_at_s = None
         elif isinstance(report, Cancelled):
             self._book.confirm_removal(report.job_id)
@@ -240,6 +210,7 @@ class WorkerProcess:
                 if self._heard_at_s < looked_at_s:
                     self._ping += 1
                     self._ping_sent_at_s = now_s
+                    self._cancelled_at_ping = self._book.cancelled
                     self.send_nowait(Ping(self._ping))
             elif now_s - self._ping_sent_at_s > self._spec.hang_after_s:
                 limit = f"{self._spec.hang_after_s:g} s"
@@ -253,7 +224,7 @@ class WorkerProcess:
             if pid is None:
                 pid = self._process.find_program_pid()
                 if pid is not None:
-                    stand_back(pid, self._spec.limits.nice)
+                    prefer_as_victim(pid)
             elif resident_bytes(pid) > limit:
                 what = f"the worker used more than {limit // MIB} MiB of memory"
                 self._end(Code.OUT_OF_MEMORY, what)
@@ -284,7 +255,7 @@ class WorkerProcess:
     async def _stop(self, process: SandboxedProcess) -> None:
         """End the process, whatever happened before, and release what it held."""
         if self._ending is None:
-            self._send_some(memoryview(encode_command(Shutdown())))
+            self._outgoing.send_some(memoryview(encode_command(Shutdown())))
             with trio.move_on_after(SHUTDOWN_GRACE_S):
                 await self._wait_gone(process)
         process.kill()

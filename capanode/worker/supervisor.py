@@ -8,21 +8,29 @@ on a thread that lives as long as the node: see `capanode.sandbox.spawn`.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
 
-from capanode.engines.base import EngineInfo
+from capanode.engines.base import EngineEvent, EngineInfo, Finished, Produced
 from capanode.errors import NodeError
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.spawn import Sandbox
 from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
+from capanode.worker.crashes import CrashJournal
 from capanode.worker.frames import JOB_ID_CHARS_MAX, Cancel, Start
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from capanode.worker.process import Ending, WorkerProcess
+from capanode.worker.runs import Run, Runs, is_end, is_told_again, suspects_of
 from capanode.worker.spec import WorkerSpec
 from protocol.errors import Code, RemoteProtocolError
 from protocol.limits import PAYLOAD_BYTES_MAX
+
+POISON_MESSAGE = "this input ended the model's process"
+
+# Endings that an input can bring about.
+_CRASHES = frozenset({Code.WORKER_CRASHED, Code.WORKER_HUNG, Code.OUT_OF_MEMORY})
 
 
 class WorkerStartError(NodeError):
@@ -45,6 +53,15 @@ class RestartPolicy:
         return whole_s * rng.uniform(0.5, 1.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What a worker's end means: `endings` for jobs that are over, and whether an input did it."""
+
+    endings: tuple[tuple[Run, Ending], ...]
+    by_input: bool = False
+    was_trial: bool = False
+
+
 class WorkerSupervisor:
     """A `JobWorker` on a real, sandboxed process. `on_state` hears of every change."""
 
@@ -63,6 +80,8 @@ class WorkerSupervisor:
         self._policy = policy or RestartPolicy()
         self._on_state = on_state or (lambda state: None)
         self._book = JobBook()
+        self._runs = Runs()
+        self._journal = CrashJournal()
         self._process: WorkerProcess | None = None
         self._state = WorkerState.STARTING
         self._info: EngineInfo | None = None
@@ -102,16 +121,74 @@ class WorkerSupervisor:
             or max(len(job_id), len(terms.log_id)) > JOB_ID_CHARS_MAX
         ):
             raise RemoteProtocolError("the input is too large", code=Code.INPUT_TOO_LARGE)
+        self._check_past(payload, terms)
         if not self._process.has_room_for(len(payload)):
             raise RemoteProtocolError("the worker has too much input waiting", code=Code.BUSY)
-        self._book.add(job_id, sink, terms)
-        start = Start(job_id, payload, terms.log_id, terms.output_tokens_max, terms.seed)
-        self._process.send_nowait(start)
+        run = self._runs.add(job_id, payload, sink, terms)
+        try:
+            self._book.add(job_id, partial(self._hear, run), terms)
+        except RemoteProtocolError:
+            self._runs.remove(run)
+            raise
+        self._send_start(run, payload)
 
     def cancel(self, job_id: str) -> None:
         """See `JobWorker.cancel`."""
-        if self._book.remove(job_id) and self._process is not None:
+        run = self._runs.find(job_id)
+        if run is None:
+            return
+        was_waiting, was_on_trial = run in self._runs.waiting, run is self._runs.on_trial
+        self._runs.remove(run)
+        if was_waiting:
+            self._book.drop(job_id)
+        elif self._book.remove(job_id) and self._process is not None:
             self._process.send_nowait(Cancel(job_id))
+        if was_on_trial:
+            self._go_on()
+
+    def _check_past(self, payload: bytes, terms: RunTerms) -> None:
+        """Raises RemoteProtocolError for what has ended the worker before."""
+        if self._journal.has_met(payload):
+            raise RemoteProtocolError(POISON_MESSAGE, code=Code.POISON_INPUT)
+        if self._journal.is_barred(terms.client, trio.current_time()):
+            raise RemoteProtocolError(
+                "this client's inputs ended the model's process too often", code=Code.POISON_INPUT
+            )
+
+    def _send_start(self, run: Run, payload: bytes) -> None:
+        assert self._process is not None
+        terms = run.terms
+        start = Start(run.job_id, payload, terms.log_id, terms.output_tokens_max, terms.seed)
+        self._process.send_nowait(start)
+
+    def _hear(self, run: Run, event: EngineEvent) -> None:
+        """Pass an event on to the job's owner, but not what a second run repeats."""
+        if is_end(event):
+            was_on_trial = run is self._runs.on_trial
+            self._runs.remove(run)
+            if isinstance(event, Finished):
+                self._journal.job_ended_well()
+            run.sink(event)
+        else:
+            if not is_told_again(run, event):
+                run.sink(event)
+            was_on_trial = isinstance(event, Produced) and run is self._runs.on_trial
+            if isinstance(event, Produced):
+                self._runs.release_payload(run)
+        if was_on_trial:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Give the next suspect its trial; take new jobs once there is none."""
+        if self._process is None:
+            return
+        run = self._runs.next_trial()
+        if run is None:
+            self._set_state(WorkerState.READY)
+            return
+        assert run.payload is not None
+        self._book.rerun(run.job_id, run.terms)
+        self._send_start(run, run.payload)
 
     async def run(
         self, *, task_status: trio.TaskStatus[EngineInfo] = trio.TASK_STATUS_IGNORED
@@ -125,7 +202,7 @@ class WorkerSupervisor:
         def become_ready(info: EngineInfo) -> None:
             is_first = self._info is None
             self._info = info
-            self._set_state(WorkerState.READY)
+            self._go_on()
             self._log.info("worker_ready", slots=info.slots, context_tokens=info.context_tokens)
             if is_first:
                 task_status.started(info)
@@ -136,10 +213,16 @@ class WorkerSupervisor:
                 started_at_s = trio.current_time()
                 ending = await self._run_once(become_ready)
                 lasted_s = trio.current_time() - started_at_s
-                short_runs = 1 if lasted_s >= self._policy.stable_after_s else short_runs + 1
+                verdict = self._judge(ending)
+                if verdict.by_input:
+                    # Nor was the crash that put the input on trial the model's fault.
+                    short_runs = max(1, short_runs - verdict.was_trial)
+                else:
+                    is_stable = lasted_s >= self._policy.stable_after_s
+                    short_runs = 1 if is_stable else short_runs + 1
                 if short_runs > self._policy.short_runs_max:
                     return self._give_up(ending)
-                await self._pause(ending, self._policy.pause_s(short_runs, self._rng))
+                await self._pause(ending, verdict, self._policy.pause_s(short_runs, self._rng))
         finally:
             if self._state is not WorkerState.UNAVAILABLE:
                 self._set_state(WorkerState.STOPPED)
@@ -157,17 +240,35 @@ class WorkerSupervisor:
         self._last_ending = ending
         return ending
 
-    async def _pause(self, ending: Ending, pause_s: float) -> None:
+    def _judge(self, ending: Ending) -> "_Verdict":
+        """Decide how each job of a worker that ended has ended, and which are tried again."""
+        self._book.forget_cancelled()
+        runs, on_trial = self._runs.in_worker, self._runs.on_trial
+        is_by_crash = ending.code in _CRASHES
+        if is_by_crash and len(runs) == 1:
+            (run,) = runs
+            if self._journal.convict(run.culprit, trio.current_time()):
+                self._runs.put_on_trial(())
+                poisoned = Ending(Code.POISON_INPUT, POISON_MESSAGE)
+                return _Verdict(((run, poisoned),), by_input=True, was_trial=run is on_trial)
+        suspects = suspects_of(runs) if is_by_crash and len(runs) > 1 else ()
+        self._runs.put_on_trial(suspects)
+        return _Verdict(tuple((run, ending) for run in runs if run not in suspects))
+
+    async def _pause(self, ending: Ending, verdict: "_Verdict", pause_s: float) -> None:
         self._log.warning(
             "worker_ended",
             code=ending.code,
             reason=ending.message,
-            jobs=self._book.live_jobs,
+            by_input=verdict.by_input,
+            jobs=len(verdict.endings),
+            on_trial=len(self._runs.waiting),
             restart_in_s=round(pause_s, 3),
         )
         self._restart_at_s = trio.current_time() + pause_s
         self._set_state(WorkerState.RESTARTING)
-        self._book.fail_all(ending.code, ending.message)
+        for run, told in verdict.endings:
+            self._book.fail(run.job_id, told.code, told.message)
         await trio.sleep(pause_s)
 
     def _give_up(self, ending: Ending) -> None:

@@ -122,6 +122,9 @@ ANSWERS: dict[Code, Answer] = {
     Code.INPUT_TOO_LARGE: Answer(413, ProblemKind.REQUEST, False),
     Code.INVALID_IMAGE: Answer(400, ProblemKind.REQUEST, False, param="image"),
     Code.IMAGE_TOO_LARGE: Answer(413, ProblemKind.REQUEST, False, param="image"),
+    Code.POISON_INPUT: Answer(
+        400, ProblemKind.REQUEST, False, "the input ends the model's process"
+    ),
     Code.BUSY: Answer(
         429, ProblemKind.RATE, True, "every node that fits is busy: try again shortly"
     ),

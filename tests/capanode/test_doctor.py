@@ -55,7 +55,7 @@ def test_a_fresh_folder_lacks_a_key_and_a_model_and_says_how_to_get_them(tmp_pat
 
 
 def test_models_that_do_not_stand_back_are_told(tmp_path: Path) -> None:
-    assert "nice 10" in find(make_config(tmp_path), "priority").detail
+    assert "nice 5" in find(make_config(tmp_path), "priority").detail
     assert find(make_config(tmp_path), "priority").advice == ""
     assert "worker_nice" in find(make_config(tmp_path, worker_nice=0), "priority").advice
 

@@ -55,6 +55,15 @@ async def test_a_job_runs_to_a_receipt_that_the_client_agrees_with(
         assert market.model.seats.running == market.server.live_jobs == 0
 
 
+async def test_each_request_decides_the_seed_of_its_own_answer(autojump_clock: MockClock) -> None:
+    async with open_market() as market:
+        for _ in range(2):
+            await (await market.open(1)).end()
+        first, second = (terms.seed for terms in market.worker.terms)
+        assert first != second
+        assert min(first, second) > 0
+
+
 async def test_the_receipt_is_durable_before_the_client_sees_it(autojump_clock: MockClock) -> None:
     async with open_market() as market:
         client = await market.open(1)

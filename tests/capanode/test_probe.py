@@ -15,7 +15,7 @@ def outcomes(
 ) -> None:
     """Let only these tiers pass the self-test."""
 
-    def pretend(sandbox: Sandbox) -> tuple[Fact, ...]:
+    def pretend(sandbox: Sandbox, *, gpu: bool = False) -> tuple[Fact, ...]:
         works = sandbox.tier in working
         return (Fact("fork", works, "refused (EPERM)" if works else "IT WORKED"),)
 
@@ -23,6 +23,7 @@ def outcomes(
     monkeypatch.setattr(probe, "bwrap_candidates", lambda: paths)
     monkeypatch.setattr(probe, "landlock_version", lambda: 7)
     monkeypatch.setattr(probe, "is_supported", lambda: True)
+    monkeypatch.setattr(probe, "_GPU_DEVICE", Path("/nonexistent"))
     monkeypatch.setattr(probe, "probe_sandbox", pretend)
 
 
@@ -63,6 +64,19 @@ def test_missing_bwrap_and_old_kernel_get_advice(monkeypatch: pytest.MonkeyPatch
     assert not report.may_run_remote_jobs
     assert any("install bubblewrap" in line for line in report.advice)
     assert any("Linux 6.2" in line for line in report.advice)
+
+
+def test_tier_must_hold_with_the_gpu_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes(monkeypatch, {IsolationTier.BWRAP, IsolationTier.LANDLOCK})
+    monkeypatch.setattr(probe, "_GPU_DEVICE", Path("/dev/null"))
+
+    def pretend(sandbox: Sandbox, *, gpu: bool = False) -> tuple[Fact, ...]:
+        return (Fact("fork", not gpu or sandbox.tier is IsolationTier.LANDLOCK, "tried"),)
+
+    monkeypatch.setattr(probe, "probe_sandbox", pretend)
+    report = probe_isolation()
+    assert report.tier is IsolationTier.LANDLOCK
+    assert [fact.name for fact in report.facts] == ["fork", "with the GPU: fork"]
 
 
 def test_other_machines_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

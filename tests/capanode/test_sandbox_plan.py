@@ -16,8 +16,8 @@ from capanode.sandbox.limits import (
     NICE_DEFAULT,
     Limits,
     limits_for_model,
+    prefer_as_victim,
     resident_bytes,
-    stand_back,
     tasks_of_user,
 )
 from capanode.sandbox.spawn import Program, Sandbox
@@ -172,8 +172,8 @@ def test_limits_say_how_far_a_worker_stands_back() -> None:
     assert limits_for_model(0, nice=3).nice == 3
 
 
-def test_standing_back_of_a_process_that_is_gone_is_no_error() -> None:
-    stand_back(2**22 + 1, 10)
+def test_process_that_is_gone_can_be_named_as_victim() -> None:
+    prefer_as_victim(2**22 + 1)
 
 
 def test_own_tasks_are_counted() -> None:

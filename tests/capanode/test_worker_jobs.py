@@ -123,6 +123,18 @@ def test_each_cancellation_waits_for_its_own_confirmation() -> None:
         book.confirm_removal("job")
 
 
+def test_cancelled_and_confirmed_are_counted_until_the_process_is_gone() -> None:
+    book, _ = make_book()
+    book.add("other", lambda event: None)
+    book.remove("job")
+    book.remove("other")
+    book.confirm_removal("job")
+    assert (book.cancelled, book.confirmed) == (2, 1)
+    book.forget_cancelled()
+    assert (book.cancelled, book.confirmed) == (2, 2)
+    assert book.is_empty
+
+
 def test_unknown_job_cannot_be_removed() -> None:
     book = JobBook()
     assert not book.remove("job")

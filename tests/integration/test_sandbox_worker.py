@@ -197,18 +197,29 @@ async def test_malformed_payload_is_the_clients_mistake(sandbox: Sandbox, model:
 async def test_crash_fails_live_jobs_and_the_next_one_works(
     sandbox: Sandbox, model: Path, fault: str
 ) -> None:
-    spec = make_spec(model, slots=2)
-    async with running(sandbox, spec) as worker, trio.open_nursery() as nursery:
-        answers: list[list[EngineEvent]] = []
-
-        async def run(prompt: str) -> None:
-            answers.append(await run_job(worker, prompt, prompt))
-
-        nursery.start_soon(run, "forever")
-        nursery.start_soon(run, fault)
-        await wait_until(lambda: len(answers) == 2)
-        assert {last_failure(events).code for events in answers} == {Code.WORKER_CRASHED}
+    async with (
+        running(sandbox, make_spec(model, slots=2)) as worker,
+        open_job(worker, "streaming", payload("forever")) as events,
+    ):
+        while not isinstance(await anext(events), Produced):
+            pass
+        assert last_failure(await run_job(worker, fault)).code is Code.WORKER_CRASHED
+        assert last_failure([event async for event in events]).code is Code.WORKER_CRASHED
         await wait_ready(worker)
+        assert isinstance((await run_job(worker, "next"))[-1], Finished)
+
+
+async def test_input_that_ends_the_worker_is_its_clients_fault_and_refused_from_then_on(
+    sandbox: Sandbox, model: Path
+) -> None:
+    terms = RunTerms(client="alice")
+    async with running(sandbox, make_spec(model)) as worker:
+        async with open_job(worker, "job", payload("segfault"), terms=terms) as events:
+            assert last_failure([event async for event in events]).code is Code.POISON_INPUT
+        await wait_ready(worker)
+        with pytest.raises(RemoteProtocolError) as refusal:
+            worker.submit("again", payload("segfault"), lambda event: None, terms=terms)
+        assert refusal.value.code is Code.POISON_INPUT
         assert isinstance((await run_job(worker, "next"))[-1], Finished)
 
 

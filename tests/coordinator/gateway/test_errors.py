@@ -33,6 +33,7 @@ def test_every_wire_code_has_an_answer(code: Code) -> None:
         (Code.PROMPT_TOO_LONG, 400, "context_length_exceeded"),
         (Code.IMAGE_TOO_LARGE, 413, "image_too_large"),
         (Code.INVALID_IMAGE, 400, "invalid_image"),
+        (Code.POISON_INPUT, 400, "poison_input"),
         (Code.DEADLINE_EXCEEDED, 504, "deadline_exceeded"),
         (Code.NODE_LOST, 502, "node_lost"),
     ],

@@ -260,7 +260,7 @@ def test_a_receipt_alone_blames_no_node_for_what_its_client_may_have_done(code: 
         *(Code.UNKNOWN_VERSION, Code.UNEXPECTED_FRAME, Code.BAD_SIGNATURE, Code.WRONG_SIGNER),
         *(Code.WRONG_AUDIENCE, Code.EXPIRED, Code.NOT_YET_VALID, Code.REPLAYED),
         *(Code.DIGEST_MISMATCH, Code.INVALID_INPUT, Code.PROMPT_TOO_LONG, Code.INPUT_TOO_LARGE),
-        *(Code.INVALID_IMAGE, Code.IMAGE_TOO_LARGE),
+        *(Code.INVALID_IMAGE, Code.IMAGE_TOO_LARGE, Code.POISON_INPUT),
     }
     refused = blame_by_receipt(code, Finish.REFUSED)
     if code in provoked or code is Code.DEADLINE_EXCEEDED:
