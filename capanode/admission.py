@@ -2,11 +2,12 @@
 
 `check_evidence` answers "is this lease real, ours and unused?". What fails there is told without a
 receipt: signing one for a lease that was used already would bill it twice. From then on the lease
-is spent, and what `take_seat` refuses is refused with a signed receipt of nothing, which frees the
+is spent, and what `admit` refuses is refused with a signed receipt of nothing, which frees the
 client's hold at once.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -22,8 +23,11 @@ from protocol.receipts import check_lease
 # Leases are remembered for about a minute: this is a thousand a second, far above any node.
 LEASES_REMEMBERED_MAX = 65_536
 
-# Payloads that are still arriving, all clients together: sixteen of the largest.
+# Payloads that are still arriving, all clients together: sixteen of the largest. A payload that
+# comes whole with JOB_OPEN is no upload.
 UPLOAD_BYTES_MAX = 128 * MIB
+# A client's share of that, so that it takes several to keep others waiting.
+UPLOAD_BYTES_PER_CLIENT_MAX = 32 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +41,15 @@ class AdmissionRules:
     per_client_max: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ticket:
-    """A seat that was taken; give it back with `release`."""
+    """A job that was admitted; give it back with `release`. `upload_bytes` is what it takes of the
+    room for uploads until its payload is whole."""
 
     lease_id: LeaseId
     client: PeerId
     model: ServedModel
-    payload_bytes: int
+    upload_bytes: int
 
 
 class SpentLeases:
@@ -90,11 +95,11 @@ class Admission:
         self._storage_failure = storage_failure
         self._spent = SpentLeases()
         self._clients: dict[PeerId, int] = {}
-        self._upload_bytes = 0
+        self._uploads: Counter[PeerId] = Counter()
 
     @property
     def jobs_admitted(self) -> int:
-        """Jobs that hold a seat now."""
+        """Jobs that are here now, those whose payload is still arriving included."""
         return sum(self._clients.values())
 
     def check_evidence(
@@ -123,10 +128,11 @@ class Admission:
             )
         self._spent.spend(granted, now_ms=now_ms)
 
-    def take_seat(
-        self, request: Signed[JobRequest], lease: Signed[Lease], *, now_ms: int
+    def admit(
+        self, request: Signed[JobRequest], lease: Signed[Lease], *, is_whole: bool, now_ms: int
     ) -> Ticket:
-        """A seat at the leased model. Raises RemoteProtocolError with the first reason against."""
+        """Let a job in; if its payload `is_whole`, it can take a seat at once. Raises
+        RemoteProtocolError with the first reason against it."""
         asked, granted = request.message, lease.message
         self._check_node(asked)
         model = self._check_model(asked, granted, now_ms)
@@ -134,26 +140,34 @@ class Admission:
             raise RemoteProtocolError(
                 "the deadline has passed already", code=Code.DEADLINE_EXCEEDED
             )
-        self._check_room(asked, model)
-        model.seats.take(granted.lease_id)
+        upload_bytes = 0 if is_whole else asked.payload_bytes
+        self._check_room(asked, model, upload_bytes)
         self._clients[asked.client] = self._clients.get(asked.client, 0) + 1
-        self._upload_bytes += asked.payload_bytes
-        return Ticket(granted.lease_id, asked.client, model, asked.payload_bytes)
+        self._uploads[asked.client] += upload_bytes
+        return Ticket(granted.lease_id, asked.client, model, upload_bytes)
 
-    def payload_arrived(self, ticket: Ticket) -> None:
-        """The payload counts against uploads no more; the worker's bounds hold from here."""
-        self._upload_bytes -= ticket.payload_bytes
+    def take_seat(self, ticket: Ticket) -> None:
+        """The payload is whole. An upload holds no seat: a slow one would keep others out. Raises
+        RemoteProtocolError (BUSY) if the seats were taken meanwhile."""
+        self._end_upload(ticket)
+        ticket.model.seats.take(ticket.lease_id)
 
-    def release(self, ticket: Ticket, *, ran_ms: float | None, had_arrived: bool) -> None:
-        """Give the seat back; the next job in the queue starts."""
-        if not had_arrived:
-            self.payload_arrived(ticket)
+    def release(self, ticket: Ticket, *, ran_ms: float | None) -> None:
+        """Let the job go; the next one in the queue starts."""
+        self._end_upload(ticket)
         remaining = self._clients[ticket.client] - 1
         if remaining:
             self._clients[ticket.client] = remaining
         else:
             del self._clients[ticket.client]
         ticket.model.seats.leave(ticket.lease_id, ran_ms=ran_ms)
+
+    def _end_upload(self, ticket: Ticket) -> None:
+        """The payload counts against uploads no more; the worker's bounds hold from here."""
+        self._uploads[ticket.client] -= ticket.upload_bytes
+        ticket.upload_bytes = 0
+        if not self._uploads[ticket.client]:
+            del self._uploads[ticket.client]
 
     def _check_node(self, asked: JobRequest) -> None:
         """What would refuse any job, or any job of this kind."""
@@ -212,13 +226,19 @@ class Admission:
             )
         return model
 
-    def _check_room(self, asked: JobRequest, model: ServedModel) -> None:
-        """Bounds across models; the model's own are its seats'."""
+    def _check_room(self, asked: JobRequest, model: ServedModel, upload_bytes: int) -> None:
+        """Bounds across models, and whether the model has a seat as things are."""
         if self._clients.get(asked.client, 0) >= self._rules.per_client_max:
             raise RemoteProtocolError(
                 f"this node runs {self._rules.per_client_max} jobs of one client at a time",
                 code=Code.BUSY,
                 retry_after_ms=model.seats.retry_after_ms,
             )
-        if self._upload_bytes + asked.payload_bytes > UPLOAD_BYTES_MAX:
+        model.seats.check_room()
+        if self._uploads.total() + upload_bytes > UPLOAD_BYTES_MAX:
             raise RemoteProtocolError("too much is being uploaded", code=Code.BUSY)
+        if (
+            upload_bytes
+            and self._uploads[asked.client] + upload_bytes > UPLOAD_BYTES_PER_CLIENT_MAX
+        ):
+            raise RemoteProtocolError("this client uploads too much at once", code=Code.BUSY)

@@ -6,8 +6,9 @@ the job (worker, client, deadline, shutdown) calls `_end`, and the task then fre
 makes the receipt durable and sends it, in that order.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -24,15 +25,23 @@ from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.keys import SigningKey
-from protocol.limits import CLOCK_SKEW_MAX_MS, LEASE_OPEN_WITHIN_MS
+from protocol.limits import CLOCK_SKEW_MAX_MS, KIB, LEASE_OPEN_WITHIN_MS
 from protocol.messages import Lease, Receipt
 from protocol.net.channels import Channel, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.transport import Stream
+from protocol.node_session import (
+    Accepted,
+    CancelRequested,
+    Countersignature,
+    NodeEvent,
+    NodeJob,
+    Opened,
+)
 from protocol.payload import derive_seed
 from protocol.pricing import Units
 from protocol.programs.log import bind_job
-from protocol.session import Accepted, CancelRequested, NodeEvent, NodeJob, Opened, Outgoing
+from protocol.session import Outgoing
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +49,11 @@ ROLE = "node"
 
 # A client countersigns within a round trip; its channel is not held open for longer than this.
 ACCEPTANCE_WITHIN_S = 5.0
+# Output that is held back waits this long for the client to sign for what it has.
+SIGN_WITHIN_S = 30.0
+# An upload may pause this long in all, and has to be this fast beside that.
+UPLOAD_PAUSE_S = 5.0
+UPLOAD_BYTES_PER_S_MIN = 128 * KIB
 # After the drain's deadline jobs are cut: signing and one durable write need no more than this.
 CUT_WITHIN_S = 5.0
 ERRORS_REMEMBERED = 20
@@ -137,20 +151,22 @@ class ServedJob:
     def __init__(self, server: JobServer, channel: Channel) -> None:
         self._server = server
         self._channel = channel
-        self._job = NodeJob()
+        self._job = NodeJob(server.key)
         self._opened_at = trio.current_time()
         self._ended_at = self._opened_at
         self._started_at: float | None = None
         self._first_output_at: float | None = None
         self._meter: Meter | None = None
         self._ticket: Ticket | None = None
-        self._has_payload = False
         self._payload = b""
         self._queue_position = 0
         self._is_accepted = False
         self._is_client_gone = False
         self._ending: Ending | None = None
+        # How the job ends once the client has signed for what is held back.
+        self._outcome: Ending | None = None
         self._work = trio.CancelScope()
+        self._signing = trio.CancelScope()
 
     async def run(self) -> None:
         """Serve the job. Raises only what is a bug."""
@@ -185,7 +201,7 @@ class ServedJob:
                 self._enter_queue()
                 await self._listen()
         except RemoteProtocolError as error:
-            self._end_with(error)
+            self._end_by_client(error)
         except NetError as error:
             self._lose_client(error)
         except trio.Cancelled:
@@ -196,37 +212,44 @@ class ServedJob:
 
     async def _wait_payload(self) -> None:
         """Until an admitted job is here as a whole. Raises RemoteProtocolError, NetError."""
-        with trio.move_on_after(LEASE_OPEN_WITHIN_MS / 1000):
+        arrived_bytes = 0
+        with trio.move_on_after(LEASE_OPEN_WITHIN_MS / 1000) as scope:
+            last_at = scope.deadline
             while True:
-                event = await self._receive()
+                frame = await self._channel.receive()
+                event = self._job.receive(frame.type, frame.body)
                 if self._meter is None:
-                    self._admit()
+                    self._admit(is_whole=isinstance(event, Opened))
                 if isinstance(event, Opened):
                     self._payload = event.payload
                     return
                 if isinstance(event, CancelRequested):
                     raise RemoteProtocolError("the client cancelled", code=Code.CANCELLED)
+                arrived_bytes += len(frame.body)
+                due_s = UPLOAD_PAUSE_S + arrived_bytes / UPLOAD_BYTES_PER_S_MIN
+                scope.deadline = min(last_at, self._opened_at + due_s)
         raise RemoteProtocolError("the payload did not arrive", code=Code.DEADLINE_EXCEEDED)
 
-    def _admit(self) -> None:
+    def _admit(self, *, is_whole: bool) -> None:
         """Judge the lease as soon as it is known. Raises RemoteProtocolError."""
         terms = self._job.terms
         if terms is None:
             raise RemoteProtocolError("a job starts with JOB_OPEN", code=Code.UNEXPECTED_FRAME)
-        request, lease = terms
+        request, lease = terms.request, terms.lease
         # This task is this job's alone, so that all it logs from here on may carry the id.
         bind_job(request.message.job_id)
         now_ms = self._server.clock.now_ms()
         self._server.admission.check_evidence(request, lease, now_ms=now_ms)
         # From here on the lease is ours, so that every ending owes a receipt, if only of nothing.
-        self._meter = Meter(lease)
-        self._ticket = self._server.admission.take_seat(request, lease, now_ms=now_ms)
+        self._meter = Meter(lease, self._job)
+        self._ticket = self._server.admission.admit(
+            request, lease, is_whole=is_whole, now_ms=now_ms
+        )
         self._work.deadline = _deadline(lease.message, now_ms)
 
     def _enter_queue(self) -> None:
         assert self._ticket is not None
-        self._has_payload = True
-        self._server.admission.payload_arrived(self._ticket)
+        self._server.admission.take_seat(self._ticket)
         seats = self._ticket.model.seats
         self._queue_position = seats.enter(self._ticket.lease_id, self._start)
         self._server.on_change()
@@ -246,19 +269,27 @@ class ServedJob:
     def _run_terms(self) -> RunTerms:
         terms = self._job.terms
         assert terms is not None
-        request, lease = terms[0], terms[1].message
+        lease = terms.lease.message
         return RunTerms(
             lease.job_id,
             lease.client,
             lease.units_max.output_tokens,
-            seed=derive_seed(request.digest),
+            seed=derive_seed(terms.request.digest),
         )
 
     async def _listen(self) -> None:
         """What the client says while the job waits or runs. Raises as `_receive`."""
-        while True:
-            if isinstance(await self._receive(), CancelRequested):
-                return self._end(Ending(Finish.CANCELLED))
+        with self._signing:
+            while True:
+                event = await self._receive()
+                if isinstance(event, CancelRequested):
+                    self._end(Ending(Finish.CANCELLED))
+                    return
+                if isinstance(event, Countersignature):
+                    self._send_all(event.frames)
+        if self._signing.cancelled_caught:
+            message = f"the client signed for no output for {SIGN_WITHIN_S:g} s"
+            self._end(Ending(Finish.CANCELLED, Code.UNSIGNED, message))
 
     async def _receive(self) -> NodeEvent | None:
         """Raises RemoteProtocolError, NetError."""
@@ -268,7 +299,7 @@ class ServedJob:
     # What the worker says. Called from its reader: quick, and never raising.
 
     def _on_event(self, event: EngineEvent) -> None:
-        if self._ending is not None:
+        if self._ending is not None or self._outcome is not None:
             return
         try:
             if isinstance(event, Produced):
@@ -276,8 +307,8 @@ class ServedJob:
             elif isinstance(event, Started):
                 self._accept(event)
             elif isinstance(event, Finished):
-                self._compare_counts(event)
-                self._end(Ending(Finish(event.reason)))
+                self._close_counts(event)
+                self._finish(Ending(Finish(event.reason)))
             else:
                 self._end(Ending(Finish.FAILED, event.code, event.message))
         except RemoteProtocolError as error:
@@ -291,29 +322,58 @@ class ServedJob:
         if self._first_output_at is None:
             self._first_output_at = trio.current_time()
         for chunk in chunks_of(event):
-            self._meter.add(chunk)
-            self._send(self._job.chunk(chunk))
+            if not self._meter.has_room_for(chunk):
+                self._finish(Ending(Finish.LENGTH))
+                return
+            self._send_all(self._job.output(chunk))
         self._ticket.model.output_tokens_done += len(event.token_ids)
 
     def _accept(self, event: Started) -> None:
         assert self._meter is not None
-        self._meter.accept(event.input_units)
-        self._is_accepted = True
-        self._send(self._job.accepted(event.input_units, queue_position=self._queue_position))
-
-    def _compare_counts(self, event: Finished) -> None:
-        assert self._meter is not None
         assert self._ticket is not None
-        if event.units != self._meter.units:
+        info = self._ticket.model.worker.info
+        self._meter.accept(event, profile=info.profile if info is not None else "")
+        self._is_accepted = True
+        accepted = self._job.accepted(
+            event.input_units,
+            queue_position=self._queue_position,
+            now_ms=self._server.clock.now_ms(),
+        )
+        self._send_all([accepted])
+
+    def _close_counts(self, event: Finished) -> None:
+        assert self._meter is not None
+        self._meter.end(event)
+        assert self._ticket is not None
+        if event.units != self._meter.produced:
             log.error(
                 "worker_miscounts",
                 lease_id=self._ticket.lease_id,
                 worker=str(event.units),
-                streamed=str(self._meter.units),
+                streamed=str(self._meter.produced),
             )
 
-    def _send(self, frame: Outgoing) -> None:
-        self._channel.send_nowait(*frame)
+    def _send_all(self, frames: Sequence[Outgoing]) -> None:
+        """Send, and note whether output now waits for the client's signature."""
+        for frame in frames:
+            self._channel.send_nowait(*frame)
+        if self._job.terms is None or not self._job.window.is_blocked:
+            self._signing.deadline = math.inf
+            if self._outcome is not None:
+                self._end(self._outcome)
+        elif self._signing.deadline == math.inf or frames:
+            self._signing.deadline = trio.current_time() + SIGN_WITHIN_S
+
+    def _finish(self, ending: Ending) -> None:
+        """The answer is complete: the slot is free, and the job ends when all of it is sent."""
+        if not self._job.window.is_blocked:
+            self._end(ending)
+            return
+        self._outcome = ending
+        self._ended_at = trio.current_time()
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            self._free(ticket)
 
     # Endings.
 
@@ -327,6 +387,12 @@ class ServedJob:
         self._ending = ending
         self._ended_at = trio.current_time()
         self._work.cancel()
+
+    def _end_by_client(self, error: RemoteProtocolError) -> None:
+        """The client broke the protocol, or sent an ERROR: once the job runs that is a cancel by
+        another name, and not free."""
+        finish = Finish.CANCELLED if self._is_accepted else Finish.FAILED
+        self._end(Ending(finish, error.code, str(error), error.retry_after_ms))
 
     def _end_with(self, error: RemoteProtocolError) -> None:
         self._end(Ending(Finish.FAILED, error.code, str(error), error.retry_after_ms))
@@ -363,7 +429,7 @@ class ServedJob:
         if self._started_at is not None:
             ran_ms = 1000 * (self._ended_at - self._started_at)
             ticket.model.jobs_done += 1
-        self._server.admission.release(ticket, ran_ms=ran_ms, had_arrived=self._has_payload)
+        self._server.admission.release(ticket, ran_ms=ran_ms)
         self._server.on_change()
 
     def _timing(self) -> Timing:
@@ -381,7 +447,7 @@ class ServedJob:
     @property
     def _job_id(self) -> str:
         terms = self._job.terms
-        return terms[0].message.job_id if terms is not None else ""
+        return terms.request.message.job_id if terms is not None else ""
 
     def _record(self, ending: Ending) -> None:
         """One line per job in the log, and failures for `capanode status`."""
@@ -420,15 +486,14 @@ class ServedJob:
         try:
             # A client that cancelled wants the receipt, not an error.
             if receipt is not None and ending.code in (None, Code.CANCELLED):
-                self._send(self._job.receipt(receipt))
+                self._channel.send_nowait(*self._job.receipt(receipt))
             else:
                 code = ending.code or Code.INTERNAL
                 message = _OUR_FAILURES.get(code, ending.message)
-                self._send(
-                    self._job.error(
-                        code, message, receipt=receipt, retry_after_ms=ending.retry_after_ms
-                    )
+                error = self._job.error(
+                    code, message, receipt=receipt, retry_after_ms=ending.retry_after_ms
                 )
+                self._channel.send_nowait(*error)
         except NetError as error:
             self._is_client_gone = True
             log.info("receipt_not_sent", error=str(error))

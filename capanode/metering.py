@@ -1,20 +1,22 @@
-"""What one job was given: counted and hashed as it is streamed, and signed for at the end.
+"""What one job was given, and the receipt for it.
 
-The client counts and hashes the same stream. So what is billed is what was streamed, never what the
-worker says that it made: the worker's own count is only compared.
+What is billed is what was sent, which `protocol.node_session` counts and hashes; never what the
+worker says that it made. Here the input is counted, and what the worker makes is held to the lease.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from capanode.engines.base import Produced
+from capanode.engines.base import Finished, Produced, Started
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import Digest
 from protocol.keys import SigningKey
 from protocol.limits import KIB
 from protocol.messages import Lease, Receipt
-from protocol.payload import Chunk, OutputDigest
+from protocol.node_session import NodeJob
+from protocol.payload import Chunk, salted_digest
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
 from protocol.session import DATA_BYTES
@@ -33,25 +35,31 @@ class Timing:
 
 
 class Meter:
-    """Counts one leased job. Raises when the job would exceed what was leased."""
+    """Counts one leased job, which `job` sends."""
 
-    def __init__(self, lease: Signed[Lease]) -> None:
+    def __init__(self, lease: Signed[Lease], job: NodeJob) -> None:
         self._lease = lease
-        self._digest = OutputDigest()
+        self._job = job
+        self._started: Started | None = None
+        self._end_token: int | None = None
+        self._profile = ""
         self._input = Units()
-        self._output_tokens = 0
+        self._produced_tokens = 0
 
     @property
     def units(self) -> Units:
         """What has been delivered."""
-        return Units(self._input.input_tokens, self._output_tokens, self._input.images)
+        return Units(self._input.input_tokens, self._job.window.sent_tokens, self._input.images)
 
     @property
-    def has_output(self) -> bool:
-        return self._output_tokens > 0
+    def produced(self) -> Units:
+        """What the worker made, sent or not."""
+        return Units(self._input.input_tokens, self._produced_tokens, self._input.images)
 
-    def accept(self, input_units: Units) -> None:
-        """Raises RemoteProtocolError if the input counts as more than the client leased."""
+    def accept(self, started: Started, *, profile: str = "") -> None:
+        """`profile` is what computes. Raises RemoteProtocolError if the input counts as more than
+        the client leased."""
+        input_units = started.input_units
         leased = self._lease.message.units_max
         if input_units.output_tokens or not input_units.fits_in(leased):
             raise RemoteProtocolError(
@@ -60,22 +68,26 @@ class Meter:
                 code=Code.INPUT_TOO_LARGE,
             )
         self._input = input_units
+        self._started, self._profile = started, profile
 
-    def add(self, chunk: Chunk) -> None:
-        """Raises RemoteProtocolError if the job asks for more output than the client leased."""
-        tokens = self._output_tokens + len(chunk.token_ids)
+    def end(self, finished: Finished) -> None:
+        self._end_token = finished.end_token
+
+    def has_room_for(self, chunk: Chunk) -> bool:
+        """False if the client leased less output than the input asks for: then the answer ends."""
+        tokens = self._produced_tokens + len(chunk.token_ids)
         if tokens > self._lease.message.units_max.output_tokens:
-            raise RemoteProtocolError(
-                "the input asks for more output than was leased", code=Code.INVALID_INPUT
-            )
-        self._output_tokens = tokens
-        self._digest.add(chunk)
+            return False
+        self._produced_tokens = tokens
+        return True
 
     def sign(
         self, key: SigningKey, finish: Finish, *, code: str, timing: Timing, now_ms: int
     ) -> Signed[Receipt]:
         """The receipt for what has been delivered."""
         granted = self._lease.message
+        terms = self._job.terms
+        assert terms is not None, "only an opened job is metered"
         return seal(
             key,
             Receipt(
@@ -88,15 +100,27 @@ class Meter:
                 model_digest=granted.model_digest,
                 units=self.units,
                 amount_nano=charge_nano(granted.price, self.units, finish),
-                output_digest=self._digest.hexdigest(),
+                output_digest=self._job.output_digest.hexdigest(),
                 finish=finish,
                 code=code,
                 queued_ms=timing.queued_ms,
                 first_output_ms=timing.first_output_ms,
                 total_ms=timing.total_ms,
                 issued_at_ms=now_ms,
+                opening=terms.opening.raw,
+                countersigned=self._job.window.countersigned,
+                input_digest=self._input_digest(terms.salt),
+                prefix_tokens=self._started.prefix_tokens if self._started else 0,
+                end_token=self._end_token,
+                profile=self._profile,
             ),
         )
+
+    def _input_digest(self, salt: bytes) -> Digest | None:
+        """Salted like all digests of a job, because a short prompt could be guessed from it."""
+        if self._started is None or not self._started.input_digest:
+            return None
+        return salted_digest(bytes.fromhex(self._started.input_digest), salt)
 
 
 def chunks_of(event: Produced) -> Iterator[Chunk]:

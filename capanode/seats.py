@@ -1,7 +1,7 @@
 """Who sits at one model: jobs that run, and jobs that wait for a slot in order of arrival.
 
-A seat is taken when a lease is admitted, before its payload has arrived: what was promised to one
-client is not promised to another. Synchronous and without I/O; deadlines are the jobs' own.
+A seat is taken when a job's payload has arrived as a whole: an upload, which its client can make as
+slow as it likes, keeps nobody else out. Synchronous and without I/O; deadlines are the jobs' own.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class Seats:
         expected_ms = self._duration_ms * (self.queued + 1) / self.slots
         return int(min(max(expected_ms, _RETRY_MS_MIN), _RETRY_MS_MAX))
 
-    def take(self, lease_id: LeaseId) -> None:
+    def check_room(self) -> None:
         """Raises RemoteProtocolError (BUSY) when all seats are taken."""
         if len(self._taken) >= self.slots + self.queue_max:
             raise RemoteProtocolError(
@@ -51,6 +51,10 @@ class Seats:
                 code=Code.BUSY,
                 retry_after_ms=self.retry_after_ms,
             )
+
+    def take(self, lease_id: LeaseId) -> None:
+        """Raises RemoteProtocolError (BUSY) when all seats are taken."""
+        self.check_room()
         self._taken.add(lease_id)
 
     def enter(self, lease_id: LeaseId, start: Callable[[], None]) -> int:

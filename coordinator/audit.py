@@ -16,6 +16,7 @@ from coordinator.db import audits
 from coordinator.db.engine import Connection
 from coordinator.db.transfers import iterate_transfers
 from coordinator.ledger.accounts import Account, AccountId, SystemAccount
+from coordinator.ledger.hash_chain import GENESIS, next_hash
 from coordinator.ledger.transfers import RecordedTransfer, Transfer, TransferCode, TransferKind
 from protocol.errors import RemoteProtocolError
 from protocol.ids import TransferId, parse_ulid
@@ -28,6 +29,7 @@ _FINDINGS_MAX = 1_000
 class Check(StrEnum):
     """What was found to be wrong."""
 
+    HASH_CHAIN_BROKEN = "hash_chain_broken"
     SEQUENCE_HAS_GAP = "sequence_has_gap"
     TIME_GOES_BACKWARDS = "time_goes_backwards"
     TRANSFER_MALFORMED = "transfer_malformed"
@@ -89,6 +91,7 @@ class _Fold:
 
     sequence: int = 0
     at_ns: int = 0
+    chain_hash: bytes = GENESIS
     previous: Transfer | None = None
     balances: dict[AccountId, _Balance] = field(default_factory=dict)
     open: dict[TransferId, Transfer] = field(default_factory=dict)
@@ -171,7 +174,19 @@ def _check_order(fold: _Fold, recorded: RecordedTransfer) -> Iterator[Finding]:
             transfer_id,
             f"{recorded.created_at_ns} ns follows {fold.at_ns} ns",
         )
+    expected = next_hash(
+        fold.chain_hash, recorded.sequence, recorded.created_at_ns, recorded.transfer
+    )
+    if recorded.chain_hash != expected:
+        yield Finding(
+            Check.HASH_CHAIN_BROKEN,
+            transfer_id,
+            f"it is not the transfer that was recorded as number {recorded.sequence}, or the one "
+            "before it is not",
+        )
     fold.sequence, fold.at_ns = recorded.sequence, recorded.created_at_ns
+    # As stored, so that one damaged transfer is one finding.
+    fold.chain_hash = recorded.chain_hash
 
 
 def _find_fault(transfer: Transfer) -> str | None:
@@ -225,9 +240,10 @@ def _find_resolution_fault(hold: Transfer | None, recorded: RecordedTransfer) ->
         return f"{transfer.amount_nano} is more than the {hold.amount_nano} of hold {hold.id}"
     if transfer.kind is not TransferKind.POST and transfer.amount_nano != hold.amount_nano:
         return f"it releases {transfer.amount_nano} of the {hold.amount_nano} of hold {hold.id}"
-    is_late = recorded.created_at_ns // 1_000_000 >= (hold.timeout_at_ms or 0)
-    if is_late != (transfer.kind is TransferKind.EXPIRE):
-        return f"its time lies on the wrong side of the timeout of hold {hold.id}"
+    # Only this way round: stamps may run ahead of the clock that judges timeouts, never behind it.
+    is_early = recorded.created_at_ns // 1_000_000 < (hold.timeout_at_ms or 0)
+    if is_early and transfer.kind is TransferKind.EXPIRE:
+        return f"it comes before the timeout of hold {hold.id}"
     return None
 
 

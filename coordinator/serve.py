@@ -60,8 +60,13 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
 
 def _make_gateway(config: Config, coordinator: Coordinator, vault: Vault) -> Gateway:
     market = LocalMarket(coordinator, ApiKeyDesk(coordinator.database, vault))
-    listening = GatewayConfig(host=config.http.host, port=config.http.port)
-    return Gateway(listening, market, Metrics())
+    gateway_config = GatewayConfig(
+        host=config.http.host,
+        port=config.http.port,
+        cors_origins=config.cors_origins,
+        metrics_public=config.metrics_public,
+    )
+    return Gateway(gateway_config, market, Metrics())
 
 
 async def _cancel_on_signal(

@@ -3,6 +3,7 @@
 How the sources are merged is in `protocol.programs.settings`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from protocol.ids import Digest, is_digest
 from protocol.limits import LIST_ITEMS_MAX
 from protocol.money import BASIS_POINTS
-from protocol.programs.kinds import ADDRESSES, PATH, TEXT, Kind, choice, count
+from protocol.programs.kinds import ADDRESSES, PATH, SWITCH, TEXT, Kind, choice, count, read_items
 from protocol.programs.log import LEVELS, LogFormat
 from protocol.programs.settings import InDataDir, resolve_settings, setting
 
@@ -50,6 +51,17 @@ def read_catalogue(raw: Any) -> dict[str, frozenset[Digest]]:
     return catalogue
 
 
+def read_origins(raw: Any) -> tuple[str, ...]:
+    origins = tuple(read_items(raw, ","))
+    if not all(o == "*" or _ORIGIN.fullmatch(o) for o in origins):
+        raise ValueError("origins such as https://chat.example, or * for any")
+    return origins
+
+
+# As browsers send it: no path, not even a slash at the end.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]{1,255}")
+
+ORIGINS = Kind(read_origins, "origins of web pages", is_list=True)
 HTTP_ADDRESS = Kind(read_http_address, "HOST:PORT")
 CATALOGUE = Kind(read_catalogue, "names with manifest digests", has_flag=False)
 
@@ -76,6 +88,17 @@ class Config:
         HttpAddress("127.0.0.1", 8080),
         HTTP_ADDRESS,
         "Where the OpenAI-compatible gateway listens. Put TLS in front of it before you open it.",
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (),
+        ORIGINS,
+        "Web pages that may call the gateway from a browser; * for any.",
+        example='["https://chat.example"]',
+    )
+    metrics_public: bool = setting(
+        False,
+        SWITCH,
+        "Whether GET /metrics answers other machines than this one.",
     )
     database: str = setting(
         InDataDir(lambda data_dir: f"sqlite:///{data_dir / 'books.sqlite'}", "books.sqlite"),

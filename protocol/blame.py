@@ -19,6 +19,7 @@ _CLIENTS_FAULT = frozenset(
         Code.INVALID_IMAGE,
         Code.IMAGE_TOO_LARGE,
         Code.POISON_INPUT,
+        Code.UNSIGNED,
     }
 )
 # What a client can bring about at will: by what it sends, and by when.

@@ -76,6 +76,30 @@ def open_envelope(raw: bytes, message_type: type[M], *, signer: PeerId | None = 
     return Signed(decode(message_type, body), actual_signer, sha256_digest(content), raw)
 
 
+def open_vouched(raw: bytes, message_type: type[M], *, digest: Digest) -> Signed[M]:
+    """Read a message that a verified message names by `digest`: its signature was checked by who
+    signed that one, and is not checked again. Raises as `open_envelope`, and DIGEST_MISMATCH."""
+    kind, public_key, body, _ = _split(raw)
+    actual_digest = sha256_digest(_signed_content(kind, body))
+    if kind != message_type.KIND or actual_digest != digest:
+        raise RemoteProtocolError(
+            f"this is not the {message_type.KIND} that was named", code=Code.DIGEST_MISMATCH
+        )
+    signer = peer_id_from_public_key(public_key)
+    return Signed(decode(message_type, body), signer, digest, raw)
+
+
+def read_unverified(raw: bytes, message_type: type[M]) -> M:
+    """The body alone, of evidence that is verified if it is ever used. Raises as `open_envelope`,
+    but for the signature."""
+    kind, _, body, _ = _split(raw)
+    if kind != message_type.KIND:
+        raise RemoteProtocolError(
+            f"expected a {message_type.KIND}, got a {kind[:32]!r}", code=Code.MALFORMED
+        )
+    return decode(message_type, body)
+
+
 def _signed_content(kind: str, body: bytes) -> bytes:
     return _DOMAIN + kind.encode() + b"\0" + body
 

@@ -55,6 +55,9 @@ class Code(OpenVocabulary):
     INVALID_IMAGE = "invalid_image"
     IMAGE_TOO_LARGE = "image_too_large"
     POISON_INPUT = "poison_input"
+    # The stream is wrong.
+    UNSIGNED = "unsigned"
+    EMPTY_OUTPUT = "empty_output"
     # The node cannot do it now.
     BUSY = "busy"
     DRAINING = "draining"

@@ -34,6 +34,8 @@ class FrameType(IntEnum):
     JOB_ACCEPTANCE = 25
     JOB_CANCEL = 26
     JOB_ERROR = 27
+    JOB_PROGRESS = 28
+    JOB_COUNTERSIGN = 29
 
 
 _TYPES = {int(member): member for member in FrameType}

@@ -1,5 +1,8 @@
 """What goes into a job and what comes out of it: the bytes behind `payload_digest`.
 
+Digests of payloads and outputs are salted: a coordinator sees the digests, and could guess a short
+text from one. The salt is the client's, and travels to the node with the payload.
+
 The client encodes an input, the sandboxed worker decodes it: a node's trusted parent only checks
 its size and digest. Bounds here are the wire's; a model's own (context length) are its engine's.
 """
@@ -16,6 +19,7 @@ from protocol.limits import (
     LABELS_MAX,
     NAME_CHARS_MAX,
     PAYLOAD_BYTES_MAX,
+    SALT_BYTES,
     STOP_CHARS_MAX,
     STOP_STRINGS_MAX,
     TOKENS_MAX,
@@ -172,13 +176,36 @@ def tokens_digest(sequences: Sequence[Sequence[int]], *, prefix_tokens: int = 0)
     return Digest(digest.hexdigest())
 
 
+@dataclass(frozen=True, slots=True)
+class SaltedPayload:
+    """A job's input as its client keeps it, through all attempts."""
+
+    data: bytes
+    salt: bytes
+
+    def __post_init__(self) -> None:
+        _check(len(self.salt) == SALT_BYTES, f"a salt has {SALT_BYTES} bytes")
+
+    @property
+    def digest(self) -> Digest:
+        return salted_digest(self.data, self.salt)
+
+
+def salted_digest(payload: bytes | bytearray, salt: bytes) -> Digest:
+    """sha256(salt + payload): what a job request pins."""
+    digest = hashlib.sha256(salt)
+    digest.update(payload)
+    return Digest(digest.hexdigest())
+
+
 class OutputDigest:
     """A running digest of an answer: equal on both sides however it was cut into chunks.
 
-    sha256(sha256(token ids as big-endian u32) + sha256(text as UTF-8) + sha256(data)).
+    sha256(salt + sha256(token ids as big-endian u32) + sha256(text as UTF-8) + sha256(data)).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, salt: bytes) -> None:
+        self._salt = salt
         self._tokens = hashlib.sha256()
         self._text = hashlib.sha256()
         self._data = hashlib.sha256()
@@ -192,5 +219,5 @@ class OutputDigest:
             self._data.update(chunk.data)
 
     def hexdigest(self) -> Digest:
-        parts = self._tokens.digest() + self._text.digest() + self._data.digest()
-        return Digest(hashlib.sha256(parts).hexdigest())
+        parts = (self._salt, self._tokens.digest(), self._text.digest(), self._data.digest())
+        return Digest(hashlib.sha256(b"".join(parts)).hexdigest())

@@ -1,36 +1,56 @@
-"""One leased job between a client and a node, without I/O.
+"""One leased job between a client and a node, without I/O: the frames, and the client's half.
 
-    client                                  node
-    JOB_OPEN(request, lease, payload…) ──▶
-    JOB_DATA* (rest of the payload)    ──▶
-                                       ◀──  JOB_ACCEPTED(input units, place in the queue)
-                                       ◀──  JOB_CHUNK* (token ids and text, or data)
-    JOB_CANCEL (at any time)           ──▶
-                                       ◀──  JOB_RECEIPT, or JOB_ERROR with a receipt if one is due
-    JOB_ACCEPTANCE                     ──▶
+    client                                          node
+    JOB_OPEN(request, lease, opening, payload…) ──▶
+    JOB_DATA* (rest of the payload)             ──▶
+                                                ◀──  JOB_ACCEPTED(admission, place in the queue)
+                                                ◀──  JOB_CHUNK* (token ids and text, or data)
+                                                ◀──  JOB_PROGRESS (at first output, every window)
+    JOB_COUNTERSIGN (for each progress)         ──▶
+    JOB_CANCEL (at any time)                    ──▶
+                                                ◀──  JOB_RECEIPT, or JOB_ERROR with a receipt if due
+    JOB_ACCEPTANCE                              ──▶
 
-Both classes eat frames, keep `protocol.job_state`'s state, and return what happened. They check
-what can be checked without a clock; the caller brings time, keys and sockets.
+The node's half is `protocol.node_session`. Both eat frames, keep `protocol.job_state`'s state, and
+return what happened. They check what can be checked without a clock; the caller brings time, keys
+and sockets.
 """
 
 from dataclasses import dataclass
 
 from protocol.codec import decode, encode
+from protocol.countersigning import (
+    Delivery,
+    JobAdmission,
+    JobOpening,
+    check_admission,
+    terms_of,
+)
 from protocol.endings import FINISH_RULES
-from protocol.envelope import Signed, open_envelope, seal
+from protocol.envelope import Signed, open_envelope, read_unverified, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
-from protocol.ids import sha256_digest
 from protocol.job_state import JobEvent, JobState, next_state
 from protocol.keys import SigningKey
-from protocol.limits import KIB, MESSAGE_CHARS_MAX, OUTPUT_BYTES_MAX, SIGNED_BYTES_MAX
+from protocol.limits import (
+    KIB,
+    MESSAGE_CHARS_MAX,
+    OUTPUT_BYTES_MAX,
+    SALT_BYTES,
+    SIGNED_BYTES_MAX,
+)
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
-from protocol.payload import Chunk, OutputDigest
+from protocol.payload import Chunk, OutputDigest, SaltedPayload
 from protocol.pricing import Units
-from protocol.receipts import check_acceptance, check_receipt
+from protocol.receipts import check_receipt
+from protocol.windows import ChainReader, ClientChains, parse_progress
 
 # Small pieces let other jobs' tokens pass between them; see limits.FRAME_BYTES_MAX.
 DATA_BYTES = 128 * KIB
+
+# Tokens in a row that add no text: parts of characters, and tokens that are never shown. A stop
+# string may be held back on top.
+EMPTY_TOKENS_MAX = 64
 
 # Type and body of a frame; the caller knows the channel.
 Outgoing = tuple[FrameType, bytes]
@@ -38,18 +58,26 @@ Outgoing = tuple[FrameType, bytes]
 
 @dataclass(frozen=True, slots=True)
 class OpenBody:
-    """JOB_OPEN: both envelopes as signed, and the first piece of the payload."""
+    """JOB_OPEN: three envelopes as signed, the salt of the job's digests, and the first piece of
+    the payload."""
 
     request: bytes
     lease: bytes
+    opening: bytes
+    salt: bytes
     payload: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.salt) != SALT_BYTES:
+            raise ValueError(f"a salt has {SALT_BYTES} bytes")
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedBody:
-    """JOB_ACCEPTED: what the input counts as, and how many jobs are ahead in the queue."""
+    """JOB_ACCEPTED: the node's `JobAdmission` as signed, and how many jobs were ahead in the
+    queue."""
 
-    input_units: Units
+    admission: bytes
     queue_position: int
 
 
@@ -66,6 +94,21 @@ class JobErrorBody:
     def __post_init__(self) -> None:
         if len(self.message) > MESSAGE_CHARS_MAX or len(self.receipt) > SIGNED_BYTES_MAX:
             raise ValueError("the error is too long")
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The node runs the job, and counts its input as this."""
+
+    input_units: Units
+    queue_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowReached:
+    """The node signed for what it has sent; `frames` are our countersignature, to be sent."""
+
+    frames: tuple[Outgoing, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +129,37 @@ class Refused:
     ended: Ended | None
 
 
-ClientEvent = AcceptedBody | Chunk | Ended | Refused
+ClientEvent = Admitted | Chunk | WindowReached | Ended | Refused
 
 
 class ClientJob:
-    """The client's half of a job: sends the input, counts the output, judges the receipt."""
+    """The client's half of a job: sends the input, counts and signs for the output, judges the
+    receipt. `stop_bytes` is the longest stop string: a node holds as much text back."""
 
-    def __init__(self, request: Signed[JobRequest], lease: Signed[Lease], payload: bytes) -> None:
+    def __init__(
+        self,
+        request: Signed[JobRequest],
+        lease: Signed[Lease],
+        payload: SaltedPayload,
+        key: SigningKey,
+        *,
+        stop_bytes: int = 0,
+    ) -> None:
         self.state = JobState.LEASED
         self._request = request
         self._lease = lease
         self._payload = payload
-        self._digest = OutputDigest()
+        self._key = key
+        self._terms = terms_of(lease.message)
+        self._chains = ClientChains(key, lease.digest, self._terms)
+        self._is_stream = lease.message.units_max.output_tokens > 0
+        self._empty_tokens_max = EMPTY_TOKENS_MAX + stop_bytes
+        self._progress: ChainReader | None = None
+        self._digest = OutputDigest(payload.salt)
         self._input_units = Units()
         self._output_tokens = 0
         self._output_bytes = 0
+        self._empty_tokens = 0
 
     @property
     def units(self) -> Units:
@@ -121,14 +180,26 @@ class ClientJob:
         """A failure before the first output is free; a job that we cancelled is not."""
         return self._output_tokens > 0 or self.state is JobState.CANCELLING
 
-    def open(self) -> list[Outgoing]:
+    def open(self, *, now_ms: int) -> list[Outgoing]:
         """The frames that start the job."""
         self._advance(JobEvent.OPEN)
-        head = OpenBody(self._request.raw, self._lease.raw, self._payload[:DATA_BYTES])
+        opening = seal(
+            self._key,
+            JobOpening(
+                lease_digest=self._lease.digest,
+                client=self._key.peer_id,
+                node=self._lease.message.node,
+                input_anchor=self._chains.input_anchor,
+                output_anchor=self._chains.output_anchor,
+                issued_at_ms=now_ms,
+            ),
+        )
+        data, salt = self._payload.data, self._payload.salt
+        head = OpenBody(self._request.raw, self._lease.raw, opening.raw, salt, data[:DATA_BYTES])
         frames = [(FrameType.JOB_OPEN, encode(head))]
         frames += [
-            (FrameType.JOB_DATA, self._payload[start : start + DATA_BYTES])
-            for start in range(DATA_BYTES, len(self._payload), DATA_BYTES)
+            (FrameType.JOB_DATA, data[start : start + DATA_BYTES])
+            for start in range(DATA_BYTES, len(data), DATA_BYTES)
         ]
         return frames
 
@@ -143,6 +214,8 @@ class ClientJob:
         """Raises RemoteProtocolError on anything that a correct node does not send."""
         if frame_type is FrameType.JOB_CHUNK:
             return self._receive_chunk(decode(Chunk, body))
+        if frame_type is FrameType.JOB_PROGRESS:
+            return self._receive_progress(body)
         if frame_type is FrameType.JOB_ACCEPTED:
             return self._receive_accepted(decode(AcceptedBody, body))
         if frame_type is FrameType.JOB_RECEIPT:
@@ -155,14 +228,14 @@ class ClientJob:
             f"a node does not send {frame_type.name} here", code=Code.UNEXPECTED_FRAME
         )
 
-    def acceptance(self, ended: Ended, key: SigningKey, *, now_ms: int) -> Signed[Acceptance]:
+    def acceptance(self, ended: Ended, *, now_ms: int) -> Signed[Acceptance]:
         """Countersign with our own counts, whether they agree or not."""
         return seal(
-            key,
+            self._key,
             Acceptance(
                 receipt_digest=ended.receipt.digest,
                 lease_id=self._lease.message.lease_id,
-                client=key.peer_id,
+                client=self._key.peer_id,
                 units=self.units,
                 output_digest=self._digest.hexdigest(),
                 agrees=ended.agrees,
@@ -170,18 +243,36 @@ class ClientJob:
             ),
         )
 
+    def delivery(self, code: Code, *, now_ms: int) -> Signed[Delivery]:
+        """Our word on a job that ended without a receipt."""
+        return seal(
+            self._key,
+            Delivery(
+                lease_id=self._lease.message.lease_id,
+                lease_digest=self._lease.digest,
+                client=self._key.peer_id,
+                units=self.units_owed,
+                output_digest=self._digest.hexdigest(),
+                code=code.value,
+                issued_at_ms=now_ms,
+            ),
+        )
+
     def _advance(self, event: JobEvent) -> None:
         self.state = next_state(self.state, event)
 
-    def _receive_accepted(self, accepted: AcceptedBody) -> AcceptedBody:
+    def _receive_accepted(self, accepted: AcceptedBody) -> Admitted:
         self._advance(JobEvent.ACCEPT)
-        units_max = self._lease.message.units_max
-        if accepted.input_units.output_tokens or not accepted.input_units.fits_in(units_max):
+        admission = read_unverified(accepted.admission, JobAdmission)
+        check_admission(admission, self._lease)
+        counted, units_max = admission.input_units, self._lease.message.units_max
+        if counted.output_tokens or not counted.fits_in(units_max):
             raise RemoteProtocolError(
                 "the node counts more input than the lease allows", code=Code.RECEIPT_MISMATCH
             )
-        self._input_units = accepted.input_units
-        return accepted
+        self._input_units = counted
+        self._progress = ChainReader(admission.anchor, self._terms.output_links)
+        return Admitted(counted, accepted.queue_position)
 
     def _receive_chunk(self, chunk: Chunk) -> Chunk:
         self._advance(JobEvent.OUTPUT)
@@ -196,9 +287,31 @@ class ClientJob:
             raise RemoteProtocolError(
                 "the node sends more bytes than an answer may have", code=Code.FRAME_TOO_LARGE
             )
+        empty_tokens = 0 if chunk.text else self._empty_tokens + len(chunk.token_ids)
+        if empty_tokens > self._empty_tokens_max:
+            # Nor are the tokens before it that showed no text.
+            self._output_tokens -= self._empty_tokens
+            raise RemoteProtocolError(
+                f"the node sends {empty_tokens} tokens without a text", code=Code.EMPTY_OUTPUT
+            )
         self._output_tokens, self._output_bytes = tokens, output_bytes
+        self._empty_tokens = empty_tokens
         self._digest.add(chunk)
         return chunk
+
+    def _receive_progress(self, body: bytes) -> WindowReached:
+        progress = parse_progress(body)
+        if self._progress is None or not self._output_tokens:
+            raise RemoteProtocolError("progress before output", code=Code.UNEXPECTED_FRAME)
+        if progress.index <= self._progress.index:
+            raise RemoteProtocolError("progress was told twice", code=Code.UNEXPECTED_FRAME)
+        if progress.index > self._terms.output_index(self._output_tokens):
+            raise RemoteProtocolError(
+                "the node signs for more than it has sent", code=Code.RECEIPT_MISMATCH
+            )
+        self._progress.advance(progress.index, progress.link)
+        links = self._chains.countersign(self.units)
+        return WindowReached(((FrameType.JOB_COUNTERSIGN, links.pack()),))
 
     def _receive_error(self, error: JobErrorBody) -> Refused:
         ended = self._judge(error.receipt, is_error=True) if error.receipt else None
@@ -215,128 +328,3 @@ class ClientJob:
             self._input_units = Units()
         agrees = (billed.units, billed.output_digest) == (self.units, self._digest.hexdigest())
         return Ended(receipt, agrees)
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """Request, lease and the whole payload have arrived; signatures and digest are right."""
-
-    request: Signed[JobRequest]
-    lease: Signed[Lease]
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class CancelRequested:
-    """The client wants no more; a receipt for what was delivered is due."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """The client's countersignature; `agrees` is its verdict."""
-
-    acceptance: Signed[Acceptance]
-
-
-NodeEvent = Opened | CancelRequested | Accepted
-
-
-class NodeJob:
-    """The node's half: collects the input, then frames what the caller produces."""
-
-    def __init__(self) -> None:
-        self.state = JobState.LEASED
-        self._request: Signed[JobRequest] | None = None
-        self._lease: Signed[Lease] | None = None
-        self._receipt: Signed[Receipt] | None = None
-        self._payload = bytearray()
-
-    @property
-    def terms(self) -> tuple[Signed[JobRequest], Signed[Lease]] | None:
-        """Request and lease, known from JOB_OPEN on: to be judged before more payload is taken."""
-        if self._request is None or self._lease is None:
-            return None
-        return self._request, self._lease
-
-    def receive(self, frame_type: FrameType, body: bytes) -> NodeEvent | None:
-        """What the frame completes, or None. Raises RemoteProtocolError."""
-        if frame_type is FrameType.JOB_OPEN:
-            return self._receive_open(decode(OpenBody, body))
-        if frame_type is FrameType.JOB_DATA:
-            return self._receive_data(body)
-        if frame_type is FrameType.JOB_CANCEL:
-            return self._receive_cancel()
-        if frame_type is FrameType.JOB_ACCEPTANCE:
-            return self._receive_acceptance(body)
-        raise RemoteProtocolError(
-            f"a client does not send {frame_type.name} here", code=Code.UNEXPECTED_FRAME
-        )
-
-    def accepted(self, input_units: Units, *, queue_position: int) -> Outgoing:
-        self.state = next_state(self.state, JobEvent.ACCEPT)
-        return FrameType.JOB_ACCEPTED, encode(AcceptedBody(input_units, queue_position))
-
-    def chunk(self, chunk: Chunk) -> Outgoing:
-        self.state = next_state(self.state, JobEvent.OUTPUT)
-        return FrameType.JOB_CHUNK, encode(chunk)
-
-    def receipt(self, receipt: Signed[Receipt]) -> Outgoing:
-        self.state = next_state(self.state, JobEvent.RECEIPT)
-        self._receipt = receipt
-        return FrameType.JOB_RECEIPT, receipt.raw
-
-    def error(
-        self,
-        code: Code,
-        message: str,
-        *,
-        receipt: Signed[Receipt] | None,
-        retry_after_ms: int | None = None,
-    ) -> Outgoing:
-        """End the job with an error, and with a receipt once the lease was verified."""
-        event = JobEvent.REFUSE if receipt is None else JobEvent.RECEIPT
-        self.state = next_state(self.state, event)
-        self._receipt = receipt
-        raw = receipt.raw if receipt is not None else b""
-        body = JobErrorBody(code, message[:MESSAGE_CHARS_MAX], retry_after_ms, raw)
-        return FrameType.JOB_ERROR, encode(body)
-
-    def _receive_open(self, body: OpenBody) -> Opened | None:
-        self.state = next_state(self.state, JobEvent.OPEN)
-        self._request = open_envelope(body.request, JobRequest)
-        self._lease = open_envelope(body.lease, Lease)
-        return self._collect(body.payload)
-
-    def _receive_data(self, piece: bytes) -> Opened | None:
-        if self.state is not JobState.OPENED or not piece:
-            raise RemoteProtocolError("payload is not due now", code=Code.UNEXPECTED_FRAME)
-        return self._collect(piece)
-
-    def _collect(self, piece: bytes) -> Opened | None:
-        if self._request is None or self._lease is None:
-            raise RemoteProtocolError("payload before its request", code=Code.UNEXPECTED_FRAME)
-        request = self._request.message
-        self._payload += piece
-        if len(self._payload) < request.payload_bytes:
-            return None
-        payload = bytes(self._payload)
-        self._payload.clear()
-        if sha256_digest(payload) != request.payload_digest:
-            raise RemoteProtocolError(
-                "the payload is not the one that the request pins", code=Code.DIGEST_MISMATCH
-            )
-        return Opened(self._request, self._lease, payload)
-
-    def _receive_cancel(self) -> CancelRequested | None:
-        # A cancel that crosses our last frame is no mistake: there is nothing left to cancel.
-        if self.state in (JobState.ENDED, JobState.REFUSED):
-            return None
-        self.state = next_state(self.state, JobEvent.CANCEL)
-        return CancelRequested()
-
-    def _receive_acceptance(self, body: bytes) -> Accepted:
-        if self._receipt is None:
-            raise RemoteProtocolError("an acceptance without a receipt", code=Code.UNEXPECTED_FRAME)
-        acceptance = open_envelope(body, Acceptance, signer=self._receipt.message.client)
-        check_acceptance(acceptance, self._receipt)
-        return Accepted(acceptance)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from protocol.codec import decode
+from protocol.errors import Code, RemoteProtocolError
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, GenerationInput, ImageInput, JobInput
 
@@ -43,5 +44,9 @@ TASKS: Mapping[Task, TaskSpec] = {
 
 
 def decode_input(task: Task, payload: bytes) -> JobInput:
-    """Raises RemoteProtocolError if the payload is not an input for this task."""
-    return decode(TASKS[task].input_type, payload)
+    """Raises RemoteProtocolError (INVALID_INPUT) if the payload is not an input for this task: the
+    frames that brought it are in order, so that it is not `malformed`."""
+    try:
+        return decode(TASKS[task].input_type, payload)
+    except RemoteProtocolError as error:
+        raise RemoteProtocolError(str(error), code=Code.INVALID_INPUT) from None

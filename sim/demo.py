@@ -260,7 +260,7 @@ def _show_books(network: LocalNetwork, say: Say) -> None:
     accounts = json.loads(run_command("coordinator", "accounts", "show", data_dir, "--json"))
     # By kind: who paid, who earned, who took the fee.
     for account in sorted(accounts, key=itemgetter("kind")):
-        if account["id"] not in ("issuance", "escrow"):
+        if account["id"] not in ("issuance", "escrow", "goodwill"):
             name = account["name"] or account["id"][-8:]
             say(f"  {account['kind']:<7} {name:<10} {format_credits(account['posted_nano']):>14}")
     _say_indented(run_command("coordinator", "ledger", "audit", data_dir), say)

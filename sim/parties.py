@@ -9,7 +9,13 @@ from coordinator.app import MarketRules
 from coordinator.db.accounts import list_accounts, open_account
 from coordinator.db.engine import Connection
 from coordinator.db.writer import post_one
-from coordinator.ledger.accounts import Account, AccountKind, SystemAccount, account_of
+from coordinator.ledger.accounts import (
+    SYSTEM_ACCOUNTS,
+    Account,
+    AccountKind,
+    SystemAccount,
+    account_of,
+)
 from coordinator.ledger.postings import credit
 from protocol.clock import Clock
 from protocol.ids import ULID_ENTROPY_BYTES, PeerId, TransferId, new_ulid
@@ -97,14 +103,12 @@ def make_parties(options: WorldOptions, rng: random.Random, trace: Trace) -> Par
 def read_balances(conn: Connection) -> Balances:
     """What the coordinator's books say, as the plain numbers that the auditor compares."""
     accounts = {account.id: account for account in list_accounts(conn, limit=1_000)}
-    system = {
-        name: accounts.pop(name)
-        for name in (SystemAccount.ISSUANCE, SystemAccount.ESCROW, SystemAccount.OPERATOR)
-    }
+    system = {account.id: accounts.pop(account.id) for account in SYSTEM_ACCOUNTS}
+    gifts_nano = system[SystemAccount.GOODWILL].posted_nano
     return Balances(
         posted_nano={account.id: account.posted_nano for account in accounts.values()},
         held_nano={account.id: account.held_nano for account in accounts.values()},
-        operator_nano=system[SystemAccount.OPERATOR].posted_nano,
+        operator_nano=system[SystemAccount.OPERATOR].posted_nano + gifts_nano,
         escrow_nano=system[SystemAccount.ESCROW].posted_nano,
     )
 

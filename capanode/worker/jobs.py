@@ -68,6 +68,8 @@ class _Job:
     sink: EventSink
     allowance: Allowance
     is_started: bool = False
+    # Waits to be run again: the process does not have it.
+    is_parked: bool = False
 
 
 @dataclass(slots=True)
@@ -138,7 +140,7 @@ class JobBook:
                     raise WorkerProtocolError("a cancelled job answers without end")
                 continue
             job = jobs.get(event.job_id)
-            if job is None:
+            if job is None or job.is_parked:
                 raise WorkerProtocolError("the worker speaks of a job that it does not have")
             if isinstance(event, Produced):
                 if not job.is_started:
@@ -167,6 +169,10 @@ class JobBook:
     def drop(self, job_id: str) -> None:
         """Forget a job that its worker does not have: there is nothing to confirm."""
         self._jobs.pop(job_id, None)
+
+    def park(self, job_id: str) -> None:
+        """Keep a live job whose process is gone until `rerun`."""
+        self._jobs[job_id].is_parked = True
 
     def rerun(self, job_id: str, terms: RunTerms) -> None:
         """Expect a live job's events from the beginning: another process runs it."""

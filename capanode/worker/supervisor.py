@@ -253,6 +253,8 @@ class WorkerSupervisor:
                 return _Verdict(((run, poisoned),), by_input=True, was_trial=run is on_trial)
         suspects = suspects_of(runs) if is_by_crash and len(runs) > 1 else ()
         self._runs.put_on_trial(suspects)
+        for run in suspects:
+            self._book.park(run.job_id)
         return _Verdict(tuple((run, ending) for run in runs if run not in suspects))
 
     async def _pause(self, ending: Ending, verdict: "_Verdict", pause_s: float) -> None:

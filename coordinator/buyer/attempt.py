@@ -6,6 +6,7 @@ decided in `purchase`.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -13,19 +14,27 @@ import trio
 from coordinator.buyer.errors import JobFailed
 from protocol.blame import Observation, blame_for
 from protocol.clock import Clock
+from protocol.countersigning import Delivery
 from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import Frame
 from protocol.grants import Granted
 from protocol.ids import Digest, JobId, PeerId
-from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Receipt
 from protocol.net.errors import NetError
 from protocol.net.pool import Channel
 from protocol.payload import Chunk
 from protocol.pricing import PriceSheet, Units
-from protocol.session import AcceptedBody, ClientEvent, ClientJob, Ended, Outgoing, Refused
+from protocol.session import (
+    Admitted,
+    ClientEvent,
+    ClientJob,
+    Ended,
+    Outgoing,
+    Refused,
+    WindowReached,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +76,18 @@ class Attempt:
         channel: Channel,
         granted: Granted,
         *,
-        key: SigningKey,
         clock: Clock,
         deadline: float,
     ) -> None:
         self._job = job
         self._channel = channel
         self._granted = granted
-        self._key = key
         self._clock = clock
         self._deadline = deadline
         self._started_at = trio.current_time()
         self._first_output_at: float | None = None
         self._held_back: Chunk | None = None
-        self._accepted = AcceptedBody(Units(), 0)
+        self._accepted = Admitted(Units(), 0)
         self._failure: JobFailed | None = None
         self._is_given_up = False
         self.result: AttemptResult | None = None
@@ -151,6 +158,11 @@ class Attempt:
     def close(self) -> None:
         self._channel.close()
 
+    def delivery(self) -> Signed[Delivery]:
+        """Our word on an attempt that ended without a receipt."""
+        code = self._failure.code if self._failure is not None else Code.CANCELLED
+        return self._job.delivery(code, now_ms=self._clock.now_ms())
+
     def observation(self) -> Observation:
         """How the node did, by our own clock."""
         first_ms = None
@@ -187,8 +199,10 @@ class Attempt:
             raise self._fail(
                 f"the node broke the protocol: {error}", error.code, is_breach=True
             ) from error
-        if isinstance(event, AcceptedBody):
+        if isinstance(event, Admitted):
             self._accepted = event
+        elif isinstance(event, WindowReached):
+            self._sign_window(event)
         elif isinstance(event, Ended):
             self._countersign(event)
         elif isinstance(event, Refused):
@@ -239,8 +253,13 @@ class Attempt:
         self._failure.job_id = self._granted.lease.message.job_id
         return self._failure
 
+    def _sign_window(self, reached: WindowReached) -> None:
+        # What a node has sent before it went is still to be received.
+        with suppress(NetError):
+            self.send(list(reached.frames))
+
     def _countersign(self, ended: Ended) -> None:
-        acceptance = self._job.acceptance(ended, self._key, now_ms=self._clock.now_ms())
+        acceptance = self._job.acceptance(ended, now_ms=self._clock.now_ms())
         billed = ended.receipt.message
         self.result = AttemptResult(
             billed.finish, billed.units, billed.amount_nano, ended.receipt, acceptance

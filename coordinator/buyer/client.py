@@ -17,11 +17,12 @@ from protocol.clock import Clock, Entropy
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
-from protocol.ids import ULID_ENTROPY_BYTES, JobId, new_ulid, sha256_digest
+from protocol.ids import ULID_ENTROPY_BYTES, JobId, new_ulid
 from protocol.keys import SigningKey
-from protocol.limits import PAYLOAD_BYTES_MAX
+from protocol.limits import PAYLOAD_BYTES_MAX, SALT_BYTES
 from protocol.messages import JobRequest
 from protocol.net.pool import StreamPool
+from protocol.payload import SaltedPayload
 
 
 class MarketClient:
@@ -56,10 +57,10 @@ class MarketClient:
             purchase.leave()
 
     def _purchase(self, spec: JobSpec, key: SigningKey) -> Purchase:
-        payload = encode(spec.job_input)
-        if len(payload) > PAYLOAD_BYTES_MAX:
+        payload = SaltedPayload(encode(spec.job_input), self._entropy(SALT_BYTES))
+        if len(payload.data) > PAYLOAD_BYTES_MAX:
             raise JobFailed(
-                f"the input has {len(payload)} bytes; up to {PAYLOAD_BYTES_MAX} can go",
+                f"the input has {len(payload.data)} bytes; up to {PAYLOAD_BYTES_MAX} can go",
                 code=Code.INPUT_TOO_LARGE,
             )
         return Purchase(
@@ -73,7 +74,9 @@ class MarketClient:
             clock=self._clock,
         )
 
-    def _sign_request(self, spec: JobSpec, key: SigningKey, payload: bytes) -> Signed[JobRequest]:
+    def _sign_request(
+        self, spec: JobSpec, key: SigningKey, payload: SaltedPayload
+    ) -> Signed[JobRequest]:
         now_ms = self._clock.now_ms()
         return seal(
             key,
@@ -83,8 +86,8 @@ class MarketClient:
                 coordinator=self._leaser.coordinator,
                 model=spec.model,
                 task=spec.task,
-                payload_digest=sha256_digest(payload),
-                payload_bytes=len(payload),
+                payload_digest=payload.digest,
+                payload_bytes=len(payload.data),
                 units_max=spec.units_max,
                 units_expected=spec.units_expected,
                 objective=spec.objective,

@@ -22,7 +22,7 @@ from protocol.keys import SigningKey
 from protocol.messages import JobRequest, Receipt
 from protocol.net.errors import NetError
 from protocol.net.pool import StreamPool
-from protocol.payload import Chunk
+from protocol.payload import Chunk, GenerationInput, JobInput, SaltedPayload
 from protocol.pricing import Units
 from protocol.session import ClientJob
 
@@ -43,7 +43,7 @@ class Purchase:
     def __init__(
         self,
         request: Signed[JobRequest],
-        payload: bytes,
+        payload: SaltedPayload,
         spec: JobSpec,
         *,
         key: SigningKey,
@@ -174,12 +174,16 @@ class Purchase:
             )
         except NetError as error:
             raise JobFailed(f"the node cannot be reached: {error}", code=Code.NODE_LOST) from error
-        job = ClientJob(self._request, lease, self._payload)
-        attempt = Attempt(
-            job, channel, granted, key=self._key, clock=self._clock, deadline=self._deadline
+        job = ClientJob(
+            self._request,
+            lease,
+            self._payload,
+            self._key,
+            stop_bytes=_longest_stop(self._spec.job_input),
         )
+        attempt = Attempt(job, channel, granted, clock=self._clock, deadline=self._deadline)
         try:
-            attempt.send(job.open())
+            attempt.send(job.open(now_ms=self._clock.now_ms()))
         except NetError as error:
             channel.close()
             raise JobFailed(f"the node takes no jobs: {error}", code=Code.NODE_LOST) from error
@@ -199,6 +203,12 @@ class Purchase:
             raise failure
         self._exclude.append(lease.node)
         self._last_failure = failure
+
+
+def _longest_stop(job_input: JobInput) -> int:
+    """In bytes: a node holds back as much text as a stop string may have begun."""
+    stops = job_input.stop if isinstance(job_input, GenerationInput) else ()
+    return max((len(stop.encode()) for stop in stops), default=0)
 
 
 def _unopened(failure: JobFailed, started_at: float) -> Observation:

@@ -7,15 +7,35 @@ import typer
 from coordinator.accounts import find_by_name
 from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
 from coordinator.db.engine import Connection
-from coordinator.db.jobs import StoredJob, find_job, list_jobs
+from coordinator.db.jobs import StoredJob, find_jobs, list_jobs
 from coordinator.db.leases import StoredLease, list_leases_of
 from coordinator.db.receipts import StoredReceipt, list_receipts_of
+from coordinator.ledger.accounts import account_of
 from protocol.ids import JobId, PeerId
 from protocol.job_state import JobState
 from protocol.money import format_credits
 from protocol.programs.output import print_facts, print_json, print_table, short, time_text
 
 app = typer.Typer(help="Jobs: list them, look at one.", no_args_is_help=True)
+
+OfAccount = Annotated[
+    str | None,
+    typer.Option("--account", help="Whose job, if several clients have chosen the same id."),
+]
+
+
+def find_the_job(conn: Connection, job_id: str, account: str | None) -> StoredJob:
+    """The job with this id, of one account if it is named. Raises CommandError, AccountError."""
+    found = find_jobs(conn, JobId(job_id))
+    if account is not None:
+        client = find_by_name(conn, account).id
+        found = [job for job in found if account_of(job.client) == client]
+    if not found:
+        raise CommandError(f"there is no job {job_id!r}: `coordinator jobs list` lists them")
+    if len(found) > 1:
+        clients = ", ".join(job.client for job in found)
+        raise CommandError(f"several clients have a job {job_id}: add --account, one of {clients}")
+    return found[0]
 
 
 @app.command("list")
@@ -34,7 +54,7 @@ def list_command(
         client = PeerId(find_by_name(conn, account).id) if account is not None else None
         older = JobId(before) if before is not None else None
         found = list_jobs(conn, client=client, state=state, before=older, limit=limit)
-        return [(job, list_receipts_of(conn, job.job_id)) for job in found]
+        return [(job, list_receipts_of(conn, job.client, job.job_id)) for job in found]
 
     found = read_books(load_config(data_dir, config_file), query)
     if as_json:
@@ -62,6 +82,7 @@ def list_command(
 @app.command()
 def show(
     job_id: Annotated[str, typer.Argument(help="The job's id.")],
+    account: OfAccount = None,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     as_json: Json = False,
@@ -70,13 +91,12 @@ def show(
 
     def query(
         conn: Connection,
-    ) -> tuple[StoredJob | None, list[StoredLease], list[StoredReceipt]]:
-        name = JobId(job_id)
-        return find_job(conn, name), list_leases_of(conn, name), list_receipts_of(conn, name)
+    ) -> tuple[StoredJob, list[StoredLease], list[StoredReceipt]]:
+        job = find_the_job(conn, job_id, account)
+        names = (job.client, job.job_id)
+        return job, list_leases_of(conn, *names), list_receipts_of(conn, *names)
 
     job, leases, receipts = read_books(load_config(data_dir, config_file), query)
-    if job is None:
-        raise CommandError(f"there is no job {job_id!r}: `coordinator jobs list` lists them")
     if as_json:
         plain = _plain_job(job, receipts)
         print_json(plain | {"attempts": [_plain_lease(lease) for lease in leases]})

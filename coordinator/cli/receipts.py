@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
+from coordinator.cli.jobs import OfAccount, find_the_job
 from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
 from coordinator.db.engine import Connection
-from coordinator.db.jobs import find_job
 from coordinator.db.leases import find_lease
 from coordinator.db.receipts import list_receipts_of
 from coordinator.settling.evidence import read_evidence, write_evidence
-from protocol.ids import JobId
 from protocol.programs.output import credits_text, print_facts, print_json
 from protocol.receipts import Evidence, verify_chain
 
@@ -21,17 +20,18 @@ app = typer.Typer(help="Receipts: export and verify them.", no_args_is_help=True
 @app.command()
 def export(
     job_id: Annotated[str, typer.Argument(help="The job's id.")],
+    account: OfAccount = None,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
 ) -> None:
     """Print the signed messages of a job's last receipt, for `receipts verify` anywhere."""
 
     def query(conn: Connection) -> str:
-        job = find_job(conn, JobId(job_id))
-        receipts = list_receipts_of(conn, JobId(job_id))
+        job = find_the_job(conn, job_id, account)
+        receipts = list_receipts_of(conn, job.client, job.job_id)
         stored = receipts[-1] if receipts else None
         lease = find_lease(conn, stored.lease_id) if stored is not None else None
-        if job is None or stored is None or lease is None:
+        if stored is None or lease is None:
             raise CommandError(f"there is no receipt for a job {job_id!r}")
         return write_evidence(job.request, lease.envelope, stored.receipt, stored.acceptance)
 

@@ -6,15 +6,17 @@ The key itself is shown once, when it is made, and cannot be recovered.
 import base64
 import hashlib
 import hmac
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, case, func, insert, literal_column, select, update
 
-from coordinator.db.bulk import BulkUpdate, Record
-from coordinator.db.schema import api_keys
+from coordinator.db.bulk import BulkQuery, BulkUpdate
+from coordinator.db.digests import row_digest
+from coordinator.db.schema import api_keys, open_holds
 from coordinator.ledger.accounts import AccountId
+from coordinator.ledger.key_budgets import KeyFunds
 from protocol.clock import Entropy
 from protocol.ids import ULID_ENTROPY_BYTES, new_ulid
 
@@ -55,6 +57,26 @@ _SPEND = BulkUpdate(
     ("amount", "key"),
 )
 
+# A sum over the key's open holds: they are jobs in flight, and the key's own only.
+_HELD_NANO = (
+    select(func.coalesce(func.sum(open_holds.c.counted_nano), literal_column("0")))
+    .where(open_holds.c.api_key_id == api_keys.c.id)
+    .scalar_subquery()
+)
+_SELECT_FUNDS = BulkQuery(
+    select(
+        api_keys.c.id,
+        api_keys.c.revoked_at_ms,
+        case(
+            (
+                api_keys.c.budget_nano.is_not(None),
+                api_keys.c.budget_nano - api_keys.c.spent_nano - _HELD_NANO,
+            )
+        ),
+    ),
+    api_keys.c.id,
+)
+
 
 def create_api_key(
     conn: Connection,
@@ -81,7 +103,9 @@ def create_api_key(
         requests_per_minute=requests_per_minute,
     )
     values = {field: getattr(key, field) for field in _FIELDS}
-    conn.execute(insert(api_keys).values(key_hash=_hash(secret), **values))
+    key_hash = _hash(secret)
+    digest = _digest(key, key_hash)
+    conn.execute(insert(api_keys).values(key_hash=key_hash, digest=digest, **values))
     return secret, key
 
 
@@ -111,21 +135,61 @@ def list_api_keys(conn: Connection, *, account: AccountId | None = None) -> list
 
 
 def revoke_api_key(conn: Connection, key_id: str, *, now_ms: int) -> bool:
-    """Nobody gets in with it any more. False if there is no such key, or it was revoked before."""
+    """Refuse the key from now on. False if there is no such key, or it was revoked before."""
+    query = select(api_keys.c.key_hash, *_COLUMNS).where(api_keys.c.id == key_id)
+    row = conn.execute(query).first()
+    if row is None or _key(row[1:]).revoked_at_ms is not None:
+        return False
+    revoked = replace(_key(row[1:]), revoked_at_ms=now_ms)
     change = (
         update(api_keys)
-        .where(api_keys.c.id == key_id, api_keys.c.revoked_at_ms.is_(None))
-        .values(revoked_at_ms=now_ms)
+        .where(api_keys.c.id == key_id)
+        .values(revoked_at_ms=now_ms, digest=_digest(revoked, row[0]))
     )
     return conn.execute(change).rowcount == 1
 
 
-def record_spending(key_id: str, amount_nano: int) -> Record:
-    """Count a charge against a key's budget, together with the capture that made it.
+def find_key_funds(conn: Connection, key_ids: Collection[str]) -> dict[str, KeyFunds]:
+    """What these keys may still hold; keys that do not exist are left out."""
+    return {
+        key_id: KeyFunds(revoked_at_ms is not None, left_nano)
+        for key_id, revoked_at_ms, left_nano in _SELECT_FUNDS.select(conn, key_ids)
+    }
+
+
+def store_spending(conn: Connection, spent_nano: Mapping[str, int]) -> None:
+    """Count what was charged to keys, together with the captures.
 
     It is never refused: what was delivered is paid. A budget is enforced when money is held.
     """
-    return Record(_SPEND, (amount_nano, key_id))
+    if spent_nano:
+        _SPEND.run(conn, [(amount_nano, key_id) for key_id, amount_nano in spent_nano.items()])
+
+
+def damaged_api_keys(conn: Connection) -> Iterator[str]:
+    """Keys whose stored values are not those that were written. What a key has spent is not among
+    them: an audit adds it up."""
+    for key_hash, digest, *row in conn.execute(
+        select(api_keys.c.key_hash, api_keys.c.digest, *_COLUMNS)
+    ):
+        key = _key(row)
+        if digest != _digest(key, key_hash):
+            yield key.id
+
+
+def _digest(key: ApiKey, key_hash: bytes) -> bytes:
+    return row_digest(
+        "api_keys",
+        key.id,
+        key.account,
+        key_hash,
+        key.prefix,
+        key.name,
+        key.created_at_ms,
+        key.revoked_at_ms,
+        key.budget_nano,
+        key.requests_per_minute,
+    )
 
 
 def _hash(secret: str) -> bytes:

@@ -1,12 +1,13 @@
 """Receipts as stored: the node's and the client's signed words, and what was paid on them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, select
 
 from coordinator.db.bulk import BulkInsert, Record
+from coordinator.db.digests import row_digest
 from coordinator.db.schema import leases, receipts
 from protocol.endings import LeaseState, ReceiptState
 from protocol.envelope import Signed
@@ -20,6 +21,7 @@ class StoredReceipt:
     """`receipt` and `acceptance` are envelopes as signed; `amount_nano` is, or will be, paid."""
 
     lease_id: LeaseId
+    client: PeerId
     job_id: JobId
     node: PeerId
     receipt: bytes
@@ -33,6 +35,7 @@ class StoredReceipt:
 
 _FIELDS = (
     "lease_id",
+    "client",
     "job_id",
     "node",
     "receipt",
@@ -42,22 +45,22 @@ _FIELDS = (
     "output_tokens",
     "images",
     "state",
-    "received_at_ms",
     "settled_at_ms",
 )
-_COLUMNS = [receipts.c[field] for field in _FIELDS]
+_COLUMNS = [*(receipts.c[field] for field in _FIELDS), receipts.c.received_at_ms]
 
 # A receipt is first stored while its client has its say, and again when it is paid. The words that
 # were paid are the ones to keep: a node may have signed others before.
 _UPSERT = BulkInsert(
     receipts,
-    _FIELDS,
+    (*_FIELDS, "digest", "received_at_ms"),
     on_conflict=(
         "ON CONFLICT (lease_id) DO UPDATE SET receipt = excluded.receipt, "
         "acceptance = excluded.acceptance, amount_nano = excluded.amount_nano, "
         "input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, "
         "images = excluded.images, state = excluded.state, "
-        "settled_at_ms = excluded.settled_at_ms WHERE receipts.state = 'pending'"
+        "settled_at_ms = excluded.settled_at_ms, digest = excluded.digest "
+        "WHERE receipts.state = 'pending'"
     ),
 )
 
@@ -72,23 +75,21 @@ def record_receipt(
 ) -> Record:
     """A receipt, or what became of one that was pending."""
     billed = receipt.message
-    return Record(
-        _UPSERT,
-        (
-            billed.lease_id,
-            billed.job_id,
-            billed.node,
-            receipt.raw,
-            acceptance.raw if acceptance is not None else None,
-            amount_nano,
-            billed.units.input_tokens,
-            billed.units.output_tokens,
-            billed.units.images,
-            state.value,
-            now_ms,
-            now_ms if state is ReceiptState.SETTLED else None,
-        ),
+    values = (
+        billed.lease_id,
+        billed.client,
+        billed.job_id,
+        billed.node,
+        receipt.raw,
+        acceptance.raw if acceptance is not None else None,
+        amount_nano,
+        billed.units.input_tokens,
+        billed.units.output_tokens,
+        billed.units.images,
+        state.value,
+        now_ms if state is ReceiptState.SETTLED else None,
     )
+    return Record(_UPSERT, (*values, row_digest("receipts", *values), now_ms))
 
 
 def find_receipt(conn: Connection, lease_id: LeaseId) -> StoredReceipt | None:
@@ -96,9 +97,14 @@ def find_receipt(conn: Connection, lease_id: LeaseId) -> StoredReceipt | None:
     return None if row is None else _receipt(row)
 
 
-def list_receipts_of(conn: Connection, job_id: JobId) -> list[StoredReceipt]:
-    """One per lease that ended with one, in order of leases' ids."""
-    query = select(*_COLUMNS).where(receipts.c.job_id == job_id).order_by(receipts.c.lease_id)
+def list_receipts_of(conn: Connection, client: PeerId, job_id: JobId) -> list[StoredReceipt]:
+    """One per lease of a client's job that ended with one, in order of attempts."""
+    query = (
+        select(*_COLUMNS)
+        .join(leases, leases.c.lease_id == receipts.c.lease_id)
+        .where(receipts.c.client == client, receipts.c.job_id == job_id)
+        .order_by(leases.c.attempt)
+    )
     return [_receipt(row) for row in conn.execute(query)]
 
 
@@ -119,10 +125,20 @@ def list_pending_receipts(
     return [_receipt(row) for row in conn.execute(query)]
 
 
+def damaged_receipts(conn: Connection) -> Iterator[LeaseId]:
+    """Receipts that are not as they were written."""
+    columns = [receipts.c[field] for field in _FIELDS]
+    for digest, *values in conn.execute(select(receipts.c.digest, *columns)):
+        if digest != row_digest("receipts", *values):
+            yield values[0]
+
+
 def _receipt(row: Sequence[Any]) -> StoredReceipt:
-    lease_id, job_id, node, receipt, acceptance, amount_nano, *units, state, received, settled = row
+    lease_id, client, job_id, node, receipt, acceptance, amount_nano, *units = row[:10]
+    state, settled, received = row[10:]
     return StoredReceipt(
         lease_id,
+        client,
         job_id,
         node,
         receipt,

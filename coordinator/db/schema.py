@@ -10,30 +10,31 @@ Traps, each met before:
 - An index on the accounts of transfers halves the ledger's rate. A statement scans instead.
 - A CHECK cannot be changed in SQLite without rebuilding its table. So only closed vocabularies have
   one; codes, tasks and job states grow with the protocol and are parsed on the way out.
+- SQLite notices a flipped bit only where it breaks the structure of a page. So each transfer has
+  the hash of all transfers up to it, and a row of another table a digest of the columns that never
+  change (`coordinator.db.digests`); an audit recomputes both.
 """
-
-from collections.abc import Iterable
-from enum import StrEnum
 
 from sqlalchemy import (
     DDL,
-    BigInteger,
     CheckConstraint,
     Column,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     Table,
     Text,
     event,
     text,
 )
 
+from coordinator.db.columns import Int64, amount, flag, one_of, sha256, stamp, ulid
 from coordinator.ledger.accounts import AccountKind
 from protocol.endings import LeaseState, ReceiptState
-from protocol.money import AMOUNT_NANO_MAX
 
 metadata = MetaData(
     naming_convention={
@@ -45,50 +46,22 @@ metadata = MetaData(
     }
 )
 
-# 64 bits on every database; SQLite's INTEGER already has them.
-Int64 = BigInteger().with_variant(Integer(), "sqlite")
-
-
-def _one_of(column: str, values: Iterable[StrEnum], *, name: str) -> CheckConstraint:
-    listed = ", ".join(f"'{value.value}'" for value in values)
-    return CheckConstraint(f"{column} IN ({listed})", name=name)
-
-
-def _amount(name: str, *, nullable: bool = False) -> Column[int]:
-    """Nano-credits or a count: 0..2^62."""
-    return Column(
-        name,
-        Int64,
-        CheckConstraint(f"{name} BETWEEN 0 AND {AMOUNT_NANO_MAX}", name=f"{name}_in_range"),
-        nullable=nullable,
-    )
-
-
-def _stamp(name: str, *, nullable: bool = False) -> Column[int]:
-    """A time; the name says the unit."""
-    return Column(name, Int64, nullable=nullable)
-
-
-def _ulid(name: str, *args: ForeignKey, primary_key: bool = False) -> Column[str]:
-    check = CheckConstraint(f"length({name}) = 26", name=f"{name}_is_ulid")
-    return Column(name, Text, *args, check, primary_key=primary_key, nullable=False)
-
-
 accounts = Table(
     "accounts",
     metadata,
     Column("id", Text, primary_key=True),
     Column("kind", Text, nullable=False),
-    Column("may_overdraw", Integer, nullable=False),
+    flag("may_overdraw"),
     # A cache: the fold of all transfers, as `coordinator ledger audit` proves.
-    _amount("debits_pending"),
-    _amount("debits_posted"),
-    _amount("credits_pending"),
-    _amount("credits_posted"),
+    amount("debits_pending"),
+    amount("debits_posted"),
+    amount("credits_pending"),
+    amount("credits_posted"),
     Column("label", Text, nullable=False),
-    _stamp("created_at_ms"),
-    _one_of("kind", AccountKind, name="kind_known"),
-    CheckConstraint("may_overdraw IN (0, 1)", name="may_overdraw_is_flag"),
+    stamp("created_at_ms"),
+    # Of an account that an operator opened or named; one that its first earning opened has no name.
+    sha256("digest", nullable=True),
+    one_of("kind", AccountKind, name="kind_known"),
     CheckConstraint(
         "may_overdraw = 1 OR debits_pending + debits_posted <= credits_posted",
         name="not_overdrawn",
@@ -101,17 +74,19 @@ transfers = Table(
     "transfers",
     metadata,
     Column("sequence", Int64, primary_key=True, autoincrement=False),
-    _stamp("created_at_ns"),
-    _ulid("id"),
+    stamp("created_at_ns"),
+    ulid("id"),
     Column("debit", Text, ForeignKey("accounts.id"), nullable=False),
     Column("credit", Text, ForeignKey("accounts.id"), nullable=False),
-    _amount("amount_nano"),
+    amount("amount_nano"),
     Column("kind", Text, nullable=False),
     Column("code", Text, nullable=False),
     Column("pending_id", Text),
-    _stamp("timeout_at_ms", nullable=True),
+    stamp("timeout_at_ms", nullable=True),
     # Not a foreign key: the books outlive the jobs, which may be pruned one day.
     Column("job_id", Text),
+    # Of this transfer and all before it (`coordinator.ledger.hash_chain`).
+    sha256("chain_hash"),
     CheckConstraint("debit <> credit", name="accounts_differ"),
     # One CASE: written with IN, it doubled the cost of an insert, because SQLite makes a table of
     # every IN list each time.
@@ -136,13 +111,35 @@ transfers = Table(
     sqlite_strict=True,
 )
 
+# What a coordinator signed of the hash chain: the transfers up to `sequence` are exactly these.
+ledger_heads = Table(
+    "ledger_heads",
+    metadata,
+    Column("sequence", Int64, primary_key=True, autoincrement=False),
+    sha256("chain_hash"),
+    stamp("signed_at_ms"),
+    Column("signer", Text, nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
 # Pending transfers without a resolution: a cache like the balances, so that neither a capture nor
 # the sweep searches the history. No index on the timeout: the table only holds jobs in flight.
 open_holds = Table(
     "open_holds",
     metadata,
     Column("transfer_id", Text, primary_key=True),
-    _stamp("timeout_at_ms"),
+    stamp("timeout_at_ms"),
+    # With how much it counts against the budget of whose API key: its amount, or the most that its
+    # job can still cost. Not a foreign key: checking one costs each hold a look-up.
+    amount("counted_nano"),
+    Column("api_key_id", Text),
+    Index(
+        "ix_open_holds_api_key_id",
+        "api_key_id",
+        sqlite_where=text("api_key_id IS NOT NULL"),
+        postgresql_where=text("api_key_id IS NOT NULL"),
+    ),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
@@ -151,7 +148,7 @@ failed_ids = Table(
     "failed_ids",
     metadata,
     Column("id", Text, primary_key=True),
-    _stamp("failed_at_ms"),
+    stamp("failed_at_ms"),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
@@ -159,22 +156,18 @@ failed_ids = Table(
 api_keys = Table(
     "api_keys",
     metadata,
-    _ulid("id", primary_key=True),
+    ulid("id", primary_key=True),
     Column("account", Text, ForeignKey("accounts.id"), nullable=False, index=True),
     # sha256 of the key. Keys carry 256 random bits, so there is nothing to guess and no salt.
-    Column(
-        "key_hash",
-        LargeBinary,
-        CheckConstraint("length(key_hash) = 32", name="key_hash_is_sha256"),
-        nullable=False,
-    ),
+    sha256("key_hash"),
     Column("prefix", Text, nullable=False),
     Column("name", Text, nullable=False),
-    _stamp("created_at_ms"),
-    _stamp("revoked_at_ms", nullable=True),
-    _amount("budget_nano", nullable=True),
-    _amount("spent_nano"),
-    _amount("requests_per_minute", nullable=True),
+    stamp("created_at_ms"),
+    stamp("revoked_at_ms", nullable=True),
+    amount("budget_nano", nullable=True),
+    amount("spent_nano"),
+    amount("requests_per_minute", nullable=True),
+    sha256("digest"),
     Index("uq_api_keys_key_hash", "key_hash", unique=True),
     sqlite_strict=True,
 )
@@ -186,47 +179,69 @@ custodial_keys = Table(
     metadata,
     Column("account", Text, ForeignKey("accounts.id"), primary_key=True),
     Column("sealed_seed", LargeBinary, nullable=False),
-    _stamp("created_at_ms"),
+    stamp("created_at_ms"),
+    sha256("digest"),
     sqlite_strict=True,
 )
 
+# Clients choose the ids of their jobs: only client and id together name one.
 jobs = Table(
     "jobs",
     metadata,
-    _ulid("job_id", primary_key=True),
     Column("client", Text, ForeignKey("accounts.id"), nullable=False),
+    ulid("job_id"),
     Column("request", LargeBinary, nullable=False),
-    Column("state", Text, nullable=False),
     Column("task", Text, nullable=False),
     Column("model_digest", Text, nullable=False),
     Column("objective", Text, nullable=False),
-    Column("api_key_id", Text, ForeignKey("api_keys.id")),
-    _stamp("created_at_ms"),
-    _stamp("ended_at_ms", nullable=True),
+    stamp("created_at_ms"),
+    sha256("digest"),
+    # The last attempt that was leased; what becomes of an earlier one cannot change `state`, unless
+    # it is paid (`coordinator.db.jobs`).
+    Column("attempt", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    stamp("ended_at_ms", nullable=True),
     # A wire code (`protocol.errors.Code`); a newer node may name one that we do not know.
     Column("error_code", Text),
-    Index("ix_jobs_client_job_id", "client", "job_id"),
+    PrimaryKeyConstraint("client", "job_id"),
+    Index("ix_jobs_job_id", "job_id"),
     sqlite_strict=True,
 )
 
 leases = Table(
     "leases",
     metadata,
-    _ulid("lease_id", primary_key=True),
-    _ulid("job_id", ForeignKey("jobs.job_id")),
+    ulid("lease_id", primary_key=True),
+    ulid("job_id"),
     Column("attempt", Integer, nullable=False),
-    Column("client", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("client", Text, nullable=False),
     Column("node", Text, nullable=False),
+    Column("coordinator", Text, nullable=False),
+    # Of the node's offer that was leased: a younger incarnation does not know this lease.
+    stamp("node_incarnation_ms"),
+    amount("window_tokens"),
+    Column("api_key_id", Text, ForeignKey("api_keys.id")),
     Column("envelope", LargeBinary, nullable=False),
-    _ulid("hold_id", ForeignKey("transfers.id")),
-    _amount("ceiling_nano"),
-    _stamp("created_at_ms"),
-    _stamp("expires_at_ms"),
+    ulid("hold_id", ForeignKey("transfers.id")),
+    amount("ceiling_nano"),
+    stamp("created_at_ms"),
+    stamp("expires_at_ms"),
+    sha256("digest"),
     Column("state", Text, nullable=False),
-    _stamp("ended_at_ms", nullable=True),
-    _one_of("state", LeaseState, name="state_known"),
+    stamp("ended_at_ms", nullable=True),
+    # The client's last signed word on its progress, as it came, and the units that it covers.
+    Column("progress", LargeBinary),
+    amount("signed_input_tokens"),
+    amount("signed_output_tokens"),
+    # What our own gateway counted of a stream that was cut, and whether we cut it.
+    amount("delivered_input_tokens", nullable=True),
+    amount("delivered_output_tokens", nullable=True),
+    amount("delivered_images", nullable=True),
+    flag("cut_by_us"),
+    ForeignKeyConstraint(["client", "job_id"], ["jobs.client", "jobs.job_id"]),
+    one_of("state", LeaseState, name="state_known"),
     CheckConstraint("(state = 'open') = (ended_at_ms IS NULL)", name="ended_unless_open"),
-    Index("ix_leases_job_id", "job_id"),
+    Index("uq_leases_client_job_id_attempt", "client", "job_id", "attempt", unique=True),
     # What a restarted coordinator has to pick up again.
     Index(
         "ix_leases_open",
@@ -240,21 +255,23 @@ leases = Table(
 receipts = Table(
     "receipts",
     metadata,
-    _ulid("lease_id", ForeignKey("leases.lease_id"), primary_key=True),
-    _ulid("job_id"),
+    ulid("lease_id", ForeignKey("leases.lease_id"), primary_key=True),
+    Column("client", Text, nullable=False),
+    ulid("job_id"),
     Column("node", Text, nullable=False),
     Column("receipt", LargeBinary, nullable=False),
     Column("acceptance", LargeBinary),
-    _amount("amount_nano"),
-    _amount("input_tokens"),
-    _amount("output_tokens"),
-    _amount("images"),
+    amount("amount_nano"),
+    amount("input_tokens"),
+    amount("output_tokens"),
+    amount("images"),
     Column("state", Text, nullable=False),
-    _stamp("received_at_ms"),
-    _stamp("settled_at_ms", nullable=True),
-    _one_of("state", ReceiptState, name="state_known"),
+    stamp("settled_at_ms", nullable=True),
+    sha256("digest"),
+    stamp("received_at_ms"),
+    one_of("state", ReceiptState, name="state_known"),
     CheckConstraint("(state = 'settled') = (settled_at_ms IS NOT NULL)", name="stamped_if_settled"),
-    Index("ix_receipts_job_id", "job_id"),
+    Index("ix_receipts_client_job_id", "client", "job_id"),
     Index(
         "ix_receipts_pending",
         "received_at_ms",

@@ -15,8 +15,10 @@ class GatewayConfig:
     body_bytes_max: int = 12 * MIB
     # A body that trickles in holds a request open; photographs over slow lines need some time.
     body_within_s: float = 60.0
-    # Each request in flight costs some tens of KiB and a hold; more than this is an overload.
+    # Each request in flight costs some tens of KiB and a hold. Shared out between accounts.
     requests_max: int = 4_096
+    # Bodies of requests in flight, in all; with its parsed form a body takes about four times that.
+    bodies_bytes_max: int = 256 * MIB
     connections_max: int = 16_384
     # The longest that one job may take, from request to the last token.
     job_within_s: float = 300.0
@@ -24,7 +26,12 @@ class GatewayConfig:
     keepalive_s: float = 10.0
     # Chunks that wait for a slow reader, beyond what the sockets hold; then the job waits for it.
     stream_chunks_max: int = 1_024
+    # A client that reads nothing of its answer for so long is disconnected.
+    reader_within_s: float = 60.0
     # How long requests in flight may go on once the gateway is told to stop.
     shutdown_within_s: float = 10.0
     # Origins whose pages may call us from a browser; "*" for any. Empty: none may.
     cors_origins: tuple[str, ...] = ()
+    # Whether GET /metrics answers other machines, too. It always answers this one, unless a proxy
+    # has passed the request on.
+    metrics_public: bool = False

@@ -33,7 +33,8 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOrder:
-    """`has_max_tokens` is False if the answer's length is ours to choose."""
+    """`has_max_tokens` is False if the answer's length is ours to choose. `input_bytes` is the size
+    of the text that is kept while the job runs."""
 
     task: ClassVar[Task] = Task.CAUSAL_LM
     # The node counted more tokens than the context leaves beside the answer.
@@ -42,6 +43,7 @@ class GenerationOrder:
     routing: Routing
     job_input: GenerationInput
     has_max_tokens: bool
+    input_bytes: int
 
     @property
     def input_param(self) -> str:
@@ -71,12 +73,14 @@ class GenerationOrder:
 
 @dataclass(frozen=True, slots=True)
 class PlainOrder:
-    """A job whose input is sent as it is. `input_param` is the request's field with the input."""
+    """A job whose input is sent as it is. `input_param` is the request's field with the input,
+    `input_bytes` the size of what is kept while the job runs."""
 
     task: Task
     input_param: str
     routing: Routing
     job_input: JobInput
+    input_bytes: int
 
     too_large_code: ClassVar[Code] = Code.INPUT_TOO_LARGE
 

@@ -1,12 +1,11 @@
 """The gateway as a component: a listening socket, the asyncio thread behind it, and their end.
 
-Stopping: no new connections, then requests in flight may finish within a deadline, then what is
-left is cancelled on the trio side and answered with an error, and only then the thread ends.
+Stopping: `drain` takes no new connections and lets requests in flight finish, `cut` cancels what is
+left on the trio side, which answers it with an error, and only then the thread ends.
 """
 
 import asyncio
 import errno
-import math
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -20,7 +19,7 @@ from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.app import GatewayApp
 from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.server_protocol import bounded_protocol
+from coordinator.gateway.http.server_protocol import ServerBounds, bounded_protocol
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
 from protocol.net.errors import AddressInUse, AddressInvalid
@@ -28,18 +27,19 @@ from protocol.programs.runtime import Runtime, system_runtime
 
 log = structlog.get_logger(__name__)
 
-# Clients keep connections in a pool; most pools, and most load balancers, drop them after a minute.
-_KEEP_ALIVE_S = 75
+# Longer than the pools of clients and proxies keep an idle connection, so that it is they who close
+# it: Go and many load balancers keep it for 90 seconds.
+_KEEP_ALIVE_S = 120
 
 # Connections that wait to be accepted while the loop is busy.
 _BACKLOG = 2_048
 
-# For answering what was cancelled at the deadline, before the thread is ended the hard way.
+# For answering what was cut, before the thread is ended the hard way.
 _LAST_WORDS_S = 2
 
 
 class Gateway:
-    """The HTTP front of a market. `run` is its whole life."""
+    """The HTTP front of a market. `run` is its whole life; it may be drained and cut before."""
 
     def __init__(
         self,
@@ -51,50 +51,70 @@ class Gateway:
         runtime = runtime or system_runtime()
         self._config = config
         self._bridge = Bridge()
-        self._app = GatewayApp(GatewayContext(self._bridge, market, metrics, config, runtime))
+        context = GatewayContext.make(self._bridge, market, metrics, config=config, runtime=runtime)
+        self._server = _Server(GatewayApp(context), config)
+        self._calls = trio.CancelScope()
+        self._ended = trio.Event()
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; `started` with the URL. Raises AddressInUse, AddressInvalid."""
+        """Serve until cancelled, then drain and cut; `started` with the URL.
+
+        Raises AddressInUse, AddressInvalid.
+        """
         with closing(open_listener(self._config.host, self._config.port)) as listener:
-            stop = trio.Event()
             async with trio.open_nursery() as nursery:
-                await nursery.start(self._serve, listener, stop)
+                await nursery.start(self._serve, listener)
                 url = _url_of(listener)
                 log.info("gateway_started", url=url)
                 task_status.started(url)
                 try:
                     await trio.sleep_forever()
                 finally:
-                    stop.set()
+                    # Shielded: a cancelled gateway still owes answers for some seconds.
+                    with trio.CancelScope(shield=True):
+                        await self.drain(within_s=self._config.shutdown_within_s)
+                        self.cut()
+                        await self._ended.wait()
+                        log.info("gateway_stopped")
+
+    async def drain(self, *, within_s: float) -> None:
+        """Take no new connections; return when every request in flight has ended, or in time."""
+        self._server.should_exit = True
+        with trio.move_on_after(within_s):
+            await self._ended.wait()
+
+    def cut(self) -> None:
+        """End what is left: its jobs are cancelled, and its clients get an error."""
+        self._server.should_exit = True
+        self._calls.cancel()
 
     async def _serve(
         self,
         listener: socket.socket,
-        stop: trio.Event,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Shielded: a cancelled gateway still owes answers, for as long as the deadline allows."""
+        """Shielded: it ends with the thread, which `cut` ends."""
         with trio.CancelScope(shield=True):
-            async with trio.open_nursery() as calls:
-                await calls.start(self._bridge.run)
-                async with trio.open_nursery() as thread:
-                    server = _Server(self._app, self._config)
-                    ended = trio.Event()
-                    await thread.start(self._run_thread, server, listener, ended)
-                    task_status.started()
-                    await stop.wait()
-                    server.should_exit = True
-                    with trio.move_on_after(self._config.shutdown_within_s):
-                        await ended.wait()
-                    calls.cancel_scope.cancel()
-        log.info("gateway_stopped")
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._run_calls)
+                await nursery.start(self._run_thread, listener)
+                task_status.started()
+                await self._ended.wait()
+                self._calls.cancel()
+
+    async def _run_calls(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with self._calls:
+            await self._bridge.run(task_status=task_status)
+        with trio.move_on_after(_LAST_WORDS_S):
+            await self._ended.wait()
+        self._server.force_exit = True
 
     async def _run_thread(
         self,
-        server: "_Server",
         listener: socket.socket,
-        ended: trio.Event,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -103,8 +123,8 @@ class Gateway:
         async def serve() -> None:
             loop = asyncio.get_running_loop()
             self._bridge.attach(loop)
-            server.on_started = lambda: token.run_sync_soon(task_status.started)
-            await server.serve(sockets=[listener])
+            self._server.on_started = lambda: token.run_sync_soon(task_status.started)
+            await self._server.serve(sockets=[listener])
 
         def run() -> None:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -114,7 +134,7 @@ class Gateway:
         # Shielded even from the calls' end: the thread is joined, never abandoned.
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(run, limiter=trio.CapacityLimiter(1))
-        ended.set()
+        self._ended.set()
 
 
 class _Server(uvicorn.Server):
@@ -125,7 +145,7 @@ class _Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(config.connections_max),
+                http=bounded_protocol(ServerBounds(config.connections_max, config.reader_within_s)),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -134,7 +154,6 @@ class _Server(uvicorn.Server):
                 proxy_headers=False,
                 backlog=_BACKLOG,
                 timeout_keep_alive=_KEEP_ALIVE_S,
-                timeout_graceful_shutdown=math.ceil(config.shutdown_within_s) + _LAST_WORDS_S,
             )
         )
 

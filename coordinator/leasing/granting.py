@@ -11,18 +11,14 @@ import structlog
 
 from coordinator.db.engine import Database
 from coordinator.db.jobs import record_job
-from coordinator.db.leases import list_leases_of, record_lease
+from coordinator.db.leases import LeaseTerms, list_leases_of, record_lease
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.receipts import ReceiptTaker
 from coordinator.leasing.registry import LeaseRegistry
-from coordinator.ledger.postings import hold
-from coordinator.ledger.refusals import (
-    OutOfFundsError,
-    PostingRefusedError,
-    UnknownAccountError,
-)
+from coordinator.ledger.postings import hold, lease_id_of
+from coordinator.ledger.refusals import IdTakenError
 from coordinator.ledger.transfers import Result
 from coordinator.market.market import Market
 from coordinator.market.matching import Candidate
@@ -31,7 +27,7 @@ from protocol.clock import Clock
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.grants import Granted, Payer
-from protocol.ids import JobId, LeaseId, PeerId, derive_ulid
+from protocol.ids import JobId, PeerId
 from protocol.keys import SigningKey
 from protocol.limits import LEASE_OPEN_WITHIN_MS
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
@@ -107,7 +103,7 @@ class LeaseDesk:
         try:
             return await self._grant(request, exclude, payer)
         except _LeasedBeforeError:
-            await self._recall(request.message.job_id)
+            await self._recall(request.message.client, request.message.job_id)
         return await self._grant(request, exclude, payer)
 
     async def _grant(
@@ -177,8 +173,7 @@ class LeaseDesk:
     ) -> Lease:
         asked = request.message
         return Lease(
-            # Derived, so that asking twice for the same attempt holds money once.
-            lease_id=LeaseId(derive_ulid(asked.job_id, f"lease/{attempt}")),
+            lease_id=lease_id_of(asked.client, asked.job_id, attempt),
             request_digest=request.digest,
             job_id=asked.job_id,
             attempt=attempt,
@@ -205,19 +200,18 @@ class LeaseDesk:
             record_job(
                 request,
                 model_digest=granted.model_digest,
-                api_key_id=opened.api_key_id,
+                attempt=granted.attempt,
                 now_ms=granted.issued_at_ms,
             ),
-            record_lease(lease, hold_id=opened.funds.hold_id, expires_at_ms=expires_at_ms),
+            record_lease(lease, LeaseTerms(opened.funds.hold_id, expires_at_ms, opened.api_key_id)),
         )
         posted = None
         try:
             posted = await self._writer.submit(
-                hold(opened.funds, timeout_at_ms=expires_at_ms), rows
+                hold(opened.funds, timeout_at_ms=expires_at_ms, api_key_id=opened.api_key_id),
+                rows,
             )
-        except (OutOfFundsError, UnknownAccountError) as error:
-            raise RemoteProtocolError(str(error), code=error.code) from error
-        except PostingRefusedError as error:
+        except IdTakenError as error:
             raise _leased_before() from error
         except CoordinatorError as error:
             raise RemoteProtocolError(str(error), code=error.code) from error
@@ -227,10 +221,10 @@ class LeaseDesk:
         if posted is not Result.CREATED:
             raise _leased_before()
 
-    async def _recall(self, job_id: JobId) -> None:
+    async def _recall(self, client: PeerId, job_id: JobId) -> None:
         """Learn from the books what an earlier process knew of a job: its client cannot know that
         we were restarted between its attempts."""
-        stored = await self._database.read(list_leases_of, job_id)
+        stored = await self._database.read(list_leases_of, client, job_id)
         if stored:
             self._leases.jobs.note(open_envelope(stored[-1].envelope, Lease).message)
 

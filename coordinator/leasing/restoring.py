@@ -12,7 +12,12 @@ async def restore_leases(database: Database, leases: LeaseRegistry, *, now_ms: i
     """Take up the leases that an earlier process left open."""
     rows = await database.read(list_open_leases)
     restored = [
-        OpenLease(open_envelope(row.envelope, Lease), row.api_key_id, has_receipt=row.has_receipt)
+        OpenLease(
+            open_envelope(row.envelope, Lease),
+            row.terms.api_key_id,
+            delivered=row.progress.delivered,
+            has_receipt=row.has_receipt,
+        )
         for row in rows
     ]
     leases.restore(restored, now_ms=now_ms)

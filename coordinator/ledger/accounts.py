@@ -24,12 +24,15 @@ class AccountKind(StrEnum):
 class SystemAccount:
     """The operator's own accounts, opened with the database."""
 
-    # The outside world: its debit balance is the money in circulation, so it alone may overdraw.
+    # The outside world: its debit balance is the money in circulation, so it may overdraw.
     ISSUANCE = AccountId("issuance")
     # Money between a client and a node: holds point here, captures pass through.
     ESCROW = AccountId("escrow")
     # The operator's fees.
     OPERATOR = AccountId("operator")
+    # What the operator pays nodes for answers that the coordinator itself cut. It may overdraw: the
+    # debit balance is what the operator has given away.
+    GOODWILL = AccountId("goodwill")
 
 
 class Account(NamedTuple):
@@ -75,6 +78,7 @@ SYSTEM_ACCOUNTS = (
     Account(SystemAccount.ISSUANCE, AccountKind.SYSTEM, may_overdraw=True),
     Account(SystemAccount.ESCROW, AccountKind.SYSTEM),
     Account(SystemAccount.OPERATOR, AccountKind.SYSTEM),
+    Account(SystemAccount.GOODWILL, AccountKind.SYSTEM, may_overdraw=True),
 )
 
 

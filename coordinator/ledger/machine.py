@@ -10,21 +10,16 @@ Invariants that hold after every call, whatever is submitted:
 Storage, time and concurrency are the writer's business (`coordinator.db.writer`).
 """
 
-import re
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from coordinator.ledger.accounts import Account, AccountId
-from coordinator.ledger.transfers import (
-    RESOLVING_KINDS,
-    TRANSIENT_RESULTS,
-    Result,
-    Transfer,
-    TransferKind,
-)
+from coordinator.ledger.hash_chain import GENESIS
+from coordinator.ledger.key_budgets import KeyBudgets, KeyedHold, KeyFunds
+from coordinator.ledger.rules import Sums, check_shape, check_sums, compare
+from coordinator.ledger.transfers import TRANSIENT_RESULTS, Result, Transfer, TransferKind
 from protocol.ids import TransferId
-from protocol.money import AMOUNT_NANO_MAX
 
 _NS_PER_MS = 1_000_000
 
@@ -38,27 +33,15 @@ _ALREADY = {
     TransferKind.EXPIRE: Result.PENDING_TRANSFER_ALREADY_EXPIRED,
 }
 
-# The fields of a resubmitted transfer in the order in which a difference is reported.
-_DIFFERENCES = (
-    ("kind", Result.EXISTS_WITH_DIFFERENT_KIND),
-    ("pending_id", Result.EXISTS_WITH_DIFFERENT_PENDING_ID),
-    ("timeout_at_ms", Result.EXISTS_WITH_DIFFERENT_TIMEOUT),
-    ("debit", Result.EXISTS_WITH_DIFFERENT_DEBIT_ACCOUNT),
-    ("credit", Result.EXISTS_WITH_DIFFERENT_CREDIT_ACCOUNT),
-    ("amount_nano", Result.EXISTS_WITH_DIFFERENT_AMOUNT),
-    ("code", Result.EXISTS_WITH_DIFFERENT_CODE),
-    ("job_id", Result.EXISTS_WITH_DIFFERENT_JOB),
-)
-
-_match_id = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}").fullmatch
-
 
 class Chain(NamedTuple):
     """Transfers that happen together or not at all. `opens` are accounts to open first, if they do
-    not exist yet; they too exist only if the chain happens."""
+    not exist yet; they too exist only if the chain happens. `api_key_id` is the key whose budget
+    pays for the chain's hold; what is captured from that hold counts as spent by the key."""
 
     transfers: tuple[Transfer, ...]
     opens: tuple[Account, ...] = ()
+    api_key_id: str | None = None
 
 
 class ChainResult(NamedTuple):
@@ -69,12 +52,21 @@ class ChainResult(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class OpenedHold:
+    """A pending transfer that a batch leaves open, and the API key that it counts against."""
+
+    transfer: Transfer
+    api_key_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Book:
     """What storage knows about everything that a batch of chains mentions.
 
     `existing` holds the transfers with submitted ids, and those that a POST, VOID or EXPIRE points
     at without finding them in `holds`, the pending transfers still open. `resolutions` says how the
-    latter ended. `last_sequence` and `last_at_ns` are those of the newest transfer, or 0.
+    latter ended. `keys` has the API keys that pay for new holds, `keyed_holds` the open holds with
+    one. `last_sequence`, `last_at_ns` and `last_hash` are those of the newest transfer, or of none.
     """
 
     accounts: Mapping[AccountId, Account]
@@ -84,84 +76,81 @@ class Book:
     failed_ids: Set[TransferId]
     last_sequence: int
     last_at_ns: int
+    last_hash: bytes = GENESIS
+    keys: Mapping[str, KeyFunds] = field(default_factory=dict)
+    keyed_holds: Mapping[TransferId, KeyedHold] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What a batch changed. Transfers are in order; the first has `first_sequence` and
-    `first_at_ns`, and each following one has one more of both. `accounts` are new or changed."""
+    `first_at_ns`, and each following one has one more of both; `previous_hash` is that of the
+    transfer before. `accounts` are new or changed; `spent` is what each API key has spent more."""
 
     results: list[ChainResult]
     transfers: list[Transfer]
     first_sequence: int
     first_at_ns: int
+    previous_hash: bytes
     accounts: list[Account]
-    opened_holds: list[Transfer]
+    opened_holds: list[OpenedHold]
     closed_holds: list[TransferId]
     failed_ids: list[TransferId]
+    spent: dict[str, int]
 
 
 def apply_chains(book: Book, chains: Sequence[Chain], *, now_ms: int) -> Applied:
-    """Submit chains one after another to what `book` knows; each sees those before it."""
-    # A clock that was set back must not revive an expired hold: the books' time never goes back.
+    """Submit chains one after another to what `book` knows; each sees those before it.
+
+    Timeouts are judged by `now_ms` alone. The stamps of transfers never go back, so one transfer of
+    a program whose clock was ahead moves all later stamps ahead; it must not expire any hold.
+    """
     first_at_ns = max(now_ms * _NS_PER_MS, book.last_at_ns + 1)
-    batch = _Batch(book, first_at_ns)
+    batch = _Batch(book, now_ms)
     results = [batch.submit(chain) for chain in chains]
     return Applied(
         results=results,
-        transfers=[transfer for transfer, _ in batch.log],
+        transfers=[transfer for transfer, *_ in batch.log],
         first_sequence=book.last_sequence + 1,
         first_at_ns=first_at_ns,
+        previous_hash=book.last_hash,
         accounts=batch.changed_accounts(),
-        opened_holds=[hold for key, hold in batch.holds.items() if key not in book.holds],
+        opened_holds=[
+            OpenedHold(hold, batch.keys.key_of(hold_id))
+            for hold_id, hold in batch.holds.items()
+            if hold_id not in book.holds
+        ],
         closed_holds=[key for key in book.holds if key not in batch.holds],
         failed_ids=batch.failed_ids,
+        spent=batch.keys.spent(),
     )
-
-
-class _Sums:
-    """The balances of one account while a batch runs."""
-
-    __slots__ = (
-        "credits_pending",
-        "credits_posted",
-        "debits_pending",
-        "debits_posted",
-        "may_overdraw",
-    )
-
-    def __init__(self, account: Account) -> None:
-        self.may_overdraw = account.may_overdraw
-        self.debits_pending = account.debits_pending
-        self.debits_posted = account.debits_posted
-        self.credits_pending = account.credits_pending
-        self.credits_posted = account.credits_posted
 
 
 class _Batch:
     """Working copies of a book. Nothing is copied that no chain touches."""
 
-    def __init__(self, book: Book, first_at_ns: int) -> None:
+    def __init__(self, book: Book, now_ms: int) -> None:
         self._accounts = book.accounts
-        self._first_at_ns = first_at_ns
-        self._sums: dict[AccountId, _Sums] = {}
+        self._now_ms = now_ms
+        self._api_key_id: str | None = None
+        self._sums: dict[AccountId, Sums] = {}
         self._existing = dict(book.existing)
         self._resolutions = dict(book.resolutions)
         self._failed = set(book.failed_ids)
         self.holds = dict(book.holds)
+        self.keys = KeyBudgets(book.keys, book.keyed_holds)
         self.opened: dict[AccountId, Account] = {}
         self.failed_ids: list[TransferId] = []
-        # What happened, each with the hold that it resolved: enough to undo it.
-        self.log: list[tuple[Transfer, Transfer | None]] = []
-
-    @property
-    def _now_ms(self) -> int:
-        """The time that the next transfer will carry: the books show what judged it."""
-        return (self._first_at_ns + len(self.log)) // _NS_PER_MS
+        # What happened, each with the hold that it resolved, and the one that its charge counts
+        # against: enough to undo it.
+        self.log: list[tuple[Transfer, Transfer | None, Transfer | None]] = []
+        # The last hold that the chain at hand has resolved.
+        self._ended: Transfer | None = None
 
     def submit(self, chain: Chain) -> ChainResult:
         start = len(self.log)
         opened = self._open(chain.opens)
+        self._api_key_id, self._ended = chain.api_key_id, None
         existing = 0
         for index, transfer in enumerate(chain.transfers):
             result = self._check(transfer)
@@ -176,7 +165,7 @@ class _Batch:
                 # under a used id, not a retry.
                 result = Result.CHAIN_EXISTS_IN_PART
             self._undo(start, opened)
-            if result in TRANSIENT_RESULTS:
+            if result in TRANSIENT_RESULTS and transfer.kind is not _PENDING:
                 self._failed.add(transfer.id)
                 self.failed_ids.append(transfer.id)
             return ChainResult(result, index)
@@ -209,19 +198,23 @@ class _Batch:
             if account.id not in self._accounts and account.id not in self.opened:
                 assert account.is_empty, "money enters by transfers only"
                 self.opened[account.id] = account
-                self._sums[account.id] = _Sums(account)
+                self._sums[account.id] = Sums(account)
                 opened.append(account.id)
         return opened
 
     def _undo(self, start: int, opened: list[AccountId]) -> None:
-        for transfer, hold in reversed(self.log[start:]):
+        for transfer, hold, charged in reversed(self.log[start:]):
             self._move(transfer, hold, sign=-1)
+            if charged is not None:
+                self.keys.spend(charged.id, -transfer.amount_nano)
             del self._existing[transfer.id]
             if hold is not None:
                 self.holds[hold.id] = hold
                 del self._resolutions[hold.id]
+                self.keys.end(hold.id, sign=-1)
             elif transfer.kind is _PENDING:
                 del self.holds[transfer.id]
+                self.keys.forget(transfer.id)
         del self.log[start:]
         for account_id in opened:
             del self.opened[account_id], self._sums[account_id]
@@ -229,13 +222,27 @@ class _Batch:
     def _apply(self, transfer: Transfer) -> None:
         hold = None
         if transfer.pending_id is not None:
-            hold = self.holds.pop(transfer.pending_id)
+            hold = self._ended = self.holds.pop(transfer.pending_id)
             self._resolutions[hold.id] = transfer.kind
+            self.keys.end(hold.id, sign=1)
         elif transfer.kind is _PENDING:
             self.holds[transfer.id] = transfer
+            if self._api_key_id is not None:
+                self.keys.hold(self._api_key_id, transfer.id, transfer.amount_nano)
         self._existing[transfer.id] = transfer
         self._move(transfer, hold, sign=1)
-        self.log.append((transfer, hold))
+        charged = self._charged_hold(transfer)
+        if charged is not None:
+            self.keys.spend(charged.id, transfer.amount_nano)
+        self.log.append((transfer, hold, charged))
+
+    def _charged_hold(self, transfer: Transfer) -> Transfer | None:
+        """The hold that reserved what this transfer takes: the one that it posts, or, if that had
+        timed out, the one that its chain has expired just before."""
+        ended = self._ended
+        if ended is None or transfer.kind not in (_POST, _POSTED):
+            return None
+        return ended if (transfer.debit, transfer.credit) == (ended.debit, ended.credit) else None
 
     def _move(self, transfer: Transfer, hold: Transfer | None, *, sign: int) -> None:
         debit, credit = self._sums[transfer.debit], self._sums[transfer.credit]
@@ -251,19 +258,19 @@ class _Batch:
             debit.debits_posted += amount
             credit.credits_posted += amount
 
-    def _find(self, account_id: AccountId) -> _Sums | None:
+    def _find(self, account_id: AccountId) -> Sums | None:
         sums = self._sums.get(account_id)
         if sums is None and (account := self._accounts.get(account_id)) is not None:
-            sums = self._sums[account_id] = _Sums(account)
+            sums = self._sums[account_id] = Sums(account)
         return sums
 
     def _check(self, transfer: Transfer) -> Result:
         """What submitting this transfer alone would give; the order is that of `Result`."""
-        if (malformed := _check_shape(transfer)) is not None:
+        if (malformed := check_shape(transfer)) is not None:
             return malformed
         known = self._existing.get(transfer.id)
         if known is not None:
-            return _compare(known, transfer)
+            return compare(known, transfer)
         if transfer.id in self._failed:
             return Result.ID_ALREADY_FAILED
         debit, credit = self._find(transfer.debit), self._find(transfer.credit)
@@ -273,9 +280,14 @@ class _Batch:
             return Result.CREDIT_ACCOUNT_NOT_FOUND
         if transfer.pending_id is not None:
             return self._check_resolution(transfer, transfer.pending_id)
-        if transfer.timeout_at_ms is not None and transfer.timeout_at_ms <= self._now_ms:
-            return Result.TIMEOUT_IN_THE_PAST
-        return _check_sums(debit, credit, transfer.amount_nano)
+        if transfer.timeout_at_ms is not None:
+            if transfer.timeout_at_ms <= self._now_ms:
+                return Result.TIMEOUT_IN_THE_PAST
+            if self._api_key_id is not None:
+                checked = self.keys.check(self._api_key_id, transfer.amount_nano)
+                if checked is not Result.CREATED:
+                    return checked
+        return check_sums(debit, credit, transfer.amount_nano)
 
     def _check_resolution(self, transfer: Transfer, pending_id: TransferId) -> Result:
         hold = self.holds.get(pending_id)
@@ -303,47 +315,3 @@ class _Batch:
         if transfer.kind is TransferKind.EXPIRE and not is_expired:
             return Result.PENDING_TRANSFER_NOT_YET_EXPIRED
         return Result.CREATED
-
-
-def _check_shape(transfer: Transfer) -> Result | None:
-    """What is wrong with the transfer whatever the books say."""
-    if _match_id(transfer.id) is None:
-        return Result.ID_MALFORMED
-    if not 0 <= transfer.amount_nano <= AMOUNT_NANO_MAX:
-        return Result.AMOUNT_OUT_OF_RANGE
-    if transfer.debit == transfer.credit:
-        return Result.ACCOUNTS_MUST_BE_DIFFERENT
-    resolves = transfer.kind in RESOLVING_KINDS
-    if not resolves and transfer.pending_id is not None:
-        return Result.PENDING_ID_MUST_BE_EMPTY
-    if resolves and transfer.pending_id is None:
-        return Result.PENDING_ID_MUST_NOT_BE_EMPTY
-    is_pending = transfer.kind is _PENDING
-    if not is_pending and transfer.timeout_at_ms is not None:
-        return Result.TIMEOUT_RESERVED_FOR_PENDING_TRANSFER
-    if is_pending and transfer.timeout_at_ms is None:
-        return Result.TIMEOUT_MUST_NOT_BE_EMPTY
-    return None
-
-
-def _compare(known: Transfer, submitted: Transfer) -> Result:
-    """EXISTS for the same transfer again, else the first difference."""
-    if known == submitted:
-        return Result.EXISTS
-    for field, result in _DIFFERENCES:
-        if getattr(known, field) != getattr(submitted, field):
-            return result
-    raise AssertionError("transfers that differ in no field are equal")
-
-
-def _check_sums(debit: _Sums, credit: _Sums, amount_nano: int) -> Result:
-    """Whether a new debit and credit of this size fit. Resolving a hold never needs this: it adds
-    no more than the hold had reserved."""
-    debits_nano = debit.debits_pending + debit.debits_posted + amount_nano
-    if debits_nano > AMOUNT_NANO_MAX:
-        return Result.OVERFLOWS_DEBITS
-    if credit.credits_pending + credit.credits_posted + amount_nano > AMOUNT_NANO_MAX:
-        return Result.OVERFLOWS_CREDITS
-    if not debit.may_overdraw and debits_nano > debit.credits_posted:
-        return Result.EXCEEDS_CREDITS
-    return Result.CREATED

@@ -8,6 +8,7 @@ thing twice moves money once, whoever repeats it: a client's retry, a node's out
     release   (void)                                        refused, or nothing delivered
     expire    (expire)                                      no receipt before the timeout
     late      client ──(expire)─▶ escrow ──▶ node, operator a receipt in time, paid too late
+    goodwill  goodwill ─────────▶ escrow ──▶ node, operator the operator pays, the client does not
 """
 
 from dataclasses import dataclass
@@ -80,8 +81,20 @@ def withdraw(transfer_id: TransferId, account_id: AccountId, amount_nano: int) -
     )
 
 
-def hold(funds: LeaseFunds, *, timeout_at_ms: int) -> Chain:
-    """Reserve the ceiling before any work. The timeout leaves time for the receipt to arrive."""
+def lease_id_of(client: PeerId, job_id: JobId, attempt: int) -> LeaseId:
+    """The lease of a client's nth attempt at a job, so that asking twice holds money once.
+
+    The client is part of it: clients choose the ids of their jobs, and two may choose the same.
+    """
+    return LeaseId(derive_ulid(job_id, f"lease/{client}/{attempt}"))
+
+
+def hold(funds: LeaseFunds, *, timeout_at_ms: int, api_key_id: str | None = None) -> Chain:
+    """Reserve the ceiling before any work. The timeout leaves time for the receipt to arrive.
+
+    With `api_key_id` the ceiling must fit into what the key's budget leaves, and counts against it
+    until the hold ends; a revoked key holds nothing.
+    """
     return Chain(
         (
             Transfer(
@@ -94,7 +107,8 @@ def hold(funds: LeaseFunds, *, timeout_at_ms: int) -> Chain:
                 timeout_at_ms=timeout_at_ms,
                 job_id=funds.job_id,
             ),
-        )
+        ),
+        api_key_id=api_key_id,
     )
 
 
@@ -116,12 +130,34 @@ def capture_late(funds: LeaseFunds, amount_nano: int, node: PeerId, *, fee_bps: 
     Of one lease either this happens or `capture`: both take the client's money under one id.
     """
     assert amount_nano <= funds.ceiling_nano, "the hold covers what is paid from it"
-    expiry = _resolve(funds, funds.ceiling_nano, TransferKind.EXPIRE, TransferCode.EXPIRE)
-    expiry = expiry._replace(id=_derive(funds.hold_id, TransferCode.EXPIRE))
+    expiry = _expiry(funds)
     if amount_nano == 0:
         return Chain((expiry,))
     post = _resolve(funds, amount_nano, TransferKind.POSTED, TransferCode.CAPTURE)
     return _pay_out(funds, (expiry, post._replace(pending_id=None)), amount_nano, node, fee_bps)
+
+
+def capture_from_operator(
+    funds: LeaseFunds, amount_nano: int, node: PeerId, *, fee_bps: int, is_late: bool
+) -> Chain:
+    """Pay a node for an answer that the coordinator itself cut: the client gets the whole hold
+    back, the operator pays. `is_late` if the hold has timed out.
+
+    Of one lease either this happens or `capture` or `capture_late`: each of them ends the hold.
+    """
+    ending = _expiry(funds) if is_late else release(funds).transfers[0]
+    if amount_nano == 0:
+        return Chain((ending,))
+    gift = Transfer(
+        _derive(funds.lease_id, TransferCode.GOODWILL),
+        SystemAccount.GOODWILL,
+        _ESCROW,
+        amount_nano,
+        TransferKind.POSTED,
+        TransferCode.GOODWILL,
+        job_id=funds.job_id,
+    )
+    return _pay_out(funds, (ending, gift), amount_nano, node, fee_bps)
 
 
 def release(funds: LeaseFunds) -> Chain:
@@ -176,6 +212,11 @@ def _pay_out(
         ),
         (Account(account_of(node), AccountKind.NODE, created_at_ms=ulid_time_ms(funds.lease_id)),),
     )
+
+
+def _expiry(funds: LeaseFunds) -> Transfer:
+    expiry = _resolve(funds, funds.ceiling_nano, TransferKind.EXPIRE, TransferCode.EXPIRE)
+    return expiry._replace(id=_derive(funds.hold_id, TransferCode.EXPIRE))
 
 
 def _resolve(

@@ -36,6 +36,7 @@ class TransferCode(StrEnum):
     CAPTURE_FEE = "capture_fee"
     RELEASE = "release"
     EXPIRE = "expire"
+    GOODWILL = "goodwill"
 
 
 class Transfer(NamedTuple):
@@ -59,11 +60,12 @@ class Transfer(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class RecordedTransfer:
     """A transfer in the books. Sequences are dense from 1; times strictly increase, in nanoseconds
-    because a busy millisecond holds hundreds of transfers."""
+    because a busy millisecond holds hundreds of transfers. `chain_hash` is as it is stored."""
 
     sequence: int
     created_at_ns: int
     transfer: Transfer
+    chain_hash: bytes
 
 
 class Result(StrEnum):
@@ -71,7 +73,7 @@ class Result(StrEnum):
     first of its transfers that failed.
 
     When several apply, the one that stands first here is reported: shape, then identity, then
-    accounts, then the pending transfer, then sums.
+    accounts, then the pending transfer, then the payer's API key, then sums.
     """
 
     CREATED = "created"
@@ -106,6 +108,8 @@ class Result(StrEnum):
     EXCEEDS_PENDING_TRANSFER_AMOUNT = "exceeds_pending_transfer_amount"
     PENDING_TRANSFER_NOT_YET_EXPIRED = "pending_transfer_not_yet_expired"
     TIMEOUT_IN_THE_PAST = "timeout_in_the_past"
+    API_KEY_REVOKED = "api_key_revoked"
+    EXCEEDS_BUDGET = "exceeds_budget"
     OVERFLOWS_DEBITS = "overflows_debits"
     OVERFLOWS_CREDITS = "overflows_credits"
     EXCEEDS_CREDITS = "exceeds_credits"
@@ -115,10 +119,11 @@ class Result(StrEnum):
         return self is Result.CREATED or self is Result.EXISTS
 
 
-# What another transfer could cure. An id that failed this way stays failed, so that whoever was
-# told "no" cannot be charged by a late duplicate of the same message. NOT_YET_EXPIRED is not among
-# them: a sweep that ran early (two coordinators, two clocks) must be able to run again under the
-# same id.
+# What another transfer could cure. An id that failed this way stays failed, so that a submitter who
+# was told "no" cannot be charged by a late duplicate of the same message. NOT_YET_EXPIRED is not
+# among them: a sweep that ran early (two coordinators, two clocks) must be able to run again under
+# the same id. Nor does a PENDING transfer that was refused count: strangers ask for those, and an
+# unfunded ask must leave no row; its client may ask again once it has funds.
 TRANSIENT_RESULTS = frozenset(
     {
         Result.DEBIT_ACCOUNT_NOT_FOUND,

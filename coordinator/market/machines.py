@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from coordinator.market.breaker import Breaker
 from coordinator.market.seats import SEATS_MAX, after_answer, after_failure
 
-# Two new nodes at one address block may work at once from the first minute on.
-MACHINE_SEATS_AT_START = 8.0
+# As many as one new node gets. All of them may be lost before the first failure is seen.
+MACHINE_SEATS_AT_START = 4.0
 # A machine without any record that fails is left alone for longer than a node with one.
-_PATIENCE_DOUBLINGS = 4
+_PATIENCE_DOUBLINGS = 6
 
 # Rows of the matrix.
 _BUSY, _SEATS, _OPEN_UNTIL = range(3)

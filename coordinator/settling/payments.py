@@ -8,9 +8,8 @@ from contextlib import suppress
 
 import structlog
 
-from coordinator.db.api_keys import record_spending
 from coordinator.db.bulk import Record
-from coordinator.db.jobs import record_job_state
+from coordinator.db.jobs import record_job_end
 from coordinator.db.leases import record_lease_end
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
@@ -55,7 +54,7 @@ class Payments:
             make = capture_late if is_late else capture
             chain = make(opened.funds, amount_nano, billed.node, fee_bps=self._fee_bps)
             state = _lease_state(amount_nano, is_late=is_late)
-            rows = _rows_of_end(opened, state, billed, amount_nano, now_ms)
+            rows = _rows_of_end(opened, state, billed, now_ms)
             await self._submit(chain, (receipt_row, *rows))
 
         now_ms = self._clock.now_ms()
@@ -75,7 +74,7 @@ class Payments:
             opened = by_hold.get(pending.id)
             if opened is None:
                 return ()
-            return _rows_of_end(opened, LeaseState.EXPIRED, None, 0, now_ms)
+            return _rows_of_end(opened, LeaseState.EXPIRED, None, now_ms)
 
         def is_kept(pending: Transfer) -> bool:
             opened = by_hold.get(pending.id)
@@ -108,16 +107,13 @@ def _lease_state(paid_nano: int, *, is_late: bool) -> LeaseState:
 
 
 def _rows_of_end(
-    opened: OpenLease, state: LeaseState, billed: Receipt | None, paid_nano: int, now_ms: int
+    opened: OpenLease, state: LeaseState, billed: Receipt | None, now_ms: int
 ) -> tuple[Record, ...]:
     """What else is written when a lease's hold is resolved."""
     granted = opened.lease.message
     code = billed.code or None if billed is not None else None
     job_state = state_after_lease(state, billed.finish if billed is not None else None)
-    rows = [
+    return (
         record_lease_end(granted.lease_id, state, now_ms=now_ms),
-        record_job_state(granted.job_id, job_state, ended_at_ms=now_ms, error_code=code),
-    ]
-    if opened.api_key_id is not None and paid_nano:
-        rows.append(record_spending(opened.api_key_id, paid_nano))
-    return tuple(rows)
+        record_job_end(granted, job_state, ended_at_ms=now_ms, error_code=code),
+    )

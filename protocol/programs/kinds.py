@@ -72,6 +72,17 @@ def read_addresses(raw: Any) -> tuple[str, ...]:
     return addresses
 
 
+def read_switch(raw: Any) -> bool:
+    """TOML's true and false, or the words of flags and the environment."""
+    found = _SWITCH_WORDS.get(str(raw).lower())
+    if found is None:
+        raise ValueError("yes or no")
+    return found
+
+
+_SWITCH_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
 def read_items(raw: Any, separator: str) -> list[str]:
     """A list of texts, or one text with separators. Raises ValueError."""
     if isinstance(raw, str):
@@ -103,5 +114,6 @@ def choice(choices: type[StrEnum] | Sequence[str]) -> Kind:
 
 PATH = Kind(read_path, "a path")
 TEXT = Kind(read_text, "text")
+SWITCH = Kind(read_switch, "yes or no", tell=lambda value: "yes" if value else "no")
 CREDITS = Kind(read_credits, "credits", tell=format_credits)
 ADDRESSES = Kind(read_addresses, "multiaddresses", is_list=True)

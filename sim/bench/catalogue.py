@@ -64,6 +64,15 @@ BENCHMARKS = {
         ),
         Benchmark("match", "one decision among 1,000 offers", (Target("p50_us", 200.0),)),
         Benchmark(
+            "strangers",
+            "requests lost or late beside a bad machine of each kind, as one node and as fifty",
+            (
+                Target("worst_hurt", 5.0),
+                Target("false_ejections", 0.0),
+                Target("refused_while_idle", 0.0),
+            ),
+        ),
+        Benchmark(
             "ledger",
             "durable hold+capture pairs with 100 submitters, beside the disk's own fdatasync",
         ),

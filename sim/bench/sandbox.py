@@ -25,7 +25,8 @@ from sim.bench.sandbox_load import MESSAGE_BYTES, ROUND
 
 _MODULE = "sim.bench.sandbox_load"
 _REPOSITORY = Path(sim.__file__ or "").parent.parent
-_LIMITS = limits_for_model(0)
+# Both at the same nice value: the sandbox's cost is measured, not how a worker stands back.
+_LIMITS = limits_for_model(0, nice=0)
 _START_PAIRS = 12
 _TORCH_PAIRS = 4
 _ROUNDS_PER_PAIR = 40

@@ -41,13 +41,13 @@ from protocol.net.channels import Channel
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
 from protocol.net.pool import StreamPool
-from protocol.payload import GenerationInput
+from protocol.payload import GenerationInput, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner
 from protocol.services import JOB_PROTOCOL
-from protocol.session import ClientEvent, ClientJob, Ended, Refused
+from protocol.session import ClientEvent, ClientJob, Ended, Refused, WindowReached
 from protocol.tasks import decode_input
-from tests.protocol.makers import CLIENT, COORDINATOR, NODE, PRICE, make_lease, make_request
+from tests.protocol.makers import CLIENT, COORDINATOR, NODE, PRICE, SALT, make_lease, make_request
 
 STEP_S = 0.01
 HARDWARE = Hardware("cpu", "a test machine", 8 * 1024**3, 1)
@@ -142,6 +142,7 @@ class Market:
     network: MemoryNetwork
     address: str
     changes: list[int] = field(default_factory=list)
+    leases: list[Signed[Lease]] = field(default_factory=list)
     _numbers: int = 0
 
     def request(self, payload: bytes, *, key: SigningKey = CLIENT, **changes: Any) -> JobRequest:
@@ -181,12 +182,14 @@ class Market:
         """A job under an ordinary lease; `lease` changes fields of it before it is signed."""
         payload = encode(GenerationInput(max_tokens=tokens, prompt=prompt))
         request = seal(CLIENT, self.request(payload))
-        return await self.open_as(request, seal(COORDINATOR, self.lease(request, **lease)), payload)
+        self.leases.append(seal(COORDINATOR, self.lease(request, **lease)))
+        return await self.open_as(request, self.leases[-1], payload)
 
     async def open_as(
         self, request: Signed[JobRequest], lease: Signed[Lease], payload: bytes
     ) -> "Client":
-        client = Client(ClientJob(request, lease, payload), await self.channel(), self.clock)
+        job = ClientJob(request, lease, SaltedPayload(payload, SALT), CLIENT)
+        client = Client(job, await self.channel(), self.clock)
         client.open()
         # Jobs that arrive in the same instant are served in any order.
         await trio.sleep(STEP_S / 10)
@@ -201,15 +204,19 @@ class Client:
     channel: Channel
     clock: VirtualClock
     events: list[ClientEvent] = field(default_factory=list)
+    signs: bool = True
 
     def open(self) -> None:
-        for frame in self.job.open():
+        for frame in self.job.open(now_ms=self.clock.now_ms()):
             self.channel.send_nowait(*frame)
 
     async def next(self) -> ClientEvent:
         frame = await self.channel.receive()
         event = self.job.receive(frame.type, frame.body)
         self.events.append(event)
+        if isinstance(event, WindowReached) and self.signs:
+            for reply in event.frames:
+                self.channel.send_nowait(*reply)
         return event
 
     async def end(self) -> Ended | Refused:
@@ -225,7 +232,7 @@ class Client:
             self.channel.send_nowait(*frame)
 
     def accept(self, ended: Ended) -> Signed[Acceptance]:
-        acceptance = self.job.acceptance(ended, CLIENT, now_ms=self.clock.now_ms())
+        acceptance = self.job.acceptance(ended, now_ms=self.clock.now_ms())
         self.channel.send_nowait(FrameType.JOB_ACCEPTANCE, acceptance.raw)
         return acceptance
 

@@ -4,14 +4,28 @@ from dataclasses import replace
 
 import pytest
 
-from capanode.admission import UPLOAD_BYTES_MAX, SpentLeases
+from capanode.admission import (
+    UPLOAD_BYTES_MAX,
+    UPLOAD_BYTES_PER_CLIENT_MAX,
+    SpentLeases,
+    Ticket,
+)
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId
+from protocol.keys import SigningKey
 from protocol.limits import CLOCK_SKEW_MAX_MS, PAYLOAD_BYTES_MAX
 from protocol.messages import JobRequest, Lease
 from tests.capanode.fakes import Market, Setup, open_market
-from tests.protocol.makers import CLIENT, COORDINATOR, NOW_MS, make_lease, make_request
+from tests.protocol.makers import (
+    CLIENT,
+    COORDINATOR,
+    NODE,
+    NOW_MS,
+    STRANGER,
+    make_lease,
+    make_request,
+)
 
 
 def make(number: int) -> Lease:
@@ -43,26 +57,61 @@ def test_memory_of_leases_is_bounded_and_never_forgets_one_that_is_still_good() 
     spent.spend(make(3), now_ms=later_ms)
 
 
-def signed(market: Market, payload: bytes) -> tuple[Signed[JobRequest], Signed[Lease]]:
-    request = seal(CLIENT, market.request(payload))
+def signed(
+    market: Market, payload: bytes, key: SigningKey = CLIENT
+) -> tuple[Signed[JobRequest], Signed[Lease]]:
+    request = seal(key, market.request(payload, key=key))
     return request, seal(COORDINATOR, market.lease(request))
+
+
+def admit(
+    market: Market, payload: bytes, key: SigningKey = CLIENT, *, is_whole: bool = False
+) -> Ticket:
+    request, lease = signed(market, payload, key)
+    now_ms = market.clock.now_ms()
+    return market.admission.admit(request, lease, is_whole=is_whole, now_ms=now_ms)
+
+
+async def test_one_client_gets_a_share_of_the_room_for_uploads() -> None:
+    async with open_market() as market:
+        payload = bytes(PAYLOAD_BYTES_MAX)
+        for _ in range(UPLOAD_BYTES_PER_CLIENT_MAX // PAYLOAD_BYTES_MAX):
+            admit(market, payload)
+        with pytest.raises(RemoteProtocolError) as caught:
+            admit(market, payload)
+        assert caught.value.code is Code.BUSY
+        admit(market, payload, STRANGER)
+        admit(market, b"a whole payload is no upload", is_whole=True)
+
+
+async def test_uploads_keep_nobody_from_the_seats() -> None:
+    async with open_market(Setup(slots=1, queue_max=0)) as market:
+        upload = admit(market, bytes(PAYLOAD_BYTES_MAX))
+        whole = admit(market, b"x", STRANGER, is_whole=True)
+        market.admission.take_seat(whole)
+        with pytest.raises(RemoteProtocolError) as caught:
+            market.admission.take_seat(upload)
+        assert caught.value.code is Code.BUSY
+        market.admission.release(upload, ran_ms=None)
+        assert market.admission.jobs_admitted == 1
 
 
 async def test_uploads_of_all_clients_together_are_bounded() -> None:
     fits = UPLOAD_BYTES_MAX // PAYLOAD_BYTES_MAX
     async with open_market(Setup(slots=fits + 1)) as market:
         payload = bytes(PAYLOAD_BYTES_MAX)
-        now_ms = market.clock.now_ms()
         tickets = [
-            market.admission.take_seat(*signed(market, payload), now_ms=now_ms) for _ in range(fits)
+            admit(market, payload, key)
+            for key in (CLIENT, STRANGER, NODE, COORDINATOR)
+            for _ in range(fits // 4)
         ]
         with pytest.raises(RemoteProtocolError) as caught:
-            market.admission.take_seat(*signed(market, payload), now_ms=now_ms)
+            admit(market, payload)
         assert caught.value.code is Code.BUSY
-        market.admission.payload_arrived(tickets[0])
-        market.admission.take_seat(*signed(market, payload), now_ms=now_ms)
+        market.admission.take_seat(tickets[0])
+        admit(market, payload)
         for ticket in tickets:
-            market.admission.release(ticket, ran_ms=None, had_arrived=ticket is tickets[0])
+            market.admission.release(ticket, ran_ms=None)
         assert market.admission.jobs_admitted == 1
 
 
@@ -71,6 +120,6 @@ async def test_a_lease_past_its_deadline_is_not_seated() -> None:
         request, lease = signed(market, b"x")
         late_ms = lease.message.deadline_at_ms + CLOCK_SKEW_MAX_MS
         with pytest.raises(RemoteProtocolError) as caught:
-            market.admission.take_seat(request, lease, now_ms=late_ms)
+            market.admission.admit(request, lease, is_whole=True, now_ms=late_ms)
         assert caught.value.code is Code.DEADLINE_EXCEEDED
         assert market.admission.jobs_admitted == 0

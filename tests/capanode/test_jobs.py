@@ -5,27 +5,29 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from capanode.engines.base import Finished, Produced, Started
+from capanode.engines.base import EngineInfo, Finished, Produced, Started
 from capanode.errors import OutboxFullError
-from capanode.jobs import ACCEPTANCE_WITHIN_S
+from capanode.jobs import ACCEPTANCE_WITHIN_S, SIGN_WITHIN_S, UPLOAD_PAUSE_S
 from capanode.outbox import FULL_RETRY_S
 from protocol.codec import encode
+from protocol.countersigning import read_proof
 from protocol.endings import Finish
-from protocol.envelope import seal
-from protocol.errors import Code
+from protocol.envelope import open_envelope, seal
+from protocol.errors import Code, ErrorBody
 from protocol.framing import FrameType
 from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.messages import (
     Constraints,
     DataCollection,
     IsolationTier,
+    Receipt,
     Task,
 )
-from protocol.payload import Chunk, GenerationInput
+from protocol.payload import Chunk, GenerationInput, salted_digest, tokens_digest
 from protocol.pricing import PriceSheet, Units, cost_nano
-from protocol.session import AcceptedBody, Ended, OpenBody, Refused
+from protocol.session import Admitted, Ended, OpenBody, Refused
 from tests.capanode.fakes import STEP_S, UNITS_MAX, Market, Setup, open_market
-from tests.protocol.makers import CLIENT, COORDINATOR, STRANGER
+from tests.protocol.makers import CLIENT, COORDINATOR, SALT, STRANGER, make_opening
 
 
 async def waiting(market: Market) -> int:
@@ -49,10 +51,31 @@ async def test_a_job_runs_to_a_receipt_that_the_client_agrees_with(
         assert billed.units == Units(input_tokens=5, output_tokens=5)
         assert billed.finish is Finish.LENGTH
         assert billed.amount_nano == cost_nano(market.model.price, billed.units)
-        assert client.events[0] == AcceptedBody(Units(input_tokens=5), 0)
+        assert client.events[0] == Admitted(Units(input_tokens=5), 0)
         assert "".join(e.text for e in client.events if isinstance(e, Chunk)) == "t0 t1 t2 t3 t4 "
         assert billed.first_output_ms <= billed.total_ms
         assert market.model.seats.running == market.server.live_jobs == 0
+
+
+async def test_the_receipt_says_what_the_answer_can_be_checked_by(
+    autojump_clock: MockClock,
+) -> None:
+    tokens = tokens_digest(((1, 2, 3),), prefix_tokens=1)
+    async with open_market() as market:
+        market.worker.info = EngineInfo(Task.CAUSAL_LM, 2, 2048, "bf16", "llama/1 weights=bf16")
+        client = await market.open(1)
+        (job_id,) = market.worker.live
+        market.worker.live.clear()
+        started = Started(job_id, Units(input_tokens=5), tokens, prefix_tokens=1)
+        finished = Finished(job_id, "stop", started.input_units, end_token=2)
+        market.worker.book.deliver([started, finished])
+        ended = await client.end()
+        assert isinstance(ended, Ended)
+        stated = ended.receipt.message
+        assert (stated.prefix_tokens, stated.end_token) == (1, 2)
+        assert stated.profile == "llama/1 weights=bf16"
+        # Without the salt nobody can guess a short prompt from it.
+        assert stated.input_digest == salted_digest(bytes.fromhex(tokens), SALT)
 
 
 async def test_each_request_decides_the_seed_of_its_own_answer(autojump_clock: MockClock) -> None:
@@ -100,7 +123,7 @@ async def test_jobs_beyond_the_slots_wait_their_turn_and_say_so(autojump_clock: 
             ended = await client.end()
             assert isinstance(ended, Ended)
             accepted = client.events[0]
-            assert isinstance(accepted, AcceptedBody)
+            assert isinstance(accepted, Admitted)
             assert accepted.queue_position == place
             assert (ended.receipt.message.queued_ms > 0) == (place > 0)
         assert market.worker.most_live == 1
@@ -263,10 +286,10 @@ async def test_an_input_that_counts_more_than_leased_is_refused_for_free(
 async def test_output_beyond_the_lease_is_never_sent(autojump_clock: MockClock) -> None:
     async with open_market() as market:
         client = await market.open(UNITS_MAX.output_tokens + 5)
-        refusal = refused(await client.end())
-        assert refusal.code is Code.INVALID_INPUT
-        assert refusal.ended is not None
-        assert refusal.ended.agrees
+        ended = await client.end()
+        assert isinstance(ended, Ended)
+        assert ended.agrees
+        assert ended.receipt.message.finish is Finish.LENGTH
         assert client.job.units.output_tokens == UNITS_MAX.output_tokens
 
 
@@ -319,20 +342,22 @@ async def test_a_payload_in_many_frames_is_put_together(autojump_clock: MockCloc
         assert isinstance(await client.end(), Ended)
 
 
-async def test_an_upload_that_stalls_gives_its_seat_back(autojump_clock: MockClock) -> None:
+async def test_an_upload_that_stalls_keeps_nobody_waiting_and_is_dropped_soon(
+    autojump_clock: MockClock,
+) -> None:
     async with open_market(Setup(slots=1, queue_max=0)) as market:
         payload = encode(GenerationInput(max_tokens=2, prompt="x" * 300_000))
         request = seal(CLIENT, market.request(payload))
         lease = seal(COORDINATOR, market.lease(request))
         channel = await market.channel()
-        body = OpenBody(request.raw, lease.raw, payload[:10])
+        opening = seal(CLIENT, make_opening(lease))
+        body = OpenBody(request.raw, lease.raw, opening.raw, SALT, payload[:10])
         channel.send_nowait(FrameType.JOB_OPEN, encode(body))
         await trio.sleep(1)
-        assert market.model.seats.queued == 1
-        assert await code_of_refusal(market) is Code.BUSY
-        await trio.sleep(60)
-        assert market.model.seats.queued == market.server.live_jobs == 0
+        assert market.server.live_jobs == 1
         assert isinstance(await (await market.open(1)).end(), Ended)
+        await trio.sleep(UPLOAD_PAUSE_S)
+        assert market.server.live_jobs == market.admission.jobs_admitted == 0
 
 
 # Refusals without a receipt: the lease is not ours, or not fresh.
@@ -624,3 +649,93 @@ async def test_the_disk_filling_up_mid_job_costs_nobody_the_answer(
         await trio.sleep(2 * FULL_RETRY_S)
         assert await waiting(market) == 1
         assert isinstance(await (await market.open(1)).end(), Ended)
+
+
+# Windows: how far a node goes ahead of its client's signature.
+
+
+async def test_a_client_that_stops_signing_gets_two_windows_and_is_cut(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_market() as market:
+        client = await market.open(50)
+        client.signs = False
+        started_at = trio.current_time()
+        refusal = refused(await client.end())
+        assert refusal.code is Code.UNSIGNED
+        assert trio.current_time() - started_at >= SIGN_WITHIN_S
+        assert refusal.ended is not None
+        assert refusal.ended.agrees
+        billed = refusal.ended.receipt.message
+        assert billed.units.output_tokens == client.job.units.output_tokens == 32
+        assert billed.finish is Finish.CANCELLED
+        assert billed.countersigned is None
+        assert billed.opening
+
+
+async def test_output_that_waits_for_a_signature_holds_no_seat(autojump_clock: MockClock) -> None:
+    async with open_market(Setup(slots=1, queue_max=0)) as market:
+        client = await market.open(50)
+        client.signs = False
+        await trio.sleep(60 * STEP_S)
+        assert market.server.live_jobs == 1
+        assert isinstance(await (await market.open(5)).end(), Ended)
+        assert refused(await client.end()).code is Code.UNSIGNED
+
+
+async def test_a_client_that_signs_late_gets_the_whole_answer(autojump_clock: MockClock) -> None:
+    async with open_market() as market:
+        client = await market.open(50)
+        await trio.sleep(SIGN_WITHIN_S / 2)
+        ended = await client.end()
+        assert isinstance(ended, Ended)
+        assert ended.agrees
+        assert ended.receipt.message.units.output_tokens == 50
+
+
+async def test_the_receipt_carries_what_its_client_has_signed(autojump_clock: MockClock) -> None:
+    async with open_market() as market:
+        client = await market.open(50, prompt="hello")
+        ended = await client.end()
+        assert isinstance(ended, Ended)
+        proof = read_proof(ended.receipt.message, market.leases[-1])
+        assert proof.is_opened
+        assert proof.output_tokens == 48
+        assert proof.input_tokens_min <= 5 <= proof.input_tokens_max
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        (FrameType.JOB_DATA, b"the payload again"),
+        (FrameType.JOB_ERROR, b"nonsense"),
+        (FrameType.JOB_CHUNK, b"nonsense"),
+        (FrameType.JOB_CANCEL, b"with a body"),
+        (FrameType.ERROR, encode(ErrorBody(Code.INTERNAL, "the client gives up"))),
+        (FrameType.JOB_COUNTERSIGN, bytes(72)),
+    ],
+)
+async def test_breaking_the_protocol_is_a_cancel_by_another_name(
+    autojump_clock: MockClock, frame: tuple[FrameType, bytes]
+) -> None:
+    # Before the first token: the prefill is not free.
+    async with open_market() as market:
+        client = await market.open(50)
+        await client.next()
+        client.channel.send_nowait(*frame)
+        await trio.sleep(5 * STEP_S)
+        assert market.server.live_jobs == len(market.worker.live) == 0
+        (stored,) = market.store.due(COORDINATOR.peer_id, limit=10)
+        billed = open_envelope(stored.receipt, Receipt).message
+        assert billed.finish is Finish.CANCELLED
+        assert billed.amount_nano > 0
+
+
+async def test_the_payload_again_is_not_taken_before_the_job_is_accepted(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_market(Setup(slots=1)) as market:
+        running, queued = await market.open(20), await market.open(5)
+        queued.channel.send_nowait(FrameType.JOB_DATA, b"once more")
+        assert refused(await queued.end()).code is Code.UNEXPECTED_FRAME
+        assert isinstance(await running.end(), Ended)

@@ -40,7 +40,7 @@ from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
-from protocol.payload import GenerationInput
+from protocol.payload import GenerationInput, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner
 from protocol.programs.runtime import Runtime
@@ -56,9 +56,9 @@ from protocol.services import (
     SettleReply,
     offer_topic,
 )
-from protocol.session import ClientJob, Ended, Refused
+from protocol.session import ClientJob, Ended, Refused, WindowReached
 from tests.capanode.fakes import HARDWARE, STEP_S, UNITS_MAX, FakeWorker, make_manifest
-from tests.protocol.makers import CLIENT, COORDINATOR, NODE, make_lease, make_request
+from tests.protocol.makers import CLIENT, COORDINATOR, NODE, SALT, make_lease, make_request
 
 PRICE = PriceSheet(input_nano_per_mtok=1_000_000, output_nano_per_mtok=9_000_000)
 
@@ -188,19 +188,22 @@ class World:
         channel = await self.jobs.open_channel(
             NODE.peer_id, addresses=self.node.transport.addresses, timeout_s=5
         )
-        job = ClientJob(request, lease, payload)
-        for frame in job.open():
+        job = ClientJob(request, lease, SaltedPayload(payload, SALT), CLIENT)
+        for frame in job.open(now_ms=self.clock.now_ms()):
             channel.send_nowait(*frame)
         while True:
             frame_in = await channel.receive()
             event = job.receive(frame_in.type, frame_in.body)
             if isinstance(event, Ended):
                 if accept:
-                    acceptance = job.acceptance(event, CLIENT, now_ms=self.clock.now_ms())
+                    acceptance = job.acceptance(event, now_ms=self.clock.now_ms())
                     channel.send_nowait(FrameType.JOB_ACCEPTANCE, acceptance.raw)
                 return event
             if isinstance(event, Refused):
                 return event
+            if isinstance(event, WindowReached):
+                for frame in event.frames:
+                    channel.send_nowait(*frame)
 
 
 def make_plan(name: str, price: PriceSheet | None = PRICE) -> ModelPlan:

@@ -15,7 +15,7 @@ from capanode.sandbox.spawn import Sandbox
 from capanode.worker import supervisor as supervisor_module
 from capanode.worker.allowance import RunTerms
 from capanode.worker.crashes import STRIKES_MAX
-from capanode.worker.frames import Cancel, Command, Start
+from capanode.worker.frames import Cancel, Command, Start, WorkerProtocolError
 from capanode.worker.jobs import JobBook, WorkerState
 from capanode.worker.process import Ending
 from capanode.worker.spec import WorkerSpec
@@ -187,6 +187,18 @@ async def test_suspect_that_crashes_beside_a_streaming_job_gets_another_trial_al
         assert play.process.has_jobs == ["bad"]
         await play.crash_and_restart()
         assert play.end_of("bad") is Code.POISON_INPUT
+
+
+async def test_worker_cannot_answer_for_a_job_that_waits_for_its_trial(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with playing(monkeypatch) as play:
+        play.submit("first")
+        play.submit("second")
+        await play.crash_and_restart()
+        with pytest.raises(WorkerProtocolError, match="does not have"):
+            play.process.say(started("second"))
+        assert play.heard["second"] == []
 
 
 @pytest.mark.parametrize("is_on_trial", [True, False])

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from coordinator.db.accounts import open_account
 from coordinator.db.engine import Connection
 from coordinator.db.jobs import record_job
-from coordinator.db.leases import record_lease
+from coordinator.db.leases import LeaseTerms, record_lease
 from coordinator.db.writer import post_one
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import LeaseFunds, credit, hold
@@ -18,6 +18,7 @@ CHAIN = make_chain()
 LEASE = CHAIN.lease.message
 FUNDS = LeaseFunds(LEASE.lease_id, LEASE.job_id, LEASE.client, LEASE.ceiling_nano)
 EXPIRES_AT_MS = LEASE.deadline_at_ms + 1_000
+TERMS = LeaseTerms(FUNDS.hold_id, EXPIRES_AT_MS, node_incarnation_ms=7, window_tokens=16)
 
 
 @contextmanager
@@ -29,8 +30,8 @@ def leased() -> Iterator[Connection]:
         transfer_id = TransferId(derive_ulid(LEASE.job_id, "test credit"))
         post_one(conn, credit(transfer_id, client, 10_000), now_ms=NOW_MS)
         rows = (
-            record_job(CHAIN.request, model_digest=MODEL, api_key_id=None, now_ms=NOW_MS),
-            record_lease(CHAIN.lease, hold_id=FUNDS.hold_id, expires_at_ms=EXPIRES_AT_MS),
+            record_job(CHAIN.request, model_digest=MODEL, attempt=0, now_ms=NOW_MS),
+            record_lease(CHAIN.lease, TERMS),
         )
         post_one(conn, hold(FUNDS, timeout_at_ms=EXPIRES_AT_MS), rows, now_ms=NOW_MS)
         yield conn

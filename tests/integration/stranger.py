@@ -17,7 +17,7 @@ from protocol.codec import decode, encode
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, ErrorBody, RemoteProtocolError
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
-from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid, sha256_digest
+from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
 from protocol.keys import SigningKey
 from protocol.messages import NO_CONSTRAINTS, JobRequest, Lease, NodeOffer, Objective, Task
 from protocol.net.clock import SystemClock
@@ -26,10 +26,11 @@ from protocol.net.frames import Hello
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
 from protocol.net.transport import Stream
-from protocol.payload import ChatMessage, GenerationInput
+from protocol.payload import ChatMessage, GenerationInput, salted_digest
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
 from protocol.session import JobErrorBody, OpenBody
 from tests.integration.frail_market import CHAT, FrailMarket
+from tests.protocol.makers import SALT, make_opening
 
 SOON_S = 15.0
 ROLE = "client"
@@ -83,7 +84,7 @@ class Stranger:
             "coordinator": self.coordinator,
             "model": CHAT,
             "task": Task.CAUSAL_LM,
-            "payload_digest": sha256_digest(PAYLOAD),
+            "payload_digest": salted_digest(PAYLOAD, SALT),
             "payload_bytes": len(PAYLOAD),
             "units_max": units_max,
             "units_expected": units_expected,
@@ -107,7 +108,9 @@ class Stranger:
         with trio.fail_after(SOON_S):
             channel = await self.jobs.open_channel(node, addresses=addresses, timeout_s=SOON_S)
             try:
-                channel.send_nowait(FrameType.JOB_OPEN, encode(OpenBody(request, lease, payload)))
+                opening = seal(self.key, make_opening(open_envelope(lease, Lease), self.key))
+                body = OpenBody(request, lease, opening.raw, SALT, payload)
+                channel.send_nowait(FrameType.JOB_OPEN, encode(body))
                 frame = await channel.receive()
             except RemoteProtocolError as error:
                 return error.code

@@ -188,7 +188,9 @@ def test_an_upload_without_a_length_is_counted() -> None:
 def test_what_is_not_http_is_refused(served: Served, rubbish: bytes) -> None:
     with connect(served) as connection:
         connection.sendall(rubbish)
-        assert read_all(connection).startswith(b"HTTP/1.1 400")
+        answer = read_all(connection)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["code"] == "malformed_http"
     assert post(served, BODY).status_code == 200
 
 
@@ -203,6 +205,48 @@ def test_a_head_of_any_size_is_not_collected(served: Served) -> None:
 def _send_headers_for_ever(connection: socket.socket) -> None:
     for number in range(10_000):
         connection.sendall(f"x-{number}: {'y' * 1_000}\r\n".encode())
+
+
+@pytest.mark.parametrize("size", [65_000, 66_000, 100_000])
+def test_the_bound_of_a_head_is_hard(served: Served, size: int) -> None:
+    with connect(served) as connection:
+        head = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        connection.sendall(head + b"x: " + b"y" * (size - len(head) - 7) + b"\r\n\r\n")
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200" if size < 65_536 else b"HTTP/1.1 431")
+
+
+def test_the_bound_of_a_head_holds_for_a_second_request_in_the_same_packet(served: Served) -> None:
+    with connect(served) as connection:
+        connection.sendall(
+            request_bytes(served, BODY) + b"GET / HTTP/1.1\r\nx: " + b"y" * 66_000 + b"\r\n\r\n"
+        )
+        assert b"HTTP/1.1 431" in read_all(connection)
+
+
+@pytest.mark.parametrize("upgrade", [b"h2c", b"websocket"])
+def test_an_upgrade_that_is_not_supported_is_ignored(served: Served, upgrade: bytes) -> None:
+    head, content = request_bytes(served, BODY).split(b"\r\n\r\n")
+    head += b"\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEA"
+    head += b"\r\nUpgrade: " + upgrade
+    with connect(served) as connection:
+        for part in (head[:50], head[50:] + b"\r\n\r\n" + content[:9], content[9:]):
+            connection.sendall(part)
+        answer = connection.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 200")
+        connection.sendall(request_bytes(served, BODY))
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_reader_that_does_not_read_is_disconnected_and_its_job_cancelled() -> None:
+    config = GatewayConfig(port=0, reader_within_s=0.3, stream_chunks_max=8)
+    with served_gateway(config) as served:
+        served.market.script = Script(tokens=["x" * 65_536] * 1_000)
+        with connect(served) as connection:
+            connection.sendall(request_bytes(served, BODY | {"stream": True}))
+            served.wait(served.market.cancellation)
+        served.market.script = Script()
+        assert post(served, BODY).status_code == 200
 
 
 def test_who_says_nothing_or_only_half_is_disconnected(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from random import Random
 
+from protocol.countersigning import JobOpening, terms_of
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.ids import Digest, JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
@@ -16,9 +17,10 @@ from protocol.messages import (
     Receipt,
     Task,
 )
-from protocol.payload import OutputDigest
+from protocol.payload import OutputDigest, SaltedPayload, salted_digest
 from protocol.pricing import PriceSheet, Units
 from protocol.receipts import charge_nano
+from protocol.windows import ClientChains
 
 NOW_MS = 1_770_000_000_000
 PRICE = PriceSheet(input_nano_per_mtok=20_000_000, output_nano_per_mtok=60_000_000)
@@ -27,6 +29,8 @@ UNITS_MAX = Units(input_tokens=100, output_tokens=50)
 MODEL = sha256_digest(b"a model")
 OFFER = sha256_digest(b"an offer")
 PAYLOAD = b"\x81\xa3key\x01 a payload"
+SALT = b"salt of 16 bytes"
+SALTED = SaltedPayload(PAYLOAD, SALT)
 
 _rng = Random(7)
 CLIENT = SigningKey.generate(_rng.randbytes)
@@ -44,7 +48,7 @@ def make_request(key: SigningKey = CLIENT, payload: bytes = PAYLOAD) -> JobReque
         coordinator=COORDINATOR.peer_id,
         model="a-model",
         task=Task.CAUSAL_LM,
-        payload_digest=sha256_digest(payload),
+        payload_digest=salted_digest(payload, SALT),
         payload_bytes=len(payload),
         units_max=UNITS_MAX,
         units_expected=Units(input_tokens=25, output_tokens=50),
@@ -75,6 +79,18 @@ def make_lease(request: Signed[JobRequest]) -> Lease:
     )
 
 
+def make_opening(lease: Signed[Lease], key: SigningKey = CLIENT) -> JobOpening:
+    chains = ClientChains(key, lease.digest, terms_of(lease.message))
+    return JobOpening(
+        lease_digest=lease.digest,
+        client=key.peer_id,
+        node=lease.message.node,
+        input_anchor=chains.input_anchor,
+        output_anchor=chains.output_anchor,
+        issued_at_ms=lease.message.issued_at_ms,
+    )
+
+
 def make_receipt(
     lease: Signed[Lease],
     units: Units = UNITS_USED,
@@ -92,7 +108,7 @@ def make_receipt(
         model_digest=granted.model_digest,
         units=units,
         amount_nano=charge_nano(granted.price, units, finish),
-        output_digest=digest or OutputDigest().hexdigest(),
+        output_digest=digest or OutputDigest(SALT).hexdigest(),
         finish=finish,
         code="",
         queued_ms=0,

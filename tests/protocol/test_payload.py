@@ -51,7 +51,7 @@ def test_parameters_out_of_range_are_refused(fields: dict[str, Any]) -> None:
 def test_the_payload_of_another_task_is_refused() -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         decode_input(Task.EMBEDDING, encode(ImageInput(b"x")))
-    assert caught.value.code is Code.MALFORMED
+    assert caught.value.code is Code.INVALID_INPUT
 
 
 def test_vectors_have_the_size_that_they_claim() -> None:

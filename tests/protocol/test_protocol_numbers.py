@@ -17,7 +17,17 @@ import coordinator.market.matching.explain
 import coordinator.market.offers.book
 import coordinator.settling.receipt_desk
 from coordinator.market.offers.intake import OFFERS
-from protocol import limits, manifest, messages, money, payload, pricing, services, session
+from protocol import (
+    limits,
+    manifest,
+    messages,
+    money,
+    output_window,
+    payload,
+    pricing,
+    services,
+    session,
+)
 from protocol.framing import FrameType
 from protocol.net import (
     channels,
@@ -40,6 +50,7 @@ NUMBER_PLACES = (
     manifest,
     money,
     session,
+    output_window,
     channels,
     frames,
     rpc,

@@ -101,7 +101,7 @@ def wire_messages() -> dict[str, type]:
         for module in MESSAGE_MODULES
         for cls in vars(module).values()
         if dataclasses.is_dataclass(cls) and inspect.isclass(cls)
-        if cls.__module__ == module.__name__
+        if cls.__module__ == module.__name__ and cls is not payload.SaltedPayload
     ]
     return {wire_name(cls): cls for cls in (*found, *OTHER_MESSAGES)}
 

@@ -4,6 +4,7 @@ read back from the page as another implementation would."""
 import pytest
 
 from protocol.codec import encode
+from protocol.countersigning import read_proof
 from protocol.endings import Finish
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
@@ -26,11 +27,18 @@ from protocol.messages import (
 )
 from protocol.money import split_fee
 from protocol.net.frames import Hello
-from protocol.payload import Chunk, GenerationInput, OutputDigest
+from protocol.node_session import NodeJob, Opened
+from protocol.payload import (
+    Chunk,
+    GenerationInput,
+    OutputDigest,
+    SaltedPayload,
+    salted_digest,
+)
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.receipts import Evidence, charge_nano, verify_chain
 from protocol.services import offer_topic, shard_of
-from protocol.session import ClientJob, Ended, NodeJob, Opened
+from protocol.session import ClientJob, Ended, WindowReached
 from tests.protocol.page import rows_under, vectors
 
 NOW_MS = 1_770_000_000_000
@@ -40,6 +48,7 @@ UNITS_MAX = Units(input_tokens=64, output_tokens=16)
 UNITS = Units(input_tokens=4, output_tokens=3)
 CHUNKS = (Chunk((5, 70_000), "Grüß"), Chunk((7,), " Gott"))
 PAYLOAD = encode(GenerationInput(max_tokens=16, prompt="Hi", temperature=0.0))
+SALT = bytes(range(16))
 MANIFEST = ModelManifest(
     name="tiny",
     task=Task.CAUSAL_LM,
@@ -93,7 +102,7 @@ def make_request() -> JobRequest:
         coordinator=COORDINATOR.peer_id,
         model=manifest_digest(MANIFEST),
         task=Task.CAUSAL_LM,
-        payload_digest=sha256_digest(PAYLOAD),
+        payload_digest=salted_digest(PAYLOAD, SALT),
         payload_bytes=len(PAYLOAD),
         units_max=UNITS_MAX,
         units_expected=Units(input_tokens=4, output_tokens=16),
@@ -125,9 +134,10 @@ def make_lease(request: Signed[JobRequest], offer: Signed[NodeOffer]) -> Lease:
     )
 
 
-def make_receipt(lease: Signed[Lease]) -> Receipt:
+def make_receipt(lease: Signed[Lease], node: NodeJob) -> Receipt:
     granted = lease.message
-    output = OutputDigest()
+    assert node.terms is not None
+    output = OutputDigest(SALT)
     for chunk in CHUNKS:
         output.add(chunk)
     return Receipt(
@@ -147,6 +157,8 @@ def make_receipt(lease: Signed[Lease]) -> Receipt:
         first_output_ms=20,
         total_ms=80,
         issued_at_ms=NOW_MS + 100,
+        opening=node.terms.opening.raw,
+        countersigned=node.window.countersigned,
     )
 
 
@@ -162,20 +174,23 @@ def make_vectors() -> dict[str, str]:
     offer = seal(NODE, make_offer())
     request = seal(CLIENT, make_request())
     lease = seal(COORDINATOR, make_lease(request, offer))
-    receipt = seal(NODE, make_receipt(lease))
-    client = ClientJob(request, lease, PAYLOAD)
-    node = NodeJob()
-    opening = client.open()
+    client = ClientJob(request, lease, SaltedPayload(PAYLOAD, SALT), CLIENT)
+    node = NodeJob(NODE)
+    opening = client.open(now_ms=NOW_MS + 10)
     for frame in opening:
         node.receive(*frame)
-    talk = [
-        node.accepted(Units(input_tokens=4), queue_position=0),
-        *map(node.chunk, CHUNKS),
-        node.receipt(receipt),
-    ]
-    events = [client.receive(*frame) for frame in talk]
+    accepted = node.accepted(Units(input_tokens=4), queue_position=0, now_ms=NOW_MS + 30)
+    chunk, progress = node.output(CHUNKS[0])
+    events = [client.receive(*frame) for frame in (accepted, chunk, progress)]
+    assert isinstance(events[-1], WindowReached)
+    (countersign,) = events[-1].frames
+    node.receive(*countersign)
+    (last_chunk,) = node.output(CHUNKS[1])
+    receipt = seal(NODE, make_receipt(lease, node))
+    talk = [accepted, chunk, progress, countersign, last_chunk, node.receipt(receipt)]
+    events = [client.receive(*frame) for frame in talk[-2:]]
     assert events[-1] == Ended(receipt, agrees=True)
-    acceptance = client.acceptance(Ended(receipt, agrees=True), CLIENT, now_ms=NOW_MS + 101)
+    acceptance = client.acceptance(Ended(receipt, agrees=True), now_ms=NOW_MS + 101)
     hello = Frame(FrameType.HELLO, 0, encode(Hello((1,), "client")))
     frames = [encode_frame(Frame(kind, 1, body)).hex() for kind, body in (*opening, *talk)]
     return found | {
@@ -185,16 +200,19 @@ def make_vectors() -> dict[str, str]:
         "offer envelope": offer.raw.hex(),
         "offer digest": offer.digest,
         "payload": PAYLOAD.hex(),
-        "payload digest": sha256_digest(PAYLOAD),
+        "salt": SALT.hex(),
+        "payload digest": salted_digest(PAYLOAD, SALT),
         "HELLO": encode_frame(hello).hex(),
         "JOB_OPEN": frames[0],
         "request digest": request.digest,
         "lease digest": lease.digest,
         "JOB_ACCEPTED": frames[1],
         "JOB_CHUNK 1": frames[2],
-        "JOB_CHUNK 2": frames[3],
+        "JOB_PROGRESS": frames[3],
+        "JOB_COUNTERSIGN": frames[4],
+        "JOB_CHUNK 2": frames[5],
         "output digest": receipt.message.output_digest,
-        "JOB_RECEIPT": frames[4],
+        "JOB_RECEIPT": frames[6],
         "receipt digest": receipt.digest,
         "acceptance body": encode(acceptance.message).hex(),
         "acceptance digest": acceptance.digest,
@@ -228,17 +246,21 @@ def body_on_page(name: str) -> tuple[FrameType, bytes]:
 
 
 def test_the_bytes_of_the_page_are_a_whole_and_honest_job() -> None:
-    opened = NodeJob().receive(*body_on_page("JOB_OPEN"))
+    opened = NodeJob(NODE).receive(*body_on_page("JOB_OPEN"))
     assert isinstance(opened, Opened)
-    client = ClientJob(opened.request, opened.lease, opened.payload)
-    client.open()
-    for name in ("JOB_ACCEPTED", "JOB_CHUNK 1", "JOB_CHUNK 2"):
+    client = ClientJob(opened.request, opened.lease, SaltedPayload(opened.payload, SALT), CLIENT)
+    client.open(now_ms=NOW_MS + 10)
+    for name in ("JOB_ACCEPTED", "JOB_CHUNK 1"):
         client.receive(*body_on_page(name))
+    reached = client.receive(*body_on_page("JOB_PROGRESS"))
+    assert reached == WindowReached((body_on_page("JOB_COUNTERSIGN"),))
+    client.receive(*body_on_page("JOB_CHUNK 2"))
     ended = client.receive(*body_on_page("JOB_RECEIPT"))
     assert isinstance(ended, Ended)
     assert ended.agrees
     acceptance = open_envelope(bytes.fromhex(vectors()["acceptance envelope"]), Acceptance)
     verify_chain(Evidence(opened.request, opened.lease, ended.receipt, acceptance))
+    assert read_proof(ended.receipt.message, opened.lease).has_countersigned
     offer = open_envelope(bytes.fromhex(vectors()["offer envelope"]), NodeOffer)
     assert offer.digest == opened.lease.message.offer_digest
     assert offer.message.models[0].price == opened.lease.message.price

@@ -4,6 +4,7 @@ import msgpack
 import pytest
 
 from protocol.codec import encode
+from protocol.countersigning import JobAdmission
 from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
@@ -12,19 +13,20 @@ from protocol.ids import sha256_digest
 from protocol.job_state import JobState
 from protocol.limits import TOKENS_MAX
 from protocol.messages import Receipt
-from protocol.payload import TOKEN_ID_MAX, Chunk, OutputDigest
+from protocol.node_session import Accepted, CancelRequested, Countersignature, NodeJob, Opened
+from protocol.payload import TOKEN_ID_MAX, Chunk, OutputDigest, SaltedPayload
 from protocol.pricing import Units
 from protocol.session import (
     DATA_BYTES,
-    Accepted,
     AcceptedBody,
-    CancelRequested,
+    Admitted,
+    ClientEvent,
     ClientJob,
     Ended,
-    NodeJob,
     OpenBody,
-    Opened,
+    Outgoing,
     Refused,
+    WindowReached,
 )
 from tests.protocol.makers import (
     CLIENT,
@@ -32,29 +34,52 @@ from tests.protocol.makers import (
     NODE,
     NOW_MS,
     PAYLOAD,
+    SALT,
+    SALTED,
     STRANGER,
     make_chain,
     make_lease,
+    make_opening,
     make_receipt,
     make_request,
 )
 
 CHAIN = make_chain()
+OPENING = seal(CLIENT, make_opening(CHAIN.lease)).raw
 CHUNKS = (Chunk((5, 6), "Hello"), Chunk((7,), " world"))
 
 
 def digest_of(chunks: tuple[Chunk, ...]) -> str:
-    digest = OutputDigest()
+    digest = OutputDigest(SALT)
     for chunk in chunks:
         digest.add(chunk)
     return digest.hexdigest()
 
 
+def admit(node: NodeJob, units: Units, queue_position: int = 0) -> Outgoing:
+    return node.accepted(units, queue_position=queue_position, now_ms=NOW_MS)
+
+
+def produce(client: ClientJob, node: NodeJob, *chunks: Chunk) -> list[ClientEvent]:
+    """Output through both halves, countersigned as it comes."""
+    events = []
+    waiting = [frame for chunk in chunks for frame in node.output(chunk)]
+    while waiting:
+        event = client.receive(*waiting.pop(0))
+        events.append(event)
+        if isinstance(event, WindowReached):
+            for frame in event.frames:
+                released = node.receive(*frame)
+                assert isinstance(released, Countersignature)
+                waiting += released.frames
+    return events
+
+
 def start(payload: bytes = PAYLOAD) -> tuple[ClientJob, NodeJob, Opened]:
     request = seal(CLIENT, make_request(payload=payload))
     lease = seal(COORDINATOR, make_lease(request))
-    client, node = ClientJob(request, lease, payload), NodeJob()
-    events = [node.receive(*frame) for frame in client.open()]
+    client, node = ClientJob(request, lease, SaltedPayload(payload, SALT), CLIENT), NodeJob(NODE)
+    events = [node.receive(*frame) for frame in client.open(now_ms=NOW_MS)]
     assert events[:-1] == [None] * (len(events) - 1)
     opened = events[-1]
     assert isinstance(opened, Opened)
@@ -76,14 +101,15 @@ def code_of(receive: object, *frame: object) -> Code:
 def test_a_job_runs_from_open_to_countersignature() -> None:
     client, node, opened = start()
     assert opened.payload == PAYLOAD
-    accepted = client.receive(*node.accepted(Units(input_tokens=9), queue_position=1))
-    assert accepted == AcceptedBody(Units(input_tokens=9), 1)
-    assert [client.receive(*node.chunk(chunk)) for chunk in CHUNKS] == list(CHUNKS)
+    accepted = client.receive(*admit(node, Units(input_tokens=9), 1))
+    assert accepted == Admitted(Units(input_tokens=9), 1)
+    events = produce(client, node, *CHUNKS)
+    assert [event for event in events if isinstance(event, Chunk)] == list(CHUNKS)
     receipt = seal(NODE, sign_receipt(opened, CHUNKS))
     ended = client.receive(*node.receipt(receipt))
     assert ended == Ended(receipt, agrees=True)
     assert client.units == Units(input_tokens=9, output_tokens=3)
-    acceptance = client.acceptance(ended, CLIENT, now_ms=NOW_MS)
+    acceptance = client.acceptance(ended, now_ms=NOW_MS)
     assert acceptance.message.agrees
     assert node.receive(FrameType.JOB_ACCEPTANCE, acceptance.raw) == Accepted(acceptance)
     assert client.state is node.state is JobState.ENDED
@@ -99,12 +125,12 @@ def test_a_large_payload_travels_in_pieces() -> None:
 
 def test_a_node_that_counts_more_than_it_sent_gets_a_disagreement() -> None:
     client, node, opened = start()
-    client.receive(*node.accepted(Units(input_tokens=9), queue_position=0))
-    client.receive(*node.chunk(CHUNKS[0]))
+    client.receive(*admit(node, Units(input_tokens=9), 0))
+    produce(client, node, CHUNKS[0])
     ended = client.receive(*node.receipt(seal(NODE, sign_receipt(opened, CHUNKS))))
     assert isinstance(ended, Ended)
     assert not ended.agrees
-    acceptance = client.acceptance(ended, CLIENT, now_ms=NOW_MS).message
+    acceptance = client.acceptance(ended, now_ms=NOW_MS).message
     assert not acceptance.agrees
     assert acceptance.units.output_tokens == 2
 
@@ -117,8 +143,8 @@ def test_the_digest_does_not_depend_on_how_the_answer_was_cut() -> None:
 
 def test_a_cancelled_job_still_takes_output_in_flight_and_a_receipt() -> None:
     client, node, opened = start()
-    client.receive(*node.accepted(Units(input_tokens=9), queue_position=0))
-    in_flight = node.chunk(CHUNKS[0])
+    client.receive(*admit(node, Units(input_tokens=9), 0))
+    in_flight, _ = node.output(CHUNKS[0])
     (cancel,) = client.cancel()
     assert node.receive(*cancel) == CancelRequested()
     client.receive(*in_flight)
@@ -148,17 +174,17 @@ def test_a_refusal_without_evidence_carries_no_receipt() -> None:
 
 
 def test_a_payload_other_than_the_pinned_one_is_refused() -> None:
-    body = OpenBody(CHAIN.request.raw, CHAIN.lease.raw, b"X" * len(PAYLOAD))
-    assert code_of(NodeJob().receive, FrameType.JOB_OPEN, encode(body)) is Code.DIGEST_MISMATCH
+    body = OpenBody(CHAIN.request.raw, CHAIN.lease.raw, OPENING, SALT, b"X" * len(PAYLOAD))
+    assert code_of(NodeJob(NODE).receive, FrameType.JOB_OPEN, encode(body)) is Code.DIGEST_MISMATCH
 
 
 def test_a_payload_longer_than_announced_is_refused() -> None:
-    body = OpenBody(CHAIN.request.raw, CHAIN.lease.raw, PAYLOAD + b"more")
-    assert code_of(NodeJob().receive, FrameType.JOB_OPEN, encode(body)) is Code.DIGEST_MISMATCH
+    body = OpenBody(CHAIN.request.raw, CHAIN.lease.raw, OPENING, SALT, PAYLOAD + b"more")
+    assert code_of(NodeJob(NODE).receive, FrameType.JOB_OPEN, encode(body)) is Code.DIGEST_MISMATCH
 
 
 def test_frames_out_of_order_are_refused() -> None:
-    node = NodeJob()
+    node = NodeJob(NODE)
     assert code_of(node.receive, FrameType.JOB_DATA, b"x") is Code.UNEXPECTED_FRAME
     assert code_of(node.receive, FrameType.JOB_CANCEL, b"") is Code.UNEXPECTED_FRAME
     assert code_of(node.receive, FrameType.JOB_ACCEPTANCE, b"") is Code.UNEXPECTED_FRAME
@@ -171,22 +197,22 @@ def test_frames_out_of_order_are_refused() -> None:
 
 def test_a_second_open_is_refused() -> None:
     client, node, _ = start()
-    body = encode(OpenBody(CHAIN.request.raw, CHAIN.lease.raw, PAYLOAD))
+    body = encode(OpenBody(CHAIN.request.raw, CHAIN.lease.raw, OPENING, SALT, PAYLOAD))
     assert code_of(node.receive, FrameType.JOB_OPEN, body) is Code.UNEXPECTED_FRAME
     assert client.state is JobState.OPENED
 
 
 def test_more_tokens_than_leased_are_refused() -> None:
     client, node, _ = start()
-    client.receive(*node.accepted(Units(input_tokens=9), queue_position=0))
-    flood = node.chunk(Chunk(tuple(range(51)), "x"))
-    assert code_of(client.receive, *flood) is Code.RECEIPT_MISMATCH
+    client.receive(*admit(node, Units(input_tokens=9), 0))
+    flood = encode(Chunk(tuple(range(51)), "x"))
+    assert code_of(client.receive, FrameType.JOB_CHUNK, flood) is Code.RECEIPT_MISMATCH
 
 
 @pytest.mark.parametrize("token_id", [-1, TOKEN_ID_MAX + 1])
 def test_a_token_id_that_no_digest_holds_is_refused(token_id: int) -> None:
     client, node, _ = start()
-    client.receive(*node.accepted(Units(input_tokens=9), queue_position=0))
+    client.receive(*admit(node, Units(input_tokens=9), 0))
     chunk = msgpack.packb({"token_ids": [token_id]})
     assert code_of(client.receive, FrameType.JOB_CHUNK, chunk) is Code.MALFORMED
 
@@ -195,10 +221,12 @@ def test_what_exceeds_every_count_leaves_the_count_before_it() -> None:
     most = Units(output_tokens=TOKENS_MAX)
     request = seal(CLIENT, replace(make_request(), units_max=most, units_expected=most))
     lease = seal(COORDINATOR, replace(make_lease(request), units_max=most, ceiling_nano=10**12))
-    client = ClientJob(request, lease, PAYLOAD)
-    client.open()
-    client.receive(FrameType.JOB_ACCEPTED, encode(AcceptedBody(Units(), 0)))
-    flood = encode(Chunk((1,) * (TOKENS_MAX // 2)))
+    client = ClientJob(request, lease, SALTED, CLIENT)
+    said = JobAdmission(lease.digest, NODE.peer_id, Units(), bytes(32), NOW_MS)
+    admission = seal(NODE, said).raw
+    client.open(now_ms=NOW_MS)
+    client.receive(FrameType.JOB_ACCEPTED, encode(AcceptedBody(admission, 0)))
+    flood = encode(Chunk((1,) * (TOKENS_MAX // 2), "x"))
     for _ in range(2):
         client.receive(FrameType.JOB_CHUNK, flood)
     assert code_of(client.receive, FrameType.JOB_CHUNK, flood) is Code.RECEIPT_MISMATCH
@@ -207,7 +235,7 @@ def test_what_exceeds_every_count_leaves_the_count_before_it() -> None:
 
 def test_more_input_than_leased_is_refused() -> None:
     client, node, _ = start()
-    accepted = node.accepted(Units(input_tokens=101), queue_position=0)
+    accepted = admit(node, Units(input_tokens=101), 0)
     assert code_of(client.receive, *accepted) is Code.RECEIPT_MISMATCH
 
 
@@ -217,5 +245,5 @@ def test_a_receipt_signed_by_another_key_is_refused() -> None:
     assert code_of(client.receive, *node.receipt(receipt)) is Code.WRONG_SIGNER
 
 
-def test_the_pinned_digest_is_of_the_payload_bytes() -> None:
-    assert make_request().payload_digest == sha256_digest(PAYLOAD)
+def test_the_pinned_digest_is_of_the_salt_and_the_payload() -> None:
+    assert make_request().payload_digest == sha256_digest(SALT + PAYLOAD)

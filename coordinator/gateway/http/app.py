@@ -6,17 +6,17 @@ import structlog
 
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.errors import api_error_of, error_of
-from coordinator.gateway.http.callers import Callers
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.cors import Cors
 from coordinator.gateway.http.dialect import Dialect, problem_response
+from coordinator.gateway.http.fair_places import FairPlaces
 from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.openai.routes import ROUTES as OPENAI_ROUTES
 from coordinator.gateway.http.rate_limit import RateLimits
 from coordinator.gateway.http.requests import ClientGone, Request, Scope
 from coordinator.gateway.http.responses import Receive, Reply, Send, header
 from coordinator.gateway.http.routes import Route, Router
-from coordinator.gateway.http.system_routes import ROUTES as SYSTEM_ROUTES
+from coordinator.gateway.http.system_routes import make_system_routes
 from protocol.errors import Code
 
 log = structlog.get_logger(__name__)
@@ -24,13 +24,8 @@ log = structlog.get_logger(__name__)
 # Enough that no two requests of a lifetime meet.
 _REQUEST_ID_BYTES = 12
 
-ROUTES = (*OPENAI_ROUTES, *SYSTEM_ROUTES)
-
 # The label of paths that are not ours: what strangers ask for must not become time series.
 _UNKNOWN = "unknown"
-
-# Long enough for some requests to end, short enough to go unnoticed.
-_OVERLOAD_RETRY_MS = 1_000
 
 
 class GatewayApp:
@@ -40,11 +35,10 @@ class GatewayApp:
         self._context = context
         self._entropy = context.runtime.entropy
         self._limits = RateLimits(context.monotonic)
-        self._callers = Callers(
-            lambda secret: context.bridge.call(context.market.authenticate, secret),
-            monotonic=context.monotonic,
+        self._places = FairPlaces(
+            places_max=context.config.requests_max, bytes_max=context.config.bodies_bytes_max
         )
-        self._router = Router(ROUTES)
+        self._router = Router((*OPENAI_ROUTES, *make_system_routes()))
         self._cors = Cors(context.config.cors_origins)
         self._running = 0
         context.metrics.watch_requests(lambda: self._running)
@@ -95,15 +89,10 @@ class GatewayApp:
     ) -> Reply:
         """Let the request in, or raise ApiError; `headers` gains what the key's limits say."""
         if not route.is_public:
-            self._check_load()
-            caller = await self._callers.identify(request.header(b"authorization"))
+            await self._context.identify(request)
+            caller = request.caller
+            assert caller is not None, "an identified request has a caller"
             if caller.requests_per_minute is not None:
                 headers += self._limits.take(caller.key_id, caller.requests_per_minute)
-            request.caller = caller
+            request.place = self._places.enter(caller.signing_key.peer_id)
         return await route.handler(self._context, request)
-
-    def _check_load(self) -> None:
-        if self._running > self._context.config.requests_max:
-            raise error_of(Code.BUSY, "", retry_after_ms=_OVERLOAD_RETRY_MS).but(
-                message="the gateway has more requests in flight than it can hold"
-            )

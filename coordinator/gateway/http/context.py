@@ -1,14 +1,19 @@
 """What all routes share; made once by `coordinator.gateway.server`."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.http.callers import Callers
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
 from protocol.programs.runtime import Runtime
+
+# The parsed form of a large body takes several times its bytes for as long as it is read.
+_PARSED_AT_ONCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,24 @@ class GatewayContext:
     metrics: Metrics
     config: GatewayConfig
     runtime: Runtime
+    callers: Callers
+    parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSED_AT_ONCE))
+
+    @classmethod
+    def make(
+        cls,
+        bridge: Bridge,
+        market: GatewayMarket,
+        metrics: Metrics,
+        *,
+        config: GatewayConfig,
+        runtime: Runtime,
+    ) -> "GatewayContext":
+        callers = Callers(
+            lambda secret: bridge.call(market.authenticate, secret),
+            monotonic=lambda: runtime.stopwatch_ns() / 1e9,
+        )
+        return cls(bridge, market, metrics, config, runtime, callers)
 
     def monotonic(self) -> float:
         """Seconds, for durations."""
@@ -32,9 +55,15 @@ class GatewayContext:
     async def read_json(self, request: Request) -> Fields:
         """The request's JSON object. Raises ApiError, ClientGone."""
         config = self.config
-        return await request.json(bytes_max=config.body_bytes_max, within_s=config.body_within_s)
+        return await request.json(
+            bytes_max=config.body_bytes_max, within_s=config.body_within_s, parsing=self.parsing
+        )
 
-    async def read_body(self, request: Request) -> bytes:
+    async def read_body(self, request: Request) -> bytearray:
         """The request's body. Raises ApiError, ClientGone."""
         config = self.config
         return await request.body(bytes_max=config.body_bytes_max, within_s=config.body_within_s)
+
+    async def identify(self, request: Request) -> None:
+        """Set the request's caller, as it is now. Raises ApiError (401)."""
+        request.caller = await self.callers.identify(request.header(b"authorization"))

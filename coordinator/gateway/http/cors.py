@@ -1,10 +1,11 @@
 """Which web pages may call the gateway from a browser: none, unless the operator lists them."""
 
-from coordinator.gateway.errors import Headers
+from coordinator.gateway.errors import ApiError, Headers, Problem, ProblemKind
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Response, header
 
 _ANY = "*"
+_ASKS_METHOD = b"access-control-request-method"
 
 # A browser asks again after this; ten minutes is what the strictest of them honours.
 _PREFLIGHT_AGE_S = 600
@@ -36,9 +37,24 @@ class Cors:
         )
 
     def preflight(self, request: Request) -> Response | None:
-        """The answer to a browser that asks first; None if this is no such question."""
-        if request.method != "OPTIONS" or not self.headers(request):
+        """The answer to a browser that asks first; None if this is no such question.
+
+        Raises ApiError (403) for pages that are not listed.
+        """
+        if request.method != "OPTIONS" or request.header(_ASKS_METHOD) is None:
             return None
+        if not self.headers(request):
+            raise ApiError(
+                Problem(
+                    403,
+                    "this page may not call the gateway: its origin is not in cors_origins",
+                    kind=ProblemKind.PERMISSION,
+                    code="origin_not_allowed",
+                )
+            )
+        private: Headers = ()
+        if request.header(b"access-control-request-private-network") == "true":
+            private = (header("access-control-allow-private-network", "true"),)
         return Response(
             204,
             b"",
@@ -49,6 +65,7 @@ class Cors:
                     request.header(b"access-control-request-headers") or "authorization",
                 ),
                 header("access-control-max-age", _PREFLIGHT_AGE_S),
+                *private,
             ),
         )
 

@@ -58,10 +58,11 @@ class JobCall(Protocol):
     @property
     def is_streamed(self) -> bool: ...
 
-    def answer(self, finished: Finished, created_s: int) -> object:
-        """The whole answer, to be written as JSON. Raises ApiError if the node's output is broken.
+    def answer(self, finished: Finished, created_s: int) -> bytes:
+        """The body of the whole answer, as JSON. Raises ApiError if the node's output is broken.
 
-        `created_s` is the time of the answer, in seconds since 1970.
+        `created_s` is the time of the answer, in seconds since 1970. Large answers are written in a
+        thread.
         """
         ...
 

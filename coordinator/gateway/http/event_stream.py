@@ -82,6 +82,8 @@ class EventStream:
     async def send_to(self, send: Send, more_headers: Headers) -> None:
         """One send per batch: what arrived while the last one was written goes out together."""
         headers = [*self._dialect.stream_headers, *more_headers, *self._opened_headers()]
+        if self._request.is_http_1_0:
+            send = _whole_sender(send)
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             await send(_body(self._render(self._first)))
@@ -146,3 +148,20 @@ class EventStream:
 
 def _body(body: bytes) -> dict[str, Any]:
     return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+def _whole_sender(send: Send) -> Send:
+    """HTTP/1.0 has no chunks: collect the events, and send them with their length."""
+    start: dict[str, Any] = {}
+    body = bytearray()
+
+    async def collect(message: dict[str, Any]) -> None:
+        body.extend(message.get("body", b""))
+        if message["type"] == "http.response.start":
+            start.update(message)
+        elif not message.get("more_body", False):
+            length = (b"content-length", str(len(body)).encode())
+            await send(start | {"headers": [*start["headers"], length]})
+            await send({"type": "http.response.body", "body": bytes(body)})
+
+    return collect

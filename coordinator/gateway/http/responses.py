@@ -44,8 +44,12 @@ class Response:
         await send({"type": "http.response.body", "body": self.body})
 
 
-def json_response(content: object, *, headers: Headers = ()) -> Response:
-    return Response(200, json.dumps(content, ensure_ascii=False).encode(), headers=headers)
+def to_json(content: object) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def json_response(content: object) -> Response:
+    return Response(200, to_json(content))
 
 
 def header(name: str, value: object) -> tuple[bytes, bytes]:

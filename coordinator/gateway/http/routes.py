@@ -1,5 +1,6 @@
 """What a route is, and finding the one of a request. The tables stand in the dialects' folders."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,11 @@ from coordinator.gateway.http.dialect import Dialect, JobCall
 from coordinator.gateway.http.event_stream import open_event_stream
 from coordinator.gateway.http.jobs import finish_job, finished_headers
 from coordinator.gateway.http.requests import Request, Scope
-from coordinator.gateway.http.responses import Reply, header, json_response
+from coordinator.gateway.http.responses import Reply, Response, header
 from protocol.messages import Task
+
+# A node's output of this size takes milliseconds to write as text.
+_LARGE_BYTES = 64 * 1024
 
 Handler = Callable[[GatewayContext, Request], Awaitable[Reply]]
 
@@ -44,11 +48,21 @@ class JobRoute:
 
     async def _serve(self, context: GatewayContext, request: Request) -> Reply:
         call = await self.read(context, request)
+        request.keep(call.order.input_bytes)
+        # The body may have taken a minute: the key may have been revoked meanwhile.
+        await context.identify(request)
         if call.is_streamed:
             return await open_event_stream(context, request, call, self.dialect)
         finished = await finish_job(context, request, call.order)
-        answer = call.answer(finished, context.now_s())
-        return json_response(answer, headers=finished_headers(context, request, finished))
+        is_large = sum(len(chunk.data) for chunk in finished.chunks) > _LARGE_BYTES
+        arguments = (finished, context.now_s())
+        answer = (
+            await asyncio.to_thread(call.answer, *arguments)
+            if is_large
+            else call.answer(*arguments)
+        )
+        headers = finished_headers(context, request, finished)
+        return Response(200, answer, headers=headers)
 
 
 @dataclass(frozen=True, slots=True)

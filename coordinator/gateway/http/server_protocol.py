@@ -1,13 +1,21 @@
-"""uvicorn's HTTP protocol with bounds on what precedes a request.
+"""uvicorn's HTTP protocol with bounds on what an unknown client costs: the size and the time of a
+request's head, the time of a stalled reader, and connections in all and per address block.
 
-uvicorn waits for the head of a request for ever and takes it at any size: a thousand clients that
-send one byte a minute would hold a thousand connections. Bodies are bounded by the application.
+Bodies are bounded by the application. An `Upgrade` that we do not support is ignored, as RFC 9110
+§7.8 says: uvicorn's parser stops at it, and would lose the body.
 """
 
 import asyncio
+import ipaddress
+import socket
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from coordinator.gateway.errors import Problem, ProblemKind
+from coordinator.gateway.http.openai.dialect import OPENAI
 
 # Cookies, tokens and trace headers of a large company fit; nginx stops at 32 KiB.
 HEAD_BYTES_MAX = 64 * 1024
@@ -15,67 +23,214 @@ HEAD_BYTES_MAX = 64 * 1024
 # A head is one packet or a few. Also how long a fresh connection may say nothing at all.
 HEAD_WITHIN_S = 15.0
 
-_OVERLOADED_BODY = (
-    b'{"error": {"message": "too many connections: try again", '
-    b'"type": "service_unavailable_error", "param": null, "code": "busy"}}'
+# What a reader that does not read can make the kernel keep.
+_SEND_BUFFER_BYTES = 256 * 1024
+
+# Of a connection's headers, these speak of the connection itself or of the protocol to change to.
+_HOP_HEADERS = (b"connection", b"upgrade", b"http2-settings")
+
+# One address block may hold so many times the connections that are free: alone three quarters.
+_ALPHA = 3
+
+_MALFORMED = Problem(400, "this is not a valid HTTP request", code="malformed_http")
+_HEAD_TOO_LARGE = Problem(
+    431, f"the head of the request has more than {HEAD_BYTES_MAX} bytes", code="head_too_large"
 )
-_OVERLOADED = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
-    b"retry-after: 1\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
-) % (len(_OVERLOADED_BODY), _OVERLOADED_BODY)
+_OVERLOADED = Problem(
+    503,
+    "there are too many connections: try again shortly",
+    kind=ProblemKind.UNAVAILABLE,
+    code="busy",
+)
+
+
+@dataclass(slots=True)
+class ServerBounds:
+    """Of one server, and how many connections each address block has."""
+
+    connections_max: int = 16_384
+    reader_within_s: float = 60.0
+    by_block: dict[str, int] = field(default_factory=dict)
+    connections: int = 0
+
+    def enter(self, block: str) -> bool:
+        """Count a connection in. False if it is too many; `leave` in any case."""
+        self.connections += 1
+        held = self.by_block[block] = self.by_block.get(block, 0) + 1
+        free = self.connections_max - self.connections
+        return free >= 0 and held <= max(1, _ALPHA * (free + 1))
+
+    def leave(self, block: str) -> None:
+        self.connections -= 1
+        self.by_block[block] -= 1
+        if not self.by_block[block]:
+            del self.by_block[block]
+
+
+class _RefusedHeadError(Exception):
+    """Ends the parsing of a head that is refused."""
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    """One connection. `connections_max` is set by the server on a subclass of its own."""
+    """One connection. `bounds` is set by the server on a subclass of its own."""
 
-    connections_max: ClassVar[int] = 16_384
+    bounds: ClassVar[ServerBounds] = ServerBounds()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # it asks for a Transport
         self._head_bytes = 0
+        self._is_in_head = True
+        self._is_upgrade = False
+        self._method = b""
+        self._problem = _MALFORMED
         self._head_timer: asyncio.TimerHandle | None = None
-        if len(self.connections) > self.connections_max:
-            self.transport.write(_OVERLOADED)
-            self.transport.close()
-        else:
+        self._reader_timer: asyncio.TimerHandle | None = None
+        self._block = _block_of(self.client[0] if self.client else "")
+        self._limit_socket(transport.get_extra_info("socket"))
+        if self.bounds.enter(self._block):
             self._expect_head()
-
-    def data_received(self, data: bytes) -> None:
-        if self._is_in_head:
-            self._head_bytes += len(data)
-            if self._head_timer is None:
-                # The first byte after a pause; between requests the keep-alive timer watches.
-                self._expect_head()
-        super().data_received(data)
-        if not self._is_in_head:
-            self._head_bytes = 0
-            self._stop_timer()
-        elif self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
-            self.send_400_response("The head of the request is too large.")
+        else:
+            self._refuse(_OVERLOADED)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
+        self._stop_head_timer()
+        self.resume_writing()
+        self.bounds.leave(self._block)
         super().connection_lost(exc)
 
-    @property
-    def _is_in_head(self) -> bool:
-        """Between requests, or in the head of one."""
-        return self.cycle is None or self.cycle.response_complete
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        while data and not self.transport.is_closing():
+            piece = data
+            if self._is_in_head:
+                if self._head_timer is None:
+                    # The first byte after a pause; between requests the keep-alive timer watches.
+                    self._expect_head()
+                piece = data[: HEAD_BYTES_MAX - self._head_bytes]
+                self._head_bytes += len(piece)
+            data = data[len(piece) :]
+            self._feed(piece)
+            if self._is_in_head and self._head_bytes >= HEAD_BYTES_MAX:
+                self._refuse(_HEAD_TOO_LARGE)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._reader_timer is None:
+            self._reader_timer = self.loop.call_later(
+                self.bounds.reader_within_s, self.transport.abort
+            )
+
+    def resume_writing(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+        super().resume_writing()
+
+    # Parser callbacks.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head = True
+
+    def on_headers_complete(self) -> None:
+        # Several requests may come in one read, so the sum is taken here once more.
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if size > HEAD_BYTES_MAX:
+            self._problem = _HEAD_TOO_LARGE
+            raise _RefusedHeadError
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise _RefusedHeadError
+            self._is_upgrade = True
+            self._method = self.parser.get_method()
+            return
+        self._is_in_head = False
+        self._head_bytes = 0
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_upgrade:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_upgrade:
+            # The next byte begins another head.
+            self._is_in_head = True
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(self._problem)
+
+    # Below: what uvicorn has no hook for.
+
+    def _feed(self, piece: bytes) -> None:
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(piece[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(self._problem)
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Parse the same head again without what asks for the upgrade, then what follows it."""
+        self._is_upgrade = False
+        head = [self._method, b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name not in _HOP_HEADERS:
+                head += [name, b": ", value, b"\r\n"]
+        self.parser = httptools.HttpRequestParser(self)
+        self._feed(b"".join([*head, b"\r\n", rest]))
+
+    def _refuse(self, problem: Problem) -> None:
+        """Answer and close. There is no request yet, so no route that has a dialect."""
+        if self.transport.is_closing():
+            return
+        body = OPENAI.error_body(problem)
+        head = b"content-type: application/json\r\nconnection: close\r\n"
+        if problem.status == 503:
+            head += b"retry-after: 1\r\n"
+        self.transport.write(
+            b"%b%bcontent-length: %d\r\n\r\n%b"
+            % (STATUS_LINE[problem.status], head, len(body), body)
+        )
+        self.transport.close()
+
+    def _limit_socket(self, connection: Any) -> None:
+        if connection is None:
+            return
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        # The kernel gives up a peer that takes nothing for so long, also after we have closed.
+        timeout_ms = int(1_000 * self.bounds.reader_within_s)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
 
     def _expect_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_WITHIN_S, self._give_up)
 
     def _give_up(self) -> None:
         self._head_timer = None
-        if self._is_in_head and not self.transport.is_closing():
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Half of a further request has come while we still answer one.
+            self._expect_head()
+        elif self._is_in_head and not self.transport.is_closing():
             self.transport.close()
 
-    def _stop_timer(self) -> None:
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
 
-def bounded_protocol(connections_max: int) -> type[Any]:
-    """The protocol class for a server that takes so many connections."""
-    return type("ServerProtocol", (BoundedHttpProtocol,), {"connections_max": connections_max})
+def bounded_protocol(bounds: ServerBounds) -> type[Any]:
+    """The protocol class for a server with these bounds."""
+    return type("ServerProtocol", (BoundedHttpProtocol,), {"bounds": bounds})
+
+
+def _block_of(host: str) -> str:
+    """The /24 or /56 that an address is in; what is no address stands for itself."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    prefix = 24 if address.version == 4 else 56
+    return str(ipaddress.ip_network((address, prefix), strict=False))

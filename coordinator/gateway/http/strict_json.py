@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from coordinator.gateway.errors import ApiError, invalid
+from coordinator.gateway.errors import ApiError, error_of, invalid
+from coordinator.gateway.http.json_bounds import VALUES_MAX, has_too_many_values
+from protocol.errors import Code
 
 T = TypeVar("T")
 
@@ -18,15 +20,23 @@ DEPTH_MAX = 32
 
 Json = dict[str, Any]
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-def parse_object(body: bytes) -> Json:
-    """Raises ApiError (400) unless the body is one JSON object."""
+
+def parse_object(body: bytes | bytearray) -> Json:
+    """Raises ApiError (400, 413) unless the body is one JSON object of a bounded size."""
+    if has_too_many_values(body):
+        raise error_of(
+            Code.INPUT_TOO_LARGE, f"the body has more than {VALUES_MAX} values in lists and objects"
+        )
     try:
-        value = json.loads(body.decode(), parse_constant=_refuse_constant)
+        # RFC 8259 §8.1 lets a reader ignore a byte order mark.
+        text = body.removeprefix(_BYTE_ORDER_MARK).decode()
+        value = json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         raise _bad_json("it is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise _bad_json(f"{error.msg} at character {error.pos}") from None
+        raise _bad_json(f"{error.msg.removesuffix(' at')} at character {error.pos}") from None
     except RecursionError:
         raise _bad_json("it nests too deeply") from None
     except ValueError:

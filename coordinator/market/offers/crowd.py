@@ -14,6 +14,9 @@ from protocol.ids import PeerId
 # What one subscriber typically gets: a /24 of IPv4, a /48 of IPv6.
 _IPV4_PREFIX = 24
 _IPV6_PREFIX = 48
+# In a network of one process, each port is a machine; from here on, so many ports are one.
+_MEMORY_MACHINES_FROM = 65_536
+_MEMORY_PORTS = 256
 
 
 def network_of(addresses: Sequence[str]) -> str:
@@ -25,6 +28,8 @@ def network_of(addresses: Sequence[str]) -> str:
     if len(parts) < 3:
         return ""
     kind, host = parts[1], parts[2]
+    if kind == "memory" and host.isdecimal() and int(host) >= _MEMORY_MACHINES_FROM:
+        return f"memory/{int(host) // _MEMORY_PORTS}"
     prefix = {"ip4": _IPV4_PREFIX, "ip6": _IPV6_PREFIX}.get(kind)
     if prefix is None:
         return host.lower()

@@ -13,10 +13,9 @@ from coordinator.db.api_keys import (
     create_api_key,
     find_api_key,
     list_api_keys,
-    record_spending,
     revoke_api_key,
+    store_spending,
 )
-from coordinator.db.bulk import run_records
 from coordinator.db.engine import Connection
 from coordinator.errors import ConstraintError
 from coordinator.ledger.accounts import Account, AccountId, AccountKind, account_of
@@ -115,7 +114,8 @@ def test_spending_adds_up_and_may_pass_the_budget(conn: Connection) -> None:
     """What was delivered is paid; the budget stops the next hold, not this capture."""
     _, key = make_key(conn, budget_nano=100)
     assert key.remaining_nano == 100
-    run_records(conn, [record_spending(key.id, 30), record_spending(key.id, 90)])
+    store_spending(conn, {key.id: 30})
+    store_spending(conn, {key.id: 90})
     spent = find_api_key(conn, key.id)
     assert spent is not None
     assert (spent.spent_nano, spent.remaining_nano) == (120, 0)
@@ -127,4 +127,4 @@ def test_a_key_without_budget_has_no_remainder(conn: Connection) -> None:
 
 def test_spending_of_an_unknown_key_is_refused(conn: Connection) -> None:
     with pytest.raises(ConstraintError):
-        run_records(conn, [record_spending("0" * 26, 1)])
+        store_spending(conn, {"0" * 26: 1})

@@ -7,18 +7,22 @@ import pytest
 from coordinator.db.bulk import run_records
 from coordinator.db.engine import Connection
 from coordinator.db.leases import (
+    LeaseProgress,
     StoredLease,
     find_lease,
     list_leases_of,
     list_open_leases,
+    record_cut,
     record_lease,
     record_lease_end,
+    record_signed_progress,
 )
 from coordinator.db.receipts import record_receipt
 from coordinator.errors import ConstraintError
 from protocol.endings import LeaseState, ReceiptState
 from protocol.ids import LeaseId
-from tests.coordinator.evidence import CHAIN, EXPIRES_AT_MS, FUNDS, LEASE, leased
+from protocol.pricing import Units
+from tests.coordinator.evidence import CHAIN, LEASE, TERMS, leased
 from tests.coordinator.ledger_makers import memory_books
 from tests.protocol.makers import NOW_MS
 
@@ -36,22 +40,24 @@ def test_a_lease_is_found_as_it_was_signed(conn: Connection) -> None:
         attempt=0,
         client=LEASE.client,
         node=LEASE.node,
+        coordinator=LEASE.coordinator,
         envelope=CHAIN.lease.raw,
-        hold_id=FUNDS.hold_id,
         ceiling_nano=LEASE.ceiling_nano,
         created_at_ms=NOW_MS,
-        expires_at_ms=EXPIRES_AT_MS,
+        terms=TERMS,
         state=LeaseState.OPEN,
         ended_at_ms=None,
+        progress=LeaseProgress(),
     )
     assert find_lease(conn, LEASE.lease_id) == expected
-    assert list_leases_of(conn, LEASE.job_id) == [expected]
+    assert list_leases_of(conn, LEASE.client, LEASE.job_id) == [expected]
+    assert list_leases_of(conn, LEASE.node, LEASE.job_id) == [], "it is another client's job"
     assert find_lease(conn, LeaseId("0" * 26)) is None
 
 
 def test_open_leases_are_what_a_restart_takes_up(conn: Connection) -> None:
     (row,) = list_open_leases(conn)
-    assert (row.envelope, row.api_key_id, row.has_receipt) == (CHAIN.lease.raw, None, False)
+    assert (row.envelope, row.terms, row.has_receipt) == (CHAIN.lease.raw, TERMS, False)
     receipt = record_receipt(
         CHAIN.receipt, None, state=ReceiptState.PENDING, amount_nano=1, now_ms=NOW_MS
     )
@@ -71,9 +77,26 @@ def test_a_lease_ends_once(conn: Connection) -> None:
     assert (lease.state, lease.ended_at_ms) == (LeaseState.RELEASED, NOW_MS + 1)
 
 
+def test_what_the_client_signed_last_survives_a_restart(conn: Connection) -> None:
+    for signed, evidence in (
+        (Units(5, 16), b"first"),
+        (Units(5, 48), b"third"),
+        (Units(5, 32), b""),
+    ):
+        run_records(conn, [record_signed_progress(LEASE.lease_id, signed, evidence)])
+    (row,) = list_open_leases(conn)
+    assert row.progress == LeaseProgress(Units(5, 48), b"third"), "signed words are cumulative"
+
+
+def test_what_the_gateway_counted_of_a_cut_stream_survives_a_restart(conn: Connection) -> None:
+    run_records(conn, [record_cut(LEASE.lease_id, Units(5, 3), by_us=True)])
+    (row,) = list_open_leases(conn)
+    assert row.progress == LeaseProgress(delivered=Units(5, 3), cut_by_us=True)
+
+
 def test_a_lease_without_its_hold_is_refused() -> None:
     """The row rides with the hold's posting; alone it would promise money that nobody holds."""
-    row = record_lease(CHAIN.lease, hold_id=FUNDS.hold_id, expires_at_ms=EXPIRES_AT_MS)
+    row = record_lease(CHAIN.lease, TERMS)
     with (
         memory_books() as database,
         pytest.raises(ConstraintError, match="FOREIGN KEY"),

@@ -39,6 +39,7 @@ def test_a_receipt_waits_for_the_clients_word_and_is_then_settled(conn: Connecti
     run_records(conn, [row(ReceiptState.PENDING, is_accepted=False, now_ms=10)])
     waiting = StoredReceipt(
         lease_id=LEASE.lease_id,
+        client=LEASE.client,
         job_id=LEASE.job_id,
         node=LEASE.node,
         receipt=CHAIN.receipt.raw,
@@ -74,7 +75,9 @@ def test_silent_clients_are_listed_oldest_first(conn: Connection) -> None:
 
 
 def test_receipts_are_found_by_their_job(conn: Connection) -> None:
-    assert list_receipts_of(conn, LEASE.job_id) == []
+    names = (LEASE.client, LEASE.job_id)
+    assert list_receipts_of(conn, *names) == []
     run_records(conn, [row(ReceiptState.PENDING, is_accepted=False, now_ms=10)])
-    assert [found.lease_id for found in list_receipts_of(conn, LEASE.job_id)] == [LEASE.lease_id]
+    assert [found.lease_id for found in list_receipts_of(conn, *names)] == [LEASE.lease_id]
+    assert list_receipts_of(conn, LEASE.node, LEASE.job_id) == []
     assert find_receipt(conn, LeaseId("0" * 26)) is None

@@ -113,6 +113,7 @@ def insert_transfer(conn: Connection, ulid: str, **changes: object) -> None:
         "pending_id": None,
         "timeout_at_ms": None,
         "job_id": None,
+        "chain_hash": bytes(32),
         **changes,
     }
     columns = ", ".join(row)
@@ -138,6 +139,7 @@ def insert_transfer(conn: Connection, ulid: str, **changes: object) -> None:
         {"pending_id": "x"},
         {"timeout_at_ms": 1},
         {"sequence": 1},
+        {"chain_hash": b"short"},
     ],
     ids=str,
 )

@@ -36,8 +36,10 @@ from protocol.pricing import PriceSheet, Units, cost_nano
 NOW_MS = 1_800_000_000_000
 API_KEY = "sk-capa-test"
 LIMITED_KEY = "sk-capa-limited"
+OTHER_KEY = "sk-capa-other"
 NODE_KEY = SigningKey(bytes(31) + b"n")
 CLIENT_KEY = SigningKey(bytes(31) + b"c")
+OTHER_CLIENT_KEY = SigningKey(bytes(31) + b"d")
 COORDINATOR = SigningKey(bytes(31) + b"m").peer_id
 PRICE = PriceSheet(
     input_nano_per_mtok=20_000_000, output_nano_per_mtok=80_000_000, image_nano=5_000
@@ -73,6 +75,7 @@ class FakeMarket:
     cancelled: int = 0
     finished: int = 0
     lookups: int = 0
+    looks: int = 0
     revoked: set[str] = field(default_factory=set)
     nodes: int = 3
     gate: trio.Event = field(default_factory=trio.Event)
@@ -86,13 +89,15 @@ class FakeMarket:
             return None
         if secret == API_KEY:
             return Caller("key-1", CLIENT_KEY)
+        if secret == OTHER_KEY:
+            return Caller("key-3", OTHER_CLIENT_KEY)
         if secret == LIMITED_KEY:
             return Caller("key-2", CLIENT_KEY, requests_per_minute=2)
         return None
 
     @asynccontextmanager
     async def open_job(self, caller: Caller, spec: JobSpec) -> AsyncIterator["FakeJob"]:
-        assert caller.signing_key is CLIENT_KEY
+        assert caller.signing_key in (CLIENT_KEY, OTHER_CLIENT_KEY)
         self.specs.append(spec)
         job = FakeJob(self, spec)
         with self._watched():
@@ -120,6 +125,7 @@ class FakeMarket:
         ]
 
     def health(self) -> Health:
+        self.looks += 1
         return Health(self.nodes, "" if self.nodes else "no node offers anything")
 
     @contextmanager

@@ -140,8 +140,8 @@ def harness(config: GatewayConfig | None = None) -> Iterator[Harness]:
     market = FakeMarket()
     with TrioThread() as trio_thread, asyncio.Runner() as runner:
         trio_thread.bridge.attach(runner.get_loop())
-        context = GatewayContext(
-            trio_thread.bridge, market, metrics, config or GatewayConfig(), runtime
+        context = GatewayContext.make(
+            trio_thread.bridge, market, metrics, config=config or GatewayConfig(), runtime=runtime
         )
         yield Harness(GatewayApp(context), market, metrics, trio_thread.bridge, stopwatch, runner)
 
@@ -161,7 +161,9 @@ class Exchange:
         return await self.messages.get()
 
 
-def exchange(app: GatewayApp, path: str, body: object, *, key: str = API_KEY) -> Exchange:
+def exchange(
+    app: GatewayApp, path: str, body: object, *, key: str = API_KEY, http_version: str = "1.1"
+) -> Exchange:
     """Start a POST in this loop."""
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -170,6 +172,7 @@ def exchange(app: GatewayApp, path: str, body: object, *, key: str = API_KEY) ->
         "type": "http",
         "method": "POST",
         "path": path,
+        "http_version": http_version,
         "headers": [
             (b"authorization", f"Bearer {key}".encode()),
             (b"content-type", b"application/json"),

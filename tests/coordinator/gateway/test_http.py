@@ -12,9 +12,16 @@ import trio
 
 from coordinator.gateway.caller import CALLER_TTL_S
 from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.http import body as body_module
 from coordinator.gateway.market_side.market import Health
-from tests.coordinator.gateway.fake_market import API_KEY, LIMITED_KEY, FakeMarket, Script
-from tests.coordinator.gateway.harness import Harness, exchange, harness
+from tests.coordinator.gateway.fake_market import (
+    API_KEY,
+    LIMITED_KEY,
+    OTHER_KEY,
+    FakeMarket,
+    Script,
+)
+from tests.coordinator.gateway.harness import Exchange, Harness, exchange, harness
 from tests.coordinator.gateway.test_chat import PATH, body, error_of
 
 
@@ -129,9 +136,165 @@ def test_unknown_paths_and_methods(gateway: Harness) -> None:
     assert gateway.get("/v1/models/").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1//chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/embeddings", "/v1/embeddings"),
+        ("/healthz", None),
+        ("/", None),
+    ],
+)
+def test_a_wrong_base_url_is_told_the_right_path(
+    gateway: Harness, path: str, meant: str | None
+) -> None:
+    response = gateway.post(path, {})
+    assert response.status_code == 404
+    message = error_of(response)["message"]
+    assert message.endswith(f": use {meant}") if meant else "use" not in message
+
+
 def test_every_response_has_a_request_id_of_its_own(gateway: Harness) -> None:
     ids = {gateway.get(path).headers["x-request-id"] for path in ("/health", "/nope", "/v1/models")}
     assert len(ids) == 3
+
+
+def test_bodies_without_end_of_one_account_leave_room_for_the_others() -> None:
+    with harness(GatewayConfig(requests_max=16)) as gateway:
+
+        async def attack() -> None:
+            running = [_endless(gateway) for _ in range(20)]
+            # The account's idlest bodies gave way to its newest ones.
+            given_up = [await each.next() for each in running[:8]]
+            assert {message["status"] for message in given_up} == {408}
+            other = exchange(gateway.app, PATH, body(), key=OTHER_KEY)
+            assert (await other.next())["status"] == 200
+            for each in running:
+                each.hang_up()
+            await asyncio.gather(other.task, *(each.task for each in running))
+
+        gateway.run(attack())
+        assert gateway.post(PATH, body()).status_code == 200
+
+
+def _endless(gateway: Harness) -> Exchange:
+    running = exchange(gateway.app, PATH, body())
+    message = running.incoming.get_nowait()
+    running.incoming.put_nowait(message | {"body": b"{", "more_body": True})
+    return running
+
+
+def test_bodies_in_flight_are_bounded_in_bytes_per_account() -> None:
+    with harness(GatewayConfig(bodies_bytes_max=400_000)) as gateway:
+        gateway.market.script = Script(gate_before=0)
+        large = body(messages=[{"role": "user", "content": "x" * 6_000}], z="y" * 200_000)
+
+        async def upload() -> int:
+            first = exchange(gateway.app, PATH, large)
+            await gateway.wait(gateway.market.waiting)
+            # The first is parsed: of its bytes only the prompt is still held.
+            second = exchange(gateway.app, PATH, large)
+            slow = [_endless(gateway) for _ in range(2)]
+            for each in slow:
+                each.incoming.put_nowait(
+                    {"type": "http.request", "body": b" " * 150_000, "more_body": True}
+                )
+            refused: int = (await slow[1].next())["status"]
+            gateway.in_trio(gateway.market.gate.set)
+            assert (await first.next())["status"] == (await second.next())["status"] == 200
+            slow[0].hang_up()
+            await asyncio.gather(first.task, second.task, *(each.task for each in slow))
+            return refused
+
+        assert gateway.run(upload()) == 429
+
+
+def test_a_key_that_is_revoked_while_its_body_arrives_buys_nothing(gateway: Harness) -> None:
+    async def revoke() -> int:
+        running = exchange(gateway.app, PATH, body())
+        whole = running.incoming.get_nowait()
+        running.incoming.put_nowait({"type": "http.request", "body": b" ", "more_body": True})
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert running.incoming.empty()
+        gateway.market.revoked.add(API_KEY)
+        gateway.stopwatch.now_s += CALLER_TTL_S
+        running.incoming.put_nowait(whole)
+        status: int = (await running.next())["status"]
+        await running.task
+        return status
+
+    # The key is known from an earlier request.
+    assert gateway.get("/v1/models").status_code == 200
+    assert gateway.run(revoke()) == 401
+    assert gateway.market.specs == []
+
+
+def test_a_trickling_body_is_given_up(monkeypatch: pytest.MonkeyPatch, gateway: Harness) -> None:
+    """It has to keep up a minimum rate after its first seconds."""
+    monkeypatch.setattr(body_module, "GRACE_S", 0.02)
+
+    async def trickle() -> int:
+        running = _endless(gateway)
+        for _ in range(10_000):
+            running.incoming.put_nowait({"type": "http.request", "body": b" ", "more_body": True})
+            if not running.messages.empty():
+                break
+            await asyncio.sleep(0)
+        status: int = (await running.next())["status"]
+        await running.task
+        return status
+
+    assert gateway.run(trickle()) == 408
+
+
+def test_http_1_0_clients_get_the_events_of_a_stream_in_one_piece(gateway: Harness) -> None:
+    async def ask() -> tuple[dict[str, Any], dict[str, Any]]:
+        running = exchange(gateway.app, PATH, body(stream=True), http_version="1.0")
+        start, rest = await running.next(), await running.next()
+        await running.task
+        return start, rest
+
+    start, rest = gateway.run(ask())
+    assert dict(start["headers"])[b"content-length"] == str(len(rest["body"])).encode()
+    assert rest["body"].endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "status"),
+    [
+        ("127.0.0.1", {}, 200),
+        ("::1", {}, 200),
+        ("127.0.0.1", {"x-forwarded-for": "203.0.113.7"}, 403),
+        ("203.0.113.7", {}, 403),
+        ("", {}, 403),
+    ],
+)
+def test_metrics_are_for_this_machine(
+    gateway: Harness, client: str, headers: dict[str, str], status: int
+) -> None:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app=gateway.app, client=(client, 1))  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            return await http.get("/metrics", headers=headers)
+
+    assert gateway.run(ask()).status_code == status
+
+
+def test_strangers_cost_the_market_one_look_a_second(gateway: Harness) -> None:
+    async def ask_often() -> None:
+        transport = httpx.ASGITransport(app=gateway.app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            await asyncio.gather(*(http.get(f"/{path}") for path in ("health", "metrics") * 20))
+
+    gateway.run(ask_often())
+    assert gateway.market.looks == 2
+    gateway.stopwatch.now_s += 1
+    gateway.run(ask_often())
+    assert gateway.market.looks == 4
 
 
 def test_more_requests_than_fit_are_told_to_come_back() -> None:
@@ -255,6 +418,10 @@ def test_browsers_are_kept_out_unless_listed(gateway: Harness) -> None:
     origin = {"origin": "https://chat.example"}
     response = gateway.get("/v1/models", headers=origin)
     assert "access-control-allow-origin" not in response.headers
+    asking = origin | {"access-control-request-method": "POST"}
+    refused = gateway.request("OPTIONS", PATH, headers=asking)
+    assert refused.status_code == 403
+    assert "cors_origins" in error_of(refused)["message"]
     assert gateway.request("OPTIONS", PATH, headers=origin).status_code == 405
 
 
@@ -266,9 +433,15 @@ def test_a_listed_origin_may_read_and_ask_first() -> None:
         preflight = gateway.request(
             "OPTIONS",
             PATH,
-            headers=origin | {"access-control-request-headers": "authorization,x-y"},
+            headers=origin
+            | {
+                "access-control-request-method": "POST",
+                "access-control-request-headers": "authorization,x-y",
+                "access-control-request-private-network": "true",
+            },
         )
         assert preflight.status_code == 204
         assert preflight.headers["access-control-allow-headers"] == "authorization,x-y"
+        assert preflight.headers["access-control-allow-private-network"] == "true"
         other = gateway.get("/v1/models", headers={"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers

@@ -31,7 +31,7 @@ def spec(prompt: str, max_tokens: int | None = None) -> JobSpec:
     job_input = GenerationInput(
         max_tokens=max_tokens or OUTPUT_TOKENS_DEFAULT, messages=(ChatMessage("user", prompt),)
     )
-    order = GenerationOrder(ROUTING, job_input, max_tokens is not None)
+    order = GenerationOrder(ROUTING, job_input, max_tokens is not None, len(prompt))
     return order.to_spec(CALLER, MODEL, deadline_s=9.0)
 
 
@@ -80,17 +80,17 @@ def test_what_cannot_fit_is_refused_before_anything_is_held(
 
 
 def test_an_unknown_model_is_left_to_the_market() -> None:
-    order = GenerationOrder(ROUTING, GenerationInput(max_tokens=9_999, prompt="x"), True)
+    order = GenerationOrder(ROUTING, GenerationInput(max_tokens=9_999, prompt="x"), True, 1)
     assert order.input_param == "prompt"
     assert order.to_spec(CALLER, None, deadline_s=1.0).units_max.output_tokens == 9_999
 
 
 def test_other_tasks_are_metered_by_their_own_units() -> None:
-    texts = PlainOrder(Task.EMBEDDING, "input", ROUTING, EmbeddingInput(("a", "bcd")))
+    texts = PlainOrder(Task.EMBEDDING, "input", ROUTING, EmbeddingInput(("a", "bcd")), 4)
     made = texts.to_spec(CALLER, None, deadline_s=1.0)
     assert made.task is Task.EMBEDDING
     assert made.units_max.input_tokens >= 4
-    order = PlainOrder(Task.IMAGE_CLASSIFICATION, "image", ROUTING, ImageInput(b"x"))
+    order = PlainOrder(Task.IMAGE_CLASSIFICATION, "image", ROUTING, ImageInput(b"x"), 1)
     image = order.to_spec(CALLER, None, deadline_s=1.0)
     assert (image.task, image.units_max.images) == (Task.IMAGE_CLASSIFICATION, 1)
 

@@ -1,12 +1,14 @@
 """What is refused before anybody looks at its meaning."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.gateway.errors import ApiError
+from coordinator.gateway.http.json_bounds import VALUES_MAX, count_values
 from coordinator.gateway.http.strict_json import (
     DEPTH_MAX,
     Fields,
@@ -19,7 +21,7 @@ from coordinator.gateway.http.strict_json import (
 def refusal(body: bytes) -> ApiError:
     with pytest.raises(ApiError) as caught:
         parse_object(body)
-    assert caught.value.problem.status == 400
+    assert caught.value.problem.status in (400, 413)
     return caught.value
 
 
@@ -37,7 +39,7 @@ def refusal(body: bytes) -> ApiError:
         (b'{"a": "\xff"}', "UTF-8"),
         (b'{"a": ' + b"9" * 5_000 + b"}", "too long"),
         (b'{"a": ' + b"[" * 40 + b"]" * 40 + b"}", "too deeply"),
-        (b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "too deeply"),
+        (b'{"a": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "too deeply"),
         (b"{} {}", "not valid JSON"),
     ],
 )
@@ -152,3 +154,24 @@ def test_one_text_stands_for_a_list_of_one() -> None:
 def test_a_choice_lists_what_can_be_chosen(value: object) -> None:
     error = wrong(Fields({"sort": value}), "choice", "sort", choices={"price": 1, "latency": 2})
     assert "price, latency" in str(error)
+
+
+@pytest.mark.parametrize("item", [b"{}", b"[]", b"1", b'"a"', b'{"a":1}', b'"\\"["', b'"\\\\"'])
+def test_a_body_of_tiny_values_is_refused_before_it_is_built(item: bytes) -> None:
+    body = b'{"a":[' + (item + b",") * VALUES_MAX + b"1]}"
+    assert refusal(body).problem.status == 413
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"a,[{" * 100_000, b'\\",' * 200_000, b"\\\\,[" * 100_000, b",x\\n" * 200_001],
+)
+def test_signs_inside_of_strings_are_not_values(text: bytes) -> None:
+    body = b'{"a":"' + text + b'","b":[1,2]}'
+    assert parse_object(body)["b"] == [1, 2]
+
+
+@given(st.lists(st.text(max_size=9) | st.integers(), max_size=60), st.integers(1, 40))
+def test_the_scan_counts_as_many_values_as_the_parser_makes(items: list[Any], window: int) -> None:
+    body = json.dumps({"a": items, "b": '"[{,\\'}).encode()
+    assert count_values(body, window_bytes=window) == max(1, len(items)) + 2

@@ -356,6 +356,28 @@ def test_an_id_that_failed_for_lack_of_funds_never_succeeds(ulid: Ulids) -> None
     assert results(submit(later, dear)) == [Result.ID_ALREADY_FAILED]
 
 
+def test_a_hold_that_was_refused_leaves_no_row_and_may_be_asked_for_again(ulid: Ulids) -> None:
+    """Strangers ask for holds: an unfunded ask must cost the books nothing for good."""
+    dear, ghostly = pending(ulid(), "bob", "alice", 10), pending(ulid(), "ghost", "alice", 10)
+    applied = submit(rich_book(), dear, ghostly, posted(ulid(), "alice", "bob", 10), dear)
+    assert results(applied) == [
+        Result.EXCEEDS_CREDITS,
+        Result.DEBIT_ACCOUNT_NOT_FOUND,
+        Result.CREATED,
+        Result.CREATED,
+    ]
+    assert applied.failed_ids == []
+
+
+def test_a_stamp_from_a_clock_that_was_ahead_expires_nothing(ulid: Ulids) -> None:
+    hold = pending(ulid(), "alice", "bob", 60, timeout_at_ms=START_MS + 10)
+    hour_ahead_ns = (START_MS + HOUR_MS) * 1_000_000
+    book = replace(rich_book(), holds={hold.id: hold}, last_at_ns=hour_ahead_ns)
+    applied = submit(book, resolving(ulid(), hold, POST, 10), now_ms=START_MS + 9)
+    assert results(applied) == [Result.CREATED]
+    assert applied.first_at_ns == hour_ahead_ns + 1, "stamps never go back all the same"
+
+
 def test_a_chain_opens_accounts_only_if_it_happens(ulid: Ulids) -> None:
     carol = Account(AccountId("carol"), AccountKind.NODE, label="Carol")
     paid = Chain((posted(ulid(), "alice", "carol", 5),), (carol,))

@@ -16,7 +16,13 @@ from coordinator.audit import audit
 from coordinator.db.accounts import find_accounts, open_account
 from coordinator.db.engine import InlineRunner, open_database
 from coordinator.db.writer import Posting, post
-from coordinator.ledger.accounts import Account, AccountId, AccountKind, SystemAccount
+from coordinator.ledger.accounts import (
+    SYSTEM_ACCOUNTS,
+    Account,
+    AccountId,
+    AccountKind,
+    SystemAccount,
+)
 from coordinator.ledger.machine import Chain
 from coordinator.ledger.transfers import Transfer, TransferCode, TransferKind
 from protocol.ids import TransferId, new_ulid
@@ -40,7 +46,7 @@ class Ledgers:
     def __init__(self, rng: Random) -> None:
         self.rng = rng
         self.database = open_database("sqlite://", InlineRunner())
-        system = {ISSUANCE, SystemAccount.ESCROW, SystemAccount.OPERATOR}
+        system = {account.id for account in SYSTEM_ACCOUNTS}
         self.naive = NaiveLedger(accounts={ALICE, BOB, *system}, may_overdraw={ISSUANCE})
         self.now_ms = START_MS
         self.count = 0

@@ -4,9 +4,14 @@ import pytest
 
 from coordinator.ledger.machine import Chain, ChainResult
 from coordinator.ledger.refusals import (
+    REFUSALS,
+    ApiKeyRevokedError,
+    BudgetExceededError,
     HoldEndedError,
+    IdTakenError,
     OutOfFundsError,
     PostingRefusedError,
+    TimeoutPassedError,
     UnknownAccountError,
     refusal,
 )
@@ -30,7 +35,10 @@ def chain_with(position: int) -> Chain:
         (Result.PENDING_TRANSFER_ALREADY_POSTED, HoldEndedError, Code.EXPIRED, "captured"),
         (Result.PENDING_TRANSFER_ALREADY_VOIDED, HoldEndedError, Code.EXPIRED, "released"),
         (Result.PENDING_TRANSFER_ALREADY_EXPIRED, HoldEndedError, Code.EXPIRED, "expired"),
-        (Result.ID_ALREADY_FAILED, PostingRefusedError, Code.INTERNAL, "id_already_failed"),
+        (Result.ID_ALREADY_FAILED, IdTakenError, Code.ALREADY_EXISTS, "id_already_failed"),
+        (Result.TIMEOUT_IN_THE_PAST, TimeoutPassedError, Code.DEADLINE_EXCEEDED, "deadline"),
+        (Result.EXCEEDS_BUDGET, BudgetExceededError, Code.BUDGET_EXCEEDED, "budget"),
+        (Result.API_KEY_REVOKED, ApiKeyRevokedError, Code.UNKNOWN_API_KEY, "revoked"),
     ],
 )
 def test_a_refusal_names_what_happened_and_has_a_wire_code(
@@ -45,8 +53,10 @@ def test_a_refusal_names_what_happened_and_has_a_wire_code(
     assert words in str(refused)
 
 
-def test_every_failure_has_an_error() -> None:
+def test_every_failure_has_its_own_error_and_words() -> None:
     chain = Chain((posted(Ulids()(), "alice", "bob", 1),))
-    for result in Result:
-        if not result.is_success:
-            assert str(refusal(chain, ChainResult(result)))
+    failures = {result for result in Result if not result.is_success}
+    assert REFUSALS.keys() == failures
+    for result in failures:
+        assert str(refusal(chain, ChainResult(result)))
+    assert PostingRefusedError not in REFUSALS.values(), "a catch-all names nothing"

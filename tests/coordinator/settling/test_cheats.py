@@ -21,12 +21,12 @@ from protocol.limits import FRAME_BYTES_MAX, OFFER_BYTES_MAX
 from protocol.messages import NO_CONSTRAINTS, JobRequest, ModelOffer, Objective, Task
 from protocol.net.channels import Channel
 from protocol.net.errors import NetTimeout
+from protocol.node_session import NodeJob
 from protocol.pricing import PriceSheet, Units
 from protocol.receipts import check_request
 from protocol.services import NodesAsk
-from protocol.session import JobErrorBody, NodeJob
+from protocol.session import JobErrorBody
 from tests.coordinator.small_market import (
-    INPUT_UNITS,
     MODEL,
     OPENING_CREDIT_NANO,
     PRICE,
@@ -79,7 +79,7 @@ def break_protocol(nodes: list[ScriptedNode]) -> None:
     node = nodes[0]
 
     async def serve(channel: Channel) -> None:
-        await _receive_opened(NodeJob(), channel)
+        await _receive_opened(NodeJob(node.key), channel)
         node.jobs_opened += 1
         channel.send_nowait(FrameType.JOB_CHUNK, b"\xc1 is no msgpack")
         await trio.sleep(1)
@@ -102,9 +102,9 @@ def answer_a_cancel_with_nonsense(nodes: list[ScriptedNode]) -> None:
     node = nodes[0]
 
     async def serve(channel: Channel) -> None:
-        job = NodeJob()
+        job = NodeJob(node.key)
         await _receive_opened(job, channel)
-        channel.send_nowait(*job.accepted(INPUT_UNITS, queue_position=0))
+        channel.send_nowait(*node.admit(job))
         await channel.receive()
         channel.send_nowait(FrameType.JOB_CHUNK, msgpack.packb({"token_ids": [-1]}))
         await trio.sleep(1)
@@ -126,10 +126,10 @@ def bill_a_refusal(nodes: list[ScriptedNode]) -> None:
     node = nodes[0]
 
     async def serve(channel: Channel) -> None:
-        job = NodeJob()
-        opened = await _receive_opened(job, channel)
-        channel.send_nowait(*job.accepted(INPUT_UNITS, queue_position=0))
-        receipt = node._sign(opened.lease, (), Finish.CANCELLED)
+        job = NodeJob(node.key)
+        await _receive_opened(job, channel)
+        channel.send_nowait(*node.admit(job))
+        receipt = node.sign(job, (), Finish.CANCELLED)
         body = JobErrorBody(Code.INVALID_INPUT, "no", None, receipt.raw)
         channel.send_nowait(FrameType.JOB_ERROR, encode(body))
         await trio.sleep(1)

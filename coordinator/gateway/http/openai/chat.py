@@ -41,8 +41,10 @@ def read_order(fields: Fields) -> GenerationOrder:
     routing = read_routing(fields)
     sampling = read_sampling(fields)
     messages = _read_messages(fields)
+    size = sum(len(message.content.encode()) for message in messages)
+    check_text_size(size, "messages")
     job_input = GenerationInput(messages=messages, **sampling.to_arguments())
-    return GenerationOrder(routing, job_input, sampling.max_tokens is not None)
+    return GenerationOrder(routing, job_input, sampling.max_tokens is not None, size)
 
 
 def _read_messages(fields: Fields) -> tuple[ChatMessage, ...]:
@@ -51,7 +53,6 @@ def _read_messages(fields: Fields) -> tuple[ChatMessage, ...]:
     )
     if not messages:
         raise invalid("messages is empty: there is nothing to answer", "messages")
-    check_text_size(sum(len(message.content.encode()) for message in messages), "messages")
     return messages
 
 

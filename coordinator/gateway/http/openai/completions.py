@@ -15,6 +15,8 @@ from protocol.limits import TOKENS_MAX
 from protocol.payload import GenerationInput
 
 _TOKEN_ID_MAX = 2**31 - 1
+# A reference in a tuple; the numbers themselves come on top.
+_TOKEN_BYTES = 8
 
 
 def _choice(text: str, finish_reason: str) -> dict[str, Any]:
@@ -34,21 +36,24 @@ def read_order(fields: Fields) -> GenerationOrder:
     """Raises ApiError (400, 413)."""
     routing = read_routing(fields)
     sampling = read_sampling(fields)
-    arguments = sampling.to_arguments() | _read_prompt(fields.required("prompt"))
-    return GenerationOrder(routing, GenerationInput(**arguments), sampling.max_tokens is not None)
+    prompt, size = _read_prompt(fields.required("prompt"))
+    job_input = GenerationInput(**sampling.to_arguments() | prompt)
+    return GenerationOrder(routing, job_input, sampling.max_tokens is not None, size)
 
 
-def _read_prompt(value: Any) -> dict[str, Any]:
-    """Text, token ids, or a list with one of either."""
+def _read_prompt(value: Any) -> tuple[dict[str, Any], int]:
+    """Text, token ids, or a list with one of either; and its size in bytes."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
         value = value[0]
     if isinstance(value, list):
-        return {"prompt_tokens": _read_tokens(value)}
+        tokens = _read_tokens(value)
+        return {"prompt_tokens": tokens}, _TOKEN_BYTES * len(tokens)
     text = check_text(value, "prompt")
     if not text:
         raise invalid("prompt is empty: there is nothing to continue", "prompt")
-    check_text_size(len(text.encode()), "prompt")
-    return {"prompt": text}
+    size = len(text.encode())
+    check_text_size(size, "prompt")
+    return {"prompt": text}, size
 
 
 def _read_tokens(value: list[Any]) -> tuple[int, ...]:

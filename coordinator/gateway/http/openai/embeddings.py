@@ -10,6 +10,7 @@ import numpy as np
 from coordinator.gateway.errors import error_of, invalid, unsupported
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, read_list
 from coordinator.gateway.market_side.running import Finished, Opened
@@ -32,31 +33,26 @@ class EmbeddingCall:
     is_base64: bool
     is_streamed: bool = False
 
-    def answer(self, finished: Finished, created_s: int) -> dict[str, Any]:
+    def answer(self, finished: Finished, created_s: int) -> bytes:
         output = _read_output(finished.data, self.texts)
         tokens = finished.outcome.units.input_tokens
-        return {
-            "object": "list",
-            "model": self.order.routing.model,
-            "data": [
-                {"object": "embedding", "index": index, "embedding": self._encode(vector)}
-                for index, vector in enumerate(output.vectors)
-            ],
-            "usage": {
-                "prompt_tokens": tokens,
-                "total_tokens": tokens,
-                "cost_nano": finished.outcome.amount_nano,
-            },
-        }
+        cost_nano = finished.outcome.amount_nano
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens, "cost_nano": cost_nano}
+        # One vector at a time: Python holds its lock while it writes a text.
+        data = b",".join(
+            b'{"object":"embedding","index":%d,"embedding":%b}' % (index, self._encode(vector))
+            for index, vector in enumerate(output.vectors)
+        )
+        head = to_json({"object": "list", "model": self.order.routing.model, "usage": usage})
+        return b'%b,"data":[%b]}' % (head.removesuffix(b"}"), data)
 
     def writer(self, opened: Opened, created_s: int) -> NoReturn:
         raise AssertionError("vectors are not streamed")
 
-    def _encode(self, vector: bytes) -> str | list[float]:
+    def _encode(self, vector: bytes) -> bytes:
         if self.is_base64:
-            return base64.b64encode(vector).decode()
-        floats: list[float] = np.frombuffer(vector, "<f4").tolist()
-        return floats
+            return b'"%b"' % base64.b64encode(vector)
+        return to_json(np.frombuffer(vector, "<f4").tolist())
 
 
 async def read_embedding(context: GatewayContext, request: Request) -> EmbeddingCall:
@@ -70,7 +66,10 @@ def read_call(fields: Fields) -> EmbeddingCall:
         raise unsupported("vectors have the model's own length: leave it out", "dimensions")
     is_base64 = bool(fields.choice("encoding_format", _FORMATS))
     texts = _read_texts(fields)
-    order = PlainOrder(Task.EMBEDDING, "input", read_routing(fields), EmbeddingInput(texts))
+    size = sum(len(text.encode()) for text in texts)
+    check_text_size(size, "input")
+    routing = read_routing(fields)
+    order = PlainOrder(Task.EMBEDDING, "input", routing, EmbeddingInput(texts), size)
     return EmbeddingCall(order, len(texts), is_base64)
 
 
@@ -80,7 +79,6 @@ def _read_texts(fields: Fields) -> tuple[str, ...]:
     texts = read_list(items, "input", items_max=EMBEDDING_TEXTS_MAX, read=_read_text)
     if not texts:
         raise invalid("input is empty: there is nothing to embed", "input")
-    check_text_size(sum(len(text.encode()) for text in texts), "input")
     return texts
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from coordinator.buyer.attempt import AttemptResult
 from coordinator.gateway.http.openai.sampling import Streaming
 from coordinator.gateway.http.openai.sse import ChoiceShape, Envelope, Events
+from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.market_side.running import Finished, Opened
 from coordinator.gateway.orders import GenerationOrder
 from protocol.endings import API_FINISH_REASONS
@@ -39,13 +40,14 @@ class GenerationCall:
     def is_streamed(self) -> bool:
         return self.streaming.is_streamed
 
-    def answer(self, finished: Finished, created_s: int) -> dict[str, Any]:
+    def answer(self, finished: Finished, created_s: int) -> bytes:
         reason = API_FINISH_REASONS[finished.outcome.finish]
         envelope = self._envelope(finished.opened, self.form.whole_object, created_s)
-        return envelope.to_plain() | {
+        answer = envelope.to_plain() | {
             "choices": [self.form.choice(finished.text, reason)],
             "usage": _usage_of(finished.outcome),
         }
+        return to_json(answer)
 
     def writer(self, opened: Opened, created_s: int) -> "GenerationWriter":
         envelope = self._envelope(opened, self.form.chunk_object, created_s)

@@ -3,13 +3,14 @@
 import base64
 import binascii
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from coordinator.gateway.errors import ApiError, error_of, invalid
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.multipart import read_form
 from coordinator.gateway.http.openai.generation import FINGERPRINT_CHARS
 from coordinator.gateway.http.requests import Request
+from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, parse_object
 from coordinator.gateway.market_side.running import Finished, Opened
@@ -39,13 +40,13 @@ class ClassificationCall:
     order: PlainOrder
     is_streamed: bool = False
 
-    def answer(self, finished: Finished, created_s: int) -> dict[str, Any]:
+    def answer(self, finished: Finished, created_s: int) -> bytes:
         try:
             output = decode(ClassificationOutput, finished.data)
         except RemoteProtocolError as error:
             raise error_of(error.code, str(error), is_billed=True) from error
         opened, outcome = finished.opened, finished.outcome
-        return {
+        answer = {
             "id": f"imgcls-{opened.info.job_id}",
             "object": "image.classification",
             "created": created_s,
@@ -57,6 +58,7 @@ class ClassificationCall:
             ],
             "usage": {"images": outcome.units.images, "cost_nano": outcome.amount_nano},
         }
+        return to_json(answer)
 
     def writer(self, opened: Opened, created_s: int) -> NoReturn:
         raise AssertionError("labels are not streamed")
@@ -86,7 +88,8 @@ def _order(fields: Fields, image: bytes) -> PlainOrder:
         )
     if not image.startswith((_JPEG, _PNG)):
         raise error_of(Code.INVALID_IMAGE, "the image is neither a JPEG nor a PNG")
-    return PlainOrder(Task.IMAGE_CLASSIFICATION, "image", routing, ImageInput(image, top_k))
+    job_input = ImageInput(image, top_k)
+    return PlainOrder(Task.IMAGE_CLASSIFICATION, "image", routing, job_input, len(image))
 
 
 def _form_fields(texts: dict[str, str]) -> Fields:

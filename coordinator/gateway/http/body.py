@@ -1,0 +1,84 @@
+"""Reading a request's body: within its size, at a minimum rate, and within its account's share."""
+
+import asyncio
+
+from coordinator.gateway.errors import ApiError, Problem, error_of
+from coordinator.gateway.http.fair_places import Place
+from coordinator.gateway.http.responses import Receive
+from protocol.errors import Code
+
+# A phone on a bad line has sent its first bytes by then.
+GRACE_S = 10.0
+# Slower than any line that a photograph is sent over.
+BYTES_PER_S_MIN = 16 * 1024
+
+# Close the connection after these, or the client would send all of its body for nothing.
+CLOSE = ((b"connection", b"close"),)
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was complete."""
+
+
+async def read_body(
+    receive: Receive, place: Place, *, announced: int, bytes_max: int, within_s: float
+) -> bytearray:
+    """All of it. Raises ApiError (408, 413, 429) and ClientGone.
+
+    `announced` is the content length, or 0. The bytes are held in `place` as they arrive.
+    """
+    if announced > bytes_max:
+        raise _too_large(bytes_max)
+    task = asyncio.current_task()
+    assert task is not None
+    was_evicted = False
+
+    def evict() -> None:
+        nonlocal was_evicted
+        was_evicted = True
+        task.cancel()
+
+    place.begin_reading(evict)
+    try:
+        return await _collect(receive, place, bytes_max=bytes_max, within_s=within_s)
+    except TimeoutError:
+        raise _too_slow("the body arrived too slowly") from None
+    except asyncio.CancelledError:
+        if not was_evicted:
+            raise
+        task.uncancel()
+        raise _too_slow("the body stalled, and newer requests of this account came") from None
+    finally:
+        place.end_reading()
+
+
+async def _collect(receive: Receive, place: Place, *, bytes_max: int, within_s: float) -> bytearray:
+    # One buffer: a list of pieces of one byte each would cost forty times as much.
+    body = bytearray()
+    loop = asyncio.get_running_loop()
+    started_at = loop.time()
+    async with asyncio.timeout(min(GRACE_S, within_s)) as limit:
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientGone
+            part = message.get("body", b"")
+            if len(body) + len(part) > bytes_max:
+                raise _too_large(bytes_max)
+            place.grow(len(part))
+            body += part
+            if not message.get("more_body", False):
+                return body
+            if part:
+                place.note_progress()
+                allowed_s = min(GRACE_S + len(body) / BYTES_PER_S_MIN, within_s)
+                limit.reschedule(started_at + allowed_s)
+
+
+def _too_slow(message: str) -> ApiError:
+    return ApiError(Problem(408, message, code="request_timeout", should_retry=True, headers=CLOSE))
+
+
+def _too_large(bytes_max: int) -> ApiError:
+    error = error_of(Code.INPUT_TOO_LARGE, f"the body has more than {bytes_max} bytes")
+    return error.but(headers=CLOSE)
