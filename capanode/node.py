@@ -21,7 +21,6 @@ from capanode.benchmark import SpeedCache, measure_speed, speed_key
 from capanode.control import ControlLine
 from capanode.errors import NodeError, NothingToServeError
 from capanode.jobs import ROLE, JobServer
-from capanode.layers import Layer, open_layer
 from capanode.measurements import Speed
 from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
@@ -46,6 +45,7 @@ from protocol.net.rpc import RpcClient
 from protocol.net.transport import Transport
 from protocol.pricing import PRICE_POSITIONS
 from protocol.programs.runtime import Runtime
+from protocol.programs.shutdown import Stages, open_stages
 from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL
 
 log = structlog.get_logger(__name__)
@@ -141,20 +141,17 @@ class Node:
 
         Raises NothingToServeError if no model can be run, NetError if the network cannot be used.
         """
-        async with open_layer() as storage:
-            await storage.start(self.outbox.run)
-            async with open_layer() as workers:
-                await self._start_models(workers)
-                async with open_layer() as network:
-                    await network.start(self.transport.run)
-                    await network.start(self._pool.run)
-                    await network.start(self.announcer.run)
-                    for line in self.lines:
-                        await network.start(line.run)
-                    self._tell(self._ready())
-                    task_status.started()
-                    await self._stopping.wait()
-                    await self._wind_down()
+        async with open_stages() as stages:
+            await stages.start("outbox", self.outbox.run)
+            await self._start_models(stages)
+            for run in (self.transport.run, self._pool.run, self.announcer.run):
+                await stages.start("network", run)
+            for line in self.lines:
+                await stages.start("network", line.run)
+            self._tell(self._ready())
+            task_status.started()
+            await self._stopping.wait()
+            await self._wind_down()
 
     def stop(self) -> None:
         """Take no more jobs, finish those that run within `drain_s`, hand receipts in, and end."""
@@ -166,7 +163,7 @@ class Node:
 
     # Starting.
 
-    async def _start_models(self, layer: Layer) -> None:
+    async def _start_models(self, stages: Stages) -> None:
         """Start all workers, then measure one after the other, so that none slows another down."""
         ready: dict[Digest, ModelWorker] = {}
 
@@ -174,7 +171,7 @@ class Node:
             worker = self._workers.worker(plan, on_state=lambda _: self._worker_changed())
             self._tell(Milestone("model_loading", f"loading {plan.name}", {"model": plan.name}))
             try:
-                await layer.start(worker.run)
+                await stages.start("workers", worker.run)
             except NodeError as error:
                 log.error("model_not_started", model=plan.name, error=str(error))
                 self._tell_failed(plan, error)

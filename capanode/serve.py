@@ -3,9 +3,9 @@
 The first SIGINT or SIGTERM drains, a second one stops at once. Either way no receipt is lost.
 """
 
-import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import structlog
 import trio
@@ -27,6 +27,7 @@ from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
 from protocol.programs.locks import hold_lock
 from protocol.programs.runtime import system_runtime
+from protocol.programs.shutdown import StopSignals, run_until_signal
 
 log = structlog.get_logger(__name__)
 
@@ -71,50 +72,30 @@ async def serve(
                 runtime=runtime,
                 on_milestone=on_milestone,
             )
-            await _run(node, config, on_status)
+            await run_until_signal(partial(_run, node, config, on_status))
         finally:
             store.close()
 
 
-async def _run(node: Node, config: Config, on_status: OnStatus | None) -> None:
+async def _run(
+    node: Node, config: Config, on_status: OnStatus | None, signals: StopSignals
+) -> None:
+    """Serve until the node has ended in good order; its status is served meanwhile."""
     async with trio.open_nursery() as nursery:
-        stopping = await nursery.start(stop_on_signal, node, nursery.cancel_scope)
 
         async def live(*, task_status: trio.TaskStatus[None]) -> None:
             await node.run(task_status=task_status)
             nursery.cancel_scope.cancel()
 
         await nursery.start(live)
-        stopping.has_started = True
+        signals.is_up = True
         settle_garbage_collection()
         server = StatusServer(node, config.status_socket)
         await nursery.start(server.run)
         if on_status is not None:
             nursery.start_soon(_show_forever, node, server, on_status)
-
-
-class Stopping:
-    """Before the node is up there is nothing to drain."""
-
-    has_started = False
-
-
-async def stop_on_signal(
-    node: Node,
-    scope: trio.CancelScope,
-    *,
-    task_status: trio.TaskStatus[Stopping] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    stopping = Stopping()
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started(stopping)
-        async for number in signals:
-            log.info("stopping", signal=signal.Signals(number).name)
-            if not stopping.has_started:
-                break
-            stopping.has_started = False
-            node.stop()
-    scope.cancel()
+        await signals.asked.wait()
+        node.stop()
 
 
 async def _show_forever(node: Node, server: StatusServer, on_status: OnStatus) -> None:

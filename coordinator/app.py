@@ -29,6 +29,7 @@ from protocol.keys import SigningKey
 from protocol.net.pool import StreamPool
 from protocol.net.transport import Gossip, Transport
 from protocol.programs.runtime import Runtime
+from protocol.programs.shutdown import open_stages
 from protocol.services import (
     CONTROL_PROTOCOL,
     JOB_PROTOCOL,
@@ -43,6 +44,8 @@ log = structlog.get_logger(__name__)
 SWEEP_EVERY_S = 2.0
 # A refresh of a thousand nodes in one shard may arrive at once.
 GOSSIP_QUEUE_MAX = 4_096
+# Receipts are handed in to ourselves: longer than this, and the database is in trouble.
+SETTLED_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,30 +105,39 @@ class Coordinator:
         self.pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=runtime.child_rng())
         self.client = MarketClient(self.pool, self.desk, clock=clock, entropy=runtime.entropy)
         self._clock = clock
+        self._stopping = trio.Event()
         transport.handle(LEASE_PROTOCOL, self._lease_server.handle)
         transport.handle(CONTROL_PROTOCOL, self.control.handle)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; `started` when leases can be granted.
+        """Serve until `stop` or cancelled; `started` when leases can be granted.
 
-        The books open first and close last: whoever is served can be paid.
+        The books open first and close last: every client that is served can be charged.
         """
-        async with trio.open_nursery() as books:
-            await books.start(self.writer.run)
+        async with open_stages() as stages:
+            await stages.start("books", self.writer.run)
             await restore_leases(self.database, self.leases, now_ms=self._clock.now_ms())
-            async with trio.open_nursery() as network:
-                for shard in range(OFFER_SHARDS):
-                    offers = self.transport.subscribe(
-                        offer_topic(shard), self._take_offer, queue_max=GOSSIP_QUEUE_MAX
-                    )
-                    network.start_soon(_drain, offers)
-                await network.start(self.transport.run)
-                await network.start(self.pool.run)
-                await network.start(self.client.run)
-                await network.start(self.control.run)
-                network.start_soon(self._sweep_forever)
-                log.info("coordinator_started", peer_id=self.key.peer_id)
-                task_status.started()
+            await stages.start("network", self._take_offers)
+            for part in (self.transport, self.pool, self.client, self.control):
+                await stages.start("network", part.run)
+            await stages.start("network", self._sweep_forever)
+            log.info("coordinator_started", peer_id=self.key.peer_id)
+            task_status.started()
+            await self._stopping.wait()
+            await self.client.wait_settled(within_s=SETTLED_WITHIN_S)
+
+    def stop(self) -> None:
+        """End `run` when the receipts of our own client are handed in."""
+        self._stopping.set()
+
+    async def _take_offers(self, *, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            for shard in range(OFFER_SHARDS):
+                offers = self.transport.subscribe(
+                    offer_topic(shard), self._take_offer, queue_max=GOSSIP_QUEUE_MAX
+                )
+                nursery.start_soon(_drain, offers)
+            task_status.started()
 
     def _take_offer(self, data: bytes, via: PeerId) -> bool:
         """Judge gossip once, as it comes: what is not news to us is not passed on either."""
@@ -134,7 +146,8 @@ class Coordinator:
             log.info("offer", node=verdict.node, outcome=verdict.outcome.value)
         return verdict.is_news
 
-    async def _sweep_forever(self) -> None:
+    async def _sweep_forever(self, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
         while True:
             await trio.sleep(SWEEP_EVERY_S)
             now_ms = self._clock.now_ms()

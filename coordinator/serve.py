@@ -1,10 +1,6 @@
 """The coordinator as a process: identity, books, network and gateway around `coordinator.app`."""
 
-import signal
 from collections.abc import Callable
-
-import structlog
-import trio
 
 from coordinator.app import Coordinator, MarketRules
 from coordinator.auth import ApiKeyDesk
@@ -21,12 +17,15 @@ from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.locks import hold_lock
 from protocol.programs.runtime import system_runtime
+from protocol.programs.shutdown import StopSignals, open_stages, run_until_signal
 
-log = structlog.get_logger(__name__)
+# For handing in what our own client has been charged, and closing the books.
+MARKET_STOP_WITHIN_S = 15.0
 
 
 async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
-    """Run until SIGINT or SIGTERM. Raises AlreadyRunningError, CoordinatorError, KeyFileError,
+    """Run until SIGINT or SIGTERM; streams then have `drain_s` seconds, unless a second signal cuts
+    them. Raises AlreadyRunningError, CoordinatorError, KeyFileError,
     NetError."""
     config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     refusal = (
@@ -41,18 +40,29 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
         transport = Libp2pTransport(key, config.listen, announce=config.announce)
         rules = MarketRules(config.fee_bps, config.catalogue, config.client_asks_per_minute)
         coordinator = Coordinator(key, transport, database, rules, runtime)
+        gateway = _make_gateway(config, coordinator, Vault(key))
+
+        async def body(signals: StopSignals) -> None:
+            """The gateway stops first, so that streams end, then the market, which hands the
+            receipts of these streams in before its books close."""
+            async with open_stages() as stages:
+                await stages.start(
+                    "market", coordinator.run, ask=coordinator.stop, within_s=MARKET_STOP_WITHIN_S
+                )
+                url = await stages.start("gateway", gateway.run)
+                endpoint = Endpoint(key.peer_id, transport.addresses, url)
+                write_endpoint(config.endpoint_path, endpoint)
+                settle_garbage_collection()
+                on_ready(endpoint)
+                signals.is_up = True
+                try:
+                    await signals.asked.wait()
+                    await gateway.drain(within_s=config.drain_s)
+                finally:
+                    gateway.cut()
+
         try:
-            async with trio.open_nursery() as market:
-                await market.start(coordinator.run)
-                async with trio.open_nursery() as front:
-                    await front.start(_cancel_on_signal, front.cancel_scope)
-                    url = await front.start(_make_gateway(config, coordinator, Vault(key)).run)
-                    endpoint = Endpoint(key.peer_id, transport.addresses, url)
-                    write_endpoint(config.endpoint_path, endpoint)
-                    settle_garbage_collection()
-                    on_ready(endpoint)
-                # The front has ended: requests in flight have had their answers.
-                market.cancel_scope.cancel()
+            await run_until_signal(body)
         finally:
             config.endpoint_path.unlink(missing_ok=True)
             database.close()
@@ -67,15 +77,3 @@ def _make_gateway(config: Config, coordinator: Coordinator, vault: Vault) -> Gat
         metrics_public=config.metrics_public,
     )
     return Gateway(gateway_config, market, Metrics())
-
-
-async def _cancel_on_signal(
-    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-) -> None:
-    """The first signal stops in good order; a second one is not waited for."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for number in signals:
-            log.info("stopping", signal=signal.Signals(number).name)
-            scope.cancel()
-            return

@@ -18,6 +18,8 @@ from protocol.programs.settings import InDataDir, resolve_settings, setting
 
 PROGRAM = "coordinator"
 
+DRAIN_S_MAX = 3_600
+
 
 @dataclass(frozen=True, slots=True)
 class HttpAddress:
@@ -121,6 +123,12 @@ class Config:
         6_000,
         count(1, 10_000_000),
         "How often one client may ask for leases, settlements or quotes; each job takes two.",
+    )
+    drain_s: int = setting(
+        20,
+        count(0, DRAIN_S_MAX, "seconds"),
+        "How long streams may go on after Ctrl-C before they are cut.",
+        flag="drain",
     )
     log_level: str = setting("info", choice(LEVELS), "How much to log.")
     log_format: LogFormat = setting(

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import trio
 from coordinator.endpoint import Endpoint, read_endpoint
 from protocol.errors import CapaError
 from sim.latency import LATENCY_CLASSES, DelayProxy, LatencyClass
-from sim.processes import ChildProcess
+from sim.processes import ChildProcess, ProcessFailed
 
 # The node's self-test, its models and a short benchmark, on a busy two-core machine.
 NODE_READY_WITHIN_S = 120.0
@@ -68,6 +68,9 @@ def plan_nodes(count: int, models: Sequence[str]) -> list[NodePlan]:
     return plans
 
 
+OnNodeLost = Callable[[ProcessFailed], None]
+
+
 @dataclass(slots=True)
 class LocalNode:
     """A node of the local network: its plan, its process, its proxies."""
@@ -81,13 +84,21 @@ class LocalNode:
 class LocalNetwork:
     """Processes and proxies below one folder. Use `open_network`."""
 
-    def __init__(self, folder: Path, model_store: Path, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model_store: Path,
+        nursery: trio.Nursery,
+        *,
+        on_node_lost: OnNodeLost | None = None,
+    ) -> None:
         self.folder = folder
         self.nodes: list[LocalNode] = []
         self.endpoint: Endpoint
         self.coordinator: ChildProcess
         self._model_store = model_store
         self._nursery = nursery
+        self._on_node_lost = on_node_lost
         self._logs = folder / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
 
@@ -148,14 +159,23 @@ class LocalNetwork:
             ],
             log_path=self._logs / f"{plan.name}.log",
         )
-        await self._nursery.start(process.run)
+        await self._nursery.start(self._run_node, process)
         node = LocalNode(plan, data_dir, process, json.loads(made.stdout)["peer_id"])
         self.nodes.append(node)
         return node
 
     async def restart_node(self, node: LocalNode) -> None:
         """Run a node again that was killed: same key, ports and outbox."""
-        await self._nursery.start(node.process.run)
+        await self._nursery.start(self._run_node, node.process)
+
+    async def _run_node(self, process: ChildProcess, *, task_status: trio.TaskStatus[None]) -> None:
+        """A node that ends by itself ends the network, unless `on_node_lost` takes note of it."""
+        try:
+            await process.run(task_status=task_status)
+        except ProcessFailed as failed:
+            if self._on_node_lost is None:
+                raise
+            self._on_node_lost(failed)
 
     async def _distant(self, port: int, latency: LatencyClass) -> int:
         """A port that leads to `port` over a distance; `port` itself if there is none."""
@@ -175,10 +195,15 @@ class LocalNetwork:
 
 
 @asynccontextmanager
-async def open_network(folder: Path, model_store: Path) -> AsyncIterator[LocalNetwork]:
-    """An empty network; leaving stops nodes and coordinator in good order, all at once."""
+async def open_network(
+    folder: Path, model_store: Path, *, on_node_lost: OnNodeLost | None = None
+) -> AsyncIterator[LocalNetwork]:
+    """An empty network; leaving stops nodes and coordinator in good order, all at once.
+
+    A node that ends by itself ends the network too, unless `on_node_lost` is there to be told.
+    """
     async with trio.open_nursery() as nursery:
-        yield LocalNetwork(folder, model_store, nursery)
+        yield LocalNetwork(folder, model_store, nursery, on_node_lost=on_node_lost)
         nursery.cancel_scope.cancel()
 
 

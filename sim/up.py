@@ -11,11 +11,16 @@ from coordinator.settings import Config
 from protocol.messages import NodeOffer
 from sim.demo import CHAT_MODEL, demo_plans, open_account, wait_nodes
 from sim.network import LocalNetwork, open_network
+from sim.processes import ProcessFailed
 
 
 async def run_up(models: Path, folder: Path, nodes: int, http: str, as_json: bool) -> None:
     """Start everything, say how to reach it, and wait."""
-    async with open_network(folder, models) as network:
+
+    def lost(failed: ProcessFailed) -> None:
+        _tell(as_json, f"the market goes on without a node: {failed}")
+
+    async with open_network(folder, models, on_node_lost=lost) as network:
         _tell(as_json, "starting the coordinator")
         await network.start_coordinator(http=http)
         _tell(as_json, f"starting {nodes} nodes")
