@@ -21,18 +21,14 @@ from capanode.engines.base import Engine, EngineEvent, EngineRefusal, Failed
 from capanode.sandbox.inside import Surroundings, read_surroundings
 from capanode.sandbox.limits import apply_limits
 from capanode.worker.allowance import settle_input
-from capanode.worker.frames import (
-    Cancel,
-    Command,
-    FrameBuffer,
-    Ping,
-    Start,
+from capanode.worker.commands import Cancel, Command, Ping, Start, parse_command
+from capanode.worker.frames import FrameBuffer
+from capanode.worker.reports import (
     encode_cancelled,
     encode_events,
     encode_load_failed,
     encode_pong,
     encode_ready,
-    parse_command,
 )
 from capanode.worker.spec import (
     EXIT_LOAD_FAILED,

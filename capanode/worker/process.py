@@ -16,22 +16,12 @@ import trio
 from capanode.engines.base import EngineInfo
 from capanode.sandbox.limits import prefer_as_victim, resident_bytes
 from capanode.sandbox.spawn import Sandbox, SandboxedProcess
-from capanode.worker.frames import (
-    Cancelled,
-    Command,
-    FrameBuffer,
-    LoadFailed,
-    Ping,
-    Pong,
-    Report,
-    Shutdown,
-    WorkerProtocolError,
-    encode_command,
-    parse_report,
-)
+from capanode.worker.commands import Command, Ping, Shutdown, encode_command
+from capanode.worker.frames import FrameBuffer, WorkerProtocolError
 from capanode.worker.jobs import JobBook
 from capanode.worker.outgoing import Outgoing
 from capanode.worker.pace import Pace
+from capanode.worker.reports import Cancelled, LoadFailed, Pong, Report, parse_report
 from capanode.worker.spec import EXIT_OUT_OF_MEMORY, WorkerSpec
 from capanode.worker.stderr_log import LogLine, StderrLog
 from protocol.errors import Code

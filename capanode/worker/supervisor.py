@@ -18,8 +18,9 @@ from capanode.errors import NodeError
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.spawn import Sandbox
 from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
+from capanode.worker.commands import Cancel, Start
 from capanode.worker.crashes import CrashJournal
-from capanode.worker.frames import JOB_ID_CHARS_MAX, Cancel, Start
+from capanode.worker.frames import JOB_ID_CHARS_MAX
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from capanode.worker.process import Ending, WorkerProcess
 from capanode.worker.runs import Run, Runs, is_end, is_told_again, suspects_of

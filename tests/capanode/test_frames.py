@@ -10,28 +10,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
-from capanode.worker.frames import (
-    BLOB_BYTES_MAX,
-    EVENTS_MAX,
-    HEADER_BYTES_MAX,
-    INLINE_BYTES_MAX,
+from capanode.worker.commands import (
     Cancel,
-    Cancelled,
     Command,
-    FrameBuffer,
-    LoadFailed,
     Ping,
-    Pong,
     Shutdown,
     Start,
-    WorkerProtocolError,
-    encode_cancelled,
     encode_command,
+    parse_command,
+)
+from capanode.worker.frames import (
+    BLOB_BYTES_MAX,
+    HEADER_BYTES_MAX,
+    FrameBuffer,
+    WorkerProtocolError,
+)
+from capanode.worker.reports import (
+    EVENTS_MAX,
+    INLINE_BYTES_MAX,
+    Cancelled,
+    LoadFailed,
+    Pong,
+    encode_cancelled,
     encode_events,
     encode_load_failed,
     encode_pong,
     encode_ready,
-    parse_command,
     parse_report,
 )
 from protocol.errors import Code

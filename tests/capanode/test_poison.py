@@ -14,8 +14,9 @@ from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Pro
 from capanode.sandbox.spawn import Sandbox
 from capanode.worker import supervisor as supervisor_module
 from capanode.worker.allowance import RunTerms
+from capanode.worker.commands import Cancel, Command, Start
 from capanode.worker.crashes import STRIKES_MAX
-from capanode.worker.frames import Cancel, Command, Start, WorkerProtocolError
+from capanode.worker.frames import WorkerProtocolError
 from capanode.worker.jobs import JobBook, WorkerState
 from capanode.worker.process import Ending
 from capanode.worker.spec import WorkerSpec

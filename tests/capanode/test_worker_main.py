@@ -10,15 +10,9 @@ import pytest
 
 from capanode.engines.base import Failed, Finished, Produced, Started
 from capanode.worker.allowance import settle_input
-from capanode.worker.frames import (
-    Cancel,
-    Cancelled,
-    Ping,
-    Pong,
-    Shutdown,
-    Start,
-)
+from capanode.worker.commands import Cancel, Ping, Shutdown, Start
 from capanode.worker.main import _describe, _is_out_of_memory, log
+from capanode.worker.reports import Cancelled, Pong
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
 from protocol.payload import EmbeddingInput, GenerationInput

@@ -5,8 +5,10 @@ import threading
 from typing import Any
 
 from capanode.engines.base import Engine
-from capanode.worker.frames import Command, FrameBuffer, encode_command, parse_report
+from capanode.worker.commands import Command, encode_command
+from capanode.worker.frames import FrameBuffer
 from capanode.worker.main import Channel, serve
+from capanode.worker.reports import parse_report
 
 
 class WorkerThread:

@@ -190,7 +190,7 @@ async def test_malformed_payload_is_the_clients_mistake(sandbox: Sandbox, model:
         open_job(worker, "job", b"\xc1") as events,
     ):
         failure = last_failure([event async for event in events])
-    assert failure.code is Code.MALFORMED
+    assert failure.code is Code.INVALID_INPUT
 
 
 @pytest.mark.parametrize("fault", ["crash", "segfault", "raise"])

@@ -24,7 +24,7 @@ from capanode.engines.image import ImageClassifier
 from capanode.engines.picture import PIXELS_MAX, PNG_PIXELS_MAX
 from capanode.engines.picture_structure import SEGMENTS_MAX
 from capanode.engines.tokenizer import CHUNK_CHARS, BoundedTokenizer, load_tokenizer
-from capanode.worker.frames import Shutdown, Start
+from capanode.worker.commands import Shutdown, Start
 from protocol.codec import encode
 from protocol.errors import Code
 from protocol.limits import MIB, PAYLOAD_BYTES_MAX
