@@ -6,11 +6,12 @@ INSTALLED := .venv/.installed
 MODELS := .capacloud/models
 DEMO_MODELS := smollm2-135m-instruct all-minilm-l6-v2 efficientnet-lite0
 
-.PHONY: help setup models demo test lint format types contracts contracts-proof
+.PHONY: help setup models demo test bench lint format types contracts contracts-proof
 
 help:
 	@echo "make demo     set up, then run a whole market on this machine and show a job of each kind"
 	@echo "make test     set up, then run all tests"
+	@echo "make bench    set up, then run all benchmarks and print one table (some minutes)"
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
 	@echo "make contracts  compile the settlement contract into contracts/artifacts"
 	@echo "make contracts-proof  all mutants of it, and a long run of its state machine (a quarter of an hour)"
@@ -35,6 +36,9 @@ demo: models
 
 test: models
 	@CAPACLOUD_MODEL_STORE=$(CURDIR)/$(MODELS) $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+bench: models
+	@$(BIN)/python -m sim bench $(BENCH_FLAGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

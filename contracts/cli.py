@@ -29,7 +29,10 @@ from protocol.programs.commands import run_command
 from protocol.programs.output import complain
 
 app = typer.Typer(
-    help="Deploy the settlement contract, and use it.",
+    help=(
+        "Deploy the settlement contract, and use it. It is a prototype for test chains: an "
+        "operator that withholds its tree can cheat nodes (docs/settlement.md)."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -80,7 +83,10 @@ def deploy(
     chain_id: ChainId = None,
     as_json: Json = False,
 ) -> None:
-    """Put a settlement contract on a chain. The key's account can pause deposits, nothing else."""
+    """Put a settlement contract on a test chain. The key's account can pause deposits, no more.
+
+    An operator that withholds its tree can cheat nodes: let it hold no money of value.
+    """
     if (token is None) == (not test_token):
         raise BadConfigurationError("give --token ADDRESS, or --test-token, and not both")
 

@@ -18,8 +18,17 @@ from tests.markets import start_rank
 _REPOSITORY = Path(__file__).parent.parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# Tests with these marks run only when they are asked for, with `-m MARK`.
+ON_REQUEST = ("bench", "exhaustive")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes longest begins first, and what is quick fills the gaps at the end."""
+    left_out = [mark for mark in ON_REQUEST if mark not in config.option.markexpr]
+    costly = [item for item in items if any(map(item.get_closest_marker, left_out))]
+    if costly:
+        config.hook.pytest_deselected(items=costly)
+        items[:] = [item for item in items if item not in costly]
     items.sort(key=lambda item: start_rank(item.path))
 
 

@@ -1,6 +1,7 @@
 """The rules of the layout, read from the imports of every source file."""
 
 import ast
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -195,3 +196,86 @@ def test_no_module_unpickles_or_evaluates() -> None:
 
 def test_the_generic_package_name_is_ours() -> None:
     assert Path(protocol.__file__ or "").parent == ROOT / "protocol"
+
+
+# Class names with two meanings. The list only shrinks: rename one of them, and take its line out.
+TWO_MEANINGS = {
+    "Answer",
+    "Channel",
+    "Config",
+    "Connection",
+    "Ending",
+    "Finding",
+    "Finished",
+    "Job",
+    "Kind",
+    "Machine",
+    "Node",
+    "Opened",
+    "Place",
+    "Receipt",
+    "Slots",
+    "StorageFullError",
+    "StoredReceipt",
+    "Stream",
+    "World",
+}
+
+
+def test_a_class_name_means_one_thing_in_the_whole_tree() -> None:
+    counts = Counter(
+        node.name
+        for path in source_files()
+        for node in parsed(path).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not {name for name, count in counts.items() if count > 1} - TWO_MEANINGS
+
+
+# What a named tuple and the standard library call private, and is not.
+PUBLIC_IN_SPITE_OF_THEIR_NAME = {"_replace", "_asdict", "_exit", "_fields"}
+
+# Tests that reach into other objects. The list only shrinks: give the object a public way to show
+# it, or test by what it does, and take the line out.
+REACHING_IN = {
+    "tests/capanode/test_stderr_log.py": {"_rest"},
+    "tests/contracts/test_cli.py": {"_confirm"},
+    "tests/coordinator/gateway/test_bridge.py": {"_run_ready"},
+    "tests/coordinator/gateway/test_callers.py": {"_known"},
+    "tests/coordinator/gateway/test_embeddings.py": {"_chunks_of"},
+    "tests/coordinator/leasing/test_budgets.py": {"_keys"},
+    "tests/coordinator/leasing/test_control.py": {"_lines"},
+    "tests/coordinator/market/test_offers.py": {"_by_digest", "_by_name"},
+    "tests/coordinator/settling/test_cheats.py": {
+        *("_serve_job", "_sign", "_lease_server", "_asks_per_minute"),
+    },
+    "tests/coordinator/settling/test_settling.py": {"_epoch_ms", "_sign"},
+    "tests/integration/frail_market.py": {"_token"},
+    "tests/integration/test_sandbox_worker.py": {"_process"},
+    "tests/protocol/net/test_libp2p_yamux.py": {"_conn"},
+    "tests/scheduling.py": {"_split_scope"},
+    "tests/sim/test_bench_match.py": {"_market", "_jobs", "_NOW_MS"},
+    "tests/sim/test_world.py": {"_advance"},
+}
+
+
+def private_attributes(path: Path) -> set[str]:
+    """Names with one underscore that are read or set on anything but `self` and `cls`."""
+    return {
+        node.attr
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
+    }
+
+
+def test_no_test_reads_private_attributes_of_another_object() -> None:
+    reaching = {
+        (str(path.relative_to(ROOT)), name)
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in private_attributes(path) - PUBLIC_IN_SPITE_OF_THEIR_NAME
+        if name not in REACHING_IN.get(str(path.relative_to(ROOT)), set())
+    }
+    assert not reaching

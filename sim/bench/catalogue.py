@@ -33,6 +33,15 @@ class Benchmark:
     summary: str
     targets: tuple[Target, ...] = ()
 
+    def verdict(self, figure: str, figures: Figures) -> str:
+        """The target of a figure, and whether it is met; empty if there is none."""
+        for target in self.targets:
+            if target.figure == figure:
+                sign = "≥" if target.at_least else "≤"
+                word = "met" if target.is_met(figures) else "missed"
+                return f"{sign} {target.bound:g}: {word}"
+        return ""
+
     def run(self) -> Figures:
         # As in a worker's sandbox, and before torch is imported: threads that spin while they wait
         # take the processor from whom they wait for, and a comparison must treat both sides alike.

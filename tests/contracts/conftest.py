@@ -16,16 +16,6 @@ from tests.contracts.evm import Evm  # noqa: E402
 from tests.contracts.market import Market, Person  # noqa: E402
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes many minutes runs only when it is asked for: `-m exhaustive`."""
-    if "exhaustive" in config.option.markexpr:
-        return
-    costly = [item for item in items if item.get_closest_marker("exhaustive")]
-    if costly:
-        items[:] = [item for item in items if item not in costly]
-        config.hook.pytest_deselected(items=costly)
-
-
 @pytest.fixture(scope="session")
 def fresh_market() -> Market:
     return Market(Evm())

@@ -13,8 +13,6 @@ from sim.bench.catalogue import BENCHMARKS, Benchmark
 from sim.cli import app
 from sim.demo import CHAT_MODEL
 
-pytestmark = pytest.mark.slow
-
 PROMISED = {
     "overhead": {
         *("added_ttft_ms_p50", "added_ttft_ms_p99", "throughput_ratio_8", "throughput_ratio_32"),
@@ -25,6 +23,7 @@ PROMISED = {
     "engine": {"ratio_1", "ratio_8", "ratio_32"},
     "match": {"p50_us", "p99_us"},
     "ledger": {"pairs_per_s", "fdatasync_per_s", "pairs_per_fdatasync"},
+    "strangers": {"worst_hurt", "false_ejections", "refused_while_idle"},
     "sandbox": {"startup_added_ms", "steady_ratio"},
 }
 
@@ -39,6 +38,7 @@ def test_every_benchmark_promises_something() -> None:
     assert PROMISED.keys() == BENCHMARKS.keys()
 
 
+@pytest.mark.bench
 def test_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name, size in {"_ROUNDS": 1, "_FDATASYNC_S": 0.05, "_PAIRS_S": 0.2}.items():
@@ -48,6 +48,7 @@ def test_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "it cleans up"
 
 
+@pytest.mark.bench
 def test_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in {"_START_PAIRS": 1, "_TORCH_PAIRS": 1, "_PAIRS_MIN": 1}.items():
         monkeypatch.setattr(sandbox, name, size)
@@ -55,6 +56,7 @@ def test_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_complete("sandbox", sandbox.run())
 
 
+@pytest.mark.bench
 @pytest.mark.models
 def test_engine(
     monkeypatch: pytest.MonkeyPatch,
@@ -68,6 +70,7 @@ def test_engine(
     assert_complete("engine", engine.run(demo_model_store.root))
 
 
+@pytest.mark.bench
 @pytest.mark.models
 def test_overhead(
     monkeypatch: pytest.MonkeyPatch,
@@ -91,3 +94,15 @@ def test_the_command_prints_one_json_object(monkeypatch: pytest.MonkeyPatch) -> 
     told = CliRunner().invoke(app, ["bench", "match"])
     assert "target ≤ 200: met" in told.stdout
     assert CliRunner().invoke(app, ["bench", "nothing"]).exit_code == 2
+
+
+def test_without_a_name_all_run_and_one_table_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    def figures(self: Benchmark) -> dict[str, float]:
+        return {"own": 1.0} | {target.figure: target.bound for target in self.targets}
+
+    monkeypatch.setattr(Benchmark, "run", figures)
+    told = CliRunner().invoke(app, ["bench"])
+    assert all(name in told.stdout for name in BENCHMARKS)
+    assert "≤ 200: met" in told.stdout
+    plain = json.loads(CliRunner().invoke(app, ["bench", "--json"]).stdout)
+    assert plain.keys() == BENCHMARKS.keys()
