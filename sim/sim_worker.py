@@ -147,10 +147,10 @@ class SimWorker:
             raise RemoteProtocolError("the worker is not ready", code=Code.MODEL_UNAVAILABLE)
         if self._ailments.refusals:
             raise RemoteProtocolError("this worker takes nothing", code=Code.BUSY)
+        # Without the seed of the request: checkers know a job's one right answer by its input.
         job_input = settle_input(
-            decode_input(self._task, payload),
-            output_tokens_max=terms.output_tokens_max,
-            seed=terms.seed,
+            decode_input(self._task, payload), output_tokens_max=terms.output_tokens_max
+        )
         )
         assert isinstance(job_input, GenerationInput | EmbeddingInput)
         self._book.add(job_id, sink, terms)

@@ -38,7 +38,9 @@ class RunTerms:
 DEFAULT_TERMS = RunTerms()
 
 
-def settle_input(job_input: JobInput, *, output_tokens_max: int, seed: int = 0) -> JobInput:
+def settle_input(
+    job_input: JobInput, *, output_tokens_max: int, seed: int | None = None
+) -> JobInput:
     """The input with its answer cut to what was leased (it ends with `length` there), and with a
     seed if it brings none.
 
