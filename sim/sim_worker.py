@@ -151,7 +151,6 @@ class SimWorker:
         job_input = settle_input(
             decode_input(self._task, payload), output_tokens_max=terms.output_tokens_max
         )
-        )
         assert isinstance(job_input, GenerationInput | EmbeddingInput)
         self._book.add(job_id, sink, terms)
         self._live[job_id] = _Live(answer_of(job_input))
