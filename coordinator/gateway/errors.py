@@ -100,6 +100,8 @@ ANSWERS: dict[Code, Answer] = {
             Code.OFFER_CONFLICT,
             Code.OFFER_IMPLAUSIBLE,
             Code.WRONG_TOPIC,
+            Code.UNSIGNED,
+            Code.EMPTY_OUTPUT,
         ),
         Answer(502, ProblemKind.SERVER, False, _BROKEN_NODE),
     ),
