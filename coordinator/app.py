@@ -6,6 +6,7 @@ under virtual time. `coordinator.serve` puts the gateway and the signals around 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 import trio
@@ -142,16 +143,17 @@ class Coordinator:
 
     async def _take_offers(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            for shard in range(OFFER_SHARDS):
+            for topic in map(offer_topic, range(OFFER_SHARDS)):
                 offers = self.transport.subscribe(
-                    offer_topic(shard), self._take_offer, queue_max=GOSSIP_QUEUE_MAX
+                    topic, partial(self._take_offer, topic), queue_max=GOSSIP_QUEUE_MAX
                 )
                 nursery.start_soon(_drain, offers)
             task_status.started()
 
-    def _take_offer(self, data: bytes, via: PeerId) -> bool:
+    def _take_offer(self, topic: str, data: bytes, via: PeerId) -> bool:
         """Judge gossip once, as it comes: what is not news to us is not passed on either."""
-        verdict = self.market.book.accept(data, now_ms=self._clock.now_ms(), via=via)
+        now_ms = self._clock.now_ms()
+        verdict = self.market.book.accept(data, now_ms=now_ms, via=via, topic=topic)
         if verdict.is_news:
             log.info("offer", node=verdict.node, outcome=verdict.outcome.value)
         return verdict.is_news

@@ -46,7 +46,9 @@ async def serve(
         key = load_or_create_key_file(config.key_path)
         database = open_database(config.database, ThreadRunner())
         runtime = system_runtime()
-        transport = Libp2pTransport(key, config.listen, announce=config.announce)
+        transport = Libp2pTransport(
+            key, config.listen, announce=config.announce, policy=config.dial_policy
+        )
         rules = MarketRules(config.fee_bps, config.catalogue, config.client_asks_per_minute)
         coordinator = Coordinator(key, transport, database, rules, runtime)
         known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())
