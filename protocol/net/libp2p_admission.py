@@ -12,7 +12,7 @@ from protocol.net.descriptors import network_descriptors, raise_descriptor_limit
 from protocol.net.libp2p_tcp import BufferedTcp
 from protocol.net.libp2p_yamux import Mux
 from protocol.net.shares import Shares, block_of
-from protocol.net.turns import Turn, Turns
+from protocol.net.turns import GroupTurns, Turn
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +59,7 @@ class Stranger:
         self.heard_at = trio.current_time()
 
 
-class Admission:
+class StrangerAdmission:
     """Places for strangers and for connections of one transport."""
 
     def __init__(self, *, strangers_max: int, connections_max: int) -> None:
@@ -73,13 +73,13 @@ class Admission:
             rank=lambda mux: mux.used_at,
             is_spare=lambda mux: trio.current_time() - mux.used_at >= IDLE_AFTER_S,
         )
-        self._turns = Turns(HANDSHAKES_AT_ONCE)
+        self._turns = GroupTurns(HANDSHAKES_AT_ONCE)
         self.strangers_evicted = 0
         self.strangers_refused = 0
         self.connections_evicted = 0
 
     @classmethod
-    def of_this_process(cls) -> "Admission":
+    def of_this_process(cls) -> "StrangerAdmission":
         """As many places as there are descriptors for."""
         places = network_descriptors(raise_descriptor_limit())
         strangers_max = min(STRANGERS_MAX, max(8, places // 3))

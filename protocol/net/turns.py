@@ -1,4 +1,4 @@
-"""Turns at something that costs CPU: so many at once, and groups take turns."""
+"""GroupTurns at something that costs CPU: so many at once, and groups take turns."""
 
 from collections import OrderedDict, deque
 
@@ -10,8 +10,8 @@ class Turn:
 
     __slots__ = ("_turns",)
 
-    def __init__(self, turns: "Turns") -> None:
-        self._turns: Turns | None = turns
+    def __init__(self, turns: "GroupTurns") -> None:
+        self._turns: GroupTurns | None = turns
 
     def end(self) -> None:
         turns, self._turns = self._turns, None
@@ -19,7 +19,7 @@ class Turn:
             turns.pass_on()
 
 
-class Turns:
+class GroupTurns:
     """At most `at_once` turns. Waiters of one group are served in order, groups in rotation: a
     crowd of one group delays itself."""
 

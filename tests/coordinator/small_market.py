@@ -161,9 +161,9 @@ class ScriptedNode:
         return LoadReport(self.incarnation_ms, False, (ModelLoad(DIGEST, running, 0, True),))
 
     async def _serve(self, stream: Stream) -> None:
-        await serve_channels(stream, self._serve_job, role="node")
+        await serve_channels(stream, self.serve_job, role="node")
 
-    async def _serve_job(self, channel: Channel) -> None:
+    async def serve_job(self, channel: Channel) -> None:
         job = NodeJob(self.key)
         opened = await _receive_opened(job, channel)
         self.jobs_opened += 1

@@ -38,7 +38,7 @@ class Liar:
         self.tokens = tokens
         self.receipt: Signed[Receipt] | None = None
         self.has_signed = trio.Event()
-        self.node._serve_job = self.serve  # type: ignore[method-assign]  # a script of its own
+        self.node.serve_job = self.serve  # type: ignore[method-assign]  # a script of its own
 
     async def serve(self, channel: Channel) -> None:
         job = NodeJob(self.node.key)
@@ -89,7 +89,7 @@ async def test_a_job_that_no_client_opened_is_paid_nothing(autojump_clock: MockC
         async with market.client.buy(market.spec(), market.buyer) as stream:
             lease = stream.granted.lease
             market.network.kill(market.buyer.peer_id)
-        plain = node._sign(lease, (), Finish.STOP).message
+        plain = node.sign_unopened(lease, (), Finish.STOP).message
         await node.hand_in(bill_everything(node, plain, lease.message.units_max))
         await trio.sleep(LONE_RECEIPT_IS_DUE_S)
         assert spent(market) == 0

@@ -1,11 +1,11 @@
 import trio
 import trio.testing
 
-from protocol.net.turns import Turns
+from protocol.net.turns import GroupTurns
 
 
 async def test_groups_take_turns_however_many_of_one_wait() -> None:
-    turns = Turns(1)
+    turns = GroupTurns(1)
     served: list[str] = []
     first = await turns.wait("crowd")
 
@@ -26,7 +26,7 @@ async def test_groups_take_turns_however_many_of_one_wait() -> None:
 
 
 async def test_no_more_turns_at_once_than_there_are() -> None:
-    turns = Turns(2)
+    turns = GroupTurns(2)
     running = peak = 0
 
     async def work(number: int) -> None:
@@ -46,7 +46,7 @@ async def test_no_more_turns_at_once_than_there_are() -> None:
 
 
 async def test_a_waiter_that_gives_up_takes_no_turn() -> None:
-    turns = Turns(1)
+    turns = GroupTurns(1)
     first = await turns.wait("a")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(turns.wait, "b")
@@ -58,7 +58,7 @@ async def test_a_waiter_that_gives_up_takes_no_turn() -> None:
 
 
 async def test_a_turn_that_comes_with_a_cancellation_goes_to_the_next() -> None:
-    turns = Turns(1)
+    turns = GroupTurns(1)
     first = await turns.wait("a")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(turns.wait, "b")
