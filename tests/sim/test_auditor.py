@@ -62,7 +62,10 @@ def make_job(
     terms = make_lease(seal(CLIENT, make_request()))
     lease = seal(lease_key, replace(terms, lease_id=lease_id))
     links = ClientChains(CLIENT, lease.digest, terms_of(lease.message)).countersign(UNITS)
-    evidence = {"opening": seal(CLIENT, make_opening(lease)).raw, "countersigned": links}
+    evidence: dict[str, Any] = {
+        "opening": seal(CLIENT, make_opening(lease)).raw,
+        "countersigned": links,
+    }
     billed = replace(make_receipt(lease, UNITS, finish=finish), **(evidence | receipt))
     signed = seal(receipt_key, billed)
     return Job(lease, signed, seal(CLIENT, make_acceptance(signed)))
