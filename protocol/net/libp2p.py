@@ -34,7 +34,7 @@ from protocol.net.errors import (
     PeerMismatch,
 )
 from protocol.net.gossip import Topics
-from protocol.net.libp2p_admission import CONNECTIONS_PER_PEER_MAX, Stranger, StrangerAdmission
+from protocol.net.libp2p_admission import CONNECTIONS_PER_PEER_MAX, SocketPlaces, Stranger
 from protocol.net.libp2p_gossip import GossipService, running_gossip
 from protocol.net.libp2p_host import forget_peer, make_host, quiet_libp2p
 from protocol.net.libp2p_stream import Libp2pStream, handler_for, negotiate
@@ -83,7 +83,7 @@ class Libp2pTransport:
         self._addresses: tuple[str, ...] = ()
         self._policy = policy
         self._buffers = Buffers()
-        self._admission = StrangerAdmission.of_this_process()
+        self._admission = SocketPlaces.of_this_process()
         self._host, self._swarm = make_host(key, lambda: self._addresses, self._buffers)
         self._connections: dict[PeerId, list[SwarmConn]] = {}
         self._dials = Dials()

@@ -59,7 +59,7 @@ class Stranger:
         self.heard_at = trio.current_time()
 
 
-class StrangerAdmission:
+class SocketPlaces:
     """Places for strangers and for connections of one transport."""
 
     def __init__(self, *, strangers_max: int, connections_max: int) -> None:
@@ -79,7 +79,7 @@ class StrangerAdmission:
         self.connections_evicted = 0
 
     @classmethod
-    def of_this_process(cls) -> "StrangerAdmission":
+    def of_this_process(cls) -> "SocketPlaces":
         """As many places as there are descriptors for."""
         places = network_descriptors(raise_descriptor_limit())
         strangers_max = min(STRANGERS_MAX, max(8, places // 3))

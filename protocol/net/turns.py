@@ -1,4 +1,4 @@
-"""GroupTurns at something that costs CPU: so many at once, and groups take turns."""
+"""Turns at something that costs CPU: so many at once, and groups take turns."""
 
 from collections import OrderedDict, deque
 
