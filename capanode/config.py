@@ -12,7 +12,6 @@ from typing import Any
 from capanode.pricing_policy import DEFAULT_WAGES
 from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
 from capanode.settings import COORDINATORS, MODELS, CoordinatorAddress, ModelSettings
-from protocol.ids import PeerId
 from protocol.messages import SLOTS_MAX, DataCollection
 from protocol.programs.kinds import ADDRESSES, CREDITS, PATH, TEXT, choice, count
 from protocol.programs.log import LEVELS, LogFormat
@@ -139,11 +138,6 @@ class Config:
     @property
     def lock_path(self) -> Path:
         return self.data_dir / "node.lock"
-
-    @property
-    def trusted_coordinators(self) -> frozenset[PeerId]:
-        """Whose leases this node accepts."""
-        return frozenset(coordinator.peer for coordinator in self.coordinators)
 
 
 def new_node_config_text(chosen: Mapping[str, str]) -> str:

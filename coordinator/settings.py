@@ -12,7 +12,16 @@ from typing import Any
 from protocol.ids import Digest, is_digest
 from protocol.limits import LIST_ITEMS_MAX
 from protocol.money import BASIS_POINTS
-from protocol.programs.kinds import ADDRESSES, PATH, SWITCH, TEXT, Kind, choice, count, read_items
+from protocol.programs.kinds import (
+    ADDRESSES,
+    PATH,
+    SWITCH,
+    TEXT,
+    ValueKind,
+    choice,
+    count,
+    read_items,
+)
 from protocol.programs.log import LEVELS, LogFormat
 from protocol.programs.settings import InDataDir, resolve_settings, setting
 
@@ -63,9 +72,9 @@ def read_origins(raw: Any) -> tuple[str, ...]:
 # As browsers send it: no path, not even a slash at the end.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]{1,255}")
 
-ORIGINS = Kind(read_origins, "origins of web pages", is_list=True)
-HTTP_ADDRESS = Kind(read_http_address, "HOST:PORT")
-CATALOGUE = Kind(read_catalogue, "names with manifest digests", has_flag=False)
+ORIGINS = ValueKind(read_origins, "origins of web pages", is_list=True)
+HTTP_ADDRESS = ValueKind(read_http_address, "HOST:PORT")
+CATALOGUE = ValueKind(read_catalogue, "names with manifest digests", has_flag=False)
 
 
 @dataclass(frozen=True, slots=True)
