@@ -1,7 +1,7 @@
 """The market as the gateway needs it, where gateway and coordinator share a process."""
 
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 
@@ -9,6 +9,8 @@ from coordinator.app import Coordinator
 from coordinator.auth import ApiKeyDesk
 from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.spec import JobSpec
+from coordinator.db.engine import Connection
+from coordinator.db.jobs import list_jobs
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import Health, ModelInfo
 from coordinator.market.offers import OfferBook
@@ -21,18 +23,36 @@ from coordinator.market.offers.table import (
     REQUEST_NANO,
     ModelTable,
 )
+from protocol.envelope import open_envelope
+from protocol.messages import JobRequest
 from protocol.pricing import PriceSheet
 
 # A list of models is read by people and dashboards; the book changes with every job.
 _MODELS_TTL_S = 1.0
 
+# Nodes whose coordinator comes back attach again within this time.
+STARTING_S = 10.0
+
+_KNOWN_MAX = 10_000
+# Of so many jobs, at most so old, the models are remembered over a restart.
+_JOBS_LOOKED_AT = 500
+_KNOWN_FOR_MS = 24 * 3_600 * 1_000
+
 _PRICES = (INPUT_NANO, OUTPUT_NANO, IMAGE_NANO, REQUEST_NANO)
 
 
 class LocalMarket:
-    """A `coordinator.gateway.market.GatewayMarket`."""
+    """A `coordinator.gateway.market_side.market.GatewayMarket`.
 
-    def __init__(self, coordinator: Coordinator, keys: ApiKeyDesk) -> None:
+    `known` are the names of `list_known_models`. For `STARTING_S` any name may be one that nodes
+    offer as soon as they have attached.
+    """
+
+    def __init__(
+        self, coordinator: Coordinator, keys: ApiKeyDesk, *, known: frozenset[str] = frozenset()
+    ) -> None:
+        self._known = dict.fromkeys(known)
+        self._started_at = trio.current_time()
         self._client = coordinator.client
         self._book = coordinator.market.book
         self._keys = keys
@@ -42,9 +62,20 @@ class LocalMarket:
     async def authenticate(self, secret: str) -> Caller | None:
         return await self._keys.authenticate(secret)
 
-    def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[Purchase]:
+    @asynccontextmanager
+    async def open_job(self, caller: Caller, spec: JobSpec) -> AsyncIterator[Purchase]:
         """Raises JobFailed."""
-        return self._client.buy(spec, caller.signing_key)
+        async with self._client.buy(spec, caller.signing_key) as purchase:
+            # Only names that a job was leased for: to offer other names costs strangers nothing.
+            self._known.pop(spec.model, None)
+            self._known[spec.model] = None
+            if len(self._known) > _KNOWN_MAX:
+                del self._known[next(iter(self._known))]
+            yield purchase
+
+    def is_expected(self, name: str) -> bool:
+        is_starting = trio.current_time() < self._started_at + STARTING_S
+        return is_starting or name in self._known
 
     def model(self, name: str) -> ModelInfo | None:
         table = self._book.table(name)
@@ -62,6 +93,16 @@ class LocalMarket:
     def health(self) -> Health:
         nodes = len(self._book)
         return Health(nodes, "" if nodes else "no node offers anything")
+
+
+def list_known_models(conn: Connection, *, now_ms: int) -> frozenset[str]:
+    """The names and digests that jobs were leased for lately, from the books: each was paid for, so
+    that strangers cannot make us remember names."""
+    names: set[str] = set()
+    for job in list_jobs(conn, limit=_JOBS_LOOKED_AT):
+        if job.created_at_ms > now_ms - _KNOWN_FOR_MS:
+            names |= {open_envelope(job.request, JobRequest).message.model, job.model_digest}
+    return frozenset(names)
 
 
 def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:

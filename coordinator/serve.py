@@ -9,7 +9,7 @@ from coordinator.endpoint import Endpoint, write_endpoint
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
-from coordinator.local_market import LocalMarket
+from coordinator.local_market import LocalMarket, list_known_models
 from coordinator.settings import Config
 from coordinator.vault import Vault
 from protocol.net.libp2p import Libp2pTransport
@@ -40,7 +40,9 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
         transport = Libp2pTransport(key, config.listen, announce=config.announce)
         rules = MarketRules(config.fee_bps, config.catalogue, config.client_asks_per_minute)
         coordinator = Coordinator(key, transport, database, rules, runtime)
-        gateway = _make_gateway(config, coordinator, Vault(key))
+        known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())
+        local = LocalMarket(coordinator, ApiKeyDesk(database, Vault(key)), known=known)
+        gateway = _make_gateway(config, local)
 
         async def body(signals: StopSignals) -> None:
             """The gateway stops first, so that streams end, then the market, which hands the
@@ -68,8 +70,7 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
             database.close()
 
 
-def _make_gateway(config: Config, coordinator: Coordinator, vault: Vault) -> Gateway:
-    market = LocalMarket(coordinator, ApiKeyDesk(coordinator.database, vault))
+def _make_gateway(config: Config, market: LocalMarket) -> Gateway:
     gateway_config = GatewayConfig(
         host=config.http.host,
         port=config.http.port,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
-from capanode.worker.allowance import DEFAULT_TERMS, RunTerms, cut_to
+from capanode.worker.allowance import DEFAULT_TERMS, RunTerms, settle_input
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
@@ -147,7 +147,10 @@ class SimWorker:
             raise RemoteProtocolError("the worker is not ready", code=Code.MODEL_UNAVAILABLE)
         if self._ailments.refusals:
             raise RemoteProtocolError("this worker takes nothing", code=Code.BUSY)
-        job_input = cut_to(terms.output_tokens_max, decode_input(self._task, payload))
+        # Without the seed of the request: checkers know a job's one right answer by its input.
+        job_input = settle_input(
+            decode_input(self._task, payload), output_tokens_max=terms.output_tokens_max
+        )
         assert isinstance(job_input, GenerationInput | EmbeddingInput)
         self._book.add(job_id, sink, terms)
         self._live[job_id] = _Live(answer_of(job_input))

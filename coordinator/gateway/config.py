@@ -22,6 +22,9 @@ class GatewayConfig:
     connections_max: int = 16_384
     # The longest that one job may take, from request to the last token.
     job_within_s: float = 300.0
+    # How long a request waits for a node of a model that was offered lately: nodes attach again
+    # within seconds of a restart.
+    model_within_s: float = 8.0
     # Silent streams say this often that they are alive: proxies cut after 30 to 60 seconds.
     keepalive_s: float = 10.0
     # Chunks that wait for a slow reader, beyond what the sockets hold; then the job waits for it.

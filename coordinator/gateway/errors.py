@@ -99,6 +99,8 @@ ANSWERS: dict[Code, Answer] = {
             Code.OFFER_REGRESSED,
             Code.OFFER_CONFLICT,
             Code.OFFER_IMPLAUSIBLE,
+            Code.UNSIGNED,
+            Code.EMPTY_OUTPUT,
         ),
         Answer(502, ProblemKind.SERVER, False, _BROKEN_NODE),
     ),

@@ -13,7 +13,7 @@ from coordinator.buyer.spec import JobSpec
 from coordinator.db.api_keys import create_api_key, find_api_key
 from coordinator.gateway.caller import Caller
 from coordinator.leasing.budgets import LAG_S
-from coordinator.local_market import LocalMarket
+from coordinator.local_market import STARTING_S, LocalMarket, list_known_models
 from coordinator.vault import Vault
 from protocol.endings import Finish
 from protocol.errors import Code
@@ -55,7 +55,8 @@ class Shop:
                 conn, account.id, "", now_ms=now_ms, entropy=entropy, budget_nano=budget_nano
             )
         self.key_id = key.id
-        self.market = LocalMarket(market.coordinator, ApiKeyDesk(market.database, vault))
+        self.keys = ApiKeyDesk(market.database, vault)
+        self.market = LocalMarket(market.coordinator, self.keys)
 
     async def caller(self) -> Caller:
         found = await self.market.authenticate(self.secret)
@@ -220,3 +221,23 @@ async def test_a_budget_chooses_the_node_that_it_can_pay(autojump_clock: MockClo
         caller = replace(await shop.caller(), remaining_nano=shop.ceiling_nano)
         assert await shop.buy(caller) == "".join(WORDS)
         assert small.nodes[1].jobs_opened == 1
+
+
+async def test_a_restarted_market_remembers_which_models_it_sold(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as small:
+        shop = Shop(small)
+        assert shop.market.is_expected("anything")
+        await trio.sleep(STARTING_S)
+        assert not shop.market.is_expected(MODEL)
+        await shop.buy(await shop.caller())
+        assert shop.market.is_expected(MODEL)
+        known = await small.database.read(list_known_models, now_ms=small.clock.now_ms())
+        assert known == {MODEL, DIGEST}
+        restarted = LocalMarket(small.coordinator, shop.keys, known=known)
+        await trio.sleep(STARTING_S)
+        assert restarted.is_expected(MODEL)
+        assert not restarted.is_expected("anything")
+        a_day_later_ms = small.clock.now_ms() + 24 * 3_600_000
+        assert not await small.database.read(list_known_models, now_ms=a_day_later_ms)

@@ -9,6 +9,7 @@ from coordinator.gateway.http.callers import Callers
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.market import GatewayMarket
+from coordinator.gateway.market_side.running import JobLimits
 from coordinator.gateway.metrics import Metrics
 from protocol.programs.runtime import Runtime
 
@@ -43,6 +44,10 @@ class GatewayContext:
             monotonic=lambda: runtime.stopwatch_ns() / 1e9,
         )
         return cls(bridge, market, metrics, config, runtime, callers)
+
+    @property
+    def job_limits(self) -> JobLimits:
+        return JobLimits(self.config.job_within_s, self.config.model_within_s)
 
     def monotonic(self) -> float:
         """Seconds, for durations."""

@@ -39,7 +39,7 @@ async def open_event_stream(
         context.market,
         request.caller,
         call.order,
-        config.job_within_s,
+        context.job_limits,
         buffer_max=config.stream_chunks_max,
         silence_s=config.keepalive_s,
     )

@@ -24,7 +24,7 @@ async def finish_job(context: GatewayContext, request: Request, order: Order) ->
     assert request.caller is not None, "jobs are for callers only"
     try:
         finished = await context.bridge.call(
-            run_whole, context.market, request.caller, order, context.config.job_within_s
+            run_whole, context.market, request.caller, order, context.job_limits
         )
     except JobFailed as failure:
         raise job_error(context, request, order, failure) from failure

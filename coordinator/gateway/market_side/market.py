@@ -68,6 +68,10 @@ class GatewayMarket(Protocol):
         """What is offered under a name or manifest digest."""
         ...
 
+    def is_expected(self, name: str) -> bool:
+        """Whether a name that is not offered now was offered lately, or may be soon."""
+        ...
+
     def models(self) -> Sequence[ModelInfo]:
         """All names that are offered."""
         ...

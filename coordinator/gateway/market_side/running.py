@@ -9,6 +9,7 @@ from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import GatewayMarket, Job
+from coordinator.gateway.market_side.waiting import wait_model
 from coordinator.gateway.orders import Order
 from protocol.endings import Finish
 from protocol.errors import Code
@@ -16,6 +17,14 @@ from protocol.payload import Chunk
 
 # How a job may end that has an answer.
 _ANSWERED = (Finish.STOP, Finish.LENGTH, Finish.COMPLETE)
+
+
+@dataclass(frozen=True, slots=True)
+class JobLimits:
+    """How long one job may take, and how much of that it may wait for a node of its model."""
+
+    job_within_s: float
+    model_within_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +53,11 @@ class Finished:
 
 
 async def run_whole(
-    market: GatewayMarket, caller: Caller, order: Order, deadline_s: float
+    market: GatewayMarket, caller: Caller, order: Order, limits: JobLimits
 ) -> Finished:
     """Run a job to its end. Raises JobFailed, ApiError."""
-    spec = order.to_spec(caller, market.model(order.routing.model), deadline_s=deadline_s)
+    model = await wait_model(market, order.routing.model, within_s=limits.model_within_s)
+    spec = order.to_spec(caller, model, deadline_s=limits.job_within_s)
     started_at = trio.current_time()
     async with market.open_job(caller, spec) as job:
         chunks = [chunk async for chunk in job]
@@ -60,10 +70,11 @@ async def run_streaming(
     market: GatewayMarket,
     caller: Caller,
     order: Order,
-    deadline_s: float,
+    limits: JobLimits,
 ) -> AttemptResult:
     """Run a job and feed its chunks. Raises JobFailed, ApiError."""
-    spec = order.to_spec(caller, market.model(order.routing.model), deadline_s=deadline_s)
+    model = await wait_model(market, order.routing.model, within_s=limits.model_within_s)
+    spec = order.to_spec(caller, model, deadline_s=limits.job_within_s)
     started_at = trio.current_time()
     async with market.open_job(caller, spec) as job:
         feed.head = _opened(job, started_at)

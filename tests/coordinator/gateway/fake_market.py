@@ -78,6 +78,8 @@ class FakeMarket:
     looks: int = 0
     revoked: set[str] = field(default_factory=set)
     nodes: int = 3
+    expected: set[str] = field(default_factory=set)
+    hidden: set[str] = field(default_factory=set)
     gate: trio.Event = field(default_factory=trio.Event)
     waiting: trio.Event = field(default_factory=trio.Event)
     cancellation: trio.Event = field(default_factory=trio.Event)
@@ -105,7 +107,11 @@ class FakeMarket:
             yield job
 
     def model(self, name: str) -> ModelInfo | None:
-        return next((model for model in self.models() if model.name == name), None)
+        found = (model for model in self.models() if model.name == name)
+        return None if name in self.hidden else next(found, None)
+
+    def is_expected(self, name: str) -> bool:
+        return name in self.expected
 
     def models(self) -> Sequence[ModelInfo]:
         dearer = PriceSheet(40_000_000, 160_000_000, 10_000, 7)

@@ -3,9 +3,10 @@
 import pytest
 import trio
 
+from coordinator.gateway.config import GatewayConfig
 from protocol.messages import Task
 from tests.coordinator.gateway.fake_market import DIGESTS
-from tests.coordinator.gateway.harness import Harness
+from tests.coordinator.gateway.harness import Harness, exchange, harness
 from tests.coordinator.gateway.test_chat import body, error_of
 
 
@@ -75,3 +76,35 @@ def test_metrics_have_vllms_names(gateway: Harness) -> None:
     ):
         assert line in response.text.splitlines(), line
     assert "gpt-9" not in response.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_model_that_was_offered_lately_is_503_and_not_404(stream: bool) -> None:
+    with harness(GatewayConfig(model_within_s=0.01)) as gateway:
+        gateway.market.hidden = {"tiny-chat"}
+        asked = {"model": "tiny-chat", "messages": [{"role": "user", "content": "hi"}]}
+        response = gateway.post("/v1/chat/completions", asked | {"stream": stream})
+        assert response.status_code == 404
+        gateway.market.expected = {"tiny-chat"}
+        assert gateway.get("/v1/models/tiny-chat").status_code == 503
+        asked_for = len(gateway.market.specs)
+        response = gateway.post("/v1/chat/completions", asked | {"stream": stream})
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "no_node_yet"
+        assert response.headers["retry-after"] == "1"
+        assert response.headers["x-should-retry"] == "true"
+    assert len(gateway.market.specs) == asked_for
+
+
+def test_a_request_is_held_until_a_node_of_its_model_is_back(gateway: Harness) -> None:
+    gateway.market.hidden = gateway.market.expected = {"tiny-chat"}
+    asked = {"model": "tiny-chat", "messages": [{"role": "user", "content": "hi"}]}
+
+    async def ask() -> int:
+        running = exchange(gateway.app, "/v1/chat/completions", asked)
+        gateway.in_trio(lambda: setattr(gateway.market, "hidden", set()))
+        status: int = (await running.next())["status"]
+        await running.task
+        return status
+
+    assert gateway.run(ask()) == 200

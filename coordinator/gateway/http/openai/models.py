@@ -8,6 +8,7 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, json_response
 from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo
+from coordinator.gateway.market_side.waiting import wait_model
 from protocol.errors import Code
 from protocol.pricing import PriceSheet
 
@@ -33,7 +34,7 @@ async def _all(market: GatewayMarket) -> Sequence[ModelInfo]:
 
 
 async def _one(market: GatewayMarket, name: str) -> ModelInfo | None:
-    return market.model(name)
+    return await wait_model(market, name, within_s=0)
 
 
 def _to_plain(model: ModelInfo) -> dict[str, object]:
