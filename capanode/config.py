@@ -12,7 +12,6 @@ from typing import Any
 from capanode.pricing_policy import DEFAULT_WAGES
 from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
 from capanode.settings import COORDINATORS, MODELS, CoordinatorAddress, ModelSettings
-from protocol.ids import PeerId
 from protocol.messages import SLOTS_MAX, DataCollection
 from protocol.net.dial_policy import DialPolicy, parse_networks
 from protocol.programs.kinds import ADDRESSES, CREDITS, NETWORKS, PATH, TEXT, choice, count
@@ -152,11 +151,6 @@ class Config:
         """Our coordinators are dialled wherever they are; other addresses come from strangers."""
         listed = (coordinator.address for coordinator in self.coordinators)
         return DialPolicy(parse_networks(self.dial_private)).with_trusted(listed)
-
-    @property
-    def trusted_coordinators(self) -> frozenset[PeerId]:
-        """Whose leases this node accepts."""
-        return frozenset(coordinator.peer for coordinator in self.coordinators)
 
 
 def new_node_config_text(chosen: Mapping[str, str]) -> str:

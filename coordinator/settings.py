@@ -19,7 +19,7 @@ from protocol.programs.kinds import (
     PATH,
     SWITCH,
     TEXT,
-    Kind,
+    ValueKind,
     choice,
     count,
     read_items,
@@ -74,9 +74,9 @@ def read_origins(raw: Any) -> tuple[str, ...]:
 # As browsers send it: no path, not even a slash at the end.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]{1,255}")
 
-ORIGINS = Kind(read_origins, "origins of web pages", is_list=True)
-HTTP_ADDRESS = Kind(read_http_address, "HOST:PORT")
-CATALOGUE = Kind(read_catalogue, "names with manifest digests", has_flag=False)
+ORIGINS = ValueKind(read_origins, "origins of web pages", is_list=True)
+HTTP_ADDRESS = ValueKind(read_http_address, "HOST:PORT")
+CATALOGUE = ValueKind(read_catalogue, "names with manifest digests", has_flag=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Rule(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class BrokenRule:
     """One breach of a rule, with what it concerns."""
 
     rule: Rule
@@ -153,11 +153,11 @@ class Auditor:
         """What clients have paid, by the evidence."""
         return sum(capture.amount_nano for capture in self._captures())
 
-    def audit(self, reported: Balances) -> tuple[Finding, ...]:
+    def audit(self, reported: Balances) -> tuple[BrokenRule, ...]:
         """Every breach that the evidence or the reported balances show; empty if all is well."""
-        found: list[Finding] = []
+        found: list[BrokenRule] = []
         for lease_id, case in self._cases.items():
-            found += [Finding(rule, f"{lease_id}: {what}") for rule, what in self._judge(case)]
+            found += [BrokenRule(rule, f"{lease_id}: {what}") for rule, what in self._judge(case)]
         found += self._compare(reported)
         return tuple(found)
 
@@ -195,7 +195,7 @@ class Auditor:
             share_nano = amount_nano * (_BASIS_POINTS - self._fee_bps) // _BASIS_POINTS
             yield _Capture(granted.client, granted.node, amount_nano, share_nano)
 
-    def _compare(self, reported: Balances) -> Iterable[Finding]:
+    def _compare(self, reported: Balances) -> Iterable[BrokenRule]:
         """Our books against the coordinator's."""
         paid: defaultdict[str, int] = defaultdict(int)
         earned: defaultdict[str, int] = defaultdict(int)
@@ -209,30 +209,30 @@ class Auditor:
             yield from self._compare_account(account, reported, paid[account], earned[account])
         if reported.operator_nano != fees_nano:
             detail = f"the operator has {reported.operator_nano}, fees were {fees_nano}"
-            yield Finding(Rule.FEE_IS_REMAINDER, detail)
+            yield BrokenRule(Rule.FEE_IS_REMAINDER, detail)
         everything = sum(reported.posted_nano.values()) + reported.operator_nano
         if everything + reported.escrow_nano != sum(self._credited.values()):
             detail = f"credited {sum(self._credited.values())}, found {everything}"
-            yield Finding(Rule.MONEY_IS_CONSERVED, detail)
+            yield BrokenRule(Rule.MONEY_IS_CONSERVED, detail)
         held = {account: nano for account, nano in reported.held_nano.items() if nano}
         if held or reported.escrow_nano:
             detail = f"{held or 'nothing'} held, {reported.escrow_nano} in escrow"
-            yield Finding(Rule.NOTHING_HELD, detail)
+            yield BrokenRule(Rule.NOTHING_HELD, detail)
 
     def _compare_account(
         self, account: str, reported: Balances, paid_nano: int, earned_nano: int
-    ) -> Iterable[Finding]:
+    ) -> Iterable[BrokenRule]:
         actual_nano = reported.posted_nano.get(account, 0)
         expected_nano = self._credited.get(account, 0) - paid_nano + earned_nano
         if actual_nano == expected_nano:
             return
         detail = f"{account} has {actual_nano}, by the evidence {expected_nano}"
         if account in self._credited:
-            yield Finding(Rule.CLIENT_PAYS_RECEIPTS, detail)
+            yield BrokenRule(Rule.CLIENT_PAYS_RECEIPTS, detail)
         elif earned_nano:
-            yield Finding(Rule.NODE_IS_PAID, detail)
+            yield BrokenRule(Rule.NODE_IS_PAID, detail)
         else:
-            yield Finding(Rule.NO_STRANGERS, detail)
+            yield BrokenRule(Rule.NO_STRANGERS, detail)
 
 
 def _judge_receipt(receipt: Signed[Receipt], lease: Signed[Lease]) -> Iterable[tuple[Rule, str]]:

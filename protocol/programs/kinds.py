@@ -23,7 +23,7 @@ def _tell(value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """`values` says what is allowed. A list's flag is given once per item; a table has none."""
 
     read: Reader
@@ -104,13 +104,13 @@ def read_items(raw: Any, separator: str) -> list[str]:
     return list(raw)
 
 
-def count(low: int, high: int, unit: str = "") -> Kind:
+def count(low: int, high: int, unit: str = "") -> ValueKind:
     """A whole number from `low` to `high`; `unit` is for people."""
     values = f"{low} to {high:,}{f' {unit}' if unit else ''}"
-    return Kind(read_count(low, high), values, is_number=True)
+    return ValueKind(read_count(low, high), values, is_number=True)
 
 
-def choice(choices: type[StrEnum] | Sequence[str]) -> Kind:
+def choice(choices: type[StrEnum] | Sequence[str]) -> ValueKind:
     """One of some words, read as a member if they are an enum's."""
     words = [str(word) for word in choices]
 
@@ -119,12 +119,12 @@ def choice(choices: type[StrEnum] | Sequence[str]) -> Kind:
             raise ValueError(f"one of {', '.join(words)}")
         return choices(raw) if isinstance(choices, type) else str(raw)
 
-    return Kind(read, ", ".join(words))
+    return ValueKind(read, ", ".join(words))
 
 
-PATH = Kind(read_path, "a path")
-TEXT = Kind(read_text, "text")
-SWITCH = Kind(read_switch, "yes or no", tell=lambda value: "yes" if value else "no")
-CREDITS = Kind(read_credits, "credits", tell=format_credits)
-ADDRESSES = Kind(read_addresses, "multiaddresses", is_list=True)
-NETWORKS = Kind(read_networks, "loopback, or networks", is_list=True)
+PATH = ValueKind(read_path, "a path")
+TEXT = ValueKind(read_text, "text")
+SWITCH = ValueKind(read_switch, "yes or no", tell=lambda value: "yes" if value else "no")
+CREDITS = ValueKind(read_credits, "credits", tell=format_credits)
+ADDRESSES = ValueKind(read_addresses, "multiaddresses", is_list=True)
+NETWORKS = ValueKind(read_networks, "loopback, or networks", is_list=True)
