@@ -9,7 +9,7 @@ mistake in either is not made twice.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from protocol.endings import Finish
@@ -24,6 +24,9 @@ _BASIS_POINTS = 10_000
 
 # What a coordinator answers when a receipt is durable but its client may still object.
 _PENDING = "pending"
+# Of a client's hash chains; see docs/protocol.md.
+_LINKS_MAX = 4_096
+_INPUT_STEPS = 64
 
 
 class Rule(StrEnum):
@@ -260,25 +263,52 @@ def _judge_answers(case: _Case) -> Iterable[tuple[Rule, str]]:
         if digest in paid:
             yield Rule.ANSWERS_AGREE, f"its receipt was both settled and refused ({code})"
     for answer in case.answers:
-        earned_nano = _earned_nano(case, answer.receipt)
+        billed_nano = case.receipts[answer.receipt].message.amount_nano
+        is_pending = answer.state == _PENDING
+        earned_nano = billed_nano if is_pending else _earned_nano(case, answer.receipt)
         if answer.amount_nano != earned_nano:
             yield Rule.CAPTURE_IS_EARNED, f"{answer.amount_nano} paid for {earned_nano}"
 
 
 def _earned_nano(case: _Case, digest: Digest) -> int:
-    """The charge that node and client both signed for; the node's alone if the client is silent."""
+    """The charge that node and client both signed for."""
     billed = case.receipts[digest].message
     acceptance = case.acceptances.get(digest)
-    if acceptance is None or acceptance.message.agrees or case.lease is None:
+    if case.lease is None or (acceptance is not None and acceptance.message.agrees):
         return billed.amount_nano
+    if acceptance is None:
+        return _lone_nano(billed, case.lease.message)
     counted_nano = _charge_nano(case.lease.message.price, acceptance.message.units)
     return min(billed.amount_nano, counted_nano)
 
 
+def _lone_nano(billed: Receipt, granted: Lease) -> int:
+    """Of a receipt without an acceptance: what the client's links say, and a window more."""
+    most = granted.units_max
+    if not billed.opening:
+        return 0
+    if not most.output_tokens:
+        return billed.amount_nano
+    window = max(granted.window_tokens, -(-most.output_tokens // (_LINKS_MAX - 1)))
+    tail, price, links = window if granted.pays_tails else 0, granted.price, billed.countersigned
+    if links is None:
+        price = replace(price, request_nano=0)
+        signed_input, output_most = tail, max(tail - billed.units.input_tokens, 0)
+    else:
+        step = max(window, -(-most.input_tokens // _INPUT_STEPS))
+        signed_input, output_most = links.input_index * step, (links.index - 1) * window + tail
+    payable = replace(
+        billed.units,
+        input_tokens=min(billed.units.input_tokens, signed_input),
+        output_tokens=min(billed.units.output_tokens, output_most),
+    )
+    return min(billed.amount_nano, _charge_nano(price, payable))
+
+
 def _captured_nano(case: _Case) -> int:
     """What left the client's hold: once something is acknowledged it is owed, sooner or later."""
-    final = [answer for answer in case.answers if answer.state != _PENDING]
-    return max(answer.amount_nano for answer in final or case.answers)
+    final = [answer.amount_nano for answer in case.answers if answer.state != _PENDING]
+    return max(final or (_earned_nano(case, answer.receipt) for answer in case.answers))
 
 
 def _charge_nano(price: PriceSheet, units: Units) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from protocol.limits import ADDRESS_CHARS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX
 from protocol.money import format_credits, parse_credits
+from protocol.net.dial_policy import parse_networks
 
 # Reads what TOML, the environment or a flag gives.
 Reader = Callable[[Any], Any]
@@ -72,6 +73,15 @@ def read_addresses(raw: Any) -> tuple[str, ...]:
     return addresses
 
 
+def read_networks(raw: Any) -> tuple[str, ...]:
+    networks = tuple(read_items(raw, ","))
+    try:
+        parse_networks(networks)
+    except ValueError:
+        raise ValueError("`loopback`, or networks such as 192.168.0.0/16") from None
+    return networks
+
+
 def read_switch(raw: Any) -> bool:
     """TOML's true and false, or the words of flags and the environment."""
     found = _SWITCH_WORDS.get(str(raw).lower())
@@ -117,3 +127,4 @@ TEXT = Kind(read_text, "text")
 SWITCH = Kind(read_switch, "yes or no", tell=lambda value: "yes" if value else "no")
 CREDITS = Kind(read_credits, "credits", tell=format_credits)
 ADDRESSES = Kind(read_addresses, "multiaddresses", is_list=True)
+NETWORKS = Kind(read_networks, "loopback, or networks", is_list=True)
