@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from capanode.announce import OwnOffers
+from capanode.opened_leases import OpenedLeases
 from capanode.served import ServedModel
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
@@ -93,6 +94,7 @@ class Admission:
         self._models = models
         self._offers = offers
         self._storage_failure = storage_failure
+        self.opened = OpenedLeases()
         self._spent = SpentLeases()
         self._clients: dict[PeerId, int] = {}
         self._uploads: Counter[PeerId] = Counter()
@@ -127,6 +129,7 @@ class Admission:
                 code=Code.MALFORMED,
             )
         self._spent.spend(granted, now_ms=now_ms)
+        self.opened.note(granted)
 
     def admit(
         self, request: Signed[JobRequest], lease: Signed[Lease], *, is_whole: bool, now_ms: int

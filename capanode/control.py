@@ -7,7 +7,7 @@ line breaks, everything here ends, and after a pause it starts again from attach
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ import trio
 
 from capanode.announce import Announcer
 from capanode.errors import OutboxError
+from capanode.opened_leases import OpenedLeases
 from capanode.outbox import Outbox
 from capanode.outbox_store import PENDING, StoredReceipt
 from protocol.clock import Clock
@@ -91,6 +92,7 @@ class ControlLine:
         announcer: Announcer,
         outbox: Outbox,
         load: Callable[[], LoadReport],
+        opened: OpenedLeases,
         clock: Clock,
         rng: random.Random,
     ) -> None:
@@ -100,6 +102,7 @@ class ControlLine:
         self._announcer = announcer
         self._outbox = outbox
         self._load = load
+        self._opened = opened
         self._clock = clock
         self._rng = rng
         self._state = LineState.CONNECTING
@@ -157,8 +160,13 @@ class ControlLine:
     async def _attach(self) -> AttachReply:
         offer = self._announcer.current
         assert offer is not None, "the announcer starts before the control lines"
-        ask = AttachAsk(offer.raw, self._load())
-        return await self._call(Method.ATTACH, ask, AttachReply)
+        load = self._report()
+        reply = await self._call(Method.ATTACH, AttachAsk(offer.raw, load), AttachReply)
+        self._opened.told(self.coordinator, load.opened)
+        return reply
+
+    def _report(self) -> LoadReport:
+        return replace(self._load(), opened=self._opened.untold(self.coordinator))
 
     async def _renew_forever(self) -> None:
         """A new offer takes the direct way as well as gossip's."""
@@ -172,14 +180,16 @@ class ControlLine:
             with trio.move_on_after(every_s - REPORT_INTERVAL_MIN_S):
                 await self._wait_news()
             self._load_changed = trio.Event()
-            self._reported = self._load()
-            await self._call(Method.LOAD, self._reported, LoadAck)
+            report = self._report()
+            await self._call(Method.LOAD, report, LoadAck)
+            self._opened.told(self.coordinator, report.opened)
+            self._reported = replace(report, opened=())
 
     async def _wait_news(self) -> None:
         """Until the load is another than the one reported: a job that came and went is none."""
         while True:
             await self._load_changed.wait()
-            if self._load() != self._reported:
+            if self._load() != self._reported or self._opened.untold(self.coordinator):
                 return
             self._load_changed = trio.Event()
 

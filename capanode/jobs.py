@@ -38,6 +38,7 @@ from protocol.node_session import (
     NodeJob,
     Opened,
 )
+from protocol.payload import derive_seed
 from protocol.pricing import Units
 from protocol.programs.log import bind_job
 from protocol.session import Outgoing
@@ -269,7 +270,12 @@ class ServedJob:
         terms = self._job.terms
         assert terms is not None
         lease = terms.lease.message
-        return RunTerms(lease.job_id, lease.client, lease.units_max.output_tokens)
+        return RunTerms(
+            lease.job_id,
+            lease.client,
+            lease.units_max.output_tokens,
+            seed=derive_seed(terms.request.digest),
+        )
 
     async def _listen(self) -> None:
         """What the client says while the job waits or runs. Raises as `_receive`."""
@@ -301,7 +307,7 @@ class ServedJob:
             elif isinstance(event, Started):
                 self._accept(event)
             elif isinstance(event, Finished):
-                self._compare_counts(event)
+                self._close_counts(event)
                 self._finish(Ending(Finish(event.reason)))
             else:
                 self._end(Ending(Finish.FAILED, event.code, event.message))
@@ -324,7 +330,9 @@ class ServedJob:
 
     def _accept(self, event: Started) -> None:
         assert self._meter is not None
-        self._meter.accept(event.input_units)
+        assert self._ticket is not None
+        info = self._ticket.model.worker.info
+        self._meter.accept(event, profile=info.profile if info is not None else "")
         self._is_accepted = True
         accepted = self._job.accepted(
             event.input_units,
@@ -333,8 +341,9 @@ class ServedJob:
         )
         self._send_all([accepted])
 
-    def _compare_counts(self, event: Finished) -> None:
+    def _close_counts(self, event: Finished) -> None:
         assert self._meter is not None
+        self._meter.end(event)
         assert self._ticket is not None
         if event.units != self._meter.produced:
             log.error(

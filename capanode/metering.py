@@ -7,15 +7,16 @@ worker says that it made. Here the input is counted, and what the worker makes i
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from capanode.engines.base import Produced
+from capanode.engines.base import Finished, Produced, Started
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import Digest
 from protocol.keys import SigningKey
 from protocol.limits import KIB
 from protocol.messages import Lease, Receipt
 from protocol.node_session import NodeJob
-from protocol.payload import Chunk
+from protocol.payload import Chunk, salted_digest
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
 from protocol.session import DATA_BYTES
@@ -39,6 +40,9 @@ class Meter:
     def __init__(self, lease: Signed[Lease], job: NodeJob) -> None:
         self._lease = lease
         self._job = job
+        self._started: Started | None = None
+        self._end_token: int | None = None
+        self._profile = ""
         self._input = Units()
         self._produced_tokens = 0
 
@@ -52,8 +56,10 @@ class Meter:
         """What the worker made, sent or not."""
         return Units(self._input.input_tokens, self._produced_tokens, self._input.images)
 
-    def accept(self, input_units: Units) -> None:
-        """Raises RemoteProtocolError if the input counts as more than the client leased."""
+    def accept(self, started: Started, *, profile: str = "") -> None:
+        """`profile` is what computes. Raises RemoteProtocolError if the input counts as more than
+        the client leased."""
+        input_units = started.input_units
         leased = self._lease.message.units_max
         if input_units.output_tokens or not input_units.fits_in(leased):
             raise RemoteProtocolError(
@@ -62,6 +68,10 @@ class Meter:
                 code=Code.INPUT_TOO_LARGE,
             )
         self._input = input_units
+        self._started, self._profile = started, profile
+
+    def end(self, finished: Finished) -> None:
+        self._end_token = finished.end_token
 
     def has_room_for(self, chunk: Chunk) -> bool:
         """False if the client leased less output than the input asks for: then the answer ends."""
@@ -99,8 +109,18 @@ class Meter:
                 issued_at_ms=now_ms,
                 opening=terms.opening.raw,
                 countersigned=self._job.window.countersigned,
+                input_digest=self._input_digest(terms.salt),
+                prefix_tokens=self._started.prefix_tokens if self._started else 0,
+                end_token=self._end_token,
+                profile=self._profile,
             ),
         )
+
+    def _input_digest(self, salt: bytes) -> Digest | None:
+        """Salted like all digests of a job, because a short prompt could be guessed from it."""
+        if self._started is None or not self._started.input_digest:
+            return None
+        return salted_digest(bytes.fromhex(self._started.input_digest), salt)
 
 
 def chunks_of(event: Produced) -> Iterator[Chunk]:

@@ -59,6 +59,10 @@ JOB_DURATION_MAX_MS = 10 * 60_000
 # From lease to JOB_OPEN at the node: a dial over a relay and a large upload, no more.
 LEASE_OPEN_WITHIN_MS = 30_000
 
+# A node names in its load report the leases that were opened since the last one. More than this are
+# opened between two reports only after an outage, and then follow in the next.
+OPENED_LEASES_MAX = 256
+
 # A receipt for a job that met its deadline may still be in flight: holds wait this long.
 RECEIPT_GRACE_MS = 60_000
 
@@ -81,3 +85,7 @@ SALT_BYTES = 16
 
 # How many parts a purchase may come in; a client tries fewer nodes than that.
 PARTS_MAX = 64
+
+# With five nodes tried, the market has a problem that a sixth attempt only hides; ladders of 64
+# attempts have turned bursts into storms (d-inference#512).
+ATTEMPTS_MAX = 5

@@ -19,6 +19,7 @@ from protocol.limits import (
     NAME_CHARS_MAX,
     OFFER_ADDRESSES_MAX,
     OFFER_MODELS_MAX,
+    OPENED_LEASES_MAX,
     PARTS_MAX,
     PAYLOAD_BYTES_MAX,
     SIGNED_BYTES_MAX,
@@ -385,12 +386,18 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Node → coordinator on the control stream, unsigned: the connection proves who speaks."""
+    """Node → coordinator on the control stream, unsigned: the connection proves who speaks.
+
+    `opened` names this coordinator's leases that were opened since the last report that it
+    answered: the seat and the money of a lease that is not opened are given back after a minute.
+    """
 
     incarnation_ms: int
     draining: bool
     models: tuple[ModelLoad, ...]
+    opened: tuple[LeaseId, ...] = ()
 
     def __post_init__(self) -> None:
         _check_stamps(self.incarnation_ms)
         _check(len(self.models) <= OFFER_MODELS_MAX, "too many models")
+        _check(len(self.opened) <= OPENED_LEASES_MAX, "too many opened leases in one report")

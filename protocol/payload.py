@@ -9,6 +9,7 @@ its size and digest. Bounds here are the wire's; a model's own (context length) 
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol.ids import Digest
@@ -153,6 +154,26 @@ class ClassificationOutput:
 
     def __post_init__(self) -> None:
         _check(len(self.labels) <= LABELS_MAX, "too many labels")
+
+
+def derive_seed(request_digest: Digest) -> int:
+    """What sampling starts from where the client names no seed: fixed by the client's signed
+    request, so that the node cannot choose it and anyone can draw again."""
+    digest = hashlib.sha256(b"capa/1/seed\0" + bytes.fromhex(request_digest)).digest()
+    return int.from_bytes(digest[:8], "big") & SEED_MAX
+
+
+def tokens_digest(sequences: Sequence[Sequence[int]], *, prefix_tokens: int = 0) -> Digest:
+    """Of the token ids that an input became: one sequence per text, each after its length, all as
+    big-endian u32. The last `prefix_tokens` of a prompt were answered elsewhere before.
+
+    It tells a wrong template or tokenizer from a wrong model. Receipts carry it salted
+    (`salted_digest`), because a short prompt could be guessed from it.
+    """
+    digest = hashlib.sha256(b"capa/1/input\0" + struct.pack(">I", prefix_tokens))
+    for tokens in sequences:
+        digest.update(struct.pack(f">{len(tokens) + 1}I", len(tokens), *tokens))
+    return Digest(digest.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)

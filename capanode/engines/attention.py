@@ -1,10 +1,10 @@
-"""Attention over the cache: many rows with one new token each, or whole pieces of prompts.
+"""Attention over the cache: many rows with one new token each, or whole chunks of prompts.
 
 Both write their new keys and values first and then read the cache in place. Which kernel serves
 which was measured on AVX-512 cores. For decoding on a CPU, keys and values are copied to float32
 and multiplied in two batches: 0.8 to 0.9 times the time of torch's fused kernel, with scores as
 exact as its own. Batched products in bfloat16 would take another third off where rows are many, but
-oneDNN compiles 0.7 MB of code for each new pair of row count and length. Pieces of prompts are what
+oneDNN compiles 0.7 MB of code for each new pair of row count and length. Chunks of prompts are what
 the fused kernel is made for.
 """
 
@@ -155,7 +155,7 @@ class DecodeAttention:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PrefillChunk:
     """Part of a prompt: tokens `start` to `start + count` of the job in `row`."""
 
     row: int
@@ -164,12 +164,12 @@ class Piece:
 
 
 class PrefillAttention:
-    """Pieces of several prompts, one after another; tokens after the last piece are padding."""
+    """Chunks of several prompts, one after another; tokens after the last chunk are padding."""
 
     def __init__(
         self,
         cache: KvCache,
-        pieces: Sequence[Piece],
+        chunks: Sequence[PrefillChunk],
         rows: Tensor,
         positions: Tensor,
         *,
@@ -177,9 +177,9 @@ class PrefillAttention:
     ) -> None:
         self._cache = cache
         self._heads = heads
-        self._pieces = pieces
+        self._chunks = chunks
         self._rows, self._positions = rows, positions
-        self._masks = [_causal_mask(piece, cache) for piece in pieces]
+        self._masks = [_causal_mask(chunk, cache) for chunk in chunks]
 
     def __call__(self, layer: int, mixed: Tensor) -> Tensor:
         heads, shape = self._heads, self._cache.shape
@@ -188,13 +188,13 @@ class PrefillAttention:
         )
         attended = mixed.new_zeros((mixed.shape[0], heads * shape.head_dim))
         offset = 0
-        for piece, mask in zip(self._pieces, self._masks, strict=True):
-            end = offset + piece.count
+        for chunk, mask in zip(self._chunks, self._masks, strict=True):
+            end = offset + chunk.count
             queries = mixed[offset:end, :heads].view(
-                piece.count, shape.kv_heads, heads // shape.kv_heads, shape.head_dim
+                chunk.count, shape.kv_heads, heads // shape.kv_heads, shape.head_dim
             )
             keys, values = self._cache.keys_values(
-                layer, range(piece.row, piece.row + 1), piece.start + piece.count
+                layer, range(chunk.row, chunk.row + 1), chunk.start + chunk.count
             ).unbind(1)
             # Query heads that share a key head are the kernel's heads, and key heads its batch, so
             # that keys are broadcast by stride and not copied.
@@ -206,15 +206,15 @@ class PrefillAttention:
                 attn_mask=mask,
                 is_causal=mask is None,
             )
-            attended[offset:end] = mixed_values.permute(2, 0, 1, 3).reshape(piece.count, -1)
+            attended[offset:end] = mixed_values.permute(2, 0, 1, 3).reshape(chunk.count, -1)
             offset = end
         return attended
 
 
-def _causal_mask(piece: Piece, cache: KvCache) -> Tensor | None:
-    """None for the first piece of a prompt, which the kernel masks by itself."""
-    if piece.start == 0:
+def _causal_mask(chunk: PrefillChunk, cache: KvCache) -> Tensor | None:
+    """None for the first chunk of a prompt, which the kernel masks by itself."""
+    if chunk.start == 0:
         return None
-    size = (piece.count, piece.start + piece.count)
+    size = (chunk.count, chunk.start + chunk.count)
     mask = torch.full(size, -torch.inf, dtype=cache.shape.dtype, device=cache.layers[0].device)
-    return mask.triu_(piece.start + 1)
+    return mask.triu_(chunk.start + 1)

@@ -24,14 +24,20 @@ class EngineInfo:
     slots: int  # jobs that one step advances together
     context_tokens: int  # 0 where the notion does not apply
     quantization: str
+    # What computes, as receipts state it: see `capanode.engines.profile`.
+    profile: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The input was parsed and counted; the job holds a slot from here on."""
+    """The input was parsed and counted; the job holds a slot from here on. `input_digest` is
+    `protocol.payload.tokens_digest` of what was read, empty where the input has no tokens;
+    `prefix_tokens` of them were answered elsewhere before."""
 
     job_id: str
     input_units: Units
+    input_digest: str = ""
+    prefix_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +53,13 @@ class Produced:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The job ended as it should; `reason` is `stop`, `length` or `complete`."""
+    """The job ended as it should; `reason` is `stop`, `length` or `complete`. `end_token` is the
+    end-of-text token that ended it, which is neither delivered nor metered."""
 
     job_id: str
     reason: str
     units: Units
+    end_token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

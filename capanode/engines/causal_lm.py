@@ -1,35 +1,32 @@
 """Generation with continuous batching: jobs come and go at any step, every step serves all of them.
 
-A step is one pass: either pieces of waiting prompts (which gives the first tokens) or one token for
+A step is one pass: either chunks of waiting prompts (which gives the first tokens) or one token for
 every running answer. The two alternate while both have work, so that a long prompt slows running
 answers down but never stops them.
 
 Determinism: a job's tokens depend on its input and seed. In bfloat16 on CPU they do so bit for bit
 whatever else runs, as long as no more than `INVARIANT_ROWS` jobs decode together: prompts are cut
-into pieces at fixed places, and every kernel computes a row alike whatever is beside it. What may
+into chunks at fixed places, and every kernel computes a row alike whatever is beside it. What may
 differ in the last bit, and so in a near tie between two tokens, is the same job on another kind of
 CPU, and an answer continued from a prefix, whose tokens are then prefilled instead of decoded.
 """
 
-import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from capanode.engines.attention import DecodeAttention, Piece
+from capanode.engines.attention import DecodeAttention, PrefillChunk
 from capanode.engines.base import (
     EngineEvent,
     EngineInfo,
     EngineInput,
     EngineRefusal,
-    Finished,
     ModelLoadError,
     Produced,
-    Started,
 )
 from capanode.engines.cache_budget import cache_budget
 from capanode.engines.detokenize import AnswerText
@@ -37,6 +34,7 @@ from capanode.engines.generation import FinishReason, Generation
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.llama import LlamaModel
 from capanode.engines.llama_config import LlamaConfig
+from capanode.engines.profile import DTYPE_NAMES, LLAMA, SAMPLER, Profile, device_class
 from capanode.engines.prompt import PromptReader
 from capanode.engines.sampling import SamplingParameters, choose_tokens
 from capanode.engines.slots import Slots
@@ -45,18 +43,16 @@ from protocol.errors import Code
 from protocol.messages import Task
 from protocol.payload import GenerationInput
 
-# Prompts are prefilled in pieces of this many tokens. Bigger ones are hardly more efficient (0.25
+# Prompts are prefilled in chunks of this many tokens. Bigger ones are hardly more efficient (0.25
 # ms a token on two cores) and would hold running answers up for longer than about 35 ms.
-PIECE_TOKENS = 128
+PREFILL_CHUNK_TOKENS = 128
 
-# With nobody waiting for a next token, one pass may take more pieces.
-_IDLE_PASS_TOKENS = 4 * PIECE_TOKENS
+# While no answer waits for its next token, one pass may take more chunks.
+_IDLE_PASS_TOKENS = 4 * PREFILL_CHUNK_TOKENS
 
 # A job is admitted only if the running ones could each go on for this long before one of them would
-# have to be put back to wait: to put back means to prefill again.
+# be preempted: to resume it means to prefill again.
 _ADMISSION_MARGIN_TOKENS = 64
-
-_QUANTIZATION = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 class CausalLM:
@@ -70,13 +66,11 @@ class CausalLM:
         *,
         cache_tokens: int,
         end_tokens: frozenset[int],
-        entropy: Callable[[int], bytes],
     ) -> None:
         slots = cache.shape.rows - 1
         self._model, self._cache, self._reader = model, cache, reader
         self._cache_tokens = cache_tokens
         self._end_tokens = end_tokens
-        self._entropy = entropy
         self._padding_row = slots
         self._slots = Slots(cache, slots)
         self._waiting: deque[Generation] = deque()
@@ -87,7 +81,8 @@ class CausalLM:
             task=Task.CAUSAL_LM,
             slots=slots,
             context_tokens=cache.shape.context_tokens,
-            quantization=_QUANTIZATION[model.dtype],
+            quantization=DTYPE_NAMES[model.dtype],
+            profile=str(_profile_of(model, cache)),
         )
 
     @classmethod
@@ -99,11 +94,10 @@ class CausalLM:
         threads: int,
         context_tokens: int | None = None,
         cache_bytes: int | None = None,
-        entropy: Callable[[int], bytes] = os.urandom,
     ) -> "CausalLM":
         """Raises ModelLoadError if the directory does not hold a model that runs here.
 
-        `entropy` seeds jobs that bring no seed. A CUDA device is used where there is one.
+        A CUDA device is used where there is one.
         """
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -131,7 +125,6 @@ class CausalLM:
             reader,
             cache_tokens=budget.tokens,
             end_tokens=_end_tokens(model_dir, plain),
-            entropy=entropy,
         )
 
     @property
@@ -146,13 +139,13 @@ class CausalLM:
         """Raises EngineRefusal: PROMPT_TOO_LONG or INVALID_INPUT.
 
         `max_tokens` bounds what this job generates; tokens that came as `prefix_tokens` are not
-        counted. The answer also ends where the context is full.
+        counted. The answer also ends where the context is full. The worker's loop gives each input
+        a seed; without one it is 0.
         """
         if not isinstance(job_input, GenerationInput):
             raise EngineRefusal("this model generates text", code=Code.INVALID_INPUT)
         assert job_id not in self._jobs, "the parent names each job once"
         tokens = self._reader.read(job_input)
-        seed = job_input.seed
         job = Generation(
             job_id=job_id,
             tokens=tokens,
@@ -160,7 +153,7 @@ class CausalLM:
                 temperature=job_input.temperature,
                 top_p=job_input.top_p,
                 top_k=job_input.top_k,
-                seed=int.from_bytes(self._entropy(8), "big") if seed is None else seed,
+                seed=job_input.seed or 0,
             ),
             answer=AnswerText(self._reader.token_bytes, job_input.stop),
             prefix_count=len(job_input.prefix_tokens),
@@ -196,10 +189,10 @@ class CausalLM:
             job = self._waiting.popleft()
             if not job.is_started:
                 job.is_started = True
-                events.append(Started(job.job_id, job.input_units))
+                events.append(job.started)
             if job.answer.is_stopped:  # The prefix already ends with a stop string.
                 self._forget(job)
-                events.append(Finished(job.job_id, FinishReason.STOP, job.units))
+                events.append(job.finished(FinishReason.STOP))
             else:
                 self._slots.admit(job)
         return events
@@ -213,29 +206,29 @@ class CausalLM:
         return needed <= self._cache_tokens or self._slots.is_empty
 
     def _prefill(self) -> list[EngineEvent]:
-        """Run the next pieces of prompts, first come, first served."""
-        left = PIECE_TOKENS if self._slots.decoding else _IDLE_PASS_TOKENS
-        pieces: list[tuple[Piece, Sequence[int]]] = []
+        """Run the next chunks of prompts, first come, first served."""
+        left = PREFILL_CHUNK_TOKENS if self._slots.decoding else _IDLE_PASS_TOKENS
+        chunks: list[tuple[PrefillChunk, Sequence[int]]] = []
         finished: list[Generation] = []
-        wanted: list[int] = []  # the pieces that end a prompt
+        wanted: list[int] = []  # the chunks that end a prompt
         for job in self._slots.prefilling:
             while left and job.cached < len(job.tokens):
-                # Cut at multiples of the piece size only: where a prompt is cut must not depend on
+                # Cut at multiples of the chunk size only: where a prompt is cut must not depend on
                 # what else runs.
-                ids = job.tokens[job.cached : job.cached + PIECE_TOKENS]
+                ids = job.tokens[job.cached : job.cached + PREFILL_CHUNK_TOKENS]
                 if len(ids) > left:
                     left = 0
                     break
-                pieces.append((Piece(job.row, job.cached, len(ids)), ids))
+                chunks.append((PrefillChunk(job.row, job.cached, len(ids)), ids))
                 job.cached += len(ids)
                 left -= len(ids)
             if job.cached == len(job.tokens):
                 finished.append(job)
-                wanted.append(len(pieces) - 1)
+                wanted.append(len(chunks) - 1)
             if not left:
                 break
         logits = self._model.prefill(
-            pieces, self._cache, padding_row=self._padding_row, wanted=wanted
+            chunks, self._cache, padding_row=self._padding_row, wanted=wanted
         )
         for job in finished:
             self._slots.activate(job)
@@ -244,7 +237,7 @@ class CausalLM:
 
     def _decode(self) -> list[EngineEvent]:
         """Run one token of every answer."""
-        self._put_back()
+        self._preempt()
         jobs = self._slots.decoding
         lengths = [len(job.tokens) for job in jobs]
         if self._attention is None or not self._attention.fits(lengths):
@@ -272,14 +265,14 @@ class CausalLM:
             if text or len(job.tokens) > count:
                 events.append(Produced(job.job_id, tuple(job.tokens[count:]), text))
             if reason is not None:
-                events.append(Finished(job.job_id, reason, job.units))
+                events.append(job.finished(reason))
                 ended.append(job)
         # From the last row down, so that no row is moved that is about to be freed.
         for job in sorted(ended, key=lambda job: job.row, reverse=True):
             self._forget(job)
         return events
 
-    def _put_back(self) -> None:
+    def _preempt(self) -> None:
         """If the cache is full, let the youngest answer wait: it is prefilled again later."""
         while self._slots.token_count > self._cache_tokens and len(self._slots.decoding) > 1:
             youngest = min(self._slots.decoding, key=lambda job: job.output_count)
@@ -297,6 +290,18 @@ class CausalLM:
     def _vacate(self, job: Generation) -> None:
         self._slots.vacate(job)
         self._attention = None
+
+
+def _profile_of(model: LlamaModel, cache: KvCache) -> Profile:
+    dtype = DTYPE_NAMES[model.dtype]
+    return Profile(
+        engine=LLAMA,
+        weights=dtype,
+        kv=DTYPE_NAMES[cache.shape.dtype],
+        compute=dtype,
+        device=device_class(cache.layers[0].device),
+        sampler=SAMPLER,
+    )
 
 
 def _end_tokens(model_dir: Path, config: Mapping[str, Any]) -> frozenset[int]:

@@ -27,13 +27,14 @@ from capanode.engines.base import (
     Started,
 )
 from capanode.engines.bert import BertConfig, BertModel
+from capanode.engines.profile import BERT, Profile, device_class
 from capanode.engines.tokenizer import BoundedTokenizer, load_tokenizer
 from capanode.engines.weights import Weights, read_json, read_optional_json
 from protocol.codec import encode
 from protocol.errors import Code
 from protocol.limits import MIB, OUTPUT_BYTES_MAX
 from protocol.messages import Task
-from protocol.payload import EmbeddingInput, EmbeddingOutput
+from protocol.payload import EmbeddingInput, EmbeddingOutput, tokens_digest
 from protocol.pricing import Units
 
 # One step embeds up to this many tokens, padding included: about 100 ms on two cores. More would
@@ -97,7 +98,13 @@ class TextEmbedder:
         self._pooling, self._device = pooling, device
         self._jobs: dict[str, _Job] = {}
         self._info = EngineInfo(
-            task=Task.EMBEDDING, slots=slots, context_tokens=context_tokens, quantization="fp32"
+            task=Task.EMBEDDING,
+            slots=slots,
+            context_tokens=context_tokens,
+            quantization="fp32",
+            profile=str(
+                Profile(engine=BERT, weights="fp32", compute="fp32", device=device_class(device))
+            ),
         )
 
     @classmethod
@@ -189,7 +196,7 @@ class TextEmbedder:
             job = turns.popleft()
             if not job.is_started:
                 job.is_started = True
-                events.append(Started(job.job_id, job.units))
+                events.append(Started(job.job_id, job.units, tokens_digest(job.texts)))
             if job.next_text < len(job.texts):
                 gathered.append((job, job.next_text))
                 tokens += len(job.texts[job.next_text])

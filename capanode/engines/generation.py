@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from capanode.engines.base import Finished, Started
 from capanode.engines.detokenize import AnswerText
 from capanode.engines.sampling import SamplingParameters
+from protocol.payload import tokens_digest
 from protocol.pricing import Units
 
 
@@ -25,6 +27,7 @@ class Generation:
     tokens_max: int  # where the answer ends, counted in `tokens`
     end_tokens: frozenset[int]  # empty if the client wants to go on past them
     input_count: int = 0
+    end_token: int | None = None  # the end-of-text token that ended the answer
     row: int = -1  # in the cache; -1 while waiting
     cached: int = 0  # how many of `tokens` the cache holds
     is_started: bool = False
@@ -42,8 +45,17 @@ class Generation:
         return self.prefix_count + self.output_count
 
     @property
-    def input_units(self) -> Units:
-        return Units(input_tokens=self.input_count)
+    def started(self) -> Started:
+        digest = tokens_digest((self.tokens[: self.input_count],), prefix_tokens=self.prefix_count)
+        return Started(
+            self.job_id,
+            Units(input_tokens=self.input_count),
+            input_digest=digest,
+            prefix_tokens=self.prefix_count,
+        )
+
+    def finished(self, reason: FinishReason) -> Finished:
+        return Finished(self.job_id, reason, self.units, self.end_token)
 
     @property
     def units(self) -> Units:
@@ -55,6 +67,7 @@ class Generation:
         An end-of-text token is neither delivered nor metered.
         """
         if token in self.end_tokens:
+            self.end_token = token
             return self.answer.finish(), FinishReason.STOP
         self.tokens.append(token)
         text = self.answer.push(token)

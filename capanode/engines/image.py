@@ -22,6 +22,7 @@ from capanode.engines.base import (
 )
 from capanode.engines.efficientnet import EfficientNetConfig, EfficientNetLite
 from capanode.engines.picture import PIXELS_MAX, Preparation, prepare
+from capanode.engines.profile import EFFICIENTNET, Profile, device_class
 from capanode.engines.weights import Weights, read_json, read_names
 from protocol.codec import encode
 from protocol.errors import Code
@@ -56,7 +57,15 @@ class ImageClassifier:
         self._device = device
         self._waiting: dict[str, _Job] = {}
         self._info = EngineInfo(
-            task=Task.IMAGE_CLASSIFICATION, slots=slots, context_tokens=0, quantization="fp32"
+            task=Task.IMAGE_CLASSIFICATION,
+            slots=slots,
+            context_tokens=0,
+            quantization="fp32",
+            profile=str(
+                Profile(
+                    engine=EFFICIENTNET, weights="fp32", compute="fp32", device=device_class(device)
+                )
+            ),
         )
 
     @classmethod

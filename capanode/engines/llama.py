@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from capanode.engines.attention import Attention, DecodeAttention, Piece, PrefillAttention
+from capanode.engines.attention import Attention, DecodeAttention, PrefillAttention, PrefillChunk
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import (
     Linear,
@@ -93,28 +93,28 @@ class LlamaModel:
 
     def prefill(
         self,
-        pieces: Sequence[tuple[Piece, Sequence[int]]],
+        chunks: Sequence[tuple[PrefillChunk, Sequence[int]]],
         cache: KvCache,
         *,
         padding_row: int,
         wanted: Sequence[int],
     ) -> Tensor:
-        """Take pieces of prompts into the cache; returns the logits [wanted, vocab] after the last
-        token of those pieces that are `wanted`. `padding_row` is a row of the cache to spoil."""
+        """Take chunks of prompts into the cache; returns the logits [wanted, vocab] after the last
+        token of those chunks that are `wanted`. `padding_row` is a row of the cache to spoil."""
         tokens: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
         ends: list[int] = []
-        for piece, ids in pieces:
+        for chunk, ids in chunks:
             tokens += ids
-            positions += range(piece.start, piece.start + piece.count)
-            rows += [piece.row] * piece.count
+            positions += range(chunk.start, chunk.start + chunk.count)
+            rows += [chunk.row] * chunk.count
             ends.append(len(tokens) - 1)
         padding = [0] * (padded_many_rows(len(tokens)) - len(tokens))
         place = torch.tensor(positions + padding, device=self.device)
         attention = PrefillAttention(
             cache,
-            [piece for piece, _ in pieces],
+            [chunk for chunk, _ in chunks],
             torch.tensor(rows + [padding_row] * len(padding), device=self.device),
             place,
             heads=self.config.heads,

@@ -21,11 +21,13 @@ _EVENTS_BESIDE_TOKENS = 64
 @dataclass(frozen=True, slots=True)
 class RunTerms:
     """What the node knows of a job beside its payload. `log_id` is what the worker's log calls it,
-    `client` whose input it is."""
+    `client` whose input it is, and
+    `seed` what its answer is drawn from if the payload names none."""
 
     log_id: str = ""
     client: str = ""
     output_tokens_max: int = TOKENS_MAX
+    seed: int = 0
 
     @property
     def events_max(self) -> int:
@@ -36,8 +38,11 @@ class RunTerms:
 DEFAULT_TERMS = RunTerms()
 
 
-def cut_to(output_tokens_max: int, job_input: JobInput) -> JobInput:
-    """The input with its answer cut to what was leased: it ends with `length` there.
+def settle_input(
+    job_input: JobInput, *, output_tokens_max: int, seed: int | None = None
+) -> JobInput:
+    """The input with its answer cut to what was leased (it ends with `length` there), and with a
+    seed if it brings none.
 
     Raises RemoteProtocolError if a text is asked for and none was leased.
     """
@@ -45,7 +50,11 @@ def cut_to(output_tokens_max: int, job_input: JobInput) -> JobInput:
         return job_input
     if not output_tokens_max:
         raise RemoteProtocolError("no output was leased", code=Code.INVALID_INPUT)
-    return replace(job_input, max_tokens=min(job_input.max_tokens, output_tokens_max))
+    return replace(
+        job_input,
+        max_tokens=min(job_input.max_tokens, output_tokens_max),
+        seed=seed if job_input.seed is None else job_input.seed,
+    )
 
 
 class Allowance:

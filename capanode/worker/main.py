@@ -20,7 +20,7 @@ from typing import Any, cast
 from capanode.engines.base import Engine, EngineEvent, EngineRefusal, Failed
 from capanode.sandbox.inside import Surroundings, read_surroundings
 from capanode.sandbox.limits import apply_limits
-from capanode.worker.allowance import cut_to
+from capanode.worker.allowance import settle_input
 from capanode.worker.commands import Cancel, Command, Ping, Start, parse_command
 from capanode.worker.frames import FrameBuffer
 from capanode.worker.reports import (
@@ -96,7 +96,10 @@ def serve(channel: Channel, engine: Engine) -> None:
 def _submit(engine: Engine, command: Start) -> tuple[Failed, ...]:
     try:
         job_input = decode_input(engine.info.task, command.payload)
-        engine.submit(command.job_id, cut_to(command.output_tokens_max, job_input))
+        settled = settle_input(
+            job_input, output_tokens_max=command.output_tokens_max, seed=command.seed
+        )
+        engine.submit(command.job_id, settled)
     except (EngineRefusal, RemoteProtocolError) as refusal:
         log("job_input_refused", job_id=command.log_id, code=refusal.code)
         return (Failed(command.job_id, refusal.code, str(refusal), Units()),)

@@ -32,6 +32,7 @@ EVENTS_MAX = 1_024
 # A step yields one token a job; an engine that buffers for a stop string yields a few at once.
 TOKENS_PER_EVENT_MAX = ITEMS_MAX
 TEXT_CHARS_MAX = 64 * KIB
+_DIGEST_BYTES = 32
 FINISH_REASONS = frozenset({"stop", "length", "complete"})
 
 
@@ -63,7 +64,8 @@ Report = EngineInfo | list[EngineEvent] | Pong | Cancelled | LoadFailed
 
 
 def encode_ready(info: EngineInfo) -> bytes:
-    return make_frame((Kind.READY, info.task, info.slots, info.context_tokens, info.quantization))
+    facts = (info.task, info.slots, info.context_tokens, info.quantization, info.profile)
+    return make_frame((Kind.READY, *facts))
 
 
 def encode_pong(number: int) -> bytes:
@@ -110,9 +112,12 @@ def _event_item(event: EngineEvent) -> tuple[tuple[object, ...], bytes, int]:
             return (*item, event.data), b"", size + len(event.data)
         return (*item, len(event.data)), event.data, size
     if isinstance(event, Started):
-        return (EventKind.STARTED, event.job_id, _plain(event.input_units)), b"", 128
+        digest = bytes.fromhex(event.input_digest)
+        units = _plain(event.input_units)
+        return (EventKind.STARTED, event.job_id, units, digest, event.prefix_tokens), b"", 192
     if isinstance(event, Finished):
-        return (EventKind.FINISHED, event.job_id, event.reason, _plain(event.units)), b"", 128
+        end = (event.reason, _plain(event.units), event.end_token)
+        return (EventKind.FINISHED, event.job_id, *end), b"", 128
     message = event.message[:MESSAGE_CHARS_MAX]
     item = (EventKind.FAILED, event.job_id, event.code, message, _plain(event.units))
     return item, b"", 128 + 4 * len(message)
@@ -139,15 +144,22 @@ def parse_report(header: Any, blob: memoryview) -> Report:
             return Pong(number)
         case [Kind.CANCELLED, str(job_id)]:
             return Cancelled(job_id)
-        case [Kind.READY, str(task), int(slots), int(context_tokens), str(quantization)]:
+        case [
+            Kind.READY,
+            str(task),
+            int(slots),
+            int(context_tokens),
+            str(quantization),
+            str(profile),
+        ]:
             if (
                 task not in set(Task)
                 or not 0 < slots <= SLOTS_MAX
                 or not 0 <= context_tokens <= TOKENS_MAX
-                or len(quantization) > NAME_CHARS_MAX
+                or max(len(quantization), len(profile)) > NAME_CHARS_MAX
             ):
                 raise WorkerProtocolError("the worker describes an engine that cannot be")
-            return EngineInfo(Task(task), slots, context_tokens, quantization)
+            return EngineInfo(Task(task), slots, context_tokens, quantization, profile)
         case [Kind.LOAD_FAILED, str(message)]:
             return LoadFailed(message[:MESSAGE_CHARS_MAX])
     raise WorkerProtocolError("a report is of no known kind or shape")
@@ -196,15 +208,21 @@ def _parse_produced(item: list[Any], blob: memoryview, at: int) -> tuple[Produce
 
 
 def _parse_started(item: list[Any]) -> Started:
-    _, job_id, units = _items(item, 3)
-    return Started(job_id, _parse_units(units))
+    _, job_id, units, digest, prefix_tokens = _items(item, 5)
+    if type(digest) is not bytes or len(digest) not in (0, _DIGEST_BYTES):
+        raise WorkerProtocolError("an input's digest is no sha256")
+    if type(prefix_tokens) is not int or not 0 <= prefix_tokens <= TOKENS_MAX:
+        raise WorkerProtocolError("a prefix is out of range")
+    return Started(job_id, _parse_units(units), digest.hex(), prefix_tokens)
 
 
 def _parse_finished(item: list[Any]) -> Finished:
-    _, job_id, reason, units = _items(item, 4)
+    _, job_id, reason, units, end_token = _items(item, 5)
     if type(reason) is not str or reason not in FINISH_REASONS:
         raise WorkerProtocolError("a job finished for no known reason")
-    return Finished(job_id, reason, _parse_units(units))
+    if end_token is not None and (type(end_token) is not int or not 0 <= end_token < 2**31):
+        raise WorkerProtocolError("a token id is out of range")
+    return Finished(job_id, reason, _parse_units(units), end_token)
 
 
 def _parse_failed(item: list[Any]) -> Failed:

@@ -159,7 +159,8 @@ class WorkerSupervisor:
     def _send_start(self, run: Run, payload: bytes) -> None:
         assert self._process is not None
         terms = run.terms
-        self._process.send_nowait(Start(run.job_id, payload, terms.log_id, terms.output_tokens_max))
+        start = Start(run.job_id, payload, terms.log_id, terms.output_tokens_max, terms.seed)
+        self._process.send_nowait(start)
 
     def _hear(self, run: Run, event: EngineEvent) -> None:
         """Pass an event on to the job's owner, but not what a second run repeats."""

@@ -12,13 +12,14 @@ import structlog
 import trio
 
 from coordinator.leasing.receipts import ReceiptTaker
+from coordinator.leasing.registry import LeaseRegistry
 from coordinator.market.market import Market
 from protocol.clock import Clock
 from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, LoadReport, NodeOffer, Receipt
-from protocol.net.channels import serve_channels
+from protocol.net.channels import ASKING_LIMITS, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream, Transport
@@ -53,6 +54,7 @@ class ControlServer:
         self,
         transport: Transport,
         market: Market,
+        leases: LeaseRegistry,
         receipts: ReceiptTaker,
         *,
         clock: Clock,
@@ -60,6 +62,7 @@ class ControlServer:
     ) -> None:
         self._transport = transport
         self._market = market
+        self._leases = leases
         self._receipts = receipts
         self._clock = clock
         self._rng = rng
@@ -81,7 +84,7 @@ class ControlServer:
         """
         self._lines[stream.peer] += 1
         try:
-            await serve_channels(stream, self._rpc.serve_channel, role=ROLE)
+            await serve_channels(stream, self._rpc.serve_channel, role=ROLE, limits=ASKING_LIMITS)
         finally:
             self._lines[stream.peer] -= 1
             if not self._lines[stream.peer]:
@@ -101,6 +104,7 @@ class ControlServer:
         verdict = self._market.book.accept(ask.offer, now_ms=self._clock.now_ms(), via=node)
         if verdict.code not in (None, Code.REPLAYED):
             raise RemoteProtocolError(verdict.message, code=verdict.code)
+        self._leases.note_attached(node, ask.load.incarnation_ms)
         self._hear(node, ask.load)
         # Measured at once: a node without a round trip is taken for one across an ocean.
         await self._measure(node)
@@ -125,6 +129,7 @@ class ControlServer:
     def _hear(self, node: PeerId, report: LoadReport) -> None:
         self._heard_at[node] = trio.current_time()
         self._market.book.apply_load(node, report)
+        self._leases.note_opened(node, report.opened)
 
     def _detach(self, node: PeerId, why: str) -> None:
         if self._heard_at.pop(node, None) is not None:

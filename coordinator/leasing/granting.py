@@ -8,13 +8,16 @@ counted against its node before the next one is matched.
 from functools import partial
 
 import structlog
+import trio
 
 from coordinator.db.engine import Database
 from coordinator.db.jobs import record_job
 from coordinator.db.leases import LeaseTerms, list_leases_of, record_lease
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
-from coordinator.leasing.open_lease import OpenLease
+from coordinator.leasing.funds import Funds
+from coordinator.leasing.open_lease import Opening, OpenLease
+from coordinator.leasing.openings import TooManyUnopenedError
 from coordinator.leasing.receipts import ReceiptTaker
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.ledger.postings import hold, lease_id_of
@@ -66,6 +69,7 @@ class LeaseDesk:
         self._receipts = receipts
         self._writer = writer
         self._database = database
+        self._funds = Funds(database)
         self._clock = clock
 
     @property
@@ -88,14 +92,23 @@ class LeaseDesk:
         for receipt in receipts:
             await self._receipts.accept(receipt, None)
         asked = request.message
-        deadline_at_ms = self._leases.jobs.deadline_at_ms(asked, now_ms=now_ms)
-        return await self._leases.turns.take(
-            asked.model,
-            asked.client,
-            partial(self._grant_or_recall, request, frozenset(exclude), payer),
-            within_s=min(wait_s, max(deadline_at_ms - now_ms, 0) / 1_000),
-            is_choosy=bool(asked.constraints.only or asked.constraints.order),
-        )
+        # Before anything else is asked of the market: no money, no side effects.
+        await self._funds.check(asked.client)
+        deadline_at_ms = self._leases.jobs.deadline_at_ms(request, now_ms=now_ms)
+        within_s = min(wait_s, max(deadline_at_ms - now_ms, 0) / 1_000)
+        gives_up_at = trio.current_time() + within_s
+        while True:
+            try:
+                return await self._leases.turns.take(
+                    asked.model,
+                    asked.client,
+                    partial(self._grant_or_recall, request, frozenset(exclude), payer),
+                    within_s=max(gives_up_at - trio.current_time(), 0.0),
+                    is_choosy=bool(asked.constraints.only or asked.constraints.order),
+                )
+            except TooManyUnopenedError:
+                if not await self._leases.openings.wait_room(asked.client, until=gives_up_at):
+                    raise
 
     async def _grant_or_recall(
         self, request: Signed[JobRequest], exclude: frozenset[PeerId], payer: Payer | None
@@ -117,7 +130,9 @@ class LeaseDesk:
                 code=Code.RATE_LIMITED,
                 retry_after_ms=LEASES_FULL_RETRY_MS,
             )
-        deadline_at_ms = self._leases.jobs.deadline_at_ms(request.message, now_ms=now_ms)
+        if payer is None:
+            self._leases.openings.check_room(request.message.client)
+        deadline_at_ms = self._leases.jobs.deadline_at_ms(request, now_ms=now_ms)
         choice = self._market.choose(
             request.message,
             exclude=exclude,
@@ -125,10 +140,10 @@ class LeaseDesk:
             budget_nano=self._budget_nano(payer),
         )
         candidate = choice.candidate
+        self._funds.check_ceiling(request.message.client, candidate.ceiling_nano)
         terms = self._terms(request, candidate, attempt, now_ms, deadline_at_ms)
         lease = seal(self._key, terms)
-        api_key_id = payer.api_key_id if payer is not None else None
-        await self._hold(request, OpenLease(lease, api_key_id, candidate.claim))
+        await self._hold(request, _open_lease(lease, candidate, payer))
         log.info(
             "lease_granted",
             job_id=lease.message.job_id,
@@ -172,6 +187,7 @@ class LeaseDesk:
         deadline_at_ms: int,
     ) -> Lease:
         asked = request.message
+        record = self._leases.clients.look_up(asked.client)
         return Lease(
             lease_id=lease_id_of(asked.client, asked.job_id, attempt),
             request_digest=request.digest,
@@ -188,14 +204,16 @@ class LeaseDesk:
             issued_at_ms=now_ms,
             open_before_ms=min(now_ms + LEASE_OPEN_WITHIN_MS, deadline_at_ms),
             deadline_at_ms=deadline_at_ms,
+            window_tokens=record.window_tokens,
+            client_standing=record.standing,
+            incarnation_ms=candidate.offer.message.incarnation_ms,
         )
 
     async def _hold(self, request: Signed[JobRequest], opened: OpenLease) -> None:
         """Make the hold durable. Raises RemoteProtocolError (OUT_OF_FUNDS, …); nothing is kept."""
         lease, granted = opened.lease, opened.lease.message
         expires_at_ms = opened.hold_expires_at_ms
-        # Counted before it is durable, or a burst would all be matched to the same node.
-        self._leases.grant(opened)
+        self._leases.reserve(opened, part=request.message.part)
         rows = (
             record_job(
                 request,
@@ -203,7 +221,16 @@ class LeaseDesk:
                 attempt=granted.attempt,
                 now_ms=granted.issued_at_ms,
             ),
-            record_lease(lease, LeaseTerms(opened.funds.hold_id, expires_at_ms, opened.api_key_id)),
+            record_lease(
+                lease,
+                LeaseTerms(
+                    opened.funds.hold_id,
+                    expires_at_ms,
+                    opened.api_key_id,
+                    node_incarnation_ms=granted.incarnation_ms,
+                    window_tokens=granted.window_tokens,
+                ),
+            ),
         )
         posted = None
         try:
@@ -217,9 +244,12 @@ class LeaseDesk:
             raise RemoteProtocolError(str(error), code=error.code) from error
         finally:
             if posted is not Result.CREATED:
-                self._leases.end(opened)
+                self._leases.cancel(opened)
+                self._funds.forget(granted.client)
         if posted is not Result.CREATED:
             raise _leased_before()
+        self._leases.confirm(opened)
+        self._funds.note_hold(granted.client)
 
     async def _recall(self, client: PeerId, job_id: JobId) -> None:
         """Learn from the books what an earlier process knew of a job: its client cannot know that
@@ -227,6 +257,13 @@ class LeaseDesk:
         stored = await self._database.read(list_leases_of, client, job_id)
         if stored:
             self._leases.jobs.note(open_envelope(stored[-1].envelope, Lease).message)
+
+
+def _open_lease(lease: Signed[Lease], candidate: Candidate, payer: Payer | None) -> OpenLease:
+    """With a payer our own gateway asks, which opens what it leases."""
+    if payer is None:
+        return OpenLease(lease, None, candidate.claim)
+    return OpenLease(lease, payer.api_key_id, candidate.claim, Opening.UNKNOWN)
 
 
 class _LeasedBeforeError(RemoteProtocolError):

@@ -5,13 +5,27 @@ away, and could take none, adds some to it when it is back. All leases together 
 """
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from coordinator.ledger.postings import LeaseFunds
+from coordinator.market.market import NO_PROBE, Probe
 from coordinator.market.matching.claim import Claim
 from protocol.envelope import Signed
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Lease
 from protocol.pricing import Units
+
+# A client countersigns within milliseconds; fifteen seconds forgive a sleeping laptop.
+ACCEPTANCE_WITHIN_MS = 15_000
+
+
+class Opening(Enum):
+    """What is known of a lease's opening at its node."""
+
+    AWAITED = auto()  # no report of it so far; counts against its client
+    UNKNOWN = auto()  # not watched: our own gateway's, or restored after a restart
+    REPORTED = auto()  # by the node, by our own client, or by a receipt
+    MISSED = auto()  # it can be opened no more
 
 
 @dataclass(slots=True)
@@ -20,15 +34,18 @@ class OpenLease:
     the node's reputation has taken this job in, so that it counts once; `delivered` is what our own
     client counted of a job that ended without a receipt for it to countersign; `has_receipt` once
     one is durable that waits for its client, and is paid whatever becomes of the hold meanwhile;
-    `grace_until_ms` is until when a receipt may come although the hold has timed out."""
+    `restored_at_ms` is set if an earlier process granted it; `probe` is what `reserve` took of the
+    breakers."""
 
     lease: Signed[Lease]
     api_key_id: str | None
     claim: Claim | None = None
+    opening: Opening = Opening.AWAITED
     is_judged: bool = False
     delivered: Units | None = None
     has_receipt: bool = False
-    grace_until_ms: int = 0
+    restored_at_ms: int = 0
+    probe: Probe = NO_PROBE
 
     @property
     def funds(self) -> LeaseFunds:
@@ -42,7 +59,15 @@ class OpenLease:
 
     @property
     def receipts_until_ms(self) -> int:
-        return max(self.hold_expires_at_ms, self.grace_until_ms)
+        """After an outage nodes get the time that they have after a deadline."""
+        return max(self.hold_expires_at_ms, self.restored_at_ms + RECEIPT_GRACE_MS)
+
+    @property
+    def lone_receipt_due_ms(self) -> int:
+        """When a receipt may be paid without its client's word: not while the job may still run,
+        and not before its client had some time to hand its word in."""
+        over_ms = max(self.lease.message.deadline_at_ms, self.restored_at_ms)
+        return over_ms + ACCEPTANCE_WITHIN_MS
 
     def is_payable(self, now_ms: int) -> bool:
         """Whether a receipt that comes now is paid; without one, the hold is given back."""

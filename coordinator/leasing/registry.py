@@ -1,9 +1,12 @@
-"""The one owner of every lease's life: grant, bound, end, restore.
+"""The one owner of every lease's life: reserve, confirm, bound, end, restore.
 
-A lease takes a seat at its node, counts against its client and perhaps against the budget of an API
-key, and its outcome goes into the node's reputation. This registry alone tells them, so that what a
-lease took is given back exactly once, however the lease ends. It does no I/O: `granting` writes the
-holds, `settling` the payments, and the database has the leases too (`restore`).
+A lease takes a seat at its node, counts against its client and perhaps against the budget of an
+API key, and its outcome goes into the records of node and client. This registry alone tells them,
+so that what a lease took is given back exactly once, however the lease ends. It does no I/O:
+`granting` writes the holds, `settling` the payments, and the database has the leases too.
+
+Nothing lasts before the hold is durable: `reserve` takes what `cancel` gives back exactly. What
+becomes of leases that are never opened is in `openings`.
 """
 
 from collections import Counter
@@ -13,14 +16,17 @@ import structlog
 import trio
 
 from coordinator.leasing.budgets import Budgets
+from coordinator.leasing.clients import Clients
 from coordinator.leasing.leased_jobs import LeasedJobs
-from coordinator.leasing.open_lease import OpenLease
+from coordinator.leasing.open_lease import Opening, OpenLease
+from coordinator.leasing.openings import Openings
 from coordinator.leasing.turns import Turns
 from coordinator.market.market import Market
-from protocol.blame import Observation
+from protocol.blame import Blame, Observation
 from protocol.endings import Finish
+from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId, PeerId, TransferId
-from protocol.limits import RECEIPT_GRACE_MS
+from protocol.pricing import Units
 from protocol.receipts import charge_nano
 
 log = structlog.get_logger(__name__)
@@ -33,8 +39,11 @@ class LeaseRegistry:
         self.budgets = Budgets(trio.current_time)
         self.jobs = LeasedJobs()
         self.turns = Turns()
+        self.clients = Clients()
+        self.openings = Openings(self.clients)
         self._market = market
         self._by_id: dict[LeaseId, OpenLease] = {}
+        self._by_node: dict[PeerId, dict[LeaseId, OpenLease]] = {}
         self._counts: Counter[PeerId] = Counter()
 
     # Reading.
@@ -57,19 +66,33 @@ class LeaseRegistry:
 
     # Beginnings.
 
-    def grant(self, opened: OpenLease) -> None:
-        """Count a lease against its node, its client and its budget from now on. Its hold need not
-        be durable yet: a burst would otherwise all be matched to the same node."""
-        self._add(opened)
-        self._market.reserve(opened.lease.message, expires_at_ms=opened.hold_expires_at_ms)
+    def reserve(self, opened: OpenLease, *, part: int) -> None:
+        """Count a lease against its node, its client and its budget, although its hold is not
+        durable yet: a burst would otherwise all be matched to the same node. `confirm` or `cancel`
+        follows. Raises RemoteProtocolError (ALREADY_EXISTS) if a lease with this id is open."""
+        self._add(opened, part=part)
+        opened.probe = self._market.reserve(
+            opened.lease.message, expires_at_ms=opened.hold_expires_at_ms
+        )
+
+    def confirm(self, opened: OpenLease) -> None:
+        """The hold is durable."""
+        self.clients.keep(opened.lease.message.client)
+
+    def cancel(self, opened: OpenLease) -> None:
+        """No hold was made: give back what `reserve` took, and nothing else."""
+        if self._remove(opened):
+            self._market.cancel(opened.lease.message, opened.probe)
+            self.turns.wake()
 
     def restore(self, leases: Iterable[OpenLease], *, now_ms: int) -> None:
         """Take up what an earlier process left open, in order of attempts. Nodes could not hand
         their receipts in while it was away: they get the time that they have after a deadline."""
         restored = list(leases)
         for opened in restored:
-            opened.grace_until_ms = now_ms + RECEIPT_GRACE_MS
-            self._add(opened)
+            opened.restored_at_ms = now_ms
+            opened.opening = Opening.UNKNOWN
+            self._add(opened, part=None)
             # Their seats are taken, although no node has offered us any yet.
             granted = opened.lease.message
             self._market.book.grant(
@@ -83,49 +106,112 @@ class LeaseRegistry:
 
     # What happens while it is open.
 
+    def note_attached(self, node: PeerId, incarnation_ms: int) -> None:
+        """A node is here: the leases of its earlier processes run no more, and free their seats.
+        Their receipts may still come, from the node's outbox."""
+        for opened in self._by_node.get(node, {}).values():
+            if opened.lease.message.incarnation_ms < incarnation_ms:
+                self._leave_seat(opened)
+
+    def note_opened(self, node: PeerId, leases: Iterable[LeaseId]) -> None:
+        """A node reports that these leases of it were opened."""
+        at_node = self._by_node.get(node, {})
+        for lease_id in leases:
+            opened = at_node.get(lease_id)
+            if opened is not None:
+                self.openings.note_opened(opened)
+
+    def give_up_unopened(self, now_ms: int) -> list[OpenLease]:
+        """Free the seats of leases that can be opened no more and were not. Returns those whose
+        node is here and did not report them: their holds can be released, too."""
+        releasable = []
+        for opened in self.openings.overdue(self._by_id.values(), now_ms):
+            self.openings.note_unopened(opened)
+            self._leave_seat(opened)
+            entry = self._market.book.get(opened.lease.message.node)
+            if entry is not None and entry.is_attached:
+                releasable.append(opened)
+        return releasable
+
     def observe(self, lease_id: LeaseId, observation: Observation) -> None:
         """Our own client says how its job went: the seat is free, and no more than what it got
         will be charged."""
         opened = self._by_id.get(lease_id)
-        if opened is not None:
-            if not observation.has_receipt:
-                self._bound(opened, observation)
-            self._judge(opened, observation)
-        self._leave_seat(lease_id)
+        if opened is None:
+            return
+        self.openings.note_opened(opened)
+        if not observation.has_receipt:
+            self._bound(opened, observation)
+        self._judge(opened, observation)
+        self._leave_seat(opened)
 
     # Ends.
 
-    def end(
-        self, opened: OpenLease, *, paid_nano: int = 0, observation: Observation | None = None
+    def settle(
+        self, opened: OpenLease, *, paid_nano: int, is_signed: bool, observation: Observation | None
     ) -> bool:
-        """Forget a lease that was refused, settled, released or expired, and free what it took.
-        Returns False if it had ended before: then nothing changes."""
+        """A lease ends with a receipt, with its client's signature or without. Returns False if it
+        had ended before: then nothing changes."""
+        self.openings.note_opened(opened)
+        if not self.end(opened, paid_nano=paid_nano):
+            return False
+        if paid_nano:
+            record = self.clients.keep(opened.lease.message.client)
+            record.note_settled(paid_nano, is_signed=is_signed)
+        if observation is not None:
+            self._judge(opened, observation)
+        return True
+
+    def expire(self, opened: OpenLease) -> None:
+        """A lease's hold is given back because no receipt came. If its node had reported it as
+        opened, the node broke its word; else the client never came."""
+        was_opened = opened.opening is Opening.REPORTED
+        if self.end(opened) and was_opened:
+            self._judge(opened, _LOST)
+
+    def end(self, opened: OpenLease, *, paid_nano: int = 0) -> bool:
+        """Forget a lease, and free what it took. Returns False if it had ended before."""
+        if not self._remove(opened, paid_nano=paid_nano):
+            return False
+        self._leave_seat(opened)
+        return True
+
+    # Below: what the above share.
+
+    def _add(self, opened: OpenLease, *, part: int | None) -> None:
+        granted = opened.lease.message
+        if granted.lease_id in self._by_id:
+            raise RemoteProtocolError(
+                "a lease with this id is open: choose a new job id", code=Code.ALREADY_EXISTS
+            )
+        self._by_id[granted.lease_id] = opened
+        self._by_node.setdefault(granted.node, {})[granted.lease_id] = opened
+        self._counts[granted.client] += 1
+        if opened.api_key_id is not None:
+            self.budgets.hold(opened.api_key_id, granted.lease_id, granted.ceiling_nano)
+        self.jobs.begin(granted, part=part)
+        self.openings.begin(opened)
+
+    def _remove(self, opened: OpenLease, *, paid_nano: int = 0) -> bool:
         granted = opened.lease.message
         if self._by_id.get(granted.lease_id) is not opened:
             return False
         del self._by_id[granted.lease_id]
+        at_node = self._by_node[granted.node]
+        del at_node[granted.lease_id]
+        if not at_node:
+            del self._by_node[granted.node]
         self._counts[granted.client] -= 1
         if not self._counts[granted.client]:
             del self._counts[granted.client]
         if opened.api_key_id is not None:
             self.budgets.end(opened.api_key_id, granted.lease_id, paid_nano)
-        self._leave_seat(granted.lease_id)
-        if observation is not None:
-            self._judge(opened, observation)
+        self.jobs.end(granted)
+        self.openings.end(opened)
         return True
 
-    # Below: what the above share.
-
-    def _add(self, opened: OpenLease) -> None:
-        granted = opened.lease.message
-        self._by_id[granted.lease_id] = opened
-        self._counts[granted.client] += 1
-        if opened.api_key_id is not None:
-            self.budgets.hold(opened.api_key_id, granted.lease_id, granted.ceiling_nano)
-        self.jobs.note(granted)
-
-    def _leave_seat(self, lease_id: LeaseId) -> None:
-        self._market.book.release(lease_id)
+    def _leave_seat(self, opened: OpenLease) -> None:
+        self._market.book.release(opened.lease.message.lease_id)
         self.turns.wake()
 
     def _bound(self, opened: OpenLease, observation: Observation) -> None:
@@ -141,3 +227,15 @@ class LeaseRegistry:
         if not opened.is_judged:
             opened.is_judged = True
             self._market.judge(opened.lease.message, opened.claim, observation)
+
+
+# What a hold that runs out says of a node that had taken the job.
+_LOST = Observation(
+    code=Code.NODE_LOST,
+    blame=Blame.FAILURE,
+    first_output_ms=None,
+    total_ms=0.0,
+    delivered=Units(),
+    has_receipt=False,
+    is_first_hand=False,
+)

@@ -75,10 +75,13 @@ class Breaker:
         """No job should go there before; covers the open time and a probe under way."""
         return max(self.open_until_ms, self.probe_until_ms)
 
-    def on_attempt(self, now_ms: int) -> None:
-        """A job is being sent. The first one after an outage is the probe, and goes alone."""
-        if self.state(now_ms) is BreakerState.HALF_OPEN:
+    def on_attempt(self, now_ms: int) -> bool:
+        """A job is being sent. The first one after an outage is the probe, and goes alone. Returns
+        whether this is one."""
+        is_probe = self.state(now_ms) is BreakerState.HALF_OPEN
+        if is_probe:
             self.probe_until_ms = now_ms + PROBE_TIMEOUT_MS
+        return is_probe
 
     def on_success(self, now_ms: int) -> None:
         """A job that was sent before the outage may still succeed; it says nothing about now."""

@@ -76,11 +76,13 @@ class Machines:
         """So many more of our leases are at its nodes."""
         self._matrix[_BUSY, slot] += change
 
-    def on_attempt(self, slot: int, now_ms: int) -> None:
-        """A job is sent to an unproven node: after an outage it is the only probe."""
+    def on_attempt(self, slot: int, now_ms: int) -> bool:
+        """A job is sent to an unproven node: after an outage it is the only probe. Returns whether
+        it is one."""
         breaker = self._by_slot[slot].breaker
-        breaker.on_attempt(now_ms)
+        is_probe = breaker.on_attempt(now_ms)
         self._matrix[_OPEN_UNTIL, slot] = breaker.blocked_until_ms
+        return is_probe
 
     def on_success(self, slot: int, now_ms: int, *, weight: float) -> None:
         breaker = self._by_slot[slot].breaker

@@ -61,6 +61,17 @@ _ADVICE = {
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Which breakers' single probe a reservation took: the node's, and its machine's by row."""
+
+    is_nodes: bool = False
+    machine: int | None = None
+
+
+NO_PROBE = Probe()
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """The node that shall run a job, how long the decision took, and how long a node of this speed
     may be silent."""
@@ -133,14 +144,26 @@ class Market:
             upload_ms=request.payload_bytes / _UPLOAD_BYTES_PER_MS,
         )
 
-    def reserve(self, lease: Lease, *, expires_at_ms: int) -> None:
-        """Count a leased job against its node from now on, ahead of what the node reports."""
+    def reserve(self, lease: Lease, *, expires_at_ms: int) -> Probe:
+        """Count a leased job against its node from now on, ahead of what the node reports. Returns
+        what this took of the breakers, for `cancel`."""
         now_ms = self._clock.now_ms()
-        entry = self.book.get(lease.node)
-        if entry is not None and not self.reputation.is_proven(lease.node, now_ms=now_ms):
-            self.book.machines.on_attempt(entry.machine, now_ms)
-        self.reputation.start_attempt(lease.node, now_ms=now_ms)
+        entry, machine = self.book.get(lease.node), None
+        is_unproven = not self.reputation.is_proven(lease.node, now_ms=now_ms)
+        if entry is not None and is_unproven:
+            is_probe = self.book.machines.on_attempt(entry.machine, now_ms)
+            machine = entry.machine if is_probe else None
+        is_nodes = self.reputation.start_attempt(lease.node, now_ms=now_ms)
         self.book.grant(lease.lease_id, lease.node, lease.model_digest, expires_at_ms=expires_at_ms)
+        return Probe(is_nodes, machine)
+
+    def cancel(self, lease: Lease, probe: Probe) -> None:
+        """No job follows a `reserve`: give back the seat, and the probe if it took one."""
+        if probe.is_nodes:
+            self.reputation.give_probe_back(lease.node)
+        if probe.machine is not None:
+            self.book.machines.on_no_verdict(probe.machine)
+        self.book.release(lease.lease_id)
 
     def quote(self, ask: QuoteAsk) -> QuoteReply:
         """Every candidate and every rejection with reasons; holds nothing."""

@@ -165,11 +165,20 @@ class Reputation:
 
     # What happened.
 
-    def start_attempt(self, node: PeerId, *, now_ms: int) -> None:
-        """A job is about to be sent: after an outage this makes it the only probe."""
+    def start_attempt(self, node: PeerId, *, now_ms: int) -> bool:
+        """A job is about to be sent: after an outage this makes it the only probe. Returns whether
+        it is one."""
         record = self._record(node)
-        record.breaker.on_attempt(now_ms)
+        is_probe = record.breaker.on_attempt(now_ms)
         self._mirror(record)
+        return is_probe
+
+    def give_probe_back(self, node: PeerId) -> None:
+        """The probe was not sent after all."""
+        record = self._records.get(node)
+        if record is not None:
+            record.breaker.on_no_verdict()
+            self._mirror(record)
 
     def record_success(
         self, node: PeerId, source: Source, *, now_ms: int, ratios: Ratios = NO_RATIOS

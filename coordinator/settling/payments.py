@@ -15,7 +15,7 @@ from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.ledger.machine import Chain
-from coordinator.ledger.postings import capture, capture_late
+from coordinator.ledger.postings import capture, capture_late, release
 from coordinator.ledger.refusals import HoldEndedError, PostingRefusedError
 from coordinator.ledger.transfers import Result, Transfer
 from protocol.clock import Clock
@@ -64,6 +64,12 @@ class Payments:
                 return
         await post(is_late=True)
         log.info("receipt_paid_late", job_id=billed.job_id, lease_id=billed.lease_id)
+
+    async def release(self, opened: OpenLease) -> None:
+        """Give the hold of a lease back that was never opened. Raises RemoteProtocolError."""
+        now_ms = self._clock.now_ms()
+        rows = _rows_of_end(opened, LeaseState.RELEASED, None, now_ms)
+        await self._submit(release(opened.funds), rows)
 
     async def expire(self, by_hold: dict[TransferId, OpenLease]) -> list[Transfer]:
         """Give back the holds whose time is over, and that wait for no receipt. Returns those that

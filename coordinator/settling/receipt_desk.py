@@ -1,9 +1,9 @@
 """From a receipt to a payment: when. How much is in `verdicts`, in which transfers in `payments`.
 
 - A receipt whose verdict is certain is paid at once.
-- One that waits for its client's word is paid after ACCEPTANCE_WITHIN_MS: a client that vanishes
-  has got what it asked for, one that merely is slower than its node gets its say. Where the hold
-  would not outlive that wait, the node is paid at once: the client has had its time and more.
+- A lone receipt, without its client's word, is stored and waits until the job cannot run any more
+  (`OpenLease.lone_receipt_due_ms`). If client and node agree meanwhile, their receipt replaces it;
+  another lone receipt does not.
 - A receipt that comes after its hold has timed out is refused: that money is the client's again.
   One that had come before is paid whenever its turn is, and after an outage of ours nodes have the
   time to hand in what they could not.
@@ -11,18 +11,22 @@
 A receipt is acknowledged when it is durable, and repeating it changes nothing.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import structlog
 
-from coordinator.db.engine import Database
+from coordinator.db.engine import Connection, Database
 from coordinator.db.leases import find_lease
-from coordinator.db.receipts import find_receipt, list_pending_receipts, record_receipt
+from coordinator.db.receipts import find_receipt, record_receipt
 from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.settling.payments import TOO_LATE, Payments
-from coordinator.settling.verdicts import Verdict, judge_receipt
+from coordinator.settling.verdicts import ClientWord, Verdict, judge
 from protocol.blame import Observation, blame_by_receipt
 from protocol.clock import Clock
+from protocol.countersigning import UNOPENED, read_proof
 from protocol.endings import FINISH_RULES, ReceiptState
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
@@ -33,11 +37,8 @@ from protocol.services import SettleReply
 
 log = structlog.get_logger(__name__)
 
-# A client countersigns within milliseconds; fifteen seconds forgive a sleeping laptop.
-ACCEPTANCE_WITHIN_MS = 15_000
-# A hold that ends sooner than this cannot wait for its client: the sweep that pays it comes every
-# two seconds, and a busy ledger or a short outage takes some more.
-PAY_BEFORE_EXPIRY_MS = ACCEPTANCE_WITHIN_MS + 10_000
+T = TypeVar("T")
+
 # Client and node both hand a receipt in, the second within seconds: this many are remembered, so
 # that it costs neither signatures nor queries. A kilobyte each.
 REMEMBERED_MAX = 4_096
@@ -88,29 +89,31 @@ class ReceiptDesk:
         now_ms = self._clock.now_ms()
         if not opened.is_payable(now_ms):
             raise RemoteProtocolError(TOO_LATE, code=Code.EXPIRED)
-        is_last_call = now_ms + PAY_BEFORE_EXPIRY_MS >= opened.hold_expires_at_ms
-        return await self._store(receipt, acceptance, opened, is_overdue=is_last_call)
+        if acceptance is None and opened.has_receipt:
+            await self._check_same(receipt, lease_id)
+        is_due = opened.lone_receipt_due_ms <= now_ms
+        return await self._store(receipt, acceptance, opened, is_due=is_due)
 
     async def sweep(self) -> int:
-        """Pay the receipts whose clients stayed silent. Returns how many; call again if many."""
-        before_ms = self._clock.now_ms() - ACCEPTANCE_WITHIN_MS
-        pending = await self._database.read(
-            list_pending_receipts, received_before_ms=before_ms, limit=SWEEP_MAX
-        )
+        """Pay the lone receipts that are due. Returns how many; call again if many."""
+        now_ms = self._clock.now_ms()
+        due = [
+            opened
+            for opened in self._leases
+            if opened.has_receipt and opened.lone_receipt_due_ms <= now_ms
+        ]
         paid = 0
-        for stored in pending:
-            opened = self._leases.get(stored.lease_id)
-            if opened is None:
-                continue  # It was paid between our look at the database and now.
+        for opened in due[:SWEEP_MAX]:
+            lease_id = opened.lease.message.lease_id
+            stored = await self._database.read(find_receipt, lease_id)
+            if stored is None or self._leases.get(lease_id) is not opened:
+                continue  # It was paid between our look at the registry and now.
             receipt = open_envelope(stored.receipt, Receipt)
             try:
-                await self._store(receipt, None, opened, is_overdue=True)
+                await self._store(receipt, None, opened, is_due=True)
             except RemoteProtocolError as error:
                 log.warning(
-                    "receipt_not_paid",
-                    job_id=stored.job_id,
-                    lease_id=stored.lease_id,
-                    code=error.code,
+                    "receipt_not_paid", job_id=stored.job_id, lease_id=lease_id, code=error.code
                 )
             else:
                 paid += 1
@@ -123,10 +126,26 @@ class ReceiptDesk:
         for pending in expired:
             opened = by_hold.get(pending.id)
             if opened is not None:
-                self._leases.end(opened)
+                self._leases.expire(opened)
                 granted = opened.lease.message
                 log.info("hold_expired", job_id=granted.job_id, lease_id=granted.lease_id)
         return len(expired)
+
+    async def release_unopened(self) -> int:
+        """Give back the seats of leases that can be opened no more, and the holds of those that
+        their nodes, which are here, have not reported. Returns how many holds."""
+        released = 0
+        for opened in self._leases.give_up_unopened(self._clock.now_ms()):
+            granted = opened.lease.message
+            try:
+                await self._payments.release(opened)
+            except RemoteProtocolError as error:
+                log.warning("hold_not_released", lease_id=granted.lease_id, code=error.code)
+                continue  # It expires.
+            self._leases.end(opened)
+            released += 1
+            log.info("lease_never_opened", job_id=granted.job_id, lease_id=granted.lease_id)
+        return released
 
     async def _store(
         self,
@@ -134,17 +153,11 @@ class ReceiptDesk:
         acceptance: Signed[Acceptance] | None,
         opened: OpenLease,
         *,
-        is_overdue: bool,
+        is_due: bool,
     ) -> SettleReply:
         billed = receipt.message
-        counted = acceptance.message if acceptance is not None else None
-        verdict = judge_receipt(
-            billed,
-            counted,
-            opened.lease.message,
-            is_overdue=is_overdue,
-            delivered=opened.delivered,
-        )
+        word = _word_of(receipt, acceptance, opened)
+        verdict = judge(billed, opened.lease.message, word, is_due=is_due)
         row = record_receipt(
             receipt,
             acceptance,
@@ -159,16 +172,13 @@ class ReceiptDesk:
         await self._payments.pay(opened, billed, verdict.amount_nano, row)
         reply = SettleReply(verdict.state, verdict.amount_nano)
         self._remember(receipt.raw, reply)
-        self._close(opened, receipt, verdict)
+        self._close(opened, receipt, verdict, is_signed=acceptance is not None)
         return reply
 
     async def _accept_again(self, receipt: Signed[Receipt], lease_id: LeaseId) -> SettleReply:
         """A receipt for a lease that is not open: one that we have, or one that comes too late."""
-        try:
-            stored = await self._database.read(find_receipt, lease_id)
-            lease = await self._database.read(find_lease, lease_id)
-        except CoordinatorError as error:
-            raise RemoteProtocolError(str(error), code=error.code) from error
+        stored = await self._read(find_receipt, lease_id)
+        lease = await self._read(find_lease, lease_id)
         if lease is None:
             raise RemoteProtocolError("there is no such lease", code=Code.NOT_FOUND)
         # Pending, although its lease has ended: only another program can have expired the hold.
@@ -182,15 +192,39 @@ class ReceiptDesk:
             )
         return SettleReply(stored.state, stored.amount_nano)
 
+    async def _read(self, query: Callable[[Connection, LeaseId], T], lease_id: LeaseId) -> T:
+        try:
+            return await self._database.read(query, lease_id)
+        except CoordinatorError as error:
+            raise RemoteProtocolError(str(error), code=error.code) from error
+
     def _remember(self, raw: bytes, reply: SettleReply) -> None:
         self._settled[raw] = reply
         if len(self._settled) > REMEMBERED_MAX:
             del self._settled[next(iter(self._settled))]
 
-    def _close(self, opened: OpenLease, receipt: Signed[Receipt], verdict: Verdict) -> None:
+    async def _check_same(self, receipt: Signed[Receipt], lease_id: LeaseId) -> None:
+        """While a lone receipt waits, another one of its node is not taken in its place."""
+        stored = await self._read(find_receipt, lease_id)
+        if stored is not None and open_envelope(stored.receipt, Receipt).digest != receipt.digest:
+            raise RemoteProtocolError(
+                "another receipt for this lease waits for its client", code=Code.RECEIPT_MISMATCH
+            )
+
+    def _close(
+        self, opened: OpenLease, receipt: Signed[Receipt], verdict: Verdict, *, is_signed: bool
+    ) -> None:
         billed, paid_nano = receipt.message, verdict.amount_nano or 0
         # If the client was ours, it has told more than a receipt can, and this changes nothing.
-        if not self._leases.end(opened, paid_nano=paid_nano, observation=_observation(billed)):
+        # That a job went well is only believed of a node if its client says so.
+        is_evidence = is_signed or FINISH_RULES[billed.finish].is_fault
+        ended = self._leases.settle(
+            opened,
+            paid_nano=paid_nano,
+            is_signed=is_signed,
+            observation=_observation(billed) if is_evidence else None,
+        )
+        if not ended:
             return  # Node and client handed it in together, and the other was first.
         log.info(
             "receipt_settled",
@@ -200,6 +234,24 @@ class ReceiptDesk:
             state=verdict.state.value,
             amount_nano=verdict.amount_nano,
         )
+
+
+def _word_of(
+    receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None, opened: OpenLease
+) -> ClientWord:
+    """What the client has said of a job. Raises RemoteProtocolError if a receipt without an
+    acceptance carries links that its client did not sign."""
+    counted = acceptance.message if acceptance is not None else None
+    if receipt.message.amount_nano == 0 or (counted is not None and counted.agrees):
+        return ClientWord(counted, opened.delivered)
+    try:
+        proof = read_proof(receipt.message, opened.lease)
+    except RemoteProtocolError:
+        if counted is None:
+            raise
+        # The client's word holds whatever its node made of its links.
+        proof = UNOPENED
+    return ClientWord(counted, opened.delivered, proof)
 
 
 def _observation(receipt: Receipt) -> Observation:

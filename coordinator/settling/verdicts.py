@@ -99,21 +99,6 @@ def amount_without_receipt_nano(delivered: Units, lease: Lease) -> int:
     return cost_nano(lease.price, delivered) if delivered != Units() else 0
 
 
-def judge_receipt(
-    receipt: Receipt,
-    acceptance: Acceptance | None,
-    lease: Lease,
-    *,
-    is_overdue: bool,
-    delivered: Units | None = None,
-) -> Verdict:
-    """As `judge`, for callers that do not read the client's links: a lone receipt is paid whole."""
-    word = ClientWord(acceptance, delivered)
-    if acceptance is None and delivered is None and is_overdue and receipt.amount_nano:
-        return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
-    return judge(receipt, lease, word, is_due=is_overdue)
-
-
 def _at_least(counted: Units, proof: Proof, billed: Units) -> Units:
     """A client cannot take back what it signed, and a node gets no more than it bills."""
     return Units(

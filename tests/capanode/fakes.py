@@ -69,6 +69,7 @@ class FakeWorker:
         self.book = JobBook()
         self.live: dict[str, tuple[GenerationInput, int]] = {}
         self.most_live = 0
+        self.terms: list[RunTerms] = []
         self.work = trio.Event()
 
     def submit(
@@ -77,6 +78,7 @@ class FakeWorker:
         if self.state is not WorkerState.READY:
             raise RemoteProtocolError("not ready", code=Code.MODEL_UNAVAILABLE)
         self.book.add(job_id, sink)
+        self.terms.append(terms)
         job_input = decode_input(Task.CAUSAL_LM, payload)
         assert isinstance(job_input, GenerationInput)
         self.live[job_id] = (job_input, -1)

@@ -48,10 +48,12 @@ counts = st.integers(0, 1_000)
 units = st.builds(Units, counts, counts, counts)
 token_ids = st.lists(st.integers(0, 2**31 - 1), max_size=20).map(tuple)
 data = st.binary(max_size=64) | st.integers(INLINE_BYTES_MAX - 1, INLINE_BYTES_MAX + 2).map(bytes)
+digests = st.just("") | st.binary(min_size=32, max_size=32).map(bytes.hex)
+ends = st.none() | st.integers(0, 2**31 - 1)
 engine_events: st.SearchStrategy[EngineEvent] = st.one_of(
-    st.builds(Started, job_ids, units),
+    st.builds(Started, job_ids, units, digests, counts),
     st.builds(Produced, job_ids, token_ids, st.text(max_size=40), data),
-    st.builds(Finished, job_ids, st.sampled_from(["stop", "length", "complete"]), units),
+    st.builds(Finished, job_ids, st.sampled_from(["stop", "length", "complete"]), units, ends),
     st.builds(Failed, job_ids, st.sampled_from(Code), st.text(max_size=40), units),
 )
 
@@ -107,7 +109,7 @@ def test_commands_survive(command: Command) -> None:
 
 
 def test_other_reports_survive() -> None:
-    info = EngineInfo(Task.EMBEDDING, 8, 512, "bf16")
+    info = EngineInfo(Task.EMBEDDING, 8, 512, "bf16", "bert/1 weights=bf16")
     stream = (
         encode_ready(info) + encode_pong(3) + encode_cancelled("job") + encode_load_failed("no")
     )

@@ -5,7 +5,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from capanode.engines.base import Finished, Produced, Started
+from capanode.engines.base import EngineInfo, Finished, Produced, Started
 from capanode.errors import OutboxFullError
 from capanode.jobs import ACCEPTANCE_WITHIN_S, SIGN_WITHIN_S, UPLOAD_PAUSE_S
 from capanode.outbox import FULL_RETRY_S
@@ -23,7 +23,7 @@ from protocol.messages import (
     Receipt,
     Task,
 )
-from protocol.payload import Chunk, GenerationInput
+from protocol.payload import Chunk, GenerationInput, salted_digest, tokens_digest
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.session import Admitted, Ended, OpenBody, Refused
 from tests.capanode.fakes import STEP_S, UNITS_MAX, Market, Setup, open_market
@@ -55,6 +55,36 @@ async def test_a_job_runs_to_a_receipt_that_the_client_agrees_with(
         assert "".join(e.text for e in client.events if isinstance(e, Chunk)) == "t0 t1 t2 t3 t4 "
         assert billed.first_output_ms <= billed.total_ms
         assert market.model.seats.running == market.server.live_jobs == 0
+
+
+async def test_the_receipt_says_what_the_answer_can_be_checked_by(
+    autojump_clock: MockClock,
+) -> None:
+    tokens = tokens_digest(((1, 2, 3),), prefix_tokens=1)
+    async with open_market() as market:
+        market.worker.info = EngineInfo(Task.CAUSAL_LM, 2, 2048, "bf16", "llama/1 weights=bf16")
+        client = await market.open(1)
+        (job_id,) = market.worker.live
+        market.worker.live.clear()
+        started = Started(job_id, Units(input_tokens=5), tokens, prefix_tokens=1)
+        finished = Finished(job_id, "stop", started.input_units, end_token=2)
+        market.worker.book.deliver([started, finished])
+        ended = await client.end()
+        assert isinstance(ended, Ended)
+        stated = ended.receipt.message
+        assert (stated.prefix_tokens, stated.end_token) == (1, 2)
+        assert stated.profile == "llama/1 weights=bf16"
+        # Without the salt nobody can guess a short prompt from it.
+        assert stated.input_digest == salted_digest(bytes.fromhex(tokens), SALT)
+
+
+async def test_each_request_decides_the_seed_of_its_own_answer(autojump_clock: MockClock) -> None:
+    async with open_market() as market:
+        for _ in range(2):
+            await (await market.open(1)).end()
+        first, second = (terms.seed for terms in market.worker.terms)
+        assert first != second
+        assert min(first, second) > 0
 
 
 async def test_the_receipt_is_durable_before_the_client_sees_it(autojump_clock: MockClock) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from capanode.engines.base import Failed, Finished, Produced, Started
-from capanode.worker.allowance import cut_to
+from capanode.worker.allowance import settle_input
 from capanode.worker.commands import Cancel, Ping, Shutdown, Start
 from capanode.worker.main import _describe, _is_out_of_memory, log
 from capanode.worker.reports import Cancelled, Pong
@@ -45,12 +45,14 @@ def test_all_events_of_a_step_travel_in_one_frame(node: WorkerThread) -> None:
 
 def test_answer_ends_where_the_lease_does() -> None:
     asked = GenerationInput(max_tokens=9, prompt="x")
-    assert cut_to(4, asked) == replace(asked, max_tokens=4)
-    assert cut_to(10, asked) == asked
+    assert settle_input(asked, output_tokens_max=4) == replace(asked, max_tokens=4)
+    assert settle_input(asked, output_tokens_max=10, seed=7) == replace(asked, seed=7)
+    own = replace(asked, seed=3)
+    assert settle_input(own, output_tokens_max=10, seed=7) == own
     texts = EmbeddingInput(("x",))
-    assert cut_to(0, texts) is texts
+    assert settle_input(texts, output_tokens_max=0) is texts
     with pytest.raises(RemoteProtocolError) as refusal:
-        cut_to(0, asked)
+        settle_input(asked, output_tokens_max=0)
     assert refusal.value.code is Code.INVALID_INPUT
 
 

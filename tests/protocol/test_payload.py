@@ -4,13 +4,17 @@ import pytest
 
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import sha256_digest
 from protocol.messages import Task
 from protocol.payload import (
+    SEED_MAX,
     ChatMessage,
     EmbeddingInput,
     EmbeddingOutput,
     GenerationInput,
     ImageInput,
+    derive_seed,
+    tokens_digest,
 )
 from protocol.tasks import decode_input
 
@@ -47,9 +51,29 @@ def test_parameters_out_of_range_are_refused(fields: dict[str, Any]) -> None:
 def test_the_payload_of_another_task_is_refused() -> None:
     with pytest.raises(RemoteProtocolError) as caught:
         decode_input(Task.EMBEDDING, encode(ImageInput(b"x")))
-    assert caught.value.code is Code.MALFORMED
+    assert caught.value.code is Code.INVALID_INPUT
 
 
 def test_vectors_have_the_size_that_they_claim() -> None:
     with pytest.raises(ValueError, match="size"):
         EmbeddingOutput(2, (b"\0" * 4,))
+
+
+def test_a_seed_is_derived_from_the_request_alone_and_may_travel() -> None:
+    first, second = sha256_digest(b"a request"), sha256_digest(b"another")
+    assert derive_seed(first) == derive_seed(first) != derive_seed(second)
+    assert 0 <= derive_seed(first) <= SEED_MAX
+    GenerationInput(max_tokens=1, prompt="x", seed=derive_seed(second))
+
+
+def test_an_inputs_digest_tells_its_texts_and_its_prefix_apart() -> None:
+    digests = {
+        tokens_digest(()),
+        tokens_digest(((),)),
+        tokens_digest(((1, 2),)),
+        tokens_digest(((1, 2),), prefix_tokens=1),
+        tokens_digest(((1,), (2,))),
+        tokens_digest(((2, 1),)),
+    }
+    assert len(digests) == 6
+    assert tokens_digest(((1, 2),)) == tokens_digest([[1, 2]])

@@ -15,6 +15,7 @@ import coordinator.leasing.leased_jobs
 import coordinator.market.market
 import coordinator.market.matching.explain
 import coordinator.market.offers.book
+import coordinator.market.offers.pool
 import coordinator.settling.receipt_desk
 from coordinator.market.offers.intake import OFFERS
 from protocol import (
@@ -30,10 +31,11 @@ from protocol import (
 )
 from protocol.framing import FrameType
 from protocol.net import (
+    buffers,
     channels,
     frames,
+    libp2p_admission,
     libp2p_gossip,
-    libp2p_host,
     libp2p_yamux,
     libp2p_yamux_stream,
     rpc,
@@ -50,13 +52,14 @@ NUMBER_PLACES = (
     manifest,
     money,
     session,
+    buffers,
     output_window,
     channels,
     frames,
     rpc,
     transport,
+    libp2p_admission,
     libp2p_gossip,
-    libp2p_host,
     libp2p_yamux,
     libp2p_yamux_stream,
     capanode.announce,
@@ -70,6 +73,7 @@ NUMBER_PLACES = (
     coordinator.market.market,
     coordinator.market.matching.explain,
     coordinator.market.offers.book,
+    coordinator.market.offers.pool,
     coordinator.settling.receipt_desk,
 )
 

@@ -15,7 +15,7 @@ from capanode.engines.base import EngineRefusal, Finished, ModelLoadError, Start
 from capanode.engines.embedding import TextEmbedder
 from protocol.codec import decode
 from protocol.errors import Code
-from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput
+from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput, tokens_digest
 from protocol.pricing import Units
 from tests.capanode.engines.tiny_models import Transcript, run
 
@@ -183,7 +183,9 @@ def test_jobs_share_steps_and_a_short_one_does_not_wait_for_a_long_one(tmp_path:
 def test_units_are_tokens_and_are_told_at_the_start(tmp_path: Path) -> None:
     engine = load(write_bert(tmp_path))
     engine.submit("job", EmbeddingInput(("ant bee", "cat")))
-    assert run(engine).of("job")[0] == Started("job", Units(input_tokens=4 + 3))
+    assert run(engine).of("job")[0] == Started(
+        "job", Units(input_tokens=4 + 3), tokens_digest(((2, 4, 5, 3), (2, 6, 3)))
+    )
 
 
 def test_a_cancelled_job_is_gone(tmp_path: Path) -> None:

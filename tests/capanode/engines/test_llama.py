@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from capanode.engines.attention import DecodeAttention, Piece
+from capanode.engines.attention import DecodeAttention, PrefillChunk
 from capanode.engines.base import ModelLoadError
 from capanode.engines.kv_cache import CacheShape, KvCache
 from capanode.engines.llama import LlamaModel
@@ -61,18 +61,18 @@ def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any
     model, cache = load_model(folder)
     expected = reference_logits(folder, PROMPTS)
 
-    # All but the last two tokens are prefilled, in two pieces of which the second has a past.
+    # All but the last two tokens are prefilled, in two chunks of which the second has a past.
     for row, prompt in enumerate(PROMPTS):
         cut = (len(prompt) - 2) // 2
         first, second = prompt[:cut], prompt[cut:-2]
         model.prefill(
-            [(Piece(row, 0, len(first)), first)] if first else [],
+            [(PrefillChunk(row, 0, len(first)), first)] if first else [],
             cache,
             padding_row=4,
             wanted=[],
         )
         logits = model.prefill(
-            [(Piece(row, cut, len(second)), second)], cache, padding_row=4, wanted=[0]
+            [(PrefillChunk(row, cut, len(second)), second)], cache, padding_row=4, wanted=[0]
         )
         torch.testing.assert_close(logits[0], expected[row][-3], atol=2e-4, rtol=1e-4)
 
@@ -90,9 +90,9 @@ def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any
 @torch.inference_mode()
 def test_prompts_prefilled_together_give_the_numbers_of_each_alone(tmp_path: Path) -> None:
     model, cache = load_model(write_llama(tmp_path, dtype="bfloat16"))
-    pieces = [(Piece(row, 0, len(prompt)), prompt) for row, prompt in enumerate(PROMPTS)]
-    together = model.prefill(pieces, cache, padding_row=4, wanted=[0, 1, 2])
-    for row, piece in enumerate(pieces):
+    chunks = [(PrefillChunk(row, 0, len(prompt)), prompt) for row, prompt in enumerate(PROMPTS)]
+    together = model.prefill(chunks, cache, padding_row=4, wanted=[0, 1, 2])
+    for row, piece in enumerate(chunks):
         alone = model.prefill([piece], cache, padding_row=4, wanted=[0])
         assert torch.equal(alone[0], together[row])
 

@@ -84,7 +84,7 @@ def break_protocol(nodes: list[ScriptedNode]) -> None:
         channel.send_nowait(FrameType.JOB_CHUNK, b"\xc1 is no msgpack")
         await trio.sleep(1)
 
-    node._serve_job = serve  # type: ignore[method-assign]  # a script of its own
+    node.serve_job = serve  # type: ignore[method-assign]  # a script of its own
 
 
 async def test_a_node_that_breaks_the_protocol_is_replaced_unseen(
@@ -109,7 +109,7 @@ def answer_a_cancel_with_nonsense(nodes: list[ScriptedNode]) -> None:
         channel.send_nowait(FrameType.JOB_CHUNK, msgpack.packb({"token_ids": [-1]}))
         await trio.sleep(1)
 
-    node._serve_job = serve  # type: ignore[method-assign]  # a script of its own
+    node.serve_job = serve  # type: ignore[method-assign]  # a script of its own
 
 
 async def test_nothing_that_a_node_says_to_a_buyer_who_left_ends_the_market(
@@ -134,7 +134,7 @@ def bill_a_refusal(nodes: list[ScriptedNode]) -> None:
         channel.send_nowait(FrameType.JOB_ERROR, encode(body))
         await trio.sleep(1)
 
-    node._serve_job = serve  # type: ignore[method-assign]  # a script of its own
+    node.serve_job = serve  # type: ignore[method-assign]  # a script of its own
 
 
 async def test_a_node_is_not_paid_for_input_that_it_never_answered(
@@ -172,18 +172,25 @@ async def test_a_node_that_takes_no_jobs_is_not_chosen_again_and_again(
         assert standing.success_rate < 1
 
 
-async def test_a_job_id_stands_for_one_request(autojump_clock: MockClock) -> None:
-    """Who learns an id, such as a node that ran the job, can neither use it up nor join it."""
+async def test_a_client_that_learns_a_job_id_cannot_touch_its_owners_job(
+    autojump_clock: MockClock,
+) -> None:
+    """Such as one that ran the job: its lease of that id is a lease of its own."""
     async with open_small_market(Script.ANSWER) as market:
         mine = make_request(market, market.buyer)
-        await market.coordinator.desk.lease(mine)
+        granted = await market.coordinator.desk.lease(mine)
         thief = SigningKey.generate(lambda size: bytes(range(size)))
         with market.database.transaction() as conn:
             give_credit(conn, thief.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
-        stolen = make_request(market, thief, mine.message.job_id)
-        assert await code_of_lease(market, stolen) is Code.ALREADY_EXISTS
+        stolen = await market.coordinator.desk.lease(
+            make_request(market, thief, mine.message.job_id)
+        )
+        assert stolen.lease.message.attempt == 0
+        assert stolen.lease.message.lease_id != granted.lease.message.lease_id
         again = await market.coordinator.desk.lease(mine)
         assert again.lease.message.attempt == 1
+        other = make_request(market, market.buyer, mine.message.job_id, output_tokens=9)
+        assert await code_of_lease(market, other) is Code.ALREADY_EXISTS
         await trio.sleep(200)
         market.assert_books_are_closed()
 
@@ -191,7 +198,7 @@ async def test_a_job_id_stands_for_one_request(autojump_clock: MockClock) -> Non
 async def test_a_lease_that_was_refused_leaves_nothing_in_the_way_of_the_next(
     autojump_clock: MockClock,
 ) -> None:
-    """The first attempt found no money, so there is no row of the job to add the second to."""
+    """The first attempt found no money, and so never came as far as a lease."""
     async with open_small_market(Script.ANSWER, credit_nano=1) as market:
         request = make_request(market, market.buyer)
         assert await code_of_lease(market, request) is Code.OUT_OF_FUNDS
@@ -199,7 +206,7 @@ async def test_a_lease_that_was_refused_leaves_nothing_in_the_way_of_the_next(
         with market.database.transaction() as conn:
             give_credit(conn, market.buyer.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
         granted = await market.coordinator.desk.lease(request)
-        assert granted.lease.message.attempt == 1
+        assert granted.lease.message.attempt == 0
         await trio.sleep(200)
         market.assert_books_are_closed()
 
@@ -253,7 +260,7 @@ async def test_a_client_cannot_break_a_nodes_name(autojump_clock: MockClock) -> 
             job_id = JobId(new_ulid(now_ms, market.network.rng.randbytes(10)))
             request = make_request(market, market.buyer, job_id)
             granted = await market.coordinator.desk.lease(request)
-            signed = node._sign(granted.lease, (), Finish.REFUSED).message
+            signed = node.sign_unopened(granted.lease, (), Finish.REFUSED).message
             await node.hand_in(seal(node.key, replace(signed, code=code.value)))
         standing = market.coordinator.market.reputation.standing(
             node.key.peer_id, now_ms=market.clock.now_ms()

@@ -1,0 +1,96 @@
+"""Leases that no node has reported as opened: how many a client may have, and when they are over.
+
+A lease takes a seat and holds money before its client has shown that it means to use it. So
+strangers get few such leases at a time (`clients`), and one that can be opened no more gives its
+seat back, and its money if its node is here to tell.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import trio
+
+from coordinator.leasing.clients import Clients
+from coordinator.leasing.open_lease import Opening, OpenLease
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import PeerId
+from protocol.limits import CLOCK_SKEW_MAX_MS
+
+# A node reports an opening within five seconds; two such reports may be lost.
+REPORTED_WITHIN_MS = 15_000
+ROOM_RETRY_MS = 1_000
+
+
+class TooManyUnopenedError(RemoteProtocolError):
+    """The client has as many unopened leases as its record allows."""
+
+
+class Openings:
+    """Counts unopened leases by client, and wakes those that wait for room."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self._unopened: Counter[PeerId] = Counter()
+        self._waiting: dict[PeerId, trio.lowlevel.ParkingLot] = {}
+
+    def unopened_of(self, client: PeerId) -> int:
+        return self._unopened[client]
+
+    def check_room(self, client: PeerId) -> None:
+        """Raises TooManyUnopenedError (RATE_LIMITED)."""
+        most = self._clients.look_up(client).unopened_max
+        if self._unopened[client] >= most:
+            raise TooManyUnopenedError(
+                f"this client has {most} leases that it has not opened: open them first, or wait "
+                "until they are over",
+                code=Code.RATE_LIMITED,
+                retry_after_ms=ROOM_RETRY_MS,
+            )
+
+    async def wait_room(self, client: PeerId, *, until: float) -> bool:
+        """Whether there may be room now; False if the trio time `until` came first."""
+        lot = self._waiting.setdefault(client, trio.lowlevel.ParkingLot())
+        with trio.move_on_at(until) as scope:
+            await lot.park()
+        if not lot:
+            self._waiting.pop(client, None)
+        return not scope.cancelled_caught
+
+    def begin(self, opened: OpenLease) -> None:
+        if opened.opening is Opening.AWAITED:
+            self._unopened[opened.lease.message.client] += 1
+
+    def end(self, opened: OpenLease) -> None:
+        """The lease is over, opened or not."""
+        self._change(opened, Opening.UNKNOWN)
+
+    def note_opened(self, opened: OpenLease) -> None:
+        if opened.opening in (Opening.AWAITED, Opening.UNKNOWN):
+            self._change(opened, Opening.REPORTED)
+            self._clients.keep(opened.lease.message.client).note_opened(is_opened=True)
+
+    def note_unopened(self, opened: OpenLease) -> None:
+        """It can be opened no more."""
+        self._change(opened, Opening.MISSED)
+        self._clients.keep(opened.lease.message.client).note_opened(is_opened=False)
+
+    def overdue(self, leases: Iterable[OpenLease], now_ms: int) -> list[OpenLease]:
+        """Those that can be opened no more, and were not as far as we know."""
+        late_ms = now_ms - CLOCK_SKEW_MAX_MS - REPORTED_WITHIN_MS
+        return [
+            opened
+            for opened in leases
+            if opened.opening is Opening.AWAITED and opened.lease.message.open_before_ms <= late_ms
+        ]
+
+    def _change(self, opened: OpenLease, opening: Opening) -> None:
+        was, opened.opening = opened.opening, opening
+        if was is not Opening.AWAITED:
+            return
+        client = opened.lease.message.client
+        self._unopened[client] -= 1
+        if not self._unopened[client]:
+            del self._unopened[client]
+        lot = self._waiting.get(client)
+        if lot is not None:
+            lot.unpark_all()

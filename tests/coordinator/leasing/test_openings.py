@@ -1,0 +1,137 @@
+"""Leases that are never opened cost their client its place, and the market nothing for long."""
+
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from coordinator.leasing.clients import UNOPENED_MAX_OF_STRANGERS
+from protocol.endings import LeaseState
+from protocol.envelope import Signed
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import LeaseId
+from protocol.keys import SigningKey
+from protocol.messages import Lease
+from protocol.services import LoadAck, Method
+from tests.coordinator.lease_requests import signed_request
+from tests.coordinator.small_market import (
+    OPENING_CREDIT_NANO,
+    Script,
+    ScriptedNode,
+    SmallMarket,
+    give_credit,
+    open_small_market,
+)
+from tests.protocol.makers import STRANGER
+
+# Until a lease can be opened no more, whatever the node's clock says, and some reports are lost.
+OVER_S = 90
+
+
+def busy_seats(market: SmallMarket) -> int:
+    book = market.coordinator.market.book
+    return sum(len(state.leases) for entry in book for state in entry.models.values())
+
+
+async def lease(
+    market: SmallMarket, key: SigningKey, *, deadline_ms: int = 600_000
+) -> Signed[Lease]:
+    request = signed_request(market, key, deadline_ms=deadline_ms)
+    return (await market.coordinator.desk.lease(request, wait_s=0)).lease
+
+
+async def report_forever(node: ScriptedNode, *opened: LeaseId) -> None:
+    """As a node does, every few seconds."""
+    while True:
+        await node.call(Method.LOAD, replace(node.load(), opened=opened), LoadAck)
+        await trio.sleep(5)
+
+
+async def test_a_lease_that_is_never_opened_gives_seat_and_money_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        market.nursery.start_soon(report_forever, market.nodes[0])
+        unopened = await lease(market, market.buyer)
+        assert busy_seats(market) == 1
+        await trio.sleep(OVER_S)
+        assert busy_seats(market) == 0
+        assert market.account(market.buyer.peer_id).held_nano == 0
+        market.assert_books_are_closed()
+        with market.database.transaction() as conn:
+            state = conn.exec_driver_sql(
+                "SELECT state FROM leases WHERE lease_id = ?", (unopened.message.lease_id,)
+            ).scalar_one()
+        assert state == LeaseState.RELEASED.value
+
+
+async def test_a_lease_that_its_node_reports_keeps_seat_and_hold(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        opened = await lease(market, market.buyer)
+        market.nursery.start_soon(report_forever, market.nodes[0], opened.message.lease_id)
+        await trio.sleep(OVER_S)
+        assert busy_seats(market) == 1
+        assert market.account(market.buyer.peer_id).held_nano == opened.message.ceiling_nano
+
+
+async def test_a_node_reports_only_its_own_leases(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
+        leased = await lease(market, market.buyer)
+        (other,) = (n for n in market.nodes if n.key.peer_id != leased.message.node)
+        for node in market.nodes:
+            opened = (leased.message.lease_id,) if node is other else ()
+            market.nursery.start_soon(report_forever, node, *opened)
+        await trio.sleep(OVER_S)
+        assert busy_seats(market) == 0
+
+
+async def test_a_stranger_gets_few_leases_that_it_does_not_open(autojump_clock: MockClock) -> None:
+    """One client with a millionth of a credit must not take every seat of the market."""
+    async with open_small_market(*[Script.ANSWER] * 5) as market:
+        with market.database.transaction() as conn:
+            give_credit(conn, STRANGER.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
+        for _ in range(UNOPENED_MAX_OF_STRANGERS):
+            await lease(market, STRANGER)
+        with pytest.raises(RemoteProtocolError) as caught:
+            await lease(market, STRANGER)
+        assert caught.value.code is Code.RATE_LIMITED
+        assert busy_seats(market) == UNOPENED_MAX_OF_STRANGERS
+        assert len(await market.buy()) == 4
+
+
+async def test_a_client_waits_for_its_leases_to_be_opened(autojump_clock: MockClock) -> None:
+    async with open_small_market(*[Script.ANSWER] * 2) as market:
+        first = [await lease(market, market.buyer) for _ in range(UNOPENED_MAX_OF_STRANGERS)]
+        granted: list[LeaseId] = []
+
+        async def lease_one_more() -> None:
+            request = signed_request(market, market.buyer)
+            granted.append((await market.coordinator.desk.lease(request)).lease.message.lease_id)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lease_one_more)
+            await trio.sleep(1)
+            assert not granted
+            (node,) = (n for n in market.nodes if n.key.peer_id == first[0].message.node)
+            report = replace(node.load(), opened=(first[0].message.lease_id,))
+            await node.call(Method.LOAD, report, LoadAck)
+        assert len(granted) == 1
+
+
+async def test_a_client_that_leaves_leases_unopened_gets_them_one_at_a_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(*[Script.ANSWER] * 5) as market:
+        for node in market.nodes:
+            market.nursery.start_soon(report_forever, node)
+        for _ in range(UNOPENED_MAX_OF_STRANGERS):
+            await lease(market, market.buyer)
+        await trio.sleep(OVER_S)
+        again = await lease(market, market.buyer)
+        assert again.message.client_standing == 0
+        with pytest.raises(RemoteProtocolError) as caught:
+            await lease(market, market.buyer)
+        assert caught.value.code is Code.RATE_LIMITED

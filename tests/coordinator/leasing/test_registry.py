@@ -1,0 +1,198 @@
+"""A lease's life: what a request without money changes, and what a restart leaves behind."""
+
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from coordinator.leasing.open_lease import OpenLease
+from coordinator.leasing.registry import LeaseRegistry
+from coordinator.leasing.restoring import restore_leases
+from coordinator.market.breaker import FAILURES_TO_OPEN, BreakerState
+from coordinator.market.reputation import NodeStanding, Source
+from protocol.blame import Blame
+from protocol.endings import Finish
+from protocol.envelope import Signed, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.messages import JobRequest, Lease
+from protocol.services import LoadAck, Method
+from tests.coordinator.lease_requests import signed_request
+from tests.coordinator.small_market import Script, SmallMarket, give_credit, open_small_market
+from tests.protocol.makers import STRANGER
+
+
+def standing(market: SmallMarket) -> NodeStanding:
+    found = market.coordinator.market.reputation.standing(
+        market.nodes[0].key.peer_id, now_ms=market.clock.now_ms()
+    )
+    assert found is not None
+    return found
+
+
+def rows(market: SmallMarket) -> int:
+    """In every table that a request could leave something in."""
+    with market.database.transaction() as conn:
+        return sum(
+            conn.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one()
+            for table in ("jobs", "leases", "transfers", "failed_ids")
+        )
+
+
+async def code_of_lease(market: SmallMarket, request: Signed[JobRequest]) -> Code:
+    with pytest.raises(RemoteProtocolError) as caught:
+        await market.coordinator.desk.lease(request, wait_s=0)
+    return caught.value.code
+
+
+async def break_node(market: SmallMarket) -> None:
+    """Until its breaker is open, and as long as it takes to half-open again."""
+    node = market.nodes[0]
+    seen = Source(market.buyer.peer_id, 1.0, is_first_hand=True)
+    for _ in range(FAILURES_TO_OPEN):
+        market.coordinator.market.reputation.record_code(
+            node.key.peer_id, Code.NODE_LOST, Blame.FAILURE, seen, now_ms=market.clock.now_ms()
+        )
+    while standing(market).breaker is BreakerState.OPEN:
+        await trio.sleep(1)
+        await node.call(Method.LOAD, node.load(), LoadAck)
+
+
+@pytest.mark.parametrize("credit_nano", [0, 1])
+async def test_a_request_without_money_takes_no_probe_no_seat_and_no_row(
+    autojump_clock: MockClock, credit_nano: int
+) -> None:
+    """A stranger kept a repaired node out of the market by asking for it once a minute."""
+    async with open_small_market(Script.ANSWER) as market:
+        await break_node(market)
+        if credit_nano:
+            with market.database.transaction() as conn:
+                give_credit(conn, STRANGER.peer_id, credit_nano, market.clock.now_ms())
+        before, open_before = rows(market), len(market.coordinator.leases)
+        wanted = Code.OUT_OF_FUNDS if credit_nano else Code.UNKNOWN_ACCOUNT
+        for _ in range(5):
+            assert await code_of_lease(market, signed_request(market, STRANGER)) is wanted
+        assert rows(market) == before
+        assert len(market.coordinator.leases) == open_before
+        assert standing(market).breaker is BreakerState.HALF_OPEN
+        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        assert granted.lease.message.node == market.nodes[0].key.peer_id
+
+
+async def test_a_reservation_that_is_cancelled_gives_its_probe_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        await break_node(market)
+        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        assert standing(market).blocked_until_ms > market.clock.now_ms()
+        opened = market.coordinator.leases.get(granted.lease.message.lease_id)
+        assert opened is not None
+        assert opened.probe.is_nodes
+        market.coordinator.market.cancel(granted.lease.message, opened.probe)
+        assert standing(market).blocked_until_ms <= market.clock.now_ms()
+
+
+def only(market: SmallMarket) -> OpenLease:
+    (opened,) = market.coordinator.leases
+    return opened
+
+
+async def test_after_an_outage_a_squatter_cannot_make_a_lease_be_forgotten(
+    autojump_clock: MockClock,
+) -> None:
+    """The job is long over, its lease is open as long as its node may hand a receipt in."""
+    async with open_small_market(Script.ANSWER) as market:
+        request = signed_request(market, market.buyer)
+        granted = await market.coordinator.desk.lease(request)
+        leases = LeaseRegistry(market.coordinator.market)
+        late_ms = market.clock.now_ms() + 180_000
+        market.coordinator.leases.end(only(market))
+        await restore_leases(market.database, leases, now_ms=late_ms)
+        leases.jobs.forget(late_ms + 2_000)
+        other = signed_request(market, market.buyer, job_id=request.message.job_id, output_tokens=9)
+        with pytest.raises(RemoteProtocolError) as caught:
+            leases.jobs.next_attempt(other)
+        assert caught.value.code is Code.ALREADY_EXISTS
+        imitation = OpenLease(granted.lease, None)
+        with pytest.raises(RemoteProtocolError):
+            leases.reserve(imitation, part=0)
+        leases.cancel(imitation)
+        assert leases.get(granted.lease.message.lease_id) is not None
+
+
+async def test_a_younger_process_of_a_node_frees_the_seats_of_the_older(
+    autojump_clock: MockClock,
+) -> None:
+    """Restored leases blocked an idle node that had restarted for ten minutes."""
+    async with open_small_market(Script.ANSWER) as market:
+        node, book = market.nodes[0], market.coordinator.market.book
+        await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        leases = LeaseRegistry(market.coordinator.market)
+        await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
+
+        def busy() -> int:
+            entry = book.get(node.key.peer_id)
+            assert entry is not None
+            return sum(len(state.leases) for state in entry.models.values())
+
+        leases.note_attached(node.key.peer_id, node.incarnation_ms)
+        assert busy() == 1, "the process that was leased is still there"
+        leases.note_attached(node.key.peer_id, node.incarnation_ms + 1)
+        assert busy() == 0
+        assert len(leases) == 1, "its receipt may still come"
+
+
+@pytest.mark.parametrize("is_opened", [True, False])
+async def test_a_hold_without_a_receipt_counts_against_the_party_that_failed(
+    autojump_clock: MockClock, is_opened: bool
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node, coordinator = market.nodes[0], market.coordinator
+        granted = await coordinator.desk.lease(signed_request(market, market.buyer))
+        if is_opened:
+            opened = (granted.lease.message.lease_id,)
+            await node.call(Method.LOAD, replace(node.load(), opened=opened), LoadAck)
+        await trio.sleep(200)
+        assert len(coordinator.leases) == 0
+        assert standing(market).failures == (1 if is_opened else 0)
+        record = coordinator.leases.clients.look_up(market.buyer.peer_id)
+        assert (record.unopened > 0) is not is_opened
+        market.assert_books_are_closed()
+
+
+async def test_a_lone_receipt_is_no_success_of_its_node(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        await node.hand_in(node.sign_unopened(granted.lease, (), Finish.STOP))
+        await trio.sleep(100)
+        assert len(market.coordinator.leases) == 0
+        assert standing(market).successes == 0
+        assert market.account(market.buyer.peer_id).held_nano == 0
+
+
+async def test_another_lone_receipt_does_not_replace_the_one_that_waits(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        first = node.sign_unopened(granted.lease, (), Finish.STOP)
+        await node.hand_in(first)
+        other = seal(node.key, replace(first.message, first_output_ms=9))
+        with pytest.raises(RemoteProtocolError) as caught:
+            await node.hand_in(other)
+        assert caught.value.code is Code.RECEIPT_MISMATCH
+        assert (await node.hand_in(first)).state == "pending"
+
+
+async def test_a_purchase_goes_on_as_its_next_part(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        desk = market.coordinator.desk
+        first = signed_request(market, market.buyer)
+        leased: list[Lease] = [(await desk.lease(first)).lease.message]
+        second = signed_request(market, market.buyer, job_id=first.message.job_id, part=1)
+        leased.append((await desk.lease(second)).lease.message)
+        assert [lease.attempt for lease in leased] == [0, 1]
+        assert await code_of_lease(market, first) is Code.ALREADY_EXISTS
