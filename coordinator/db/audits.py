@@ -74,6 +74,7 @@ def contradicting_receipts(conn: Connection) -> list[ContradictingReceipt]:
     captured = case(
         (_is(TransferKind.POST), _resolution.c.amount_nano),
         (_is_paid_late, _late.c.amount_nano),
+        (_gift.c.id.is_not(None), _gift.c.amount_nano),
         else_=0,
     )
     query = (
@@ -92,6 +93,8 @@ def contradicting_receipts(conn: Connection) -> list[ContradictingReceipt]:
 # chain, so it is the very next transfer.
 _resolution = transfers.alias("resolution")
 _late = transfers.alias("late")
+# What the operator gave instead of the client, in the same chain.
+_gift = transfers.alias("gift")
 _is_paid_late = _late.c.id.is_not(None)
 
 
@@ -100,12 +103,23 @@ def _is(kind: TransferKind) -> ColumnElement[bool]:
 
 
 def _with_resolution(query: Select[Any]) -> Select[Any]:
-    return query.outerjoin(_resolution, _resolution.c.pending_id == leases.c.hold_id).outerjoin(
-        _late,
-        and_(
-            _resolution.c.kind == TransferKind.EXPIRE.value,
-            _late.c.sequence == _resolution.c.sequence + 1,
-            _late.c.code == TransferCode.CAPTURE.value,
-            _late.c.job_id == _resolution.c.job_id,
-        ),
+    return (
+        query.outerjoin(_resolution, _resolution.c.pending_id == leases.c.hold_id)
+        .outerjoin(
+            _late,
+            and_(
+                _resolution.c.kind == TransferKind.EXPIRE.value,
+                _late.c.sequence == _resolution.c.sequence + 1,
+                _late.c.code == TransferCode.CAPTURE.value,
+                _late.c.job_id == _resolution.c.job_id,
+            ),
+        )
+        .outerjoin(
+            _gift,
+            and_(
+                _gift.c.sequence == _resolution.c.sequence + 1,
+                _gift.c.code == TransferCode.GOODWILL.value,
+                _gift.c.job_id == _resolution.c.job_id,
+            ),
+        )
     )

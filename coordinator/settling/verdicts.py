@@ -62,7 +62,11 @@ def judge(receipt: Receipt, lease: Lease, word: ClientWord, *, is_due: bool) -> 
     counted = word.acceptance.units if word.acceptance is not None else word.delivered
     if counted is not None:
         counted = _at_least(counted, word.proof, receipt.units)
-        return _smaller(receipt, charge_nano(lease.price, counted, receipt.finish))
+        counted_nano = charge_nano(lease.price, counted, receipt.finish)
+        if word.acceptance is None and not counted.output_tokens:
+            # A client that left before the first output takes the node's count of the input.
+            counted_nano = min(counted_nano, lone_amount_nano(receipt, lease, word.proof))
+        return _smaller(receipt, counted_nano)
     if not is_due:
         return Verdict(ReceiptState.PENDING, None)
     return _smaller(receipt, lone_amount_nano(receipt, lease, word.proof))
@@ -97,21 +101,6 @@ def lone_amount_nano(receipt: Receipt, lease: Lease, proof: Proof) -> int:
 def amount_without_receipt_nano(delivered: Units, lease: Lease) -> int:
     """What a client owes by its own word, for a job whose node never handed a receipt in."""
     return cost_nano(lease.price, delivered) if delivered != Units() else 0
-
-
-def judge_receipt(
-    receipt: Receipt,
-    acceptance: Acceptance | None,
-    lease: Lease,
-    *,
-    is_overdue: bool,
-    delivered: Units | None = None,
-) -> Verdict:
-    """As `judge`, for callers that do not read the client's links: a lone receipt is paid whole."""
-    word = ClientWord(acceptance, delivered)
-    if acceptance is None and delivered is None and is_overdue and receipt.amount_nano:
-        return Verdict(ReceiptState.SETTLED, receipt.amount_nano)
-    return judge(receipt, lease, word, is_due=is_overdue)
 
 
 def _at_least(counted: Units, proof: Proof, billed: Units) -> Units:

@@ -10,7 +10,6 @@ from coordinator.settling.verdicts import (
     Verdict,
     amount_without_receipt_nano,
     judge,
-    judge_receipt,
     lone_receipt_due_ms,
 )
 from protocol.countersigning import UNOPENED, Proof, terms_of
@@ -25,18 +24,13 @@ RECEIPT = CHAIN.receipt.message
 LEASE = CHAIN.lease.message
 
 
-def verdict(acceptance: Acceptance | None, *, is_overdue: bool = False) -> Verdict:
-    return judge_receipt(RECEIPT, acceptance, LEASE, is_overdue=is_overdue)
+def verdict(acceptance: Acceptance) -> Verdict:
+    return judge(RECEIPT, LEASE, ClientWord(acceptance), is_due=False)
 
 
 def test_a_receipt_that_the_client_agrees_to_is_paid_at_once() -> None:
     agreed = verdict(CHAIN.acceptance.message)
     assert agreed == Verdict(ReceiptState.SETTLED, RECEIPT.amount_nano)
-
-
-def test_without_the_clients_word_the_node_waits_and_is_then_paid() -> None:
-    assert verdict(None) == Verdict(ReceiptState.PENDING, None)
-    assert verdict(None, is_overdue=True) == Verdict(ReceiptState.SETTLED, RECEIPT.amount_nano)
 
 
 def test_of_two_counts_the_smaller_is_paid() -> None:
@@ -49,7 +43,7 @@ def test_of_two_counts_the_smaller_is_paid() -> None:
 
 def test_a_receipt_of_nothing_frees_the_hold_at_once() -> None:
     nothing = replace(RECEIPT, units=Units(), amount_nano=0, finish=Finish.REFUSED)
-    found = judge_receipt(nothing, None, LEASE, is_overdue=False)
+    found = judge(nothing, LEASE, ClientWord(), is_due=False)
     assert found == Verdict(ReceiptState.SETTLED, 0)
 
 
