@@ -12,9 +12,9 @@ from typing import Any
 from capanode.pricing_policy import DEFAULT_WAGES
 from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
 from capanode.settings import COORDINATORS, MODELS, CoordinatorAddress, ModelSettings
-from protocol.ids import PeerId
 from protocol.messages import SLOTS_MAX, DataCollection
-from protocol.programs.kinds import ADDRESSES, CREDITS, PATH, TEXT, choice, count
+from protocol.net.dial_policy import DialPolicy, parse_networks
+from protocol.programs.kinds import ADDRESSES, CREDITS, NETWORKS, PATH, TEXT, choice, count
 from protocol.programs.log import LEVELS, LogFormat
 from protocol.programs.settings import InDataDir, new_config_text, resolve_settings, setting
 
@@ -41,6 +41,12 @@ class Config:
         ADDRESSES,
         "What to tell others instead, if a router forwards another address to this node.",
         example='["/ip4/203.0.113.7/tcp/4101"]',
+    )
+    dial_private: tuple[str, ...] = setting(
+        (),
+        NETWORKS,
+        "Where offers may lead us besides the public internet: `loopback`, or networks.",
+        example='["loopback", "192.168.0.0/16"]',
     )
     coordinators: tuple[CoordinatorAddress, ...] = setting(
         (),
@@ -141,9 +147,10 @@ class Config:
         return self.data_dir / "node.lock"
 
     @property
-    def trusted_coordinators(self) -> frozenset[PeerId]:
-        """Whose leases this node accepts."""
-        return frozenset(coordinator.peer for coordinator in self.coordinators)
+    def dial_policy(self) -> DialPolicy:
+        """Our coordinators are dialled wherever they are; other addresses come from strangers."""
+        listed = (coordinator.address for coordinator in self.coordinators)
+        return DialPolicy(parse_networks(self.dial_private)).with_trusted(listed)
 
 
 def new_node_config_text(chosen: Mapping[str, str]) -> str:

@@ -102,6 +102,7 @@ class Node:
         runtime: Runtime,
         on_milestone: OnMilestone = ignore_milestone,
     ) -> None:
+        runtime = runtime.steadied()
         self.key = key
         self.transport = transport
         self.rules = rules
@@ -121,7 +122,7 @@ class Node:
             self._offered_models,
             clock=runtime.clock,
             rng=runtime.child_rng(),
-            addresses=lambda: transport.addresses[:OFFER_ADDRESSES_MAX],
+            addresses=lambda: transport.announced[:OFFER_ADDRESSES_MAX],
         )
         self.admission = Admission(
             self._admission_rules(),

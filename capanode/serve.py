@@ -61,7 +61,9 @@ async def serve(
         try:
             node = Node(
                 key,
-                Libp2pTransport(key, config.listen, announce=config.announce),
+                Libp2pTransport(
+                    key, config.listen, announce=config.announce, policy=config.dial_policy
+                ),
                 SandboxedWorkers(
                     report.sandbox, hardware, rng=runtime.child_rng(), nice=config.worker_nice
                 ),

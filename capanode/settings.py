@@ -12,7 +12,7 @@ from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
 from protocol.messages import SLOTS_MAX
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
-from protocol.programs.kinds import Kind, read_addresses, read_count, read_credits, read_items
+from protocol.programs.kinds import ValueKind, read_addresses, read_count, read_credits, read_items
 
 THREADS_MAX = 1_024
 
@@ -96,8 +96,8 @@ def _read_model(name: str, table: Any) -> ModelSettings:
     return ModelSettings(name, **counts, price=PriceSheet(**prices) if prices else None)
 
 
-COORDINATORS = Kind(read_coordinators, "multiaddresses with /p2p/", is_list=True)
-MODELS = Kind(
+COORDINATORS = ValueKind(read_coordinators, "multiaddresses with /p2p/", is_list=True)
+MODELS = ValueKind(
     read_models,
     "names, each with slots, threads and prices",
     tell=lambda models: ", ".join(model.name for model in models),

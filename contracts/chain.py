@@ -19,7 +19,7 @@ from contracts.errors import (
 )
 from contracts.journal import Journal, Sent
 from contracts.node import ChainNode
-from contracts.receipts import Receipt
+from contracts.receipts import TransactionReceipt
 from contracts.rpc import Rpc, parse_hex
 from contracts.transaction import Transaction, transaction_hash
 from contracts.units import Address
@@ -83,7 +83,7 @@ class Sender:
     def address(self) -> Address:
         return self._key.address
 
-    async def send(self, key: str, call: Call) -> Receipt:
+    async def send(self, key: str, call: Call) -> TransactionReceipt:
         """Make it happen once and wait until it is confirmed.
 
         Raises RevertedError (before or after mining) and NonceTakenError, after which only another
@@ -91,7 +91,7 @@ class Sender:
         take the bytes, for want of ether perhaps), after which the same key goes on where this
         stopped.
         """
-        receipt: Receipt | None = None
+        receipt: TransactionReceipt | None = None
         with trio.move_on_after(self._policy.timeout_s):
             entry = await self._entry(key, call)
             if self._on_signed is not None:
@@ -179,14 +179,14 @@ class Sender:
         with suppress(ChainUnreachableError):
             await self._node.broadcast(bytes.fromhex(entry.raw[-1]))
 
-    async def _confirm(self, entry: Sent) -> Receipt:
+    async def _confirm(self, entry: Sent) -> TransactionReceipt:
         self._waiting.append(entry.nonce)
         try:
             return await self._look_until_deep(entry.key)
         finally:
             self._waiting.remove(entry.nonce)
 
-    async def _look_until_deep(self, key: str) -> Receipt:
+    async def _look_until_deep(self, key: str) -> TransactionReceipt:
         waited_s = 0.0
         count: int | None = None
         taken_at: int | None = None
@@ -239,14 +239,14 @@ class Sender:
         self._journal.write(signed)
         return signed
 
-    async def _receipt(self, entry: Sent) -> Receipt | None:
+    async def _receipt(self, entry: Sent) -> TransactionReceipt | None:
         for transaction in reversed(entry.hashes):
             found = await self._node.receipt(transaction)
             if found is not None:
                 return found
         return None
 
-    async def _is_deep(self, receipt: Receipt) -> bool:
+    async def _is_deep(self, receipt: TransactionReceipt) -> bool:
         if await self._node.head() - receipt.block + 1 < self._policy.confirmations:
             return False
         return await self._node.block_hash(receipt.block) == parse_hex(receipt.block_hash)

@@ -22,7 +22,7 @@ from contracts.erc20 import Token
 from contracts.errors import BadConfigurationError
 from contracts.files import create_evm_key, load_leaf
 from contracts.journal import continued_key
-from contracts.session import Connection, Report, Session, key_of, run, short_hash
+from contracts.session import ChainAccess, Report, Session, key_of, run, short_hash
 from contracts.settlement import SettlementCalls, SettlementReader, decode_events
 from contracts.units import Address, format_tokens, parse_address, parse_tokens
 from protocol.programs.commands import run_command
@@ -108,7 +108,7 @@ def deploy(
         session.report.say("token", settled_in)
         session.report.say("settlement", address)
 
-    run(work, Connection(rpc, chain_id, key_file, confirmations, as_json))
+    run(work, ChainAccess(rpc, chain_id, key_file, confirmations, as_json))
 
 
 @app.command()
@@ -145,7 +145,7 @@ def deposit(
         channel = await reader.channel(owner, who)
         session.report.say("balance", format_tokens(channel.balance, await token.decimals()))
 
-    run(work, Connection(rpc, chain_id, key_file, confirmations, as_json))
+    run(work, ChainAccess(rpc, chain_id, key_file, confirmations, as_json))
 
 
 @app.command("exit")
@@ -178,7 +178,7 @@ def exit_command(
             announced = await reader.channel(sender.address, who)
             session.report.say("exit_at", announced.exit_at)
 
-    run(work, Connection(rpc, chain_id, key_file, confirmations, as_json))
+    run(work, ChainAccess(rpc, chain_id, key_file, confirmations, as_json))
 
 
 @app.command()
@@ -215,7 +215,7 @@ def status(
         if payee is not None:
             say("paid", await reader.paid(who, read_address(payee)))
 
-    run(work, Connection(rpc, chain_id, as_json=as_json))
+    run(work, ChainAccess(rpc, chain_id, as_json=as_json))
 
 
 @app.command()
@@ -239,7 +239,7 @@ def claim(
         events = decode_events(receipt.logs, settlement)
         session.report.say("paid", sum(event.fields["amount"] for event in events))
 
-    run(work, Connection(rpc, chain_id, key_file, confirmations, as_json))
+    run(work, ChainAccess(rpc, chain_id, key_file, confirmations, as_json))
 
 
 def read_address(text: str) -> Address:

@@ -6,9 +6,8 @@ from contracts.abi import load_artifact
 from contracts.chain import Call
 from contracts.keccak import keccak
 from contracts.rpc import Rpc
-from contracts.units import Address, address_bytes
+from contracts.units import Address
 from contracts.views import ask
-from contracts.vouchers import EvmKey
 
 UNLIMITED = 2**256 - 1
 _PERMIT = keccak(
@@ -38,16 +37,6 @@ class Token:
 
     async def decimals(self) -> int:
         return int(await self._value("decimals"))
-
-    async def sign_permit(
-        self, key: EvmKey, spender: Address, amount: int, *, deadline: int
-    ) -> bytes:
-        """An approval by signature: the spender submits it, so the owner sends no transaction."""
-        nonce = int(await self._value("nonces", key.address))
-        domain = bytes(await self._value("DOMAIN_SEPARATOR"))
-        owner, to = (bytes(12) + address_bytes(a) for a in (key.address, spender))
-        words = b"".join(number.to_bytes(32) for number in (amount, nonce, deadline))
-        return key.sign_digest(keccak(b"\x19\x01" + domain + keccak(_PERMIT + owner + to + words)))
 
     def _call(self, function: str, *args: Any) -> Call:
         return Call(self.address, load_artifact("TestToken").encode(function, *args))

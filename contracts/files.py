@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from contracts.errors import BadConfigurationError
-from contracts.merkle_sum import DEPTH_MAX, SUM_MAX, Leaf, Node
+from contracts.merkle_sum import DEPTH_MAX, SUM_MAX, Leaf, SumNode
 from contracts.units import parse_address
 from contracts.vouchers import SECRET_BYTES, EvmKey
 
@@ -79,11 +79,11 @@ def load_leaf(path: Path) -> Leaf:
         raise BadConfigurationError(f"{path} is not a leaf with its proof: {error}") from error
 
 
-def _parse_node(fields: Mapping[str, str]) -> Node:
+def _parse_node(fields: Mapping[str, str]) -> SumNode:
     digest = bytes.fromhex(fields["hash"])
     if len(digest) != _HASH_BYTES:
         raise ValueError("not a proof")
-    return Node(digest, _parse_sum(fields["sum"]))
+    return SumNode(digest, _parse_sum(fields["sum"]))
 
 
 def _parse_sum(text: str) -> int:

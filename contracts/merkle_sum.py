@@ -24,7 +24,7 @@ EMPTY_ROOT = bytes(32)
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class SumNode:
     hash: bytes
     sum: int
 
@@ -36,7 +36,7 @@ class Leaf:
     payee: Address
     cumulative: int
     index: int
-    proof: tuple[Node, ...]
+    proof: tuple[SumNode, ...]
 
 
 class SumTree:
@@ -73,7 +73,9 @@ class SumTree:
         proof = []
         for level in range(len(self._sums) - 1):
             sibling = (index >> level) ^ 1
-            proof.append(Node(self._hashes[level][sibling].tobytes(), self._sums[level][sibling]))
+            proof.append(
+                SumNode(self._hashes[level][sibling].tobytes(), self._sums[level][sibling])
+            )
         return Leaf(payee, self._sums[0][index], index, tuple(proof))
 
     def _hash_leaves(self, sums: Sequence[int]) -> NDArray[np.uint8]:

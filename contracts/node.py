@@ -5,7 +5,7 @@ from typing import Any
 
 from contracts.abi import revert_reason
 from contracts.errors import ChainUnreachableError, RevertedError, RpcError
-from contracts.receipts import Receipt, parse_receipt
+from contracts.receipts import TransactionReceipt, parse_receipt
 from contracts.rpc import Rpc, nonsense, parse_hex, parse_quantity
 from contracts.units import Address
 
@@ -62,7 +62,7 @@ class ChainNode:
             if not is_harmless(error):
                 raise
 
-    async def receipt(self, transaction: str) -> Receipt | None:
+    async def receipt(self, transaction: str) -> TransactionReceipt | None:
         found = await self._rpc.call("eth_getTransactionReceipt", transaction)
         return None if found is None else parse_receipt(found)
 

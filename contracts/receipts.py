@@ -20,7 +20,7 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class TransactionReceipt:
     transaction: str
     block: int
     block_hash: str
@@ -30,11 +30,11 @@ class Receipt:
     logs: tuple[Log, ...]
 
 
-def parse_receipt(fields: Any) -> Receipt:
+def parse_receipt(fields: Any) -> TransactionReceipt:
     """Raises ChainUnreachableError if it is not a receipt."""
     try:
         created = fields.get("contractAddress")
-        return Receipt(
+        return TransactionReceipt(
             transaction=_hash(fields["transactionHash"]),
             block=parse_quantity(fields["blockNumber"]),
             block_hash=_hash(fields["blockHash"]),

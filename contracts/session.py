@@ -20,7 +20,7 @@ from contracts.rpc import HttpRpc, Rpc, parse_quantity
 
 
 @dataclass(frozen=True, slots=True)
-class Connection:
+class ChainAccess:
     """Where a command goes, and who pays."""
 
     url: str
@@ -62,7 +62,7 @@ class Session:
         return self.sender
 
 
-def run(work: Callable[[Session], Awaitable[None]], connection: Connection) -> None:
+def run(work: Callable[[Session], Awaitable[None]], connection: ChainAccess) -> None:
     async def in_session() -> None:
         async with open_session(connection) as session:
             await work(session)
@@ -72,7 +72,7 @@ def run(work: Callable[[Session], Awaitable[None]], connection: Connection) -> N
 
 
 @asynccontextmanager
-async def open_session(connection: Connection) -> AsyncIterator[Session]:
+async def open_session(connection: ChainAccess) -> AsyncIterator[Session]:
     """A connection to the chain; with a key, also a sender whose journal lies next to the key."""
     report, key_file = Report(connection.as_json), connection.key_file
     async with httpx.AsyncClient() as client:

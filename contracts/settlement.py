@@ -17,7 +17,7 @@ from contracts.receipts import Log, parse_log
 from contracts.rpc import Rpc, nonsense
 from contracts.state import (
     ChallengeState,
-    Channel,
+    EscrowChannel,
     EstateState,
     OperatorState,
     RootState,
@@ -29,7 +29,6 @@ from contracts.vouchers import Promise, SignedVoucher
 
 # What the contract takes in one call.
 VOUCHERS_MAX = 256
-CLAIMS_MAX = 32
 
 # Public nodes answer for a few thousand blocks at once, and refuse more.
 _EVENT_BLOCKS = 2_000
@@ -184,8 +183,8 @@ class SettlementReader:
     async def terms(self) -> Terms:
         return Terms(*await self._value("terms"))
 
-    async def channel(self, client: Address, operator: Address) -> Channel:
-        return Channel(*await self._value("channel", client, operator))
+    async def channel(self, client: Address, operator: Address) -> EscrowChannel:
+        return EscrowChannel(*await self._value("channel", client, operator))
 
     async def operator(self, operator: Address) -> OperatorState:
         return OperatorState(*await self._value("operators", operator))

@@ -19,7 +19,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Channel:
+class EscrowChannel:
     balance: int
     redeemed: int
     exit_at: int

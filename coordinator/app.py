@@ -6,14 +6,17 @@ under virtual time. `coordinator.serve` puts the gateway and the signals around 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 import trio
 
 from coordinator.buyer.client import MarketClient
 from coordinator.db.engine import Database
+from coordinator.db.heads import check_books
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
+from coordinator.head_signer import sign_heads_forever
 from coordinator.leasing.control import ControlServer
 from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.lease_server import ROLE, LeaseServer
@@ -71,6 +74,7 @@ class Coordinator:
         rules: MarketRules,
         runtime: Runtime,
     ) -> None:
+        runtime = runtime.steadied()
         clock = runtime.clock
         self.key = key
         self.transport = transport
@@ -114,8 +118,11 @@ class Coordinator:
 
         The books open first and close last: every client that is served can be charged.
         """
+        # Before anything is built on it.
+        await self.database.read(check_books, signer=self.key.peer_id)
         async with open_stages() as stages:
             await stages.start("books", self.writer.run)
+            await stages.start("books", self._sign_heads)
             await restore_leases(self.database, self.leases, now_ms=self._clock.now_ms())
             await stages.start("network", self._take_offers)
             for part in (self.transport, self.pool, self.client, self.control):
@@ -130,18 +137,23 @@ class Coordinator:
         """End `run` when the receipts of our own client are handed in."""
         self._stopping.set()
 
+    async def _sign_heads(self, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await sign_heads_forever(self.database, self.key, self._clock)
+
     async def _take_offers(self, *, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
-            for shard in range(OFFER_SHARDS):
+            for topic in map(offer_topic, range(OFFER_SHARDS)):
                 offers = self.transport.subscribe(
-                    offer_topic(shard), self._take_offer, queue_max=GOSSIP_QUEUE_MAX
+                    topic, partial(self._take_offer, topic), queue_max=GOSSIP_QUEUE_MAX
                 )
                 nursery.start_soon(_drain, offers)
             task_status.started()
 
-    def _take_offer(self, data: bytes, via: PeerId) -> bool:
+    def _take_offer(self, topic: str, data: bytes, via: PeerId) -> bool:
         """Judge gossip once, as it comes: what is not news to us is not passed on either."""
-        verdict = self.market.book.accept(data, now_ms=self._clock.now_ms(), via=via)
+        now_ms = self._clock.now_ms()
+        verdict = self.market.book.accept(data, now_ms=now_ms, via=via, topic=topic)
         if verdict.is_news:
             log.info("offer", node=verdict.node, outcome=verdict.outcome.value)
         return verdict.is_news

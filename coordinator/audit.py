@@ -9,52 +9,23 @@ in `coordinator.ledger.machine`. Queries are in `coordinator.db.audits`.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import islice
 
+from coordinator.audit_findings import Check, Finding
+from coordinator.audit_rows import check_rows
 from coordinator.db import audits
 from coordinator.db.engine import Connection
+from coordinator.db.heads import iterate_heads
 from coordinator.db.transfers import iterate_transfers
 from coordinator.ledger.accounts import Account, AccountId, SystemAccount
-from coordinator.ledger.hash_chain import GENESIS, next_hash
+from coordinator.ledger.hash_chain import GENESIS, LedgerHead, next_hash
 from coordinator.ledger.transfers import RecordedTransfer, Transfer, TransferCode, TransferKind
 from protocol.errors import RemoteProtocolError
-from protocol.ids import TransferId, parse_ulid
+from protocol.ids import JobId, PeerId, TransferId, parse_ulid
 from protocol.money import AMOUNT_NANO_MAX, format_credits
 
 # A broken database may have a finding per row: nobody reads more than these.
 _FINDINGS_MAX = 1_000
-
-
-class Check(StrEnum):
-    """What was found to be wrong."""
-
-    HASH_CHAIN_BROKEN = "hash_chain_broken"
-    SEQUENCE_HAS_GAP = "sequence_has_gap"
-    TIME_GOES_BACKWARDS = "time_goes_backwards"
-    TRANSFER_MALFORMED = "transfer_malformed"
-    ACCOUNT_MISSING = "account_missing"
-    ACCOUNT_OVERDRAWN = "account_overdrawn"
-    HOLD_RESOLVED_WRONGLY = "hold_resolved_wrongly"
-    CAPTURE_WITHOUT_HOLD = "capture_without_hold"
-    ID_USED_TWICE = "id_used_twice"
-    FAILED_ID_HAPPENED = "failed_id_happened"
-    BALANCE_IS_NOT_FOLD = "balance_is_not_fold"
-    DEBITS_ARE_NOT_CREDITS = "debits_are_not_credits"
-    ESCROW_KEEPS_MONEY = "escrow_keeps_money"
-    OPEN_HOLDS_DIFFER = "open_holds_differ"
-    LEASE_CONTRADICTS_HOLD = "lease_contradicts_hold"
-    RECEIPT_CONTRADICTS_CAPTURE = "receipt_contradicts_capture"
-    MORE_FINDINGS = "more_findings"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One error. `subject` is the id of the account, transfer or lease that it is about."""
-
-    check: Check
-    subject: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +64,9 @@ class _Fold:
     at_ns: int = 0
     chain_hash: bytes = GENESIS
     previous: Transfer | None = None
+    # What the last charge has brought into escrow and its legs have not taken out, and whose it is.
+    unpaid_nano: int = 0
+    unpaid_job: JobId | None = None
     balances: dict[AccountId, _Balance] = field(default_factory=dict)
     open: dict[TransferId, Transfer] = field(default_factory=dict)
 
@@ -100,18 +74,28 @@ class _Fold:
         return self.balances.setdefault(account_id, _Balance())
 
 
-def audit(conn: Connection) -> AuditReport:
-    """Check the whole book. Takes some seconds per million transfers."""
+def audit(conn: Connection, *, signer: PeerId | None = None) -> AuditReport:
+    """Check the whole book. Takes some seconds per million transfers.
+
+    With `signer`, every head of the hash chain must be signed by this coordinator.
+    """
+    try:
+        return _audit(conn, signer)
+    except (LookupError, ValueError, TypeError) as error:
+        # A word or a number that no row of ours has ever held.
+        message = f"a value in the database means nothing: {error}"
+        return AuditReport(0, 0, 0, 0, 0, (Finding(Check.ROW_UNREADABLE, "", message),))
+
+
+def _audit(conn: Connection, signer: PeerId | None) -> AuditReport:
     accounts = audits.load_accounts(conn)
     fold = _Fold()
     checks = (
-        _check_transfers(conn, fold, accounts),
-        _check_ids(conn),
+        _check_transfers(conn, fold, accounts, signer),
         _check_balances(fold, accounts),
         _check_sums(accounts),
         _check_open_holds(conn, fold),
-        _check_leases(conn),
-        _check_receipts(conn),
+        check_rows(conn),
     )
     found = (finding for check in checks for finding in check)
     findings = list(islice(found, _FINDINGS_MAX))
@@ -130,12 +114,17 @@ def audit(conn: Connection) -> AuditReport:
 
 
 def _check_transfers(
-    conn: Connection, fold: _Fold, accounts: dict[AccountId, Account]
+    conn: Connection, fold: _Fold, accounts: dict[AccountId, Account], signer: PeerId | None
 ) -> Iterator[Finding]:
     """Read every transfer once, in order, and judge each by those before it."""
+    heads = {head.sequence: head for head in iterate_heads(conn)}
     for recorded in iterate_transfers(conn):
         transfer = recorded.transfer
         yield from _check_order(fold, recorded)
+        head = heads.pop(recorded.sequence, None)
+        if head is not None:
+            yield from _check_head(head, recorded.chain_hash, signer)
+        yield from _check_legs(fold, transfer)
         fault = _find_fault(transfer)
         if fault is not None:
             yield Finding(Check.TRANSFER_MALFORMED, transfer.id, fault)
@@ -158,6 +147,44 @@ def _check_transfers(
                 transfer.debit,
                 f"transfer {transfer.id} leaves {format_credits(available_nano)}",
             )
+    for sequence in heads:
+        yield Finding(
+            Check.HEAD_CONTRADICTS_CHAIN, f"number {sequence}", "it was signed, and is missing"
+        )
+    if fold.unpaid_nano:
+        message = f"its legs leave {fold.unpaid_nano} of it in escrow"
+        yield Finding(Check.CAPTURE_LEGS_DIFFER, fold.unpaid_job or "", message)
+
+
+def _check_head(head: LedgerHead, chain_hash: bytes, signer: PeerId | None) -> Iterator[Finding]:
+    subject = f"number {head.sequence}"
+    if not head.is_signed or signer not in (None, head.signer):
+        yield Finding(Check.HEAD_CONTRADICTS_CHAIN, subject, "the coordinator did not sign it")
+    elif head.chain_hash != chain_hash:
+        message = "the transfers up to this one are not those that were signed"
+        yield Finding(Check.HEAD_CONTRADICTS_CHAIN, subject, message)
+
+
+def _check_legs(fold: _Fold, transfer: Transfer) -> Iterator[Finding]:
+    """A charge brings money into escrow; its legs, right behind it, take out all of it, for the
+    same job."""
+    is_leg = transfer.code in _LEGS
+    if is_leg:
+        fold.unpaid_nano -= transfer.amount_nano
+    is_wrong = transfer.job_id != fold.unpaid_job or fold.unpaid_nano < 0
+    if is_wrong if is_leg else fold.unpaid_nano > 0:
+        yield Finding(
+            Check.CAPTURE_LEGS_DIFFER,
+            transfer.id,
+            f"it follows a charge for job {fold.unpaid_job} whose legs leave {fold.unpaid_nano}",
+        )
+        fold.unpaid_nano = 0
+    if transfer.code in _CHARGES and transfer.kind in (TransferKind.POST, TransferKind.POSTED):
+        fold.unpaid_nano, fold.unpaid_job = transfer.amount_nano, transfer.job_id
+
+
+_CHARGES = (TransferCode.CAPTURE, TransferCode.GOODWILL)
+_LEGS = (TransferCode.CAPTURE_NODE, TransferCode.CAPTURE_FEE)
 
 
 def _check_order(fold: _Fold, recorded: RecordedTransfer) -> Iterator[Finding]:
@@ -261,15 +288,6 @@ def _has_hold(transfer: Transfer, previous: Transfer | None) -> bool:
     )
 
 
-def _check_ids(conn: Connection) -> Iterator[Finding]:
-    for transfer_id in audits.repeated_ids(conn):
-        yield Finding(Check.ID_USED_TWICE, transfer_id, "two transfers have this id")
-    for transfer_id in audits.failed_ids_that_happened(conn):
-        yield Finding(
-            Check.FAILED_ID_HAPPENED, transfer_id, "its submitter was told that it had failed"
-        )
-
-
 def _check_balances(fold: _Fold, accounts: dict[AccountId, Account]) -> Iterator[Finding]:
     for account in accounts.values():
         folded = fold.balances.get(account.id, _Balance())
@@ -318,22 +336,3 @@ def _check_open_holds(conn: Connection, fold: _Fold) -> Iterator[Finding]:
                 hold_id,
                 f"its timeout is listed as {stored[hold_id]}, and is {hold.timeout_at_ms}",
             )
-
-
-def _check_leases(conn: Connection) -> Iterator[Finding]:
-    for lease in audits.contradicting_leases(conn):
-        ended = f"ended by {lease.resolution}" if lease.resolution else "still open"
-        yield Finding(
-            Check.LEASE_CONTRADICTS_HOLD,
-            lease.lease_id,
-            f"the lease is {lease.state}, its hold {lease.hold_id} is {ended}",
-        )
-
-
-def _check_receipts(conn: Connection) -> Iterator[Finding]:
-    for receipt in audits.contradicting_receipts(conn):
-        yield Finding(
-            Check.RECEIPT_CONTRADICTS_CAPTURE,
-            receipt.lease_id,
-            f"the receipt says {receipt.amount_nano}, {receipt.captured_nano} was captured",
-        )

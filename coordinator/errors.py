@@ -45,6 +45,10 @@ class SchemaVersionError(StorageError):
     """The database was written by another version of this program."""
 
 
+class DamagedBooksError(StorageError):
+    """What the database holds is not what was written to it; the message says what to do."""
+
+
 class LedgerError(CoordinatorError):
     """The ledger did not take a posting; no account changed."""
 

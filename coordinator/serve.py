@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from coordinator.app import Coordinator, MarketRules
 from coordinator.auth import ApiKeyDesk
-from coordinator.db.engine import ThreadRunner, open_database
+from coordinator.clock_check import check_clock
+from coordinator.db.engine import ThreadRunner, only_coordinator, open_database
+from coordinator.db.heads import store_head
 from coordinator.endpoint import Endpoint, write_endpoint
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
@@ -23,21 +25,30 @@ from protocol.programs.shutdown import StopSignals, open_stages, run_until_signa
 MARKET_STOP_WITHIN_S = 15.0
 
 
-async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
+async def serve(
+    config: Config, on_ready: Callable[[Endpoint], None], *, accept_clock: bool = False
+) -> None:
     """Run until SIGINT or SIGTERM; streams then have `drain_s` seconds, unless a second signal cuts
-    them. Raises AlreadyRunningError, CoordinatorError, KeyFileError,
-    NetError."""
+    them. `accept_clock` starts although the machine's clock contradicts the books.
+
+    Raises AlreadyRunningError, CoordinatorError, KeyFileError, NetError.
+    """
     config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     refusal = (
         f"another coordinator runs with data directory {config.data_dir}: stop it, or use another "
         "--data-dir"
     )
-    # Two would share a key and a database file.
-    with hold_lock(config.lock_path, refusal=refusal):
+    # Two in one folder would share a key, two on one database its holds.
+    with (
+        hold_lock(config.lock_path, refusal=refusal),
+        only_coordinator(config.database),
+    ):
         key = load_or_create_key_file(config.key_path)
         database = open_database(config.database, ThreadRunner())
         runtime = system_runtime()
-        transport = Libp2pTransport(key, config.listen, announce=config.announce)
+        transport = Libp2pTransport(
+            key, config.listen, announce=config.announce, policy=config.dial_policy
+        )
         rules = MarketRules(config.fee_bps, config.catalogue, config.client_asks_per_minute)
         coordinator = Coordinator(key, transport, database, rules, runtime)
         known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())
@@ -47,6 +58,8 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
         async def body(signals: StopSignals) -> None:
             """The gateway stops first, so that streams end, then the market, which hands the
             receipts of these streams in before its books close."""
+            if not accept_clock:
+                await database.read(check_clock, now_ms=runtime.clock.now_ms())
             async with open_stages() as stages:
                 await stages.start(
                     "market", coordinator.run, ask=coordinator.stop, within_s=MARKET_STOP_WITHIN_S
@@ -62,6 +75,8 @@ async def serve(config: Config, on_ready: Callable[[Endpoint], None]) -> None:
                     await gateway.drain(within_s=config.drain_s)
                 finally:
                     gateway.cut()
+            # Only here: books that could not be opened, because they are damaged, are not signed.
+            await database.write(store_head, key, now_ms=runtime.clock.now_ms())
 
         try:
             await run_until_signal(body)

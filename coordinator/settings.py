@@ -12,7 +12,18 @@ from typing import Any
 from protocol.ids import Digest, is_digest
 from protocol.limits import LIST_ITEMS_MAX
 from protocol.money import BASIS_POINTS
-from protocol.programs.kinds import ADDRESSES, PATH, SWITCH, TEXT, Kind, choice, count, read_items
+from protocol.net.dial_policy import DialPolicy, parse_networks
+from protocol.programs.kinds import (
+    ADDRESSES,
+    NETWORKS,
+    PATH,
+    SWITCH,
+    TEXT,
+    ValueKind,
+    choice,
+    count,
+    read_items,
+)
 from protocol.programs.log import LEVELS, LogFormat
 from protocol.programs.settings import InDataDir, resolve_settings, setting
 
@@ -63,9 +74,9 @@ def read_origins(raw: Any) -> tuple[str, ...]:
 # As browsers send it: no path, not even a slash at the end.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]{1,255}")
 
-ORIGINS = Kind(read_origins, "origins of web pages", is_list=True)
-HTTP_ADDRESS = Kind(read_http_address, "HOST:PORT")
-CATALOGUE = Kind(read_catalogue, "names with manifest digests", has_flag=False)
+ORIGINS = ValueKind(read_origins, "origins of web pages", is_list=True)
+HTTP_ADDRESS = ValueKind(read_http_address, "HOST:PORT")
+CATALOGUE = ValueKind(read_catalogue, "names with manifest digests", has_flag=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,12 @@ class Config:
         ADDRESSES,
         "What to tell others instead, if a router forwards another address to this machine.",
         example='["/ip4/203.0.113.7/tcp/4100"]',
+    )
+    dial_private: tuple[str, ...] = setting(
+        (),
+        NETWORKS,
+        "Where offers may lead us besides the public internet: `loopback`, or networks.",
+        example='["loopback", "192.168.0.0/16"]',
     )
     http: HttpAddress = setting(
         HttpAddress("127.0.0.1", 8080),
@@ -147,6 +164,10 @@ class Config:
     ) -> "Config":
         """Merge the sources: see `resolve_settings`. Raises SettingError."""
         return resolve_settings(cls, PROGRAM, file=file, env=env or {}, flags=flags or {})
+
+    @property
+    def dial_policy(self) -> DialPolicy:
+        return DialPolicy(parse_networks(self.dial_private))
 
     @property
     def key_path(self) -> Path:

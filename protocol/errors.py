@@ -38,6 +38,7 @@ class Code(OpenVocabulary):
     OFFER_REGRESSED = "offer_regressed"
     OFFER_CONFLICT = "offer_conflict"
     OFFER_IMPLAUSIBLE = "offer_implausible"
+    WRONG_TOPIC = "wrong_topic"
     # The market cannot serve it.
     UNKNOWN_MODEL = "unknown_model"
     NO_NODE_FITS = "no_node_fits"

@@ -20,6 +20,9 @@ HEADER = struct.Struct(">BBII")
 class FrameType(IntEnum):
     """What a frame's body is. Numbers are the wire's and never change meaning."""
 
+    # Never sent: stands for every number of a later version. The frame around it is whole, so only
+    # the conversation that it belongs to cannot go on.
+    UNKNOWN = 0
     HELLO = 1
     ERROR = 2
     CLOSE = 3
@@ -39,6 +42,9 @@ class FrameType(IntEnum):
 
 
 _TYPES = {int(member): member for member in FrameType}
+
+# Frames that begin a channel. On a channel that is over, any other frame may only be late.
+OPENING_TYPES = frozenset({FrameType.REQUEST, FrameType.JOB_OPEN})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,17 @@ class FrameDecoder:
         self._buffer = bytearray()
         self._offset = 0
         self._body_bytes_max = body_bytes_max
+        # How many frames were cut so far.
+        self.frames_cut = 0
+
+    @property
+    def buffered_bytes(self) -> int:
+        return len(self._buffer)
+
+    @property
+    def has_part(self) -> bool:
+        """Some bytes of the next frame are here, and not all."""
+        return len(self._buffer) > self._offset
 
     def feed(self, data: bytes) -> None:
         if self._offset:
@@ -74,8 +91,8 @@ class FrameDecoder:
     def next_frame(self) -> Frame | None:
         """The next whole frame, or None if more bytes are needed.
 
-        Raises RemoteProtocolError: UNKNOWN_VERSION, MALFORMED (frame type), FRAME_TOO_LARGE. After
-        an error the stream has no known boundary any more and must be closed.
+        Raises RemoteProtocolError: UNKNOWN_VERSION, FRAME_TOO_LARGE. After an error the stream has
+        no known boundary any more and must be closed.
         """
         start = self._offset + HEADER.size
         if len(self._buffer) < start:
@@ -86,9 +103,7 @@ class FrameDecoder:
                 f"the peer speaks frame version {version}, we speak {VERSION}",
                 code=Code.UNKNOWN_VERSION,
             )
-        frame_type = _TYPES.get(number)
-        if frame_type is None:
-            raise RemoteProtocolError(f"unknown frame type {number}", code=Code.MALFORMED)
+        frame_type = _TYPES.get(number, FrameType.UNKNOWN)
         if length > self._body_bytes_max:
             raise RemoteProtocolError(
                 f"{frame_type.name} announces {length} bytes, the limit is {self._body_bytes_max}",
@@ -98,6 +113,7 @@ class FrameDecoder:
         if len(self._buffer) < end:
             return None
         self._offset = end
+        self.frames_cut += 1
         return Frame(frame_type, channel, bytes(memoryview(self._buffer)[start:end]))
 
     def end(self) -> None:

@@ -85,3 +85,7 @@ SALT_BYTES = 16
 
 # How many parts a purchase may come in; a client tries fewer nodes than that.
 PARTS_MAX = 64
+
+# With five nodes tried, the market has a problem that a sixth attempt only hides; ladders of 64
+# attempts have turned bursts into storms (d-inference#512).
+ATTEMPTS_MAX = 5

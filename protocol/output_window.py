@@ -29,9 +29,11 @@ class OutputWindow:
         self._chain = chain
         self._is_stream = is_stream
         self._input_index = 0
-        self._progress_index = 0
         self._held: deque[Chunk] = deque()
         self.sent_tokens = 0
+        # Both change once a window, and are compared once a token.
+        self._may_send = UNSIGNED_WINDOWS_MAX * terms.window_tokens
+        self._progress_at = 1
 
     @property
     def is_blocked(self) -> bool:
@@ -53,8 +55,10 @@ class OutputWindow:
 
     def push(self, chunk: Chunk) -> list[Chunk]:
         """Take output that was produced; returns what may be sent now."""
-        if not self._is_stream:
-            self.sent_tokens += len(chunk.token_ids)
+        tokens = len(chunk.token_ids)
+        fits = tokens <= self._terms.window_tokens and self.sent_tokens + tokens <= self._may_send
+        if not self._is_stream or (fits and not self._held):
+            self.sent_tokens += tokens
             return [chunk]
         self._held.extend(_pieces(chunk, self._terms.window_tokens))
         return self._release()
@@ -70,23 +74,21 @@ class OutputWindow:
             )
         self._input.advance(links.input_index, links.input_link)
         self._output.advance(links.index, links.link)
+        signed = self._terms.signed_output(links.index)
+        self._may_send = signed + UNSIGNED_WINDOWS_MAX * self._terms.window_tokens
         return self._release()
 
     def progress_due(self) -> ProgressLink | None:
         """The node's own link for what was sent, if it has not been told yet."""
-        if not self._is_stream or not self.sent_tokens:
+        if self.sent_tokens < self._progress_at or not self._is_stream:
             return None
         index = self._terms.output_index(self.sent_tokens)
-        if index <= self._progress_index:
-            return None
-        self._progress_index = index
+        self._progress_at = self._terms.signed_output(index + 1)
         return ProgressLink(index, self._chain.link(index))
 
     def _release(self) -> list[Chunk]:
-        signed = self._terms.signed_output(self._output.index)
-        may_send = signed + UNSIGNED_WINDOWS_MAX * self._terms.window_tokens
         released = []
-        while self._held and self.sent_tokens + len(self._held[0].token_ids) <= may_send:
+        while self._held and self.sent_tokens + len(self._held[0].token_ids) <= self._may_send:
             chunk = self._held.popleft()
             self.sent_tokens += len(chunk.token_ids)
             released.append(chunk)

@@ -53,10 +53,6 @@ class PriceSheet:
         if not all(0 <= position.of(self) <= PRICE_NANO_MAX for position in PRICE_POSITIONS):
             raise ValueError("a price is out of range")
 
-    def is_at_most(self, other: "PriceSheet") -> bool:
-        """True if no position is dearer than in `other`."""
-        return all(position.of(self) <= position.of(other) for position in PRICE_POSITIONS)
-
 
 class PricePosition(NamedTuple):
     """One line of a price sheet: `field` of a PriceSheet asks for `per` of `unit`."""

@@ -47,13 +47,13 @@ class TokenBuckets:
     def has_any(self, key: Hashable, rate: Rate, *, now_s: float) -> bool:
         return self._tokens(key, rate, now_s) >= 1.0
 
-    def take(self, key: Hashable, rate: Rate, *, now_s: float) -> Level:
-        """Take a token if there is one."""
+    def take(self, key: Hashable, rate: Rate, *, now_s: float, count: int = 1) -> Level:
+        """Take `count` tokens if there are as many."""
         tokens, wait_s = self._tokens(key, rate, now_s), 0.0
-        if tokens >= 1.0:
-            tokens -= 1.0
+        if tokens >= count:
+            tokens -= count
         else:
-            wait_s = (1.0 - tokens) / rate.per_s
+            wait_s = (count - tokens) / rate.per_s
         self._levels[key] = (tokens, now_s)
         self._levels.move_to_end(key)
         if len(self._levels) > self._keys_max:

@@ -9,7 +9,7 @@ mistake in either is not made twice.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from protocol.endings import Finish
@@ -24,6 +24,9 @@ _BASIS_POINTS = 10_000
 
 # What a coordinator answers when a receipt is durable but its client may still object.
 _PENDING = "pending"
+# Of a client's hash chains; see docs/protocol.md.
+_LINKS_MAX = 4_096
+_INPUT_STEPS = 64
 
 
 class Rule(StrEnum):
@@ -46,7 +49,7 @@ class Rule(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class BrokenRule:
     """One breach of a rule, with what it concerns."""
 
     rule: Rule
@@ -150,11 +153,11 @@ class Auditor:
         """What clients have paid, by the evidence."""
         return sum(capture.amount_nano for capture in self._captures())
 
-    def audit(self, reported: Balances) -> tuple[Finding, ...]:
+    def audit(self, reported: Balances) -> tuple[BrokenRule, ...]:
         """Every breach that the evidence or the reported balances show; empty if all is well."""
-        found: list[Finding] = []
+        found: list[BrokenRule] = []
         for lease_id, case in self._cases.items():
-            found += [Finding(rule, f"{lease_id}: {what}") for rule, what in self._judge(case)]
+            found += [BrokenRule(rule, f"{lease_id}: {what}") for rule, what in self._judge(case)]
         found += self._compare(reported)
         return tuple(found)
 
@@ -192,7 +195,7 @@ class Auditor:
             share_nano = amount_nano * (_BASIS_POINTS - self._fee_bps) // _BASIS_POINTS
             yield _Capture(granted.client, granted.node, amount_nano, share_nano)
 
-    def _compare(self, reported: Balances) -> Iterable[Finding]:
+    def _compare(self, reported: Balances) -> Iterable[BrokenRule]:
         """Our books against the coordinator's."""
         paid: defaultdict[str, int] = defaultdict(int)
         earned: defaultdict[str, int] = defaultdict(int)
@@ -206,30 +209,30 @@ class Auditor:
             yield from self._compare_account(account, reported, paid[account], earned[account])
         if reported.operator_nano != fees_nano:
             detail = f"the operator has {reported.operator_nano}, fees were {fees_nano}"
-            yield Finding(Rule.FEE_IS_REMAINDER, detail)
+            yield BrokenRule(Rule.FEE_IS_REMAINDER, detail)
         everything = sum(reported.posted_nano.values()) + reported.operator_nano
         if everything + reported.escrow_nano != sum(self._credited.values()):
             detail = f"credited {sum(self._credited.values())}, found {everything}"
-            yield Finding(Rule.MONEY_IS_CONSERVED, detail)
+            yield BrokenRule(Rule.MONEY_IS_CONSERVED, detail)
         held = {account: nano for account, nano in reported.held_nano.items() if nano}
         if held or reported.escrow_nano:
             detail = f"{held or 'nothing'} held, {reported.escrow_nano} in escrow"
-            yield Finding(Rule.NOTHING_HELD, detail)
+            yield BrokenRule(Rule.NOTHING_HELD, detail)
 
     def _compare_account(
         self, account: str, reported: Balances, paid_nano: int, earned_nano: int
-    ) -> Iterable[Finding]:
+    ) -> Iterable[BrokenRule]:
         actual_nano = reported.posted_nano.get(account, 0)
         expected_nano = self._credited.get(account, 0) - paid_nano + earned_nano
         if actual_nano == expected_nano:
             return
         detail = f"{account} has {actual_nano}, by the evidence {expected_nano}"
         if account in self._credited:
-            yield Finding(Rule.CLIENT_PAYS_RECEIPTS, detail)
+            yield BrokenRule(Rule.CLIENT_PAYS_RECEIPTS, detail)
         elif earned_nano:
-            yield Finding(Rule.NODE_IS_PAID, detail)
+            yield BrokenRule(Rule.NODE_IS_PAID, detail)
         else:
-            yield Finding(Rule.NO_STRANGERS, detail)
+            yield BrokenRule(Rule.NO_STRANGERS, detail)
 
 
 def _judge_receipt(receipt: Signed[Receipt], lease: Signed[Lease]) -> Iterable[tuple[Rule, str]]:
@@ -260,25 +263,52 @@ def _judge_answers(case: _Case) -> Iterable[tuple[Rule, str]]:
         if digest in paid:
             yield Rule.ANSWERS_AGREE, f"its receipt was both settled and refused ({code})"
     for answer in case.answers:
-        earned_nano = _earned_nano(case, answer.receipt)
+        billed_nano = case.receipts[answer.receipt].message.amount_nano
+        is_pending = answer.state == _PENDING
+        earned_nano = billed_nano if is_pending else _earned_nano(case, answer.receipt)
         if answer.amount_nano != earned_nano:
             yield Rule.CAPTURE_IS_EARNED, f"{answer.amount_nano} paid for {earned_nano}"
 
 
 def _earned_nano(case: _Case, digest: Digest) -> int:
-    """The charge that node and client both signed for; the node's alone if the client is silent."""
+    """The charge that node and client both signed for."""
     billed = case.receipts[digest].message
     acceptance = case.acceptances.get(digest)
-    if acceptance is None or acceptance.message.agrees or case.lease is None:
+    if case.lease is None or (acceptance is not None and acceptance.message.agrees):
         return billed.amount_nano
+    if acceptance is None:
+        return _lone_nano(billed, case.lease.message)
     counted_nano = _charge_nano(case.lease.message.price, acceptance.message.units)
     return min(billed.amount_nano, counted_nano)
 
 
+def _lone_nano(billed: Receipt, granted: Lease) -> int:
+    """Of a receipt without an acceptance: what the client's links say, and a window more."""
+    most = granted.units_max
+    if not billed.opening:
+        return 0
+    if not most.output_tokens:
+        return billed.amount_nano
+    window = max(granted.window_tokens, -(-most.output_tokens // (_LINKS_MAX - 1)))
+    tail, price, links = window if granted.pays_tails else 0, granted.price, billed.countersigned
+    if links is None:
+        price = replace(price, request_nano=0)
+        signed_input, output_most = tail, max(tail - billed.units.input_tokens, 0)
+    else:
+        step = max(window, -(-most.input_tokens // _INPUT_STEPS))
+        signed_input, output_most = links.input_index * step, (links.index - 1) * window + tail
+    payable = replace(
+        billed.units,
+        input_tokens=min(billed.units.input_tokens, signed_input),
+        output_tokens=min(billed.units.output_tokens, output_most),
+    )
+    return min(billed.amount_nano, _charge_nano(price, payable))
+
+
 def _captured_nano(case: _Case) -> int:
     """What left the client's hold: once something is acknowledged it is owed, sooner or later."""
-    final = [answer for answer in case.answers if answer.state != _PENDING]
-    return max(answer.amount_nano for answer in final or case.answers)
+    final = [answer.amount_nano for answer in case.answers if answer.state != _PENDING]
+    return max(final or (_earned_nano(case, answer.receipt) for answer in case.answers))
 
 
 def _charge_nano(price: PriceSheet, units: Units) -> int:

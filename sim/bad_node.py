@@ -17,7 +17,7 @@ from capanode.workers import ModelPlan
 from protocol.errors import Code, RemoteProtocolError
 from protocol.messages import Task
 from protocol.pricing import PriceSheet
-from sim.options import Machine
+from sim.options import SimMachine
 from sim.sim_node import SimNode
 from sim.sim_worker import Ailments, SimWorker, text_of
 
@@ -38,7 +38,7 @@ class Vice(StrEnum):
     FLAPPING = "flapping"  # loses power every three seconds
 
 
-def tempting(machine: Machine) -> Machine:
+def tempting(machine: SimMachine) -> SimMachine:
     """The same machine at half price, with a thousand slots on offer."""
     price = machine.price
     half = PriceSheet(price.input_nano_per_mtok // 2, price.output_nano_per_mtok // 2)
@@ -54,7 +54,7 @@ class BadWorker(SimWorker):
         self,
         vice: Vice,
         task: Task,
-        machine: Machine,
+        machine: SimMachine,
         ailments: Ailments,
         *,
         on_state: Callable[[WorkerState], None],

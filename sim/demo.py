@@ -22,7 +22,7 @@ from coordinator.settings import Config
 from protocol.envelope import open_envelope
 from protocol.messages import NodeOffer, Objective, Task
 from protocol.money import format_credits
-from protocol.pricing import Units
+from protocol.pricing import PRICE_POSITIONS, Units
 from protocol.services import NodesAsk, QuoteAsk
 from sim.network import (
     NODE_READY_WITHIN_S,
@@ -166,13 +166,13 @@ async def _show_offers(market: MarketSession, count: int, say: Say) -> None:
             f"isolation {offer.isolation.value}  {offer.hardware.name}"
         )
         for model in offer.models:
-            price = model.price
+            asked = ", ".join(
+                f"{format_credits(nano)} {position.label}"
+                for position in PRICE_POSITIONS
+                if (nano := position.of(model.price))
+            )
             say(
-                f"      {model.name:<24} {model.slots} slots, {model.decode_tps} tok/s claimed, "
-                f"{format_credits(price.input_nano_per_mtok)} in, "
-                f"{format_credits(price.output_nano_per_mtok)} out per million tokens"
-                if model.task is not Task.IMAGE_CLASSIFICATION
-                else f"      {model.name:<24} {format_credits(price.image_nano)} per image"
+                f"      {model.name:<24} {model.slots} slots, {model.decode_tps}/s claimed, {asked}"
             )
 
     await wait_nodes(market, count, show)

@@ -17,7 +17,7 @@ SKEW_MS_MAX = CLOCK_SKEW_MAX_MS // 2
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class SimMachine:
     """A kind of node, calibrated: one stream gets `decode_tps`, and every further stream of a batch
     makes a step longer by `batch_slowdown`. Prices are per million tokens in and out."""
 
@@ -41,9 +41,9 @@ def _price(input_credits: float, output_credits: float) -> PriceSheet:
 # the others keep the published ratios between such a machine and a consumer or a server card.
 # Slots are few, so that forty jobs are enough to fill queues.
 MACHINES = (
-    Machine("laptop", 400, 41, 0.09, 2, 2, _price(0.02, 0.06)),
-    Machine("desktop", 3_000, 90, 0.04, 3, 2, _price(0.05, 0.12)),
-    Machine("server", 9_000, 160, 0.02, 4, 4, _price(0.11, 0.31)),
+    SimMachine("laptop", 400, 41, 0.09, 2, 2, _price(0.02, 0.06)),
+    SimMachine("desktop", 3_000, 90, 0.04, 3, 2, _price(0.05, 0.12)),
+    SimMachine("server", 9_000, 160, 0.02, 4, 4, _price(0.11, 0.31)),
 )
 
 

@@ -82,9 +82,11 @@ class ChildProcess:
 
 
 def _environment(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Ours, without settings that the person at the terminal made for programs of their own."""
-    return {
+    """Ours, without settings that the person at the terminal made for programs of their own. The
+    network is on this machine, so its offers lead to loopback."""
+    kept = {
         name: value
         for name, value in inherited.items()
         if not name.startswith(("CAPANODE_", "COORDINATOR_"))
     }
+    return kept | dict.fromkeys(("CAPANODE_DIAL_PRIVATE", "COORDINATOR_DIAL_PRIVATE"), "loopback")

@@ -31,7 +31,7 @@ from protocol.programs.runtime import Runtime
 from protocol.services import Method, ReceiptAsk, SettleReply
 from sim.auditor import Auditor
 from sim.host import Host, Process
-from sim.options import Machine
+from sim.options import SimMachine
 from sim.sim_worker import CONTEXT_TOKENS, QUANTIZATION, Ailments, SimWorker
 from sim.workload import MODELS
 
@@ -48,7 +48,7 @@ class SimNode:
         self,
         name: str,
         key: SigningKey,
-        machine: Machine,
+        machine: SimMachine,
         network: MemoryNetwork,
         clock: Clock,
         *,
@@ -190,7 +190,7 @@ class _WatchedRpc(RpcClient):
         return settled
 
 
-def _plan(task: Task, machine: Machine) -> ModelPlan:
+def _plan(task: Task, machine: SimMachine) -> ModelPlan:
     name = MODELS[task]
     manifest = ModelManifest(
         name=name,

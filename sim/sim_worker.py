@@ -20,7 +20,7 @@ from protocol.messages import Task
 from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput
 from protocol.pricing import Units
 from protocol.tasks import decode_input
-from sim.options import Machine
+from sim.options import SimMachine
 
 CONTEXT_TOKENS = 512
 QUANTIZATION = "bf16"
@@ -33,7 +33,7 @@ SimInput = GenerationInput | EmbeddingInput
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PlannedAnswer:
     """The one right answer to an input, whichever node gives it."""
 
     input_tokens: int
@@ -50,7 +50,7 @@ class Answer:
         return Units(input_tokens=self.input_tokens, output_tokens=len(self.token_ids))
 
 
-def answer_of(job_input: SimInput) -> Answer:
+def answer_of(job_input: SimInput) -> PlannedAnswer:
     """What every fault-free run of this input delivers; depends on nothing but the input."""
     if isinstance(job_input, EmbeddingInput):
         return _embed(job_input)
@@ -63,7 +63,7 @@ def answer_of(job_input: SimInput) -> Answer:
         int.from_bytes(stream[at : at + 4]) % _VOCABULARY for at in range(0, 4 * length, 4)
     )
     reason = "stop" if ends_itself else "length"
-    return Answer(count_words(job_input.prompt or ""), token_ids, b"", reason)
+    return PlannedAnswer(count_words(job_input.prompt or ""), token_ids, b"", reason)
 
 
 def text_of(token_id: int) -> str:
@@ -75,13 +75,13 @@ def count_words(text: str) -> int:
     return len(text.split())
 
 
-def _embed(job_input: EmbeddingInput) -> Answer:
+def _embed(job_input: EmbeddingInput) -> PlannedAnswer:
     vectors = tuple(
         hashlib.shake_128(text.encode()).digest(4 * _EMBEDDING_DIMENSIONS)
         for text in job_input.texts
     )
     data = encode(EmbeddingOutput(_EMBEDDING_DIMENSIONS, vectors))
-    return Answer(sum(map(count_words, job_input.texts)), (), data, "complete")
+    return PlannedAnswer(sum(map(count_words, job_input.texts)), (), data, "complete")
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class Ailments:
 class _Live:
     """A job in the batch: its answer, and how much of it is out; None before its prefill."""
 
-    answer: Answer
+    answer: PlannedAnswer
     done: int | None = None
 
 
@@ -113,7 +113,7 @@ class SimWorker:
     def __init__(
         self,
         task: Task,
-        machine: Machine,
+        machine: SimMachine,
         ailments: Ailments,
         *,
         on_state: Callable[[WorkerState], None],

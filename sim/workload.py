@@ -13,7 +13,7 @@ from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
 from protocol.payload import EmbeddingInput, GenerationInput
 from protocol.pricing import Units
 from sim.options import Demand, WorldOptions
-from sim.sim_worker import CONTEXT_TOKENS, Answer, SimInput, answer_of
+from sim.sim_worker import CONTEXT_TOKENS, PlannedAnswer, SimInput, answer_of
 
 # Models by task; every node offers the first, every other node the second.
 MODELS = {Task.CAUSAL_LM: "sim-lm", Task.EMBEDDING: "sim-embedder"}
@@ -32,7 +32,7 @@ class PlannedJob:
     client: int
     at_s: float
     spec: JobSpec
-    answer: Answer
+    answer: PlannedAnswer
     is_bad: bool = False
     cancel_after: int | None = None
 
@@ -111,7 +111,7 @@ def _plan_job(
 
 def _spec(
     job_input: SimInput,
-    answer: Answer,
+    answer: PlannedAnswer,
     *,
     objective: Objective = Objective.BALANCED,
     constraints: Constraints = NO_CONSTRAINTS,

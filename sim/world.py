@@ -84,7 +84,7 @@ def run_world(
     async def main(rng: random.Random) -> WorldResult:
         trace = Trace(trio.current_time, sink=sink)
         with trace.logs_captured():
-            world = World(seed, chosen, rng, trace)
+            world = SimWorld(seed, chosen, rng, trace)
             try:
                 return await world.run()
             finally:
@@ -93,7 +93,7 @@ def run_world(
     return run_deterministically(main, seed)
 
 
-class World:
+class SimWorld:
     """All parties of one run. `run` is its whole life."""
 
     def __init__(self, seed: int, options: WorldOptions, rng: random.Random, trace: Trace) -> None:

@@ -19,6 +19,7 @@ from protocol.errors import RETRYABLE_ELSEWHERE, Code, RemoteProtocolError
 from protocol.grants import Granted, check_terms
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
+from protocol.limits import ATTEMPTS_MAX
 from protocol.messages import JobRequest, Receipt
 from protocol.net.errors import NetError
 from protocol.net.pool import StreamPool
@@ -28,8 +29,6 @@ from protocol.session import ClientJob
 
 log = structlog.get_logger(__name__)
 
-# With five candidates dead, the market has a problem that a sixth attempt only hides.
-ATTEMPTS_MAX = 5
 # A dial over a relay takes tens of milliseconds; a node that needs seconds is no use to anyone.
 OPEN_WITHIN_S = 5.0
 

@@ -1,5 +1,6 @@
 """`coordinator ledger`: the books themselves, and the proof that they are right."""
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from coordinator.db.engine import Connection
 from coordinator.db.transfers import list_transfers
 from coordinator.ledger.transfers import RecordedTransfer
 from protocol.money import format_credits
+from protocol.programs.keyfile import load_key_file
 from protocol.programs.output import credits_text, print_json, print_table, short, time_text
 
 app = typer.Typer(help="The ledger: transfers, and an audit of them all.", no_args_is_help=True)
@@ -60,7 +62,9 @@ def audit_command(
 ) -> None:
     """Prove that balances follow from transfers. Exit code 1 if anything is wrong."""
     config = load_config(data_dir, config_file)
-    report = read_books(config, audit)
+    has_key = config.key_path.exists()
+    signer = load_key_file(config.key_path).peer_id if has_key else None
+    report = read_books(config, partial(audit, signer=signer))
     if as_json:
         print_json(
             {

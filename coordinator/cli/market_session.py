@@ -4,7 +4,7 @@ import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
@@ -20,6 +20,7 @@ from protocol.ids import parse_peer_id
 from protocol.keys import SigningKey
 from protocol.messages import NodeOffer, Task
 from protocol.net.clock import SystemClock
+from protocol.net.dial_policy import ALLOW_LOOPBACK, LOOPBACK, PUBLIC_ONLY, DialPolicy
 from protocol.net.pool import StreamPool
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
@@ -63,7 +64,7 @@ async def open_market(
     except RemoteProtocolError:
         raise CommandError(f"{address!r} does not end in /p2p/ and a peer id") from None
     key = buyer_key(config, key_path)
-    transport = Libp2pTransport(key, ())
+    transport = Libp2pTransport(key, (), policy=_policy(config, address))
     rng = random.SystemRandom()
     lease_pool, job_pool = (
         StreamPool(transport, protocol, role=ROLE, rng=rng)
@@ -80,6 +81,15 @@ async def open_market(
         yield MarketSession(key, leaser, client)
         await client.wait_settled()
         nursery.cancel_scope.cancel()
+
+
+def _policy(config: Config, coordinator: str) -> DialPolicy:
+    """Where the nodes of this coordinator may be: also on this machine, if it is here itself."""
+    policy = config.dial_policy.with_trusted([coordinator])
+    host = coordinator.split("/")[2] if coordinator.count("/") > 2 else ""
+    if ALLOW_LOOPBACK.allows(host) and not PUBLIC_ONLY.allows(host):
+        return replace(policy, networks=(*policy.networks, *LOOPBACK))
+    return policy
 
 
 def _local_address(config: Config) -> str:

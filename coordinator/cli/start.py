@@ -1,5 +1,8 @@
 """`coordinator start`: run the market of this machine."""
 
+from functools import partial
+from typing import Annotated
+
 import trio
 import typer
 
@@ -11,7 +14,16 @@ from protocol.programs.setting_options import Json, takes_settings
 
 
 @takes_settings(Config, PROGRAM)
-def start(config: Config, as_json: Json = False) -> None:
+def start(
+    config: Config,
+    accept_clock: Annotated[
+        bool,
+        typer.Option(
+            "--accept-clock", help="Start although this machine's clock contradicts the books."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Serve nodes, clients and the OpenAI-compatible API until Ctrl-C."""
     configure_logging(level=config.log_level, log_format=config.log_format)
 
@@ -34,4 +46,4 @@ def start(config: Config, as_json: Json = False) -> None:
     # Imported here: the commands that only look at the books need neither network nor gateway.
     from coordinator.serve import serve
 
-    trio.run(serve, config, on_ready)
+    trio.run(partial(serve, config, on_ready, accept_clock=accept_clock))

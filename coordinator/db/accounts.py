@@ -81,7 +81,7 @@ def store_accounts(conn: Connection, changed: Sequence[Account]) -> None:
 
 def damaged_accounts(conn: Connection) -> Iterator[AccountId]:
     """Accounts whose names and flags are not those that were written. Balances are not among them:
-    an audit adds them up. Only a node's first earning opens an account without a digest."""
+    an audit adds them up. An account that a posting opened, a node's, has no digest."""
     for digest, *row in conn.execute(select(accounts.c.digest, *_COLUMNS)):
         account = _account(row)
         if account.id in _SYSTEM:
@@ -89,7 +89,7 @@ def damaged_accounts(conn: Connection) -> Iterator[AccountId]:
         elif digest is not None:
             is_good = digest == _digest(account)
         else:
-            is_good = not account.label and not account.may_overdraw
+            is_good = not account.may_overdraw
         if not is_good:
             yield account.id
 

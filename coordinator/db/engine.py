@@ -19,7 +19,8 @@ from sqlalchemy.exc import ArgumentError
 
 from coordinator.db import sqlite
 from coordinator.db.migrations import upgrade_schema
-from coordinator.errors import InvalidRowError, StorageError
+from coordinator.errors import DamagedBooksError, InvalidRowError, StorageError
+from protocol.programs.locks import hold_lock
 from protocol.programs.runners import READERS_MAX, InlineRunner, Runner, ThreadRunner
 
 __all__ = ["Connection", "Database", "InlineRunner", "Runner", "ThreadRunner", "open_database"]
@@ -34,8 +35,9 @@ class Database:
     def __init__(self, url: str, runner: Runner) -> None:
         parsed = _parse(url)
         self._runner = runner
-        if not sqlite.is_memory(parsed) and not Path(parsed.database or "").parent.is_dir():
-            raise StorageError(f"the folder of {parsed.database} does not exist: create it first")
+        if not sqlite.is_memory(parsed):
+            _check_folder(parsed)
+            sqlite.keep_private(Path(parsed.database or ""))
         self._write_engine, self._read_engine = sqlite.open_engines(parsed, readers_max=READERS_MAX)
         self._writer: Connection | None = None
         # One connection cannot carry two transactions: reads then take the writer's turn.
@@ -89,9 +91,39 @@ class Database:
             yield
         except sqlite.ERRORS as error:
             raise sqlite.translate_error(error) from error
+        except UnicodeDecodeError as error:
+            raise DamagedBooksError(sqlite.DAMAGED_HINT) from error
         except (OverflowError, UnicodeEncodeError) as error:
             # Drivers raise these as they are, while they bind a value.
             raise InvalidRowError(f"a value does not fit its column: {error}") from error
+
+
+@contextmanager
+def only_coordinator(url: str) -> Iterator[None]:
+    """Be the only coordinator on a database file, by whatever path, link or folder it is reached.
+
+    Enter it before `open_database` and leave it after `close`. Raises AlreadyRunningError.
+    """
+    parsed = _parse(url)
+    if sqlite.is_memory(parsed):
+        yield
+        return
+    path = Path(parsed.database or "")
+    _check_folder(parsed)
+    sqlite.keep_private(path)
+    # The lock is on the file itself. It is no POSIX lock, which SQLite's own would be lost with
+    # when this descriptor closes.
+    with hold_lock(
+        path,
+        refusal=f"another coordinator runs on the database {path}: stop it, or use another "
+        "--database",
+    ):
+        yield
+
+
+def _check_folder(parsed: URL) -> None:
+    if not Path(parsed.database or "").parent.is_dir():
+        raise StorageError(f"the folder of {parsed.database} does not exist: create it first")
 
 
 def database_exists(url: str) -> bool:

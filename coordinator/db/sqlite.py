@@ -3,7 +3,10 @@
 How connections are set up stands in `protocol.programs.sqlite`.
 """
 
+import os
 import sqlite3
+import stat
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, QueuePool, StaticPool, create_engine, event
@@ -11,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from coordinator.errors import (
     ConstraintError,
+    DamagedBooksError,
     StorageBusyError,
     StorageError,
     StorageFullError,
@@ -22,11 +26,18 @@ from protocol.programs.sqlite import (
     configure_connection,
 )
 
+# The books say who buys what from whom: they are their owner's alone.
+_MODE = 0o600
+
 # `coordinator.db.bulk` has about ten sizes of some fifteen statements.
 _STATEMENTS_MAX = 512
 
 _FULL_HINT = "the disk of the ledger is full: free some space; nothing was recorded"
 _BUSY_HINT = "another process held the database for too long; nothing was recorded: try again"
+DAMAGED_HINT = (
+    "the database file is damaged: stop all programs that use it, keep a copy of it, and restore "
+    "the newest backup"
+)
 
 
 def is_memory(url: URL) -> bool:
@@ -56,6 +67,33 @@ def open_engines(url: URL, *, readers_max: int) -> tuple[Engine, Engine]:
     return write_engine, read_engine
 
 
+def keep_private(path: Path) -> None:
+    """Make the database file with mode 0600 if it is missing, and take what others may do with it
+    away if it is not. SQLite gives the files beside it the mode of the database itself.
+
+    Raises StorageError if the file is another user's.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
+        return
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise StorageError(f"cannot make {path.name}: {error.strerror}") from error
+    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+        try:
+            found = stat.S_IMODE(path.with_name(name).stat().st_mode)
+            if found & ~_MODE:
+                path.with_name(name).chmod(_MODE)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise StorageError(
+                f"cannot keep {name} from other users ({error.strerror}): let its owner run "
+                f"`chmod 600`, or run as its owner"
+            ) from error
+
+
 def _configure(engine: Engine, *, begin: str, read_only: bool) -> None:
     def connect(connection: sqlite3.Connection, _record: object) -> None:
         configure_connection(connection, read_only=read_only)
@@ -80,6 +118,8 @@ def translate_error(error: Exception) -> StorageError:
         return StorageFullError(_FULL_HINT)
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return StorageBusyError(_BUSY_HINT)
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return DamagedBooksError(f"{DAMAGED_HINT}: {original}")
     if primary == sqlite3.SQLITE_CONSTRAINT:
         return ConstraintError(f"the database refused a row: {original}")
     return StorageError(f"the database failed: {original}")

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import count
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, desc, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, desc, func, or_, select, update
 
 from coordinator.db.accounts import find_accounts, store_accounts
 from coordinator.db.api_keys import find_key_funds, store_spending
@@ -184,6 +184,10 @@ def list_due_holds(conn: Connection, now_ms: int, *, limit: int) -> list[Transfe
     is_due = open_holds.c.timeout_at_ms <= now_ms
     query = _HOLDS.where(is_due).order_by(open_holds.c.timeout_at_ms).limit(limit)
     return [_transfer(row) for row in conn.execute(query)]
+
+
+def count_open_holds(conn: Connection) -> int:
+    return int(conn.execute(select(func.count()).select_from(open_holds)).scalar_one())
 
 
 def _select(

@@ -99,6 +99,7 @@ ANSWERS: dict[Code, Answer] = {
             Code.OFFER_REGRESSED,
             Code.OFFER_CONFLICT,
             Code.OFFER_IMPLAUSIBLE,
+            Code.WRONG_TOPIC,
             Code.UNSIGNED,
             Code.EMPTY_OUTPUT,
         ),

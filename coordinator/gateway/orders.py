@@ -6,7 +6,7 @@ from typing import ClassVar
 from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.errors import error_of
+from coordinator.gateway.errors import ApiError, error_of, invalid
 from coordinator.gateway.market_side.market import ModelInfo
 from protocol.errors import Code
 from protocol.grants import Payer
@@ -17,6 +17,15 @@ from protocol.pricing import Units
 
 # An answer's length where the request sets none. All of it is held until the answer has ended.
 OUTPUT_TOKENS_DEFAULT = 1_024
+
+# No text has more bytes than this for each of its tokens, over a whole context.
+_BYTES_PER_TOKEN_MAX = 32
+
+_NAMES = {
+    Task.CAUSAL_LM: "text generation",
+    Task.EMBEDDING: "embeddings",
+    Task.IMAGE_CLASSIFICATION: "image classification",
+}
 
 # Keys and lengths of the encoded input, around its texts.
 _PAYLOAD_OVERHEAD_BYTES = 64 * 1_024
@@ -33,8 +42,7 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class GenerationOrder:
-    """`has_max_tokens` is False if the answer's length is ours to choose. `input_bytes` is the size
-    of the text that is kept while the job runs."""
+    """`input_bytes` is the size of the text, or of the tokens, that is kept while the job runs."""
 
     task: ClassVar[Task] = Task.CAUSAL_LM
     # The node counted more tokens than the context leaves beside the answer.
@@ -42,7 +50,6 @@ class GenerationOrder:
 
     routing: Routing
     job_input: GenerationInput
-    has_max_tokens: bool
     input_bytes: int
 
     @property
@@ -50,25 +57,32 @@ class GenerationOrder:
         return "messages" if self.job_input.messages else "prompt"
 
     def to_spec(self, caller: Caller, model: ModelInfo | None, *, deadline_s: float) -> JobSpec:
-        """Raises ApiError if it cannot fit into the model's context."""
+        """Raises ApiError if the model does other things, or cannot take so long a prompt.
+
+        Only the node counts the tokens of a text. It refuses a prompt that is too long, and ends
+        the answer where its context is full; so a limit that no context can hold is lowered, and
+        a guess refuses nothing.
+        """
+        _check_task(self, model)
         job_input = self.job_input
-        units_max, expected = units_of(job_input)
         context = model.context_tokens if model is not None else 0
-        if context:
-            room = context - expected.input_tokens
-            if not self.has_max_tokens and 0 < room < job_input.max_tokens:
-                job_input = replace(job_input, max_tokens=room)
-                units_max, expected = units_of(job_input)
-            if job_input.max_tokens > room:
-                raise error_of(
-                    Code.PROMPT_TOO_LONG,
-                    f"this model takes {context} tokens: about {expected.input_tokens} of "
-                    f"{self.input_param} and {job_input.max_tokens} of answer are too many",
-                    input_param=self.input_param,
-                )
-            # The node cuts a longer answer to what its context leaves, and refuses a longer prompt.
-            units_max = replace(units_max, input_tokens=min(units_max.input_tokens, context))
-        return _spec(self, job_input, (units_max, expected), caller, deadline_s)
+        if not context:
+            return _spec(self, job_input, units_of(job_input), caller, deadline_s)
+        if self._tokens_min() >= context:
+            raise _too_long(self, context)
+        job_input = replace(job_input, max_tokens=min(job_input.max_tokens, context - 1))
+        units_max, expected = units_of(job_input)
+        room = context - job_input.max_tokens
+        units = (
+            # What the whole context bounds need not be held.
+            replace(units_max, input_tokens=min(units_max.input_tokens, context)),
+            replace(expected, input_tokens=min(expected.input_tokens, room)),
+        )
+        return _spec(self, job_input, units, caller, deadline_s)
+
+    def _tokens_min(self) -> int:
+        """What the prompt has for certain."""
+        return len(self.job_input.prompt_tokens) or self.input_bytes // _BYTES_PER_TOKEN_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +99,30 @@ class PlainOrder:
     too_large_code: ClassVar[Code] = Code.INPUT_TOO_LARGE
 
     def to_spec(self, caller: Caller, model: ModelInfo | None, *, deadline_s: float) -> JobSpec:
+        """Raises ApiError if the model does other things."""
+        _check_task(self, model)
         return _spec(self, self.job_input, units_of(self.job_input), caller, deadline_s)
 
 
 Order = GenerationOrder | PlainOrder
+
+
+def _check_task(order: Order, model: ModelInfo | None) -> None:
+    if model is not None and model.task is not order.task:
+        raise invalid(
+            f"{model.name} is a model for {_NAMES[model.task]}, not for {_NAMES[order.task]}",
+            "model",
+            code="wrong_task",
+        )
+
+
+def _too_long(order: GenerationOrder, context_tokens: int) -> ApiError:
+    return error_of(
+        Code.PROMPT_TOO_LONG,
+        f"this model's maximum context length is {context_tokens} tokens, and {order.input_param} "
+        "has more",
+        input_param=order.input_param,
+    )
 
 
 def check_text_size(size: int, param: str) -> None:

@@ -19,7 +19,7 @@ from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, LoadReport, NodeOffer, Receipt
-from protocol.net.channels import serve_channels
+from protocol.net.channels import ASKING_LIMITS, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream, Transport
@@ -84,7 +84,7 @@ class ControlServer:
         """
         self._lines[stream.peer] += 1
         try:
-            await serve_channels(stream, self._rpc.serve_channel, role=ROLE)
+            await serve_channels(stream, self._rpc.serve_channel, role=ROLE, limits=ASKING_LIMITS)
         finally:
             self._lines[stream.peer] -= 1
             if not self._lines[stream.peer]:

@@ -17,7 +17,7 @@ from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, JobRequest, Receipt
-from protocol.net.channels import serve_channels
+from protocol.net.channels import ASKING_LIMITS, serve_channels
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
 from protocol.services import (
@@ -60,7 +60,7 @@ class LeaseServer:
         self._rpc.register(Method.BALANCE, BalanceAsk, self._limited(self._balance))
 
     async def handle(self, stream: Stream) -> None:
-        await serve_channels(stream, self._rpc.serve_channel, role=ROLE)
+        await serve_channels(stream, self._rpc.serve_channel, role=ROLE, limits=ASKING_LIMITS)
 
     def _limited(
         self, answer: Callable[[PeerId, Ask], Awaitable[Reply]]

@@ -26,7 +26,7 @@ from coordinator.settling.payments import TOO_LATE, Payments
 from coordinator.settling.verdicts import ClientWord, Verdict, judge
 from protocol.blame import Observation, blame_by_receipt
 from protocol.clock import Clock
-from protocol.countersigning import read_proof
+from protocol.countersigning import UNOPENED, read_proof
 from protocol.endings import FINISH_RULES, ReceiptState
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
@@ -240,12 +240,19 @@ class ReceiptDesk:
 def _word_of(
     receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None, opened: OpenLease
 ) -> ClientWord:
-    """All that is known of the client's side. Raises RemoteProtocolError if a receipt's opening or
-    links are not genuine; an acceptance that agrees needs none."""
-    if acceptance is not None and acceptance.message.agrees:
-        return ClientWord(acceptance.message)
+    """What the client has said of a job. Raises RemoteProtocolError if a receipt without an
+    acceptance carries links that its client did not sign."""
     counted = acceptance.message if acceptance is not None else None
-    return ClientWord(counted, opened.delivered, read_proof(receipt.message, opened.lease))
+    if receipt.message.amount_nano == 0 or (counted is not None and counted.agrees):
+        return ClientWord(counted, opened.delivered)
+    try:
+        proof = read_proof(receipt.message, opened.lease)
+    except RemoteProtocolError:
+        if counted is None:
+            raise
+        # The client's word holds whatever its node made of its links.
+        proof = UNOPENED
+    return ClientWord(counted, opened.delivered, proof)
 
 
 def _observation(receipt: Receipt) -> Observation:

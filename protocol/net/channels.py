@@ -11,6 +11,7 @@ peer would moreover kill a stream that is not read for five seconds.)
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
@@ -19,7 +20,7 @@ from trio.lowlevel import ParkingLot
 
 from protocol.codec import decode, encode
 from protocol.errors import CapaError, Code, ErrorBody, RemoteProtocolError
-from protocol.framing import Frame, FrameType
+from protocol.framing import OPENING_TYPES, Frame, FrameType
 from protocol.ids import PeerId
 from protocol.limits import CHANNELS_PER_PEER_MAX, MESSAGE_CHARS_MAX, MIB, PAYLOAD_BYTES_MAX
 from protocol.net.errors import Backpressure, NetError, NetTimeout, StreamClosed
@@ -33,12 +34,31 @@ log = structlog.get_logger(__name__)
 CHANNEL_BYTES_MAX = PAYLOAD_BYTES_MAX + 1 * MIB
 # All conversations of one peer together.
 LINK_BYTES_MAX = 64 * MIB
+# A stream that carries questions and short answers only, such as a coordinator's.
+ASKING_BYTES_MAX = 2 * MIB
 # What a waiting frame costs us besides its body; else a flood of empty frames would count nothing.
 FRAME_OVERHEAD_BYTES = 128
 # Channels that we closed and whose last frames may still be under way.
 CLOSED_MAX = 4096
 # u32 on the wire. A link that used them all is replaced by a new one.
 CHANNEL_NUMBER_MAX = 2**32 - 1
+
+# Handlers of channels that their peer has closed already, beyond those of open channels: a peer
+# that opens and closes in a loop must not get more work done than one that waits.
+LATE_HANDLERS_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """How much one stream may carry at once."""
+
+    channels_max: int = CHANNELS_PER_PEER_MAX
+    channel_bytes_max: int = CHANNEL_BYTES_MAX
+    link_bytes_max: int = LINK_BYTES_MAX
+
+
+DATA_LIMITS = LinkLimits()
+ASKING_LIMITS = LinkLimits(channel_bytes_max=ASKING_BYTES_MAX, link_bytes_max=ASKING_BYTES_MAX)
 
 OnChannel = Callable[["Channel"], Awaitable[None]]
 
@@ -159,7 +179,7 @@ class Link:
         *,
         role: str,
         on_channel: OnChannel | None = None,
-        channels_max: int = CHANNELS_PER_PEER_MAX,
+        limits: LinkLimits = DATA_LIMITS,
     ) -> None:
         self.peer = stream.peer
         self.peer_role = ""
@@ -169,7 +189,9 @@ class Link:
         self._framed = FramedStream(stream)
         self._role = role
         self._on_channel = on_channel
-        self._channels_max = channels_max
+        self._limits = limits
+        self._memory = stream.memory
+        self._serving = 0
         self._channels: dict[int, Channel] = {}
         self._last_number = STREAM_CHANNEL
         # Oldest first. First frames do not arrive in the order of their numbers, so a number alone
@@ -196,7 +218,7 @@ class Link:
         """
         try:
             hello = await self._framed.exchange_hello(self._role, within_s=within_s)
-        except RemoteProtocolError as error:
+        except (RemoteProtocolError, NetTimeout) as error:
             await self._framed.refuse(error_body(error))
             raise
         except (NetError, trio.Cancelled):
@@ -229,7 +251,7 @@ class Link:
         """Raises Backpressure at the bound of channels, StreamClosed if the link is over."""
         if not self.is_open:
             raise StreamClosed(f"the link to {self.peer} is closed")
-        if len(self._channels) >= self._channels_max:
+        if len(self._channels) >= self._limits.channels_max:
             raise Backpressure(f"{len(self._channels)} channels to {self.peer} are open")
         self._last_number += 1
         return self._add_channel(self._last_number)
@@ -249,18 +271,22 @@ class Link:
 
     def forget(self, channel: Channel, error: ErrorBody | None) -> None:
         """A channel was closed here: tell the peer, and drop what it still sends."""
-        if self._channels.pop(channel.number, None) is None:
-            return
+        if self._channels.get(channel.number) is not channel:
+            return  # The peer closed it first, and may have used its number again.
+        del self._channels[channel.number]
         self.idle_since = trio.current_time()
         self._closed_here[channel.number] = None
         if len(self._closed_here) > CLOSED_MAX:
             del self._closed_here[next(iter(self._closed_here))]
+        self._send_ending(channel.number, error)
+
+    def _send_ending(self, number: int, error: ErrorBody | None) -> None:
+        """ERROR if it failed, then CLOSE."""
         try:
             if error is not None:
-                self._framed.send_reserved(
-                    Frame(FrameType.ERROR, channel.number, encode(_shortened(error)))
-                )
-            self._framed.send_reserved(Frame(FrameType.CLOSE, channel.number, b""))
+                body = encode(_shortened(error))
+                self._framed.send_reserved(Frame(FrameType.ERROR, number, body))
+            self._framed.send_reserved(Frame(FrameType.CLOSE, number, b""))
         except StreamClosed:
             pass
         except Backpressure as failure:
@@ -270,6 +296,7 @@ class Link:
 
     def consumed(self, size: int) -> None:
         self._buffered_bytes -= size
+        self._memory.change(-size)
 
     # The life of the link.
 
@@ -317,25 +344,34 @@ class Link:
             return
         size = len(frame.body) + FRAME_OVERHEAD_BYTES
         self._buffered_bytes += size
+        self._memory.change(size)
         channel.deliver(frame, size)
-        if channel.buffered_bytes > CHANNEL_BYTES_MAX:
+        if channel.buffered_bytes > self._limits.channel_bytes_max:
             self._drop(channel)
-        elif self._buffered_bytes > LINK_BYTES_MAX:
+        elif self._buffered_bytes > self._limits.link_bytes_max:
             self._drop(max(self._channels.values(), key=lambda each: each.buffered_bytes))
 
     def _accept(self, frame: Frame) -> Channel | None:
         """A frame for a channel that is not open: of the stream itself, new, or late."""
         if frame.channel == STREAM_CHANNEL:
             self._read_stream_frame(frame)
-        if self._on_channel is None or frame.channel in self._closed_here:
-            return None  # Late: the channel was closed here while the frame was under way.
-        if frame.type is FrameType.CLOSE:
+        if self._on_channel is None or frame.type is FrameType.CLOSE:
+            return None
+        if frame.channel in self._closed_here:
+            # Late: the channel was closed here while the frame was under way. But a frame that
+            # begins a channel is its first, so it cannot be late: the peer uses a number again,
+            # and would wait for an answer for ever.
+            if frame.type in OPENING_TYPES:
+                reason = f"channel {frame.channel} was used on this stream before"
+                self._send_ending(frame.channel, ErrorBody(Code.UNEXPECTED_FRAME, reason))
             return None
         channel = self._add_channel(frame.channel)
-        if len(self._channels) > self._channels_max:
-            channel.close(ErrorBody(Code.BUSY, f"{self._channels_max} channels are open already"))
+        channels_max = self._limits.channels_max
+        if len(self._channels) > channels_max or self._serving >= channels_max + LATE_HANDLERS_MAX:
+            channel.close(ErrorBody(Code.BUSY, f"{channels_max} channels are open already"))
             return None
         if self._handlers is not None:
+            self._serving += 1
             self._handlers.start_soon(self._serve, channel, self._on_channel)
         return channel
 
@@ -349,7 +385,10 @@ class Link:
 
     async def _serve(self, channel: Channel, on_channel: OnChannel) -> None:
         boundary = Boundary(on_channel, "channel")
-        error = await boundary.run(channel)
+        try:
+            error = await boundary.run(channel)
+        finally:
+            self._serving -= 1
         channel.close(error_body(error) if error is not None else None)
 
     def _add_channel(self, number: int) -> Channel:
@@ -375,14 +414,14 @@ async def serve_channels(
     on_channel: OnChannel,
     *,
     role: str,
-    channels_max: int = CHANNELS_PER_PEER_MAX,
+    limits: LinkLimits = DATA_LIMITS,
 ) -> None:
     """The accepting side: greet, then run `on_channel` for every channel that the peer opens.
 
     A handler's error goes to the peer as an ERROR frame and ends its channel only. When the stream
     ends, handlers are not cancelled: their next `receive` tells them, and they finish in peace.
     """
-    link = Link(stream, role=role, on_channel=on_channel, channels_max=channels_max)
+    link = Link(stream, role=role, on_channel=on_channel, limits=limits)
     await link.greet()
     await link.run()
 

@@ -14,6 +14,10 @@ class AddressInvalid(NetError):
     """An address that this transport cannot use; the message says what is wrong with it."""
 
 
+class AddressForbidden(AddressInvalid):
+    """An address that we do not dial: it is not public, and the operator does not allow it."""
+
+
 class AddressInUse(NetError):
     """Somebody else listens there already. Stop the other program or choose another port."""
 

@@ -5,6 +5,7 @@ again on the other side. So frames wait in a queue for the one writer, and whate
 while the last write was under way leaves in the next.
 """
 
+import math
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ RESERVE_BYTES = 1 * MIB
 
 # A peer that takes nothing for this long while its connection answers pings is stuck.
 WRITE_WITHIN_S = 30.0
+
+# The longest that one frame may take from its first byte to its last: 256 KiB at 70 kbit/s.
+FRAME_WITHIN_S = 30.0
 
 # Both sides send HELLO at once, so this is one round trip, on any link that is of use.
 HELLO_WITHIN_S = 5.0
@@ -70,8 +74,12 @@ class FramedStream:
         self.peer: PeerId = stream.peer
         self._stream = stream
         self._decoder = FrameDecoder()
+        # When the frame that has arrived in part must be whole, and how many were cut before it.
+        self._frame_due_at = math.inf
+        self._frames_before = -1
         self._queue_bytes_max = queue_bytes_max
         self._queued_bytes = 0
+        self._charged_bytes = 0
         self._urgent: deque[bytes] = deque()
         # Channel → its frames in order. A channel that has bulk waiting puts everything here, so
         # that nothing of it overtakes; channels take turns.
@@ -131,7 +139,8 @@ class FramedStream:
     async def receive(self) -> Frame | None:
         """The next frame, or None at the end of the stream.
 
-        Raises RemoteProtocolError (the frame's fault, or TRUNCATED), StreamClosed.
+        Raises RemoteProtocolError (the frame's fault, TRUNCATED, or DEADLINE_EXCEEDED if it takes
+        too long), StreamClosed.
         """
         while True:
             frame = self._decoder.next_frame()
@@ -167,12 +176,14 @@ class FramedStream:
                 with trio.fail_after(WRITE_WITHIN_S):
                     await self._stream.send_all(batch)
                 self._queued_bytes -= len(batch)
+                self._charge()
                 self._room.unpark_all()
         except trio.TooSlowError:
             raise NetTimeout(f"{self.peer} took nothing for {WRITE_WITHIN_S:g} s") from None
         finally:
             self._closed = True
             self._room.unpark_all()
+            self._charge()
 
     def end(self) -> None:
         """Take no more frames; the writer returns when the queued ones have left."""
@@ -187,12 +198,14 @@ class FramedStream:
             while self._queued_bytes and not self._closed:
                 await self._room.park()
         self._closed = True
+        self._charge()
         await self._stream.aclose()
 
     async def reset(self) -> None:
         self._closed = self._ending = True
         self._work.unpark_all()
         self._room.unpark_all()
+        self._charge()
         await self._stream.reset()
 
     async def refuse(self, error: ErrorBody) -> None:
@@ -202,6 +215,7 @@ class FramedStream:
         with data under way is reset, and the reset could overtake the reason.
         """
         self._closed = self._ending = True
+        self._charge()
         frame = Frame(FrameType.ERROR, STREAM_CHANNEL, encode(error))
         with trio.move_on_after(FLUSH_WITHIN_S) as scope, suppress(NetError):
             await self._stream.send_all(encode_frame(frame))
@@ -212,6 +226,12 @@ class FramedStream:
             await self._stream.aclose()
         if scope.cancelled_caught:
             await self._stream.reset()
+
+    def _charge(self) -> None:
+        """Tell the connection's holding what this stream makes us keep."""
+        kept = 0 if self._closed else self._decoder.buffered_bytes + self._queued_bytes
+        self._stream.memory.change(kept - self._charged_bytes)
+        self._charged_bytes = kept
 
     def _check_open(self) -> None:
         if self._ending or self._closed:
@@ -227,6 +247,7 @@ class FramedStream:
         else:
             self._urgent.append(data)
         self._queued_bytes += len(data)
+        self._charge()
         self._work.unpark()
 
     def _take(self) -> bytes:
@@ -257,12 +278,28 @@ class FramedStream:
 
     async def _fill(self) -> bool:
         """Feed the decoder once; False at the end of the stream."""
-        data = await self._stream.receive_some()
+        data = await self._receive_in_time() if self._decoder.has_part else await self._receive()
         if data:
             self._decoder.feed(data)
+            self._charge()
             return True
         self._decoder.end()
         return False
+
+    async def _receive(self) -> bytes:
+        return await self._stream.receive_some()
+
+    async def _receive_in_time(self) -> bytes:
+        """More of a frame. Its deadline is its own: bytes that trickle in do not put it off."""
+        if self._frames_before != self._decoder.frames_cut:
+            self._frames_before = self._decoder.frames_cut
+            self._frame_due_at = trio.current_time() + FRAME_WITHIN_S
+        with trio.move_on_at(self._frame_due_at):
+            return await self._receive()
+        raise RemoteProtocolError(
+            f"a frame did not arrive whole within {FRAME_WITHIN_S:g} s",
+            code=Code.DEADLINE_EXCEEDED,
+        )
 
 
 def _read_hello(frame: Frame) -> Hello:

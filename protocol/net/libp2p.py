@@ -23,16 +23,20 @@ from protocol.errors import LocalProtocolError
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
 from protocol.net.addresses import check_tcp, split_peer_id
+from protocol.net.buffers import Buffers
+from protocol.net.dial_policy import PUBLIC_ONLY, DialPolicy
 from protocol.net.dials import Dials
 from protocol.net.errors import (
+    AddressForbidden,
     Backpressure,
     ConnectFailed,
     NetTimeout,
     PeerMismatch,
 )
 from protocol.net.gossip import Topics
+from protocol.net.libp2p_admission import CONNECTIONS_PER_PEER_MAX, SocketPlaces, Stranger
 from protocol.net.libp2p_gossip import GossipService, running_gossip
-from protocol.net.libp2p_host import make_host, quiet_libp2p
+from protocol.net.libp2p_host import forget_peer, make_host, quiet_libp2p
 from protocol.net.libp2p_stream import Libp2pStream, handler_for, negotiate
 from protocol.net.libp2p_tcp import BufferedTcp, dial, listen_at, places_of
 from protocol.net.libp2p_yamux import Mux
@@ -50,13 +54,6 @@ from protocol.net.watchers import Watchers
 
 log = structlog.get_logger(__name__)
 
-# A coordinator of the largest network we aim at, with room. Each costs about a megabyte.
-CONNECTIONS_MAX = 2048
-# Strangers can start handshakes for nothing: so many at once, and so many that wait. All nodes of a
-# network come back within a second when their coordinator restarts, at 5–10 ms of CPU for each.
-HANDSHAKES_MAX = 64
-HANDSHAKES_WAITING_MAX = 1024
-
 # The library wants to know where a connection came in, for its log.
 ANYWHERE = Multiaddr("/ip4/0.0.0.0/tcp/0")
 
@@ -69,20 +66,26 @@ class Libp2pTransport:
 
     `listen` are multiaddrs without /p2p/; port 0 is any free one, and no address at all makes a
     party that only dials. `announce` replaces them in `addresses`, for parties behind a forwarded
-    port.
+    port. `policy` judges every dial.
     """
 
     def __init__(
-        self, key: SigningKey, listen: tuple[str, ...] = (), *, announce: tuple[str, ...] = ()
+        self,
+        key: SigningKey,
+        listen: tuple[str, ...] = (),
+        *,
+        announce: tuple[str, ...] = (),
+        policy: DialPolicy = PUBLIC_ONLY,
     ) -> None:
         self._peer_id = key.peer_id
         self._listen = listen
         self._announce = announce
         self._addresses: tuple[str, ...] = ()
-        self._host, self._swarm = make_host(key, lambda: self._addresses)
+        self._policy = policy
+        self._buffers = Buffers()
+        self._admission = SocketPlaces.of_this_process()
+        self._host, self._swarm = make_host(key, lambda: self._addresses, self._buffers)
         self._connections: dict[PeerId, list[SwarmConn]] = {}
-        self._handshakes = trio.Semaphore(HANDSHAKES_MAX)
-        self._strangers = 0
         self._dials = Dials()
         self._watchers = Watchers()
         self._topics = Topics(on_left=self._leave)
@@ -97,6 +100,12 @@ class Libp2pTransport:
     @property
     def addresses(self) -> tuple[str, ...]:
         return self._addresses
+
+    @property
+    def announced(self) -> tuple[str, ...]:
+        if self._announce:
+            return self._addresses
+        return tuple(a for a in self._addresses if self._policy.allows_place(split_peer_id(a)[0]))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         quiet_libp2p()
@@ -206,6 +215,11 @@ class Libp2pTransport:
             gossip_received=self._topics.received,
             gossip_rejected=self._topics.rejected,
             gossip_dropped=self._topics.dropped,
+            strangers_evicted=self._admission.strangers_evicted,
+            strangers_refused=self._admission.strangers_refused,
+            connections_evicted=self._admission.connections_evicted,
+            buffered_bytes=self._buffers.held_bytes,
+            buffers_dropped=self._buffers.dropped,
             **self._counts,
         )
 
@@ -237,7 +251,12 @@ class Libp2pTransport:
     # Connections.
 
     async def _dial(self, place: str, peer: PeerId) -> None:
-        stream = await dial(place)
+        try:
+            stream = await dial(place, self._policy)
+        except AddressForbidden:
+            self._counts["dials_forbidden"] += 1
+            log.info("dial_forbidden", peer=peer, place=place)
+            raise
         raw = RawConnection(BufferedTcp(stream), True)
         try:
             await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer))
@@ -252,31 +271,48 @@ class Libp2pTransport:
         connection = self._find(ID.from_base58(peer))
         if connection is None or self._nursery is None:
             raise ConnectFailed(f"{peer} closed the connection at once")
+        self._admission.admit(_mux(connection), is_inbound=False)
         self._register(peer, connection)
         self._nursery.start_soon(self._wait_end, peer, connection)
 
     async def _welcome(self, stream: trio.SocketStream) -> None:
-        """Somebody dialled us. The socket is closed when this returns."""
-        known = sum(map(len, self._connections.values()))
-        if self._strangers >= HANDSHAKES_WAITING_MAX or known >= CONNECTIONS_MAX:
-            log.warning("connection_refused", connections=known, strangers=self._strangers)
+        """A peer dialled us. The socket is closed when this returns."""
+        stranger = self._admission.take_in(stream)
+        if stranger is None:
             return
-        raw = RawConnection(BufferedTcp(stream), False)
-        self._strangers += 1
         try:
-            async with self._handshakes:
-                mux = await self._swarm.upgrade_inbound_raw_conn(raw, ANYWHERE)
-        except (BaseLibp2pError, OSError) as error:
-            log.debug("handshake_failed", error=str(error))
-            return
+            with stranger.life:
+                connection = await self._shake_hands(stranger)
         finally:
-            self._strangers -= 1
-        assert isinstance(mux, Mux)
-        connection = self._find(mux.peer_id)
-        if connection is not None:
-            peer = PeerId(str(mux.peer_id))
+            self._admission.leave(stranger)
+        if stranger.life.cancelled_caught or connection is None:
+            return
+        peer = PeerId(str(_mux(connection).peer_id))
+        if self._admission.admit(_mux(connection), is_inbound=True):
             self._register(peer, connection)
             await self._wait_end(peer, connection)
+        else:
+            await connection.close()
+
+    async def _shake_hands(self, stranger: Stranger) -> SwarmConn | None:
+        """The connection, or None if the peer did not manage."""
+        if self._nursery is None:
+            return None
+        turn = None
+        try:
+            turn = await self._admission.wait_turn(stranger, self._nursery)
+            if turn is None:
+                return None
+            raw = RawConnection(stranger.tcp, False)
+            mux = await self._swarm.upgrade_inbound_raw_conn(raw, ANYWHERE)
+        except (BaseLibp2pError, OSError) as error:
+            log.debug("handshake_failed", block=stranger.block, error=str(error))
+            return None
+        finally:
+            if turn is not None:
+                turn.end()
+        assert isinstance(mux, Mux)
+        return self._find(mux.peer_id)
 
     def _find(self, peer_id: ID) -> SwarmConn | None:
         """The youngest connection to a peer, which is the one that was just made."""
@@ -290,17 +326,21 @@ class Libp2pTransport:
         connections.append(connection)
         if len(connections) == 1:
             self._watchers.tell(PeerEvent(peer, connected=True))
+        for surplus in connections[:-CONNECTIONS_PER_PEER_MAX]:
+            _mux(surplus).drop()
 
     async def _wait_end(self, peer: PeerId, connection: SwarmConn) -> None:
         mux = _mux(connection)
         try:
             await mux.event_closed.wait()
         finally:
+            self._admission.dismiss(mux)
             self._counts["peers_timed_out"] += mux.timed_out
             connections = self._connections[peer]
             connections.remove(connection)
             if not connections:
                 del self._connections[peer]
+                forget_peer(self._host, mux.peer_id)
                 self._watchers.tell(PeerEvent(peer, connected=False))
 
     def _live(self, peer: PeerId) -> SwarmConn | None:

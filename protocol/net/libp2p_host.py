@@ -26,14 +26,13 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from protocol.keys import SigningKey
+from protocol.net.buffers import Buffers
+from protocol.net.libp2p_admission import HANDSHAKE_WITHIN_S
 from protocol.net.libp2p_yamux import Mux
 from protocol.net.serve import Boundary
 
 YAMUX = TProtocol("/yamux/1.0.0")
 MUXERS: TMuxerOptions = {YAMUX: Mux}
-
-# A handshake is three round trips; who needs longer is not going to be of use.
-HANDSHAKE_WITHIN_S = 10.0
 
 # Connections are admitted by us, before the handshake; the library's own bounds are out of reach.
 UNBOUNDED = 1_000_000
@@ -42,13 +41,17 @@ UNBOUNDED = 1_000_000
 class _OurMuxer(MuxerMultistream):
     """py-libp2p negotiates Yamux and then builds its own, whatever class it was given."""
 
+    def __init__(self, buffers: Buffers) -> None:
+        super().__init__(MUXERS)
+        self._buffers = buffers
+
     async def new_conn(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         await self.select_transport(conn)
-        return Mux(conn, peer_id)
+        return Mux(conn, peer_id, self._buffers)
 
 
 def make_host(
-    key: SigningKey, listen_addresses: Callable[[], tuple[str, ...]]
+    key: SigningKey, listen_addresses: Callable[[], tuple[str, ...]], buffers: Buffers
 ) -> tuple[BasicHost, Swarm]:
     """A host with the identity of `key`. Only Noise: the library's default list also offers
     plaintext, and a default host was seen to answer a plaintext dialler."""
@@ -58,7 +61,7 @@ def make_host(
     assert str(peer_id) == key.peer_id
     noise = Noise(keys, noise_privkey=create_new_key_pair().private_key)
     upgrader = TransportUpgrader({NOISE: noise}, MUXERS)
-    upgrader.muxer_multistream = _OurMuxer(MUXERS)
+    upgrader.muxer_multistream = _OurMuxer(buffers)
     peerstore = PeerStore()
     peerstore.add_key_pair(peer_id, keys)
     swarm = Swarm(
@@ -90,6 +93,13 @@ def make_host(
 
     swarm.set_stream_handler(handle)
     return host, swarm
+
+
+def forget_peer(host: BasicHost, peer_id: ID) -> None:
+    """Drop what the library keeps of a peer that is gone: keys are free, and this would grow."""
+    peerstore = host.get_peerstore()
+    if peerstore.has_peer(peer_id):
+        peerstore.clear_peerdata(peer_id)
 
 
 def quiet_libp2p() -> None:

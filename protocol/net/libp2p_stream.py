@@ -21,6 +21,7 @@ from libp2p.stream_muxer.exceptions import (
 )
 
 from protocol.ids import PeerId
+from protocol.net.buffers import Holding
 from protocol.net.errors import ConnectFailed, ProtocolUnsupported, StreamClosed, StreamReset
 from protocol.net.libp2p_yamux import Mux
 from protocol.net.libp2p_yamux_stream import MuxStream
@@ -45,6 +46,10 @@ class Libp2pStream:
     @property
     def peer(self) -> PeerId:
         return self._peer
+
+    @property
+    def memory(self) -> Holding:
+        return self.connection.memory
 
     async def send_all(self, data: bytes) -> None:
         try:

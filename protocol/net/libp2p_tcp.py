@@ -2,6 +2,8 @@
 
 import errno
 import ipaddress
+import socket
+from collections.abc import Callable
 
 import psutil
 import trio
@@ -9,11 +11,18 @@ from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.io.trio import TrioTCPStream
 
 from protocol.net.addresses import check_tcp
+from protocol.net.dial_policy import DialPolicy
 from protocol.net.errors import AddressInUse, AddressInvalid, ConnectFailed
 
 # A TCP read takes what is there up to this: usually one message with its length prefix, which
 # py-libp2p would otherwise fetch in two system calls.
 READ_BYTES = 64 * 1024
+# A name may have many addresses; a stranger's name gets so many dials at most.
+DIALS_PER_NAME_MAX = 4
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 class BufferedTcp(TrioTCPStream):
@@ -23,25 +32,35 @@ class BufferedTcp(TrioTCPStream):
     cost the library's stream a turn of the scheduler on every call.
     """
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, on_read: Callable[[], None] = _nothing) -> None:
         super().__init__(stream)
         self._buffer = b""
+        self._on_read = on_read
+
+    async def wait_first(self) -> None:
+        """Until the peer has sent something or has left."""
+        if not self._buffer:
+            await self._fill()
 
     async def read(self, n: int | None = None) -> bytes:
         if n == 0:
             return b""
         if not self._buffer:
-            try:
-                self._buffer = await self.stream.receive_some(READ_BYTES)
-            except trio.BrokenResourceError as error:
-                raise ConnectionClosedError(f"the peer broke the connection: {error}") from error
-            except trio.ClosedResourceError:
-                return b""
+            await self._fill()
         if n is None or n >= len(self._buffer):
             data, self._buffer = self._buffer, b""
         else:
             data, self._buffer = self._buffer[:n], self._buffer[n:]
         return data
+
+    async def _fill(self) -> None:
+        try:
+            self._buffer = await self.stream.receive_some(READ_BYTES)
+        except trio.BrokenResourceError as error:
+            raise ConnectionClosedError(f"the peer broke the connection: {error}") from error
+        except trio.ClosedResourceError:
+            return
+        self._on_read()
 
     async def write(self, data: bytes) -> None:
         try:
@@ -50,13 +69,34 @@ class BufferedTcp(TrioTCPStream):
             raise ConnectionClosedError(f"the connection is gone: {error}") from error
 
 
-async def dial(place: str) -> trio.SocketStream:
-    """Raises ConnectFailed."""
+async def dial(place: str, policy: DialPolicy) -> trio.SocketStream:
+    """A connection to what `place` resolves to, as far as `policy` allows.
+
+    Names are resolved here and the connection goes to the addresses that were judged: a name that
+    resolves to something else a moment later leads nowhere. Raises ConnectFailed, AddressForbidden.
+    """
     host, port = _host_and_port(place)
+    failure: OSError | None = None
     try:
-        return await trio.open_tcp_stream(host, port)
+        hosts = await _resolve(place, host, port)
     except OSError as error:
-        raise ConnectFailed(f"{place} cannot be reached: {error}") from error
+        raise ConnectFailed(f"{place} cannot be resolved: {error}") from error
+    for allowed in policy.check_hosts(place, hosts)[:DIALS_PER_NAME_MAX]:
+        try:
+            return await trio.open_tcp_stream(allowed, port)
+        except OSError as error:
+            failure = error
+    raise ConnectFailed(f"{place} cannot be reached: {failure}") from failure
+
+
+async def _resolve(place: str, host: str, port: int) -> list[str]:
+    """The IP addresses of a multiaddr's host."""
+    kind = place.split("/")[1]
+    if kind in ("ip4", "ip6"):
+        return [host]
+    family = {"dns4": socket.AF_INET, "dns6": socket.AF_INET6}.get(kind, socket.AF_UNSPEC)
+    found = await trio.socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
 
 
 async def listen_at(place: str) -> list[trio.SocketListener]:

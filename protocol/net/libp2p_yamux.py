@@ -10,11 +10,14 @@ round trip (75 against 310 µs of CPU on each side, 0.14 against 0.62 ms, measur
 - A writer waits as long as its caller likes; the library resets a stream after five seconds.
 - A reset is told apart from an end of stream; what arrived before a connection died can be read.
 - Credit is returned in halves of the window, not with every read.
-- A peer cannot open streams without bound, nor send past its window.
+- A peer cannot open streams without bound, nor send past its window. The body of a frame goes to
+  its stream as it arrives, so half a frame holds no more than the bytes that came, and a frame has
+  a deadline. All that a peer makes us keep is charged to the `Holding` of its connection.
 
 Source: https://github.com/hashicorp/yamux/blob/master/spec.md
 """
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -33,6 +36,8 @@ from noise.exceptions import (  # type: ignore[import-untyped]  # noiseprotocol 
 )
 from trio.lowlevel import ParkingLot
 
+from protocol.limits import KIB
+from protocol.net.buffers import Buffers
 from protocol.net.libp2p_yamux_stream import (
     ACK,
     DATA,
@@ -48,6 +53,7 @@ from protocol.net.libp2p_yamux_stream import (
     ProtocolViolation,
 )
 from protocol.net.serve import Boundary
+from protocol.net.shares import block_of
 
 VERSION = 0
 GO_AWAY_NORMAL, GO_AWAY_PROTOCOL_ERROR = 0, 1
@@ -61,6 +67,13 @@ DEBTS_BYTES_MAX = 1024 * 1024
 
 # More than a well-behaved peer of ours opens; stock py-libp2p stops at as many.
 STREAMS_ACCEPTED_MAX = 256
+
+# What an open stream costs us besides the bytes in it: its object, its task, its negotiation.
+STREAM_COST_BYTES = 8 * KIB
+
+# A frame of the largest window, over a slow line. A peer that takes longer holds up every other
+# stream of its connection.
+MUX_FRAME_WITHIN_S = 60.0
 
 # A silent peer is noticed within their sum. The second is long enough for an event loop that shares
 # its cores with torch.
@@ -86,7 +99,7 @@ BROKEN = (
 class Mux(IMuxedConn):
     """The streams of one connection. The swarm calls `start` in a task of its own."""
 
-    def __init__(self, conn: ISecureConn, peer_id: ID) -> None:
+    def __init__(self, conn: ISecureConn, peer_id: ID, buffers: Buffers) -> None:
         self.peer_id = peer_id
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
@@ -103,6 +116,15 @@ class Mux(IMuxedConn):
         self._work = ParkingLot()
         self._uncongested = ParkingLot()
         self._heard_at = 0.0
+        # trio's time when a stream last got data; pings do not count.
+        self.used_at = trio.current_time()
+        remote = conn.get_remote_address()
+        self.block = block_of(remote[0] if remote is not None else "")
+        self.memory = buffers.open(self.block, self.drop)
+        # The frame of data that has arrived in part: its stream, flags, rest and deadline.
+        self._body: tuple[MuxStream | None, int] = (None, 0)
+        self._body_left = 0
+        self._body_due_at = math.inf
         self._pings = 0
         self._pongs: dict[int, trio.Event] = {}
         self._life = trio.CancelScope()
@@ -141,8 +163,13 @@ class Mux(IMuxedConn):
             await Boundary(Mux._carry, "connection").run(self)
         finally:
             self._end("the connection is closed")
+            self.memory.close()
             with trio.CancelScope(shield=True):
                 await self._hang_up()
+
+    def drop(self) -> None:
+        """End the connection at once: it is idle, or it holds too much."""
+        self._life.cancel()
 
     async def close(self) -> None:
         """Say goodbye if the peer still reads, then end everything. Safe to call again."""
@@ -177,6 +204,7 @@ class Mux(IMuxedConn):
         stream = MuxStream(self._next_id, self, is_inbound=False)
         self._next_id += 2
         self.streams[stream.stream_id] = stream
+        self.memory.change(STREAM_COST_BYTES)
         self.send(WINDOW_UPDATE, SYN, stream.stream_id, 0)
         return stream
 
@@ -206,7 +234,8 @@ class Mux(IMuxedConn):
         await self._uncongested.park()
 
     def forget(self, stream: MuxStream) -> None:
-        self.streams.pop(stream.stream_id, None)
+        if self.streams.pop(stream.stream_id, None) is not None:
+            self.memory.change(-STREAM_COST_BYTES)
 
     # The three tasks.
 
@@ -253,33 +282,63 @@ class Mux(IMuxedConn):
 
     async def _read_until_end(self) -> None:
         buffer = bytearray()
-        while data := await self._conn.read():
+        while data := await self._read():
             self._heard_at = trio.current_time()
             buffer += data
             taken = self._read_frames(buffer)
             del buffer[:taken]
 
+    async def _read(self) -> bytes:
+        """What comes next. Raises ProtocolViolation if a frame takes too long."""
+        if not self._body_left:
+            self._body_due_at = math.inf
+            return await self._conn.read()
+        with trio.move_on_at(self._body_due_at):
+            return await self._conn.read()
+        raise ProtocolViolation(f"a frame did not arrive within {MUX_FRAME_WITHIN_S:g} s")
+
     def _read_frames(self, buffer: bytearray) -> int:
-        """Handle all whole frames; returns how many bytes they were."""
+        """Handle what has arrived; returns how many bytes that were."""
         position = 0
         with memoryview(buffer) as view:
-            while len(buffer) - position >= HEADER.size:
-                version, kind, flags, stream_id, length = HEADER.unpack_from(view, position)
-                if version != VERSION or kind > GO_AWAY:
-                    raise ProtocolViolation(f"frame of version {version}, type {kind}")
-                if kind != DATA:
-                    position += HEADER.size
-                    self._on_control(kind, flags, stream_id, length)
-                    continue
-                if length > WINDOW_BYTES_MAX:
-                    raise ProtocolViolation(f"{length} bytes in one frame")
-                end = position + HEADER.size + length
-                if end > len(buffer):
-                    break
-                with view[position + HEADER.size : end] as body:
-                    self._on_data(flags, stream_id, body)
-                position = end
-        return position
+            while True:
+                if self._body_left:
+                    end = min(position + self._body_left, len(buffer))
+                    with view[position:end] as piece:
+                        self._on_body(piece)
+                    position = end
+                if self._body_left or len(buffer) - position < HEADER.size:
+                    return position
+                header = HEADER.unpack_from(view, position)
+                position += HEADER.size
+                self._on_header(*header)
+
+    def _on_header(self, version: int, kind: int, flags: int, stream_id: int, length: int) -> None:
+        if version != VERSION or kind > GO_AWAY:
+            raise ProtocolViolation(f"frame of version {version}, type {kind}")
+        if kind != DATA:
+            self._on_control(kind, flags, stream_id, length)
+            return
+        if length > WINDOW_BYTES_MAX:
+            raise ProtocolViolation(f"{length} bytes in one frame")
+        stream = self._stream_for(flags, stream_id)
+        if stream is not None:
+            stream.on_announced(length)
+        self._body, self._body_left = (stream, flags), length
+        self._body_due_at = trio.current_time() + MUX_FRAME_WITHIN_S
+        if not length:
+            self._on_body(memoryview(b""))
+
+    def _on_body(self, piece: memoryview) -> None:
+        """The next bytes of the frame that is under way; its flags count when it is whole."""
+        stream, flags = self._body
+        self._body_left -= len(piece)
+        if stream is None:
+            return
+        self.used_at = self._heard_at
+        stream.on_data(piece)
+        if not self._body_left:
+            stream.on_flags(flags)
 
     def _on_control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if kind == WINDOW_UPDATE:
@@ -295,12 +354,6 @@ class Mux(IMuxedConn):
                 pong.set()
         else:
             raise MuxedConnUnavailable(f"the peer said goodbye ({length})")
-
-    def _on_data(self, flags: int, stream_id: int, body: memoryview) -> None:
-        stream = self._stream_for(flags, stream_id)
-        if stream is not None:
-            stream.on_data(body)
-            stream.on_flags(flags)
 
     def _stream_for(self, flags: int, stream_id: int) -> MuxStream | None:
         """The stream that a frame is for; None if it is over, and the frame too late."""
@@ -319,6 +372,7 @@ class Mux(IMuxedConn):
             self._owe(WINDOW_UPDATE, RST, stream_id, 0)
             return None
         self.streams[stream_id] = stream
+        self.memory.change(STREAM_COST_BYTES)
         self._owe(WINDOW_UPDATE, ACK, stream_id, 0)
         return stream
 

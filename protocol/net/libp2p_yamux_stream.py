@@ -15,6 +15,8 @@ from libp2p.stream_muxer.exceptions import (
 )
 from trio.lowlevel import ParkingLot
 
+from protocol.net.buffers import Holding
+
 HEADER = struct.Struct("!BBHII")  # version, type, flags, stream, length
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
@@ -25,6 +27,9 @@ WINDOW_BYTES = 256 * 1024
 # A stream whose reader keeps up may have this much under way: 80 MB/s at 50 ms. Only such a stream
 # gets it, because what is under way is memory that the peer makes us hold.
 WINDOW_BYTES_MAX = 4 * 1024 * 1024
+
+# A window is 32 bits on the wire.
+CREDIT_MAX = 2**32 - 1
 
 # One Noise message; a frame of data fits into one together with its header.
 WRITE_BYTES_MAX = 65_519
@@ -37,6 +42,9 @@ class ProtocolViolation(Exception):
 
 class Connection(Protocol):
     """What a stream needs of its connection."""
+
+    @property
+    def memory(self) -> Holding: ...
 
     @property
     def is_congested(self) -> bool: ...
@@ -93,6 +101,7 @@ class MuxStream(IMuxedStream):
         else:
             data = bytes(self._buffer[:n])
             del self._buffer[:n]
+        self.mux.memory.change(-len(data))
         self._give_credit(len(data))
         return data
 
@@ -131,13 +140,14 @@ class MuxStream(IMuxedStream):
         """End our side and read no more: what the peer still sends is answered with a reset."""
         await self.close()
         self.discards = True
-        self._buffer.clear()
+        self._discard()
         self._arrived.unpark_all()
 
     async def reset(self) -> None:
         await trio.lowlevel.checkpoint()
         if not self.is_closed and not self.discards:
             self.mux.send(WINDOW_UPDATE, RST, self.stream_id, 0)
+            self._discard()
             self.fail(MuxedStreamReset("the stream was reset here"))
 
     @property
@@ -156,24 +166,30 @@ class MuxStream(IMuxedStream):
 
     # What the peer does, as its frames arrive.
 
-    def on_data(self, data: memoryview) -> None:
-        self._receive_credit -= len(data)
+    def on_announced(self, size: int) -> None:
+        """A frame of data begins: the peer may send so much, or it breaks the rules."""
+        self._receive_credit -= size
         if self._receive_credit < 0:
             raise ProtocolViolation(f"stream {self.stream_id} exceeds its window")
-        if self.discards and data:
+
+    def on_data(self, data: memoryview) -> None:
+        if self.discards and data and self._failure is None:
             self.mux.send(WINDOW_UPDATE, RST, self.stream_id, 0)
             self.fail(MuxedStreamReset("the peer sent to a closed stream"))
         elif self._failure is None and not self.eof_received:
             self._buffer += data
+            self.mux.memory.change(len(data))
             self._arrived.unpark()
 
     def on_credit(self, size: int) -> None:
         self._send_credit += size
+        if self._send_credit > CREDIT_MAX:
+            raise ProtocolViolation(f"stream {self.stream_id} got more credit than there can be")
         self._room.unpark_all()
 
     def on_flags(self, flags: int) -> None:
         if flags & RST:
-            self._buffer.clear()
+            self._discard()
             self.eof_received = False
             self.fail(MuxedStreamReset("the peer reset the stream"))
         elif flags & FIN:
@@ -187,6 +203,10 @@ class MuxStream(IMuxedStream):
         self._arrived.unpark_all()
         self._room.unpark_all()
         self._settle()
+
+    def _discard(self) -> None:
+        self.mux.memory.change(-len(self._buffer))
+        self._buffer.clear()
 
     def _give_credit(self, size: int) -> None:
         """Let the peer send again what we have taken, once it is worth a frame."""

@@ -9,6 +9,7 @@ import trio
 from protocol.errors import LocalProtocolError
 from protocol.ids import PeerId
 from protocol.net.addresses import parse_port, split_peer_id
+from protocol.net.buffers import Buffers
 from protocol.net.dials import Dials
 from protocol.net.errors import (
     AddressInvalid,
@@ -57,11 +58,14 @@ class _Connection:
             other.agenda,
             lost=partial(owner.drop, self, "too many packets were lost"),
         )
+        self.memory = owner.buffers.open(
+            other.peer_id, partial(owner.drop, self, "it held too much")
+        )
         self._silences = 0
         self.refresh_silence()
 
     def new_stream(self) -> MemoryStream:
-        stream = MemoryStream(self.other.peer_id, self.wire, self.streams.pop)
+        stream = MemoryStream(self.other.peer_id, self.wire, self.memory, self.streams.pop)
         self.streams[stream] = None
         return stream
 
@@ -96,6 +100,7 @@ class MemoryTransport:
     def __init__(self, network: "MemoryNetwork", peer_id: PeerId, port: int) -> None:
         self.network = network
         self.agenda = Agenda(network.numbers)
+        self.buffers = Buffers()
         self._peer_id = peer_id
         self._port = port
         self._address = f"/memory/{port}/p2p/{peer_id}"
@@ -115,6 +120,10 @@ class MemoryTransport:
     @property
     def addresses(self) -> tuple[str, ...]:
         return (self._address,) if self._nursery is not None else ()
+
+    @property
+    def announced(self) -> tuple[str, ...]:
+        return self.addresses
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await trio.lowlevel.checkpoint()
@@ -207,6 +216,8 @@ class MemoryTransport:
             gossip_received=self._topics.received,
             gossip_rejected=self._topics.rejected,
             gossip_dropped=self._topics.dropped,
+            buffered_bytes=self.buffers.held_bytes,
+            buffers_dropped=self.buffers.dropped,
             **self._counts,
         )
 
@@ -240,6 +251,7 @@ class MemoryTransport:
         """Our side of a connection ends; its streams with it."""
         peer = connection.other.peer_id
         connection.mate = None
+        connection.memory.close()
         for stream in list(connection.streams):
             stream.on_connection_lost(f"{peer}: {reason}")
         if self._connections.get(peer) is connection:

@@ -18,6 +18,7 @@ import trio
 from trio.lowlevel import ParkingLot
 
 from protocol.ids import PeerId
+from protocol.net.buffers import Holding
 from protocol.net.errors import NetError, StreamClosed, StreamReset
 from protocol.net.transport import RECEIVE_BYTES_MAX
 
@@ -125,11 +126,18 @@ class Wire:
 class MemoryStream:
     """One side of a stream; `mate` is the other side."""
 
-    def __init__(self, peer: PeerId, wire: Wire, ended: Callable[["MemoryStream"], None]) -> None:
+    def __init__(
+        self,
+        peer: PeerId,
+        wire: Wire,
+        memory: Holding,
+        ended: Callable[["MemoryStream"], None],
+    ) -> None:
         self.mate: MemoryStream | None = None
         # Somebody waits for the stream to be opened and wants to know when it cannot be.
         self.on_failure: Action | None = None
         self._peer = peer
+        self._memory = memory
         self._wire = wire
         self._ended = ended
         self._buffer = bytearray()
@@ -144,6 +152,10 @@ class MemoryStream:
     @property
     def peer(self) -> PeerId:
         return self._peer
+
+    @property
+    def memory(self) -> Holding:
+        return self._memory
 
     async def send_all(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()

@@ -14,7 +14,7 @@ import trio
 from protocol.errors import CapaError, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.limits import CHANNELS_PER_PEER_MAX
-from protocol.net.channels import Channel, Link
+from protocol.net.channels import Channel, Link, LinkLimits
 from protocol.net.errors import (
     AddressInvalid,
     ConnectFailed,
@@ -192,7 +192,9 @@ class StreamPool:
         if peer not in self._transport.connected_peers():
             await self._dial(peer, tuple(opening.addresses), within_s)
         stream = await self._transport.open_stream(peer, self._protocol_id, timeout_s=within_s)
-        link = Link(stream, role=self._role, channels_max=self._options.channels_max)
+        link = Link(
+            stream, role=self._role, limits=LinkLimits(channels_max=self._options.channels_max)
+        )
         await link.greet()
         return link
 

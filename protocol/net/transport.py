@@ -20,6 +20,7 @@ from typing import Protocol
 import trio
 
 from protocol.ids import PeerId
+from protocol.net.buffers import Holding
 
 # Offers are at most 16 KiB; libp2p drops over 1 MiB without a word, which nobody would ever find.
 GOSSIP_BYTES_MAX = 64 * 1024
@@ -42,6 +43,11 @@ class Stream(Protocol):
     @property
     def peer(self) -> PeerId:
         """Who is on the other side, proven by the handshake."""
+        ...
+
+    @property
+    def memory(self) -> Holding:
+        """What the peer makes us hold is charged here; too much of it ends the connection."""
         ...
 
     async def send_all(self, data: bytes) -> None:
@@ -97,6 +103,14 @@ class TransportStatistics:
     streams_accepted: int = 0
     handlers_failed: int = 0
     peers_timed_out: int = 0
+    # Strangers and connections that gave their place to others, and dials that were not allowed.
+    strangers_evicted: int = 0
+    strangers_refused: int = 0
+    connections_evicted: int = 0
+    dials_forbidden: int = 0
+    # What peers make us hold, and connections that were dropped because they held too much.
+    buffered_bytes: int = 0
+    buffers_dropped: int = 0
     gossip_received: int = 0
     gossip_rejected: int = 0
     gossip_dropped: int = 0
@@ -113,6 +127,11 @@ class Transport(Protocol):
         """Where others can dial us: full multiaddrs that end in /p2p/ID. Empty before `run`."""
         ...
 
+    @property
+    def announced(self) -> tuple[str, ...]:
+        """What to tell strangers: those of `addresses` that they would dial."""
+        ...
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen and serve until cancelled. `started` when addresses are known.
 
@@ -127,7 +146,7 @@ class Transport(Protocol):
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         """Make sure of a connection to the peer that the address names, and return its id.
 
-        Raises AddressInvalid, ConnectFailed, PeerMismatch, NetTimeout.
+        Raises AddressInvalid (AddressForbidden), ConnectFailed, PeerMismatch, NetTimeout.
         """
         ...
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from protocol.limits import ADDRESS_CHARS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX
 from protocol.money import format_credits, parse_credits
+from protocol.net.dial_policy import parse_networks
 
 # Reads what TOML, the environment or a flag gives.
 Reader = Callable[[Any], Any]
@@ -22,7 +23,7 @@ def _tell(value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueKind:
     """`values` says what is allowed. A list's flag is given once per item; a table has none."""
 
     read: Reader
@@ -72,6 +73,15 @@ def read_addresses(raw: Any) -> tuple[str, ...]:
     return addresses
 
 
+def read_networks(raw: Any) -> tuple[str, ...]:
+    networks = tuple(read_items(raw, ","))
+    try:
+        parse_networks(networks)
+    except ValueError:
+        raise ValueError("`loopback`, or networks such as 192.168.0.0/16") from None
+    return networks
+
+
 def read_switch(raw: Any) -> bool:
     """TOML's true and false, or the words of flags and the environment."""
     found = _SWITCH_WORDS.get(str(raw).lower())
@@ -94,13 +104,13 @@ def read_items(raw: Any, separator: str) -> list[str]:
     return list(raw)
 
 
-def count(low: int, high: int, unit: str = "") -> Kind:
+def count(low: int, high: int, unit: str = "") -> ValueKind:
     """A whole number from `low` to `high`; `unit` is for people."""
     values = f"{low} to {high:,}{f' {unit}' if unit else ''}"
-    return Kind(read_count(low, high), values, is_number=True)
+    return ValueKind(read_count(low, high), values, is_number=True)
 
 
-def choice(choices: type[StrEnum] | Sequence[str]) -> Kind:
+def choice(choices: type[StrEnum] | Sequence[str]) -> ValueKind:
     """One of some words, read as a member if they are an enum's."""
     words = [str(word) for word in choices]
 
@@ -109,11 +119,12 @@ def choice(choices: type[StrEnum] | Sequence[str]) -> Kind:
             raise ValueError(f"one of {', '.join(words)}")
         return choices(raw) if isinstance(choices, type) else str(raw)
 
-    return Kind(read, ", ".join(words))
+    return ValueKind(read, ", ".join(words))
 
 
-PATH = Kind(read_path, "a path")
-TEXT = Kind(read_text, "text")
-SWITCH = Kind(read_switch, "yes or no", tell=lambda value: "yes" if value else "no")
-CREDITS = Kind(read_credits, "credits", tell=format_credits)
-ADDRESSES = Kind(read_addresses, "multiaddresses", is_list=True)
+PATH = ValueKind(read_path, "a path")
+TEXT = ValueKind(read_text, "text")
+SWITCH = ValueKind(read_switch, "yes or no", tell=lambda value: "yes" if value else "no")
+CREDITS = ValueKind(read_credits, "credits", tell=format_credits)
+ADDRESSES = ValueKind(read_addresses, "multiaddresses", is_list=True)
+NETWORKS = ValueKind(read_networks, "loopback, or networks", is_list=True)

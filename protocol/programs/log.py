@@ -5,6 +5,7 @@ its whole path. What must never be written is dropped here, whoever tries to log
 copied into bug reports.
 """
 
+import io
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 import structlog
 
 from protocol.ids import JobId
+from protocol.text import LOG_CHARS_MAX, printable
 
 # Names of fields that hold secrets or a customer's content.
 SECRET_FIELDS = frozenset(
@@ -34,6 +36,9 @@ SECRET_FIELDS = frozenset(
 HIDDEN = "[hidden]"
 
 LEVELS = ("debug", "info", "warning", "error")
+
+# A traceback of a deep call, or of a group of errors; a message of a peer's could be any length.
+TRACEBACK_CHARS_MAX = 20_000
 
 _Event = MutableMapping[str, Any]
 
@@ -58,6 +63,7 @@ def configure_logging(
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         hide_secrets,
+        escape_text,
     ]
     if stamped:
         shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
@@ -96,12 +102,36 @@ def hide_secrets(_logger: Any, _method: str, event: _Event) -> _Event:
     return event
 
 
+def escape_text(_logger: Any, _method: str, event: _Event) -> _Event:
+    """The processor that makes each event one line, whatever peers put into names and errors."""
+    for name, value in event.items():
+        event[name] = _escaped(value, depth_left=3)
+    return event
+
+
+def _escaped(value: Any, *, depth_left: int) -> Any:
+    if isinstance(value, str):
+        return printable(value, chars_max=LOG_CHARS_MAX)
+    if isinstance(value, list | tuple) and depth_left:
+        return [_escaped(item, depth_left=depth_left - 1) for item in value]
+    if isinstance(value, dict) and depth_left:
+        return {
+            _escaped(key, depth_left=0): _escaped(item, depth_left=depth_left - 1)
+            for key, item in value.items()
+        }
+    return value
+
+
+def _write_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """Each line is indented: a message with line breaks cannot pass for an event."""
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    cut = text.getvalue()[:TRACEBACK_CHARS_MAX]
+    stream.write("\n".join("    " + printable(line) for line in cut.splitlines()))
+
+
 def _final_processors(log_format: LogFormat, *, colors: bool) -> list[structlog.typing.Processor]:
     # Tracebacks are plain text: richer renderers show local variables, which are keys and prompts.
     if log_format is LogFormat.JSON:
         return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [
-        structlog.dev.ConsoleRenderer(
-            colors=colors, exception_formatter=structlog.dev.plain_traceback
-        )
-    ]
+    return [structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_write_traceback)]

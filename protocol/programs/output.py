@@ -12,18 +12,22 @@ from rich.table import Table
 
 from protocol.money import format_credits
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
+from protocol.text import printable
+
+# A sentence of ours may have lines. Whatever else moves a cursor is shown, not done.
+LINES = "\n"
 
 # Wide enough for a digest and a sentence where there is no terminal to fit into.
 _WIDTH_WITHOUT_TERMINAL = 200
 
 
 def complain(message: str) -> None:
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"error: {printable(message, keep=LINES)}", err=True)
 
 
 def say(message: str) -> None:
     """Talk: not part of the data."""
-    typer.echo(message, err=True)
+    typer.echo(printable(message, keep=LINES), err=True)
 
 
 def print_json(value: Any) -> None:
@@ -34,7 +38,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> No
     """Columns for people. Nothing is cut: a terminal that is too narrow wraps."""
     table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(printable(str(cell), keep=LINES) for cell in row))
     console = Console()
     width = None if console.is_terminal else _WIDTH_WITHOUT_TERMINAL
     # Names come from strangers: without markup, brackets in them are only brackets.
@@ -45,7 +49,7 @@ def print_facts(facts: Mapping[str, object]) -> None:
     """One fact a line, aligned."""
     width = max(map(len, facts))
     for name, value in facts.items():
-        typer.echo(f"{name:<{width}}  {value}")
+        typer.echo(f"{name:<{width}}  {printable(str(value), keep=LINES)}")
 
 
 def credits_text(amount_nano: int) -> str:

@@ -7,13 +7,14 @@ import os
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
 from protocol.clock import Clock, Entropy
 from protocol.net.clock import SystemClock
 from protocol.programs.runners import InlineRunner, Runner, ThreadRunner
+from protocol.programs.steady_clock import SteadyClock
 
 
 def trio_stopwatch_ns() -> int:
@@ -24,13 +25,18 @@ def trio_stopwatch_ns() -> int:
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """`entropy` makes ids and keys, `rng` only spreads load; `stopwatch_ns` measures ourselves;
-    `runner` keeps blocking calls out of the event loop."""
+    `runner` keeps blocking calls out of the event loop; `monotonic_s` is seconds that only grow."""
 
     clock: Clock
     entropy: Entropy
     rng: random.Random
     runner: Runner = field(default_factory=InlineRunner)
     stopwatch_ns: Callable[[], int] = trio_stopwatch_ns
+    monotonic_s: Callable[[], float] = trio.current_time
+
+    def steadied(self) -> "Runtime":
+        """The same with a clock that does not jump: for a program's composition root."""
+        return replace(self, clock=SteadyClock(self.clock, self.monotonic_s))
 
     def child_rng(self) -> random.Random:
         return child_rng(self.rng)
@@ -44,5 +50,15 @@ def child_rng(rng: random.Random) -> random.Random:
 def system_runtime() -> Runtime:
     """The real thing."""
     return Runtime(
-        SystemClock(), os.urandom, random.SystemRandom(), ThreadRunner(), time.perf_counter_ns
+        SystemClock(),
+        os.urandom,
+        random.SystemRandom(),
+        ThreadRunner(),
+        time.perf_counter_ns,
+        _since_boot_s,
     )
+
+
+def _since_boot_s() -> float:
+    """Counts the time that the machine is suspended, which trio's clock does not on Linux."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from protocol.errors import CapaError
-from protocol.programs.kinds import Kind
+from protocol.programs.kinds import ValueKind
 
 # A hand-written file has a few kilobytes; more is not a configuration.
 _FILE_BYTES_MAX = 1024 * 1024
@@ -47,7 +47,7 @@ class Setting(NamedTuple):
 
     name: str
     default: Any
-    kind: Kind
+    kind: ValueKind
     meaning: str
     example: str
     flag: str
@@ -59,7 +59,9 @@ class Setting(NamedTuple):
         return self.kind.tell(self.default)
 
 
-def setting(default: Any, kind: Kind, meaning: str, *, example: str = "", flag: str = "") -> Any:
+def setting(
+    default: Any, kind: ValueKind, meaning: str, *, example: str = "", flag: str = ""
+) -> Any:
     """A field of a program's settings.
 
     `example` is a TOML literal, and the default if none is given; `flag` is the command line's name
@@ -79,7 +81,7 @@ def settings_of(config: Any) -> tuple[Setting, ...]:
         if (facts := one.metadata.get(_METADATA)) is None:
             continue
         default = one.default if one.default_factory is MISSING else one.default_factory()
-        kind: Kind = facts["kind"]
+        kind: ValueKind = facts["kind"]
         found.append(
             Setting(
                 one.name,
@@ -157,7 +159,7 @@ def settings_table(config: type) -> str:
     return "\n".join(rows)
 
 
-def _literal(kind: Kind, value: Any) -> str:
+def _literal(kind: ValueKind, value: Any) -> str:
     """Empty for what no one line says."""
     if value in (None, "", (), {}) or isinstance(value, InDataDir):
         return ""

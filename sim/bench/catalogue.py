@@ -71,6 +71,15 @@ BENCHMARKS = {
             "causal_lm against transformers' generate on the same weights",
             tuple(Target(f"ratio_{n}", 1.0, at_least=True) for n in (1, 8, 32)),
         ),
+        Benchmark(
+            "windows",
+            "CPU to sign for a text while it streams, all parties together",
+            tuple(
+                Target(f"us_per_token_{tokens}_w{window}", 5.0)
+                for tokens in (64, 256, 1_024)
+                for window in (16, 256)
+            ),
+        ),
         Benchmark("match", "one decision among 1,000 offers", (Target("p50_us", 200.0),)),
         Benchmark(
             "strangers",

@@ -25,7 +25,7 @@ class BuyerError(CapaError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """When the first text came after the request was sent, and how many tokens were billed."""
 
     first_s: float
@@ -50,23 +50,23 @@ class HttpBuyer:
         while self._idle:
             await self._idle.pop().aclose()
 
-    async def stream(self, prompt: str, tokens: int) -> Answer:
+    async def stream(self, prompt: str, tokens: int) -> TimedAnswer:
         """One answer, greedily decoded. Raises BuyerError."""
         messages = [{"role": "user", "content": prompt}]
         return await self._ask("chat/completions", {"messages": messages, "max_tokens": tokens})
 
-    async def complete(self, prompt: str) -> Answer:
+    async def complete(self, prompt: str) -> TimedAnswer:
         """One more token of a text. Raises BuyerError."""
         return await self._ask("completions", {"prompt": prompt, "max_tokens": 1})
 
-    async def stream_many(self, prompts: list[str], tokens: int, streams: int) -> list[Answer]:
+    async def stream_many(self, prompts: list[str], tokens: int, streams: int) -> list[TimedAnswer]:
         """All answers, at most `streams` at once."""
         return await _at_once(lambda prompt: self.stream(prompt, tokens), prompts, streams)
 
-    async def complete_many(self, prompts: list[str], streams: int) -> list[Answer]:
+    async def complete_many(self, prompts: list[str], streams: int) -> list[TimedAnswer]:
         return await _at_once(self.complete, prompts, streams)
 
-    async def _ask(self, path: str, body: dict[str, Any]) -> Answer:
+    async def _ask(self, path: str, body: dict[str, Any]) -> TimedAnswer:
         connection = self._idle.pop() if self._idle else await self._connect()
         try:
             with trio.fail_after(ANSWER_WITHIN_S):
@@ -97,10 +97,10 @@ class HttpBuyer:
 
 
 async def _at_once(
-    buy: Callable[[str], Awaitable[Answer]], prompts: list[str], streams: int
-) -> list[Answer]:
+    buy: Callable[[str], Awaitable[TimedAnswer]], prompts: list[str], streams: int
+) -> list[TimedAnswer]:
     waiting = list(reversed(prompts))
-    answers: list[Answer] = []
+    answers: list[TimedAnswer] = []
 
     async def buy_next() -> None:
         while waiting:
@@ -112,7 +112,7 @@ async def _at_once(
     return answers
 
 
-async def _exchange(connection: trio.SocketStream, request: bytes) -> Answer:
+async def _exchange(connection: trio.SocketStream, request: bytes) -> TimedAnswer:
     """Send a request and read its answer to the last chunk of the chunked body."""
     began_s = time.perf_counter()
     await connection.send_all(request)
@@ -128,7 +128,7 @@ async def _exchange(connection: trio.SocketStream, request: bytes) -> Answer:
         if received.startswith(b"HTTP/1.1 ") and not received.startswith(b"HTTP/1.1 200"):
             raise BuyerError(f"the API answered {bytes(received[:600])!r}")
     total_s = time.perf_counter() - began_s
-    return Answer(first_s or total_s, total_s, _completion_tokens(received))
+    return TimedAnswer(first_s or total_s, total_s, _completion_tokens(received))
 
 
 def _has_text(received: bytearray) -> bool:

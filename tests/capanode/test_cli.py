@@ -62,7 +62,7 @@ def test_init_makes_a_private_key_and_a_configuration(tmp_path: Path) -> None:
     assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
     assert stat.S_IMODE((data_dir / "node.key").stat().st_mode) == 0o600
     config = Config.resolve(flags={"data_dir": data_dir})
-    assert config.trusted_coordinators == {COORDINATOR.peer_id}
+    assert [one.peer for one in config.coordinators] == [COORDINATOR.peer_id]
     assert config.sources["region"].startswith("file")
 
 

@@ -64,9 +64,9 @@ def test_models_are_read_from_one_variable_and_from_flags(tmp_path: Path) -> Non
     assert from_env.models == from_flags.models == (expected, ModelSettings("minilm"))
 
 
-def test_the_listed_coordinators_are_the_trusted_ones(tmp_path: Path) -> None:
+def test_a_coordinator_is_listed_with_its_peer_id(tmp_path: Path) -> None:
     config = Config.resolve(flags={"data_dir": tmp_path, "coordinators": [COORDINATOR_ADDRESS]})
-    assert config.trusted_coordinators == {COORDINATOR.peer_id}
+    assert [one.peer for one in config.coordinators] == [COORDINATOR.peer_id]
     assert str(config.coordinators[0]) == COORDINATOR_ADDRESS
 
 

@@ -14,7 +14,7 @@ from contracts.errors import RevertedError
 from contracts.merkle_sum import SumTree
 from contracts.receipts import Log
 from contracts.settlement import Event, SettlementCalls
-from contracts.state import Channel, OperatorState, RootState, Terms
+from contracts.state import EscrowChannel, OperatorState, RootState, Terms
 from contracts.units import Address, address_from_bytes
 from contracts.vouchers import Domain, EvmKey, Promise, SignedVoucher, Voucher
 from tests.contracts.evm import Evm, settlement_artifact
@@ -76,8 +76,8 @@ class Market:
     def balance(self, address: Address) -> int:
         return int(self.evm.ask(self.token_artifact, self.token, "balanceOf", address))
 
-    def channel(self, client: Person, operator: Person) -> Channel:
-        return Channel(*self.ask("channel", client.address, operator.address))
+    def channel(self, client: Person, operator: Person) -> EscrowChannel:
+        return EscrowChannel(*self.ask("channel", client.address, operator.address))
 
     def operator(self, operator: Person) -> OperatorState:
         return OperatorState(*self.ask("operators", operator.address))

@@ -6,7 +6,7 @@ from contracts.chain import Call, Sender
 from contracts.deploy import deploy_settlement, deploy_test_token
 from contracts.erc20 import Token
 from contracts.merkle_sum import SumTree
-from contracts.receipts import Receipt
+from contracts.receipts import TransactionReceipt
 from contracts.settlement import SettlementCalls, SettlementReader
 from contracts.state import Terms
 from contracts.units import Address
@@ -48,7 +48,7 @@ class Play:
     reader: SettlementReader
     domain: Domain
     parties: dict[str, Party] = field(default_factory=dict)
-    receipts: list[tuple[str, Receipt]] = field(default_factory=list)
+    receipts: list[tuple[str, TransactionReceipt]] = field(default_factory=list)
 
     async def join(self, name: str, tokens: int = 0) -> Party:
         """A new party with `tokens` units, all of which the contract may take."""
@@ -60,7 +60,7 @@ class Play:
         await self.do(party, "approve", self.token.approve(self.calls.address))
         return party
 
-    async def do(self, party: Party, what: str, call: Call) -> Receipt:
+    async def do(self, party: Party, what: str, call: Call) -> TransactionReceipt:
         party.sent += 1
         receipt = await party.sender.send(f"{what}-{party.sent}", call)
         self.receipts.append((what, receipt))

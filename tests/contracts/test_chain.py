@@ -20,7 +20,7 @@ from contracts.errors import (
 )
 from contracts.fake_chain import GWEI, FakeChain
 from contracts.journal import FileJournal, Journal, MemoryJournal, Sent, continued_key
-from contracts.receipts import Receipt
+from contracts.receipts import TransactionReceipt
 from contracts.units import parse_address
 from tests.contracts.keys import make_key
 
@@ -41,8 +41,8 @@ def sender(chain: FakeChain, journal: Journal | None = None, policy: Policy = PO
 
 
 async def while_mining(
-    chain: FakeChain, work: Callable[[], Awaitable[Receipt]], every_s: float = 2
-) -> Receipt:
+    chain: FakeChain, work: Callable[[], Awaitable[TransactionReceipt]], every_s: float = 2
+) -> TransactionReceipt:
     """Do the work while blocks come at their own pace."""
     async with trio.open_nursery() as nursery:
 
@@ -55,7 +55,7 @@ async def while_mining(
         # Kept until the miner has stopped, so that an error arrives as itself and not in a group.
         result = await outcome.acapture(work)
         nursery.cancel_scope.cancel()
-    receipt: Receipt = result.unwrap()
+    receipt: TransactionReceipt = result.unwrap()
     return receipt
 
 
@@ -85,8 +85,8 @@ async def test_parallel_sends_take_nonces_in_turn(
     ours = sender(chain)
     chain.delay_s = 0.1
 
-    async def all_of_them() -> Receipt:
-        receipts: list[Receipt] = []
+    async def all_of_them() -> TransactionReceipt:
+        receipts: list[TransactionReceipt] = []
 
         async def one(number: int) -> None:
             receipts.append(await ours.send(f"pay-{number}", Call(TO, bytes([number]))))
@@ -122,7 +122,7 @@ async def test_lost_answers_while_waiting_are_waited_out(
 async def test_a_reorganisation_takes_it_back_and_it_happens_again(
     chain: FakeChain, autojump_clock: MockClock, keep: bool
 ) -> None:
-    async def work() -> Receipt:
+    async def work() -> TransactionReceipt:
         async with trio.open_nursery() as nursery:
 
             async def disturb() -> None:
@@ -143,7 +143,7 @@ async def test_a_reorganisation_takes_it_back_and_it_happens_again(
 async def test_a_fee_that_is_too_low_is_raised_until_it_is_enough(
     chain: FakeChain, autojump_clock: MockClock
 ) -> None:
-    async def work() -> Receipt:
+    async def work() -> TransactionReceipt:
         async with trio.open_nursery() as nursery:
 
             async def rise() -> None:
@@ -329,8 +329,8 @@ async def test_only_the_first_of_several_is_paid_more_for(
     journal = MemoryJournal()
     ours = sender(chain, journal, replace(POLICY, timeout_s=300))
 
-    async def all_of_them() -> Receipt:
-        receipts: list[Receipt] = []
+    async def all_of_them() -> TransactionReceipt:
+        receipts: list[TransactionReceipt] = []
 
         async def one(number: int) -> None:
             receipts.append(await ours.send(f"pay-{number}", Call(TO, bytes([number]))))

@@ -1,7 +1,7 @@
 """The client's leg: deposits, vouchers, exits."""
 
 from contracts.keccak import keccak
-from contracts.state import Channel
+from contracts.state import EscrowChannel
 from contracts.units import address_bytes
 from tests.contracts.market import NOBODY, TERMS, WEALTH, Market, Person, refused, with_charge
 
@@ -20,8 +20,8 @@ def test_a_deposit_is_the_clients_escrow_with_one_operator(
         "amount": 70,
         "balance": 70,
     }
-    assert market.channel(client, operator) == Channel(70, 0, 0)
-    assert market.channel(client, other) == Channel(0, 0, 0)
+    assert market.channel(client, operator) == EscrowChannel(70, 0, 0)
+    assert market.channel(client, other) == EscrowChannel(0, 0, 0)
     assert market.balance(market.address) == 1_070
 
 
@@ -68,7 +68,7 @@ def test_a_channel_is_worn_out_after_104_bits_of_payments(market: Market, client
     market.do(payer, market.calls.deposit(client.address, operator.address, 1))
     with refused("channel: worn out"):
         market.redeem(client, operator, most + 1)
-    assert market.channel(client, operator) == Channel(balance=2, redeemed=most, exit_at=0)
+    assert market.channel(client, operator) == EscrowChannel(balance=2, redeemed=most, exit_at=0)
 
 
 def test_a_pause_stops_deposits_and_nothing_else(
@@ -174,7 +174,7 @@ def test_vouchers_are_cumulative_and_a_second_redeem_pays_nothing(
     assert market.redeem(client, operator, 30) == 0
     assert market.redeem(client, operator, 20) == 0
     assert market.redeem(client, operator, 45) == 15
-    assert market.channel(client, operator) == Channel(55, 45, 0)
+    assert market.channel(client, operator) == EscrowChannel(55, 45, 0)
     assert market.operator(operator).credit == 45
 
 
@@ -275,7 +275,7 @@ def test_a_client_leaves_after_the_delay_and_not_before(
     events = market.do(client, market.calls.exit(operator.address))
     assert (events[0].name, events[0].fields["amount"]) == ("Exited", 100)
     assert market.balance(client.address) == before + 100
-    assert market.channel(client, operator) == Channel(0, 0, 0)
+    assert market.channel(client, operator) == EscrowChannel(0, 0, 0)
 
 
 def test_the_operator_redeems_while_a_client_waits_to_leave(
@@ -313,4 +313,4 @@ def test_an_old_voucher_is_not_good_again_after_an_exit(
     market.do(client, market.calls.exit(operator.address))
     market.deposit(client, operator, 100)
     assert market.redeem(client, operator, 60) == 0
-    assert market.channel(client, operator) == Channel(100, 60, 0)
+    assert market.channel(client, operator) == EscrowChannel(100, 60, 0)

@@ -18,7 +18,7 @@ from contracts.errors import BadConfigurationError, NotConfirmedError, RevertedE
 from contracts.files import create_evm_key, format_leaf, load_evm_key, load_leaf
 from contracts.journal import FileJournal, MemoryJournal, Sent
 from contracts.merkle_sum import Leaf, SumTree
-from contracts.receipts import Receipt
+from contracts.receipts import TransactionReceipt
 from contracts.rpc import HttpRpc
 from contracts.session import key_of
 from contracts.settlement import SettlementCalls
@@ -150,7 +150,7 @@ def test_an_interrupted_deposit_goes_on_and_a_finished_one_is_done_again(
 
     confirm, write = Sender._confirm, FileJournal.write
 
-    async def be_interrupted(sender: Sender, entry: Sent) -> Receipt:
+    async def be_interrupted(sender: Sender, entry: Sent) -> TransactionReceipt:
         """The mint and the approval are confirmed; the deposit is mined, and then we are gone."""
         receipt = await confirm(sender, entry)
         if is_the_deposit(entry):

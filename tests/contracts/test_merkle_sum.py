@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from contracts.errors import BadProofError
 from contracts.keccak import keccak, keccak_rows
-from contracts.merkle_sum import EMPTY_ROOT, SUM_MAX, Node, SumTree, check_leaf
+from contracts.merkle_sum import EMPTY_ROOT, SUM_MAX, SumNode, SumTree, check_leaf
 from contracts.units import Address, address_bytes, address_from_bytes
 
 OPERATOR = address_from_bytes(b"\x11" * 20)
@@ -93,8 +93,8 @@ def test_a_leaf_that_the_contract_cannot_take_does_not_hold() -> None:
         replace(leaf, cumulative=-1),
         replace(leaf, cumulative=2**256),
         replace(leaf, index=-1),
-        replace(leaf, proof=(Node(leaf.proof[0].hash, -7),)),
-        replace(leaf, proof=(Node(leaf.proof[0].hash, SUM_MAX + 1),)),
+        replace(leaf, proof=(SumNode(leaf.proof[0].hash, -7),)),
+        replace(leaf, proof=(SumNode(leaf.proof[0].hash, SUM_MAX + 1),)),
         replace(leaf, proof=leaf.proof * 100_000),
     ):
         with pytest.raises(BadProofError):

@@ -25,6 +25,7 @@ from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import credit
+from protocol.clock import Clock
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
@@ -161,9 +162,9 @@ class ScriptedNode:
         return LoadReport(self.incarnation_ms, False, (ModelLoad(DIGEST, running, 0, True),))
 
     async def _serve(self, stream: Stream) -> None:
-        await serve_channels(stream, self._serve_job, role="node")
+        await serve_channels(stream, self.serve_job, role="node")
 
-    async def _serve_job(self, channel: Channel) -> None:
+    async def serve_job(self, channel: Channel) -> None:
         job = NodeJob(self.key)
         opened = await _receive_opened(job, channel)
         self.jobs_opened += 1
@@ -385,6 +386,7 @@ async def open_small_market(
     seed: int = 0,
     credit_nano: int = OPENING_CREDIT_NANO,
     adjust: Callable[[list[ScriptedNode]], None] = lambda nodes: None,
+    coordinator_clock: Callable[[Clock], Clock] = lambda clock: clock,
 ) -> AsyncIterator[SmallMarket]:
     """A market with a node per script and a buyer with money; `adjust` may change the nodes."""
     rng = random.Random(seed)
@@ -396,7 +398,14 @@ async def open_small_market(
         network.transport(keys[0]),
         database,
         MarketRules(fee_bps=FEE_BPS),
-        Runtime(clock, rng.randbytes, rng, stopwatch_ns=lambda: 0),
+        Runtime(
+            coordinator_clock(clock),
+            rng.randbytes,
+            rng,
+            stopwatch_ns=lambda: 0,
+            # A test that moves the market's clock lets time pass.
+            monotonic_s=lambda: clock.now_ms() / 1_000,
+        ),
     )
     buyer = keys[1]
     if credit_nano:

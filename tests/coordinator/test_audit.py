@@ -6,7 +6,8 @@ import pytest
 from sqlalchemy import text
 
 import coordinator.audit
-from coordinator.audit import Check, audit
+from coordinator.audit import audit
+from coordinator.audit_findings import Check
 from coordinator.db.engine import Connection
 from coordinator.db.writer import post_one
 from coordinator.ledger.postings import capture, hold
@@ -43,6 +44,14 @@ def conn() -> Iterator[Connection]:
         conn.exec_driver_sql("BEGIN")
         yield conn
         conn.get_transaction().rollback()  # type: ignore[union-attr]  # there is one
+
+
+TEARS_LEGS = (
+    "UPDATE transfers SET amount_nano = -5 WHERE sequence = 7",
+    "UPDATE transfers SET amount_nano = 101 WHERE sequence = 5",
+    "UPDATE transfers SET kind = 'void' WHERE sequence = 5",
+    "DELETE FROM transfers WHERE sequence = 7",
+)
 
 
 def test_good_books_are_green_and_counted(conn: Connection) -> None:
@@ -188,6 +197,8 @@ def test_damage_is_found_and_named(conn: Connection, damage: str, checks: set[Ch
     assert conn.execute(text(damage)).rowcount > 0
     if "UPDATE transfers" in damage or (damage.endswith("sequence = 4") and "DELETE" in damage):
         checks = checks | {Check.HASH_CHAIN_BROKEN}
+    if damage.startswith(TEARS_LEGS):
+        checks = checks | {Check.CAPTURE_LEGS_DIFFER}
     assert {finding.check for finding in audit(conn).findings} == checks
 
 

@@ -8,6 +8,7 @@ import sys
 import trio
 
 from protocol.keys import SigningKey
+from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.transport import Stream
 from tests.protocol.net.contract import ECHO, echo
@@ -21,7 +22,9 @@ async def never_read(_: Stream) -> None:
 
 
 async def main() -> None:
-    transport = Libp2pTransport(SigningKey(bytes([42]) * 32), ("/ip4/127.0.0.1/tcp/0",))
+    transport = Libp2pTransport(
+        SigningKey(bytes([42]) * 32), ("/ip4/127.0.0.1/tcp/0",), policy=ALLOW_LOOPBACK
+    )
     transport.handle(ECHO, echo)
     transport.handle(SINK, never_read)
     with trio.move_on_after(LIFETIME_S):

@@ -21,6 +21,7 @@ from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
 from protocol.keys import SigningKey
 from protocol.messages import NO_CONSTRAINTS, JobRequest, Lease, NodeOffer, Objective, Task
 from protocol.net.clock import SystemClock
+from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.errors import StreamReset
 from protocol.net.frames import Hello
 from protocol.net.libp2p import Libp2pTransport
@@ -127,7 +128,7 @@ async def open_stranger(
     frail: FrailMarket, *, key: SigningKey = STRANGER, clock: Clock | None = None
 ) -> AsyncIterator[Stranger]:
     """Connected to the coordinator, and with every node's address."""
-    transport, rng = Libp2pTransport(key, ()), random.Random(1)
+    transport, rng = Libp2pTransport(key, (), policy=ALLOW_LOOPBACK), random.Random(1)
     leases, jobs = (
         StreamPool(transport, protocol, role=ROLE, rng=rng)
         for protocol in (LEASE_PROTOCOL, JOB_PROTOCOL)

@@ -23,6 +23,7 @@ import trio
 from coordinator.endpoint import Endpoint, read_endpoint
 from protocol.keys import SigningKey
 from protocol.net.clock import SystemClock
+from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
 from protocol.services import LoadAck, Method
 from tests.coordinator.small_market import MODEL, ScriptedNode
@@ -140,7 +141,7 @@ async def beat(node: ScriptedNode) -> None:
 
 async def test_a_full_disk_refuses_jobs_and_loses_nothing(tmp_path: Path) -> None:
     key = SigningKey.generate(random.Random(3).randbytes)
-    transport = Libp2pTransport(key, ("/ip4/127.0.0.1/tcp/0",))
+    transport = Libp2pTransport(key, ("/ip4/127.0.0.1/tcp/0",), policy=ALLOW_LOOPBACK)
     # It speaks to whatever transport and clock it is given.
     node = ScriptedNode(key, cast(Any, transport), cast(Any, SystemClock()))
     async with open_shop(tmp_path) as shop, trio.open_nursery() as nursery:

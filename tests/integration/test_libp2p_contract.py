@@ -3,6 +3,7 @@
 import pytest
 
 from protocol.keys import SigningKey
+from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
 from tests.protocol.net.contract import TransportContract
 
@@ -11,7 +12,7 @@ LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 
 class Libp2pWorld:
     def make(self, key: SigningKey) -> Libp2pTransport:
-        return Libp2pTransport(key, LOOPBACK)
+        return Libp2pTransport(key, LOOPBACK, policy=ALLOW_LOOPBACK)
 
 
 class TestLibp2pTransport(TransportContract):

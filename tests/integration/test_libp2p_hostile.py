@@ -23,8 +23,20 @@ from libp2p.security.noise.transport import Transport as Noise
 from multiaddr import Multiaddr
 
 from protocol.keys import SigningKey
-from protocol.net.errors import AddressInUse, AddressInvalid, ConnectFailed, StreamReset
-from protocol.net.libp2p import HANDSHAKES_MAX, Libp2pTransport
+from protocol.net.dial_policy import ALLOW_LOOPBACK
+from protocol.net.errors import (
+    AddressForbidden,
+    AddressInUse,
+    AddressInvalid,
+    ConnectFailed,
+    StreamReset,
+)
+from protocol.net.libp2p import Libp2pTransport
+from protocol.net.libp2p_admission import (
+    CONNECTIONS_PER_PEER_MAX,
+    FIRST_BYTE_WITHIN_S,
+    STRANGERS_MAX,
+)
 from tests.protocol.net.contract import (
     ECHO,
     SOON_S,
@@ -42,7 +54,7 @@ MESHSUB = "/meshsub/1.1.0"
 
 @pytest.fixture
 async def ours(nursery: trio.Nursery) -> Libp2pTransport:
-    transport = Libp2pTransport(key_of(2), LOOPBACK)
+    transport = Libp2pTransport(key_of(2), LOOPBACK, policy=ALLOW_LOOPBACK)
     transport.handle(ECHO, echo)
     await nursery.start(transport.run)
     return transport
@@ -51,7 +63,7 @@ async def ours(nursery: trio.Nursery) -> Libp2pTransport:
 @pytest.fixture
 async def friend(nursery: trio.Nursery, ours: Libp2pTransport) -> Libp2pTransport:
     """A second party of ours, which checks that `ours` still works."""
-    friend = Libp2pTransport(key_of(3), LOOPBACK)
+    friend = Libp2pTransport(key_of(3), LOOPBACK, policy=ALLOW_LOOPBACK)
     await nursery.start(friend.run)
     await friend.connect(ours.addresses[0], timeout_s=SOON_S)
     return friend
@@ -188,15 +200,78 @@ async def test_rubbish_on_the_port_is_harmless(
     await check_alive(friend, ours)
 
 
-async def test_strangers_who_never_finish_do_not_keep_others_out(
-    ours: Libp2pTransport, friend: Libp2pTransport
+@pytest.mark.parametrize("count", [128, STRANGERS_MAX + 76])
+@pytest.mark.parametrize(
+    "first_bytes", [b"", b"\x13/multistream/1.0.0\n"], ids=["silent", "stalled"]
+)
+async def test_strangers_who_never_finish_keep_nobody_out(
+    ours: Libp2pTransport, friend: Libp2pTransport, count: int, first_bytes: bytes
 ) -> None:
     port = int(ours.addresses[0].split("/")[4])
-    strangers = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(HANDSHAKES_MAX // 2)]
-    await friend.disconnect(ours.peer_id)
+    strangers: list[trio.SocketStream] = []
+    try:
+        for _ in range(count):
+            stranger = await trio.open_tcp_stream("127.0.0.1", port)
+            strangers.append(stranger)
+            if first_bytes:
+                await stranger.send_all(first_bytes)
+        await friend.disconnect(ours.peer_id)
+        await check_alive(friend, ours)
+    finally:
+        for stranger in strangers:
+            await trio.aclose_forcefully(stranger)
+
+
+async def test_a_silent_stranger_is_sent_away(
+    ours: Libp2pTransport, friend: Libp2pTransport
+) -> None:
+    stranger = await trio.open_tcp_stream("127.0.0.1", int(ours.addresses[0].split("/")[4]))
+    with trio.fail_after(2 * FIRST_BYTE_WITHIN_S):
+        try:
+            while await stranger.receive_some():
+                pass
+        except trio.BrokenResourceError:
+            pass
+    await stranger.aclose()
     await check_alive(friend, ours)
-    for stranger in strangers:
-        await stranger.aclose()
+
+
+async def test_a_party_has_few_connections(ours: Libp2pTransport, friend: Libp2pTransport) -> None:
+    twins = [
+        Libp2pTransport(key_of(40), policy=ALLOW_LOOPBACK)
+        for _ in range(CONNECTIONS_PER_PEER_MAX + 3)
+    ]
+    async with trio.open_nursery() as nursery:
+        for twin in twins:
+            await nursery.start(twin.run)
+            await twin.connect(ours.addresses[0], timeout_s=SOON_S)
+        with trio.fail_after(SOON_S):
+            while ours.statistics().connections > CONNECTIONS_PER_PEER_MAX + 1:
+                await friend.ping(ours.peer_id, timeout_s=SOON_S)
+        await check_alive(friend, ours)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("place", ["/ip4/127.0.0.1/tcp/{}", "/dns4/localhost/tcp/{}"])
+async def test_an_address_that_is_not_public_is_not_dialled(
+    nursery: trio.Nursery, place: str
+) -> None:
+    calls: list[trio.SocketStream] = []
+
+    async def serve(stream: trio.SocketStream) -> None:
+        calls.append(stream)
+
+    listeners: list[trio.SocketListener] = await nursery.start(
+        partial(trio.serve_tcp, serve, 0, host="127.0.0.1")
+    )
+    address = place.format(listeners[0].socket.getsockname()[1]) + f"/p2p/{key_of(9).peer_id}"
+    careful = Libp2pTransport(key_of(3))
+    await nursery.start(careful.run)
+    with pytest.raises(AddressForbidden, match="dial_private"):
+        await careful.connect(address, timeout_s=SOON_S)
+    assert calls == []
+    assert careful.statistics().dials_forbidden == 1
+    nursery.cancel_scope.cancel()
 
 
 async def test_dialling_something_else_fails_clearly(friend: Libp2pTransport) -> None:
@@ -275,7 +350,7 @@ async def test_listening_everywhere_announces_real_addresses(nursery: trio.Nurse
 
 async def test_announced_addresses_replace_those_we_listen_at(nursery: trio.Nursery) -> None:
     announce = ("/dns4/node.example.org/tcp/4001",)
-    transport = Libp2pTransport(key_of(8), LOOPBACK, announce=announce)
+    transport = Libp2pTransport(key_of(8), LOOPBACK, announce=announce, policy=ALLOW_LOOPBACK)
     await nursery.start(transport.run)
     assert transport.addresses == (f"{announce[0]}/p2p/{key_of(8).peer_id}",)
 
@@ -343,7 +418,7 @@ async def test_topic_joined_while_a_neighbour_arrives_is_told_to_it(
     # neighbour; without our second greeting about one run in four of this fails.
     for number in range(8):
         topic = f"/test/topic/{number}"
-        other = Libp2pTransport(key_of(30 + number), LOOPBACK)
+        other = Libp2pTransport(key_of(30 + number), LOOPBACK, policy=ALLOW_LOOPBACK)
         await nursery.start(other.run)
         await other.connect(ours.addresses[0], timeout_s=SOON_S)
         messages = ours.subscribe(topic, lambda data, via: True, queue_max=10)
@@ -356,7 +431,10 @@ async def test_topic_joined_while_a_neighbour_arrives_is_told_to_it(
 
 
 async def test_both_may_dial_each_other_at_once(nursery: trio.Nursery) -> None:
-    left, right = Libp2pTransport(key_of(21), LOOPBACK), Libp2pTransport(key_of(22), LOOPBACK)
+    left, right = (
+        Libp2pTransport(key_of(21), LOOPBACK, policy=ALLOW_LOOPBACK),
+        Libp2pTransport(key_of(22), LOOPBACK, policy=ALLOW_LOOPBACK),
+    )
     for transport in (left, right):
         transport.handle(ECHO, echo)
         await nursery.start(transport.run)

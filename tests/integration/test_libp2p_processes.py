@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from protocol.ids import PeerId
+from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.errors import NetTimeout, StreamClosed
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.transport import PeerEvent, Stream
@@ -45,7 +46,7 @@ async def process() -> AsyncIterator[tuple[trio.Process, str]]:
 
 @pytest.fixture
 async def client(nursery: trio.Nursery) -> Libp2pTransport:
-    client = Libp2pTransport(key_of(1))
+    client = Libp2pTransport(key_of(1), policy=ALLOW_LOOPBACK)
     await nursery.start(client.run)
     return client
 

@@ -69,8 +69,13 @@ def test_another_version_is_named() -> None:
     assert refused(HEADER.pack(VERSION + 1, FrameType.EVENT, 0, 0)) is Code.UNKNOWN_VERSION
 
 
-def test_an_unknown_type_is_refused() -> None:
-    assert refused(HEADER.pack(VERSION, 200, 0, 0)) is Code.MALFORMED
+def test_a_type_of_a_later_version_leaves_the_stream_readable() -> None:
+    decoder = FrameDecoder()
+    decoder.feed(
+        HEADER.pack(VERSION, 200, 7, 2) + b"??" + encode_frame(Frame(FrameType.CLOSE, 7, b""))
+    )
+    assert decoder.next_frame() == Frame(FrameType.UNKNOWN, 7, b"??")
+    assert decoder.next_frame() == Frame(FrameType.CLOSE, 7, b"")
 
 
 def test_an_oversized_frame_is_refused_by_its_header_alone() -> None:

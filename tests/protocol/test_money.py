@@ -97,5 +97,3 @@ def test_units_out_of_range_are_refused() -> None:
 def test_units_fit_only_if_each_fits() -> None:
     assert Units(1, 2, 3).fits_in(Units(1, 2, 3))
     assert not Units(2, 0, 0).fits_in(Units(1, 9, 9))
-    assert PriceSheet(1, 2).is_at_most(PriceSheet(1, 2))
-    assert not PriceSheet(image_nano=2).is_at_most(PriceSheet(image_nano=1))

@@ -17,6 +17,7 @@ import coordinator.leasing.open_lease
 import coordinator.market.market
 import coordinator.market.matching.explain
 import coordinator.market.offers.book
+import coordinator.market.offers.pool
 import coordinator.settling.receipt_desk
 from coordinator.market.offers.intake import OFFERS
 from protocol import (
@@ -32,10 +33,11 @@ from protocol import (
 )
 from protocol.framing import FrameType
 from protocol.net import (
+    buffers,
     channels,
     frames,
+    libp2p_admission,
     libp2p_gossip,
-    libp2p_host,
     libp2p_yamux,
     libp2p_yamux_stream,
     rpc,
@@ -52,13 +54,14 @@ NUMBER_PLACES = (
     manifest,
     money,
     session,
+    buffers,
     output_window,
     channels,
     frames,
     rpc,
     transport,
+    libp2p_admission,
     libp2p_gossip,
-    libp2p_host,
     libp2p_yamux,
     libp2p_yamux_stream,
     capanode.announce,
@@ -74,6 +77,7 @@ NUMBER_PLACES = (
     coordinator.market.market,
     coordinator.market.matching.explain,
     coordinator.market.offers.book,
+    coordinator.market.offers.pool,
     coordinator.settling.receipt_desk,
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import sim.auditor
+from protocol.countersigning import terms_of
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
@@ -16,6 +17,7 @@ from protocol.ids import LeaseId, derive_ulid
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import Units
+from protocol.windows import ClientChains
 from sim.auditor import Auditor, Balances, Rule
 from tests.protocol.makers import (
     CLIENT,
@@ -25,6 +27,7 @@ from tests.protocol.makers import (
     STRANGER,
     make_acceptance,
     make_lease,
+    make_opening,
     make_receipt,
     make_request,
 )
@@ -58,7 +61,12 @@ def make_job(
     lease_id = LeaseId(derive_ulid(JOB_ID, f"lease/{number}"))
     terms = make_lease(seal(CLIENT, make_request()))
     lease = seal(lease_key, replace(terms, lease_id=lease_id))
-    billed = replace(make_receipt(lease, UNITS, finish=finish), **receipt)
+    links = ClientChains(CLIENT, lease.digest, terms_of(lease.message)).countersign(UNITS)
+    evidence: dict[str, Any] = {
+        "opening": seal(CLIENT, make_opening(lease)).raw,
+        "countersigned": links,
+    }
+    billed = replace(make_receipt(lease, UNITS, finish=finish), **(evidence | receipt))
     signed = seal(receipt_key, billed)
     return Job(lease, signed, seal(CLIENT, make_acceptance(signed)))
 
@@ -93,6 +101,18 @@ def balances(*, jobs: int = 1) -> Balances:
 
 def rules_of(auditor: Auditor, reported: Balances) -> set[Rule]:
     return {finding.rule for finding in auditor.audit(reported)}
+
+
+def test_a_lone_receipt_earns_what_its_client_signed() -> None:
+    """Without an opening nothing; before the first link a window, and no more."""
+    for changes, earned_nano in (({"opening": b""}, 0), ({"countersigned": None}, 7 * 20 + 9 * 60)):
+        auditor = make_auditor()
+        job = make_job(0, **changes)
+        auditor.leased(job.lease)
+        auditor.receipted(job.receipt)
+        auditor.answered(job.receipt, "disputed", earned_nano)
+        assert auditor.captured_nano() == earned_nano
+        assert Rule.CAPTURE_IS_EARNED not in rules_of(auditor, balances(jobs=0))
 
 
 def test_the_auditor_knows_neither_ledger_nor_database() -> None:

@@ -22,6 +22,7 @@ PROMISED = {
     },
     "engine": {"ratio_1", "ratio_8", "ratio_32"},
     "match": {"p50_us", "p99_us"},
+    "windows": {"us_per_token_64_w16", "us_per_token_gross_64_w16"},
     "ledger": {"pairs_per_s", "fdatasync_per_s", "pairs_per_fdatasync"},
     "strangers": {"worst_hurt", "false_ejections", "refused_while_idle"},
     "sandbox": {"startup_added_ms", "steady_ratio"},

@@ -27,7 +27,7 @@ from sim.checkers import (
     check_job,
     check_model,
 )
-from sim.options import Machine, WorldOptions
+from sim.options import SimMachine, WorldOptions
 from sim.sim_worker import Ailments, SimWorker
 from sim.workload import PlannedJob, plan_probes
 from tests.coordinator.market_makers import NOW_MS, node_offer, sealed
@@ -168,7 +168,7 @@ def test_a_failure_that_delivered_is_a_violation() -> None:
 
 
 def model(*, running: int, queued: int, most_live: int) -> ServedModel:
-    machine = Machine("test", 1, 1, 0.0, 2, 1, PriceSheet())
+    machine = SimMachine("test", 1, 1, 0.0, 2, 1, PriceSheet())
     worker = SimWorker(Task.CAUSAL_LM, machine, Ailments(1.0), on_state=lambda state: None)
     worker.most_live = most_live
     seats = SimpleNamespace(slots=2, queue_max=1, running=running, queued=queued)

@@ -11,12 +11,12 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput
 from protocol.pricing import PriceSheet, Units
-from sim.options import Machine
+from sim.options import SimMachine
 from sim.sim_worker import CONTEXT_TOKENS, Ailments, SimWorker, answer_of, text_of
 from tests.protocol.net.virtual import virtual_time
 
 # A tenth of a second per token alone, and a tenth of that more for every other job in the batch.
-MACHINE = Machine("test", 100, 10, 0.1, 4, 2, PriceSheet())
+MACHINE = SimMachine("test", 100, 10, 0.1, 4, 2, PriceSheet())
 FIVE_TOKENS = GenerationInput(max_tokens=5, prompt="one two three", ignore_eos=True)
 
 

@@ -16,6 +16,9 @@ from protocol.errors import Code
 log = structlog.get_logger(__name__)
 
 
+# Clients look for these words before they shorten a conversation.
+_CONTEXT_WORDS = "maximum context length"
+
 _BILLED = "; what had been delivered by then was charged"
 
 
@@ -46,9 +49,12 @@ def job_error(
     context.metrics.count_job(order.task, failure.code.value, attempts=0)
     # A node that counts too much input says so with one code for all tasks.
     code = order.too_large_code if failure.code is Code.INPUT_TOO_LARGE else failure.code
+    message = str(failure)
+    if code is Code.PROMPT_TOO_LONG and _CONTEXT_WORDS not in message:
+        message = f"the {_CONTEXT_WORDS} of this model is exceeded: {message}"
     error = error_of(
         code,
-        str(failure),
+        message,
         retry_after_ms=failure.retry_after_ms,
         is_billed=failure.delivered,
         input_param=order.input_param,

@@ -6,7 +6,7 @@ What cannot be honoured strictly is refused, except for what OpenRouter itself c
 
 from decimal import Decimal
 
-from coordinator.gateway.errors import ApiError, invalid
+from coordinator.gateway.errors import ApiError, invalid, unsupported
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.orders import Routing
 from protocol.errors import RemoteProtocolError
@@ -34,6 +34,7 @@ _SORTS = {
 }
 _SUFFIXES = {":nitro": Objective.THROUGHPUT, ":floor": Objective.PRICE}
 _COLLECTION = {choice.value: choice for choice in DataCollection}
+_PRICES = ("prompt", "completion", "image", "request")
 _TIERS = {tier.value: tier for tier in IsolationTier}
 # Of several percentiles the median is the one that an expectation can be held against.
 _PERCENTILES = ("p50", "p75", "p90", "p99")
@@ -85,6 +86,10 @@ def _read_max_price(provider: Fields) -> PriceCap:
     prices = provider.fields("max_price")
     if prices is None:
         return NO_CONSTRAINTS.max_price
+    for name in prices.unknown(_PRICES):
+        path = prices.path(name)
+        # A cap that is not kept would be a bill that was not expected.
+        raise unsupported(f"{path} is no price here: use {', '.join(_PRICES)}", path)
     return PriceCap(
         prompt_nano_per_mtok=_read_credits(prices, "prompt"),
         completion_nano_per_mtok=_read_credits(prices, "completion"),
@@ -139,4 +144,4 @@ def _read_nodes(provider: Fields, name: str) -> tuple[PeerId, ...]:
 
 
 def _not_a_node(path: str, error: RemoteProtocolError) -> ApiError:
-    return invalid(f"{path} lists node ids, as GET /v1/models does: {error}", path)
+    return invalid(f"{path} lists node ids, such as x-capacloud-node names one: {error}", path)

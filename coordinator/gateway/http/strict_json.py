@@ -6,7 +6,7 @@ no UTF-8 can carry, and follows any nesting until its stack ends.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from coordinator.gateway.errors import ApiError, error_of, invalid
@@ -89,6 +89,14 @@ class Fields:
         """The value as parsed; None if absent."""
         return self._values.get(name)
 
+    def unknown(self, known: Collection[str]) -> list[str]:
+        """The names that are not among `known`, without those that are null."""
+        return [
+            name[:128]
+            for name, value in self._values.items()
+            if name not in known and value is not None
+        ]
+
     def required(self, name: str) -> Any:
         value = self._values.get(name)
         if value is None:
@@ -133,7 +141,7 @@ class Fields:
             raise _wrong_type(self.path(name), "a number")
         # The bounds also keep out 1e999, which parses to infinity, and integers beyond any float.
         if not low <= value <= high or not math.isfinite(value):
-            raise invalid(f"{self.path(name)} lies between {low:g} and {high:g}", self.path(name))
+            raise invalid(f"{self.path(name)} lies between {low} and {high}", self.path(name))
         return float(value)
 
     def choice(self, name: str, choices: Mapping[str, T]) -> T | None:

@@ -28,11 +28,8 @@ from coordinator.market.offers import OfferBook
 from coordinator.market.offers.table import BUSY, MACHINE, SLOTS, ModelTable
 from coordinator.market.reputation import Reputation
 from coordinator.market.standings import Bools, Ints
+from protocol.limits import ATTEMPTS_MAX
 from protocol.pricing import cost_nano
-
-# With five nodes tried, the market has a problem that a sixth only hides; ladders of 64 attempts
-# have turned bursts into storms (d-inference#512).
-ATTEMPTS_MAX = 5
 
 
 def match(

@@ -11,10 +11,15 @@ from enum import StrEnum
 from typing import Protocol
 
 from coordinator.market.machines import Machines
-from coordinator.market.offers.crowd import Crowd, network_of
 from coordinator.market.offers.entry import ModelState, NodeEntry
 from coordinator.market.offers.intake import Intake
 from coordinator.market.offers.lineage import Lineage, Lineages, Succession, judge
+from coordinator.market.offers.pool import (
+    UNPROVEN_BYTES_MAX,
+    UnprovenPool,
+    cost_of,
+    network_of,
+)
 from coordinator.market.offers.table import BUSY, FLAGS, RTT_MS, ModelTable, tie_of
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
@@ -57,8 +62,9 @@ class OfferVerdict:
 
     @property
     def is_news(self) -> bool:
-        """Worth handing on to neighbours. A conflict is: every coordinator should see it."""
-        return self.outcome in (Outcome.LISTED, Outcome.UPDATED, Outcome.CONFLICT)
+        """Worth handing on to neighbours. A conflict is not: whoever copies a key could make the
+        whole network carry any number of its offers."""
+        return self.outcome in (Outcome.LISTED, Outcome.UPDATED)
 
 
 class Slots(Protocol):
@@ -82,6 +88,7 @@ class OfferBook:
         *,
         catalogue: Mapping[str, frozenset[Digest]] | None = None,
         nodes_max: int = NODES_MAX,
+        unproven_bytes_max: int = UNPROVEN_BYTES_MAX,
         machines: Machines | None = None,
     ) -> None:
         self._slots = slots
@@ -90,7 +97,7 @@ class OfferBook:
         self._nodes_max = nodes_max
         self._intake = Intake()
         self._lineages = Lineages()
-        self._crowd = Crowd()
+        self._unproven = UnprovenPool(unproven_bytes_max)
         self._entries: dict[PeerId, NodeEntry] = {}
         self._by_digest: dict[str, ModelTable] = {}
         self._by_name: dict[str, ModelTable] = {}
@@ -128,17 +135,22 @@ class OfferBook:
 
     # Offers.
 
-    def accept(self, raw: bytes, *, now_ms: int, via: PeerId) -> OfferVerdict:
-        """Check an offer as it came from the neighbour `via`, and list it if it is good and new."""
+    def accept(
+        self, raw: bytes, *, now_ms: int, via: PeerId, topic: str | None = None
+    ) -> OfferVerdict:
+        """Check an offer as it came from the neighbour `via` (on `topic`, if by gossip), and list
+        it if it is good and new."""
         try:
-            signed = self._intake.open(raw, now_ms=now_ms, via=via)
+            signed = self._intake.open(raw, now_ms=now_ms, via=via, topic=topic)
         except RemoteProtocolError as error:
             is_duplicate = error.code is Code.REPLAYED
             outcome = Outcome.DUPLICATE if is_duplicate else Outcome.REFUSED
             return OfferVerdict(outcome, None, error.code, str(error))
-        return self.insert(signed, now_ms=now_ms)
+        return self.insert(signed, now_ms=now_ms, via=via)
 
-    def insert(self, signed: Signed[NodeOffer], *, now_ms: int) -> OfferVerdict:
+    def insert(
+        self, signed: Signed[NodeOffer], *, now_ms: int, via: PeerId | None = None
+    ) -> OfferVerdict:
         """List a verified offer unless a better one of the same node is known."""
         offer = signed.message
         known = self._lineages.get(offer.node)
@@ -154,12 +166,12 @@ class OfferBook:
             )
         if succession is Succession.CONFLICT:
             return self._suspend(offer, now_ms)
-        if offer.node not in self._entries and not self._make_room(offer):
+        if offer.node not in self._entries and not self._make_room(signed, via):
             return OfferVerdict(
                 Outcome.REFUSED,
                 offer.node,
                 Code.RATE_LIMITED,
-                "the book is full, and most of it comes from this node's network",
+                "there is no room, and most of what is listed came the same way",
             )
         return self._list(signed, now_ms)
 
@@ -209,6 +221,8 @@ class OfferBook:
         if entry is not None:
             entry.is_attached = False
             entry.lost_at_ms = now_ms
+            for other in self._unproven.take_back(node, entry.network, cost_of(entry.signed)):
+                self._evict(other)
             for state in entry.models.values():
                 state.lose_reports()
                 _publish_busy(entry, state)
@@ -276,12 +290,14 @@ class OfferBook:
             for lease_id in self._early.pop(offer.node, ()):
                 self._count_early(entry, lease_id)
             self._entries[offer.node] = entry
-            self._crowd.add(offer.node, entry.network)
         else:
             entry = old
             self._replace(entry, signed, now_ms, expires_at_ms)
+            for node in self._unproven.resize(offer.node, cost_of(signed)):
+                self._evict(node)
         heapq.heappush(self._expiries, (expires_at_ms, offer.node))
-        self._publish(entry)
+        if offer.node in self._entries:
+            self._publish(entry)
         return OfferVerdict(Outcome.LISTED if old is None else Outcome.UPDATED, offer.node)
 
     def _count_early(self, entry: NodeEntry, lease_id: LeaseId) -> None:
@@ -333,9 +349,6 @@ class OfferBook:
         seated = sum(len(state.leases) for state in entry.models.values())
         self.machines.change_busy(entry.machine, -seated)
         self.machines.unpin(entry.network)
-        if not entry.is_proven:
-            self._crowd.remove(entry.node, entry.network)
-            self._crowd.add(entry.node, network)
         entry.network, entry.machine = network, self.machines.pin(network)
         self.machines.change_busy(entry.machine, seated)
 
@@ -343,26 +356,31 @@ class OfferBook:
         self._unpublish(entry)
         for state in entry.models.values():
             self._leave_seats(entry, state)
-        self._crowd.remove(entry.node, entry.network)
+        self._unproven.leave(entry.node)
         self.machines.unpin(entry.network)
         self._slots.unpin(entry.node)
         del self._entries[entry.node]
 
-    def _make_room(self, offer: NodeOffer) -> bool:
-        if len(self._entries) < self._nodes_max:
-            return True
-        victim = self._crowd.victim(network_of(offer.addresses))
-        if victim is None:
-            return False
-        evicted = self._entries[victim]
-        self._unlist(evicted)
-        self._lineages.drop(victim)
-        self._intake.forget(evicted.signed.raw)
-        return True
+    def _make_room(self, signed: Signed[NodeOffer], via: PeerId | None) -> bool:
+        offer = signed.message
+        group = via if via is not None else network_of(offer.addresses)
+        is_full = len(self._entries) >= self._nodes_max
+        evicted = self._unproven.admit(offer.node, group, cost_of(signed), is_book_full=is_full)
+        for node in evicted or ():
+            self._evict(node)
+        return evicted is not None
+
+    def _evict(self, node: PeerId) -> None:
+        """Forget an offer to make room. If it comes again it is judged anew."""
+        entry = self._entries.get(node)
+        if entry is not None:
+            self._unlist(entry)
+            self._lineages.drop(node)
+            self._intake.forget(entry.signed.raw)
 
     def _prove(self, entry: NodeEntry) -> None:
-        if not entry.is_proven:
-            self._crowd.remove(entry.node, entry.network)
+        """We talk to the node ourselves."""
+        self._unproven.leave(entry.node)
 
     def _suspend(self, offer: NodeOffer, now_ms: int) -> OfferVerdict:
         message = "two running nodes sign with this key: stop one, or make it a key of its own"

@@ -90,11 +90,6 @@ class NodeEntry:
     def offer(self) -> NodeOffer:
         return self.signed.message
 
-    @property
-    def is_proven(self) -> bool:
-        """We have talked to it ourselves, so it is somewhere and not only somebody's claim."""
-        return self.is_attached or self.rtt_ms is not None
-
     def model(self, model: str) -> ModelOffer | None:
         """What it offers under this manifest digest, or else under this name."""
         if is_digest(model):

@@ -50,7 +50,7 @@ DRAINING = 2
 UNAVAILABLE = 4
 SUSPENDED = 8
 
-_ROWS_MIN = 16
+_ROWS_MIN = 1
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,7 @@ from coordinator.db.engine import Connection, InlineRunner, ThreadRunner, open_d
 from coordinator.db.sqlite import is_memory, translate_error
 from coordinator.errors import (
     ConstraintError,
+    DamagedBooksError,
     StorageBusyError,
     StorageError,
     StorageFullError,
@@ -77,7 +78,7 @@ def test_a_database_in_memory_is_recognized(url: str, expected: bool) -> None:
         (sqlite3.SQLITE_BUSY_SNAPSHOT, StorageBusyError),
         (sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY, ConstraintError),
         (sqlite3.SQLITE_IOERR_FSYNC, StorageError),
-        (sqlite3.SQLITE_CORRUPT, StorageError),
+        (sqlite3.SQLITE_CORRUPT, DamagedBooksError),
     ],
 )
 def test_every_kind_of_failure_has_its_name(code: int, error: type[StorageError]) -> None:

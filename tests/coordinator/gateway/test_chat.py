@@ -170,12 +170,14 @@ def test_content_parts_and_roles(gateway: Harness) -> None:
                 {"role": "developer", "content": "be brief"},
                 {"role": "user", "content": parts, "name": "x"},
                 {"role": "assistant", "content": ""},
+                {"role": "assistant", "content": None},
             ]
         ),
     )
     assert asked(gateway).messages == (
         ChatMessage("system", "be brief"),
-        ChatMessage("user", "ab"),
+        ChatMessage("user", "a\nb"),
+        ChatMessage("assistant", ""),
         ChatMessage("assistant", ""),
     )
 
@@ -232,6 +234,10 @@ def test_content_parts_and_roles(gateway: Harness) -> None:
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
+        ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"min_tokens": 3}, "min_tokens"),
+        ({"provider": {"max_price": {"output": 0}}}, "provider.max_price.output"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logit_bias": {"50256": -100}}, "logit_bias"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
@@ -318,3 +324,19 @@ def test_a_cut_whole_answer_must_not_be_sent_again(gateway: Harness) -> None:
 def test_a_node_that_signs_for_a_failure_is_not_a_success(gateway: Harness) -> None:
     gateway.market.script = Script(finish=Finish.FAILED)
     assert gateway.post(PATH, body()).status_code == 502
+
+
+def test_tools_that_must_not_be_used_are_ignored(gateway: Harness) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert gateway.post(PATH, body(tools=tools, tool_choice="none")).status_code == 200
+    refused = gateway.post(PATH, body(tools=tools))
+    assert refused.status_code == 400
+    assert "does not support tools" in error_of(refused)["message"]
+
+
+def test_a_prompt_that_a_node_finds_too_long_is_told_in_the_usual_words(gateway: Harness) -> None:
+    gateway.market.script = Script(failure=JobFailed("9000 tokens", code=Code.PROMPT_TOO_LONG))
+    error = error_of(gateway.post(PATH, body(stream=True)))
+    assert error["code"] == "context_length_exceeded"
+    assert "maximum context length" in error["message"]
+    assert "9000 tokens" in error["message"]

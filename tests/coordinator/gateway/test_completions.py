@@ -22,7 +22,7 @@ def test_a_whole_answer(gateway: Harness) -> None:
     assert answer["choices"] == [
         {"index": 0, "text": ANSWER, "logprobs": None, "finish_reason": "stop"}
     ]
-    assert asked(gateway) == GenerationInput(max_tokens=1_024, prompt="Once")
+    assert asked(gateway) == GenerationInput(max_tokens=16, prompt="Once")
 
 
 def test_a_stream(gateway: Harness) -> None:

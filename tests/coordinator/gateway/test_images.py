@@ -146,7 +146,7 @@ def test_what_the_sandbox_finds_out_is_mapped(gateway: Harness, code: Code, stat
         (
             {"model": "tiny/classifier", "provider": "{"},
             {"image": ("p", PNG, "image/png")},
-            None,
+            "provider",
         ),
     ],
 )
@@ -156,3 +156,21 @@ def test_bad_forms_are_refused_by_name(
     response = gateway.request("POST", PATH, data=data, files=files)
     assert response.status_code == 400
     assert error_of(response)["param"] == param
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: "\n".join(text[i : i + 76] for i in range(0, len(text), 76)) + "\n",
+        lambda text: text.rstrip("="),
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: f"DATA:image/png;BASE64,{text}",
+    ],
+)
+def test_base64_as_common_tools_write_it(gateway: Harness, write: Any) -> None:
+    image = PNG + b"\xfb\xef\xff" * 99 + b"x"
+    response = gateway.post(PATH, body(write(base64.b64encode(image).decode())))
+    assert response.status_code == 200
+    job_input = gateway.market.specs[-1].job_input
+    assert isinstance(job_input, ImageInput)
+    assert job_input.image == image

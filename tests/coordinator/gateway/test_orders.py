@@ -15,7 +15,7 @@ from coordinator.gateway.orders import (
     check_text_size,
 )
 from protocol.grants import Payer
-from protocol.limits import PAYLOAD_BYTES_MAX
+from protocol.limits import PAYLOAD_BYTES_MAX, TOKENS_MAX
 from protocol.messages import NO_CONSTRAINTS, Objective, Task
 from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput
 from tests.coordinator.gateway.fake_market import CLIENT_KEY, FakeMarket
@@ -31,7 +31,7 @@ def spec(prompt: str, max_tokens: int | None = None) -> JobSpec:
     job_input = GenerationInput(
         max_tokens=max_tokens or OUTPUT_TOKENS_DEFAULT, messages=(ChatMessage("user", prompt),)
     )
-    order = GenerationOrder(ROUTING, job_input, max_tokens is not None, len(prompt))
+    order = GenerationOrder(ROUTING, job_input, len(prompt))
     return order.to_spec(CALLER, MODEL, deadline_s=9.0)
 
 
@@ -50,37 +50,46 @@ def test_a_job_says_who_pays_and_what_is_wanted() -> None:
 def test_expected_units_fit_the_maximum_and_both_fit_the_context(
     prompt: str, max_tokens: int | None
 ) -> None:
-    try:
-        made = spec(prompt, max_tokens)
-    except ApiError as error:
-        refused: str | None = error.problem.code
-    else:
-        refused = None
-    if refused is not None:
-        assert refused == "prompt_too_long"
-        return
+    made = spec(prompt, max_tokens)
     assert made.units_expected.fits_in(made.units_max)
     assert made.units_max.input_tokens <= CONTEXT
     assert made.units_expected.input_tokens + made.units_max.output_tokens <= CONTEXT
 
 
-def test_an_open_answer_takes_the_room_that_a_long_prompt_leaves() -> None:
-    made = spec("word " * 1_200)
-    assert isinstance(made.job_input, GenerationInput)
-    assert made.job_input.max_tokens == made.units_max.output_tokens < OUTPUT_TOKENS_DEFAULT
-
-
-@pytest.mark.parametrize(("prompt", "max_tokens"), [("hi", CONTEXT), ("word " * 5_000, None)])
-def test_what_cannot_fit_is_refused_before_anything_is_held(
+@pytest.mark.parametrize("max_tokens", [None, 1, CONTEXT - 1, CONTEXT, 32_000, TOKENS_MAX])
+@pytest.mark.parametrize("prompt", ["hi", "word " * 1_600, "word " * 5_000])
+def test_a_guess_refuses_nothing_and_no_answer_is_longer_than_a_context(
     prompt: str, max_tokens: int | None
 ) -> None:
-    with pytest.raises(ApiError) as caught:
-        spec(prompt, max_tokens)
-    assert (caught.value.problem.status, caught.value.problem.param) == (400, "messages")
+    made = spec(prompt, max_tokens)
+    assert made.units_max.output_tokens == min(max_tokens or OUTPUT_TOKENS_DEFAULT, CONTEXT - 1)
+
+
+@pytest.mark.parametrize(
+    "job_input",
+    [
+        GenerationInput(max_tokens=1, prompt="x" * 32 * CONTEXT),
+        GenerationInput(max_tokens=1, prompt_tokens=(1,) * CONTEXT),
+    ],
+)
+def test_what_certainly_cannot_fit_is_refused_before_anything_is_held(
+    job_input: GenerationInput,
+) -> None:
+    order = GenerationOrder(ROUTING, job_input, len(job_input.prompt or ""))
+    with pytest.raises(ApiError, match="maximum context length is 2048") as caught:
+        order.to_spec(CALLER, MODEL, deadline_s=1.0)
+    assert (caught.value.problem.status, caught.value.problem.param) == (400, "prompt")
+
+
+def test_a_model_for_another_task_is_the_requests_fault() -> None:
+    order = PlainOrder(Task.EMBEDDING, "input", ROUTING, EmbeddingInput(("a",)), 1)
+    with pytest.raises(ApiError, match="text generation, not for embeddings") as caught:
+        order.to_spec(CALLER, MODEL, deadline_s=1.0)
+    assert (caught.value.problem.status, caught.value.problem.param) == (400, "model")
 
 
 def test_an_unknown_model_is_left_to_the_market() -> None:
-    order = GenerationOrder(ROUTING, GenerationInput(max_tokens=9_999, prompt="x"), True, 1)
+    order = GenerationOrder(ROUTING, GenerationInput(max_tokens=9_999, prompt="x"), 1)
     assert order.input_param == "prompt"
     assert order.to_spec(CALLER, None, deadline_s=1.0).units_max.output_tokens == 9_999
 

@@ -95,3 +95,12 @@ def test_an_error_event_is_openais_object(code: Code) -> None:
     error = event["error"]
     assert isinstance(error, dict)
     assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_line_breaks_of_unicode_are_escaped() -> None:
+    """Many clients split lines at them, although the format does not."""
+    text = "a\u2028b\u2029c\u0085d é"
+    data = events().text(text)
+    assert len(data.decode().splitlines()) == 2
+    (event,) = parse(data)
+    assert text in json.dumps(event, ensure_ascii=False)

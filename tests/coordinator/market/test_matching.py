@@ -9,12 +9,12 @@ import pytest
 from coordinator.market.breaker import FAILURES_TO_OPEN, REFUSED_TO_COOL
 from coordinator.market.matching import Job, Reason, Why
 from coordinator.market.matching.claim import Claim
-from coordinator.market.matching.decide import ATTEMPTS_MAX
 from coordinator.market.matching.quote import quote_reply, summary
 from coordinator.market.reputation import Ratios
 from protocol.codec import decode, encode
 from protocol.errors import Code
 from protocol.ids import LeaseId, PeerId, sha256_digest
+from protocol.limits import ATTEMPTS_MAX
 from protocol.messages import (
     Constraints,
     DataCollection,

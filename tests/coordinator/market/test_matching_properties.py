@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from coordinator.market.breaker import FAILURES_TO_OPEN
 from coordinator.market.matching import Job, Match, Reason
-from coordinator.market.matching.decide import ATTEMPTS_MAX
 from coordinator.market.offers.entry import NodeEntry
 from coordinator.market.reputation import Ratios
 from protocol.errors import Code
 from protocol.ids import PeerId, sha256_digest
+from protocol.limits import ATTEMPTS_MAX
 from protocol.messages import (
     Constraints,
     DataCollection,

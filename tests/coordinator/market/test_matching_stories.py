@@ -12,9 +12,9 @@ from collections.abc import Callable
 from coordinator.market.breaker import FAILURES_TO_OPEN
 from coordinator.market.matching import Candidate, Reason
 from coordinator.market.matching.choose import EXPLORE_SHARE
-from coordinator.market.matching.decide import ATTEMPTS_MAX
 from protocol.errors import Code
 from protocol.ids import PeerId
+from protocol.limits import ATTEMPTS_MAX
 from protocol.messages import Constraints, Objective
 from tests.coordinator.market_makers import (
     SOURCE,

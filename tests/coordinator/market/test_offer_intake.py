@@ -1,6 +1,7 @@
 """Raw offers: what is refused, at what price, and who pays it."""
 
 import random
+from dataclasses import replace
 
 import msgpack
 import pytest
@@ -9,9 +10,11 @@ from coordinator.market.offers.intake import JUNK, OFFERS, Intake
 from protocol.codec import encode
 from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import Digest
 from protocol.limits import CLOCK_SKEW_MAX_MS, OFFER_BYTES_MAX, OFFER_LIFETIME_MAX_MS
 from protocol.messages import NodeOffer
-from tests.coordinator.market_makers import NOW_MS, key, node, node_offer, sealed
+from protocol.services import OFFER_SHARDS, offer_topic, shard_of
+from tests.coordinator.market_makers import NOW_MS, key, model_offer, node, node_offer, sealed
 
 VIA = node(99)
 
@@ -141,3 +144,24 @@ def test_a_signed_body_with_a_bad_field_is_malformed() -> None:
     signature = key(1).sign(b"capa/1/node_offer\0" + body)
     raw = msgpack.packb([1, "node_offer", key(1).public_key, body, signature])
     assert take(Intake(), raw) is Code.MALFORMED
+
+
+def test_an_offer_on_another_topic_than_its_own_is_junk() -> None:
+    intake, raw = Intake(), sealed(1, node_offer(1)).raw
+    own = shard_of(node(1))
+    with pytest.raises(RemoteProtocolError) as caught:
+        intake.open(raw, now_ms=NOW_MS, via=VIA, topic=offer_topic((own + 1) % OFFER_SHARDS))
+    assert caught.value.code is Code.WRONG_TOPIC
+    assert intake.open(raw, now_ms=NOW_MS, via=VIA, topic=offer_topic(own)).signer == node(1)
+
+
+def test_a_neighbour_has_a_budget_in_bytes() -> None:
+    intake = Intake()
+    models = tuple(model_offer(name=f"m{n}", digest=Digest(f"{n:064x}")) for n in range(40))
+    codes = [
+        take(intake, sealed(number, replace(node_offer(number), models=models)).raw)
+        for number in range(700)
+    ]
+    assert codes[0] is None
+    assert codes[-1] is Code.RATE_LIMITED
+    assert intake.signature_checks < 700

@@ -84,7 +84,7 @@ def break_protocol(nodes: list[ScriptedNode]) -> None:
         channel.send_nowait(FrameType.JOB_CHUNK, b"\xc1 is no msgpack")
         await trio.sleep(1)
 
-    node._serve_job = serve  # type: ignore[method-assign]  # a script of its own
+    node.serve_job = serve  # type: ignore[method-assign]  # a script of its own
 
 
 async def test_a_node_that_breaks_the_protocol_is_replaced_unseen(
@@ -109,7 +109,7 @@ def answer_a_cancel_with_nonsense(nodes: list[ScriptedNode]) -> None:
         channel.send_nowait(FrameType.JOB_CHUNK, msgpack.packb({"token_ids": [-1]}))
         await trio.sleep(1)
 
-    node._serve_job = serve  # type: ignore[method-assign]  # a script of its own
+    node.serve_job = serve  # type: ignore[method-assign]  # a script of its own
 
 
 async def test_nothing_that_a_node_says_to_a_buyer_who_left_ends_the_market(
@@ -134,7 +134,7 @@ def bill_a_refusal(nodes: list[ScriptedNode]) -> None:
         channel.send_nowait(FrameType.JOB_ERROR, encode(body))
         await trio.sleep(1)
 
-    node._serve_job = serve  # type: ignore[method-assign]  # a script of its own
+    node.serve_job = serve  # type: ignore[method-assign]  # a script of its own
 
 
 async def test_a_node_is_not_paid_for_input_that_it_never_answered(

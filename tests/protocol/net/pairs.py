@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from protocol.net.channels import Channel, Link, serve_channels
+from protocol.net.channels import Channel, Link, LinkLimits, serve_channels
 from protocol.net.memory import PERFECT, MemoryNetwork, MemoryTransport
 from protocol.net.memory_wire import Conditions
 from protocol.net.transport import Stream
@@ -14,6 +14,7 @@ from tests.protocol.net.contract import key_of
 
 RAW = "/test/raw/1"
 CHANNELS = "/test/channels/1"
+LIMITS = LinkLimits(channels_max=8)
 
 
 class Pair:
@@ -38,7 +39,7 @@ class Pair:
 
     def serve_channels(self, on_channel: Callable[[Channel], Awaitable[None]]) -> None:
         async def handler(stream: Stream) -> None:
-            await serve_channels(stream, on_channel, role="server", channels_max=8)
+            await serve_channels(stream, on_channel, role="server", limits=LIMITS)
 
         self.server.handle(CHANNELS, handler)
 
@@ -49,7 +50,7 @@ class Pair:
 
     async def link(self, nursery: trio.Nursery) -> Link:
         stream = await self.client.open_stream(self.server.peer_id, CHANNELS, timeout_s=5)
-        link = Link(stream, role="client", channels_max=8)
+        link = Link(stream, role="client", limits=LinkLimits(channels_max=8))
         await link.greet()
         nursery.start_soon(link.run)
         return link

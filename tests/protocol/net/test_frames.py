@@ -8,8 +8,15 @@ from protocol.codec import decode, encode
 from protocol.errors import Code, ErrorBody, LocalProtocolError, RemoteProtocolError
 from protocol.framing import HEADER, Frame, FrameType, encode_frame
 from protocol.limits import FRAME_BYTES_MAX, KIB
+from protocol.net.buffers import Buffers
 from protocol.net.errors import Backpressure, NetTimeout, StreamClosed
-from protocol.net.frames import BULK_BYTES_MIN, WRITE_BYTES_MAX, FramedStream, Hello
+from protocol.net.frames import (
+    BULK_BYTES_MIN,
+    FRAME_WITHIN_S,
+    WRITE_BYTES_MAX,
+    FramedStream,
+    Hello,
+)
 from protocol.net.transport import RECEIVE_BYTES_MAX, Stream
 from tests.protocol.net.contract import key_of
 from tests.protocol.net.pairs import Pair
@@ -21,6 +28,7 @@ class RecordingStream:
 
     def __init__(self, pieces: list[bytes] | None = None) -> None:
         self.peer = key_of(9).peer_id
+        self.memory = Buffers().open("test", lambda: None)
         self.writes: list[bytes] = []
         self.gate = trio.Event()
         self.gate.set()
@@ -207,7 +215,6 @@ def test_each_channel_keeps_its_order(sends: list[tuple[int, int]]) -> None:
     ("wire", "code"),
     [
         (HEADER.pack(9, FrameType.HELLO, 0, 0), Code.UNKNOWN_VERSION),
-        (HEADER.pack(1, 200, 0, 0), Code.MALFORMED),
         (HEADER.pack(1, FrameType.HELLO, 0, FRAME_BYTES_MAX + 1), Code.FRAME_TOO_LARGE),
         (encode_frame(chunk(1))[:-1], Code.TRUNCATED),
         (b"\x01", Code.TRUNCATED),
@@ -291,3 +298,54 @@ async def test_closing_lets_queued_frames_leave(nursery: trio.Nursery) -> None:
         while (frame := await receiver.receive()) is not None:
             received.append(frame.channel)
         assert received == list(range(1, 20))
+
+
+class DrippingStream(RecordingStream):
+    """Gives one byte at a time, with a pause before each."""
+
+    def __init__(self, wire: bytes, pause_s: float) -> None:
+        super().__init__([bytes([byte]) for byte in wire])
+        self._pause_s = pause_s
+
+    async def receive_some(self, max_bytes: int = RECEIVE_BYTES_MAX) -> bytes:
+        await trio.sleep(self._pause_s)
+        return await super().receive_some(max_bytes)
+
+
+@virtual_time
+async def test_a_frame_that_trickles_in_is_given_up_at_its_deadline() -> None:
+    framed = FramedStream(DrippingStream(encode_frame(chunk(1, b"x" * 1000)), pause_s=4))
+    started_at = trio.current_time()
+    with pytest.raises(RemoteProtocolError) as caught:
+        await framed.receive()
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+    assert trio.current_time() - started_at <= FRAME_WITHIN_S + 4
+
+
+@virtual_time
+async def test_each_frame_has_a_deadline_of_its_own() -> None:
+    frames = [chunk(n, b"12345") for n in range(1, 6)]
+    framed = FramedStream(DrippingStream(b"".join(map(encode_frame, frames)), pause_s=1.5))
+    assert [await framed.receive() for _ in frames] == frames
+
+
+@virtual_time
+async def test_a_stream_may_be_silent_between_frames_for_as_long_as_it_likes() -> None:
+    frame = chunk(1)
+    framed = FramedStream(DrippingStream(b"", pause_s=10 * FRAME_WITHIN_S))
+    assert await framed.receive() is None
+    stream = RecordingStream([encode_frame(frame)])
+    assert await FramedStream(stream).receive() == frame
+
+
+async def test_what_waits_in_either_direction_is_charged_until_it_is_gone() -> None:
+    stream = RecordingStream([encode_frame(chunk(1, b"x" * 1000))[:-1], b"x"])
+    framed = FramedStream(stream)
+    for _ in range(10):
+        framed.send_nowait(chunk(2, b"y" * 1000))
+    assert stream.memory.held_bytes == framed.queued_bytes > 10_000
+    await written(stream, framed)
+    assert stream.memory.held_bytes == 0
+    await framed.receive()
+    await framed.reset()
+    assert stream.memory.held_bytes == 0

@@ -17,10 +17,14 @@ from libp2p.stream_muxer.exceptions import (
 )
 from trio.testing import wait_all_tasks_blocked
 
+from protocol.limits import KIB, MIB
+from protocol.net.buffers import Buffers
 from protocol.net.libp2p_yamux import (
+    MUX_FRAME_WITHIN_S,
     OUTBOX_BYTES_MAX,
     PING_AFTER_S,
     PONG_WITHIN_S,
+    STREAM_COST_BYTES,
     STREAMS_ACCEPTED_MAX,
     Mux,
 )
@@ -34,6 +38,7 @@ from protocol.net.libp2p_yamux_stream import (
     RST,
     SYN,
     WINDOW_BYTES,
+    WINDOW_BYTES_MAX,
     WINDOW_UPDATE,
     WRITE_BYTES_MAX,
     MuxStream,
@@ -82,8 +87,8 @@ def queue_pair() -> tuple[QueueConn, QueueConn]:
     return left, right
 
 
-def mux_on(conn: QueueConn) -> Mux:
-    return Mux(cast(Any, conn), PEER)
+def mux_on(conn: QueueConn, buffers: Buffers | None = None) -> Mux:
+    return Mux(cast(Any, conn), PEER, buffers if buffers is not None else Buffers())
 
 
 @asynccontextmanager
@@ -424,4 +429,87 @@ async def test_flood_of_pings_without_reading_ends_the_connection() -> None:
         with trio.fail_after(5):
             await mux.event_closed.wait()
         assert not mux.timed_out
+        nursery.cancel_scope.cancel()
+
+
+# What a peer can make us hold.
+
+
+@virtual_time
+async def test_half_a_frame_for_no_stream_holds_nothing() -> None:
+    buffers = Buffers()
+    left, right = queue_pair()
+    mux = mux_on(left, buffers)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mux.start)
+        await right.write(HEADER.pack(0, DATA, 0, 999, WINDOW_BYTES_MAX))
+        for _ in range(60):
+            await right.write(bytes(60 * KIB))
+        await wait_all_tasks_blocked()
+        assert buffers.held_bytes == 0
+        nursery.cancel_scope.cancel()
+
+
+@virtual_time
+async def test_a_frame_that_trickles_in_ends_the_connection() -> None:
+    async with against_raw() as (mux, raw):
+        await raw.write(HEADER.pack(0, DATA, 0, 999, WINDOW_BYTES_MAX))
+        with trio.move_on_after(2 * MUX_FRAME_WITHIN_S):
+            while not mux.is_closed:
+                await trio.sleep(2)
+                await raw.write(b"x")
+        assert mux.is_closed
+        assert not mux.timed_out
+
+
+@virtual_time
+async def test_the_window_is_judged_by_a_frames_header() -> None:
+    async with against_raw() as (mux, raw):
+        await raw.write(frame(DATA, SYN, 2, length=WINDOW_BYTES + 1))
+        with trio.fail_after(1):
+            await mux.event_closed.wait()
+
+
+@virtual_time
+async def test_more_credit_than_a_window_can_have_ends_the_connection() -> None:
+    async with against_raw() as (mux, raw):
+        await raw.write(frame(WINDOW_UPDATE, SYN, 2) + frame(WINDOW_UPDATE, 0, 2, 2**32 - 1))
+        with trio.fail_after(1):
+            await mux.event_closed.wait()
+
+
+@virtual_time
+async def test_bytes_and_streams_are_charged_until_they_are_read_and_closed() -> None:
+    buffers = Buffers()
+    left, right = queue_pair()
+    mux = mux_on(left, buffers)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mux.start)
+        await right.write(frame(DATA, SYN, 2, body=bytes(200 * KIB)))
+        stream = await mux.accept_stream()
+        assert mux.memory.held_bytes == 200 * KIB + STREAM_COST_BYTES
+        assert len(await stream.read()) == 200 * KIB
+        assert mux.memory.held_bytes == STREAM_COST_BYTES
+        await right.write(frame(DATA, 0, 2, body=bytes(1000)))
+        await wait_all_tasks_blocked()
+        await stream.reset()
+        assert mux.memory.held_bytes == 0
+        nursery.cancel_scope.cancel()
+
+
+@virtual_time
+async def test_unread_streams_of_a_flood_end_its_connection_and_no_other() -> None:
+    buffers = Buffers(bytes_max=4 * MIB)
+    (left, right), (calm, calm_peer) = queue_pair(), queue_pair()
+    mux, honest = mux_on(left, buffers), mux_on(calm, buffers)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mux.start)
+        nursery.start_soon(honest.start)
+        await calm_peer.write(frame(DATA, SYN, 2, body=bytes(100 * KIB)))
+        for n in range(20):
+            await right.write(frame(DATA, SYN, 2 * n + 2, body=bytes(WINDOW_BYTES)))
+        with trio.fail_after(1):
+            await mux.event_closed.wait()
+        assert honest.is_established
+        assert buffers.held_bytes <= 4 * MIB
         nursery.cancel_scope.cancel()

@@ -5,7 +5,7 @@ from typing import Any
 from coordinator.gateway.errors import ApiError, invalid, unsupported
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.openai.generation import GenerationCall, TextForm
-from coordinator.gateway.http.openai.sampling import read_sampling, read_streaming
+from coordinator.gateway.http.openai.sampling import NO_TOOLS, read_sampling, read_streaming
 from coordinator.gateway.http.openai.sse import CHAT_CHOICE
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.routing_params import read_routing
@@ -44,7 +44,7 @@ def read_order(fields: Fields) -> GenerationOrder:
     size = sum(len(message.content.encode()) for message in messages)
     check_text_size(size, "messages")
     job_input = GenerationInput(messages=messages, **sampling.to_arguments())
-    return GenerationOrder(routing, job_input, sampling.max_tokens is not None, size)
+    return GenerationOrder(routing, job_input, size)
 
 
 def _read_messages(fields: Fields) -> tuple[ChatMessage, ...]:
@@ -62,15 +62,18 @@ def _read_message(value: Any, path: str) -> ChatMessage:
     fields = Fields(value, path)
     role = fields.required("role")
     if role in ("tool", "function"):
-        raise unsupported("tools are not supported by this market", f"{path}.role")
+        raise unsupported(NO_TOOLS, f"{path}.role")
     if not isinstance(role, str) or role not in _ROLES:
         raise invalid(f"{path}.role is one of {', '.join(_ROLES)}", f"{path}.role")
     if fields.raw("tool_calls"):
-        raise unsupported("tools are not supported by this market", f"{path}.tool_calls")
-    content = fields.required("content")
+        raise unsupported(NO_TOOLS, f"{path}.tool_calls")
+    # Clients replay what they were sent: an answer may have had no text.
+    is_silent = role == "assistant" and fields.raw("content") is None
+    content = "" if is_silent else fields.required("content")
     if isinstance(content, list):
         parts = read_list(content, f"{path}.content", items_max=CHAT_MESSAGES_MAX, read=_read_part)
-        return ChatMessage(_ROLES[role], "".join(parts))
+        # Joined as other servers do it, or the words of two parts would become one.
+        return ChatMessage(_ROLES[role], "\n".join(parts))
     return ChatMessage(_ROLES[role], check_text(content, f"{path}.content"))
 
 

@@ -15,6 +15,8 @@ from protocol.limits import TOKENS_MAX
 from protocol.payload import GenerationInput
 
 _TOKEN_ID_MAX = 2**31 - 1
+# As at OpenAI.
+_OUTPUT_TOKENS_DEFAULT = 16
 # A reference in a tuple; the numbers themselves come on top.
 _TOKEN_BYTES = 8
 
@@ -35,10 +37,10 @@ async def read_completion(context: GatewayContext, request: Request) -> Generati
 def read_order(fields: Fields) -> GenerationOrder:
     """Raises ApiError (400, 413)."""
     routing = read_routing(fields)
-    sampling = read_sampling(fields)
+    sampling = read_sampling(fields, max_tokens_default=_OUTPUT_TOKENS_DEFAULT)
     prompt, size = _read_prompt(fields.required("prompt"))
     job_input = GenerationInput(**sampling.to_arguments() | prompt)
-    return GenerationOrder(routing, job_input, sampling.max_tokens is not None, size)
+    return GenerationOrder(routing, job_input, size)
 
 
 def _read_prompt(value: Any) -> tuple[dict[str, Any], int]:

@@ -84,7 +84,11 @@ def _read_texts(fields: Fields) -> tuple[str, ...]:
 
 def _read_text(value: Any, path: str) -> str:
     if isinstance(value, int | list):
-        raise unsupported("token ids depend on a tokenizer: send text", "input")
+        raise unsupported(
+            "token ids mean something else to every model: send text (in LangChain, set "
+            "check_embedding_ctx_length=False)",
+            "input",
+        )
     text = check_text(value, path)
     if not text:
         raise invalid(f"{path} is empty", path)

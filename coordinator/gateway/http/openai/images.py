@@ -25,6 +25,7 @@ from protocol.payload import ClassificationOutput, ImageInput
 IMAGE_BYTES_MAX = PAYLOAD_BYTES_MAX - 1_024
 
 LABELS_DEFAULT = 5
+_URL_ALPHABET = str.maketrans("-_", "+/")
 _DIGITS_MAX = len(str(LABELS_MAX))
 
 # What every JPEG and every PNG starts with. The node's sandbox decodes it; this only spares it
@@ -70,10 +71,13 @@ async def read_classification(context: GatewayContext, request: Request) -> Clas
         fields = await context.read_json(request)
         return ClassificationCall(_order(fields, _read_base64(fields)))
     form = read_form(await context.read_body(request), request.header(b"content-type") or "")
-    image = form.files.get("image") or form.files.get("file")
-    if image is None:
+    image = form.files.get("image", form.files.get("file"))
+    if not image:
+        why = "it has no file named image" if image is None else "its file is empty"
         raise invalid(
-            "the form has no file named image", "image", code="missing_required_parameter"
+            f"send the image as a file in the form: {why}",
+            "image",
+            code="missing_required_parameter",
         )
     return ClassificationCall(_order(_form_fields(form.texts), image))
 
@@ -100,21 +104,33 @@ def _form_fields(texts: dict[str, str]) -> Fields:
     if top_k.isdecimal() and len(top_k) <= _DIGITS_MAX:
         values["top_k"] = int(top_k)
     if "provider" in texts:
-        values["provider"] = parse_object(texts["provider"].encode())
+        values["provider"] = _read_provider(texts["provider"])
     return Fields(values)
+
+
+def _read_provider(text: str) -> dict[str, object]:
+    try:
+        return parse_object(text.encode())
+    except ApiError as error:
+        raise error.but(
+            message=error.problem.message.replace("the body", "the form's provider"),
+            param="provider",
+        ) from None
 
 
 def _read_base64(fields: Fields) -> bytes:
     """A data URL, or base64 alone."""
     text = check_text(fields.required("image"), "image")
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
-        if not head.endswith(";base64"):
+        if not head.lower().endswith(";base64"):
             raise _bad_base64()
     elif text.startswith(("http://", "https://")):
         raise invalid("the gateway fetches nothing: send the image itself as base64", "image")
     try:
-        return base64.b64decode(text, validate=True)
+        # White space, the alphabet for URLs and missing padding are common.
+        text = "".join(text.split()).translate(_URL_ALPHABET).rstrip("=")
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise _bad_base64() from None
 

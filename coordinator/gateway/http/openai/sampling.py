@@ -34,14 +34,51 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "min_p": (0,),
     "repetition_penalty": (1,),
+    "prediction": (),
+    # Names of vLLM, SGLang, llama.cpp, TGI and of fine-tuning servers.
+    "repeat_penalty": (1,),
+    "length_penalty": (1,),
+    "typical_p": (1,),
+    "top_a": (0,),
+    "mirostat": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "min_tokens": (0,),
+    "n_predict": (),
+    "use_beam_search": (False,),
+    "prompt_logprobs": (0,),
+    "stop_token_ids": ([],),
+    "allowed_token_ids": ([],),
+    "bad_words": ([],),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "truncate_prompt_tokens": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "structured_outputs": ({},),
+    "grammar": ("",),
+    "json_schema": ({},),
+    "regex": (),
+    "ebnf": (),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
 }
+
+# Clients look for these words.
+NO_TOOLS = "this model does not support tools"
+_TOOLS = ("tools", "tool_choice", "functions", "function_call")
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen, and when to stop; `max_tokens` is None where the request has none."""
+    """How tokens are chosen, and when to stop."""
 
-    max_tokens: int | None
+    max_tokens: int
     temperature: float
     top_p: float
     top_k: int
@@ -52,7 +89,7 @@ class Sampling:
     def to_arguments(self) -> dict[str, Any]:
         """As `GenerationInput` takes them."""
         return {
-            "max_tokens": self.max_tokens or OUTPUT_TOKENS_DEFAULT,
+            "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
@@ -70,7 +107,7 @@ class Streaming:
     include_usage: bool
 
 
-def read_sampling(fields: Fields) -> Sampling:
+def read_sampling(fields: Fields, *, max_tokens_default: int = OUTPUT_TOKENS_DEFAULT) -> Sampling:
     """Raises ApiError (400)."""
     _check_unsupported(fields)
     max_tokens = fields.integer("max_completion_tokens", low=1, high=TOKENS_MAX)
@@ -84,7 +121,7 @@ def read_sampling(fields: Fields) -> Sampling:
     top_k = fields.integer("top_k", low=-1, high=TOKENS_MAX)
     seed = fields.integer("seed", low=-_SEED_RANGE, high=_SEED_RANGE - 1)
     return Sampling(
-        max_tokens=max_tokens,
+        max_tokens=max_tokens or max_tokens_default,
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,
         top_k=max(0, top_k or 0),
@@ -105,11 +142,15 @@ def read_streaming(fields: Fields) -> Streaming:
 
 def _check_unsupported(fields: Fields) -> None:
     """Raises ApiError (400) for what would change the answer, and that we cannot honour."""
+    # Tools that the model must not use change nothing.
+    is_without_tools = fields.raw("tool_choice") == "none"
     for name, neutral in _UNSUPPORTED.items():
-        value = fields.raw(name)
+        value = None if is_without_tools and name == "tools" else fields.raw(name)
         if value is None:
             continue
         # True equals 1 in Python, but a flag is not a number.
         kind = isinstance(value, bool)
         if not any(value == item and kind is isinstance(item, bool) for item in neutral):
-            raise unsupported(f"{name} is not supported by this market: leave it out", name)
+            raise unsupported(
+                NO_TOOLS if name in _TOOLS else f"{name} is not supported: leave it out", name
+            )

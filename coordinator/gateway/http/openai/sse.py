@@ -8,6 +8,9 @@ from json import JSONEncoder
 
 DONE = b"data: [DONE]\n\n"
 
+# Only CR and LF end a line of an event stream, but many clients split at these as well.
+_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+
 _encode = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -77,7 +80,10 @@ class Events:
 
     def text(self, text: str) -> bytes:
         """One piece of the answer."""
-        return (self._before + _encode(text) + self._after).encode()
+        encoded = _encode(text)
+        if not text.isascii():
+            encoded = encoded.translate(_LINE_BREAKS)
+        return (self._before + encoded + self._after).encode()
 
     def last(self, finish_reason: str, usage: dict[str, int]) -> bytes:
         """Everything from the last token on."""
