@@ -63,6 +63,12 @@ class OpenLease:
         return max(self.hold_expires_at_ms, self.restored_at_ms + RECEIPT_GRACE_MS)
 
     @property
+    def was_cut_by_us(self) -> bool:
+        """Our own gateway bought it, in a process that has ended since: its client got at most a
+        part of the answer, and no buyer is left to sign for it."""
+        return self.restored_at_ms > 0 and self.api_key_id is not None
+
+    @property
     def lone_receipt_due_ms(self) -> int:
         """When a receipt may be paid without its client's word: not while the job may still run,
         and not before its client had some time to hand its word in."""

@@ -69,6 +69,14 @@ class Openings:
             self._change(opened, Opening.REPORTED)
             self._clients.keep(opened.lease.message.client).note_opened(is_opened=True)
 
+    def abandon(self, opened: OpenLease) -> bool:
+        """Its client asks for another lease of the same job. Returns whether this one had not been
+        opened so far."""
+        if opened.opening is not Opening.AWAITED:
+            return False
+        self._change(opened, Opening.UNKNOWN)
+        return True
+
     def note_unopened(self, opened: OpenLease) -> None:
         """It can be opened no more."""
         self._change(opened, Opening.MISSED)

@@ -17,7 +17,7 @@ import trio
 
 from coordinator.leasing.budgets import Budgets
 from coordinator.leasing.clients import Clients
-from coordinator.leasing.leased_jobs import LeasedJobs
+from coordinator.leasing.leased_jobs import JobKey, LeasedJobs
 from coordinator.leasing.open_lease import Opening, OpenLease
 from coordinator.leasing.openings import Openings
 from coordinator.leasing.turns import Turns
@@ -44,6 +44,7 @@ class LeaseRegistry:
         self._market = market
         self._by_id: dict[LeaseId, OpenLease] = {}
         self._by_node: dict[PeerId, dict[LeaseId, OpenLease]] = {}
+        self._last_of_job: dict[JobKey, OpenLease] = {}
         self._counts: Counter[PeerId] = Counter()
 
     # Reading.
@@ -70,7 +71,11 @@ class LeaseRegistry:
         """Count a lease against its node, its client and its budget, although its hold is not
         durable yet: a burst would otherwise all be matched to the same node. `confirm` or `cancel`
         follows. Raises RemoteProtocolError (ALREADY_EXISTS) if a lease with this id is open."""
+        earlier = self._last_of_job.get(_job_of(opened))
         self._add(opened, part=part)
+        if earlier is not None and self.openings.abandon(earlier):
+            # Its client could not reach that node, and goes on elsewhere.
+            self._leave_seat(earlier)
         opened.probe = self._market.reserve(
             opened.lease.message, expires_at_ms=opened.hold_expires_at_ms
         )
@@ -186,6 +191,7 @@ class LeaseRegistry:
             )
         self._by_id[granted.lease_id] = opened
         self._by_node.setdefault(granted.node, {})[granted.lease_id] = opened
+        self._last_of_job[_job_of(opened)] = opened
         self._counts[granted.client] += 1
         if opened.api_key_id is not None:
             self.budgets.hold(opened.api_key_id, granted.lease_id, granted.ceiling_nano)
@@ -197,6 +203,8 @@ class LeaseRegistry:
         if self._by_id.get(granted.lease_id) is not opened:
             return False
         del self._by_id[granted.lease_id]
+        if self._last_of_job.get(_job_of(opened)) is opened:
+            del self._last_of_job[_job_of(opened)]
         at_node = self._by_node[granted.node]
         del at_node[granted.lease_id]
         if not at_node:
@@ -227,6 +235,10 @@ class LeaseRegistry:
         if not opened.is_judged:
             opened.is_judged = True
             self._market.judge(opened.lease.message, opened.claim, observation)
+
+
+def _job_of(opened: OpenLease) -> JobKey:
+    return opened.lease.message.client, opened.lease.message.job_id
 
 
 # What a hold that runs out says of a node that had taken the job.

@@ -15,7 +15,7 @@ from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.ledger.machine import Chain
-from coordinator.ledger.postings import capture, capture_late, release
+from coordinator.ledger.postings import capture, capture_from_operator, capture_late, release
 from coordinator.ledger.refusals import HoldEndedError, PostingRefusedError
 from coordinator.ledger.transfers import Result, Transfer
 from protocol.clock import Clock
@@ -43,17 +43,31 @@ class Payments:
         await self._submit(Chain(()), (receipt_row,))
 
     async def pay(
-        self, opened: OpenLease, billed: Receipt, amount_nano: int, receipt_row: Record
+        self,
+        opened: OpenLease,
+        billed: Receipt,
+        amount_nano: int,
+        receipt_row: Record,
+        *,
+        is_lone: bool,
     ) -> None:
         """Resolve the hold and pay, in one chain. That the receipt came in time is decided before;
         the hold may have timed out since, also between our look at the clock and the books' own.
+        An answer that our own end has cut is paid by the operator, if no client signed for it.
 
         Raises RemoteProtocolError."""
 
+        is_gift = is_lone and opened.was_cut_by_us
+
         async def post(*, is_late: bool) -> None:
-            make = capture_late if is_late else capture
-            chain = make(opened.funds, amount_nano, billed.node, fee_bps=self._fee_bps)
-            state = _lease_state(amount_nano, is_late=is_late)
+            if is_gift:
+                chain = capture_from_operator(
+                    opened.funds, amount_nano, billed.node, fee_bps=self._fee_bps, is_late=is_late
+                )
+            else:
+                make = capture_late if is_late else capture
+                chain = make(opened.funds, amount_nano, billed.node, fee_bps=self._fee_bps)
+            state = _lease_state(0 if is_gift else amount_nano, is_late=is_late)
             rows = _rows_of_end(opened, state, billed, now_ms)
             await self._submit(chain, (receipt_row, *rows))
 

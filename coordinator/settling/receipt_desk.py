@@ -169,7 +169,8 @@ class ReceiptDesk:
             await self._payments.store(row)
             opened.has_receipt = True
             return SettleReply(verdict.state, billed.amount_nano)
-        await self._payments.pay(opened, billed, verdict.amount_nano, row)
+        is_lone = acceptance is None
+        await self._payments.pay(opened, billed, verdict.amount_nano, row, is_lone=is_lone)
         reply = SettleReply(verdict.state, verdict.amount_nano)
         self._remember(receipt.raw, reply)
         self._close(opened, receipt, verdict, is_signed=acceptance is not None)

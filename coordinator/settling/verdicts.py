@@ -62,7 +62,11 @@ def judge(receipt: Receipt, lease: Lease, word: ClientWord, *, is_due: bool) -> 
     counted = word.acceptance.units if word.acceptance is not None else word.delivered
     if counted is not None:
         counted = _at_least(counted, word.proof, receipt.units)
-        return _smaller(receipt, charge_nano(lease.price, counted, receipt.finish))
+        counted_nano = charge_nano(lease.price, counted, receipt.finish)
+        if word.acceptance is None and not counted.output_tokens:
+            # A client that left before the first output takes the node's count of the input.
+            counted_nano = min(counted_nano, lone_amount_nano(receipt, lease, word.proof))
+        return _smaller(receipt, counted_nano)
     if not is_due:
         return Verdict(ReceiptState.PENDING, None)
     return _smaller(receipt, lone_amount_nano(receipt, lease, word.proof))

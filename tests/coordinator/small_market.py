@@ -97,6 +97,7 @@ class Script(Enum):
     CRASH_MIDWAY = auto()  # after two chunks an error, with a receipt for them
     OVERCHARGE = auto()  # bills a token more than it sent
     HANG = auto()  # accepts, then says nothing until it is cancelled
+    BILL_AND_STALL = auto()  # hands a receipt for the whole ceiling in, then says nothing
     STALL_MIDWAY = auto()  # after two chunks says nothing until it is cancelled
 
 
@@ -179,6 +180,10 @@ class ScriptedNode:
             await self._wait_acceptance(job, channel)
             return
         channel.send_nowait(*self.admit(job))
+        if self.script is Script.BILL_AND_STALL:
+            most = opened.lease.message.units_max.output_tokens
+            await self.hand_in(self.sign(job, (Chunk((1,) * most, "x"),), Finish.STOP))
+            await trio.sleep(600)
         if self.script is Script.HANG:
             await self._wait_cancel(job, channel, opened)
             return

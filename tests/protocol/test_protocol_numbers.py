@@ -9,9 +9,11 @@ import capanode.control
 import capanode.jobs
 import capanode.outbox
 import coordinator.buyer.purchase
+import coordinator.leasing.clients
 import coordinator.leasing.control
 import coordinator.leasing.granting
 import coordinator.leasing.leased_jobs
+import coordinator.leasing.open_lease
 import coordinator.market.market
 import coordinator.market.matching.explain
 import coordinator.market.offers.book
@@ -68,8 +70,10 @@ NUMBER_PLACES = (
     capanode.outbox,
     coordinator.buyer.purchase,
     coordinator.leasing.control,
+    coordinator.leasing.clients,
     coordinator.leasing.granting,
     coordinator.leasing.leased_jobs,
+    coordinator.leasing.open_lease,
     coordinator.market.market,
     coordinator.market.matching.explain,
     coordinator.market.offers.book,

@@ -135,3 +135,16 @@ async def test_a_client_that_leaves_leases_unopened_gets_them_one_at_a_time(
         with pytest.raises(RemoteProtocolError) as caught:
             await lease(market, market.buyer)
         assert caught.value.code is Code.RATE_LIMITED
+
+
+async def test_another_lease_of_the_same_job_ends_the_wait_for_the_earlier(
+    autojump_clock: MockClock,
+) -> None:
+    """Found by seed 17 of the simulator: a client whose nodes were out of its reach was told that
+    it leaves leases unopened."""
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
+        request = signed_request(market, market.buyer)
+        for _ in range(UNOPENED_MAX_OF_STRANGERS + 2):
+            await market.coordinator.desk.lease(request, wait_s=0)
+        assert busy_seats(market) == 1
+        assert market.coordinator.leases.openings.unopened_of(market.buyer.peer_id) == 1
