@@ -12,6 +12,7 @@ import coordinator.buyer.purchase
 import coordinator.leasing.control
 import coordinator.leasing.granting
 import coordinator.leasing.leased_jobs
+import coordinator.leasing.open_lease
 import coordinator.market.market
 import coordinator.market.matching.explain
 import coordinator.market.offers.book
@@ -70,6 +71,7 @@ NUMBER_PLACES = (
     coordinator.leasing.control,
     coordinator.leasing.granting,
     coordinator.leasing.leased_jobs,
+    coordinator.leasing.open_lease,
     coordinator.market.market,
     coordinator.market.matching.explain,
     coordinator.market.offers.book,
