@@ -124,8 +124,10 @@ class Meter:
 
 
 def chunks_of(event: Produced) -> Iterator[Chunk]:
-    """The event in pieces that fit a frame: one, but for a large embedding."""
+    """The event in pieces that fit a frame: one, but for a large embedding; none if it is empty."""
     text, data = event.text, event.data
+    if not (event.token_ids or text or data):
+        return
     if len(text) <= _TEXT_CHARS and len(data) <= DATA_BYTES:
         yield Chunk(event.token_ids, text, data)
         return

@@ -51,6 +51,9 @@ DATA_BYTES = 128 * KIB
 # Tokens in a row that add no text: parts of characters, and tokens that are never shown. A stop
 # string may be held back on top.
 EMPTY_TOKENS_MAX = 64
+# Chunks without a token of their own: held-back text, and the pieces of an answer in bytes, whose
+# smallest useful size is some KiB.
+CHUNKS_BESIDE_TOKENS_MAX = 1_024
 
 # Type and body of a frame; the caller knows the channel.
 Outgoing = tuple[FrameType, bytes]
@@ -160,6 +163,8 @@ class ClientJob:
         self._output_tokens = 0
         self._output_bytes = 0
         self._empty_tokens = 0
+        self._chunks = 0
+        self._chunks_max = lease.message.units_max.output_tokens + CHUNKS_BESIDE_TOKENS_MAX
 
     @property
     def units(self) -> Units:
@@ -276,6 +281,16 @@ class ClientJob:
 
     def _receive_chunk(self, chunk: Chunk) -> Chunk:
         self._advance(JobEvent.OUTPUT)
+        self._chunks += 1
+        is_empty = not (chunk.token_ids or chunk.text or chunk.data)
+        if is_empty or self._chunks > self._chunks_max:
+            # They cost the node nothing, and the client memory and time.
+            raise RemoteProtocolError(
+                "the node sends an empty chunk"
+                if is_empty
+                else f"the node sends more than {self._chunks_max} chunks",
+                code=Code.UNEXPECTED_FRAME,
+            )
         # What goes too far is not counted: there may be no number for it.
         tokens = self._output_tokens + len(chunk.token_ids)
         if tokens > self._lease.message.units_max.output_tokens:

@@ -25,7 +25,7 @@ from coordinator.cli.options import (
 from coordinator.cli.results import print_outcome
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import ChatMessage, GenerationInput
-from protocol.programs.output import complain, say
+from protocol.programs.output import complain, say, write_answer
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 PROMPT = "you> "
@@ -75,8 +75,7 @@ async def _answer(market: MarketSession, spec: JobSpec) -> str | None:
             first_output_ms = 1_000 * (trio.current_time() - started_at)
             async for chunk in stream:
                 answer += chunk.text
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
+                write_answer(chunk.text)
     except JobFailed as error:
         complain(str(error))
         return None

@@ -28,7 +28,7 @@ from coordinator.cli.results import outcome_plain, print_outcome, print_result, 
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput, JobInput
-from protocol.programs.output import print_json
+from protocol.programs.output import print_json, write_answer
 
 
 @takes_constraints
@@ -84,8 +84,7 @@ async def _run(market: MarketSession, spec: JobSpec, as_json: bool) -> None:
         async for chunk in stream:
             chunks.append(chunk)
             if not as_json and chunk.text:
-                sys.stdout.write(chunk.text)
-                sys.stdout.flush()
+                write_answer(chunk.text)
     total_ms = 1_000 * (trio.current_time() - started_at)
     result = result_of(spec.task, chunks)
     info, outcome = stream.ended()

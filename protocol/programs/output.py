@@ -1,6 +1,7 @@
 """What commands print: tables and sentences for people, one JSON object for programs."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from protocol.money import format_credits
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
-from protocol.text import printable
+from protocol.text import ANSWER_MARKS, printable
 
 # A sentence of ours may have lines. Whatever else moves a cursor is shown, not done.
 LINES = "\n"
@@ -28,6 +29,13 @@ def complain(message: str) -> None:
 def say(message: str) -> None:
     """Talk: not part of the data."""
     typer.echo(printable(message, keep=LINES), err=True)
+
+
+def write_answer(text: str) -> None:
+    """A piece of an answer, at once. A file gets it as it is; a terminal must not obey it."""
+    is_terminal = sys.stdout.isatty()
+    sys.stdout.write(printable(text, keep=ANSWER_MARKS) if is_terminal else text)
+    sys.stdout.flush()
 
 
 def print_json(value: Any) -> None:

@@ -17,6 +17,7 @@ from protocol.node_session import Accepted, CancelRequested, Countersignature, N
 from protocol.payload import TOKEN_ID_MAX, Chunk, OutputDigest, SaltedPayload
 from protocol.pricing import Units
 from protocol.session import (
+    CHUNKS_BESIDE_TOKENS_MAX,
     DATA_BYTES,
     AcceptedBody,
     Admitted,
@@ -207,6 +208,21 @@ def test_more_tokens_than_leased_are_refused() -> None:
     client.receive(*admit(node, Units(input_tokens=9), 0))
     flood = encode(Chunk(tuple(range(51)), "x"))
     assert code_of(client.receive, FrameType.JOB_CHUNK, flood) is Code.RECEIPT_MISMATCH
+
+
+def test_chunks_that_cost_a_node_nothing_are_refused() -> None:
+    client, node, _ = start()
+    client.receive(*admit(node, Units(input_tokens=4)))
+    assert code_of(client.receive, FrameType.JOB_CHUNK, encode(Chunk())) is Code.UNEXPECTED_FRAME
+
+
+def test_the_number_of_chunks_is_bounded() -> None:
+    client, node, _ = start()
+    client.receive(*admit(node, Units(input_tokens=4)))
+    chunk = encode(Chunk(text="x"))
+    for _ in range(50 + CHUNKS_BESIDE_TOKENS_MAX):
+        client.receive(FrameType.JOB_CHUNK, chunk)
+    assert code_of(client.receive, FrameType.JOB_CHUNK, chunk) is Code.UNEXPECTED_FRAME
 
 
 @pytest.mark.parametrize("token_id", [-1, TOKEN_ID_MAX + 1])

@@ -95,3 +95,35 @@ def test_an_unstamped_log_is_the_same_twice() -> None:
         return stream.getvalue()
 
     assert run() == run()
+
+
+FORGERY = (
+    "x\n2026-11-26T17:00:00Z [info ] receipt_settled amount_nano=999\n\x1b]0;owned\x07\x1b[2J\u202e"
+)
+
+
+@pytest.mark.parametrize("log_format", LogFormat)
+def test_what_a_peer_says_cannot_forge_a_line_or_steer_a_terminal(log_format: LogFormat) -> None:
+    stream = io.StringIO()
+    configure_logging(level="info", log_format=log_format, stream=stream)
+    log = structlog.get_logger()
+    log.info("conversation_failed", error=FORGERY, peers=[FORGERY], by={FORGERY: FORGERY})
+    log.info("endless", error="y" * 100_000)
+    text = stream.getvalue()
+    assert len(text.splitlines()) == 2
+    assert not set(text) & set("\x1b\x07\u202e\r")
+    assert len(text) < 10_000
+
+
+def test_a_traceback_is_indented_and_escaped() -> None:
+    stream = io.StringIO()
+    configure_logging(level="info", log_format=LogFormat.CONSOLE, stream=stream)
+    try:
+        raise ValueError(FORGERY)
+    except ValueError as error:
+        structlog.get_logger().error("handler_crashed", exc_info=error)
+    first, *traceback = stream.getvalue().splitlines()
+    assert "handler_crashed" in first
+    assert traceback
+    assert all(line.startswith("    ") for line in traceback)
+    assert "\x1b" not in stream.getvalue()
