@@ -31,6 +31,7 @@ class Run:
     payload: bytes | None
     culprit: Culprit
     has_started: bool = False
+    has_answered: bool = False
 
 
 class Runs:
@@ -56,6 +57,7 @@ class Runs:
 
     def release_payload(self, run: Run) -> None:
         """The job has answered: it is not run again."""
+        run.has_answered = True
         if run.payload is not None:
             self._kept_bytes -= len(run.payload)
             run.payload = None

@@ -246,7 +246,7 @@ class WorkerSupervisor:
         self._book.forget_cancelled()
         runs, on_trial = self._runs.in_worker, self._runs.on_trial
         is_by_crash = ending.code in _CRASHES
-        if is_by_crash and len(runs) == 1:
+        if is_by_crash and len(runs) == 1 and not runs[0].has_answered:
             (run,) = runs
             if self._journal.convict(run.culprit, trio.current_time()):
                 self._runs.put_on_trial(())
