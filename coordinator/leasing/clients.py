@@ -22,7 +22,7 @@ CLIENTS_MAX = 50_000
 
 # A stranger may have so many leases that no node has reported as opened; the number doubles with
 # every step of its standing. A client with a bad record gets them one at a time.
-UNOPENED_MAX_OF_STRANGERS = 4
+UNOPENED_MAX_OF_STRANGERS = 8
 # What a client has to pay for the first step up, in nano-credits: about a thousand tokens at the
 # price of a small model. Every further step takes four times as much, so that a record costs more
 # in fees than what a wider window lets its owner take.

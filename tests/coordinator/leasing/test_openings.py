@@ -103,7 +103,7 @@ async def test_a_stranger_gets_few_leases_that_it_does_not_open(autojump_clock: 
 
 
 async def test_a_client_waits_for_its_leases_to_be_opened(autojump_clock: MockClock) -> None:
-    async with open_small_market(*[Script.ANSWER] * 2) as market:
+    async with open_small_market(*[Script.ANSWER] * 5) as market:
         first = [await lease(market, market.buyer) for _ in range(UNOPENED_MAX_OF_STRANGERS)]
         granted: list[LeaseId] = []
 
