@@ -20,6 +20,7 @@ from functools import cache
 
 import pytest
 
+import coordinator.settling.payments
 import coordinator.settling.receipt_desk
 from capanode.engines.base import EngineEvent
 from coordinator.ledger.machine import Chain
@@ -134,7 +135,7 @@ def test_a_capture_that_pays_the_node_too_much_is_noticed(monkeypatch: pytest.Mo
     def generous(funds: LeaseFunds, amount_nano: int, node: PeerId, *, fee_bps: int) -> Chain:
         return capture(funds, amount_nano, node, fee_bps=fee_bps - 1)
 
-    monkeypatch.setattr(coordinator.settling.receipt_desk, "capture", generous)
+    monkeypatch.setattr(coordinator.settling.payments, "capture", generous)
     result = run_world(1, options=SMALL)
     assert any("NODE_IS_PAID" in violation for violation in result.violations)
     assert any("FEE_IS_REMAINDER" in violation for violation in result.violations)
