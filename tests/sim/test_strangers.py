@@ -8,7 +8,7 @@ from sim.bench.strangers import toll_of
 REQUESTS = 120
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.parametrize("vice", [Vice.SILENT, Vice.STALLING])
 def test_fifty_identities_of_one_machine_cost_no_more_than_a_few_requests(vice: Vice) -> None:
     toll = toll_of(vice, 50, requests=REQUESTS)
