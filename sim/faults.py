@@ -19,6 +19,8 @@ from sim.trace import Trace
 class FaultKind(StrEnum):
     KILL = "kill"  # the node's process dies and is started again
     COORDINATOR_KILL = "coordinator_kill"  # the same happens to the coordinator
+    POWER_CUT = "power_cut"  # the coordinator's machine goes off in the middle of a write
+    DISK_FULL = "disk_full"  # the coordinator's disk takes nothing more
     PARTITION = "partition"  # some parties reach only each other
     FAR_LINK = "far_link"  # one node's connections become slow
     SLOW_NODE = "slow_node"  # its machine has something else to do
@@ -30,13 +32,15 @@ class FaultKind(StrEnum):
 class Fault:
     """`nodes` are numbers of nodes; of a partition, all that are on the smaller side, which has
     clients too if `clients` names some. Processes die where it hurts: at the busiest node, or at
-    this one if all are idle."""
+    this one if all are idle. `variant` is a large number that decides what else is to be decided.
+    """
 
     kind: FaultKind
     at_s: float
     lasts_s: float
     nodes: tuple[int, ...]
     clients: tuple[int, ...] = ()
+    variant: int = 0
 
 
 # What a world does for each kind: the fault lasts as long as the context is open, which says whom
@@ -86,13 +90,16 @@ def _plan_others(options: WorldOptions, rng: random.Random) -> Iterator[Fault]:
         for _ in range(count):
             lasts_s = rng.uniform(*lasting_s)
             node = rng.randrange(options.nodes)
-            yield Fault(kind, _begin(options, lasts_s, rng), lasts_s, (node,))
+            at_s = _begin(options, lasts_s, rng)
+            yield Fault(kind, at_s, lasts_s, (node,), variant=rng.getrandbits(32))
 
 
 def _independent(faults: Faults) -> tuple[tuple[FaultKind, int, tuple[float, float]], ...]:
     return (
         (FaultKind.KILL, faults.kills, faults.kill_lasts_s),
         (FaultKind.COORDINATOR_KILL, faults.coordinator_kills, faults.coordinator_kill_lasts_s),
+        (FaultKind.POWER_CUT, faults.power_cuts, faults.coordinator_kill_lasts_s),
+        (FaultKind.DISK_FULL, faults.disk_fulls, faults.disk_full_lasts_s),
         (FaultKind.FAR_LINK, faults.far_links, faults.far_link_lasts_s),
         (FaultKind.SLOW_NODE, faults.slow_nodes, faults.slow_lasts_s),
         (FaultKind.REFUSAL, faults.refusals, faults.refusal_lasts_s),

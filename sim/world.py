@@ -233,7 +233,8 @@ class SimWorld:
     async def _look_forever(self) -> None:
         while True:
             await trio.sleep(LOOK_EVERY_S)
-            balances = await self._parties.coordinator.database.read(read_balances)
+            with self._parties.coordinator.books() as conn:
+                balances = read_balances(conn)
             for violation in self._look(balances.held_nano):
                 self._violate(violation)
 
@@ -257,7 +258,7 @@ class SimWorld:
 
     def _judge(self) -> Balances:
         """The end: what was logged as an error, and both audits. Returns what the parties have."""
-        with self._parties.coordinator.database.transaction() as conn:
+        with self._parties.coordinator.books() as conn:
             own = audit(conn)
             balances = read_balances(conn)
         for alarm in self.trace.alarms:
