@@ -1,4 +1,4 @@
-"""Runs programs of this folder with Node; their packages come from npm, as package-lock.json pins them."""
+"""Runs programs of this folder with Node. Their packages come from npm, pinned by a lock file."""
 
 import fcntl
 import hashlib
