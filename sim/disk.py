@@ -18,7 +18,7 @@ from typing import TypeVar
 import trio
 
 from coordinator.db.engine import Connection, Database, InlineRunner, open_database
-from coordinator.errors import CoordinatorError, StorageError
+from coordinator.errors import CoordinatorError, StorageError, StorageFullError
 from sim.host import Process
 
 T = TypeVar("T")
@@ -52,6 +52,10 @@ class SimDisk:
     def __init__(self, rng: random.Random) -> None:
         self.writes = 0
         self.is_full = False
+        # Writes that were refused because it was full.
+        self.refusals = 0
+        # Looks at what a cut has left, before anything else does.
+        self.inspect: Callable[[Connection], None] = lambda conn: None
         self._rng = rng
         place = _MEMORY if _MEMORY.is_dir() else None
         self._root = tempfile.TemporaryDirectory(prefix="capacloud-sim-", dir=place)
@@ -105,7 +109,11 @@ class SimDisk:
         """Carry a transaction out. Raises StorageError if the power is cut meanwhile."""
         self.writes += 1
         if self._planned is None or self.writes <= self._planned[0]:
-            return call()
+            try:
+                return call()
+            except StorageFullError:
+                self.refusals += 1
+                raise
         _, point, cut = self._planned
         self._planned = None
         left = before = self._files()
@@ -137,6 +145,8 @@ class SimDisk:
         self._close_operator()
         self._durable = files
         self._folder = self._restore(files)
+        with self.books() as conn:
+            self.inspect(conn)
 
     def _restore(self, files: Files) -> Path:
         self._cuts += 1

@@ -25,7 +25,7 @@ def make_switches(parties: Parties, faults: Faults, trace: Trace) -> Switches:
         FaultKind.KILL: bound(_killed),
         FaultKind.COORDINATOR_KILL: bound(_coordinator_killed),
         FaultKind.POWER_CUT: partial(_power_cut, parties, trace),
-        FaultKind.DISK_FULL: bound(_disk_full),
+        FaultKind.DISK_FULL: partial(_disk_full, parties, trace),
         FaultKind.PARTITION: bound(_partitioned),
         FaultKind.FAR_LINK: partial(_far_away, parties, faults.far_link_latency_s),
         FaultKind.SLOW_NODE: bound(_slowed),
@@ -68,11 +68,14 @@ def _power_cut(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
 
 
 @contextmanager
-def _disk_full(parties: Parties, fault: Fault) -> Iterator[str]:
-    disk = parties.coordinator.disk
+def _disk_full(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
+    name, disk = parties.coordinator.host.name, parties.coordinator.disk
+    before = disk.refusals
     disk.is_full = True
-    yield parties.coordinator.host.name
+    yield name
     disk.is_full = False
+    if disk.refusals > before:
+        trace.add(name, "disk_was_full", refused=disk.refusals - before)
 
 
 @contextmanager

@@ -72,13 +72,18 @@ def test_every_job_ends_and_the_books_balance(seed: int) -> None:
 def test_the_seeds_cover_every_fault_and_every_way_to_end() -> None:
     faults: Counter[str] = Counter()
     ends: Counter[End] = Counter()
+    events: Counter[str] = Counter()
     for seed in SEEDS:
         result = world(seed)
         assert {"kill", "partition", "worker_crash"} <= result.faults.keys()
         faults.update(result.faults)
+        events.update(result.events)
         ends.update(job.end for job in result.jobs)
     assert set(faults) == {kind.value for kind in FaultKind}
     assert set(ends) == set(End)
+    # A fault without an effect tests nothing.
+    assert events["power_cut"] > len(SEEDS) / 4
+    assert events["disk_was_full"] > len(SEEDS) / 4
     # Chaos that stops the market would prove nothing of it.
     assert ends[End.ANSWERED] > ends.total() / 3
     assert any(job.attempts > 1 for seed in SEEDS for job in world(seed).jobs)
