@@ -50,7 +50,11 @@ Switches = dict[FaultKind, Callable[[Fault], AbstractContextManager[str]]]
 
 def plan_faults(options: WorldOptions, rng: random.Random) -> tuple[Fault, ...]:
     """The faults of the chaos phase, in order of time."""
-    planned = [*_plan_partitions(options, rng), *_plan_others(options, rng)]
+    seed = rng.getrandbits(64)
+    planned = [
+        *_plan_partitions(options, _rng_of(seed, FaultKind.PARTITION)),
+        *_plan_others(options, seed),
+    ]
     return tuple(sorted(planned, key=lambda fault: fault.at_s))
 
 
@@ -84,9 +88,10 @@ def _plan_partitions(options: WorldOptions, rng: random.Random) -> Iterable[Faul
         yield Fault(FaultKind.PARTITION, at_s, lasts_s, tuple(sorted(nodes)), tuple(clients))
 
 
-def _plan_others(options: WorldOptions, rng: random.Random) -> Iterator[Fault]:
+def _plan_others(options: WorldOptions, seed: int) -> Iterator[Fault]:
     """Faults that may overlap as they like."""
     for kind, count, lasting_s in _independent(options.faults):
+        rng = _rng_of(seed, kind)
         for _ in range(count):
             lasts_s = rng.uniform(*lasting_s)
             node = rng.randrange(options.nodes)
@@ -105,6 +110,11 @@ def _independent(faults: Faults) -> tuple[tuple[FaultKind, int, tuple[float, flo
         (FaultKind.REFUSAL, faults.refusals, faults.refusal_lasts_s),
         (FaultKind.WORKER_CRASH, faults.worker_crashes, faults.worker_restart_s),
     )
+
+
+def _rng_of(seed: int, kind: FaultKind) -> random.Random:
+    """One for each kind, so that a new kind does not move the others."""
+    return random.Random(f"{seed} {kind}")
 
 
 def _begin(options: WorldOptions, lasts_s: float, rng: random.Random) -> float:
