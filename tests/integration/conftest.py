@@ -82,7 +82,7 @@ def _books_are_right_after_every_test(request: pytest.FixtureRequest) -> Iterato
     if "market" in request.fixturenames:
         request.getfixturevalue("market").audit()
     if "frail" in request.fixturenames:
-        request.getfixturevalue("frail").market.audit()
+        request.getfixturevalue("shared_frail").market.audit()
 
 
 @pytest.fixture(scope="package")
@@ -148,15 +148,23 @@ def _assert_clean(folder: Path) -> None:
         assert "Traceback" not in path.read_text(errors="replace"), path
 
 
+@pytest.fixture
+def frail(shared_frail: "FrailMarket") -> Iterator["FrailMarket"]:
+    """A market for tests that kill its parts. A test that fails midway leaves it whole as well."""
+    try:
+        yield shared_frail
+    finally:
+        shared_frail.mend()
+
+
 @pytest.fixture(scope="package")
-def frail(
+def shared_frail(
     demo_model_store: ModelStore,
     demo_models: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator["FrailMarket"]:
-    """A market of its own for tests that kill its parts; each leaves it whole."""
     from tests.integration.frail_market import CHAT, open_frail_market  # noqa: PLC0415
 
     demo_models(CHAT)
-    with open_frail_market(tmp_path_factory.mktemp("frail"), demo_model_store.root) as frail:
-        yield frail
+    with open_frail_market(tmp_path_factory.mktemp("frail"), demo_model_store.root) as shared:
+        yield shared
