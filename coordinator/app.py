@@ -89,7 +89,7 @@ class Coordinator:
             stopwatch_ns=runtime.stopwatch_ns,
         )
         self.leases = LeaseRegistry(self.market)
-        payments = Payments(self.writer, clock=clock, fee_bps=rules.fee_bps)
+        payments = Payments(database, self.writer, clock=clock, fee_bps=rules.fee_bps)
         self.receipts = ReceiptDesk(database, self.leases, payments, clock=clock)
         self.desk = LeaseDesk(
             key,

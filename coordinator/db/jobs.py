@@ -15,6 +15,7 @@ from sqlalchemy import Connection, bindparam, literal_column, select, update
 
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
 from coordinator.db.digests import row_digest
+from coordinator.db.leases import StoredLease
 from coordinator.db.schema import jobs
 from protocol.envelope import Signed
 from protocol.ids import Digest, JobId, PeerId
@@ -95,7 +96,7 @@ def record_job(
 
 
 def record_job_end(
-    lease: Lease, state: JobState, *, ended_at_ms: int, error_code: str | None = None
+    lease: Lease | StoredLease, state: JobState, *, ended_at_ms: int, error_code: str | None = None
 ) -> Record:
     """What became of a job by the end of one lease; see above for when that changes its row."""
     attempt = _ANY_ATTEMPT if state is JobState.SETTLED else lease.attempt

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, select, update
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
 from coordinator.db.digests import row_digest
 from coordinator.db.schema import leases, receipts
+from coordinator.ledger.transfers import Transfer
 from protocol.endings import LeaseState
 from protocol.envelope import Signed
 from protocol.ids import JobId, LeaseId, PeerId, TransferId
@@ -193,6 +194,13 @@ def record_cut(lease_id: LeaseId, delivered: Units, *, by_us: bool) -> Record:
 
 def find_lease(conn: Connection, lease_id: LeaseId) -> StoredLease | None:
     row = conn.execute(_SELECT.where(leases.c.lease_id == lease_id)).first()
+    return None if row is None else _lease(row)
+
+
+def find_lease_of_hold(conn: Connection, hold: Transfer) -> StoredLease | None:
+    """The lease whose money a hold keeps. There is no index on holds: its job leads to it."""
+    is_its = (leases.c.client == hold.debit, leases.c.job_id == hold.job_id)
+    row = conn.execute(_SELECT.where(*is_its, leases.c.hold_id == hold.id)).first()
     return None if row is None else _lease(row)
 
 

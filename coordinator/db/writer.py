@@ -7,7 +7,7 @@ is committed at once, and batches grow with the load.
 Balances are read inside that transaction, so other processes may post to the same database.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import outcome
@@ -126,7 +126,7 @@ class LedgerWriter:
 
     async def expire_holds(
         self,
-        records_of: Callable[[Transfer], tuple[Record, ...]] | None = None,
+        records_of: Callable[[Transfer], Awaitable[tuple[Record, ...]]] | None = None,
         *,
         is_kept: Callable[[Transfer], bool] = lambda hold: False,
     ) -> list[Transfer]:
@@ -138,7 +138,7 @@ class LedgerWriter:
 
         async def expire_one(hold: Transfer) -> None:
             try:
-                await self.submit(expire(hold), records_of(hold) if records_of else ())
+                await self.submit(expire(hold), await records_of(hold) if records_of else ())
             except HoldEndedError:
                 return  # a receipt came between
             except (StorageError, LedgerError) as error:

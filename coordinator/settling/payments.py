@@ -9,8 +9,9 @@ from contextlib import suppress
 import structlog
 
 from coordinator.db.bulk import Record
+from coordinator.db.engine import Database
 from coordinator.db.jobs import record_job_end
-from coordinator.db.leases import record_lease_end
+from coordinator.db.leases import StoredLease, find_lease_of_hold, record_lease_end
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
@@ -23,7 +24,7 @@ from protocol.endings import LeaseState
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import TransferId
 from protocol.job_state import state_after_lease
-from protocol.messages import Receipt
+from protocol.messages import Lease, Receipt
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,10 @@ TOO_LATE = "the receipt came after its hold had ended"
 class Payments:
     """Posts captures, releases and expiries, each with its rows."""
 
-    def __init__(self, writer: LedgerWriter, *, clock: Clock, fee_bps: int) -> None:
+    def __init__(
+        self, database: Database, writer: LedgerWriter, *, clock: Clock, fee_bps: int
+    ) -> None:
+        self._database = database
         self._writer = writer
         self._clock = clock
         self._fee_bps = fee_bps
@@ -68,7 +72,7 @@ class Payments:
                 make = capture_late if is_late else capture
                 chain = make(opened.funds, amount_nano, billed.node, fee_bps=self._fee_bps)
             state = _lease_state(0 if is_gift else amount_nano, is_late=is_late)
-            rows = _rows_of_end(opened, state, billed, now_ms)
+            rows = _rows_of_end(opened.lease.message, state, billed, now_ms)
             await self._submit(chain, (receipt_row, *rows))
 
         now_ms = self._clock.now_ms()
@@ -82,7 +86,7 @@ class Payments:
     async def release(self, opened: OpenLease) -> None:
         """Give the hold of a lease back that was never opened. Raises RemoteProtocolError."""
         now_ms = self._clock.now_ms()
-        rows = _rows_of_end(opened, LeaseState.RELEASED, None, now_ms)
+        rows = _rows_of_end(opened.lease.message, LeaseState.RELEASED, None, now_ms)
         await self._submit(release(opened.funds), rows)
 
     async def expire(self, by_hold: dict[TransferId, OpenLease]) -> list[Transfer]:
@@ -90,11 +94,15 @@ class Payments:
         this call ended."""
         now_ms = self._clock.now_ms()
 
-        def rows_of(pending: Transfer) -> tuple[Record, ...]:
+        async def rows_of(pending: Transfer) -> tuple[Record, ...]:
             opened = by_hold.get(pending.id)
-            if opened is None:
+            if opened is not None:
+                return _rows_of_end(opened.lease.message, LeaseState.EXPIRED, None, now_ms)
+            # Another process granted it, or we have lost sight of it: its rows end all the same.
+            stored = await self._database.read(find_lease_of_hold, pending)
+            if stored is None or stored.state is not LeaseState.OPEN:
                 return ()
-            return _rows_of_end(opened, LeaseState.EXPIRED, None, now_ms)
+            return _rows_of_end(stored, LeaseState.EXPIRED, None, now_ms)
 
         def is_kept(pending: Transfer) -> bool:
             opened = by_hold.get(pending.id)
@@ -127,13 +135,12 @@ def _lease_state(paid_nano: int, *, is_late: bool) -> LeaseState:
 
 
 def _rows_of_end(
-    opened: OpenLease, state: LeaseState, billed: Receipt | None, now_ms: int
+    lease: Lease | StoredLease, state: LeaseState, billed: Receipt | None, now_ms: int
 ) -> tuple[Record, ...]:
     """What else is written when a lease's hold is resolved."""
-    granted = opened.lease.message
     code = billed.code or None if billed is not None else None
     job_state = state_after_lease(state, billed.finish if billed is not None else None)
     return (
-        record_lease_end(granted.lease_id, state, now_ms=now_ms),
-        record_job_end(granted, job_state, ended_at_ms=now_ms, error_code=code),
+        record_lease_end(lease.lease_id, state, now_ms=now_ms),
+        record_job_end(lease, job_state, ended_at_ms=now_ms, error_code=code),
     )

@@ -420,7 +420,7 @@ async def test_due_holds_are_swept_and_those_that_are_not_stay(
     assert await writer.expire_holds() == []
     clock.time_ms += 10
 
-    def notes_of(pending: Transfer) -> tuple[Record, ...]:
+    async def notes_of(pending: Transfer) -> tuple[Record, ...]:
         return note(f"expired {pending.id}")
 
     (expired,) = await writer.expire_holds(notes_of)

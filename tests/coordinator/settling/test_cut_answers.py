@@ -84,7 +84,7 @@ async def test_an_answer_that_a_restart_of_ours_has_cut_is_paid_by_the_operator(
         leases = LeaseRegistry(old.market)
         restored = OpenLease(lost.lease, "a key of our gateway", opening=Opening.UNKNOWN)
         leases.restore([restored], now_ms=market.clock.now_ms())
-        payments = Payments(old.writer, clock=market.clock, fee_bps=FEE_BPS)
+        payments = Payments(market.database, old.writer, clock=market.clock, fee_bps=FEE_BPS)
         desk = ReceiptDesk(market.database, leases, payments, clock=market.clock)
         assert (await desk.accept(receipt, None)).state == ReceiptState.PENDING
         await trio.sleep((restored.lone_receipt_due_ms - market.clock.now_ms()) / 1_000)

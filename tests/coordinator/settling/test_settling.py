@@ -8,6 +8,8 @@ from trio.testing import MockClock
 
 from coordinator.buyer.errors import JobFailed
 from coordinator.db.bulk import Record
+from coordinator.db.jobs import find_job
+from coordinator.db.leases import find_lease
 from coordinator.db.receipts import find_receipt
 from coordinator.db.writer import LedgerWriter
 from coordinator.leasing.open_lease import ACCEPTANCE_WITHIN_MS
@@ -17,9 +19,10 @@ from coordinator.ledger.machine import Chain
 from coordinator.ledger.transfers import Result
 from coordinator.settling.payments import Payments
 from coordinator.settling.receipt_desk import ReceiptDesk
-from protocol.endings import Finish, ReceiptState
+from protocol.endings import Finish, LeaseState, ReceiptState
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
+from protocol.job_state import JobState
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Receipt
 from protocol.payload import Chunk
@@ -217,6 +220,25 @@ async def test_a_pending_receipt_whose_hold_another_program_gave_back_is_refused
         assert (caught.value.code, spent(market)) == (Code.EXPIRED, 0)
 
 
+async def test_a_hold_of_which_this_process_knows_nothing_ends_its_lease_too(
+    autojump_clock: MockClock,
+) -> None:
+    """Another process granted it, or it was lost: the lease's row stayed open, the audit red."""
+    async with open_small_market(Script.ANSWER) as market:
+        await lose_client(market)
+        (opened,) = market.coordinator.leases
+        pass_expiry(market)
+        market.coordinator.leases.end(opened)
+        await trio.sleep(5)
+        with market.database.transaction() as conn:
+            stored = find_lease(conn, opened.lease.message.lease_id)
+            job = find_job(conn, market.buyer.peer_id, opened.lease.message.job_id)
+        assert stored is not None
+        assert job is not None
+        assert (stored.state, job.state) == (LeaseState.EXPIRED, JobState.EXPIRED)
+        market.assert_books_are_closed()
+
+
 def pass_expiry(market: SmallMarket) -> None:
     """As if the coordinator had been away until the hold was over."""
     (opened,) = market.coordinator.leases
@@ -232,7 +254,7 @@ async def restart_after_expiry(market: SmallMarket) -> ReceiptDesk:
         old.leases.end(opened)
     leases = LeaseRegistry(old.market)
     await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
-    payments = Payments(old.writer, clock=market.clock, fee_bps=FEE_BPS)
+    payments = Payments(market.database, old.writer, clock=market.clock, fee_bps=FEE_BPS)
     return ReceiptDesk(market.database, leases, payments, clock=market.clock)
 
 
