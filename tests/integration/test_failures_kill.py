@@ -70,7 +70,8 @@ def buying_from_frozen_nodes(frail: FrailMarket) -> Iterator[list[list[str]]]:
                 open_streams.append(lines)
             yield answers
         for lines in open_streams:
-            answers.append(received := [])
+            received: list[str] = []
+            answers.append(received)
             with suppress(httpx.TransportError):
                 received.extend(lines)
 
