@@ -25,7 +25,7 @@ DRAIN_S_MAX = 3_600
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class NodeConfig:
     """Every setting of a node, each declared here and nowhere else."""
 
     data_dir: Path = setting(
@@ -126,7 +126,7 @@ class Config:
         file: Path | None = None,
         env: Mapping[str, str] | None = None,
         flags: Mapping[str, Any] | None = None,
-    ) -> "Config":
+    ) -> "NodeConfig":
         """Merge the sources: see `resolve_settings`. Raises SettingError."""
         return resolve_settings(cls, PROGRAM, file=file, env=env or {}, flags=flags or {})
 
@@ -155,7 +155,7 @@ class Config:
 
 def new_node_config_text(chosen: Mapping[str, str]) -> str:
     """A commented file for `capanode init`; `chosen` are TOML literals of what is not default."""
-    return new_config_text(Config, chosen, closing=_MODELS_COMMENT)
+    return new_config_text(NodeConfig, chosen, closing=_MODELS_COMMENT)
 
 
 _MODELS_COMMENT = (

@@ -18,7 +18,7 @@ from capanode.announce import Announcer
 from capanode.errors import OutboxError
 from capanode.opened_leases import OpenedLeases
 from capanode.outbox import Outbox
-from capanode.outbox_store import PENDING, StoredReceipt
+from capanode.outbox_store import PENDING, OutboxReceipt
 from protocol.clock import Clock
 from protocol.errors import RETRYABLE_LATER, RemoteProtocolError
 from protocol.ids import PeerId
@@ -200,7 +200,7 @@ class ControlLine:
                 for stored in due:
                     nursery.start_soon(self._hand_in, stored)
 
-    async def _hand_in(self, stored: StoredReceipt) -> None:
+    async def _hand_in(self, stored: OutboxReceipt) -> None:
         """Raises NetError when the line is gone, OutboxError; the receipt stays due then."""
         ask = ReceiptAsk(stored.receipt, stored.acceptance)
         try:
@@ -219,7 +219,7 @@ class ControlLine:
             else:
                 await self._outbox.acknowledge(stored, state=reply.state)
 
-    def _retry_at_ms(self, stored: StoredReceipt, first_ms: int, least_ms: int) -> int:
+    def _retry_at_ms(self, stored: OutboxReceipt, first_ms: int, least_ms: int) -> int:
         wait_ms = min(first_ms << min(stored.tries, 16), RECEIPT_RETRY_MS_MAX)
         least_ms = min(least_ms, WANTED_MS_MAX)
         wait_ms = max(round(wait_ms * self._rng.uniform(0.5, 1.0)), least_ms)

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from capanode.config import Config
+from capanode.config import NodeConfig
 from capanode.errors import NotRunningError
-from capanode.hardware import Finding, hardware_findings, probe_machine
+from capanode.hardware import MachineCheck, hardware_findings, probe_machine
 from capanode.models.errors import ModelError
 from capanode.models.store import ModelStore
 from capanode.ports import PortError, check_port
@@ -37,14 +37,14 @@ ESSENTIAL = frozenset({"key", "isolation", "memory", "models", "disk", "port"})
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    findings: tuple[Finding, ...]
+    findings: tuple[MachineCheck, ...]
 
     @property
     def can_serve(self) -> bool:
         return all(finding.works for finding in self.findings if finding.subject in ESSENTIAL)
 
 
-def examine(config: Config) -> Diagnosis:
+def examine(config: NodeConfig) -> Diagnosis:
     """Look at everything. Blocks for some seconds at most."""
     running = _is_running(config)
     return Diagnosis(
@@ -62,7 +62,7 @@ def examine(config: Config) -> Diagnosis:
     )
 
 
-def _is_running(config: Config) -> bool:
+def _is_running(config: NodeConfig) -> bool:
     try:
         ask_status(config.status_socket)
     except NotRunningError:
@@ -70,49 +70,49 @@ def _is_running(config: Config) -> bool:
     return True
 
 
-def _key(config: Config) -> Finding:
+def _key(config: NodeConfig) -> MachineCheck:
     try:
         key = load_key_file(config.key_path)
     except KeyFileError as error:
-        return Finding("key", False, str(error), "run `capanode init`, or name its --data-dir")
+        return MachineCheck("key", False, str(error), "run `capanode init`, or name its --data-dir")
     mode = stat.S_IMODE(config.data_dir.stat().st_mode)
     if mode & 0o077:
         advice = f"run `chmod 700 {config.data_dir}`"
-        return Finding("key", True, f"{key.peer_id}; its folder is open to others", advice)
-    return Finding("key", True, key.peer_id)
+        return MachineCheck("key", True, f"{key.peer_id}; its folder is open to others", advice)
+    return MachineCheck("key", True, key.peer_id)
 
 
-def _isolation(report: IsolationReport) -> Finding:
+def _isolation(report: IsolationReport) -> MachineCheck:
     failed = [f"{fact.name}: {fact.detail}" for fact in report.facts if not fact.ok]
     detail = f"{report.tier.value}: held in all {len(report.facts)} checks of a trial break-out"
     if report.sandbox is None:
         detail = "; ".join(failed) or "nothing works"
-    return Finding("isolation", report.sandbox is not None, detail, "; ".join(report.advice))
+    return MachineCheck("isolation", report.sandbox is not None, detail, "; ".join(report.advice))
 
 
-def _priority(nice: int) -> Finding:
+def _priority(nice: int) -> MachineCheck:
     if nice:
         detail = f"models run at nice {nice}: the node's own work comes first"
-        return Finding("priority", True, detail)
+        return MachineCheck("priority", True, detail)
     detail = "models run at nice 0: a busy model delays every other job's tokens and the node's own"
-    return Finding("priority", True, detail, "set worker_nice to 5")
+    return MachineCheck("priority", True, detail, "set worker_nice to 5")
 
 
-def _port(place: str, *, running: bool) -> Finding:
+def _port(place: str, *, running: bool) -> MachineCheck:
     """Whether we could listen there now; if a node of ours does, it can."""
     if running:
-        return Finding("port", True, f"{place} is served by the node that runs here")
+        return MachineCheck("port", True, f"{place} is served by the node that runs here")
     try:
         check_port(place)
     except PortError as error:
-        return Finding("port", False, str(error), error.advice)
-    return Finding("port", True, f"{place} is free")
+        return MachineCheck("port", False, str(error), error.advice)
+    return MachineCheck("port", True, f"{place} is free")
 
 
-def _coordinators(config: Config) -> Iterator[Finding]:
+def _coordinators(config: NodeConfig) -> Iterator[MachineCheck]:
     if not config.coordinators:
         advice = "name one with --coordinator or `coordinators`: it prints its address at its start"
-        yield Finding("coordinator", False, "none is listed, so no job can come", advice)
+        yield MachineCheck("coordinator", False, "none is listed, so no job can come", advice)
     for coordinator in config.coordinators:
         place, _ = split_peer_id(coordinator.address)
         try:
@@ -121,30 +121,32 @@ def _coordinators(config: Config) -> Iterator[Finding]:
             socket.create_connection((host, int(port)), timeout=_DIAL_WITHIN_S).close()
         except (AddressInvalid, OSError) as error:
             advice = "check the address and any firewall between; the node keeps trying by itself"
-            yield Finding("coordinator", False, f"{place} does not answer: {error}", advice)
+            yield MachineCheck("coordinator", False, f"{place} does not answer: {error}", advice)
         else:
-            yield Finding("coordinator", True, f"{place} answers")
+            yield MachineCheck("coordinator", True, f"{place} answers")
 
 
-def _models(config: Config) -> Finding:
+def _models(config: NodeConfig) -> MachineCheck:
     try:
         store = ModelStore(config.model_store)
         wanted = [model.name for model in config.models] or sorted(store.names())
         for name in wanted:
             store.find(name)
     except ModelError as error:
-        return Finding("models", False, str(error), "`capanode models list` shows what there is")
+        return MachineCheck(
+            "models", False, str(error), "`capanode models list` shows what there is"
+        )
     if not wanted:
         advice = "get one: `capanode models list`, then `capanode models pull NAME`"
-        return Finding("models", False, f"no model in {config.model_store}", advice)
-    return Finding("models", True, f"{', '.join(wanted)} in {config.model_store}")
+        return MachineCheck("models", False, f"no model in {config.model_store}", advice)
+    return MachineCheck("models", True, f"{', '.join(wanted)} in {config.model_store}")
 
 
-def _disk(config: Config) -> Finding:
+def _disk(config: NodeConfig) -> MachineCheck:
     folder = _existing(config.data_dir)
     if not os.access(folder, os.W_OK):
         advice = "give the folder to this user, or use another --data-dir"
-        return Finding("disk", False, f"cannot write in {folder}", advice)
+        return MachineCheck("disk", False, f"cannot write in {folder}", advice)
     short = []
     for place in {folder, _existing(config.model_store)}:
         free = shutil.disk_usage(place).free
@@ -152,8 +154,8 @@ def _disk(config: Config) -> Finding:
             short.append(f"{free / 1e9:.1f} GB free under {place}")
     if short:
         advice = "free some space: a full disk stops the node from taking jobs"
-        return Finding("disk", False, "; ".join(sorted(short)), advice)
-    return Finding("disk", True, f"{shutil.disk_usage(folder).free / 1e9:.0f} GB free")
+        return MachineCheck("disk", False, "; ".join(sorted(short)), advice)
+    return MachineCheck("disk", True, f"{shutil.disk_usage(folder).free / 1e9:.0f} GB free")
 
 
 def _existing(path: Path) -> Path:
@@ -163,7 +165,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _clock() -> Finding:
+def _clock() -> MachineCheck:
     """Leases hold for seconds: a clock that drifts makes the node refuse them as expired."""
     try:
         state = ctypes.CDLL(None, use_errno=True).adjtimex(
@@ -172,8 +174,10 @@ def _clock() -> Finding:
     except (OSError, AttributeError):
         state = -1
     if state < 0:
-        return Finding("clock", True, "this system does not say whether its clock is kept right")
+        return MachineCheck(
+            "clock", True, "this system does not say whether its clock is kept right"
+        )
     if state == _CLOCK_UNSYNCHRONIZED:
         advice = "run a time service (systemd-timesyncd, chrony): leases expire within seconds"
-        return Finding("clock", False, "nothing keeps this machine's clock right", advice)
-    return Finding("clock", True, "kept right by a time service")
+        return MachineCheck("clock", False, "nothing keeps this machine's clock right", advice)
+    return MachineCheck("clock", True, "kept right by a time service")

@@ -57,7 +57,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class MachineCheck:
     """One line of `capanode doctor`. `advice` is what to do about it, empty if nothing."""
 
     subject: str
@@ -102,22 +102,22 @@ def hardware_of(machine: Machine) -> Hardware:
     return Hardware("cpu", name, machine.memory_bytes, 1)
 
 
-def hardware_findings(machine: Machine) -> tuple[Finding, ...]:
+def hardware_findings(machine: Machine) -> tuple[MachineCheck, ...]:
     """Processor, memory and GPU, for `capanode doctor`."""
     return (
-        Finding("processor", True, f"{machine.cpu_name}, {machine.cpu_threads} threads"),
+        MachineCheck("processor", True, f"{machine.cpu_name}, {machine.cpu_threads} threads"),
         _memory_finding(machine),
         _gpu_finding(machine),
     )
 
 
-def _memory_finding(machine: Machine) -> Finding:
+def _memory_finding(machine: Machine) -> MachineCheck:
     detail = (
         f"{machine.memory_bytes / _GIB:.1f} GiB, {machine.memory_free_bytes / _GIB:.1f} GiB free"
     )
     if machine.memory_free_bytes >= _MEMORY_BYTES_MIN:
-        return Finding("memory", True, detail)
-    return Finding(
+        return MachineCheck("memory", True, detail)
+    return MachineCheck(
         "memory",
         False,
         detail,
@@ -126,9 +126,9 @@ def _memory_finding(machine: Machine) -> Finding:
     )
 
 
-def _gpu_finding(machine: Machine) -> Finding:
+def _gpu_finding(machine: Machine) -> MachineCheck:
     if machine.gpu.problem is not None:
-        return Finding(
+        return MachineCheck(
             "gpu",
             False,
             machine.gpu.problem,
@@ -141,14 +141,14 @@ def _gpu_finding(machine: Machine) -> Finding:
     )
     detail = f"{names}; driver {machine.gpu.driver}"
     if machine.torch_cuda is None:
-        return Finding(
+        return MachineCheck(
             "gpu",
             False,
             f"{detail}; the installed torch is a build without CUDA, so jobs run on the processor",
             "install a CUDA build of torch: `pip install torch`, without the pin to the CPU build "
             "in constraints.txt",
         )
-    return Finding("gpu", True, f"{detail}; torch for CUDA {machine.torch_cuda}")
+    return MachineCheck("gpu", True, f"{detail}; torch for CUDA {machine.torch_cuda}")
 
 
 def read_nvml() -> GpuReport:

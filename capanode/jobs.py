@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from capanode.admission import Admission, Ticket
-from capanode.engines.base import EngineEvent, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineEvent, Produced, Started
 from capanode.errors import OutboxError
 from capanode.metering import Meter, Timing, chunks_of
 from capanode.outbox import Outbox, Pending
@@ -68,7 +68,7 @@ _OUR_FAILURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class JobEnding:
     """Why a job ended. `code` is None when it ended well, or as its client wished."""
 
     finish: Finish
@@ -127,7 +127,7 @@ class JobServer:
         with trio.move_on_after(within_s):
             await self._wait_idle()
         for job in tuple(self._live):
-            job.cut(Ending(Finish.FAILED, Code.DRAINING, "this node is shutting down"))
+            job.cut(JobEnding(Finish.FAILED, Code.DRAINING, "this node is shutting down"))
         with trio.move_on_after(CUT_WITHIN_S):
             await self._wait_idle()
 
@@ -162,9 +162,9 @@ class ServedJob:
         self._queue_position = 0
         self._is_accepted = False
         self._is_client_gone = False
-        self._ending: Ending | None = None
+        self._ending: JobEnding | None = None
         # How the job ends once the client has signed for what is held back.
-        self._outcome: Ending | None = None
+        self._outcome: JobEnding | None = None
         self._work = trio.CancelScope()
         self._signing = trio.CancelScope()
 
@@ -187,7 +187,7 @@ class ServedJob:
         if receipt is not None and not self._is_client_gone:
             await self._wait_acceptance()
 
-    def cut(self, ending: Ending) -> None:
+    def cut(self, ending: JobEnding) -> None:
         """End the job from outside."""
         self._end(ending)
 
@@ -205,10 +205,10 @@ class ServedJob:
         except NetError as error:
             self._lose_client(error)
         except trio.Cancelled:
-            self._end(Ending(Finish.FAILED, Code.DRAINING, "this node is shutting down"))
+            self._end(JobEnding(Finish.FAILED, Code.DRAINING, "this node is shutting down"))
             raise
         if self._ending is None:
-            self._end(Ending(Finish.FAILED, Code.DEADLINE_EXCEEDED, "the deadline has passed"))
+            self._end(JobEnding(Finish.FAILED, Code.DEADLINE_EXCEEDED, "the deadline has passed"))
 
     async def _wait_payload(self) -> None:
         """Until an admitted job is here as a whole. Raises RemoteProtocolError, NetError."""
@@ -283,13 +283,13 @@ class ServedJob:
             while True:
                 event = await self._receive()
                 if isinstance(event, CancelRequested):
-                    self._end(Ending(Finish.CANCELLED))
+                    self._end(JobEnding(Finish.CANCELLED))
                     return
                 if isinstance(event, Countersignature):
                     self._send_all(event.frames)
         if self._signing.cancelled_caught:
             message = f"the client signed for no output for {SIGN_WITHIN_S:g} s"
-            self._end(Ending(Finish.CANCELLED, Code.UNSIGNED, message))
+            self._end(JobEnding(Finish.CANCELLED, Code.UNSIGNED, message))
 
     async def _receive(self) -> NodeEvent | None:
         """Raises RemoteProtocolError, NetError."""
@@ -306,11 +306,11 @@ class ServedJob:
                 self._pass_on(event)
             elif isinstance(event, Started):
                 self._accept(event)
-            elif isinstance(event, Finished):
+            elif isinstance(event, Completed):
                 self._close_counts(event)
-                self._finish(Ending(Finish(event.reason)))
+                self._finish(JobEnding(Finish(event.reason)))
             else:
-                self._end(Ending(Finish.FAILED, event.code, event.message))
+                self._end(JobEnding(Finish.FAILED, event.code, event.message))
         except RemoteProtocolError as error:
             self._end_with(error)
         except NetError as error:
@@ -323,7 +323,7 @@ class ServedJob:
             self._first_output_at = trio.current_time()
         for chunk in chunks_of(event):
             if not self._meter.has_room_for(chunk):
-                self._finish(Ending(Finish.LENGTH))
+                self._finish(JobEnding(Finish.LENGTH))
                 return
             self._send_all(self._job.output(chunk))
         self._ticket.model.output_tokens_done += len(event.token_ids)
@@ -341,7 +341,7 @@ class ServedJob:
         )
         self._send_all([accepted])
 
-    def _close_counts(self, event: Finished) -> None:
+    def _close_counts(self, event: Completed) -> None:
         assert self._meter is not None
         self._meter.end(event)
         assert self._ticket is not None
@@ -364,7 +364,7 @@ class ServedJob:
         elif self._signing.deadline == math.inf or frames:
             self._signing.deadline = trio.current_time() + SIGN_WITHIN_S
 
-    def _finish(self, ending: Ending) -> None:
+    def _finish(self, ending: JobEnding) -> None:
         """The answer is complete: the slot is free, and the job ends when all of it is sent."""
         if not self._job.window.is_blocked:
             self._end(ending)
@@ -377,13 +377,13 @@ class ServedJob:
 
     # Endings.
 
-    def _end(self, ending: Ending) -> None:
+    def _end(self, ending: JobEnding) -> None:
         """The first reason counts. A job that nothing was done for is refused, and free."""
         if self._ending is not None:
             return
         if not self._is_accepted:
             code = ending.code or (Code.CANCELLED if ending.finish is Finish.CANCELLED else None)
-            ending = Ending(Finish.REFUSED, code, ending.message, ending.retry_after_ms)
+            ending = JobEnding(Finish.REFUSED, code, ending.message, ending.retry_after_ms)
         self._ending = ending
         self._ended_at = trio.current_time()
         self._work.cancel()
@@ -392,20 +392,20 @@ class ServedJob:
         """The client broke the protocol, or sent an ERROR: once the job runs that is a cancel by
         another name, and not free."""
         finish = Finish.CANCELLED if self._is_accepted else Finish.FAILED
-        self._end(Ending(finish, error.code, str(error), error.retry_after_ms))
+        self._end(JobEnding(finish, error.code, str(error), error.retry_after_ms))
 
     def _end_with(self, error: RemoteProtocolError) -> None:
-        self._end(Ending(Finish.FAILED, error.code, str(error), error.retry_after_ms))
+        self._end(JobEnding(Finish.FAILED, error.code, str(error), error.retry_after_ms))
 
     def _lose_client(self, error: NetError) -> None:
         """Nobody listens any more: as if cancelled, with nobody to tell."""
         self._is_client_gone = True
-        self._end(Ending(Finish.CANCELLED, message=str(error)))
+        self._end(JobEnding(Finish.CANCELLED, message=str(error)))
 
     def _leave(self) -> Signed[Receipt] | None:
         """Free what the job holds, and sign for what it was given; None if no lease was ours."""
         # Without an ending there is a bug on its way up: the client learns that much.
-        self._end(Ending(Finish.FAILED, Code.INTERNAL, "the job ended unexpectedly"))
+        self._end(JobEnding(Finish.FAILED, Code.INTERNAL, "the job ended unexpectedly"))
         assert self._ending is not None
         ending, self._payload = self._ending, b""
         ticket, self._ticket = self._ticket, None
@@ -449,7 +449,7 @@ class ServedJob:
         terms = self._job.terms
         return terms.request.message.job_id if terms is not None else ""
 
-    def _record(self, ending: Ending) -> None:
+    def _record(self, ending: JobEnding) -> None:
         """One line per job in the log, and failures for `capanode status`."""
         job_id = self._job_id
         units = self._meter.units if self._meter is not None else Units()

@@ -7,7 +7,7 @@ worker says that it made. Here the input is counted, and what the worker makes i
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from capanode.engines.base import Finished, Produced, Started
+from capanode.engines.base import Completed, Produced, Started
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
@@ -70,7 +70,7 @@ class Meter:
         self._input = input_units
         self._started, self._profile = started, profile
 
-    def end(self, finished: Finished) -> None:
+    def end(self, finished: Completed) -> None:
         self._end_token = finished.end_token
 
     def has_room_for(self, chunk: Chunk) -> bool:

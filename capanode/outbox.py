@@ -16,8 +16,8 @@ from capanode.outbox_store import (
     WAITING,
     Change,
     Earning,
+    OutboxReceipt,
     OutboxStore,
-    StoredReceipt,
     acknowledge,
     attach_acceptance,
     insert_receipt,
@@ -127,7 +127,7 @@ class Outbox:
         self._batch.added += 1
         return self._change(
             insert_receipt(
-                StoredReceipt(
+                OutboxReceipt(
                     lease_id=billed.lease_id,
                     coordinator=billed.coordinator,
                     receipt=receipt.raw,
@@ -147,22 +147,22 @@ class Outbox:
         now_ms = self._clock.now_ms()
         self._change(attach_acceptance(acceptance.message.lease_id, acceptance.raw, now_ms=now_ms))
 
-    async def acknowledge(self, stored: StoredReceipt, *, state: str) -> None:
+    async def acknowledge(self, stored: OutboxReceipt, *, state: str) -> None:
         """The coordinator holds it now. If we crash first, it is handed in again, to no effect."""
         await self._change(acknowledge(stored, state=state)).wait()
 
-    async def refuse(self, stored: StoredReceipt, *, reason: str) -> None:
+    async def refuse(self, stored: OutboxReceipt, *, reason: str) -> None:
         """The coordinator will never pay for it."""
         job_id = open_envelope(stored.receipt, Receipt).message.job_id
         log.warning("receipt_refused", job_id=job_id, lease_id=stored.lease_id, reason=reason)
         self._change(refuse(stored.lease_id, reason=reason))
         await self._change(prune_refused(keep=REFUSED_MAX)).wait()
 
-    async def postpone(self, stored: StoredReceipt, *, due_ms: int, state: str = WAITING) -> None:
+    async def postpone(self, stored: OutboxReceipt, *, due_ms: int, state: str = WAITING) -> None:
         """Not yet: the coordinator cannot take it, or has it and waits for the client's word."""
         await self._change(postpone(stored.lease_id, due_ms=due_ms, state=state)).wait()
 
-    async def wait_due(self, coordinator: PeerId, *, limit: int) -> list[StoredReceipt]:
+    async def wait_due(self, coordinator: PeerId, *, limit: int) -> list[OutboxReceipt]:
         """What to hand in now; waits until there is something. Raises OutboxError."""
         while True:
             news = self._news

@@ -79,7 +79,7 @@ _earnings = Table(
 
 
 @dataclass(frozen=True, slots=True)
-class StoredReceipt:
+class OutboxReceipt:
     """A signed receipt on its way to a coordinator. `due_ms` is when to hand it in next."""
 
     lease_id: LeaseId
@@ -145,7 +145,7 @@ class OutboxStore:
                 _run(connection, change)
             return _count(connection)
 
-    def due(self, coordinator: PeerId, *, limit: int) -> list[StoredReceipt]:
+    def due(self, coordinator: PeerId, *, limit: int) -> list[OutboxReceipt]:
         """What waits for a coordinator, earliest due first."""
         with self._transaction() as connection:
             rows = connection.execute(_DUE, {"owed_by": coordinator, "most": limit})
@@ -188,7 +188,7 @@ _DUE = (
 _COUNT = select(func.count()).select_from(_receipts)
 _INSERT = (
     insert(_receipts)
-    .values({name: bindparam(name) for name in (*StoredReceipt.__slots__, "state")})
+    .values({name: bindparam(name) for name in (*OutboxReceipt.__slots__, "state")})
     .on_conflict_do_nothing()
 )
 _ATTACH = (
@@ -234,9 +234,9 @@ _KEPT = (
 _PRUNE = delete(_receipts).where(_receipts.c.state == REFUSED, _receipts.c.lease_id.not_in(_KEPT))
 
 
-def insert_receipt(stored: StoredReceipt) -> Change:
+def insert_receipt(stored: OutboxReceipt) -> Change:
     """A receipt that is here already stays as it is: a lease ends once."""
-    values = {name: getattr(stored, name) for name in StoredReceipt.__slots__}
+    values = {name: getattr(stored, name) for name in OutboxReceipt.__slots__}
     return Change(_INSERT, values | {"state": WAITING})
 
 
@@ -246,7 +246,7 @@ def attach_acceptance(lease_id: LeaseId, acceptance: bytes, *, now_ms: int) -> C
     return Change(_ATTACH, values)
 
 
-def acknowledge(stored: StoredReceipt, *, state: str) -> Change:
+def acknowledge(stored: OutboxReceipt, *, state: str) -> Change:
     """The coordinator has it: forget the receipt, count the money. Twice is once."""
     earned = {
         "coordinator": stored.coordinator,
@@ -282,8 +282,8 @@ def _count(connection: Connection) -> int:
     return int(connection.execute(_COUNT).scalar_one())
 
 
-def _to_receipt(row: Any) -> StoredReceipt:
-    return StoredReceipt(
+def _to_receipt(row: Any) -> OutboxReceipt:
+    return OutboxReceipt(
         lease_id=LeaseId(row.lease_id),
         coordinator=PeerId(row.coordinator),
         receipt=row.receipt,

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from capanode.benchmark import SpeedCache
-from capanode.config import Config
+from capanode.config import NodeConfig
 from capanode.errors import IsolationError, NodeError
 from capanode.hardware import hardware_of, probe_machine
 from capanode.models.store import ModelStore
@@ -37,7 +37,11 @@ OnStatus = Callable[[NodeStatus], None]
 
 
 async def serve(
-    config: Config, *, software: str, on_milestone: OnMilestone, on_status: OnStatus | None = None
+    config: NodeConfig,
+    *,
+    software: str,
+    on_milestone: OnMilestone,
+    on_status: OnStatus | None = None,
 ) -> None:
     """Run a node until it is told to stop. Raises CapaError of many kinds, each with advice.
 
@@ -80,7 +84,7 @@ async def serve(
 
 
 async def _run(
-    node: Node, config: Config, on_status: OnStatus | None, signals: StopSignals
+    node: Node, config: NodeConfig, on_status: OnStatus | None, signals: StopSignals
 ) -> None:
     """Serve until the node has ended in good order; its status is served meanwhile."""
     async with trio.open_nursery() as nursery:
@@ -126,7 +130,9 @@ def require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> Iso
     return report
 
 
-def _rules(config: Config, report: IsolationReport, hardware: Hardware, software: str) -> NodeRules:
+def _rules(
+    config: NodeConfig, report: IsolationReport, hardware: Hardware, software: str
+) -> NodeRules:
     return NodeRules(
         coordinators=config.coordinators,
         isolation=report.tier,
@@ -141,7 +147,7 @@ def _rules(config: Config, report: IsolationReport, hardware: Hardware, software
     )
 
 
-def _hold_data_dir(config: Config) -> AbstractContextManager[None]:
+def _hold_data_dir(config: NodeConfig) -> AbstractContextManager[None]:
     """One node per data directory: two would share a key, and each would spoil the other's
     offers."""
     if not config.data_dir.is_dir():

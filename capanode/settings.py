@@ -1,6 +1,6 @@
 """What a node's settings hold that no other program has: coordinators and models.
 
-The settings themselves are the fields of `capanode.config.Config`.
+The settings themselves are the fields of `capanode.config.NodeConfig`.
 """
 
 from collections.abc import Mapping

@@ -12,7 +12,7 @@ from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
 from coordinator.local_market import LocalMarket, list_known_models
-from coordinator.settings import Config
+from coordinator.settings import CoordinatorConfig
 from coordinator.vault import Vault
 from protocol.net.libp2p import Libp2pTransport
 from protocol.programs.gc import settle_garbage_collection
@@ -26,7 +26,7 @@ MARKET_STOP_WITHIN_S = 15.0
 
 
 async def serve(
-    config: Config, on_ready: Callable[[Endpoint], None], *, accept_clock: bool = False
+    config: CoordinatorConfig, on_ready: Callable[[Endpoint], None], *, accept_clock: bool = False
 ) -> None:
     """Run until SIGINT or SIGTERM; streams then have `drain_s` seconds, unless a second signal cuts
     them. `accept_clock` starts although the machine's clock contradicts the books.
@@ -85,7 +85,7 @@ async def serve(
             database.close()
 
 
-def _make_gateway(config: Config, market: LocalMarket) -> Gateway:
+def _make_gateway(config: CoordinatorConfig, market: LocalMarket) -> Gateway:
     gateway_config = GatewayConfig(
         host=config.http.host,
         port=config.http.port,

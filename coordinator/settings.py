@@ -80,7 +80,7 @@ CATALOGUE = ValueKind(read_catalogue, "names with manifest digests", has_flag=Fa
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class CoordinatorConfig:
     """Every setting of a coordinator, each declared here and nowhere else."""
 
     data_dir: Path = setting(
@@ -161,7 +161,7 @@ class Config:
         file: Path | None = None,
         env: Mapping[str, str] | None = None,
         flags: Mapping[str, Any] | None = None,
-    ) -> "Config":
+    ) -> "CoordinatorConfig":
         """Merge the sources: see `resolve_settings`. Raises SettingError."""
         return resolve_settings(cls, PROGRAM, file=file, env=env or {}, flags=flags or {})
 

@@ -18,7 +18,7 @@ import httpx
 import trio
 
 from coordinator.cli.market_session import MarketSession, open_market
-from coordinator.settings import Config
+from coordinator.settings import CoordinatorConfig
 from protocol.envelope import open_envelope
 from protocol.messages import NodeOffer, Objective, Task
 from protocol.money import format_credits
@@ -93,7 +93,7 @@ async def run_demo(options: DemoOptions, say: Say, write: Say) -> None:
             for plan in plans:
                 starting.start_soon(network.start_node, plan)
         key = await open_account(network)
-        config = Config.resolve(flags={"data_dir": network.coordinator_dir})
+        config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
         async with open_market(config, at=None, key_path=None) as market:
             await _show_offers(market, len(plans), say)
             step("a quote: who would answer, and why not the others")

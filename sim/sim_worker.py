@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
-from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.worker.allowance import DEFAULT_TERMS, RunTerms, settle_input
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
 from protocol.codec import encode
@@ -222,7 +222,7 @@ class SimWorker:
             yield Produced(job_id, (), "", answer.data)
         if job.done == len(answer.token_ids):
             del self._live[job_id]
-            yield Finished(job_id, answer.reason, answer.units)
+            yield Completed(job_id, answer.reason, answer.units)
 
     def _set_state(self, state: WorkerState) -> None:
         self.state = state

@@ -7,7 +7,7 @@ import trio
 import typer
 
 from coordinator.cli.market_session import open_market
-from coordinator.settings import Config
+from coordinator.settings import CoordinatorConfig
 from protocol.messages import NodeOffer
 from sim.demo import CHAT_MODEL, demo_plans, open_account, wait_nodes
 from sim.network import LocalNetwork, open_network
@@ -38,7 +38,7 @@ async def _wait_joined(network: LocalNetwork, nodes: int, as_json: bool) -> None
         names = ", ".join(model.name for model in offer.models)
         _tell(as_json, f"{offer.node[-8:]} joined from {offer.region}: {names}")
 
-    config = Config.resolve(flags={"data_dir": network.coordinator_dir})
+    config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
     async with open_market(config, at=None, key_path=None) as market:
         await wait_nodes(market, nodes, joined)
 

@@ -13,7 +13,10 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 @pytest.mark.parametrize(
     ("program", "config"),
-    [("capanode", capanode.config.Config), ("coordinator", coordinator.settings.Config)],
+    [
+        ("capanode", capanode.config.NodeConfig),
+        ("coordinator", coordinator.settings.CoordinatorConfig),
+    ],
 )
 def test_the_page_for_operators_lists_the_settings_as_they_are(program: str, config: type) -> None:
     page = (DOCS / "operating.md").read_text()

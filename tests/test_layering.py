@@ -198,23 +198,6 @@ def test_the_generic_package_name_is_ours() -> None:
     assert Path(protocol.__file__ or "").parent == ROOT / "protocol"
 
 
-# Class names with two meanings. The list only shrinks: rename one of them, and take its line out.
-TWO_MEANINGS = {
-    "Channel",
-    "Config",
-    "Ending",
-    "Finding",
-    "Finished",
-    "Job",
-    "Opened",
-    "Place",
-    "Slots",
-    "StorageFullError",
-    "StoredReceipt",
-    "Stream",
-}
-
-
 def test_a_class_name_means_one_thing_in_the_whole_tree() -> None:
     counts = Counter(
         node.name
@@ -222,7 +205,7 @@ def test_a_class_name_means_one_thing_in_the_whole_tree() -> None:
         for node in parsed(path).body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
-    assert not {name for name, count in counts.items() if count > 1} - TWO_MEANINGS
+    assert not {name for name, count in counts.items() if count > 1}
 
 
 # What a named tuple and the standard library call private, and is not.

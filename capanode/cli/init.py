@@ -2,7 +2,7 @@
 
 import typer
 
-from capanode.config import CONFIG_NAME, PROGRAM, Config, new_node_config_text
+from capanode.config import CONFIG_NAME, PROGRAM, NodeConfig, new_node_config_text
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.output import print_json, say
 from protocol.programs.setting_options import Json, takes_settings
@@ -11,8 +11,8 @@ from protocol.programs.settings import toml_literal
 CHOSEN_AT_INIT = ("listen", "announce", "coordinators", "region")
 
 
-@takes_settings(Config, PROGRAM, "data_dir", *CHOSEN_AT_INIT)
-def init(config: Config, as_json: Json = False) -> None:
+@takes_settings(NodeConfig, PROGRAM, "data_dir", *CHOSEN_AT_INIT)
+def init(config: NodeConfig, as_json: Json = False) -> None:
     """Set a node up: make its key and its configuration. Running it again changes neither."""
     config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     is_new_key = not config.key_path.exists()
@@ -39,7 +39,7 @@ def init(config: Config, as_json: Json = False) -> None:
     say("next: `capanode models pull NAME`, `capanode doctor`, `capanode start`")
 
 
-def _write_config(config: Config) -> bool:
+def _write_config(config: NodeConfig) -> bool:
     """Write what was chosen on the command line; False if there is a configuration already."""
     try:
         with (config.data_dir / CONFIG_NAME).open("x", encoding="utf-8") as file:
@@ -49,10 +49,10 @@ def _write_config(config: Config) -> bool:
     return True
 
 
-def _chosen(config: Config) -> dict[str, str]:
+def _chosen(config: NodeConfig) -> dict[str, str]:
     """TOML literals of what the command line gave."""
     return {
-        name: toml_literal(Config, name, getattr(config, name))
+        name: toml_literal(NodeConfig, name, getattr(config, name))
         for name in CHOSEN_AT_INIT
         if config.sources[name].startswith("flag")
     }

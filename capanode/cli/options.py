@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from capanode.config import PROGRAM, Config
+from capanode.config import PROGRAM, NodeConfig
 from protocol.programs import setting_options
 
 ConfigFile = setting_options.ConfigFile
@@ -22,8 +22,10 @@ ModelStoreDir = Annotated[
 ]
 
 
-def load_config(data_dir: Path | None = None, file: Path | None = None, **flags: object) -> Config:
-    return setting_options.load_config(Config, PROGRAM, file, data_dir=data_dir, **flags)
+def load_config(
+    data_dir: Path | None = None, file: Path | None = None, **flags: object
+) -> NodeConfig:
+    return setting_options.load_config(NodeConfig, PROGRAM, file, data_dir=data_dir, **flags)
 
 
 def program_version() -> str:

@@ -10,7 +10,7 @@ import typer
 
 from capanode.cli.options import program_version
 from capanode.cli.status import status_line
-from capanode.config import PROGRAM, Config
+from capanode.config import PROGRAM, NodeConfig
 from capanode.node import Milestone
 from capanode.status import NodeStatus
 from protocol.programs.log import configure_logging
@@ -21,9 +21,9 @@ _LINE_EVERY_S = 60.0
 _CLEAR_LINE = "\r\x1b[2K"
 
 
-@takes_settings(Config, PROGRAM)
+@takes_settings(NodeConfig, PROGRAM)
 def start(
-    config: Config,
+    config: NodeConfig,
     json_lines: Annotated[
         bool, typer.Option("--json-lines", help="One JSON object per event, for scripts.")
     ] = False,
@@ -48,7 +48,7 @@ def start(
     screen.close()
 
 
-def _level(config: Config, *, on_terminal: bool) -> str:
+def _level(config: NodeConfig, *, on_terminal: bool) -> str:
     """On a terminal the status line tells what the log's information would; it can be asked for."""
     if on_terminal and config.sources["log_level"] == "default":
         return "warning"

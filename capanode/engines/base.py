@@ -52,7 +52,7 @@ class Produced:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Completed:
     """The job ended as it should; `reason` is `stop`, `length` or `complete`. `end_token` is the
     end-of-text token that ended it, which is neither delivered nor metered."""
 
@@ -72,7 +72,7 @@ class Failed:
     units: Units
 
 
-EngineEvent = Started | Produced | Finished | Failed
+EngineEvent = Started | Produced | Completed | Failed
 
 
 class ModelLoadError(CapaError):

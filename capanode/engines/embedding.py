@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from capanode.engines.base import (
+    Completed,
     EngineEvent,
     EngineInfo,
     EngineInput,
     EngineRefusal,
-    Finished,
     ModelLoadError,
     Produced,
     Started,
@@ -183,7 +183,7 @@ class TextEmbedder:
                 del self._jobs[job.job_id]
                 output = EmbeddingOutput(len(job.vectors[0]) // 4, tuple(job.vectors))
                 events.append(Produced(job.job_id, (), "", encode(output)))
-                events.append(Finished(job.job_id, "complete", job.units))
+                events.append(Completed(job.job_id, "complete", job.units))
         return events
 
     def _gather(self, events: list[EngineEvent]) -> list[tuple[_Job, int]]:

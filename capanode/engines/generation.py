@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from capanode.engines.base import Finished, Started
+from capanode.engines.base import Completed, Started
 from capanode.engines.detokenize import AnswerText
 from capanode.engines.sampling import SamplingParameters
 from protocol.payload import tokens_digest
@@ -54,8 +54,8 @@ class Generation:
             prefix_tokens=self.prefix_count,
         )
 
-    def finished(self, reason: FinishReason) -> Finished:
-        return Finished(self.job_id, reason, self.units, self.end_token)
+    def finished(self, reason: FinishReason) -> Completed:
+        return Completed(self.job_id, reason, self.units, self.end_token)
 
     @property
     def units(self) -> Units:

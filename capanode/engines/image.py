@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from capanode.engines.base import (
+    Completed,
     EngineEvent,
     EngineInfo,
     EngineInput,
     EngineRefusal,
-    Finished,
     ModelLoadError,
     Produced,
     Started,
@@ -131,6 +131,6 @@ class ImageClassifier:
             events += (
                 Started(job.job_id, _UNITS),
                 Produced(job.job_id, (), "", encode(ClassificationOutput(labels))),
-                Finished(job.job_id, "complete", _UNITS),
+                Completed(job.job_id, "complete", _UNITS),
             )
         return events

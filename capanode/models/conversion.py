@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import capanode
 from capanode.models.convert import FORMATS
-from capanode.models.errors import ConversionError, StorageFullError
+from capanode.models.errors import ConversionError, StoreFullError
 from capanode.models.progress import Progress, ProgressCallback
 from protocol.limits import NAME_CHARS_MAX, TOKENS_MAX
 from protocol.messages import Task
@@ -54,7 +54,7 @@ def convert_model(
 ) -> Conversion:
     """Convert the files in `source` to a model in `target`, both absolute, on one file system.
 
-    Raises ConversionError if the converter refuses, crashes or hangs; StorageFullError.
+    Raises ConversionError if the converter refuses, crashes or hangs; StoreFullError.
     """
     if format_name not in FORMATS:
         raise ConversionError(f"no converter for {format_name!r}: there is {sorted(FORMATS)}")
@@ -148,7 +148,7 @@ def _result(message: dict[str, Any], return_code: int, complaint: str) -> Conver
     refused = message.get("refused")
     if refused is not None:
         if any(f"[Errno {number}]" in refused for number in (errno.ENOSPC, errno.EDQUOT)):
-            raise StorageFullError(f"the disk filled up while converting ({refused})")
+            raise StoreFullError(f"the disk filled up while converting ({refused})")
         raise ConversionError(f"the model was refused: {refused[:500]}")
     if return_code != 0 or "result" not in message:
         last_line = next(iter(complaint.strip().splitlines()[-1:]), "it said nothing")

@@ -39,7 +39,7 @@ class CorruptModelError(ModelError):
     """A model in the store is incomplete or damaged; pulling it again repairs it."""
 
 
-class StorageFullError(ModelError):
+class StoreFullError(ModelError):
     """The disk under the store is full."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from io import RawIOBase
 from pathlib import Path
 
-from capanode.models.errors import StorageDeniedError, StorageFullError, StoreBusyError
+from capanode.models.errors import StorageDeniedError, StoreBusyError, StoreFullError
 from capanode.models.progress import Progress, ProgressCallback
 from protocol.ids import Digest
 from protocol.programs.locks import try_lock
@@ -36,7 +36,7 @@ def disk_errors_named(folder: Path) -> Iterator[None]:
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError(
+            raise StoreFullError(
                 f"the disk under {folder} is full: free some space or remove a model "
                 "(`capanode models rm NAME`), then try again"
             ) from error

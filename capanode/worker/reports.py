@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.worker.frames import (
     BLOB_BYTES_MAX,
     HEADER_BYTES_MAX,
@@ -115,7 +115,7 @@ def _event_item(event: EngineEvent) -> tuple[tuple[object, ...], bytes, int]:
         digest = bytes.fromhex(event.input_digest)
         units = _plain(event.input_units)
         return (EventKind.STARTED, event.job_id, units, digest, event.prefix_tokens), b"", 192
-    if isinstance(event, Finished):
+    if isinstance(event, Completed):
         end = (event.reason, _plain(event.units), event.end_token)
         return (EventKind.FINISHED, event.job_id, *end), b"", 128
     message = event.message[:MESSAGE_CHARS_MAX]
@@ -216,13 +216,13 @@ def _parse_started(item: list[Any]) -> Started:
     return Started(job_id, _parse_units(units), digest.hex(), prefix_tokens)
 
 
-def _parse_finished(item: list[Any]) -> Finished:
+def _parse_finished(item: list[Any]) -> Completed:
     _, job_id, reason, units, end_token = _items(item, 5)
     if type(reason) is not str or reason not in FINISH_REASONS:
         raise WorkerProtocolError("a job finished for no known reason")
     if end_token is not None and (type(end_token) is not int or not 0 <= end_token < 2**31):
         raise WorkerProtocolError("a token id is out of range")
-    return Finished(job_id, reason, _parse_units(units), end_token)
+    return Completed(job_id, reason, _parse_units(units), end_token)
 
 
 def _parse_failed(item: list[Any]) -> Failed:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from capanode.engines.base import EngineEvent, Failed, Finished, Started
+from capanode.engines.base import Completed, EngineEvent, Failed, Started
 from capanode.worker.allowance import RunTerms
 from capanode.worker.crashes import Culprit, digest_of
 from capanode.worker.jobs import EventSink
@@ -101,4 +101,4 @@ def is_told_again(run: Run, event: EngineEvent) -> bool:
 
 
 def is_end(event: EngineEvent) -> bool:
-    return isinstance(event, Finished | Failed)
+    return isinstance(event, Completed | Failed)

@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 import trio
 
-from capanode.engines.base import EngineEvent, EngineInfo, Finished, Produced
+from capanode.engines.base import Completed, EngineEvent, EngineInfo, Produced
 from capanode.errors import NodeError
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.spawn import Sandbox
@@ -22,7 +22,7 @@ from capanode.worker.commands import Cancel, Start
 from capanode.worker.crashes import CrashJournal
 from capanode.worker.frames import JOB_ID_CHARS_MAX
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
-from capanode.worker.process import Ending, WorkerProcess
+from capanode.worker.process import WorkerExit, WorkerProcess
 from capanode.worker.runs import Run, Runs, is_end, is_told_again, suspects_of
 from capanode.worker.spec import WorkerSpec
 from protocol.errors import Code, RemoteProtocolError
@@ -58,7 +58,7 @@ class RestartPolicy:
 class _Verdict:
     """What a worker's end means: `endings` for jobs that are over, and whether an input did it."""
 
-    endings: tuple[tuple[Run, Ending], ...]
+    endings: tuple[tuple[Run, WorkerExit], ...]
     by_input: bool = False
     was_trial: bool = False
 
@@ -86,7 +86,7 @@ class WorkerSupervisor:
         self._process: WorkerProcess | None = None
         self._state = WorkerState.STARTING
         self._info: EngineInfo | None = None
-        self._last_ending: Ending | None = None
+        self._last_ending: WorkerExit | None = None
         self._restart_at_s = 0.0
         self._log = structlog.get_logger().bind(engine=spec.engine.partition(":")[2])
 
@@ -99,7 +99,7 @@ class WorkerSupervisor:
         return self._info
 
     @property
-    def last_ending(self) -> Ending | None:
+    def last_ending(self) -> WorkerExit | None:
         """Why it last ended, for the operator; None if it never did."""
         return self._last_ending
 
@@ -167,7 +167,7 @@ class WorkerSupervisor:
         if is_end(event):
             was_on_trial = run is self._runs.on_trial
             self._runs.remove(run)
-            if isinstance(event, Finished):
+            if isinstance(event, Completed):
                 self._journal.job_ended_well()
             run.sink(event)
         else:
@@ -229,19 +229,19 @@ class WorkerSupervisor:
                 self._set_state(WorkerState.STOPPED)
             self._book.fail_all(Code.DRAINING, "the node is stopping")
 
-    async def _run_once(self, become_ready: Callable[[EngineInfo], None]) -> Ending:
+    async def _run_once(self, become_ready: Callable[[EngineInfo], None]) -> WorkerExit:
         self._set_state(WorkerState.STARTING)
         process = self._process = WorkerProcess(self._sandbox, self._spec, self._book)
         try:
             ending = await process.run(become_ready)
         except SandboxError as error:
-            ending = Ending(Code.MODEL_UNAVAILABLE, str(error))
+            ending = WorkerExit(Code.MODEL_UNAVAILABLE, str(error))
         finally:
             self._process = None
         self._last_ending = ending
         return ending
 
-    def _judge(self, ending: Ending) -> "_Verdict":
+    def _judge(self, ending: WorkerExit) -> "_Verdict":
         """Decide how each job of a worker that ended has ended, and which are tried again."""
         self._book.forget_cancelled()
         runs, on_trial = self._runs.in_worker, self._runs.on_trial
@@ -250,7 +250,7 @@ class WorkerSupervisor:
             (run,) = runs
             if self._journal.convict(run.culprit, trio.current_time()):
                 self._runs.put_on_trial(())
-                poisoned = Ending(Code.POISON_INPUT, POISON_MESSAGE)
+                poisoned = WorkerExit(Code.POISON_INPUT, POISON_MESSAGE)
                 return _Verdict(((run, poisoned),), by_input=True, was_trial=run is on_trial)
         suspects = suspects_of(runs) if is_by_crash and len(runs) > 1 else ()
         self._runs.put_on_trial(suspects)
@@ -258,7 +258,7 @@ class WorkerSupervisor:
             self._book.park(run.job_id)
         return _Verdict(tuple((run, ending) for run in runs if run not in suspects))
 
-    async def _pause(self, ending: Ending, verdict: "_Verdict", pause_s: float) -> None:
+    async def _pause(self, ending: WorkerExit, verdict: "_Verdict", pause_s: float) -> None:
         self._log.warning(
             "worker_ended",
             code=ending.code,
@@ -274,7 +274,7 @@ class WorkerSupervisor:
             self._book.fail(run.job_id, told.code, told.message)
         await trio.sleep(pause_s)
 
-    def _give_up(self, ending: Ending) -> None:
+    def _give_up(self, ending: WorkerExit) -> None:
         self._log.error("worker_given_up", code=ending.code, reason=ending.message)
         self._set_state(WorkerState.UNAVAILABLE)
         self._book.fail_all(ending.code, ending.message)

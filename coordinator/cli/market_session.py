@@ -13,7 +13,7 @@ from coordinator.buyer.client import MarketClient
 from coordinator.buyer.remote import RemoteLeaser
 from coordinator.cli.options import CommandError
 from coordinator.endpoint import read_endpoint
-from coordinator.settings import Config
+from coordinator.settings import CoordinatorConfig
 from protocol.envelope import open_envelope
 from protocol.errors import RemoteProtocolError
 from protocol.ids import parse_peer_id
@@ -47,13 +47,13 @@ class MarketSession:
         )
 
 
-def buyer_key(config: Config, path: Path | None) -> SigningKey:
+def buyer_key(config: CoordinatorConfig, path: Path | None) -> SigningKey:
     return load_or_create_key_file(path if path is not None else config.client_key_path)
 
 
 @asynccontextmanager
 async def open_market(
-    config: Config, *, at: str | None, key_path: Path | None
+    config: CoordinatorConfig, *, at: str | None, key_path: Path | None
 ) -> AsyncIterator[MarketSession]:
     """Join the market of the coordinator at `at`, or of the one that runs on this machine."""
     from protocol.net.libp2p import Libp2pTransport  # half a second, which others need not pay
@@ -83,7 +83,7 @@ async def open_market(
         nursery.cancel_scope.cancel()
 
 
-def _policy(config: Config, coordinator: str) -> DialPolicy:
+def _policy(config: CoordinatorConfig, coordinator: str) -> DialPolicy:
     """Where the nodes of this coordinator may be: also on this machine, if it is here itself."""
     policy = config.dial_policy.with_trusted([coordinator])
     host = coordinator.split("/")[2] if coordinator.count("/") > 2 else ""
@@ -92,7 +92,7 @@ def _policy(config: Config, coordinator: str) -> DialPolicy:
     return policy
 
 
-def _local_address(config: Config) -> str:
+def _local_address(config: CoordinatorConfig) -> str:
     endpoint = read_endpoint(config.endpoint_path)
     if endpoint is None or not endpoint.addresses:
         raise CommandError(

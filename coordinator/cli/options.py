@@ -16,7 +16,7 @@ from coordinator.db.engine import (
     database_exists,
     open_database,
 )
-from coordinator.settings import PROGRAM, Config
+from coordinator.settings import PROGRAM, CoordinatorConfig
 from protocol.errors import CapaError
 from protocol.limits import NAME_CHARS_MAX
 from protocol.messages import Objective
@@ -67,12 +67,14 @@ class CommandError(CapaError):
     """A command cannot do what was asked; the message says what to do."""
 
 
-def load_config(data_dir: Path | None = None, file: Path | None = None, **flags: object) -> Config:
-    return setting_options.load_config(Config, PROGRAM, file, data_dir=data_dir, **flags)
+def load_config(
+    data_dir: Path | None = None, file: Path | None = None, **flags: object
+) -> CoordinatorConfig:
+    return setting_options.load_config(CoordinatorConfig, PROGRAM, file, data_dir=data_dir, **flags)
 
 
 @contextmanager
-def open_books(config: Config, *, create: bool = False) -> Iterator[Database]:
+def open_books(config: CoordinatorConfig, *, create: bool = False) -> Iterator[Database]:
     """The database of the coordinator on this machine, whether or not it is running.
 
     Raises CommandError if there is none, unless it may be made: an audit of books that a slip of
@@ -93,13 +95,13 @@ def open_books(config: Config, *, create: bool = False) -> Iterator[Database]:
 
 
 @contextmanager
-def write_books(config: Config, *, create: bool = False) -> Iterator[Connection]:
+def write_books(config: CoordinatorConfig, *, create: bool = False) -> Iterator[Connection]:
     """One transaction in the books: durable when the block ends, undone if it raises."""
     with open_books(config, create=create) as database, database.transaction() as conn:
         yield conn
 
 
-def read_books(config: Config, query: Callable[[Connection], T]) -> T:
+def read_books(config: CoordinatorConfig, query: Callable[[Connection], T]) -> T:
     """One query on one snapshot, beside a running coordinator and without keeping it waiting."""
     with open_books(config) as database:
         return trio.run(partial(database.read, query))

@@ -7,15 +7,15 @@ import trio
 import typer
 
 from coordinator.endpoint import Endpoint
-from coordinator.settings import PROGRAM, Config
+from coordinator.settings import PROGRAM, CoordinatorConfig
 from protocol.programs.log import configure_logging
 from protocol.programs.output import print_json, say
 from protocol.programs.setting_options import Json, takes_settings
 
 
-@takes_settings(Config, PROGRAM)
+@takes_settings(CoordinatorConfig, PROGRAM)
 def start(
-    config: Config,
+    config: CoordinatorConfig,
     accept_clock: Annotated[
         bool,
         typer.Option(

@@ -94,7 +94,7 @@ class Bridge:
         *args: *Arguments,
         buffer_max: int,
         silence_s: float,
-    ) -> "Stream[Head, Item, Result]":
+    ) -> "BatchStream[Head, Item, Result]":
         """Asyncio: start `function(feed, *args)` in trio and iterate over what it feeds.
 
         It waits while `buffer_max` items are untaken. When nothing came for `silence_s` (up to
@@ -102,7 +102,9 @@ class Bridge:
         Raises BridgeClosedError.
         """
         feed: Feed[Head, Item] = Feed(self, buffer_max)
-        return Stream(feed, _Crossing(self, lambda: function(feed, *args)), self.loop, silence_s)
+        return BatchStream(
+            feed, _Crossing(self, lambda: function(feed, *args)), self.loop, silence_s
+        )
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -200,7 +202,7 @@ class Feed(Generic[Head, Item]):
             self._wake()
 
 
-class Stream(Generic[Head, Item, Result]):
+class BatchStream(Generic[Head, Item, Result]):
     """The reader's end of a streaming call: batches of items, then `result`. Close it always."""
 
     def __init__(

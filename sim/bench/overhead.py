@@ -22,7 +22,7 @@ from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
 from coordinator.cli.market_session import open_market
-from coordinator.settings import Config
+from coordinator.settings import CoordinatorConfig
 from protocol.payload import ChatMessage, GenerationInput
 from sim.bench.http_buyer import HttpBuyer
 from sim.demo import CHAT_MODEL, open_account, wait_nodes
@@ -69,7 +69,7 @@ async def _measure(engine: Engine, folder: Path, store: Path) -> dict[str, float
         await network.start_coordinator()
         await network.start_node(plan)
         key = await open_account(network)
-        config = Config.resolve(flags={"data_dir": network.coordinator_dir})
+        config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
         async with open_market(config, at=None, key_path=None) as market:
             await wait_nodes(market, 1, lambda offer, rtt_ms: None)
         async with HttpBuyer(network.endpoint.http, key, CHAT_MODEL) as buyer:

@@ -11,7 +11,7 @@ import trio
 
 from capanode.admission import Admission, AdmissionRules
 from capanode.announce import OwnOffers
-from capanode.engines.base import EngineInfo, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineInfo, Failed, Produced, Started
 from capanode.jobs import JobServer
 from capanode.measurements import Speed
 from capanode.outbox import Outbox
@@ -114,7 +114,7 @@ class FakeWorker:
             else:
                 del self.live[job_id]
                 units = Units(len(job_input.prompt or ""), done)
-                self.book.deliver([Finished(job_id, "length", units)])
+                self.book.deliver([Completed(job_id, "length", units)])
 
     def crash(self, code: Code = Code.WORKER_CRASHED) -> None:
         self.state = WorkerState.RESTARTING

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capanode.engines.base import (
+    Completed,
     EngineEvent,
     EngineInfo,
     EngineInput,
     EngineRefusal,
     Failed,
-    Finished,
     Produced,
     Started,
 )
@@ -89,7 +89,7 @@ class FaultEngine:
         events: list[EngineEvent] = []
         for job in self._queue[: self.info.slots]:
             events += self._advance(job)
-        ended = {e.job_id for e in events if isinstance(e, Finished | Failed)}
+        ended = {e.job_id for e in events if isinstance(e, Completed | Failed)}
         self._queue = [job for job in self._queue if job.job_id not in ended]
         return events
 
@@ -117,13 +117,13 @@ class FaultEngine:
         if fault == "blob":
             return [
                 Produced(job.job_id, (), "", bytes(2 << 20)),
-                Finished(job.job_id, "complete", Units(input_tokens=1)),
+                Completed(job.job_id, "complete", Units(input_tokens=1)),
             ]
         return self._echo(job)
 
     def _echo(self, job: _Job) -> list[EngineEvent]:
         units = Units(input_tokens=len(job.words), output_tokens=job.done)
         if job.done == len(job.words):
-            return [Finished(job.job_id, "stop", units)]
+            return [Completed(job.job_id, "stop", units)]
         job.done += 1
         return [Produced(job.job_id, (job.done,), job.words[job.done - 1] + " ")]

@@ -9,7 +9,7 @@ from PIL import Image
 from trio.testing import MockClock
 
 from capanode.benchmark import SpeedCache, measure_speed, speed_key
-from capanode.engines.base import EngineInfo, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineInfo, Failed, Produced, Started
 from capanode.errors import BenchmarkError
 from capanode.measurements import Speed, grey_png
 from protocol.errors import Code
@@ -47,7 +47,7 @@ class OneShotWorker(FakeWorker):
                 assert isinstance(job_input, ImageInput)
                 units = Units(images=1)
             self.book.deliver([Started(job_id, units), Produced(job_id, (), "", b"answer")])
-            self.book.deliver([Finished(job_id, "complete", units)])
+            self.book.deliver([Completed(job_id, "complete", units)])
 
 
 @asynccontextmanager

@@ -9,10 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from capanode.cli import app
-from capanode.config import Config
+from capanode.config import NodeConfig
 from capanode.doctor import Diagnosis
 from capanode.errors import NodeError
-from capanode.hardware import Finding
+from capanode.hardware import MachineCheck
 from capanode.models.errors import UnknownModelError
 from capanode.ports import PortError, check_port
 from capanode.serve import serve
@@ -61,7 +61,7 @@ def test_init_makes_a_private_key_and_a_configuration(tmp_path: Path) -> None:
     assert "back it up" in err
     assert stat.S_IMODE(data_dir.stat().st_mode) == 0o700
     assert stat.S_IMODE((data_dir / "node.key").stat().st_mode) == 0o600
-    config = Config.resolve(flags={"data_dir": data_dir})
+    config = NodeConfig.resolve(flags={"data_dir": data_dir})
     assert [one.peer for one in config.coordinators] == [COORDINATOR.peer_id]
     assert config.sources["region"].startswith("file")
 
@@ -128,8 +128,8 @@ def test_a_model_of_ones_own_is_pulled_listed_and_removed(tmp_path: Path) -> Non
 def test_doctor_tells_what_to_do_and_fails_while_the_node_could_not_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = Finding("models", False, "no model", "pull one")
-    no_gpu = Finding("gpu", False, "none", "nothing to do")
+    broken = MachineCheck("models", False, "no model", "pull one")
+    no_gpu = MachineCheck("gpu", False, "none", "nothing to do")
     for findings, expected in (((broken, no_gpu), 1), ((no_gpu,), 0)):
         monkeypatch.setattr(
             "capanode.cli.doctor.examine", lambda _, found=findings: Diagnosis(found)
@@ -181,7 +181,7 @@ def test_the_parent_imports_neither_torch_nor_the_network_for_its_commands() -> 
 
 async def test_two_nodes_do_not_share_a_data_directory(tmp_path: Path) -> None:
     invoke("init", "--data-dir", str(tmp_path))
-    config = Config.resolve(flags={"data_dir": tmp_path, "listen": ["/ip4/127.0.0.1/tcp/0"]})
+    config = NodeConfig.resolve(flags={"data_dir": tmp_path, "listen": ["/ip4/127.0.0.1/tcp/0"]})
 
     with (
         hold_lock(config.lock_path, refusal="taken"),
@@ -198,7 +198,7 @@ async def test_a_port_that_is_taken_is_told_before_models_are_loaded(
 
     invoke("init", "--data-dir", str(tmp_path))
     monkeypatch.setattr("capanode.serve.check_port", taken)
-    config = Config.resolve(flags={"data_dir": tmp_path})
+    config = NodeConfig.resolve(flags={"data_dir": tmp_path})
     with pytest.raises(NodeError, match="choose another port"):
         await serve(config, software="test", on_milestone=print)
 

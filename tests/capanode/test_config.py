@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from capanode.config import Config, new_node_config_text
+from capanode.config import NodeConfig, new_node_config_text
 from capanode.settings import ModelSettings
 from protocol.messages import DataCollection
 from protocol.pricing import PriceSheet
@@ -20,7 +20,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_defaults_need_nothing(tmp_path: Path) -> None:
-    config = Config.resolve(flags={"data_dir": tmp_path})
+    config = NodeConfig.resolve(flags={"data_dir": tmp_path})
     assert config.listen == ("/ip4/0.0.0.0/tcp/4101",)
     assert config.model_store == tmp_path / "models"
     assert config.status_socket == tmp_path / "status.sock"
@@ -30,7 +30,7 @@ def test_defaults_need_nothing(tmp_path: Path) -> None:
 
 def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
     write(tmp_path, 'region = "file"\nqueue_max = 1\nper_client_max = 2\n')
-    config = Config.resolve(
+    config = NodeConfig.resolve(
         env={"CAPANODE_QUEUE_MAX": "3", "CAPANODE_REGION": "environment", "PATH": "/bin"},
         flags={"data_dir": tmp_path, "region": "flag", "drain_s": None},
     )
@@ -47,17 +47,17 @@ def test_models_and_their_prices_are_read_from_tables(tmp_path: Path) -> None:
         '[models."smollm2"]\nslots = 4\nthreads = 2\ninput_per_mtok = 0.02\n'
         'output_per_mtok = "0.06"\n[models.minilm]\n',
     )
-    config = Config.resolve(flags={"data_dir": tmp_path})
+    config = NodeConfig.resolve(flags={"data_dir": tmp_path})
     price = PriceSheet(input_nano_per_mtok=20_000_000, output_nano_per_mtok=60_000_000)
     assert config.models == (ModelSettings("smollm2", 4, 2, price), ModelSettings("minilm"))
 
 
 def test_models_are_read_from_one_variable_and_from_flags(tmp_path: Path) -> None:
-    from_env = Config.resolve(
+    from_env = NodeConfig.resolve(
         env={"CAPANODE_MODELS": "smollm2,slots=4,request=0.1; minilm"},
         flags={"data_dir": tmp_path},
     )
-    from_flags = Config.resolve(
+    from_flags = NodeConfig.resolve(
         flags={"data_dir": tmp_path, "models": ["smollm2,slots=4,request=0.1", "minilm"]}
     )
     expected = ModelSettings("smollm2", slots=4, price=PriceSheet(request_nano=100_000_000))
@@ -65,7 +65,7 @@ def test_models_are_read_from_one_variable_and_from_flags(tmp_path: Path) -> Non
 
 
 def test_a_coordinator_is_listed_with_its_peer_id(tmp_path: Path) -> None:
-    config = Config.resolve(flags={"data_dir": tmp_path, "coordinators": [COORDINATOR_ADDRESS]})
+    config = NodeConfig.resolve(flags={"data_dir": tmp_path, "coordinators": [COORDINATOR_ADDRESS]})
     assert [one.peer for one in config.coordinators] == [COORDINATOR.peer_id]
     assert str(config.coordinators[0]) == COORDINATOR_ADDRESS
 
@@ -99,25 +99,25 @@ def test_a_wrong_file_names_the_setting_and_the_file(
 ) -> None:
     path = write(tmp_path, text)
     with pytest.raises(SettingError) as caught:
-        Config.resolve(flags={"data_dir": tmp_path})
+        NodeConfig.resolve(flags={"data_dir": tmp_path})
     assert complaint in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_a_wrong_variable_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="environment CAPANODE_DRAIN_S"):
-        Config.resolve(env={"CAPANODE_DRAIN_S": "soon"}, flags={"data_dir": tmp_path})
+        NodeConfig.resolve(env={"CAPANODE_DRAIN_S": "soon"}, flags={"data_dir": tmp_path})
     with pytest.raises(SettingError, match="do you mean CAPANODE_REGION"):
-        Config.resolve(env={"CAPANODE_REGOIN": "eu"}, flags={"data_dir": tmp_path})
+        NodeConfig.resolve(env={"CAPANODE_REGOIN": "eu"}, flags={"data_dir": tmp_path})
 
 
 def test_an_explicit_file_must_exist_and_is_read_instead(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="there is no configuration file"):
-        Config.resolve(file=tmp_path / "nothing.toml")
+        NodeConfig.resolve(file=tmp_path / "nothing.toml")
     write(tmp_path, 'region = "implicit"')
     explicit = tmp_path / "other.toml"
     explicit.write_text("queue_max = 3")
-    config = Config.resolve(file=explicit, flags={"data_dir": tmp_path})
+    config = NodeConfig.resolve(file=explicit, flags={"data_dir": tmp_path})
     assert (config.region, config.queue_max) == ("", 3)
 
 
@@ -125,13 +125,13 @@ def test_a_new_file_is_valid_and_changes_only_what_was_chosen(tmp_path: Path) ->
     text = new_node_config_text({"region": '"eu"'})
     assert tomllib.loads(text) == {"region": "eu"}
     write(tmp_path, text)
-    config = Config.resolve(flags={"data_dir": tmp_path})
+    config = NodeConfig.resolve(flags={"data_dir": tmp_path})
     assert config.region == "eu"
-    assert config.queue_max == Config.resolve(flags={"data_dir": tmp_path / "no"}).queue_max
+    assert config.queue_max == NodeConfig.resolve(flags={"data_dir": tmp_path / "no"}).queue_max
 
 
 @pytest.mark.parametrize(
-    "setting", [s for s in settings_of(Config) if s.example], ids=lambda s: s.name
+    "setting", [s for s in settings_of(NodeConfig) if s.example], ids=lambda s: s.name
 )
 def test_the_example_of_each_setting_is_accepted(setting: Setting) -> None:
     literal = setting.example.replace("12D3KooW…", COORDINATOR.peer_id)
@@ -144,6 +144,6 @@ def test_the_default_folder_lies_in_the_operators_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".capanode").mkdir()
     write(tmp_path / ".capanode", 'region = "home"')
-    config = Config.resolve()
+    config = NodeConfig.resolve()
     assert config.data_dir == tmp_path / ".capanode"
     assert config.region == "home"

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from capanode.models.conversion import Conversion, convert_model
 from capanode.models.convert_gguf import to_bfloat16
-from capanode.models.errors import ConversionError, StorageFullError
+from capanode.models.errors import ConversionError, StoreFullError
 from capanode.models.progress import Progress, ignore_progress
 from capanode.models.safetensors_file import HEADER_BYTES_MAX, TensorInfo, read_header
 from protocol.messages import Task
@@ -419,7 +419,7 @@ def test_a_converter_that_hangs_is_stopped(source: Path, target: Path) -> None:
 
 def test_a_disk_that_fills_during_conversion_is_named(source: Path, target: Path) -> None:
     program = 'print(\'{"refused": "OSError: [Errno 28] No space left on device"}\')'
-    with pytest.raises(StorageFullError):
+    with pytest.raises(StoreFullError):
         convert_model("gguf", source, target, progress=ignore_progress, program=stub(program))
 
 

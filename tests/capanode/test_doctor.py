@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 
 from capanode import doctor
-from capanode.config import Config
+from capanode.config import NodeConfig
 from capanode.doctor import examine
 from capanode.errors import NotRunningError
-from capanode.hardware import Finding, GpuReport, Machine
+from capanode.hardware import GpuReport, Machine, MachineCheck
 from capanode.ports import PortError
 from capanode.sandbox.probe import Fact, IsolationReport
 from capanode.sandbox.spawn import Sandbox
@@ -38,11 +38,11 @@ def _a_machine_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "check_port", lambda place: None)
 
 
-def make_config(tmp_path: Path, **flags: Any) -> Config:
-    return Config.resolve(flags={"data_dir": tmp_path, **flags})
+def make_config(tmp_path: Path, **flags: Any) -> NodeConfig:
+    return NodeConfig.resolve(flags={"data_dir": tmp_path, **flags})
 
 
-def find(config: Config, subject: str) -> Finding:
+def find(config: NodeConfig, subject: str) -> MachineCheck:
     (finding,) = (f for f in examine(config).findings if f.subject == subject)
     return finding
 

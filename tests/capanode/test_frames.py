@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.worker.commands import (
     Cancel,
     Command,
@@ -53,7 +53,7 @@ ends = st.none() | st.integers(0, 2**31 - 1)
 engine_events: st.SearchStrategy[EngineEvent] = st.one_of(
     st.builds(Started, job_ids, units, digests, counts),
     st.builds(Produced, job_ids, token_ids, st.text(max_size=40), data),
-    st.builds(Finished, job_ids, st.sampled_from(["stop", "length", "complete"]), units, ends),
+    st.builds(Completed, job_ids, st.sampled_from(["stop", "length", "complete"]), units, ends),
     st.builds(Failed, job_ids, st.sampled_from(Code), st.text(max_size=40), units),
 )
 

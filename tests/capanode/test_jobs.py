@@ -5,7 +5,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from capanode.engines.base import EngineInfo, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineInfo, Produced, Started
 from capanode.errors import OutboxFullError
 from capanode.jobs import ACCEPTANCE_WITHIN_S, SIGN_WITHIN_S, UPLOAD_PAUSE_S
 from capanode.outbox import FULL_RETRY_S
@@ -67,7 +67,7 @@ async def test_the_receipt_says_what_the_answer_can_be_checked_by(
         (job_id,) = market.worker.live
         market.worker.live.clear()
         started = Started(job_id, Units(input_tokens=5), tokens, prefix_tokens=1)
-        finished = Finished(job_id, "stop", started.input_units, end_token=2)
+        finished = Completed(job_id, "stop", started.input_units, end_token=2)
         market.worker.book.deliver([started, finished])
         ended = await client.end()
         assert isinstance(ended, Ended)
@@ -304,7 +304,7 @@ async def test_what_is_billed_is_what_was_streamed_not_what_the_worker_says(
             [
                 Started(job_id, Units(input_tokens=5)),
                 Produced(job_id, (1, 2), "two tokens"),
-                Finished(job_id, "stop", Units(input_tokens=5, output_tokens=40)),
+                Completed(job_id, "stop", Units(input_tokens=5, output_tokens=40)),
             ]
         )
         ended = await client.end()
@@ -323,7 +323,7 @@ async def test_a_large_output_travels_in_pieces(autojump_clock: MockClock) -> No
             [
                 Started(job_id, Units(input_tokens=5)),
                 Produced(job_id, (), "", data),
-                Finished(job_id, "complete", Units(input_tokens=5)),
+                Completed(job_id, "complete", Units(input_tokens=5)),
             ]
         )
         ended = await client.end()

@@ -19,7 +19,7 @@ from capanode.models.errors import (
     DigestMismatchError,
     DownloadError,
     SourceError,
-    StorageFullError,
+    StoreFullError,
     UnknownModelError,
 )
 from capanode.models.library import PullOptions, ensure, list_models, pull, remove
@@ -209,7 +209,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_download(
 ) -> None:
     usage = shutil.disk_usage(store.root)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000))
-    with pytest.raises(StorageFullError, match="tiny needs 268 MB"):
+    with pytest.raises(StoreFullError, match="tiny needs 268 MB"):
         ensure(store, CATALOG, "tiny", options=options)
     assert index.asked == 0
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.sandbox.spawn import Sandbox
 from capanode.worker import supervisor as supervisor_module
 from capanode.worker.allowance import RunTerms
@@ -18,7 +18,7 @@ from capanode.worker.commands import Cancel, Command, Start
 from capanode.worker.crashes import STRIKES_MAX
 from capanode.worker.frames import WorkerProtocolError
 from capanode.worker.jobs import JobBook, WorkerState
-from capanode.worker.process import Ending
+from capanode.worker.process import WorkerExit
 from capanode.worker.spec import WorkerSpec
 from capanode.worker.supervisor import RestartPolicy, WorkerSupervisor
 from protocol.errors import Code, RemoteProtocolError
@@ -39,10 +39,12 @@ class ScriptedProcess:
         self.book = book
         self.told: list[Command] = []
         self._over = trio.Event()
-        self._ending = Ending(Code.WORKER_CRASHED, "the worker was killed by SIGSEGV unexpectedly")
+        self._ending = WorkerExit(
+            Code.WORKER_CRASHED, "the worker was killed by SIGSEGV unexpectedly"
+        )
         self.all.append(self)
 
-    async def run(self, on_ready: Callable[[EngineInfo], None]) -> Ending:
+    async def run(self, on_ready: Callable[[EngineInfo], None]) -> WorkerExit:
         await trio.sleep(0.1)
         on_ready(INFO)
         await self._over.wait()
@@ -59,7 +61,7 @@ class ScriptedProcess:
         return [command.job_id for command in self.told if isinstance(command, Start)]
 
     def crash(self, code: Code = Code.WORKER_CRASHED) -> None:
-        self._ending = Ending(code, "the worker ended")
+        self._ending = WorkerExit(code, "the worker ended")
         self._over.set()
 
     def say(self, *events: EngineEvent) -> None:
@@ -96,7 +98,7 @@ class Play:
         last = heard[-1] if heard else None
         if isinstance(last, Failed):
             return last.code
-        return last.reason if isinstance(last, Finished) else None
+        return last.reason if isinstance(last, Completed) else None
 
     async def crash_and_restart(self, code: Code = Code.WORKER_CRASHED) -> None:
         count = len(self.processes)
@@ -114,8 +116,8 @@ def word(job_id: str) -> Produced:
     return Produced(job_id, (1,), "word ")
 
 
-def finished(job_id: str) -> Finished:
-    return Finished(job_id, "stop", Units(1, 1))
+def finished(job_id: str) -> Completed:
+    return Completed(job_id, "stop", Units(1, 1))
 
 
 @asynccontextmanager

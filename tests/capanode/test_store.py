@@ -12,8 +12,8 @@ from capanode.models.errors import (
     CorruptModelError,
     DigestMismatchError,
     StorageDeniedError,
-    StorageFullError,
     StoreBusyError,
+    StoreFullError,
     UnknownModelError,
     UnsafeModelError,
 )
@@ -250,7 +250,7 @@ def test_a_full_disk_is_named_and_leaves_no_half_model(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "link", failing(errno.ENOSPC))
-        with pytest.raises(StorageFullError, match="models rm"):
+        with pytest.raises(StoreFullError, match="models rm"):
             add_model(store)
     assert store.digests() == []
     assert list((store.root / "scratch").iterdir()) == []
@@ -323,7 +323,7 @@ def test_a_write_that_fails_keeps_the_old_content(
     path = tmp_path / "names.json"
     write_durably(path, b"old")
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
-    with pytest.raises(StorageFullError):
+    with pytest.raises(StoreFullError):
         write_durably(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from capanode.engines.base import EngineEvent, EngineInfo, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
 from capanode.worker.frames import WorkerProtocolError
 from capanode.worker.jobs import (
@@ -20,7 +20,7 @@ from protocol.pricing import Units
 
 STARTED = Started("job", Units(input_tokens=3))
 WORD = Produced("job", (5,), "word")
-FINISHED = Finished("job", "stop", Units(3, 1))
+FINISHED = Completed("job", "stop", Units(3, 1))
 
 
 def make_book() -> tuple[JobBook, list[EngineEvent]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from capanode.engines.base import Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, Failed, Produced, Started
 from capanode.worker.allowance import settle_input
 from capanode.worker.commands import Cancel, Ping, Shutdown, Start
 from capanode.worker.main import _describe, _is_out_of_memory, log
@@ -35,7 +35,7 @@ def test_all_events_of_a_step_travel_in_one_frame(node: WorkerThread) -> None:
     node.start(start("one two"), start("three"))
     reports = node.hear(7)
     assert sum(isinstance(report, Started) for report in reports) == 2
-    assert sum(isinstance(report, Finished) for report in reports) == 2
+    assert sum(isinstance(report, Completed) for report in reports) == 2
     # Both jobs advance together: start, word, word or end, end.
     assert node.frames <= 5
     node.tell(Shutdown())
@@ -71,7 +71,7 @@ def test_cancel_is_confirmed_after_the_last_event(node: WorkerThread) -> None:
     node.hear(3)
     node.tell(Cancel("job"), start("again", "job"))
     reports: list[Any] = []
-    while not any(isinstance(report, Finished) for report in reports):
+    while not any(isinstance(report, Completed) for report in reports):
         reports += node.hear(1)
     at = reports.index(Cancelled("job"))
     assert all(isinstance(report, Produced) for report in reports[:at])
@@ -106,7 +106,7 @@ def test_bad_input_is_its_own_jobs_failure(
     node.start(Start("bad", payload, "01JOB"), start("good"))
     reports = node.hear(4)
     assert [r.code for r in reports if isinstance(r, Failed)] == [code]
-    assert [r.job_id for r in reports if isinstance(r, Finished)] == ["good"]
+    assert [r.job_id for r in reports if isinstance(r, Completed)] == ["good"]
     node.tell(Shutdown())
     node.join()
     (line,) = capsys.readouterr().err.splitlines()

@@ -7,7 +7,7 @@ from typing import Any
 from capanode.engines.base import Engine
 from capanode.worker.commands import Command, encode_command
 from capanode.worker.frames import FrameBuffer
-from capanode.worker.main import Channel, serve
+from capanode.worker.main import NodeSocket, serve
 from capanode.worker.reports import parse_report
 
 
@@ -18,7 +18,7 @@ class WorkerThread:
         self.socket, self._theirs = socket.socketpair()
         self.socket.settimeout(10)
         self._buffer = FrameBuffer()
-        self._channel = Channel(self._theirs)
+        self._channel = NodeSocket(self._theirs)
         self._thread = threading.Thread(target=self._serve, args=(engine,), daemon=True)
         self.failure: BaseException | None = None
         self.frames = 0

@@ -20,7 +20,7 @@ import psutil
 import trio
 
 from coordinator.cli.market_session import MarketSession, open_market
-from coordinator.settings import Config
+from coordinator.settings import CoordinatorConfig
 from protocol.messages import NodeOffer
 from protocol.services import NodesAsk, NodeSummary
 from sim.demo import CHAT_MODEL, open_account, wait_nodes
@@ -220,7 +220,7 @@ def open_frail_market(folder: Path, model_store: Path) -> Iterator[FrailMarket]:
                     starting.start_soon(network.start_node, plan(name, price))
             network.nodes.sort(key=lambda node: node.plan.name)
             api_key = await open_account(network)
-            config = Config.resolve(flags={"data_dir": network.coordinator_dir})
+            config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
             async with open_market(config, at=None, key_path=None) as session:
                 await wait_nodes(session, 2, _ignore)
                 token = trio.lowlevel.current_trio_token()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from capanode.engines.base import EngineEvent, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineEvent, Failed, Produced, Started
 from capanode.sandbox.limits import Limits
 from capanode.sandbox.spawn import Sandbox
 from capanode.worker.allowance import RunTerms
@@ -115,7 +115,7 @@ async def test_job_streams_its_answer(sandbox: Sandbox, model: Path) -> None:
         events = await run_job(worker, "one two three")
     assert isinstance(events[0], Started)
     assert "".join(e.text for e in events if isinstance(e, Produced)) == "one two three "
-    assert isinstance(events[-1], Finished)
+    assert isinstance(events[-1], Completed)
     assert (events[-1].reason, events[-1].units.output_tokens) == ("stop", 3)
 
 
@@ -168,7 +168,7 @@ async def test_cancel_frees_the_slot_at_once(sandbox: Sandbox, model: Path) -> N
                 if isinstance(event, Produced):
                     break
         assert worker.live_jobs == 0
-        assert isinstance((await run_job(worker, "next"))[-1], Finished)
+        assert isinstance((await run_job(worker, "next"))[-1], Completed)
         assert worker.last_ending is None
 
 
@@ -180,7 +180,7 @@ async def test_bad_input_fails_its_own_job_only(
 ) -> None:
     async with running(sandbox, make_spec(model)) as worker:
         assert last_failure(await run_job(worker, prompt)).code is code
-        assert isinstance((await run_job(worker, "next"))[-1], Finished)
+        assert isinstance((await run_job(worker, "next"))[-1], Completed)
         assert worker.last_ending is None
 
 
@@ -206,7 +206,7 @@ async def test_crash_fails_live_jobs_and_the_next_one_works(
         assert last_failure(await run_job(worker, fault)).code is Code.WORKER_CRASHED
         assert last_failure([event async for event in events]).code is Code.WORKER_CRASHED
         await wait_ready(worker)
-        assert isinstance((await run_job(worker, "next"))[-1], Finished)
+        assert isinstance((await run_job(worker, "next"))[-1], Completed)
 
 
 async def test_input_that_ends_the_worker_is_its_clients_fault_and_refused_from_then_on(
@@ -220,7 +220,7 @@ async def test_input_that_ends_the_worker_is_its_clients_fault_and_refused_from_
         with pytest.raises(RemoteProtocolError) as refusal:
             worker.submit("again", payload("segfault"), lambda event: None, terms=terms)
         assert refusal.value.code is Code.POISON_INPUT
-        assert isinstance((await run_job(worker, "next"))[-1], Finished)
+        assert isinstance((await run_job(worker, "next"))[-1], Completed)
 
 
 async def test_no_new_jobs_while_it_restarts(sandbox: Sandbox, model: Path) -> None:
@@ -236,7 +236,7 @@ async def test_hang_is_noticed(sandbox: Sandbox, model: Path) -> None:
     async with running(sandbox, make_spec(model, hang_after_s=0.4)) as worker:
         assert last_failure(await run_job(worker, "hang")).code is Code.WORKER_HUNG
         await wait_ready(worker)
-        assert isinstance((await run_job(worker, "next"))[-1], Finished)
+        assert isinstance((await run_job(worker, "next"))[-1], Completed)
 
 
 async def test_long_job_is_no_hang(sandbox: Sandbox, model: Path) -> None:
@@ -268,7 +268,7 @@ async def test_flood_of_events_ends_the_job_not_the_worker(sandbox: Sandbox, mod
             await wait_until(lambda: events.has_ended)
             failure = last_failure([event async for event in events])
         assert failure.code is Code.BUSY
-        assert isinstance((await run_job(worker, "next"))[-1], Finished)
+        assert isinstance((await run_job(worker, "next"))[-1], Completed)
 
 
 async def test_worker_that_answers_with_more_than_was_leased_is_ended(

@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
-from capanode.engines.base import EngineEvent, Failed, Finished, Produced, Started
+from capanode.engines.base import Completed, EngineEvent, Failed, Produced, Started
 from capanode.worker.jobs import JobWorker, WorkerState, open_job
 from protocol.codec import decode, encode
 from protocol.errors import Code, RemoteProtocolError
@@ -44,7 +44,7 @@ async def test_it_delivers_the_one_right_answer_token_by_token() -> None:
         events = await run(worker, "a", encode(FIVE_TOKENS))
     answer = answer_of(FIVE_TOKENS)
     assert events[0] == Started("a", Units(input_tokens=3))
-    assert events[-1] == Finished("a", "length", Units(3, 5))
+    assert events[-1] == Completed("a", "length", Units(3, 5))
     produced = [event for event in events if isinstance(event, Produced)]
     assert tuple(event.token_ids[0] for event in produced) == answer.token_ids
     assert "".join(event.text for event in produced) == answer.text
@@ -86,7 +86,7 @@ async def test_a_refusing_machine_refuses_until_it_is_well() -> None:
             await run(worker, "a", encode(FIVE_TOKENS))
         assert caught.value.code is Code.BUSY
         ailments.refusals -= 1
-        assert isinstance((await run(worker, "a", encode(FIVE_TOKENS)))[-1], Finished)
+        assert isinstance((await run(worker, "a", encode(FIVE_TOKENS)))[-1], Completed)
 
 
 @virtual_time
@@ -104,7 +104,7 @@ async def test_a_crash_fails_its_jobs_and_passes() -> None:
             await run(worker, "b", encode(FIVE_TOKENS))
         assert caught.value.code is Code.MODEL_UNAVAILABLE
         await trio.sleep(2.1)
-        assert isinstance((await run(worker, "b", encode(FIVE_TOKENS)))[-1], Finished)
+        assert isinstance((await run(worker, "b", encode(FIVE_TOKENS)))[-1], Completed)
         assert states == [WorkerState.READY, WorkerState.RESTARTING, WorkerState.READY]
 
 
@@ -139,7 +139,7 @@ async def test_embeddings_come_in_one_piece() -> None:
     assert started == Started("a", Units(input_tokens=3))
     assert isinstance(produced, Produced)
     assert len(decode(EmbeddingOutput, produced.data).vectors) == 2
-    assert finished == Finished("a", "complete", Units(input_tokens=3))
+    assert finished == Completed("a", "complete", Units(input_tokens=3))
 
 
 def test_an_answer_depends_on_prompt_and_seed_and_may_end_early() -> None:

@@ -6,7 +6,7 @@ from typing import Protocol
 from coordinator.buyer.attempt import AttemptResult
 from coordinator.gateway.errors import Headers, Problem
 from coordinator.gateway.http.responses import Response, header
-from coordinator.gateway.market_side.running import Finished, Opened
+from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer
 from coordinator.gateway.orders import Order
 from protocol.money import divide_up
 
@@ -58,7 +58,7 @@ class JobCall(Protocol):
     @property
     def is_streamed(self) -> bool: ...
 
-    def answer(self, finished: Finished, created_s: int) -> bytes:
+    def answer(self, finished: WholeAnswer, created_s: int) -> bytes:
         """The body of the whole answer, as JSON. Raises ApiError if the node's output is broken.
 
         `created_s` is the time of the answer, in seconds since 1970. Large answers are written in a
@@ -66,7 +66,7 @@ class JobCall(Protocol):
         """
         ...
 
-    def writer(self, opened: Opened, created_s: int) -> StreamWriter:
+    def writer(self, opened: StartedAnswer, created_s: int) -> StreamWriter:
         """For streams only."""
         ...
 

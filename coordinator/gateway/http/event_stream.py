@@ -5,7 +5,7 @@ from typing import Any
 from coordinator.buyer.attempt import AttemptResult
 from coordinator.buyer.errors import JobFailed
 from coordinator.errors import CoordinatorError
-from coordinator.gateway.bridge import Stream
+from coordinator.gateway.bridge import BatchStream
 from coordinator.gateway.errors import Headers, api_error_of
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.dialect import Dialect, JobCall, StreamWriter
@@ -17,11 +17,11 @@ from coordinator.gateway.http.jobs import (
 )
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Send
-from coordinator.gateway.market_side.running import Opened, run_streaming
+from coordinator.gateway.market_side.running import StartedAnswer, run_streaming
 from coordinator.gateway.metrics import ModelMetrics
 from protocol.payload import Chunk
 
-Chunks = Stream[Opened, Chunk, AttemptResult]
+Chunks = BatchStream[StartedAnswer, Chunk, AttemptResult]
 
 
 async def open_event_stream(

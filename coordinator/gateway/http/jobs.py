@@ -8,7 +8,7 @@ from coordinator.gateway.errors import ApiError, Headers, error_of
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import header
-from coordinator.gateway.market_side.running import Finished, Opened, run_whole
+from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, run_whole
 from coordinator.gateway.orders import Order
 from protocol.endings import API_FINISH_REASONS
 from protocol.errors import Code
@@ -22,7 +22,7 @@ _CONTEXT_WORDS = "maximum context length"
 _BILLED = "; what had been delivered by then was charged"
 
 
-async def finish_job(context: GatewayContext, request: Request, order: Order) -> Finished:
+async def finish_job(context: GatewayContext, request: Request, order: Order) -> WholeAnswer:
     """Run a job and return its whole answer. Raises ApiError."""
     assert request.caller is not None, "jobs are for callers only"
     try:
@@ -66,7 +66,7 @@ def job_error(
     return error
 
 
-def count_opened(context: GatewayContext, request: Request, opened: Opened) -> None:
+def count_opened(context: GatewayContext, request: Request, opened: StartedAnswer) -> None:
     # The one line that leads from what the user has, the request's id, to the job's whole path.
     log.info(
         "request_opened_job",
@@ -80,7 +80,11 @@ def count_opened(context: GatewayContext, request: Request, opened: Opened) -> N
 
 
 def count_finished(
-    context: GatewayContext, request: Request, opened: Opened, outcome: AttemptResult, order: Order
+    context: GatewayContext,
+    request: Request,
+    opened: StartedAnswer,
+    outcome: AttemptResult,
+    order: Order,
 ) -> None:
     model = context.metrics.of_model(order.routing.model)
     model.end_to_end_s.observe(context.monotonic() - request.started_at)
@@ -91,7 +95,7 @@ def count_finished(
     context.metrics.count_job(order.task, outcome.finish.value, attempts=opened.info.attempts)
 
 
-def opened_headers(context: GatewayContext, request: Request, opened: Opened) -> Headers:
+def opened_headers(context: GatewayContext, request: Request, opened: StartedAnswer) -> Headers:
     """Where a job runs, at which price, and what we added to its time."""
     info, price = opened.info, opened.info.price
     return (
@@ -111,7 +115,7 @@ def opened_headers(context: GatewayContext, request: Request, opened: Opened) ->
     )
 
 
-def finished_headers(context: GatewayContext, request: Request, finished: Finished) -> Headers:
+def finished_headers(context: GatewayContext, request: Request, finished: WholeAnswer) -> Headers:
     """What is known only in the end."""
     outcome = finished.outcome
     return (
@@ -122,6 +126,6 @@ def finished_headers(context: GatewayContext, request: Request, finished: Finish
     )
 
 
-def _overhead_s(context: GatewayContext, request: Request, opened: Opened) -> float:
+def _overhead_s(context: GatewayContext, request: Request, opened: StartedAnswer) -> float:
     """Everything so far but the node's time: reading, leasing (a durable hold), crossing over."""
     return max(0.0, context.monotonic() - request.started_at - opened.node_s)

@@ -39,7 +39,7 @@ class Health:
     reason: str = ""
 
 
-class Job(Protocol):
+class RunningJob(Protocol):
     """A job whose first output has arrived; iterate for the chunks. `buyer.purchase`."""
 
     @property
@@ -60,7 +60,7 @@ class GatewayMarket(Protocol):
         """Whose API key this is; None if it is nobody's, or was revoked."""
         ...
 
-    def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[Job]:
+    def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[RunningJob]:
         """Buy in the caller's name; see `MarketClient.buy`. Raises JobFailed."""
         ...
 

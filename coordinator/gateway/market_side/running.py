@@ -8,7 +8,7 @@ from coordinator.buyer.attempt import AttemptResult, AttemptTerms
 from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.market_side.market import GatewayMarket, Job
+from coordinator.gateway.market_side.market import GatewayMarket, RunningJob
 from coordinator.gateway.market_side.waiting import wait_model
 from coordinator.gateway.orders import Order
 from protocol.endings import Finish
@@ -28,7 +28,7 @@ class JobLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class StartedAnswer:
     """A job that has output. `node_s` is how long the node took from the lease until then."""
 
     info: AttemptTerms
@@ -36,10 +36,10 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class WholeAnswer:
     """A whole answer."""
 
-    opened: Opened
+    opened: StartedAnswer
     chunks: list[Chunk]
     outcome: AttemptResult
 
@@ -54,7 +54,7 @@ class Finished:
 
 async def run_whole(
     market: GatewayMarket, caller: Caller, order: Order, limits: JobLimits
-) -> Finished:
+) -> WholeAnswer:
     """Run a job to its end. Raises JobFailed, ApiError."""
     model = await wait_model(market, order.routing.model, within_s=limits.model_within_s)
     spec = order.to_spec(caller, model, deadline_s=limits.job_within_s)
@@ -62,11 +62,11 @@ async def run_whole(
     async with market.open_job(caller, spec) as job:
         chunks = [chunk async for chunk in job]
         opened = _opened(job, started_at)
-    return Finished(opened, chunks, _outcome(job))
+    return WholeAnswer(opened, chunks, _outcome(job))
 
 
 async def run_streaming(
-    feed: Feed[Opened, Chunk],
+    feed: Feed[StartedAnswer, Chunk],
     market: GatewayMarket,
     caller: Caller,
     order: Order,
@@ -84,13 +84,13 @@ async def run_streaming(
     return _outcome(job)
 
 
-def _opened(job: Job, started_at: float) -> Opened:
+def _opened(job: RunningJob, started_at: float) -> StartedAnswer:
     info = job.terms
     assert info is not None, "a job that is open says where it runs"
-    return Opened(info, trio.current_time() - started_at - info.lease_ms / 1_000)
+    return StartedAnswer(info, trio.current_time() - started_at - info.lease_ms / 1_000)
 
 
-def _outcome(job: Job) -> AttemptResult:
+def _outcome(job: RunningJob) -> AttemptResult:
     outcome = job.result
     assert outcome is not None, "a job that was read to its end says how it ended"
     if outcome.finish not in _ANSWERED:

@@ -40,14 +40,14 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Placement:
     """A row's position in the selection and how it got there."""
 
     position: int
     why: Why
 
 
-def rank(field: Field, among: Ints, *, rng: random.Random, limit: int) -> list[Place]:
+def rank(field: Field, among: Ints, *, rng: random.Random, limit: int) -> list[Placement]:
     """The best `limit` of the rows `among`: near-equals in pairs, then the others by score."""
     if not len(among) or limit <= 0:
         return []
@@ -58,7 +58,7 @@ def rank(field: Field, among: Ints, *, rng: random.Random, limit: int) -> list[P
     if len(places) < limit:
         taken = {place.position for place in places}
         rest = [p for p in _best(field, among, primary, salt, limit) if p not in taken]
-        places += [Place(p, Why.NEXT) for p in rest[: limit - len(places)]]
+        places += [Placement(p, Why.NEXT) for p in rest[: limit - len(places)]]
     return places
 
 
@@ -98,9 +98,9 @@ def _drawn(field: Field, near: Ints, salt: int, count: int) -> list[int]:
     return drawn
 
 
-def _by_pairs(field: Field, positions: list[int], limit: int) -> list[Place]:
+def _by_pairs(field: Field, positions: list[int], limit: int) -> list[Placement]:
     if len(positions) == 1:
-        return [Place(positions[0], Why.BEST)]
+        return [Placement(positions[0], Why.BEST)]
     winners, losers = [], []
     for first, second in zip(positions[::2], positions[1::2], strict=False):
         is_swapped = field.load[second] < field.load[first]
@@ -108,8 +108,8 @@ def _by_pairs(field: Field, positions: list[int], limit: int) -> list[Place]:
         losers.append(first if is_swapped else second)
     if len(positions) % 2:
         losers.append(positions[-1])
-    places = [Place(p, Why.LESS_LOADED) for p in winners]
-    places += [Place(p, Why.NEAR_EQUAL) for p in losers]
+    places = [Placement(p, Why.LESS_LOADED) for p in winners]
+    places += [Placement(p, Why.NEAR_EQUAL) for p in losers]
     return places[:limit]
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 
 import numpy as np
 
-from coordinator.market.matching.choose import Field, Place, explore, rank
+from coordinator.market.matching.choose import Field, Placement, explore, rank
 from coordinator.market.matching.estimate import (
     Estimates,
     Misses,
@@ -140,20 +140,20 @@ def _places(
     *,
     rng: random.Random,
     limit: int,
-) -> list[Place]:
+) -> list[Placement]:
     """The client's own order first; then those that should meet its limits, then those that may."""
     is_open: Bools = np.zeros(fit.rows.size, np.bool_)
     is_open[positions] = True
     is_open &= ~misses.is_certain
     found = (position_of(table, fit.rows, node) for node in fit.job.constraints.order)
     ordered = [p for p in dict.fromkeys(found) if p is not None and is_open[p]]
-    places = [Place(position, Why.ORDERED) for position in ordered]
+    places = [Placement(position, Why.ORDERED) for position in ordered]
     is_open[ordered] = False
     within: Ints = (is_open & ~misses.is_over).nonzero()[0]
     # Without a fallback, a client that gets the new node gets nothing else.
     curious = explore(field, within, rng=rng) if not ordered and limit > 1 else None
     if curious is not None:
-        places.append(Place(curious, Why.EXPLORED))
+        places.append(Placement(curious, Why.EXPLORED))
         within = within[within != curious]
     # What failed on one machine may well fail on its neighbour: other machines come first.
     is_near = _is_near_tried(table, fit)

@@ -5,7 +5,7 @@ makes room in a full book, `table` holds one model's offers as columns, and `boo
 All of it is synchronous state without I/O: `OfferBook` is what others use.
 """
 
-from coordinator.market.offers.book import OfferBook, OfferVerdict, Outcome
+from coordinator.market.offers.book import OfferBook, OfferOutcome, OfferVerdict
 from coordinator.market.offers.entry import ModelState, NodeEntry
 
-__all__ = ["ModelState", "NodeEntry", "OfferBook", "OfferVerdict", "Outcome"]
+__all__ = ["ModelState", "NodeEntry", "OfferBook", "OfferOutcome", "OfferVerdict"]

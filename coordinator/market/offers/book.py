@@ -41,7 +41,7 @@ SUSPENSION_MS = OFFER_LIFETIME_MAX_MS
 _RTT_GAIN = 1 / 8
 
 
-class Outcome(StrEnum):
+class OfferOutcome(StrEnum):
     """What became of an offer."""
 
     LISTED = "listed"
@@ -55,7 +55,7 @@ class Outcome(StrEnum):
 class OfferVerdict:
     """`code` and `message` say why an offer was not taken; None and empty if it was."""
 
-    outcome: Outcome
+    outcome: OfferOutcome
     node: PeerId | None = None
     code: Code | None = None
     message: str = ""
@@ -64,10 +64,10 @@ class OfferVerdict:
     def is_news(self) -> bool:
         """Worth handing on to neighbours. A conflict is not: whoever copies a key could make the
         whole network carry any number of its offers."""
-        return self.outcome in (Outcome.LISTED, Outcome.UPDATED)
+        return self.outcome in (OfferOutcome.LISTED, OfferOutcome.UPDATED)
 
 
-class Slots(Protocol):
+class ReputationRows(Protocol):
     """Gives each node a row in the reputation matrix, and takes it back."""
 
     def pin(self, node: PeerId) -> int: ...
@@ -84,7 +84,7 @@ class OfferBook:
 
     def __init__(
         self,
-        slots: Slots,
+        slots: ReputationRows,
         *,
         catalogue: Mapping[str, frozenset[Digest]] | None = None,
         nodes_max: int = NODES_MAX,
@@ -144,7 +144,7 @@ class OfferBook:
             signed = self._intake.open(raw, now_ms=now_ms, via=via, topic=topic)
         except RemoteProtocolError as error:
             is_duplicate = error.code is Code.REPLAYED
-            outcome = Outcome.DUPLICATE if is_duplicate else Outcome.REFUSED
+            outcome = OfferOutcome.DUPLICATE if is_duplicate else OfferOutcome.REFUSED
             return OfferVerdict(outcome, None, error.code, str(error))
         return self.insert(signed, now_ms=now_ms, via=via)
 
@@ -156,10 +156,10 @@ class OfferBook:
         known = self._lineages.get(offer.node)
         succession = judge(known, offer, signed.digest)
         if succession is Succession.SAME:
-            return OfferVerdict(Outcome.DUPLICATE, offer.node, Code.REPLAYED, "already listed")
+            return OfferVerdict(OfferOutcome.DUPLICATE, offer.node, Code.REPLAYED, "already listed")
         if succession is Succession.OLDER:
             return OfferVerdict(
-                Outcome.REFUSED,
+                OfferOutcome.REFUSED,
                 offer.node,
                 Code.OFFER_REGRESSED,
                 "a later offer of this node is known",
@@ -168,7 +168,7 @@ class OfferBook:
             return self._suspend(offer, now_ms)
         if offer.node not in self._entries and not self._make_room(signed, via):
             return OfferVerdict(
-                Outcome.REFUSED,
+                OfferOutcome.REFUSED,
                 offer.node,
                 Code.RATE_LIMITED,
                 "there is no room, and most of what is listed came the same way",
@@ -298,7 +298,9 @@ class OfferBook:
         heapq.heappush(self._expiries, (expires_at_ms, offer.node))
         if offer.node in self._entries:
             self._publish(entry)
-        return OfferVerdict(Outcome.LISTED if old is None else Outcome.UPDATED, offer.node)
+        return OfferVerdict(
+            OfferOutcome.LISTED if old is None else OfferOutcome.UPDATED, offer.node
+        )
 
     def _count_early(self, entry: NodeEntry, lease_id: LeaseId) -> None:
         """A lease that was granted before its node was listed, unless it has ended meanwhile."""
@@ -390,7 +392,7 @@ class OfferBook:
             entry.suspension = message
             heapq.heappush(self._expiries, (entry.suspended_until_ms, offer.node))
             _publish_flags(entry)
-        return OfferVerdict(Outcome.CONFLICT, offer.node, Code.OFFER_CONFLICT, message)
+        return OfferVerdict(OfferOutcome.CONFLICT, offer.node, Code.OFFER_CONFLICT, message)
 
     # Below: the tables.
 

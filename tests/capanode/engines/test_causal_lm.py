@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from capanode.engines.base import (
+    Completed,
     EngineRefusal,
-    Finished,
     ModelLoadError,
     Produced,
     Started,
@@ -183,7 +183,7 @@ def test_the_end_token_ends_the_answer_and_is_not_metered(tmp_path: Path) -> Non
     transcript = run(engine)
     assert transcript.text("job") == "helo"
     assert transcript.tokens("job") == list(b"helo")
-    assert transcript.finished("job") == Finished("job", "stop", Units(1, 4), END)
+    assert transcript.finished("job") == Completed("job", "stop", Units(1, 4), END)
 
 
 def test_an_ignored_end_token_is_a_token_without_text(tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_an_ignored_end_token_is_a_token_without_text(tmp_path: Path) -> None:
     transcript = run(engine)
     assert transcript.tokens("job") == [*b"helo", END, USER]
     assert transcript.text("job") == "helo"
-    assert transcript.finished("job") == Finished("job", "length", Units(1, 6))
+    assert transcript.finished("job") == Completed("job", "length", Units(1, 6))
 
 
 def test_max_tokens_ends_the_answer(tmp_path: Path) -> None:
@@ -200,14 +200,14 @@ def test_max_tokens_ends_the_answer(tmp_path: Path) -> None:
     engine.submit("job", prompt(">", max_tokens=3))
     transcript = run(engine)
     assert transcript.text("job") == "abc"
-    assert transcript.finished("job") == Finished("job", "length", Units(1, 3))
+    assert transcript.finished("job") == Completed("job", "length", Units(1, 3))
 
 
 def test_a_full_context_ends_the_answer(folder: Path) -> None:
     engine = load(folder, context_tokens=64)
     engine.submit("job", prompt("x" * 60, max_tokens=100))
     transcript = run(engine)
-    assert transcript.finished("job") == Finished("job", "length", Units(60, 4))
+    assert transcript.finished("job") == Completed("job", "length", Units(60, 4))
 
 
 def test_a_stop_string_across_tokens_ends_the_answer_before_it(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_stop_string_across_tokens_ends_the_answer_before_it(tmp_path: Path) -
     transcript = run(engine)
     assert transcript.text("job") == "ab"
     assert transcript.tokens("job") == list(b"abcde")
-    assert transcript.finished("job") == Finished("job", "stop", Units(1, 5))
+    assert transcript.finished("job") == Completed("job", "stop", Units(1, 5))
 
 
 def test_text_held_back_for_a_stop_string_is_released_when_it_cannot_come(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_prefix_that_ends_with_the_stop_string_is_a_finished_answer(tmp_path: 
     engine.submit("job", prompt(">", prefix_tokens=tuple(b"abcd"), stop=("cd",)))
     assert run(engine).of("job") == [
         Started("job", Units(5), tokens_digest((b">abcd",), prefix_tokens=4), prefix_tokens=4),
-        Finished("job", "stop", Units(input_tokens=5)),
+        Completed("job", "stop", Units(input_tokens=5)),
     ]
     assert engine.is_idle
 

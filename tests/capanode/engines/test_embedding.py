@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from capanode.engines.base import EngineRefusal, Finished, ModelLoadError, Started
+from capanode.engines.base import Completed, EngineRefusal, ModelLoadError, Started
 from capanode.engines.embedding import TextEmbedder
 from protocol.codec import decode
 from protocol.errors import Code
@@ -173,10 +173,10 @@ def test_jobs_share_steps_and_a_short_one_does_not_wait_for_a_long_one(tmp_path:
     engine.submit("long", EmbeddingInput(("cat " * 30,) * 256))
     engine.submit("short", EmbeddingInput(("ant",)))
     first = engine.step()
-    assert [event.job_id for event in first if isinstance(event, Finished)] == ["short"]
+    assert [event.job_id for event in first if isinstance(event, Completed)] == ["short"]
     assert [event.job_id for event in first if isinstance(event, Started)] == ["long", "short"]
     transcript = run(engine)
-    assert transcript.finished("long") == Finished("long", "complete", Units(256 * 32))
+    assert transcript.finished("long") == Completed("long", "complete", Units(256 * 32))
     assert vectors(transcript, "long").shape == (256, 32)
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from capanode.engines.base import EngineRefusal, Finished, ModelLoadError, Started
+from capanode.engines.base import Completed, EngineRefusal, ModelLoadError, Started
 from capanode.engines.efficientnet import EfficientNetConfig, EfficientNetLite
 from capanode.engines.image import ImageClassifier
 from capanode.engines.picture import PIXELS_MAX, Preparation, prepare
@@ -163,7 +163,7 @@ def test_images_of_several_jobs_are_classified_together(tmp_path: Path) -> None:
     assert len(output.labels) == 3
     scores = [label.score for label in output.labels]
     assert scores == sorted(scores, reverse=True)
-    assert last.finished("2") == Finished("2", "complete", Units(images=1))
+    assert last.finished("2") == Completed("2", "complete", Units(images=1))
     assert engine.step() == []
 
 

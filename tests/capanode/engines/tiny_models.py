@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from capanode.engines.base import EngineEvent, Failed, Finished, Produced
+from capanode.engines.base import Completed, EngineEvent, Failed, Produced
 from capanode.engines.causal_lm import CausalLM
 from capanode.engines.detokenize import _BYTE_OF
 
@@ -190,9 +190,9 @@ class Transcript:
     def text(self, job_id: str) -> str:
         return "".join(event.text for event in self.produced(job_id))
 
-    def finished(self, job_id: str) -> Finished:
+    def finished(self, job_id: str) -> Completed:
         last = self.of(job_id)[-1]
-        assert isinstance(last, Finished), last
+        assert isinstance(last, Completed), last
         return last
 
     def failed(self, job_id: str) -> Failed:

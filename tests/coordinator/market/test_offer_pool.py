@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.market.offers import OfferBook, OfferVerdict, Outcome
+from coordinator.market.offers import OfferBook, OfferOutcome, OfferVerdict
 from coordinator.market.offers.pool import cost_of, network_of
 from coordinator.market.reputation import Reputation
 from protocol.errors import Code
@@ -53,7 +53,7 @@ def hand_on(book: OfferBook, number: int, via: int, at_ms: int = NOW_MS) -> Offe
 def test_a_flood_of_free_keys_stays_in_its_pool_whatever_addresses_it_names() -> None:
     book = small_book()
     outcomes = [hand_on(book, number, via=99).outcome for number in range(10)]
-    assert outcomes == [Outcome.LISTED] * SOME + [Outcome.REFUSED] * (10 - SOME)
+    assert outcomes == [OfferOutcome.LISTED] * SOME + [OfferOutcome.REFUSED] * (10 - SOME)
     assert len(book) == SOME
 
 
@@ -61,7 +61,7 @@ def test_an_offer_of_another_neighbour_takes_the_place_of_one_of_the_flood() -> 
     book = small_book()
     for number in range(SOME):
         hand_on(book, number, via=99)
-    assert hand_on(book, 50, via=98).outcome is Outcome.LISTED
+    assert hand_on(book, 50, via=98).outcome is OfferOutcome.LISTED
     assert book.get(node(0)) is None, "the oldest of the flood"
     assert hand_on(book, 0, via=99).code is Code.RATE_LIMITED, "and it is not taken again"
 
@@ -69,7 +69,7 @@ def test_an_offer_of_another_neighbour_takes_the_place_of_one_of_the_flood() -> 
 def test_nodes_that_are_attached_are_not_in_the_pool() -> None:
     book = small_book()
     for number in range(10):
-        assert hand_on(book, number, via=number).outcome is Outcome.LISTED
+        assert hand_on(book, number, via=number).outcome is OfferOutcome.LISTED
         assert book.apply_load(node(number), LoadReport(NOW_MS - 60_000, False, ()))
     for number in range(100, 110):
         hand_on(book, number, via=99)

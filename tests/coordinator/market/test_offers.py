@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.market.offers import OfferBook, Outcome
+from coordinator.market.offers import OfferBook, OfferOutcome
 from coordinator.market.offers import book as book_module
 from coordinator.market.offers.book import SUSPENSION_MS
 from coordinator.market.offers.table import BUSY, FLAGS, RTT_MS, SUSPENDED, UNREACHABLE
@@ -48,7 +48,7 @@ def flags(market: Market, number: int) -> int:
 def test_a_signed_offer_is_listed_under_its_digest_and_its_name() -> None:
     book = Market().book
     verdict = book.accept(sealed(1, node_offer(1)).raw, now_ms=NOW_MS, via=node(2))
-    assert (verdict.outcome, verdict.node, verdict.is_news) == (Outcome.LISTED, node(1), True)
+    assert (verdict.outcome, verdict.node, verdict.is_news) == (OfferOutcome.LISTED, node(1), True)
     for model in (MODEL, NAME):
         table = book.table(model)
         assert table is not None
@@ -63,7 +63,7 @@ def test_a_signed_offer_is_listed_under_its_digest_and_its_name() -> None:
 def test_a_refusal_says_why_and_is_not_handed_on() -> None:
     verdict = Market().book.accept(b"\xc0", now_ms=NOW_MS, via=node(2))
     assert (verdict.outcome, verdict.code, verdict.is_news) == (
-        Outcome.REFUSED,
+        OfferOutcome.REFUSED,
         Code.MALFORMED,
         False,
     )
@@ -74,14 +74,14 @@ def test_the_same_offer_over_two_paths_is_taken_once() -> None:
     book = Market().book
     raw = sealed(1, node_offer(1)).raw
     book.accept(raw, now_ms=NOW_MS, via=node(2))
-    assert book.accept(raw, now_ms=NOW_MS, via=node(3)).outcome is Outcome.DUPLICATE
+    assert book.accept(raw, now_ms=NOW_MS, via=node(3)).outcome is OfferOutcome.DUPLICATE
 
 
 def test_a_changed_offer_replaces_the_old_rows() -> None:
     market = Market()
     market.insert(1, node_offer(1, model_offer(), model_offer(name="b", digest=OTHER_MODEL)))
     changed = node_offer(1, model_offer(name="b", digest=OTHER_MODEL), sequence=2)
-    assert market.insert(1, changed).outcome is Outcome.UPDATED
+    assert market.insert(1, changed).outcome is OfferOutcome.UPDATED
     assert market.book.table(MODEL) is None
     assert market.book.table(NAME) is None
     assert market.book.models() == {"b": 1}
@@ -119,7 +119,7 @@ def test_two_nodes_with_one_key_are_suspended_with_the_reason_shown() -> None:
     older = node_offer(1, incarnation_ms=NOW_MS - 500_000, sequence=9, issued_at_ms=market.now_ms)
     verdict = market.insert(1, older)
     assert (verdict.outcome, verdict.code, verdict.is_news) == (
-        Outcome.CONFLICT,
+        OfferOutcome.CONFLICT,
         Code.OFFER_CONFLICT,
         False,
     )
@@ -134,7 +134,7 @@ def test_two_nodes_with_one_key_are_suspended_with_the_reason_shown() -> None:
         issued_at_ms=market.now_ms,
         lifetime_ms=240_000,
     )
-    assert market.insert(1, younger).outcome is Outcome.UPDATED
+    assert market.insert(1, younger).outcome is OfferOutcome.UPDATED
     assert flags(market, 1) == SUSPENDED, "a refresh does not end it"
 
 
@@ -317,7 +317,7 @@ def full_book(nodes_max: int) -> OfferBook:
     return OfferBook(Reputation(rng=random.Random(1)), nodes_max=nodes_max)
 
 
-def insert_at(book: OfferBook, number: int, address: str) -> Outcome:
+def insert_at(book: OfferBook, number: int, address: str) -> OfferOutcome:
     offer = node_offer(number, address=address)
     signed = Signed(offer, node(number), Digest(f"{number:064x}"), b"")
     return book.insert(signed, now_ms=NOW_MS).outcome
@@ -326,11 +326,11 @@ def insert_at(book: OfferBook, number: int, address: str) -> Outcome:
 def test_a_flood_from_one_network_evicts_itself() -> None:
     book = full_book(10)
     for number in range(5):
-        assert insert_at(book, number, f"/ip4/10.0.{number}.1/tcp/1") is Outcome.LISTED
+        assert insert_at(book, number, f"/ip4/10.0.{number}.1/tcp/1") is OfferOutcome.LISTED
     outcomes = [insert_at(book, 100 + n, f"/ip4/6.6.6.{n}/tcp/1") for n in range(50)]
-    assert outcomes.count(Outcome.LISTED) == 5
+    assert outcomes.count(OfferOutcome.LISTED) == 5
     assert all(book.get(node(number)) for number in range(5))
-    assert insert_at(book, 7, "/ip4/10.0.7.1/tcp/1") is Outcome.LISTED, "a newcomer finds room"
+    assert insert_at(book, 7, "/ip4/10.0.7.1/tcp/1") is OfferOutcome.LISTED, "a newcomer finds room"
     assert len(book) == 10
 
 
@@ -342,7 +342,7 @@ def test_an_evicted_node_may_come_back_with_the_same_offer() -> None:
     insert_at(book, 5, "/ip4/10.0.5.1/tcp/1")
     assert book.get(node(0)) is None
     book.set_rtt(node(5), 1.0)
-    assert book.accept(raws[1], now_ms=NOW_MS, via=node(9)).outcome is Outcome.DUPLICATE
+    assert book.accept(raws[1], now_ms=NOW_MS, via=node(9)).outcome is OfferOutcome.DUPLICATE
     again = book.accept(raws[0], now_ms=NOW_MS, via=node(9))
     assert again.code is Code.RATE_LIMITED, "no room, but not mistaken for a repetition"
 
@@ -352,7 +352,7 @@ def test_nodes_that_we_have_reached_are_never_evicted() -> None:
     for number in range(3):
         insert_at(book, number, "/ip4/10.0.0.1/tcp/1")
         book.set_rtt(node(number), 5.0)
-    assert insert_at(book, 7, "/ip4/10.0.7.1/tcp/1") is Outcome.REFUSED
+    assert insert_at(book, 7, "/ip4/10.0.7.1/tcp/1") is OfferOutcome.REFUSED
     assert len(book) == 3
 
 

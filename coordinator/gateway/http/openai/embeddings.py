@@ -13,7 +13,7 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, read_list
-from coordinator.gateway.market_side.running import Finished, Opened
+from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer
 from coordinator.gateway.orders import PlainOrder, check_text_size
 from protocol.codec import decode
 from protocol.errors import Code, RemoteProtocolError
@@ -33,7 +33,7 @@ class EmbeddingCall:
     is_base64: bool
     is_streamed: bool = False
 
-    def answer(self, finished: Finished, created_s: int) -> bytes:
+    def answer(self, finished: WholeAnswer, created_s: int) -> bytes:
         output = _read_output(finished.data, self.texts)
         tokens = finished.outcome.units.input_tokens
         cost_nano = finished.outcome.amount_nano
@@ -46,7 +46,7 @@ class EmbeddingCall:
         head = to_json({"object": "list", "model": self.order.routing.model, "usage": usage})
         return b'%b,"data":[%b]}' % (head.removesuffix(b"}"), data)
 
-    def writer(self, opened: Opened, created_s: int) -> NoReturn:
+    def writer(self, opened: StartedAnswer, created_s: int) -> NoReturn:
         raise AssertionError("vectors are not streamed")
 
     def _encode(self, vector: bytes) -> bytes:

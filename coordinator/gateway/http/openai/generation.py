@@ -8,7 +8,7 @@ from coordinator.buyer.attempt import AttemptResult
 from coordinator.gateway.http.openai.sampling import Streaming
 from coordinator.gateway.http.openai.sse import ChoiceShape, Envelope, Events
 from coordinator.gateway.http.responses import to_json
-from coordinator.gateway.market_side.running import Finished, Opened
+from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer
 from coordinator.gateway.orders import GenerationOrder
 from protocol.endings import API_FINISH_REASONS
 
@@ -40,7 +40,7 @@ class GenerationCall:
     def is_streamed(self) -> bool:
         return self.streaming.is_streamed
 
-    def answer(self, finished: Finished, created_s: int) -> bytes:
+    def answer(self, finished: WholeAnswer, created_s: int) -> bytes:
         reason = API_FINISH_REASONS[finished.outcome.finish]
         envelope = self._envelope(finished.opened, self.form.whole_object, created_s)
         answer = envelope.to_plain() | {
@@ -49,14 +49,14 @@ class GenerationCall:
         }
         return to_json(answer)
 
-    def writer(self, opened: Opened, created_s: int) -> "GenerationWriter":
+    def writer(self, opened: StartedAnswer, created_s: int) -> "GenerationWriter":
         envelope = self._envelope(opened, self.form.chunk_object, created_s)
         include_usage = self.streaming.include_usage
         return GenerationWriter(
             Events(envelope, self.form.chunk_choice, include_usage=include_usage)
         )
 
-    def _envelope(self, opened: Opened, object_name: str, created_s: int) -> Envelope:
+    def _envelope(self, opened: StartedAnswer, object_name: str, created_s: int) -> Envelope:
         return Envelope(
             id=f"{self.form.id_prefix}-{opened.info.job_id}",
             object_name=object_name,

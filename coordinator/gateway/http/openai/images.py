@@ -13,7 +13,7 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, parse_object
-from coordinator.gateway.market_side.running import Finished, Opened
+from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer
 from coordinator.gateway.orders import PlainOrder
 from protocol.codec import decode
 from protocol.errors import Code, RemoteProtocolError
@@ -41,7 +41,7 @@ class ClassificationCall:
     order: PlainOrder
     is_streamed: bool = False
 
-    def answer(self, finished: Finished, created_s: int) -> bytes:
+    def answer(self, finished: WholeAnswer, created_s: int) -> bytes:
         try:
             output = decode(ClassificationOutput, finished.data)
         except RemoteProtocolError as error:
@@ -61,7 +61,7 @@ class ClassificationCall:
         }
         return to_json(answer)
 
-    def writer(self, opened: Opened, created_s: int) -> NoReturn:
+    def writer(self, opened: StartedAnswer, created_s: int) -> NoReturn:
         raise AssertionError("labels are not streamed")
 
 
