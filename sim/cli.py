@@ -149,6 +149,26 @@ def _print_figures(benchmark: Benchmark, figures: Figures) -> None:
         typer.echo(f"{line}   target {verdict}" if verdict else line)
 
 
+@app.command()
+def mutants(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Words of their names. Default: all mutants.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes at once. Default: all cores.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put deliberate bugs into the market, one at a time, and see whether something notices each.
+
+    First the unchanged code has to pass every check that is used. Exits with 1 if a bug survives.
+    """
+    from sim.mutants.command import judge_mutants
+
+    if not judge_mutants(names or [], jobs=jobs, as_json=as_json):
+        raise typer.Exit(1)
+
+
 @contextmanager
 def _trace_file(path: Path | None) -> Iterator[TextIO | None]:
     if path is None:
