@@ -42,9 +42,9 @@ MONEY = (
     ),
     Mutant(
         "the end of a job's row is never written",
-        "coordinator/settling/payments.py",
-        "        record_job_end(granted, job_state, ended_at_ms=now_ms, error_code=code),\n",
-        "",
+        "coordinator/db/jobs.py",
+        "attempt = _ANY_ATTEMPT if state is JobState.SETTLED else lease.attempt",
+        "attempt = -1",
         seeds=1,
     ),
     Mutant(
