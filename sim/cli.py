@@ -5,6 +5,7 @@ they import them when called, so that `--help` is instant.
 """
 
 import json
+import logging
 import signal
 import tempfile
 import time
@@ -122,6 +123,45 @@ def bench(
     else:
         _print_figures(benchmark, figures)
         typer.echo(f"took {time.monotonic() - started_s:.0f} s", err=True)
+
+
+@app.command()
+def siege(
+    name: Annotated[
+        str | None, typer.Argument(help="One attack, or a row such as A1. Default: all.")
+    ] = None,
+    models: Models = DEFAULT_MODELS,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Attack a real market on this machine in every way that is known to us.
+
+    One line for each attack says what an honest party saw without it and with it. Exits with 1 if
+    one fell.
+    """
+    import structlog
+
+    from sim.siege.runner import run_siege
+    from sim.siege.table import ATTACKS, attacks_of
+
+    attacks = attacks_of(name)
+    if not attacks:
+        known = ", ".join(attack.name for attack in ATTACKS)
+        raise typer.BadParameter(f"there is no attack {name!r}; there are {known}")
+    # What our own half of the network has to say is about the attackers.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    with _folder(folder) as place:
+        lines = trio.run(
+            run_siege,
+            attacks,
+            place,
+            models.absolute(),
+            lambda line: typer.echo(str(line), err=as_json),
+        )
+    if as_json:
+        typer.echo(json.dumps([line.to_json() for line in lines]))
+    if not all(line.result.held for line in lines):
+        raise typer.Exit(1)
 
 
 def _bench_all(*, as_json: bool) -> None:
