@@ -18,7 +18,7 @@ from coordinator.cli.options import write_books
 from coordinator.db.api_keys import create_api_key
 from coordinator.endpoint import Endpoint
 from coordinator.ledger.accounts import account_of
-from coordinator.settings import Config
+from coordinator.settings import CoordinatorConfig
 from coordinator.vault import Vault
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
@@ -175,8 +175,8 @@ class Ground:
         times = psutil.Process(self.coordinator.pid).cpu_times()
         return float(times.user + times.system)
 
-    def _config(self) -> Config:
-        return Config.resolve(flags={"data_dir": self.network.coordinator_dir})
+    def _config(self) -> CoordinatorConfig:
+        return CoordinatorConfig.resolve(flags={"data_dir": self.network.coordinator_dir})
 
     def _next_name(self) -> str:
         self._accounts += 1
