@@ -27,7 +27,7 @@ from protocol.net.clock import SystemClock
 from protocol.programs.keyfile import load_or_create_key_file
 from sim.network import LocalNetwork, open_network
 from sim.processes import ChildProcess
-from sim.siege.http_buyer import HttpBuyer
+from sim.siege.gateway_user import GatewayUser
 
 MIB = 2**20
 _POLL_EVERY_S = 0.1
@@ -74,9 +74,9 @@ class Ground:
 
     # Accounts.
 
-    async def open_http_account(
+    async def open_gateway_account(
         self, credit_nano: int = NANO_PER_CREDIT, *, budget_nano: int | None = None
-    ) -> HttpBuyer:
+    ) -> GatewayUser:
         """An account with money, and an API key for it."""
 
         def create() -> tuple[PeerId, str, str]:
@@ -110,7 +110,7 @@ class Ground:
                 return PeerId(account.id), secret, key.id
 
         peer_id, secret, key_id = await trio.to_thread.run_sync(create)
-        return HttpBuyer(self.endpoint.http, secret, peer_id, key_id)
+        return GatewayUser(self.endpoint.http, secret, peer_id, key_id)
 
     async def open_key_account(self, amount_nano: int = NANO_PER_CREDIT) -> SigningKey:
         """An account whose owner signs with a key of its own."""

@@ -7,8 +7,8 @@ import trio
 
 from protocol.endings import Finish
 from sim.siege.attack import Attack, AttackResult
+from sim.siege.gateway_user import GatewayUser
 from sim.siege.ground import Ground
-from sim.siege.http_buyer import HttpBuyer
 from sim.siege.peer import open_peer
 from sim.siege.staged_job import StagedJob, answer
 from sim.siege.staged_node import StagedNode
@@ -28,7 +28,7 @@ async def staged(ground: Ground, *nodes: StagedNode) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-async def _paid_nano(ground: Ground, buyer: HttpBuyer, model: str) -> tuple[int, int]:
+async def _paid_nano(ground: Ground, buyer: GatewayUser, model: str) -> tuple[int, int]:
     """What one request for a long answer cost its buyer, and its status."""
     owned_nano = ground.owned_nano(buyer.peer_id)
     reply = await buyer.complete(model, max_tokens=_TOKENS_ASKED, within_s=30.0)
@@ -49,7 +49,7 @@ async def bill_and_stall(ground: Ground) -> AttackResult:
         await trio.sleep(60)
 
     honest, thief = StagedNode("a1-honest", answer), StagedNode("a1-thief", steal)
-    buyer = await ground.open_http_account()
+    buyer = await ground.open_gateway_account()
     async with staged(ground, honest, thief):
         before_nano, _ = await _paid_nano(ground, buyer, "a1-honest")
         under_nano, status = await _paid_nano(ground, buyer, "a1-thief")
@@ -95,7 +95,7 @@ async def unopened_leases(ground: Ground) -> AttackResult:
     """One account takes leases for all seats of the market and opens none."""
     query = "SELECT count(*) FROM leases WHERE client = ?"
     nodes = [StagedNode("a2", answer) for _ in range(5)]
-    buyer = await ground.open_http_account()
+    buyer = await ground.open_gateway_account()
     attacker = await ground.open_key_account()
     async with staged(ground, *nodes), open_peer(ground.endpoint, attacker) as peer:
         before = await buyer.ask_honestly("a2", _HONEST_ASKS, at_once=3)

@@ -30,7 +30,7 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
-class HttpReply:
+class GatewayReply:
     """`status` is 0 if no answer came in time."""
 
     status: int
@@ -39,7 +39,7 @@ class HttpReply:
     headers: httpx.Headers | None = None
 
 
-class HttpBuyer:
+class GatewayUser:
     """`peer_id` is the account's."""
 
     def __init__(self, base_url: str, secret: str, peer_id: PeerId, key_id: str) -> None:
@@ -54,7 +54,7 @@ class HttpBuyer:
 
     async def post(
         self, path: str, body: dict[str, Any], *, within_s: float = ANSWER_WITHIN_S
-    ) -> HttpReply:
+    ) -> GatewayReply:
         """One request on a connection of its own."""
         started_at = trio.current_time()
 
@@ -67,12 +67,12 @@ class HttpBuyer:
                 with trio.fail_after(within_s):
                     response = await client.post(path, json=body, headers=self.head)
             except (httpx.HTTPError, trio.TooSlowError):
-                return HttpReply(0, {}, took_s())
+                return GatewayReply(0, {}, took_s())
         try:
             plain = response.json()
         except ValueError:
             plain = {}
-        return HttpReply(response.status_code, plain, took_s(), response.headers)
+        return GatewayReply(response.status_code, plain, took_s(), response.headers)
 
     async def complete(
         self,
@@ -81,7 +81,7 @@ class HttpBuyer:
         *,
         max_tokens: int = 8,
         within_s: float = ANSWER_WITHIN_S,
-    ) -> HttpReply:
+    ) -> GatewayReply:
         body = {"model": model, "prompt": prompt, "max_tokens": max_tokens}
         return await self.post("/v1/completions", body, within_s=within_s)
 
@@ -90,7 +90,7 @@ class HttpBuyer:
     ) -> Service:
         """So many completions, some of them at once."""
         limiter = trio.CapacityLimiter(at_once)
-        replies: list[HttpReply] = []
+        replies: list[GatewayReply] = []
 
         async def ask(number: int) -> None:
             async with limiter:
