@@ -36,16 +36,7 @@ FLIPS = 150
 MEANINGLESS = {
     "accounts": {"created_at_ms"},
     "jobs": {"ended_at_ms", "error_code"},
-    "leases": {
-        "ended_at_ms",
-        "progress",
-        "signed_input_tokens",
-        "signed_output_tokens",
-        "delivered_input_tokens",
-        "delivered_output_tokens",
-        "delivered_images",
-        "cut_by_us",
-    },
+    "leases": {"ended_at_ms"},
     "receipts": {"received_at_ms"},
     "failed_ids": {"failed_at_ms"},
 }
