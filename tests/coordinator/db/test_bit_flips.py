@@ -26,8 +26,9 @@ from coordinator.vault import Vault
 from protocol.endings import LeaseState, ReceiptState
 from protocol.ids import TransferId, derive_ulid
 from protocol.job_state import JobState
+from tests.clocks import HandClock
 from tests.coordinator.evidence import CHAIN, EXPIRES_AT_MS, FUNDS, LEASE, TERMS
-from tests.coordinator.ledger_makers import HandClock, file_books
+from tests.coordinator.ledger_makers import file_books
 from tests.protocol.makers import CLIENT, COORDINATOR, MODEL, NOW_MS
 
 FLIPS = 150
