@@ -173,6 +173,8 @@ class _WatchedLeaser:
         earlier: EarlierAttempts = NO_ATTEMPTS,
         payer: Payer | None = None,
     ) -> Granted:
+        for delivery in earlier.deliveries:
+            self._auditor.delivered(delivery)
         granted = await self._inner.lease(request, earlier=earlier, payer=payer)
         self._auditor.leased(granted.lease)
         return granted
@@ -189,7 +191,9 @@ class _WatchedLeaser:
         return reply
 
     async def declare(self, delivery: Signed[Delivery]) -> None:
+        self._auditor.delivered(delivery)
         await self._inner.declare(delivery)
+        self._auditor.delivered(delivery, is_declared=True)
 
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
         self._inner.observe(lease, observation)
