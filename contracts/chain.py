@@ -96,7 +96,7 @@ class Sender:
             entry = await self._entry(key, call)
             if self._on_signed is not None:
                 self._on_signed(entry)
-            receipt = await self._confirm(entry)
+            receipt = await self.confirm(entry)
         if receipt is None:
             obstacle = await self._obstacle(key)
             raise NotConfirmedError(f"{key} waits since {self._policy.timeout_s:.0f} s{obstacle}")
@@ -175,11 +175,11 @@ class Sender:
         return tip_wei, fee_wei
 
     async def _broadcast(self, entry: Sent) -> None:
-        # It may have arrived all the same; `_confirm` finds out, and sends again if it has not.
+        # It may have arrived all the same; `confirm` finds out, and sends again if it has not.
         with suppress(ChainUnreachableError):
             await self._node.broadcast(bytes.fromhex(entry.raw[-1]))
 
-    async def _confirm(self, entry: Sent) -> TransactionReceipt:
+    async def confirm(self, entry: Sent) -> TransactionReceipt:
         self._waiting.append(entry.nonce)
         try:
             return await self._look_until_deep(entry.key)

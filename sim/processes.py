@@ -36,6 +36,10 @@ class ChildProcess:
         assert self._process is not None, "the process is not running"
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start, and wait. Raises ProcessFailed if it ends before we are cancelled, unless it was
         killed from here; then it may be run again."""

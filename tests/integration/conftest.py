@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,7 +82,7 @@ def _books_are_right_after_every_test(request: pytest.FixtureRequest) -> Iterato
     if "market" in request.fixturenames:
         request.getfixturevalue("market").audit()
     if "frail" in request.fixturenames:
-        request.getfixturevalue("frail").market.audit()
+        request.getfixturevalue("shared_frail").market.audit()
 
 
 @pytest.fixture(scope="package")
@@ -93,17 +93,15 @@ def market(
 ) -> Iterator[RunningMarket]:
     for name in load_catalog().names:
         demo_models(name)
-    folder = tmp_path_factory.mktemp("market")
-    command = [
-        sys.executable,
-        "-m",
-        "sim",
-        "up",
-        "--json",
-        "--nodes=3",
-        f"--models={demo_model_store.root}",
-        f"--folder={folder}",
-    ]
+    with run_market(tmp_path_factory.mktemp("market"), demo_model_store.root, nodes=3) as market:
+        yield market
+
+
+@contextmanager
+def run_market(folder: Path, model_store: Path, *, nodes: int) -> Iterator[RunningMarket]:
+    """`sim up` in a process of its own; leaving raises unless it stops in good order."""
+    command = [sys.executable, "-m", "sim", "up", "--json", f"--nodes={nodes}"]
+    command += [f"--models={model_store}", f"--folder={folder}"]
     with (folder / "sim.log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -148,15 +146,23 @@ def _assert_clean(folder: Path) -> None:
         assert "Traceback" not in path.read_text(errors="replace"), path
 
 
+@pytest.fixture
+def frail(shared_frail: "FrailMarket") -> Iterator["FrailMarket"]:
+    """A market for tests that kill its parts. A test that fails midway leaves it whole as well."""
+    try:
+        yield shared_frail
+    finally:
+        shared_frail.mend()
+
+
 @pytest.fixture(scope="package")
-def frail(
+def shared_frail(
     demo_model_store: ModelStore,
     demo_models: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator["FrailMarket"]:
-    """A market of its own for tests that kill its parts; each leaves it whole."""
     from tests.integration.frail_market import CHAT, open_frail_market  # noqa: PLC0415
 
     demo_models(CHAT)
-    with open_frail_market(tmp_path_factory.mktemp("frail"), demo_model_store.root) as frail:
-        yield frail
+    with open_frail_market(tmp_path_factory.mktemp("frail"), demo_model_store.root) as shared:
+        yield shared

@@ -147,6 +147,21 @@ class FrailMarket:
     def restart(self, node: LocalNode) -> None:
         self.call(self.network.restart_node, node)
 
+    def mend(self) -> None:
+        """Bring back what a test has left dead or frozen, so that the next test finds a market."""
+        processes = [self.network.coordinator, *(node.process for node in self.nodes)]
+        for child in processes:
+            if child.is_running:
+                os.kill(child.pid, signal.SIGCONT)
+        if all(child.is_running for child in processes):
+            return
+        if not self.network.coordinator.is_running:
+            self.call(self.network.start_coordinator)
+        for node in self.nodes:
+            if not node.process.is_running:
+                self.restart(node)
+        self.wait_healthy()
+
     @contextmanager
     def frozen(self, node: LocalNode) -> Iterator[None]:
         """The node's process stands still: its sockets take bytes that nobody reads."""

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -49,6 +50,30 @@ def assert_bounded(holds: list[OpenHold], node: LocalNode) -> None:
     (hold,) = holds
     assert hold.node == node.peer_id
     assert hold.expires_at_ms <= int(1_000 * time.time()) + HOLD_MS_MAX
+
+
+@contextmanager
+def buying_from_frozen_nodes(frail: FrailMarket) -> Iterator[list[list[str]]]:
+    """One stream from each node, which is frozen after some text: its job cannot end before we
+    leave. After leaving, the list has the lines that came since, one list for each stream."""
+    answers: list[list[str]] = []
+    with ExitStack() as streams:
+        with ExitStack() as frozen:
+            open_streams = []
+            for node in frail.nodes:
+                http = streams.enter_context(frail.client())
+                body = chat_body(**LONG, provider=only(node))
+                request = http.stream("POST", "/v1/chat/completions", json=body)
+                lines = streams.enter_context(request).iter_lines()
+                read_until_text(events_of(lines), 2)
+                frozen.enter_context(frail.frozen(node))
+                open_streams.append(lines)
+            yield answers
+        for lines in open_streams:
+            received: list[str] = []
+            answers.append(received)
+            with suppress(httpx.TransportError):
+                received.extend(lines)
 
 
 def test_a_worker_killed_midway_is_told_and_comes_back(frail: FrailMarket) -> None:
@@ -140,33 +165,11 @@ def test_a_coordinator_killed_with_jobs_in_flight_loses_no_receipt(frail: FrailM
     before = frail.open_holds()
     acknowledged = frail.rows("SELECT lease_id, amount_nano FROM receipts WHERE state = 'settled'")
     assert acknowledged
-    started = threading.Barrier(3, timeout=60)
-    broken: list[Exception] = []
-
-    def buy(node: LocalNode) -> None:
-        with (
-            frail.client() as http,
-            http.stream(
-                "POST", "/v1/chat/completions", json=chat_body(**LONG, provider=only(node))
-            ) as response,
-        ):
-            lines = response.iter_lines()
-            read_until_text(events_of(lines), 2)
-            started.wait()
-            try:
-                assert "data: [DONE]" not in list(lines)
-            except httpx.TransportError as error:
-                broken.append(error)
-
-    buyers = [threading.Thread(target=buy, args=(node,)) for node in frail.nodes]
-    for buyer in buyers:
-        buyer.start()
-    started.wait()
-    in_flight = {hold.lease_id for hold in frail.open_holds(but=before)}
-    frail.call(frail.network.coordinator.kill)
-    for buyer in buyers:
-        buyer.join()
-    assert len(in_flight) == len(broken) == 2
+    with buying_from_frozen_nodes(frail) as answers:
+        in_flight = {hold.lease_id for hold in frail.open_holds(but=before)}
+        frail.call(frail.network.coordinator.kill)
+    assert len(in_flight) == len(frail.nodes)
+    assert all("data: [DONE]" not in lines for lines in answers)
     frail.call(frail.network.start_coordinator)
     frail.wait_healthy()
     assert_next_job_works(frail)

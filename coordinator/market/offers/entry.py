@@ -77,6 +77,7 @@ class NodeEntry:
     models: dict[Digest, ModelState]
     rtt_ms: float | None = None
     is_attached: bool = False
+    is_heard: bool = False  # Gossip brought this very offer, not its node alone.
     lost_at_ms: int | None = None
     is_draining: bool = False
     suspended_until_ms: int = 0
