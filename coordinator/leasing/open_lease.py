@@ -83,7 +83,10 @@ class OpenLease:
     @property
     def lone_receipt_due_ms(self) -> int:
         """When a receipt may be paid without its client's word: not while the job may still run,
-        and not before its client had some time to hand its word in."""
+        and not before its client had some time to hand its word in. Our own client's word, once
+        it is there, is the last: nothing is left to wait for."""
+        if self.delivered is not None:
+            return 0
         over_ms = max(self.lease.message.deadline_at_ms, self.restored_at_ms)
         return over_ms + ACCEPTANCE_WITHIN_MS
 
