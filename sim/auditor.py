@@ -18,7 +18,7 @@ from protocol.envelope import Signed
 from protocol.errors import RETRYABLE_LATER, Code
 from protocol.ids import Digest, LeaseId, PeerId
 from protocol.messages import Acceptance, Lease, Receipt
-from sim.book_rows import Promise
+from sim.book_rows import Acknowledgement
 from sim.worth import charge_nano, lone_nano, word_nano
 
 _BASIS_POINTS = 10_000
@@ -157,12 +157,12 @@ class Auditor:
         """Those that clients have got."""
         return tuple(lease_id for lease_id, case in self._cases.items() if case.lease is not None)
 
-    def promises(self) -> Iterable[Promise]:
+    def promises(self) -> Iterable[Acknowledgement]:
         """What the coordinator has acknowledged."""
         for lease_id, case in self._cases.items():
             for answer in case.answers:
                 raw = case.receipts[answer.receipt].raw
-                yield Promise(lease_id, raw, answer.state != _PENDING, answer.amount_nano)
+                yield Acknowledgement(lease_id, raw, answer.state != _PENDING, answer.amount_nano)
 
     @property
     def credited_nano(self) -> int:

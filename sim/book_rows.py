@@ -31,7 +31,7 @@ class Sql(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class Acknowledgement:
     """What a coordinator acknowledged of a receipt; `is_final` if that was its last word."""
 
     lease_id: str
@@ -117,7 +117,7 @@ def read_rows(conn: Sql) -> BookRows:
 
 
 def check_promises(
-    rows: BookRows, leases: Iterable[str], promises: Iterable[Promise]
+    rows: BookRows, leases: Iterable[str], promises: Iterable[Acknowledgement]
 ) -> Iterator[str]:
     """What was told to a client or node is in the books, whatever has happened since."""
     for lease_id in leases:

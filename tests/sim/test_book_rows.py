@@ -10,9 +10,9 @@ import pytest
 import sim.book_rows
 from sim.book_rows import (
     AccountRow,
+    Acknowledgement,
     BookRows,
     LeaseRow,
-    Promise,
     ReceiptRow,
     TransferRow,
     check_ended,
@@ -64,7 +64,10 @@ HONEST = BookRows(
     open_holds=frozenset({"hold-3"}),
     running_jobs=("job-3",),
 )
-PROMISES = (Promise("lease-1", b"one", True, 40), Promise("lease-3", b"three", False, 10))
+PROMISES = (
+    Acknowledgement("lease-1", b"one", True, 40),
+    Acknowledgement("lease-3", b"three", False, 10),
+)
 
 
 def test_honest_rows_agree() -> None:
