@@ -215,7 +215,7 @@ class Sender:
     async def _push(self, entry: Sent, count: int, waited_s: float) -> bool:
         """Broadcast it at every look: a reorganisation or a full pool may have dropped it.
 
-        What is first in line may be left over from a crash, with nobody else to wait for it. Only
+        What is first in line may be left over from a crash, with no other task to wait for it. Only
         that one can be mined, so a higher fee goes there; the answer is whether it was raised.
         """
         if entry.nonce > min(self._waiting):
@@ -264,7 +264,7 @@ class Sender:
         return taken_at
 
     async def _obstacle(self, key: str) -> str:
-        """Why it can still not be mined, if that is a nonce that nobody is going to use."""
+        """Why it can still not be mined, if that is a nonce that will not be used."""
         entry = self._journal.find(key)
         try:
             count = await self._node.count(self.address)

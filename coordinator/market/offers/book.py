@@ -31,8 +31,8 @@ from protocol.services import offer_topic, shard_of
 # The scale that the market is designed for; about 0.4 GB of offers.
 NODES_MAX = 100_000
 
-# Dropping an offer takes 20 µs. After a partition all of them expire at once, and nobody may wait
-# for that: matching skips what has expired whether or not it is still listed.
+# Dropping an offer takes 20 µs. After a partition all of them expire at once, and no request may
+# wait for that: matching skips what has expired whether or not it is still listed.
 EXPIRE_MAX = 1_000
 
 # As long as an offer of the other process may live: silence for that long means that it is gone.
@@ -64,7 +64,7 @@ class OfferVerdict:
 
     @property
     def is_news(self) -> bool:
-        """Worth handing on to neighbours. A conflict is not: whoever copies a key could make the
+        """Worth handing on to neighbours. A conflict is not: a thief of a key could make the
         whole network carry any number of its offers."""
         return self.outcome in (OfferOutcome.LISTED, OfferOutcome.UPDATED, OfferOutcome.HEARD)
 
@@ -81,7 +81,7 @@ class OfferBook:
     """All live offers.
 
     `catalogue` names the digests that may answer to a model's name. A name that is not in it
-    belongs to whoever uses it, and only a digest protects a buyer from a cuckoo.
+    belongs to every node that uses it, and only a digest protects a buyer from a cuckoo.
     """
 
     def __init__(

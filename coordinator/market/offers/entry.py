@@ -59,7 +59,7 @@ class ModelState:
         self.leases.remove(lease_id)
 
     def lose_reports(self) -> None:
-        """Nobody reports any more: only our own leases are certain."""
+        """The node reports no more: only our own leases are certain."""
         self.running = self.queued = self.jobs_of_others = 0
 
 

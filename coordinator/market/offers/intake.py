@@ -1,9 +1,9 @@
 """What a raw offer must pass before anybody looks at what it offers.
 
 A signature check costs about a tenth of a millisecond, which is what a flood is after. So sizes,
-repetitions and budgets come first, and every check is charged to somebody who can be held to it:
+repetitions and budgets come first, and every check is charged to a peer that can be held to it:
 the neighbour who sent the bytes, and, once verified, the key that signed them. A claimed signer is
-never charged for bytes that it did not sign, or a forger could silence anyone.
+never charged for bytes that it did not sign, or a forger could silence any peer.
 """
 
 import hashlib
