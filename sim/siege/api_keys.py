@@ -19,15 +19,15 @@ async def slow_body_budget(ground: Ground) -> AttackResult:
     user = await ground.open_gateway_account(budget_nano=_BUDGET_NANO)
     async with staged(ground.endpoint, StagedNode("a5", answer)):
         slow = [await _open(user, "a5") for _ in range(_SLOW_BODIES)]
-        owned_nano = ground.owned_nano(user.peer_id)
+        owned_nano = ground.books.owned_nano(user.peer_id)
         for _ in range(_QUICK_ASKS_MAX):
             reply = await user.complete("a5")
             if reply.status != 200:
                 break
-        before_nano = owned_nano - ground.owned_nano(user.peer_id)
+        before_nano = owned_nano - ground.books.owned_nano(user.peer_id)
         statuses = await _finish(slow)
-        await ground.wait_no_holds(user.peer_id)
-        under_nano = owned_nano - ground.owned_nano(user.peer_id)
+        await ground.books.wait_no_holds(user.peer_id)
+        under_nano = owned_nano - ground.books.owned_nano(user.peer_id)
     return AttackResult(
         held=0 < before_nano <= under_nano <= _BUDGET_NANO,
         honest_before=f"spent {before_nano:,} of a budget of {_BUDGET_NANO:,} nano",
@@ -42,11 +42,11 @@ async def revoked_key(ground: Ground) -> AttackResult:
     async with staged(ground.endpoint, StagedNode("a5r", answer)):
         before = await user.complete("a5r")
         slow = [await _open(user, "a5r") for _ in range(_SLOW_BODIES)]
-        owned_nano = ground.owned_nano(user.peer_id)
-        await ground.revoke(user)
+        owned_nano = ground.books.owned_nano(user.peer_id)
+        await ground.books.revoke(user.key_id)
         statuses = await _finish(slow)
-        await ground.wait_no_holds(user.peer_id)
-        paid_nano = owned_nano - ground.owned_nano(user.peer_id)
+        await ground.books.wait_no_holds(user.peer_id)
+        paid_nano = owned_nano - ground.books.owned_nano(user.peer_id)
     return AttackResult(
         held=before.status == 200 and paid_nano == 0 and 200 not in statuses,
         honest_before=f"status {before.status} with the key",

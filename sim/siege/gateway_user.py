@@ -56,6 +56,12 @@ class GatewayUser:
         self, path: str, body: dict[str, Any], *, within_s: float = ANSWER_WITHIN_S
     ) -> GatewayReply:
         """One request on a connection of its own."""
+        return await self.post_bytes(path, json.dumps(body).encode(), within_s=within_s)
+
+    async def post_bytes(
+        self, path: str, body: bytes, *, within_s: float = ANSWER_WITHIN_S
+    ) -> GatewayReply:
+        """The same with a body that is sent as it is."""
         started_at = trio.current_time()
 
         def took_s() -> float:
@@ -65,7 +71,7 @@ class GatewayUser:
         async with client:
             try:
                 with trio.fail_after(within_s):
-                    response = await client.post(path, json=body, headers=self.head)
+                    response = await client.post(path, content=body, headers=self.head)
             except (httpx.HTTPError, trio.TooSlowError):
                 return GatewayReply(0, {}, took_s())
         try:
@@ -119,6 +125,9 @@ class SlowRequest:
     def __init__(self, stream: trio.SocketStream, rest: bytes) -> None:
         self._stream = stream
         self._rest = rest
+
+    async def drop(self) -> None:
+        await trio.aclose_forcefully(self._stream)
 
     async def finish(self, *, within_s: float = ANSWER_WITHIN_S) -> int:
         """Send the rest. Returns the status of the answer, or 0."""

@@ -23,10 +23,10 @@ _HONEST_ASKS = 6
 
 async def _paid_nano(ground: Ground, buyer: GatewayUser, model: str) -> tuple[int, int]:
     """What one request for a long answer cost its buyer, and its status."""
-    owned_nano = ground.owned_nano(buyer.peer_id)
+    owned_nano = ground.books.owned_nano(buyer.peer_id)
     reply = await buyer.complete(model, max_tokens=_TOKENS_ASKED, within_s=30.0)
-    await ground.wait_no_holds(buyer.peer_id)
-    return owned_nano - ground.owned_nano(buyer.peer_id), reply.status
+    await ground.books.wait_no_holds(buyer.peer_id)
+    return owned_nano - ground.books.owned_nano(buyer.peer_id), reply.status
 
 
 async def bill_and_stall(ground: Ground) -> AttackResult:
@@ -46,7 +46,7 @@ async def bill_and_stall(ground: Ground) -> AttackResult:
     async with staged(ground.endpoint, honest, thief):
         before_nano, _ = await _paid_nano(ground, buyer, "a1-honest")
         under_nano, status = await _paid_nano(ground, buyer, "a1-thief")
-        is_closed = await ground.wait_no_holds(buyer.peer_id)
+        is_closed = await ground.books.wait_no_holds(buyer.peer_id)
     # A client that gives a silent node up pays for the input, up to a window.
     most_nano = cost_nano(PRICE, Units(WINDOW_TOKENS_MIN))
     return AttackResult(
@@ -69,13 +69,13 @@ async def inflated_early_receipt(ground: Ground) -> AttackResult:
         await answer(job)
 
     honest, thief = StagedNode("a1b-honest", answer), StagedNode("a1b-thief", inflate)
-    key = await ground.open_key_account()
+    key = await ground.books.open_own()
 
     async def buy(model: str) -> int:
-        owned_nano = ground.owned_nano(key.peer_id)
+        owned_nano = ground.books.owned_nano(key.peer_id)
         await peer.buy(model)
-        await ground.wait_no_holds(key.peer_id)
-        return owned_nano - ground.owned_nano(key.peer_id)
+        await ground.books.wait_no_holds(key.peer_id)
+        return owned_nano - ground.books.owned_nano(key.peer_id)
 
     async with staged(ground.endpoint, honest, thief), open_peer(ground.endpoint, key) as peer:
         before_nano = await buy("a1b-honest")
@@ -89,10 +89,9 @@ async def inflated_early_receipt(ground: Ground) -> AttackResult:
 
 async def unopened_leases(ground: Ground) -> AttackResult:
     """One account takes leases for all seats of the market and opens none."""
-    query = "SELECT count(*) FROM leases WHERE client = ?"
     nodes = [StagedNode("a2", answer) for _ in range(5)]
     buyer = await ground.open_gateway_account()
-    attacker = await ground.open_key_account()
+    attacker = await ground.books.open_own()
     async with staged(ground.endpoint, *nodes), open_peer(ground.endpoint, attacker) as peer:
         before = await buyer.ask_honestly("a2", _HONEST_ASKS, at_once=3)
 
@@ -103,7 +102,7 @@ async def unopened_leases(ground: Ground) -> AttackResult:
         async with trio.open_nursery() as nursery:
             for _ in range(_LEASES_WANTED):
                 nursery.start_soon(take)
-        taken = ground.rows(query, attacker.peer_id)[0][0]
+        taken = ground.books.lease_count(attacker.peer_id)
         under = await buyer.ask_honestly("a2", _HONEST_ASKS, at_once=3)
     return AttackResult(
         held=before.is_whole and under.is_whole,
@@ -129,7 +128,7 @@ async def squat_after_restart(ground: Ground) -> AttackResult:
 
     receipts: list[Signed[Receipt]] = []
     node = StagedNode("a4", answer_and_keep)
-    client = await ground.open_key_account()
+    client = await ground.books.open_own()
     async with staged(ground.endpoint, node):
         async with open_peer(ground.endpoint, client) as peer:
             requests = [await peer.run_unsettled("a4") for _ in range(3)]
@@ -140,7 +139,7 @@ async def squat_after_restart(ground: Ground) -> AttackResult:
         async with open_peer(ground.endpoint, client) as peer:
             await peer.ask_again(requests[2])
         paid = [await _paid_for(node, *pair) for pair in zip(receipts, handed, strict=True)]
-    is_green = await ground.is_audit_green()
+    is_green = await ground.books.is_audit_green()
     return AttackResult(
         held=0 < paid[0] == paid[1] == paid[2] and is_green,
         honest_before=f"the node is paid {paid[0]:,} nano for an answer from before the outage",

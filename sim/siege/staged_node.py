@@ -66,9 +66,17 @@ class StagedNode:
     """`play` decides what it does with a job; it may be exchanged at any time."""
 
     def __init__(
-        self, model: str, play: Play, *, price: PriceSheet = PRICE, free_model: str = ""
+        self,
+        model: str,
+        play: Play,
+        *,
+        price: PriceSheet = PRICE,
+        free_model: str = "",
+        address: str = "",
     ) -> None:
-        """`free_model` is a second one, which costs nothing."""
+        """`free_model` is a second one, which costs nothing. `address` is the only one that it
+        offers, without its peer id; by default where it is."""
+        self._address = address
         self.key = SigningKey.generate(os.urandom)
         self.play = play
         self.jobs_opened = 0
@@ -128,8 +136,6 @@ class StagedNode:
     def offer(self) -> Signed[NodeOffer]:
         now_ms = SystemClock().now_ms()
         self._sequence += 1
-        block = sum(self.peer_id[-8:].encode()) % 250, sum(self.peer_id[-20:-8].encode()) % 250
-        elsewhere = f"/ip4/10.{block[0]}.{block[1]}.1/tcp/4001/p2p/{self.peer_id}"
         return seal(
             self.key,
             NodeOffer(
@@ -138,7 +144,7 @@ class StagedNode:
                 sequence=self._sequence,
                 issued_at_ms=now_ms,
                 expires_at_ms=now_ms + _OFFER_LIFETIME_MS,
-                addresses=(elsewhere, *self._transport.addresses),
+                addresses=self._offered_addresses(),
                 region="siege",
                 isolation=IsolationTier.BWRAP,
                 hardware=Hardware("cpu", "staged", 2**30, 1),
@@ -146,6 +152,13 @@ class StagedNode:
                 software="siege",
             ),
         )
+
+    def _offered_addresses(self) -> tuple[str, ...]:
+        if self._address:
+            return (f"{self._address}/p2p/{self.peer_id}",)
+        block = sum(self.peer_id[-8:].encode()) % 250, sum(self.peer_id[-20:-8].encode()) % 250
+        elsewhere = f"/ip4/10.{block[0]}.{block[1]}.1/tcp/4001/p2p/{self.peer_id}"
+        return (elsewhere, *self._transport.addresses)
 
     async def _serve(self, stream: Stream) -> None:
         await serve_channels(stream, self._serve_job, role=ROLE)

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 
-from sim.siege import api_keys, money, standing
+from sim.siege import api_keys, flood, foreign, money, privacy, sandbox, standing
 from sim.siege.attack import Attack
 
 ATTACKS: tuple[Attack, ...] = (
     *money.ATTACKS,
     *standing.ATTACKS,
     *api_keys.ATTACKS,
+    *foreign.ATTACKS,
+    *sandbox.ATTACKS,
+    *flood.ATTACKS,
+    *privacy.ATTACKS,
 )
 
 

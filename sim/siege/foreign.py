@@ -1,0 +1,133 @@
+"""B1, B3: links in the model folders of strangers, and addresses in their offers."""
+
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from coordinator.endpoint import Endpoint
+from protocol.services import offer_topic, shard_of
+from sim.network import NetworkError, run_command
+from sim.siege.attack import Attack, AttackResult
+from sim.siege.books import SiegeBooks
+from sim.siege.gateway_user import GatewayUser
+from sim.siege.ground import Ground, open_other_coordinator
+from sim.siege.peer import open_peer
+from sim.siege.staged_job import answer
+from sim.siege.staged_node import StagedNode, staged
+
+_SECRET = b"the private key of a node"
+_SMALL_MODEL = "efficientnet-lite0"
+_GOSSIP_JOINS_WITHIN_S = 2.0
+_GOSSIP_ARRIVES_WITHIN_S = 1.5
+# Documentation addresses: nothing is allowed there that an offer could lead to.
+_NO_LOOPBACK = "--dial-private=192.0.2.0/24"
+
+
+async def linked_model(ground: Ground) -> AttackResult:
+    """A stranger's model folder has links to a file and a folder of the operator's."""
+    place = ground.folder / "b1"
+    home = place / "home"
+    home.mkdir(parents=True)
+    (home / "node.key").write_bytes(_SECRET)
+    names = json.loads((ground.model_store / "names.json").read_text())
+    source = ground.model_store / "models" / names[_SMALL_MODEL]
+    plain = await _pull(source, place, "plain")
+    by_file = await _pull(source, place, "by-file", {"chat_template.jinja": home / "node.key"})
+    by_folder = await _pull(source, place, "by-folder", {"extra": home})
+    leaks = [path for path in place.glob("store-*/**/*") if _has_secret(path)]
+    return AttackResult(
+        held=plain == "pulled" and not leaks,
+        honest_before=f"a folder without links is {plain}",
+        honest_under=f"with a linked file {by_file}, with a linked folder {by_folder}; the key is "
+        f"in {len(leaks)} files of the store",
+    )
+
+
+async def _pull(source: Path, place: Path, name: str, links: dict[str, Path] | None = None) -> str:
+    folder, store = place / name, place / f"store-{name}"
+    shutil.copytree(source, folder)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    for link, target in (links or {}).items():
+        (folder / link).unlink(missing_ok=True)
+        (folder / link).symlink_to(target)
+    command = ("capanode", "models", "pull", f"file:{folder}", f"--model-store={store}")
+    try:
+        await trio.to_thread.run_sync(run_command, *command)
+    except NetworkError:
+        return "refused"
+    return "pulled"
+
+
+def _has_secret(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size < 4_096 and _SECRET in path.read_bytes()
+
+
+async def steered_dials(ground: Ground) -> AttackResult:
+    """Offers name a service on the coordinator's own loopback; a colluding user asks for it."""
+    user = await ground.open_gateway_account()
+    control = await _steer(ground.endpoint, user)
+    place = ground.folder / "b3"
+    place.mkdir()
+    async with open_other_coordinator(place, _NO_LOOPBACK) as (endpoint, books):
+        under = await _steer(endpoint, await _user_of(endpoint, books))
+    return AttackResult(
+        held=control > 0 and under == 0,
+        honest_before=f"{control} connections to a local service where loopback is allowed",
+        honest_under=f"{under} connections where it is not",
+    )
+
+
+async def _user_of(endpoint: Endpoint, books: SiegeBooks) -> GatewayUser:
+    return GatewayUser(endpoint.http, *await books.open_custodial())
+
+
+async def _steer(endpoint: Endpoint, user: GatewayUser) -> int:
+    """How many connections the service gets while a user asks for the models of three offers."""
+    async with _service() as (port, connections):
+        places = (
+            f"/ip4/127.0.0.1/tcp/{port}",
+            f"/dns4/localhost/tcp/{port}",
+            f"/ip6/::ffff:7f00:1/tcp/{port}",
+        )
+        nodes = [
+            StagedNode(f"b3-{number}", answer, address=place) for number, place in enumerate(places)
+        ]
+        async with staged(endpoint, *nodes):
+            pass
+        # They are gone; newer offers, by gossip, say that they can be reached again.
+        async with open_peer(endpoint) as peer:
+            await trio.sleep(_GOSSIP_JOINS_WITHIN_S)
+            for node in nodes:
+                topic = offer_topic(shard_of(node.peer_id))
+                await peer.transport.publish(topic, node.offer().raw)
+            await trio.sleep(_GOSSIP_ARRIVES_WITHIN_S)
+        async with trio.open_nursery() as nursery:
+            for number in range(len(nodes)):
+                nursery.start_soon(user.complete, f"b3-{number}")
+        return len(connections)
+
+
+@asynccontextmanager
+async def _service() -> AsyncIterator[tuple[int, list[bytes]]]:
+    """Something that listens on loopback; the list grows with each connection."""
+    connections: list[bytes] = []
+
+    async def note(stream: trio.SocketStream) -> None:
+        connections.append(b"")
+        await stream.aclose()
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, note, [listener])
+        yield listener.socket.getsockname()[1], connections
+        nursery.cancel_scope.cancel()
+
+
+ATTACKS = (
+    Attack("linked-model", "B1", "publish a key by links in a model", linked_model),
+    Attack("steered-dials", "B3", "lead dials to local services", steered_dials),
+)
