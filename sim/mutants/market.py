@@ -51,12 +51,12 @@ MARKET = (
         test=f"{_MARKET}/test_breaker.py::test_one_probe_at_a_time_after_the_wait",
     ),
     Mutant(
-        "six refusals of one client keep a node from all",
+        "refusals to one client keep a node from all",
         "coordinator/market/breaker.py",
         "REFUSED_TO_COOL = 3",
         "REFUSED_TO_COOL = 1",
-        test=f"{_MARKET}/test_voices.py"
-        "::test_six_busy_receipts_of_one_client_keep_the_node_from_that_client_only",
+        test=f"{_MARKET}/test_breaker.py"
+        "::test_one_client_that_is_refused_keeps_the_node_from_nobody_else",
     ),
     Mutant(
         "a silent node is never given up",

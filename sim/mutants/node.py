@@ -60,7 +60,8 @@ NODE = (
         "capanode/control.py",
         "if error.code in RETRYABLE_LATER:",
         "if False:",
-        seeds=3,
+        test="tests/capanode/test_node.py"
+        "::test_a_receipt_is_handed_in_until_it_is_acknowledged_and_then_no_more",
     ),
     Mutant(
         "an opened lease is not reported",
