@@ -43,9 +43,9 @@ NODE = (
     ),
     Mutant(
         "a client sees its receipt before it is durable",
-        "capanode/jobs.py",
-        "                await self._wait_durable(durable)\n",
-        "                pass\n",
+        "capanode/jobs/served_job.py",
+        "await wait_durable(durable)",
+        "pass",
         test=f"{_JOBS}::test_the_receipt_is_durable_before_the_client_sees_it",
     ),
     Mutant(

@@ -11,7 +11,8 @@ from coordinator.ledger.machine import Chain
 from coordinator.ledger.postings import credit
 from protocol.ids import TransferId
 from protocol.keys import SigningKey
-from tests.coordinator.ledger_makers import ALICE, START_MS, HandClock, Ulids, memory_books
+from tests.clocks import HandClock
+from tests.coordinator.ledger_makers import ALICE, START_MS, Ulids, memory_books
 
 KEY = SigningKey(b"\7" * 32)
 MINUTE_S = LOOKS_MAX * LOOK_EVERY_S
