@@ -7,6 +7,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from coordinator.ledger.accounts import AccountId
 from coordinator.ledger.hash_chain import GENESIS, next_hash, sign_head
 from coordinator.ledger.transfers import Transfer, TransferCode, TransferKind
 from protocol.ids import JobId, TransferId
@@ -14,8 +15,8 @@ from protocol.keys import SigningKey
 
 TRANSFER = Transfer(
     TransferId("01JBRT5F0G0000000000000001"),
-    "client",
-    "escrow",
+    AccountId("client"),
+    AccountId("escrow"),
     1_234,
     TransferKind.POST,
     TransferCode.CAPTURE,
