@@ -142,10 +142,11 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: GatewayApp, config: GatewayConfig) -> None:
         self.on_started: Callable[[], None] = lambda: None
+        bounds = ServerBounds.of_this_process(config.connections_max, config.reader_within_s)
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(ServerBounds(config.connections_max, config.reader_within_s)),
+                http=bounded_protocol(bounds),
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -26,3 +26,8 @@ def raise_descriptor_limit() -> int:
 def network_descriptors(limit: int) -> int:
     """How many descriptors the network's connections may take, of so many in all."""
     return max(16, int((limit - RESERVED) * NETWORK_SHARE))
+
+
+def http_descriptors(limit: int) -> int:
+    """How many HTTP's connections may take."""
+    return max(16, limit - RESERVED - network_descriptors(limit))

@@ -25,9 +25,11 @@ class AttackResult:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """`row` is where it stands in the list of known attacks, `does` what the attacker does."""
+    """`row` is where it stands in the list of known attacks, `does` what the attacker does. If it
+    `needs_node`, a real node is there before its time begins."""
 
     name: str
     row: str
     does: str
     run: Callable[["Ground"], Awaitable[AttackResult]]
+    needs_node: bool = False

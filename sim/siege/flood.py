@@ -27,9 +27,10 @@ from sim.siege.staged_job import StagedJob, answer
 from sim.siege.staged_node import StagedNode, staged
 
 _ASKS = 4
-_OFFERS = 300
+_OFFERS = 600
 _MODELS_PER_OFFER = 50
-_OFFER_MEMORY_MIB_MAX = 64
+# The coordinator lets nodes without a record take 32 MiB.
+_OFFER_MEMORY_MIB_MAX = 48
 _GOSSIP_JOINS_WITHIN_S = 3.0
 _OFFER_LIFETIME_MS = 200_000
 
@@ -56,15 +57,17 @@ async def offer_flood(ground: Ground) -> AttackResult:
     user = await ground.open_gateway_account()
     async with (
         staged(ground.endpoint, StagedNode("d3", answer)),
-        open_peer(ground.endpoint) as stranger,
+        open_peer(ground.endpoint) as first,
+        open_peer(ground.endpoint) as second,
     ):
         before = await user.ask_honestly("d3", _ASKS)
         offers = [_large_offer(number) for number in range(_OFFERS)]
         await trio.sleep(_GOSSIP_JOINS_WITHIN_S)
         async with watched_memory(ground.coordinator_pid) as memory:
-            for offer in offers:
+            # From two strangers, as each may have so much looked at.
+            for number, offer in enumerate(offers):
                 topic = offer_topic(shard_of(offer.message.node))
-                await stranger.transport.publish(topic, offer.raw)
+                await (first, second)[number % 2].transport.publish(topic, offer.raw)
                 await trio.sleep(0.005)
             under = await user.ask_honestly("d3", _ASKS)
     return AttackResult(

@@ -23,6 +23,8 @@ from sim.siege.books import SiegeBooks
 from sim.siege.gateway_user import GatewayUser
 
 MIB = 2**20
+# The model store of the real node, below the siege's folder.
+NODE_STORE = "node-models"
 _POLL_EVERY_S = 0.1
 
 
@@ -30,6 +32,7 @@ class Ground:
     """What attacks act on."""
 
     def __init__(self, network: LocalNetwork, model_store: Path) -> None:
+        """`model_store` has the demo's models; it is only read."""
         self.network = network
         self.model_store = model_store
         self.books = SiegeBooks(network.coordinator_dir)
@@ -70,7 +73,7 @@ def memory_mib(pid: int) -> float:
 @asynccontextmanager
 async def open_ground(folder: Path, model_store: Path) -> AsyncIterator[Ground]:
     """A running coordinator without nodes; it ends with the block."""
-    async with open_network(folder, model_store) as network:
+    async with open_network(folder, folder / NODE_STORE) as network:
         await network.start_coordinator()
         yield Ground(network, model_store)
         # No goodbye: attackers have left it streams that it would wait for.

@@ -12,7 +12,7 @@ from protocol.pricing import Units, cost_nano
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.gateway_user import GatewayUser
 from sim.siege.ground import Ground
-from sim.siege.peer import open_peer
+from sim.siege.peer import Wish, open_peer
 from sim.siege.staged_job import ANSWER_TOKENS, StagedJob, answer
 from sim.siege.staged_node import PRICE, StagedNode, staged
 
@@ -97,7 +97,7 @@ async def unopened_leases(ground: Ground) -> AttackResult:
 
         async def take() -> None:
             with trio.move_on_after(3.0):
-                await peer.try_lease("a2", deadline_s=600)
+                await peer.try_lease(Wish("a2", deadline_s=600))
 
         async with trio.open_nursery() as nursery:
             for _ in range(_LEASES_WANTED):
@@ -135,7 +135,7 @@ async def squat_after_restart(ground: Ground) -> AttackResult:
         await ground.restart_coordinator()
         async with open_peer(ground.endpoint) as stranger:
             await node.attach()
-            await stranger.try_lease("a4", job_id=requests[1].message.job_id)
+            await stranger.try_lease(Wish("a4", job_id=requests[1].message.job_id))
         async with open_peer(ground.endpoint, client) as peer:
             await peer.ask_again(requests[2])
         paid = [await _paid_for(node, *pair) for pair in zip(receipts, handed, strict=True)]

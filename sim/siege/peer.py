@@ -20,8 +20,8 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
 from protocol.keys import SigningKey
+from protocol.limits import SALT_BYTES
 from protocol.messages import (
-    NO_CONSTRAINTS,
     Constraints,
     JobRequest,
     Lease,
@@ -34,17 +34,35 @@ from protocol.net.clock import SystemClock
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
-from protocol.payload import GenerationInput, SaltedPayload
+from protocol.payload import EmbeddingInput, GenerationInput, SaltedPayload
+from protocol.pricing import Units
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
 from protocol.session import ClientJob, Ended, WindowReached
 
 ROLE = "client"
 INPUT = GenerationInput(max_tokens=8, prompt="Say hello", temperature=0.0)
-PAYLOAD = SaltedPayload(encode(INPUT), bytes(16))
+_SALT = bytes(SALT_BYTES)
 _CONNECT_WITHIN_S = 10.0
 _DEADLINE_S = 20.0
 # A channel that is closed drops what waits to be sent.
-_ACCEPTANCE_TRAVELS_S = 0.2
+_LAST_FRAME_TRAVELS_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a peer asks for; `job_id` is a new one by default. `units` is what it says that it will
+    need, whatever the input is."""
+
+    model: str
+    job_input: GenerationInput | EmbeddingInput = INPUT
+    units: Units | None = None
+    job_id: JobId | None = None
+    only: tuple[PeerId, ...] = ()
+    deadline_s: float = _DEADLINE_S
+
+    @property
+    def payload(self) -> SaltedPayload:
+        return SaltedPayload(encode(self.job_input), _SALT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +75,15 @@ class Peer:
     leaser: RemoteLeaser
     client: MarketClient
 
-    async def lease(
-        self,
-        model: str,
-        *,
-        job_id: JobId | None = None,
-        only: tuple[PeerId, ...] = (),
-        deadline_s: float = _DEADLINE_S,
-    ) -> tuple[Signed[JobRequest], Signed[Lease]]:
+    async def lease(self, wish: Wish) -> tuple[Signed[JobRequest], Signed[Lease]]:
         """Raises RemoteProtocolError as the coordinator refuses, NetError."""
-        request = seal(self.key, self._request(model, job_id, only, deadline_s))
+        request = seal(self.key, self._request(wish))
         return request, (await self.leaser.lease(request)).lease
 
-    async def try_lease(self, model: str, **changes: object) -> Code | None:
+    async def try_lease(self, wish: Wish) -> Code | None:
         """The refusal's code, or None if there is a lease now."""
         try:
-            await self.lease(model, **changes)  # type: ignore[arg-type]  # keywords of `lease`
+            await self.lease(wish)
         except RemoteProtocolError as error:
             return error.code
         return None
@@ -85,73 +96,95 @@ class Peer:
             return error.code
         return None
 
-    async def buy(self, model: str, *, deadline_s: float = _DEADLINE_S) -> str:
+    async def buy(self, model: str, job_input: GenerationInput = INPUT) -> str:
         """The text of a whole answer. Raises JobFailed."""
-        units_max, units_expected = units_of(INPUT)
+        units_max, units_expected = units_of(job_input)
         spec = JobSpec(
-            model, Task.CAUSAL_LM, INPUT, units_max, units_expected, deadline_s=deadline_s
+            model, Task.CAUSAL_LM, job_input, units_max, units_expected, deadline_s=_DEADLINE_S
         )
         async with self.client.buy(spec, self.key) as purchase:
             text = "".join([chunk.text async for chunk in purchase])
         await self.client.wait_settled()
         return text
 
+    async def tries_to_buy(self, model: str, job_input: GenerationInput = INPUT) -> bool:
+        """Whether there was an answer."""
+        try:
+            return bool(await self.buy(model, job_input))
+        except JobFailed:
+            return False
+
     async def run_unsettled(self, model: str) -> Signed[JobRequest]:
         """Take a whole answer and countersign it, but only to the node: nothing is handed in."""
-        request, lease = await self.lease(model)
-        job = ClientJob(request, lease, PAYLOAD, self.key)
-        channel = await self.open_at_node(lease.message.node)
-        try:
-            for frame in job.open(now_ms=SystemClock().now_ms()):
-                channel.send_nowait(*frame)
+        async with self.opened_job(Wish(model)) as opened:
             while True:
-                arrived = await channel.receive()
-                event = job.receive(arrived.type, arrived.body)
+                arrived = await opened.channel.receive()
+                event = opened.job.receive(arrived.type, arrived.body)
                 if isinstance(event, WindowReached):
                     for frame in event.frames:
-                        channel.send_nowait(*frame)
+                        opened.channel.send_nowait(*frame)
                 if isinstance(event, Ended):
-                    acceptance = job.acceptance(event, now_ms=SystemClock().now_ms())
-                    channel.send_nowait(FrameType.JOB_ACCEPTANCE, acceptance.raw)
-                    await trio.sleep(_ACCEPTANCE_TRAVELS_S)
-                    return request
+                    acceptance = opened.job.acceptance(event, now_ms=SystemClock().now_ms())
+                    opened.channel.send_nowait(FrameType.JOB_ACCEPTANCE, acceptance.raw)
+                    await trio.sleep(_LAST_FRAME_TRAVELS_S)
+                    return opened.request
+
+    @asynccontextmanager
+    async def opened_job(
+        self, wish: Wish, *, is_whole: bool = True
+    ) -> AsyncIterator["OpenedByHand"]:
+        """A job at the node that was leased, whose frames are ours to send and to read. Unless
+        `is_whole`, only the first piece of its payload is sent. Raises RemoteProtocolError,
+        NetError."""
+        request, lease = await self.lease(wish)
+        job = ClientJob(request, lease, wish.payload, self.key)
+        channel = await self._open_at_node(lease.message.node)
+        try:
+            frames = job.open(now_ms=SystemClock().now_ms())
+            for frame in frames if is_whole else frames[:1]:
+                await channel.send(*frame)
+            yield OpenedByHand(request, job, channel)
         finally:
             channel.close()
 
-    async def open_at_node(self, node: PeerId) -> Channel:
+    async def _open_at_node(self, node: PeerId) -> Channel:
         """A channel for a job. Raises NetError."""
         page = await self.leaser.nodes(NodesAsk())
         [summary] = [summary for summary in page.nodes if summary.node == node]
         addresses = open_envelope(summary.offer, NodeOffer).message.addresses
         return await self.jobs.open_channel(node, addresses=addresses, timeout_s=_CONNECT_WITHIN_S)
 
-    async def tries_to_buy(self, model: str) -> bool:
-        """Whether there was an answer."""
-        try:
-            return bool(await self.buy(model))
-        except JobFailed:
-            return False
-
-    def _request(
-        self, model: str, job_id: JobId | None, only: tuple[PeerId, ...], deadline_s: float
-    ) -> JobRequest:
+    def _request(self, wish: Wish) -> JobRequest:
         now_ms = SystemClock().now_ms()
-        units_max, units_expected = units_of(INPUT)
+        units_max, units_expected = units_of(wish.job_input)
+        if wish.units is not None:
+            units_max = units_expected = wish.units
+        is_text = isinstance(wish.job_input, GenerationInput)
+        payload = wish.payload
         return JobRequest(
-            job_id=job_id or JobId(new_ulid(now_ms, os.urandom(ULID_ENTROPY_BYTES))),
+            job_id=wish.job_id or JobId(new_ulid(now_ms, os.urandom(ULID_ENTROPY_BYTES))),
             client=self.key.peer_id,
             coordinator=self.leaser.coordinator,
-            model=model,
-            task=Task.CAUSAL_LM,
-            payload_digest=PAYLOAD.digest,
-            payload_bytes=len(PAYLOAD.data),
+            model=wish.model,
+            task=Task.CAUSAL_LM if is_text else Task.EMBEDDING,
+            payload_digest=payload.digest,
+            payload_bytes=len(payload.data),
             units_max=units_max,
             units_expected=units_expected,
             objective=Objective.BALANCED,
-            constraints=Constraints(only=only) if only else NO_CONSTRAINTS,
+            constraints=Constraints(only=wish.only),
             issued_at_ms=now_ms,
-            deadline_at_ms=now_ms + int(1_000 * deadline_s),
+            deadline_at_ms=now_ms + int(1_000 * wish.deadline_s),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedByHand:
+    """A job that was opened, with the client's half of its session."""
+
+    request: Signed[JobRequest]
+    job: ClientJob
+    channel: Channel
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from protocol.errors import CapaError
 from protocol.net.serve import describe
 from sim.siege.attack import ATTACK_WITHIN_S, Attack, AttackResult
 from sim.siege.ground import Ground, open_ground
+from sim.siege.real_node import real_node
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +49,21 @@ async def run_siege(
     lines = []
     async with open_ground(folder, model_store) as ground:
         for attack in attacks:
-            started_at = trio.current_time()
-            result = await _make(attack, ground)
-            lines.append(SiegeLine(attack, result, trio.current_time() - started_at))
+            lines.append(await _make(attack, ground))
             on_line(lines[-1])
     return lines
 
 
-async def _make(attack: Attack, ground: Ground) -> AttackResult:
-    failure = ""
+async def _make(attack: Attack, ground: Ground) -> SiegeLine:
+    failure, started_at = "", trio.current_time()
     try:
+        if attack.needs_node:
+            await real_node(ground)
+        started_at = trio.current_time()
         with trio.fail_after(ATTACK_WITHIN_S):
-            return await attack.run(ground)
+            result = await attack.run(ground)
+            return SiegeLine(attack, result, trio.current_time() - started_at)
     except* (CapaError, OSError, trio.TooSlowError) as errors:
         failure = describe(errors)
-    return AttackResult(False, "-", f"the attack could not be made: {failure}")
+    result = AttackResult(False, "-", f"the attack could not be made: {failure}")
+    return SiegeLine(attack, result, trio.current_time() - started_at)

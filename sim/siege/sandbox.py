@@ -46,7 +46,7 @@ _NO_RESTART = RestartPolicy(first_pause_s=0.05, longest_pause_s=0.1, short_runs_
 
 
 @dataclass(slots=True)
-class Host:
+class SiegedHost:
     """What the host's own sockets and the node received from a worker."""
 
     order: dict[str, str]
@@ -146,7 +146,7 @@ def _working_sandboxes() -> list[Sandbox]:
 
 
 @contextmanager
-def _host(folder: Path) -> Iterator[Host]:
+def _host(folder: Path) -> Iterator[SiegedHost]:
     """Datagram sockets that everybody may send to, and a handler for signals."""
     with tempfile.TemporaryDirectory(prefix="capa-siege-") as public:
         path = Path(public) / "socket"
@@ -166,7 +166,7 @@ def _host(folder: Path) -> Iterator[Host]:
                 "path": str(path),
                 "abstract": abstract,
             }
-            host = Host(order, [by_path, by_name])
+            host = SiegedHost(order, [by_path, by_name])
 
             def note(number: int, frame: object) -> None:
                 host.signals += 1

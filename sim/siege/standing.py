@@ -14,7 +14,7 @@ from protocol.session import EMPTY_TOKENS_MAX
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.gateway_user import GatewayUser, Service
 from sim.siege.ground import Ground
-from sim.siege.peer import Peer, open_peer
+from sim.siege.peer import Peer, Wish, open_peer
 from sim.siege.staged_job import INPUT_TOKENS, StagedJob, answer, vanish
 from sim.siege.staged_node import PRICE, StagedNode, staged
 
@@ -52,7 +52,7 @@ async def _come_back(
 
     async def ask_forever() -> None:
         while stranger is not None:
-            await stranger.try_lease(model, only=(node.peer_id,))
+            await stranger.try_lease(Wish(model, only=(node.peer_id,)))
             await trio.sleep(0.02)
 
     async with staged(ground.endpoint, node):
@@ -80,7 +80,7 @@ async def unfunded_rows(ground: Ground) -> AttackResult:
         codes: set[Code | None] = set()
         async with open_peer(ground.endpoint) as stranger:
             for _ in range(_UNFUNDED_ASKS):
-                codes.add(await stranger.try_lease("a3-rows"))
+                codes.add(await stranger.try_lease(Wish("a3-rows")))
         under = ground.books.row_count()
     return AttackResult(
         held=before == under and None not in codes,

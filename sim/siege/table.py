@@ -2,7 +2,17 @@
 
 from collections.abc import Sequence
 
-from sim.siege import api_keys, flood, foreign, money, privacy, sandbox, standing
+from sim.siege import (
+    api_keys,
+    connections,
+    flood,
+    foreign,
+    money,
+    node_work,
+    privacy,
+    sandbox,
+    standing,
+)
 from sim.siege.attack import Attack
 
 ATTACKS: tuple[Attack, ...] = (
@@ -11,7 +21,9 @@ ATTACKS: tuple[Attack, ...] = (
     *api_keys.ATTACKS,
     *foreign.ATTACKS,
     *sandbox.ATTACKS,
+    *connections.ATTACKS,
     *flood.ATTACKS,
+    *node_work.ATTACKS,
     *privacy.ATTACKS,
 )
 

@@ -15,6 +15,11 @@ def test_every_attack_has_a_name_of_its_own() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_every_known_row_has_an_attack() -> None:
+    rows = "A1 A2 A3 A4 A5 A6 B1 B3 C1 D1 D2 D3 D4 D6 E1 E2 P"
+    assert {attack.row for attack in ATTACKS} == set(rows.split())
+
+
 def test_a_row_or_a_letter_stands_for_its_attacks() -> None:
     [first, *_] = ATTACKS
     assert attacks_of(first.name) == [first]
