@@ -5,6 +5,7 @@ they import them when called, so that `--help` is instant.
 """
 
 import json
+import logging
 import signal
 import tempfile
 import time
@@ -124,6 +125,45 @@ def bench(
         typer.echo(f"took {time.monotonic() - started_s:.0f} s", err=True)
 
 
+@app.command()
+def siege(
+    name: Annotated[
+        str | None, typer.Argument(help="One attack, or a row such as A1. Default: all.")
+    ] = None,
+    models: Models = DEFAULT_MODELS,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Attack a real market on this machine in every way that is known to us.
+
+    One line for each attack says what an honest party saw without it and with it. Exits with 1 if
+    one fell.
+    """
+    import structlog
+
+    from sim.siege.runner import run_siege
+    from sim.siege.table import ATTACKS, attacks_of
+
+    attacks = attacks_of(name)
+    if not attacks:
+        known = ", ".join(attack.name for attack in ATTACKS)
+        raise typer.BadParameter(f"there is no attack {name!r}; there are {known}")
+    # What our own half of the network has to say is about the attackers.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    with _folder(folder) as place:
+        lines = trio.run(
+            run_siege,
+            attacks,
+            place,
+            models.absolute(),
+            lambda line: typer.echo(str(line), err=as_json),
+        )
+    if as_json:
+        typer.echo(json.dumps([line.to_json() for line in lines]))
+    if not all(line.result.held for line in lines):
+        raise typer.Exit(1)
+
+
 def _bench_all(*, as_json: bool) -> None:
     """One after the other, so that none disturbs another; then one table of all figures."""
     found: dict[str, Figures] = {}
@@ -175,6 +215,26 @@ def chaos(
     else:
         print_report(figures, missed)
     if missed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def mutants(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Words of their names. Default: all mutants.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes at once. Default: all cores.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put deliberate bugs into the market, one at a time, and see whether something notices each.
+
+    First the unchanged code has to pass every check that is used. Exits with 1 if a bug survives.
+    """
+    from sim.mutants.command import judge_mutants
+
+    if not judge_mutants(names or [], jobs=jobs, as_json=as_json):
         raise typer.Exit(1)
 
 

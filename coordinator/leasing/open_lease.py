@@ -69,6 +69,11 @@ class OpenLease:
         return self.restored_at_ms > 0 and self.api_key_id is not None
 
     @property
+    def is_over(self) -> bool:
+        """Whether its job runs no more at its node, although it is not paid."""
+        return self.has_receipt or self.was_cut_by_us
+
+    @property
     def lone_receipt_due_ms(self) -> int:
         """When a receipt may be paid without its client's word: not while the job may still run,
         and not before its client had some time to hand its word in."""

@@ -98,14 +98,15 @@ class LeaseRegistry:
             opened.restored_at_ms = now_ms
             opened.opening = Opening.UNKNOWN
             self._add(opened, part=None)
-            # Their seats are taken, although no node has offered us any yet.
-            granted = opened.lease.message
-            self._market.book.grant(
-                granted.lease_id,
-                granted.node,
-                granted.model_digest,
-                expires_at_ms=opened.hold_expires_at_ms,
-            )
+            if not opened.is_over:
+                # Its seat is taken, although no node has offered us any yet.
+                granted = opened.lease.message
+                self._market.book.grant(
+                    granted.lease_id,
+                    granted.node,
+                    granted.model_digest,
+                    expires_at_ms=opened.hold_expires_at_ms,
+                )
         if restored:
             log.info("leases_restored", count=len(restored))
 
@@ -125,6 +126,11 @@ class LeaseRegistry:
             opened = at_node.get(lease_id)
             if opened is not None:
                 self.openings.note_opened(opened)
+
+    def note_receipt(self, opened: OpenLease) -> None:
+        """A receipt is durable that is not paid yet: its job runs no more."""
+        opened.has_receipt = True
+        self._leave_seat(opened)
 
     def give_up_unopened(self, now_ms: int) -> list[OpenLease]:
         """Free the seats of leases that can be opened no more and were not. Returns those whose

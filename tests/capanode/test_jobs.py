@@ -7,7 +7,9 @@ from trio.testing import MockClock
 
 from capanode.engines.base import Completed, EngineInfo, Produced, Started
 from capanode.errors import OutboxFullError
-from capanode.jobs import ACCEPTANCE_WITHIN_S, SIGN_WITHIN_S, UPLOAD_PAUSE_S
+from capanode.jobs.closing import ACCEPTANCE_WITHIN_S
+from capanode.jobs.served_job import SIGN_WITHIN_S
+from capanode.jobs.upload import UPLOAD_PAUSE_S
 from capanode.outbox import FULL_RETRY_S
 from protocol.codec import encode
 from protocol.countersigning import read_proof

@@ -6,7 +6,10 @@ import pytest
 
 import capanode.announce
 import capanode.control
-import capanode.jobs
+import capanode.jobs.closing
+import capanode.jobs.served_job
+import capanode.jobs.server
+import capanode.jobs.upload
 import capanode.outbox
 import coordinator.buyer.purchase
 import coordinator.leasing.clients
@@ -66,7 +69,10 @@ NUMBER_PLACES = (
     libp2p_yamux_stream,
     capanode.announce,
     capanode.control,
-    capanode.jobs,
+    capanode.jobs.closing,
+    capanode.jobs.server,
+    capanode.jobs.served_job,
+    capanode.jobs.upload,
     capanode.outbox,
     coordinator.buyer.purchase,
     coordinator.leasing.control,

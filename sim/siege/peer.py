@@ -1,0 +1,123 @@
+"""A party with a key of its own that speaks to the coordinator over libp2p, honestly or not."""
+
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from coordinator.buyer.client import MarketClient
+from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.remote import RemoteLeaser
+from coordinator.buyer.spec import JobSpec
+from coordinator.buyer.units import units_of
+from coordinator.endpoint import Endpoint
+from protocol.codec import encode
+from protocol.envelope import Signed, seal
+from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
+from protocol.keys import SigningKey
+from protocol.messages import NO_CONSTRAINTS, Constraints, JobRequest, Lease, Objective, Task
+from protocol.net.clock import SystemClock
+from protocol.net.dial_policy import ALLOW_LOOPBACK
+from protocol.net.libp2p import Libp2pTransport
+from protocol.net.pool import StreamPool
+from protocol.payload import GenerationInput, SaltedPayload
+from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL
+
+ROLE = "client"
+INPUT = GenerationInput(max_tokens=8, prompt="Say hello", temperature=0.0)
+PAYLOAD = SaltedPayload(encode(INPUT), bytes(16))
+_CONNECT_WITHIN_S = 10.0
+_DEADLINE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """`client` buys as our own programs do; `lease` only asks."""
+
+    key: SigningKey
+    transport: Libp2pTransport
+    jobs: StreamPool
+    leaser: RemoteLeaser
+    client: MarketClient
+
+    async def lease(
+        self,
+        model: str,
+        *,
+        job_id: JobId | None = None,
+        only: tuple[PeerId, ...] = (),
+        deadline_s: float = _DEADLINE_S,
+    ) -> tuple[Signed[JobRequest], Signed[Lease]]:
+        """Raises RemoteProtocolError as the coordinator refuses, NetError."""
+        request = seal(self.key, self._request(model, job_id, only, deadline_s))
+        return request, (await self.leaser.lease(request)).lease
+
+    async def try_lease(self, model: str, **changes: object) -> Code | None:
+        """The refusal's code, or None if there is a lease now."""
+        try:
+            await self.lease(model, **changes)  # type: ignore[arg-type]  # keywords of `lease`
+        except RemoteProtocolError as error:
+            return error.code
+        return None
+
+    async def buy(self, model: str, *, deadline_s: float = _DEADLINE_S) -> str:
+        """The text of a whole answer. Raises JobFailed."""
+        units_max, units_expected = units_of(INPUT)
+        spec = JobSpec(
+            model, Task.CAUSAL_LM, INPUT, units_max, units_expected, deadline_s=deadline_s
+        )
+        async with self.client.buy(spec, self.key) as purchase:
+            text = "".join([chunk.text async for chunk in purchase])
+        await self.client.wait_settled()
+        return text
+
+    async def tries_to_buy(self, model: str) -> bool:
+        """Whether there was an answer."""
+        try:
+            return bool(await self.buy(model))
+        except JobFailed:
+            return False
+
+    def _request(
+        self, model: str, job_id: JobId | None, only: tuple[PeerId, ...], deadline_s: float
+    ) -> JobRequest:
+        now_ms = SystemClock().now_ms()
+        units_max, units_expected = units_of(INPUT)
+        return JobRequest(
+            job_id=job_id or JobId(new_ulid(now_ms, os.urandom(ULID_ENTROPY_BYTES))),
+            client=self.key.peer_id,
+            coordinator=self.leaser.coordinator,
+            model=model,
+            task=Task.CAUSAL_LM,
+            payload_digest=PAYLOAD.digest,
+            payload_bytes=len(PAYLOAD.data),
+            units_max=units_max,
+            units_expected=units_expected,
+            objective=Objective.BALANCED,
+            constraints=Constraints(only=only) if only else NO_CONSTRAINTS,
+            issued_at_ms=now_ms,
+            deadline_at_ms=now_ms + int(1_000 * deadline_s),
+        )
+
+
+@asynccontextmanager
+async def open_peer(endpoint: Endpoint, key: SigningKey | None = None) -> AsyncIterator[Peer]:
+    """Connected to the coordinator; with a new key, unless one is given."""
+    key = key or SigningKey.generate(os.urandom)
+    transport, rng = Libp2pTransport(key, (), policy=ALLOW_LOOPBACK), random.Random(1)
+    leases, jobs = (
+        StreamPool(transport, protocol, role=ROLE, rng=rng)
+        for protocol in (LEASE_PROTOCOL, JOB_PROTOCOL)
+    )
+    leaser = RemoteLeaser(leases, PeerId(endpoint.peer_id), addresses=endpoint.addresses)
+    client = MarketClient(jobs, leaser, clock=SystemClock(), entropy=os.urandom)
+    async with trio.open_nursery() as nursery:
+        for part in (transport, leases, jobs, client):
+            await nursery.start(part.run)
+        await transport.connect(endpoint.addresses[0], timeout_s=_CONNECT_WITHIN_S)
+        yield Peer(key, transport, jobs, leaser, client)
+        nursery.cancel_scope.cancel()
