@@ -11,7 +11,7 @@ from coordinator.db.digests import row_digest
 from coordinator.db.schema import leases, receipts
 from protocol.endings import LeaseState, ReceiptState
 from protocol.envelope import Signed
-from protocol.ids import JobId, LeaseId, PeerId
+from protocol.ids import ULID_ENTROPY_BYTES, JobId, LeaseId, PeerId, new_ulid
 from protocol.messages import Acceptance, Receipt
 from protocol.pricing import Units
 
@@ -123,6 +123,24 @@ def list_pending_receipts(
         .limit(limit)
     )
     return [_receipt(row) for row in conn.execute(query)]
+
+
+def list_settled_receipts(
+    conn: Connection, *, since_ms: int, limit: int
+) -> list[tuple[StoredReceipt, bool]]:
+    """Those that both sides signed and that were paid since, the last `limit` in order of leases;
+    and of each whether our own gateway bought it. The ids of leases begin with their time, so that
+    a long history costs nothing."""
+    query = (
+        select(*_COLUMNS, leases.c.api_key_id.is_not(None))
+        .join(leases, leases.c.lease_id == receipts.c.lease_id)
+        .where(receipts.c.lease_id >= new_ulid(since_ms, bytes(ULID_ENTROPY_BYTES)))
+        .where(receipts.c.settled_at_ms >= since_ms)
+        .where(receipts.c.acceptance.is_not(None))
+        .order_by(receipts.c.lease_id.desc())
+        .limit(limit)
+    )
+    return [(_receipt(row[:-1]), bool(row[-1])) for row in reversed(conn.execute(query).all())]
 
 
 def damaged_receipts(conn: Connection) -> Iterator[LeaseId]:

@@ -1,7 +1,12 @@
-"""One run: a market of real processes, twenty clients, and the blows of a plan."""
+"""One run: a market of real processes, twenty clients, and the blows of a plan.
+
+The run is the service manager: it starts again what ends, and it holds the socket of the HTTP API
+open, so that clients of a coordinator that restarts wait in its queue (`docs/operating.md`).
+"""
 
 import os
 import signal
+import socket
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +32,7 @@ NODES = 4
 # For what is in flight when the load ends: answers, nodes that start, receipts to hand in.
 QUIET_WITHIN_S = 60.0
 _POLL_S = 0.25
+_BACKLOG = 1_024
 _BUG = "Traceback"
 
 Say = Callable[[str], None]
@@ -51,17 +57,18 @@ async def run_chaos(options: ChaosOptions, say: Say) -> ChaosResult:
         mishaps.append(str(failed))
 
     store = options.folder / "models"
-    async with open_network(options.folder, store, on_node_lost=lost) as network:
-        load = await _open_market(network, options)
-        run = _Run(network, load, say)
-        blows = draw_plan(options.seed, lasts_s=options.lasts_s)
-        say(f"{len(blows)} blows in {options.lasts_s:.0f} s")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(load.run)
-            await run.strike(blows, lasts_s=options.lasts_s)
-            load.stop()
-        say(f"{len(load.questions)} questions; waiting for receipts")
-        await _wait_handed_in(network)
+    with socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG) as listener:
+        async with open_network(options.folder, store, on_node_lost=lost) as network:
+            load = await _open_market(network, options, listener)
+            run = _Run(network, load, say, listener)
+            blows = draw_plan(options.seed, lasts_s=options.lasts_s)
+            say(f"{len(blows)} blows in {options.lasts_s:.0f} s")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(load.run)
+                await run.strike(blows, lasts_s=options.lasts_s)
+                load.stop()
+            say(f"{len(load.questions)} questions; waiting for receipts")
+            await _wait_handed_in(network)
     mishaps += _logged_bugs(options.folder / "logs")
     answered = [question.job_id for question in load.questions if question.job_id]
     outboxes = {node.peer_id: _outbox(node) for node in network.nodes}
@@ -69,9 +76,11 @@ async def run_chaos(options: ChaosOptions, say: Say) -> ChaosResult:
     return ChaosResult(options.seed, blows, run.restarts, load.questions, books, mishaps)
 
 
-async def _open_market(network: LocalNetwork, options: ChaosOptions) -> Load:
+async def _open_market(
+    network: LocalNetwork, options: ChaosOptions, listener: socket.socket
+) -> Load:
     """Returns the clients, who have not asked anything yet."""
-    await network.start_coordinator()
+    await network.start_coordinator(listener=listener)
     async with trio.open_nursery() as starting:
         for number in range(options.nodes):
             starting.start_soon(network.start_node, _plan(number))
@@ -102,6 +111,7 @@ class _Run:
     network: LocalNetwork
     load: Load
     say: Say
+    listener: socket.socket
     restarts: list[Restart] = field(default_factory=list)
     # One blow at a time for each process; a blow that finds it busy waits.
     _locks: dict[str, trio.Lock] = field(default_factory=dict)
@@ -134,7 +144,7 @@ class _Run:
         killed_at = trio.current_time()
         await self.network.coordinator.kill()
         self.restarts.append(Restart(killed_at, trio.current_time()))
-        await self.network.start_coordinator()
+        await self.network.start_coordinator(listener=self.listener)
 
 
 async def _freeze(process: ChildProcess, lasts_s: float) -> None:
@@ -149,10 +159,10 @@ async def _freeze(process: ChildProcess, lasts_s: float) -> None:
 async def _wait_handed_in(network: LocalNetwork) -> None:
     """Until no node has a receipt that its coordinator does not know, or the time is over: what is
     missing then is found in the books."""
-    with trio.move_on_after(QUIET_WITHIN_S):
-        for node in network.nodes:
-            while await trio.to_thread.run_sync(_has_waiting, node):
-                await trio.sleep(_POLL_S)
+    for _ in range(int(QUIET_WITHIN_S / _POLL_S)):
+        if not any([await trio.to_thread.run_sync(_has_waiting, node) for node in network.nodes]):
+            return
+        await trio.sleep(_POLL_S)
 
 
 def _has_waiting(node: LocalNode) -> bool:

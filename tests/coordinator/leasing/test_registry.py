@@ -1,5 +1,6 @@
 """A lease's life: what a request without money changes, and what a restart leaves behind."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,12 @@ from trio.testing import MockClock
 
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.registry import LeaseRegistry
-from coordinator.leasing.restoring import restore_leases
+from coordinator.leasing.restoring import restore_leases, restore_records
 from coordinator.market.breaker import FAILURES_TO_OPEN, BreakerState
-from coordinator.market.reputation import NodeStanding, Source
+from coordinator.market.market import Market
+from coordinator.market.offers import OfferBook
+from coordinator.market.reputation import NodeStanding, Reputation, Source
+from coordinator.market.seats import SEATS_AT_START
 from protocol.blame import Blame
 from protocol.endings import Finish, ReceiptState
 from protocol.envelope import Signed, seal
@@ -156,6 +160,43 @@ async def test_a_receipt_frees_the_seat_although_it_is_paid_later(
         leases = LeaseRegistry(market.coordinator.market)
         await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
         assert busy(market) == 0, "nor after a restart"
+
+
+def fresh_market(market: SmallMarket) -> Market:
+    """As a new process makes it."""
+    reputation = Reputation(rng=random.Random(1))
+    return Market(
+        OfferBook(reputation),
+        reputation,
+        clock=market.clock,
+        rng=random.Random(2),
+        stopwatch_ns=lambda: 0,
+    )
+
+
+@pytest.mark.parametrize("is_gateway", [True, False])
+async def test_a_node_keeps_its_record_over_a_restart_of_the_coordinator(
+    autojump_clock: MockClock, is_gateway: bool
+) -> None:
+    """As strangers, four nodes of one machine were shut out by the next failure of one of them."""
+    async with open_small_market(Script.ANSWER) as market:
+        node, old = market.nodes[0].key.peer_id, market.coordinator.market
+        client = market.coordinator.client if is_gateway else market.client
+        for _ in range(12):
+            async with client.buy(market.spec(), market.buyer) as purchase:
+                _ = [chunk async for chunk in purchase]
+        await trio.sleep(5)
+        now_ms = market.clock.now_ms()
+        assert old.reputation.is_proven(node, now_ms=now_ms)
+        fresh = fresh_market(market)
+        await restore_records(market.database, fresh, now_ms=now_ms)
+        assert fresh.reputation.is_proven(node, now_ms=now_ms)
+        found = fresh.reputation.standing(node, now_ms=now_ms)
+        assert found is not None
+        assert found.seats > SEATS_AT_START
+        later = fresh_market(market)
+        await restore_records(market.database, later, now_ms=now_ms + 3_600_000)
+        assert len(later.reputation) == 0, "what is long past has faded"
 
 
 async def test_a_younger_process_of_a_node_frees_the_seats_of_the_older(
