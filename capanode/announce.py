@@ -211,8 +211,8 @@ class Announcer:
         return True
 
     def _look_at_twin(self, offer: NodeOffer) -> None:
-        """An offer with our key that was made after we started, but not by us: somebody runs a copy
-        of the data directory. (An older one is our own, from before a restart.)"""
+        """An offer with our key that was made after we started, but not by us: another machine runs
+        a copy of the data directory. (An older one is our own, from before a restart.)"""
         ours_ms = self._about.incarnation_ms
         is_twin = offer.incarnation_ms != ours_ms and offer.issued_at_ms > ours_ms
         if is_twin and not self.twin_seen:

@@ -194,7 +194,8 @@ class Outbox:
         return self._batch
 
     async def _commit(self) -> bool:
-        """Make the waiting changes durable, whoever is cancelled; on failure keep them."""
+        """Make the waiting changes durable even if the caller is cancelled; on failure keep
+        them."""
         batch, self._batch = self._batch, Pending()
         self._work = trio.Event()
         try:

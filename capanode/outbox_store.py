@@ -258,7 +258,7 @@ def acknowledge(stored: OutboxReceipt, *, state: str) -> Change:
 
 
 def refuse(lease_id: LeaseId, *, reason: str) -> Change:
-    """The coordinator will never take it. It stays, for whoever argues about it."""
+    """The coordinator will never take it. It stays as evidence for a dispute."""
     return Change(_REFUSE, {"lease": lease_id, "new_reason": reason[:200]})
 
 

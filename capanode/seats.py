@@ -1,7 +1,8 @@
 """Who sits at one model: jobs that run, and jobs that wait for a slot in order of arrival.
 
 A seat is taken when a job's payload has arrived as a whole: an upload, which its client can make as
-slow as it likes, keeps nobody else out. Synchronous and without I/O; deadlines are the jobs' own.
+slow as it likes, keeps no other client out. Synchronous and without I/O; deadlines are the jobs'
+own.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from protocol.ids import LeaseId
 _DURATION_GUESS_MS = 2_000.0
 # How much the newest job counts in the mean: the mix of jobs changes within tens of jobs.
 _NEWEST_WEIGHT = 0.1
-# Sooner than this nobody gets through, later than this is no advice.
+# Sooner than this no client gets through, later than this is no advice.
 _RETRY_MS_MIN, _RETRY_MS_MAX = 100, 30_000
 
 

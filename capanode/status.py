@@ -1,7 +1,7 @@
 """What a running node says about itself, and the local socket at which it says so.
 
-Whoever connects gets one JSON object and the end of the stream. Only the operator's own user can
-connect; nothing secret is said, and nothing can be commanded.
+A program that connects gets one JSON object and the end of the stream. Only the operator's own user
+can connect; nothing secret is said, and nothing can be commanded.
 """
 
 import contextlib
@@ -225,7 +225,7 @@ def _warnings(node: Node) -> Iterator[str]:
 def _listen(path: Path) -> socket.socket:
     """A socket at `path` that only this user can connect to. Raises SocketError."""
     server = socket.socket(socket.AF_UNIX)
-    # Nobody else may connect, not even in the moment before a chmod.
+    # No other user may connect, not even in the moment before a chmod.
     mask = os.umask(0o177)
     try:
         path.unlink(missing_ok=True)

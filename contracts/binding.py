@@ -44,7 +44,7 @@ class Binding:
 
 
 def bind(domain: Domain, peer_key: SigningKey, evm_key: EvmKey) -> Binding:
-    """Both signatures, by whoever holds both keys: the node's operator."""
+    """Both signatures, by the holder of both keys: the node's operator."""
     content = _peer_content(domain, evm_key.address)
     claim = _PeerClaim(evm_key.address, peer_key.peer_id)
     return Binding(

@@ -96,7 +96,7 @@ class Sender:
             entry = await self._entry(key, call)
             if self._on_signed is not None:
                 self._on_signed(entry)
-            receipt = await self._confirm(entry)
+            receipt = await self.confirm(entry)
         if receipt is None:
             obstacle = await self._obstacle(key)
             raise NotConfirmedError(f"{key} waits since {self._policy.timeout_s:.0f} s{obstacle}")
@@ -175,11 +175,11 @@ class Sender:
         return tip_wei, fee_wei
 
     async def _broadcast(self, entry: Sent) -> None:
-        # It may have arrived all the same; `_confirm` finds out, and sends again if it has not.
+        # It may have arrived all the same; `confirm` finds out, and sends again if it has not.
         with suppress(ChainUnreachableError):
             await self._node.broadcast(bytes.fromhex(entry.raw[-1]))
 
-    async def _confirm(self, entry: Sent) -> TransactionReceipt:
+    async def confirm(self, entry: Sent) -> TransactionReceipt:
         self._waiting.append(entry.nonce)
         try:
             return await self._look_until_deep(entry.key)
@@ -215,7 +215,7 @@ class Sender:
     async def _push(self, entry: Sent, count: int, waited_s: float) -> bool:
         """Broadcast it at every look: a reorganisation or a full pool may have dropped it.
 
-        What is first in line may be left over from a crash, with nobody else to wait for it. Only
+        What is first in line may be left over from a crash, with no other task to wait for it. Only
         that one can be mined, so a higher fee goes there; the answer is whether it was raised.
         """
         if entry.nonce > min(self._waiting):
@@ -264,7 +264,7 @@ class Sender:
         return taken_at
 
     async def _obstacle(self, key: str) -> str:
-        """Why it can still not be mined, if that is a nonce that nobody is going to use."""
+        """Why it can still not be mined, if that is a nonce that will not be used."""
         entry = self._journal.find(key)
         try:
             count = await self._node.count(self.address)

@@ -26,7 +26,7 @@ PUBLIC_TERMS = Terms(
     bond=50 * _TOKEN,
 )
 
-# For a test network, where nobody wants to wait for days.
+# For a test network, where days of waiting are useless.
 TRIAL_TERMS = Terms(
     window_s=600,
     response_s=300,

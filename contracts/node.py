@@ -67,7 +67,7 @@ class ChainNode:
         return None if found is None else parse_receipt(found)
 
     async def refusal(self, sender: Address, to: Address | None, data: bytes, block: int) -> str:
-        """Why a call is refused on top of a block; empty if it is not, or nobody knows."""
+        """Why a call is refused on top of a block; empty if it is not, or the reason is unknown."""
         try:
             await self._rpc.call("eth_call", _call_fields(sender, to, data), hex(block))
         except RpcError as error:

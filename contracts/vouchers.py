@@ -170,7 +170,7 @@ def _recover(digest: bytes, signature: bytes) -> bytes:
             signature[:64] + bytes([v - 27]), digest, hasher=None
         )
     except ValueError as error:
-        raise BadSignatureError("nobody made this signature") from error
+        raise BadSignatureError("no key made this signature") from error
     return _address_bytes(key)
 
 

@@ -17,10 +17,7 @@ from coordinator.market.offers import OfferBook
 from coordinator.market.offers.table import (
     CONTEXT,
     FLAGS,
-    IMAGE_NANO,
-    INPUT_NANO,
-    OUTPUT_NANO,
-    REQUEST_NANO,
+    PRICES,
     ModelTable,
 )
 from protocol.envelope import open_envelope
@@ -37,8 +34,6 @@ _KNOWN_MAX = 10_000
 # Of so many jobs, at most so old, the models are remembered over a restart.
 _JOBS_LOOKED_AT = 500
 _KNOWN_FOR_MS = 24 * 3_600 * 1_000
-
-_PRICES = (INPUT_NANO, OUTPUT_NANO, IMAGE_NANO, REQUEST_NANO)
 
 
 class LocalMarket:
@@ -114,7 +109,7 @@ def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:
         return None
     (offer,) = named
     rows = table.rows()
-    columns = [rows.value(column) for column in _PRICES]
+    columns = [rows.value(column) for column, _ in PRICES]
     return ModelInfo(
         name=offer.name,
         digest=offer.manifest_digest,

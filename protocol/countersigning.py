@@ -14,7 +14,6 @@ from typing import ClassVar
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import Digest, LeaseId, PeerId, is_digest, parse_ulid
-from protocol.limits import NAME_CHARS_MAX
 from protocol.messages import STAMP_MS_MAX, Lease, Receipt
 from protocol.pricing import Units
 from protocol.windows import LINK_BYTES, ChainReader, Countersigned, WindowTerms
@@ -78,15 +77,13 @@ class Delivery:
     client: PeerId
     units: Units
     output_digest: Digest
-    code: str
+    code: Code
     issued_at_ms: int
 
     def __post_init__(self) -> None:
         parse_ulid(self.lease_id)
         if not (is_digest(self.lease_digest) and is_digest(self.output_digest)):
             raise ValueError("a digest is not a sha256")
-        if len(self.code) > NAME_CHARS_MAX:
-            raise ValueError("the code is too long")
         _check_stamp(self.issued_at_ms)
 
 

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 
 from protocol.constraints import broken_constraint
+from protocol.countersigning import Delivery
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
-from protocol.ids import is_digest
+from protocol.ids import PeerId, is_digest
 from protocol.limits import FIRST_OUTPUT_WITHIN_MS, GAP_WITHIN_MS
-from protocol.messages import JobRequest, Lease, NodeOffer
+from protocol.messages import JobRequest, Lease, NodeOffer, Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,19 @@ class Granted:
     match_us: int
     first_output_within_ms: int = FIRST_OUTPUT_WITHIN_MS
     gap_within_ms: int = GAP_WITHIN_MS
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierAttempts:
+    """What is left of a purchase's earlier attempts: nodes not to lease again; their receipts,
+    which free holds; and what the client signed where there was none, which bounds them."""
+
+    nodes: tuple[PeerId, ...] = ()
+    receipts: tuple[Signed[Receipt], ...] = ()
+    deliveries: tuple[Signed[Delivery], ...] = ()
+
+
+NO_ATTEMPTS = EarlierAttempts()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Names of things: who (peer ids), which (ULIDs) and what exactly (sha256 digests).
 
-A peer id is libp2p's text form of an Ed25519 public key, so it is also the account id: whoever can
-sign for it owns it. ULIDs sort by time, which keeps database indexes append-mostly.
+A peer id is libp2p's text form of an Ed25519 public key, so it is also the account id: a party that
+can sign for it owns it. ULIDs sort by time, which keeps database indexes append-mostly.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 Each party sees a part of the life: a coordinator sees leases and receipts, a node sees openings and
 output. The table holds the union, and an event that it does not list for a state is a mistake of
-whoever sent it.
+its sender.
 
     requested → leased → opened → queued → running → ended → settled
                   ↑        └────────┴────────┴──→ refused, lost ──→ leased again, or expired

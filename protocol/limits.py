@@ -80,7 +80,7 @@ LINKS_MAX = 4_096
 # Steps in which a client signs for its input: each is 1.6 % of the most that it allowed.
 INPUT_STEPS_MAX = 64
 
-# The salt of a job's digests: nobody can try that many.
+# The salt of a job's digests: no attacker can try that many.
 SALT_BYTES = 16
 
 # How many parts a purchase may come in; a client tries fewer nodes than that.

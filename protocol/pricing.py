@@ -62,8 +62,9 @@ class PricePosition(NamedTuple):
     # How commands abbreviate it for people.
     label: str
     field: str
-    # The field of `messages.PriceCap` that bounds it.
+    # The field of `messages.PriceCap` that bounds it, and what HTTP clients call that bound.
     cap_field: str
+    cap_name: str
     # The field of Units that it multiplies; None is once per job.
     unit: str | None
     per: int = 1
@@ -73,6 +74,10 @@ class PricePosition(NamedTuple):
         nano: int = getattr(sheet, self.field)
         return nano
 
+    def count(self, units: Units) -> int:
+        """How often a job of these units pays it, in units of `per`."""
+        return 1 if self.unit is None else getattr(units, self.unit)
+
 
 # Every price that there is, in the order in which it is listed everywhere.
 PRICE_POSITIONS = (
@@ -81,6 +86,7 @@ PRICE_POSITIONS = (
         label="in/M",
         field="input_nano_per_mtok",
         cap_field="prompt_nano_per_mtok",
+        cap_name="prompt",
         unit="input_tokens",
         per=TOKENS_PER_PRICE,
     ),
@@ -89,16 +95,32 @@ PRICE_POSITIONS = (
         label="out/M",
         field="output_nano_per_mtok",
         cap_field="completion_nano_per_mtok",
+        cap_name="completion",
         unit="output_tokens",
         per=TOKENS_PER_PRICE,
     ),
     PricePosition(
-        name="image", label="image", field="image_nano", cap_field="image_nano", unit="images"
+        name="image",
+        label="image",
+        field="image_nano",
+        cap_field="image_nano",
+        cap_name="image",
+        unit="images",
     ),
     PricePosition(
-        name="request", label="request", field="request_nano", cap_field="request_nano", unit=None
+        name="request",
+        label="request",
+        field="request_nano",
+        cap_field="request_nano",
+        cap_name="request",
+        unit=None,
     ),
 )
+
+
+def prices_of(sheet: PriceSheet) -> dict[str, int]:
+    """All of a sheet in nano-credits, by the names of the positions."""
+    return {position.name: position.of(sheet) for position in PRICE_POSITIONS}
 
 
 def cost_nano(sheet: PriceSheet, units: Units) -> int:
@@ -106,8 +128,7 @@ def cost_nano(sheet: PriceSheet, units: Units) -> int:
     # In parts of a nano-credit, so that the sum of all positions is rounded and no single one.
     parts = 0
     for position in PRICE_POSITIONS:
-        count = 1 if position.unit is None else getattr(units, position.unit)
-        parts += count * position.of(sheet) * (_PARTS_PER_NANO // position.per)
+        parts += position.count(units) * position.of(sheet) * (_PARTS_PER_NANO // position.per)
     amount_nano = divide_up(parts, _PARTS_PER_NANO)
     if amount_nano > AMOUNT_NANO_MAX:
         raise ValueError("the charge is more than the ledger can hold")

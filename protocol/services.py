@@ -42,6 +42,7 @@ class Method(StrEnum):
     LEASE = "lease"  # LeaseAsk → LeaseGrant
     QUOTE = "quote"  # QuoteAsk → QuoteReply
     SETTLE = "settle"  # SettleAsk → SettleReply
+    DELIVERY = "delivery"  # DeliveryAsk → DeliveryAck
     NODES = "nodes"  # NodesAsk → NodesReply
     BALANCE = "balance"  # BalanceAsk → BalanceReply
     ATTACH = "attach"  # AttachAsk → AttachReply (control)
@@ -52,14 +53,16 @@ class Method(StrEnum):
 @dataclass(frozen=True, slots=True)
 class LeaseAsk:
     """Lease this request. `exclude` are nodes that the client has tried; `receipts` are their
-    signed refusals, which free the holds of the earlier attempts at once."""
+    signed refusals, which free the holds of the earlier attempts at once, and `deliveries` the
+    client's words on those that ended without a receipt."""
 
     request: bytes
     exclude: tuple[PeerId, ...] = ()
     receipts: tuple[bytes, ...] = ()
+    deliveries: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
-        if max(len(self.exclude), len(self.receipts)) > LIST_ITEMS_MAX:
+        if max(map(len, (self.exclude, self.receipts, self.deliveries))) > LIST_ITEMS_MAX:
             raise ValueError("too many earlier attempts")
 
 
@@ -146,6 +149,19 @@ class SettleReply:
 
     state: str
     amount_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryAsk:
+    """The client hands in its signed `Delivery`: what it got of a job that ended without a
+    receipt, and why it ended. It bounds what the lease may cost, and tells how the node did."""
+
+    delivery: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryAck:
+    """The client's word is durable."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -258,7 +258,7 @@ class ClientJob:
                 client=self._key.peer_id,
                 units=self.units_owed,
                 output_digest=self._digest.hexdigest(),
-                code=code.value,
+                code=code,
                 issued_at_ms=now_ms,
             ),
         )

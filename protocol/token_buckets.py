@@ -1,4 +1,4 @@
-"""How often somebody may do something: a token bucket for each, full at first. Pure: time is an
+"""How often a party may do something: a token bucket for each, full at first. Pure: time is an
 argument, of any clock that does not go back.
 
 Buckets live in this process: N processes let through up to N times the rate.
@@ -24,7 +24,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A bucket after somebody asked. `wait_s` is 0 if there was a token, else how long until the
+    """A bucket after a party asked. `wait_s` is 0 if there was a token, else how long until the
     next one; `full_in_s` is how long until all of them are back."""
 
     remaining: int

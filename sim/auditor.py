@@ -9,24 +9,21 @@ mistake in either is not made twice.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from protocol.countersigning import Delivery
 from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import Code
 from protocol.ids import Digest, LeaseId, PeerId
 from protocol.messages import Acceptance, Lease, Receipt
-from protocol.pricing import PriceSheet, Units
+from sim.worth import charge_nano, lone_nano, word_nano
 
-_PER_MTOK = 1_000_000
 _BASIS_POINTS = 10_000
 
 # What a coordinator answers when a receipt is durable but its client may still object.
 _PENDING = "pending"
-# Of a client's hash chains; see docs/protocol.md.
-_LINKS_MAX = 4_096
-_INPUT_STEPS = 64
 
 
 class Rule(StrEnum):
@@ -81,11 +78,14 @@ class _Answer:
 
 @dataclass(slots=True)
 class _Case:
-    """All that was seen of one lease."""
+    """All that was seen of one lease. `delivery` is the client's word without a receipt, and
+    `is_declared` once the coordinator has acknowledged it."""
 
     lease: Signed[Lease] | None = None
     receipts: dict[Digest, Signed[Receipt]] = field(default_factory=dict)
     acceptances: dict[Digest, Signed[Acceptance]] = field(default_factory=dict)
+    delivery: Delivery | None = None
+    is_declared: bool = False
     answers: list[_Answer] = field(default_factory=list)
     refusals: list[tuple[Digest, Code]] = field(default_factory=list)
 
@@ -127,6 +127,13 @@ class Auditor:
         """A client countersigned."""
         case = self._cases[acceptance.message.lease_id]
         case.acceptances[acceptance.message.receipt_digest] = acceptance
+
+    def delivered(self, delivery: Signed[Delivery], *, is_declared: bool = False) -> None:
+        """A client signed for what it got without a receipt, and perhaps was told that its word is
+        durable."""
+        case = self._cases[delivery.message.lease_id]
+        case.delivery = delivery.message
+        case.is_declared = case.is_declared or is_declared
 
     def answered(self, receipt: Signed[Receipt], state: str, amount_nano: int) -> None:
         """The coordinator acknowledged a hand-in."""
@@ -182,7 +189,7 @@ class Auditor:
         granted = lease.message
         if lease.signer != self._coordinator or granted.coordinator != self._coordinator:
             yield Rule.LEASE_IS_SIGNED, f"signed by {lease.signer}"
-        if granted.ceiling_nano < _charge_nano(granted.price, granted.units_max):
+        if granted.ceiling_nano < charge_nano(granted.price, granted.units_max):
             yield Rule.LEASE_IS_SIGNED, f"its ceiling is {granted.ceiling_nano}"
 
     def _captures(self) -> Iterable[_Capture]:
@@ -246,9 +253,9 @@ def _judge_receipt(receipt: Signed[Receipt], lease: Signed[Lease]) -> Iterable[t
     is_free = billed.finish is Finish.REFUSED or (
         billed.finish is Finish.FAILED and not billed.units.output_tokens
     )
-    charge_nano = 0 if is_free else _charge_nano(granted.price, billed.units)
-    if billed.amount_nano != charge_nano:
-        yield Rule.CHARGE_IS_PRICE, f"{billed.amount_nano} instead of {charge_nano}"
+    due_nano = 0 if is_free else charge_nano(granted.price, billed.units)
+    if billed.amount_nano != due_nano:
+        yield Rule.CHARGE_IS_PRICE, f"{billed.amount_nano} instead of {due_nano}"
 
 
 def _judge_answers(case: _Case) -> Iterable[tuple[Rule, str]]:
@@ -266,7 +273,7 @@ def _judge_answers(case: _Case) -> Iterable[tuple[Rule, str]]:
         billed_nano = case.receipts[answer.receipt].message.amount_nano
         is_pending = answer.state == _PENDING
         earned_nano = billed_nano if is_pending else _earned_nano(case, answer.receipt)
-        if answer.amount_nano != earned_nano:
+        if answer.amount_nano not in (earned_nano, _undeclared_nano(case, answer)):
             yield Rule.CAPTURE_IS_EARNED, f"{answer.amount_nano} paid for {earned_nano}"
 
 
@@ -276,48 +283,23 @@ def _earned_nano(case: _Case, digest: Digest) -> int:
     acceptance = case.acceptances.get(digest)
     if case.lease is None or (acceptance is not None and acceptance.message.agrees):
         return billed.amount_nano
+    if acceptance is None and case.delivery is not None and case.is_declared:
+        return word_nano(billed, case.lease.message, case.delivery.units)
     if acceptance is None:
-        return _lone_nano(billed, case.lease.message)
-    counted_nano = _charge_nano(case.lease.message.price, acceptance.message.units)
+        return lone_nano(billed, case.lease.message)
+    counted_nano = charge_nano(case.lease.message.price, acceptance.message.units)
     return min(billed.amount_nano, counted_nano)
 
 
-def _lone_nano(billed: Receipt, granted: Lease) -> int:
-    """Of a receipt without an acceptance: what the client's links say, and a window more."""
-    most = granted.units_max
-    if not billed.opening:
-        return 0
-    if not most.output_tokens:
-        return billed.amount_nano
-    window = max(granted.window_tokens, -(-most.output_tokens // (_LINKS_MAX - 1)))
-    tail, price, links = window if granted.pays_tails else 0, granted.price, billed.countersigned
-    if links is None:
-        price = replace(price, request_nano=0)
-        signed_input, output_most = tail, max(tail - billed.units.input_tokens, 0)
-    else:
-        step = max(window, -(-most.input_tokens // _INPUT_STEPS))
-        signed_input, output_most = links.input_index * step, (links.index - 1) * window + tail
-    payable = replace(
-        billed.units,
-        input_tokens=min(billed.units.input_tokens, signed_input),
-        output_tokens=min(billed.units.output_tokens, output_most),
-    )
-    return min(billed.amount_nano, _charge_nano(price, payable))
+def _undeclared_nano(case: _Case, answer: _Answer) -> int:
+    """What a receipt is worth if the coordinator took its client's word, but could not tell it."""
+    if answer.state == _PENDING or case.lease is None or case.delivery is None:
+        return answer.amount_nano if answer.state == _PENDING else -1
+    billed = case.receipts[answer.receipt].message
+    return word_nano(billed, case.lease.message, case.delivery.units)
 
 
 def _captured_nano(case: _Case) -> int:
     """What left the client's hold: once something is acknowledged it is owed, sooner or later."""
     final = [answer.amount_nano for answer in case.answers if answer.state != _PENDING]
     return max(final or (_earned_nano(case, answer.receipt) for answer in case.answers))
-
-
-def _charge_nano(price: PriceSheet, units: Units) -> int:
-    """The price of units, rounded up once; no units, no price per request either."""
-    if not (units.input_tokens or units.output_tokens or units.images):
-        return 0
-    tokens = (
-        price.input_nano_per_mtok * units.input_tokens
-        + price.output_nano_per_mtok * units.output_tokens
-    )
-    whole, rest = divmod(tokens, _PER_MTOK)
-    return whole + bool(rest) + price.image_nano * units.images + price.request_nano

@@ -19,9 +19,10 @@ from coordinator.buyer.remote import RemoteLeaser
 from coordinator.buyer.spec import JobSpec
 from protocol.blame import Observation
 from protocol.clock import Clock
+from protocol.countersigning import Delivery
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
-from protocol.grants import Granted, Payer
+from protocol.grants import NO_ATTEMPTS, EarlierAttempts, Granted, Payer
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
@@ -169,11 +170,12 @@ class _WatchedLeaser:
         self,
         request: Signed[JobRequest],
         *,
-        exclude: tuple[PeerId, ...],
-        receipts: tuple[Signed[Receipt], ...],
+        earlier: EarlierAttempts = NO_ATTEMPTS,
         payer: Payer | None = None,
     ) -> Granted:
-        granted = await self._inner.lease(request, exclude=exclude, receipts=receipts, payer=payer)
+        for delivery in earlier.deliveries:
+            self._auditor.delivered(delivery)
+        granted = await self._inner.lease(request, earlier=earlier, payer=payer)
         self._auditor.leased(granted.lease)
         return granted
 
@@ -187,6 +189,11 @@ class _WatchedLeaser:
             raise
         self._auditor.answered(receipt, reply.state, reply.amount_nano)
         return reply
+
+    async def declare(self, delivery: Signed[Delivery]) -> None:
+        self._auditor.delivered(delivery)
+        await self._inner.declare(delivery)
+        self._auditor.delivered(delivery, is_declared=True)
 
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
         self._inner.observe(lease, observation)

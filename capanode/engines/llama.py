@@ -129,7 +129,7 @@ class LlamaModel:
 
     def warm_up(self, rows_max: int, prefill_tokens_max: int) -> None:
         """Run each product once for each number of rows to come: oneDNN compiles a kernel for each,
-        half a millisecond that would otherwise fall on somebody's answer."""
+        half a millisecond that would otherwise delay an answer."""
         layer, config = self._layers[0], self.config
         few = rows_up_to(rows_max)
         shapes = (

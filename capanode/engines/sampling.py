@@ -1,7 +1,7 @@
 """Choosing the next token of many rows at once.
 
 Randomness has no state: the draw for a job's n-th output token is a hash of (seed, n). A job so
-samples the same tokens whoever shares its batch, and an answer that is continued elsewhere goes on
+samples the same tokens in every batch, and an answer that is continued elsewhere goes on
 with the draws that it would have had.
 """
 

@@ -1,7 +1,7 @@
 """The models that a node can get by name: where from, how to convert, and what must come out.
 
 `catalog.json` pins everything: the bytes of each wheel, and the digest of each converted file. An
-entry therefore names one exact model, whoever converts it.
+entry therefore names one exact model, the same for every converter.
 """
 
 import json

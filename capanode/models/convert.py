@@ -88,7 +88,7 @@ def _limit_self() -> None:
 
 def _confine_self(source: Path, target: Path) -> None:
     """Landlock for files, where the kernel has it, and the worker's system-call filter for the
-    rest. Not a namespace: files are made for the store's owner, whoever that is."""
+    rest. Not a namespace: files are made for the store's owner."""
     if not is_supported():
         return
     if landlock_version() >= VERSION_MIN:

@@ -15,7 +15,8 @@ from capanode.models.progress import Progress, ProgressCallback
 from protocol.ids import Digest
 from protocol.programs.locks import try_lock
 
-# Anyone may read a model, nobody may change it: workers run under another uid than the node.
+# Every user may read a model and no user may change it: workers run under another uid than the
+# node.
 READABLE_FILE = 0o444
 READABLE_FOLDER = 0o755
 

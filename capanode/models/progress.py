@@ -1,4 +1,4 @@
-"""How long steps tell that they move: one small value, handed to whoever shows it.
+"""How long steps tell that they move: one small value, handed to the command that shows it.
 
 A callback may raise to stop the work: every step cleans up after itself, so that is how a caller
 cancels a pull.

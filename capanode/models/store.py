@@ -56,7 +56,7 @@ from protocol.manifest import (
 
 MANIFEST_NAME = "manifest.json"
 
-# Changes to the store are renames and links; whoever holds its lock for longer is stuck.
+# Changes to the store are renames and links; a process that holds its lock for longer is stuck.
 _STORE_LOCK_TIMEOUT_S = 60.0
 # A second pull of the same name waits for the first one's download.
 _PULL_LOCK_TIMEOUT_S = 3_600.0

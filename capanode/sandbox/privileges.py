@@ -1,4 +1,4 @@
-"""From root to nobody in particular, before anything that parses a stranger's bytes is started.
+"""From root to a user that owns nothing, before anything that parses a stranger's bytes is started.
 
 A sandbox made by the host's root is no sandbox: files below /proc/sys stay writable from inside.
 So the worker gets a user id that owns nothing. That user cannot pass through a folder like /root

@@ -3,7 +3,7 @@
 `serve` is on the path of every token: it looks for commands without blocking, lets the engine take
 one step for all jobs, and sends all that happened in one frame. Whatever a job's input does to a
 parser, including a panic in native code, is that job's failure; whatever a step raises ends the
-process, because nobody knows what state the engine is in then.
+process, because the state of the engine is unknown then.
 """
 
 import gc

@@ -42,7 +42,7 @@ class WorkerStartError(NodeError):
 class RestartPolicy:
     """Pauses double from the first to the longest, each shortened by up to half at random so that
     the workers of one node do not start in step. A run that lasted long enough counts as a fresh
-    start; after so many short runs in a row nobody tries again."""
+    start; after so many short runs in a row the model is given up."""
 
     first_pause_s: float = 0.5
     longest_pause_s: float = 30.0

@@ -3,8 +3,9 @@
 from typing import Protocol
 
 from protocol.blame import Observation
+from protocol.countersigning import Delivery
 from protocol.envelope import Signed
-from protocol.grants import Granted, Payer
+from protocol.grants import NO_ATTEMPTS, EarlierAttempts, Granted, Payer
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.services import NodesAsk, NodesReply, QuoteAsk, QuoteReply, SettleReply
@@ -20,12 +21,10 @@ class Leaser(Protocol):
         self,
         request: Signed[JobRequest],
         *,
-        exclude: tuple[PeerId, ...],
-        receipts: tuple[Signed[Receipt], ...],
+        earlier: EarlierAttempts = NO_ATTEMPTS,
         payer: Payer | None = None,
     ) -> Granted:
-        """Hold funds and name a node. `receipts` are signed refusals of earlier attempts, which
-        free their holds. `payer` is whose budget to charge, known to a gateway only.
+        """Hold funds and name a node. `payer` is whose budget to charge, known to a gateway only.
 
         Raises RemoteProtocolError if nothing fits or funds are missing.
         """
@@ -35,9 +34,14 @@ class Leaser(Protocol):
         """Returns once the receipt is durable. Raises RemoteProtocolError or NetError."""
         ...
 
+    async def declare(self, delivery: Signed[Delivery]) -> None:
+        """Say what came of a job that ended without a receipt; returns once that is durable. Raises
+        RemoteProtocolError or NetError."""
+        ...
+
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
-        """Tell how a node did, for its reputation. Moves no money; a remote coordinator, which has
-        no reason to believe us, is not told."""
+        """Tell how a node did, for its reputation. Moves no money; a remote coordinator learns from
+        what is signed."""
         ...
 
     async def quote(self, ask: QuoteAsk) -> QuoteReply: ...

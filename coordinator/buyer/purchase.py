@@ -14,9 +14,10 @@ from coordinator.buyer.settlements import Settlements
 from coordinator.buyer.spec import JobSpec
 from protocol.blame import Observation, blame_for
 from protocol.clock import Clock
+from protocol.countersigning import Delivery
 from protocol.envelope import Signed
 from protocol.errors import RETRYABLE_ELSEWHERE, Code, RemoteProtocolError
-from protocol.grants import Granted, check_terms
+from protocol.grants import EarlierAttempts, Granted, check_terms
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
 from protocol.limits import ATTEMPTS_MAX
@@ -63,6 +64,7 @@ class Purchase:
         # What earlier attempts left behind.
         self._exclude: list[PeerId] = []
         self._receipts: list[Signed[Receipt]] = []
+        self._deliveries: list[Signed[Delivery]] = []
         self._last_failure: JobFailed | None = None
         self._attempt: Attempt | None = None
 
@@ -116,19 +118,25 @@ class Purchase:
         started_at = trio.current_time()
         granted = await self._lease()
         lease_ms = 1000 * (trio.current_time() - started_at)
+        job = self._job(granted)
         try:
-            attempt = await self._open_at(granted)
+            attempt = await self._open_at(granted, job)
         except JobFailed as failure:
             # A node that cannot be reached must not be chosen again and again.
-            self._leaser.observe(granted.lease, _unopened(failure, started_at))
+            delivery = job.delivery(failure.code, now_ms=self._clock.now_ms())
+            self._deliveries.append(delivery)
+            observation = _unopened(failure, started_at)
+            self._settlements.leave_unopened(granted.lease, observation, delivery)
             self._note_failure(granted, failure)
             return False
         try:
             await attempt.wait_first_output(attempts=len(self._exclude) + 1, lease_ms=lease_ms)
         except JobFailed as failure:
-            self._settlements.leave(attempt)
-            if attempt.result is not None:
-                self._receipts.append(attempt.result.receipt)
+            word = self._settlements.leave(attempt)
+            if isinstance(word, AttemptResult):
+                self._receipts.append(word.receipt)
+            elif word is not None:
+                self._deliveries.append(word)
             self._note_failure(granted, failure)
             return False
         except trio.Cancelled:
@@ -145,8 +153,9 @@ class Purchase:
             with trio.fail_at(self._deadline):
                 granted = await self._leaser.lease(
                     self._request,
-                    exclude=tuple(self._exclude),
-                    receipts=tuple(self._receipts),
+                    earlier=EarlierAttempts(
+                        tuple(self._exclude), tuple(self._receipts), tuple(self._deliveries)
+                    ),
                     payer=self._spec.payer,
                 )
             check_terms(granted, self._request)
@@ -165,7 +174,16 @@ class Purchase:
             ) from error
         return granted
 
-    async def _open_at(self, granted: Granted) -> Attempt:
+    def _job(self, granted: Granted) -> ClientJob:
+        return ClientJob(
+            self._request,
+            granted.lease,
+            self._payload,
+            self._key,
+            stop_bytes=_longest_stop(self._spec.job_input),
+        )
+
+    async def _open_at(self, granted: Granted, job: ClientJob) -> Attempt:
         lease, offer = granted.lease, granted.offer.message
         try:
             channel = await self._pool.open_channel(
@@ -173,13 +191,6 @@ class Purchase:
             )
         except NetError as error:
             raise JobFailed(f"the node cannot be reached: {error}", code=Code.NODE_LOST) from error
-        job = ClientJob(
-            self._request,
-            lease,
-            self._payload,
-            self._key,
-            stop_bytes=_longest_stop(self._spec.job_input),
-        )
         attempt = Attempt(job, channel, granted, clock=self._clock, deadline=self._deadline)
         try:
             attempt.send(job.open(now_ms=self._clock.now_ms()))

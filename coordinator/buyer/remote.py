@@ -4,8 +4,9 @@ gateways that run next to their users."""
 from typing import TypeVar
 
 from protocol.blame import Observation
+from protocol.countersigning import Delivery
 from protocol.envelope import Signed, open_envelope
-from protocol.grants import Granted, Payer
+from protocol.grants import NO_ATTEMPTS, EarlierAttempts, Granted, Payer
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, JobRequest, Lease, NodeOffer, Receipt
 from protocol.net.pool import StreamPool
@@ -13,6 +14,8 @@ from protocol.net.rpc import RpcClient
 from protocol.services import (
     BalanceAsk,
     BalanceReply,
+    DeliveryAck,
+    DeliveryAsk,
     LeaseAsk,
     LeaseGrant,
     Method,
@@ -49,11 +52,15 @@ class RemoteLeaser:
         self,
         request: Signed[JobRequest],
         *,
-        exclude: tuple[PeerId, ...] = (),
-        receipts: tuple[Signed[Receipt], ...] = (),
+        earlier: EarlierAttempts = NO_ATTEMPTS,
         payer: Payer | None = None,
     ) -> Granted:
-        ask = LeaseAsk(request.raw, exclude, tuple(receipt.raw for receipt in receipts))
+        ask = LeaseAsk(
+            request.raw,
+            earlier.nodes,
+            tuple(receipt.raw for receipt in earlier.receipts),
+            tuple(delivery.raw for delivery in earlier.deliveries),
+        )
         grant = await self._call(Method.LEASE, ask, LeaseGrant)
         return Granted(
             lease=open_envelope(grant.lease, Lease, signer=self._coordinator),
@@ -66,8 +73,12 @@ class RemoteLeaser:
     async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:
         return await self._call(Method.SETTLE, SettleAsk(receipt.raw, acceptance.raw), SettleReply)
 
+    async def declare(self, delivery: Signed[Delivery]) -> None:
+        await self._call(Method.DELIVERY, DeliveryAsk(delivery.raw), DeliveryAck)
+
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
-        """A coordinator has no reason to believe what strangers say of nodes: it is not told."""
+        """A coordinator believes strangers only what they sign: a receipt's acceptance, or a
+        delivery."""
 
     async def quote(self, ask: QuoteAsk) -> QuoteReply:
         return await self._call(Method.QUOTE, ask, QuoteReply)

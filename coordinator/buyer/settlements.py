@@ -1,29 +1,42 @@
-"""How attempts end: collect their receipts, countersign, and hand both in.
+"""How attempts end: collect their receipts, countersign, and hand both in; sign for what came if
+there is no receipt.
 
 An attempt that its buyer leaves early is cancelled, and its receipt collected in the background. A
 receipt goes to the node at once and to the coordinator soon; either alone would do.
 """
+
+from contextlib import suppress
 
 import structlog
 import trio
 
 from coordinator.buyer.attempt import Attempt, AttemptResult
 from coordinator.buyer.leaser import Leaser
+from protocol.blame import Observation
+from protocol.countersigning import Delivery
+from protocol.envelope import Signed
 from protocol.errors import RETRYABLE_LATER, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.ids import LeaseId
+from protocol.messages import Lease
 from protocol.net.errors import NetError
 
 log = structlog.get_logger(__name__)
 
 # After a cancel the node owes a receipt at once: what it does not send now, it hands in itself.
-RECEIPT_WITHIN_S = 5.0
+RECEIPT_WITHIN_S = 3.0
 # Settlements waiting for a coordinator that is away. Nodes hand theirs in too, so none is lost.
 SETTLEMENTS_MAX = 10_000
 SETTLE_TRIES = 5
-# A command that has printed its answer waits this long for its receipt to be handed in.
+# A command that has printed its answer, or that was interrupted, waits this long for its word to be
+# handed in: longer than for the receipt of a job that it has left.
 SETTLED_WITHIN_S = 5.0
 # Several hand-ins at once let the ledger commit them as one group.
 SETTLERS = 8
+
+
+# The client's last word on a lease: its countersignature of a receipt, or what it got without one.
+Word = AttemptResult | Signed[Delivery]
 
 
 class Settlements:
@@ -31,7 +44,7 @@ class Settlements:
 
     def __init__(self, leaser: Leaser) -> None:
         self._leaser = leaser
-        self._results, self._to_settle = trio.open_memory_channel[AttemptResult](SETTLEMENTS_MAX)
+        self._words, self._to_settle = trio.open_memory_channel[Word](SETTLEMENTS_MAX)
         self._background: trio.Nursery | None = None
         self._unsettled = 0
         self._settled = trio.lowlevel.ParkingLot()
@@ -45,41 +58,48 @@ class Settlements:
             task_status.started()
 
     async def wait_settled(self, *, within_s: float = SETTLED_WITHIN_S) -> None:
-        """Returns when every receipt is handed in, or the time is over."""
+        """Returns when every word is handed in, or the time is over."""
         with trio.move_on_after(within_s):
             while self._unsettled:
                 await self._settled.park()
 
-    def leave(self, attempt: Attempt) -> None:
-        """Let go of an attempt: settle it if it has ended, cancel it if not."""
+    def leave(self, attempt: Attempt) -> Word | None:
+        """Let go of an attempt: settle it if it has ended, cancel it if not. Returns the client's
+        last word on it, unless its node has yet to answer."""
         self._unsettled += 1
         if attempt.has_ended:
-            self._wrap_up(attempt)
-        elif self._background is not None:
+            return self._wrap_up(attempt)
+        if self._background is not None:
             self._background.start_soon(self._abandon, attempt)
+        return None
+
+    def leave_unopened(
+        self, lease: Signed[Lease], observation: Observation, delivery: Signed[Delivery]
+    ) -> None:
+        """Let go of a lease that its node was never asked to run, or could not be."""
+        self._unsettled += 1
+        self._leaser.observe(lease, observation)
+        self._hand_in(delivery)
 
     async def _abandon(self, attempt: Attempt) -> None:
         await attempt.cancel_and_wait_end(within_s=RECEIPT_WITHIN_S)
         self._wrap_up(attempt)
 
-    def _wrap_up(self, attempt: Attempt) -> None:
+    def _wrap_up(self, attempt: Attempt) -> Word:
         self._leaser.observe(attempt.granted.lease, attempt.observation())
-        if attempt.result is None:
-            self._note_settled()
-        else:
-            self._hand_in(attempt, attempt.result)
+        if attempt.result is not None:
+            with suppress(NetError):
+                attempt.send([(FrameType.JOB_ACCEPTANCE, attempt.result.acceptance.raw)])
+        word = attempt.result or attempt.delivery()
+        self._hand_in(word)
         attempt.close()
+        return word
 
-    def _hand_in(self, attempt: Attempt, result: AttemptResult) -> None:
-        job_id = result.receipt.message.job_id
+    def _hand_in(self, word: Word) -> None:
         try:
-            attempt.send([(FrameType.JOB_ACCEPTANCE, result.acceptance.raw)])
-        except NetError:
-            log.info("acceptance_not_sent", job_id=job_id)
-        try:
-            self._results.send_nowait(result)
+            self._words.send_nowait(word)
         except trio.WouldBlock:
-            log.warning("settlements_full", job_id=job_id)
+            log.warning("settlements_full", lease_id=_lease_id(word))
             self._note_settled()
 
     def _note_settled(self) -> None:
@@ -88,20 +108,28 @@ class Settlements:
             self._settled.unpark_all()
 
     async def _settle_forever(self) -> None:
-        async for result in self._to_settle:
-            await self._settle(result)
+        async for word in self._to_settle:
+            await self._settle(word)
             self._note_settled()
 
-    async def _settle(self, result: AttemptResult) -> None:
-        job_id = result.receipt.message.job_id
+    async def _settle(self, word: Word) -> None:
+        lease_id = _lease_id(word)
         for attempt in range(SETTLE_TRIES):
             try:
-                await self._leaser.settle(result.receipt, result.acceptance)
+                if isinstance(word, AttemptResult):
+                    await self._leaser.settle(word.receipt, word.acceptance)
+                else:
+                    await self._leaser.declare(word)
             except (NetError, RemoteProtocolError) as error:
                 if isinstance(error, RemoteProtocolError) and error.code not in RETRYABLE_LATER:
-                    log.warning("settlement_refused", job_id=job_id, code=error.code)
+                    log.warning("settlement_refused", lease_id=lease_id, code=error.code)
                     return
-                log.info("settlement_delayed", job_id=job_id, error=str(error))
+                log.info("settlement_delayed", lease_id=lease_id, error=str(error))
                 await trio.sleep(2.0**attempt)
             else:
                 return
+
+
+def _lease_id(word: Word) -> LeaseId:
+    signed = word.receipt if isinstance(word, AttemptResult) else word
+    return signed.message.lease_id

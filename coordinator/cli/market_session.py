@@ -78,8 +78,12 @@ async def open_market(
         await nursery.start(job_pool.run)
         await nursery.start(client.run)
         await transport.connect(address, timeout_s=CONNECT_WITHIN_S)
-        yield MarketSession(key, leaser, client)
-        await client.wait_settled()
+        try:
+            yield MarketSession(key, leaser, client)
+        finally:
+            # Also of a command that ends early: it signs for what it got.
+            with trio.CancelScope(shield=True):
+                await client.wait_settled()
         nursery.cancel_scope.cancel()
 
 

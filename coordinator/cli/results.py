@@ -1,43 +1,10 @@
-"""An answer as people and programs want to see it, whatever the task."""
+"""What a job was, and what it cost: as people and programs want to see it."""
 
-import struct
 from typing import Any
 
-import typer
-
 from coordinator.buyer.attempt import AttemptResult, AttemptTerms
-from protocol.codec import decode
-from protocol.messages import Task
 from protocol.money import format_credits
-from protocol.payload import Chunk, ClassificationOutput, EmbeddingOutput
-from protocol.programs.output import print_table, say, short
-
-# Enough of a vector to see that it is one.
-VECTOR_NUMBERS_SHOWN = 6
-
-
-def result_of(task: Task, chunks: list[Chunk]) -> dict[str, Any]:
-    """The whole answer as plain data. Raises RemoteProtocolError if the node sent nonsense."""
-    if task is Task.CAUSAL_LM:
-        return {"text": "".join(chunk.text for chunk in chunks)}
-    data = b"".join(chunk.data for chunk in chunks)
-    if task is Task.EMBEDDING:
-        output = decode(EmbeddingOutput, data)
-        count = output.dimensions
-        return {"embeddings": [list(struct.unpack(f"<{count}f", raw)) for raw in output.vectors]}
-    labels = decode(ClassificationOutput, data).labels
-    return {"labels": [{"label": label.label, "score": label.score} for label in labels]}
-
-
-def print_result(task: Task, result: dict[str, Any]) -> None:
-    """For people; a generated text has been printed while it came."""
-    if task is Task.EMBEDDING:
-        for vector in result["embeddings"]:
-            head = " ".join(f"{number:+.4f}" for number in vector[:VECTOR_NUMBERS_SHOWN])
-            typer.echo(f"[{head} … {len(vector)} numbers]")
-    elif task is Task.IMAGE_CLASSIFICATION:
-        rows = [(label["label"], f"{label['score']:.1%}") for label in result["labels"]]
-        print_table(("label", "probability"), rows)
+from protocol.programs.output import say, short
 
 
 def outcome_plain(info: AttemptTerms, outcome: AttemptResult) -> dict[str, Any]:

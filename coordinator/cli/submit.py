@@ -24,10 +24,11 @@ from coordinator.cli.options import (
     Temperature,
     load_config,
 )
-from coordinator.cli.results import outcome_plain, print_outcome, print_result, result_of
+from coordinator.cli.results import outcome_plain, print_outcome
+from coordinator.cli.tasks import TASK_COMMANDS, InputOptions, read_input
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
-from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput, JobInput
+from protocol.payload import JobInput
 from protocol.programs.output import print_json, write_answer
 
 
@@ -61,15 +62,14 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Run one job: a prompt, texts to embed (one a line), or an image to classify."""
-    content = _read_input(prompt, input_file)
+    content = _read_content(prompt, input_file)
+    options = InputOptions(max_tokens, temperature, seed, top_k, raw)
 
     async def buy() -> None:
         config = load_config(data_dir, config_file)
         async with open_market(config, at=coordinator, key_path=key) as market:
             task = await market.task_of(model)
-            job_input = _job_input(
-                task, content, max_tokens, temperature=temperature, seed=seed, top_k=top_k, raw=raw
-            )
+            job_input = read_input(task, content, options)
             spec = _spec(model, task, job_input, objective, constraints, deadline_s)
             await _run(market, spec, as_json)
 
@@ -86,14 +86,13 @@ async def _run(market: MarketSession, spec: JobSpec, as_json: bool) -> None:
             if not as_json and chunk.text:
                 write_answer(chunk.text)
     total_ms = 1_000 * (trio.current_time() - started_at)
-    result = result_of(spec.task, chunks)
+    command = TASK_COMMANDS[spec.task]
+    result = command.result(chunks)
     info, outcome = stream.ended()
     if as_json:
         print_json(result | {"job": outcome_plain(info, outcome)})
         return
-    if spec.task is Task.CAUSAL_LM:
-        typer.echo()
-    print_result(spec.task, result)
+    command.show(result)
     print_outcome(info, outcome, first_output_ms=first_output_ms, total_ms=total_ms)
 
 
@@ -118,7 +117,7 @@ def _spec(
     )
 
 
-def _read_input(prompt: str | None, file: Path | None) -> bytes:
+def _read_content(prompt: str | None, file: Path | None) -> bytes:
     if prompt is not None and file is not None:
         raise CommandError("give either a prompt or --input")
     if prompt is not None:
@@ -133,31 +132,3 @@ def _read_input(prompt: str | None, file: Path | None) -> bytes:
     if not 0 < len(content) <= PAYLOAD_BYTES_MAX:
         raise CommandError(f"the input has {len(content)} bytes; up to {PAYLOAD_BYTES_MAX} can go")
     return content
-
-
-def _job_input(
-    task: Task,
-    content: bytes,
-    max_tokens: int,
-    *,
-    temperature: float,
-    seed: int | None,
-    top_k: int,
-    raw: bool,
-) -> JobInput:
-    """Raises CommandError if the content is no input for the task."""
-    try:
-        if task is Task.IMAGE_CLASSIFICATION:
-            return ImageInput(content, top_k=top_k)
-        text = content.decode()
-        if task is Task.EMBEDDING:
-            return EmbeddingInput(tuple(line for line in text.splitlines() if line.strip()))
-        return GenerationInput(
-            max_tokens=max_tokens,
-            messages=() if raw else (ChatMessage("user", text),),
-            prompt=text if raw else None,
-            temperature=temperature,
-            seed=seed,
-        )
-    except ValueError as error:
-        raise CommandError(f"this is no input for {task.value}: {error}") from None

@@ -1,22 +1,22 @@
-"""Leases as stored: the signed terms, how far the job came, and what became of the hold."""
+"""Leases as stored: the signed terms, the client's word on a job without a receipt, and what became
+of the hold."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, literal_column, select, update
 
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
 from coordinator.db.digests import row_digest
 from coordinator.db.schema import leases, receipts
 from coordinator.ledger.transfers import Transfer
+from protocol.countersigning import Delivery
 from protocol.endings import LeaseState
-from protocol.envelope import Signed
+from protocol.envelope import Signed, open_envelope
+from protocol.errors import RemoteProtocolError
 from protocol.ids import JobId, LeaseId, PeerId, TransferId
 from protocol.messages import Lease
-from protocol.pricing import Units
-
-_NOTHING = Units()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +32,9 @@ class LeaseTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class LeaseProgress:
-    """How far a lease's job came, as far as the coordinator knows.
-
-    `signed` are the units that the client last signed for, in `evidence` as it came; `delivered` is
-    what our own gateway counted of a stream that was cut, `cut_by_us` whether the gateway cut it.
-    """
-
-    signed: Units = _NOTHING
-    evidence: bytes | None = None
-    delivered: Units | None = None
-    cut_by_us: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class StoredLease:
-    """`envelope` is the lease as its coordinator signed it."""
+    """`envelope` is the lease as its coordinator signed it; `delivery` is what its client signed if
+    the job ended without a receipt."""
 
     lease_id: LeaseId
     job_id: JobId
@@ -61,7 +48,7 @@ class StoredLease:
     terms: LeaseTerms
     state: LeaseState
     ended_at_ms: int | None
-    progress: LeaseProgress
+    delivery: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +57,7 @@ class OpenLeaseRow:
 
     envelope: bytes
     terms: LeaseTerms
-    progress: LeaseProgress
+    delivery: bytes | None
     has_receipt: bool
 
 
@@ -91,17 +78,8 @@ _FIXED = (
     "expires_at_ms",
 )
 _TERMS = ("hold_id", "expires_at_ms", "api_key_id", "node_incarnation_ms", "window_tokens")
-_PROGRESS = (
-    "signed_input_tokens",
-    "signed_output_tokens",
-    "progress",
-    "delivered_input_tokens",
-    "delivered_output_tokens",
-    "delivered_images",
-    "cut_by_us",
-)
 _NAMES = ("lease_id", "job_id", "attempt", "client", "node", "coordinator", "envelope")
-_HEAD = (*_NAMES, "ceiling_nano", "created_at_ms", "state", "ended_at_ms")
+_HEAD = (*_NAMES, "ceiling_nano", "created_at_ms", "state", "ended_at_ms", "delivery")
 
 
 def _columns(*names: str) -> list[Any]:
@@ -114,9 +92,6 @@ _INSERT = BulkInsert(
         *_FIXED,
         "digest",
         "state",
-        "signed_input_tokens",
-        "signed_output_tokens",
-        "cut_by_us",
     ),
 )
 _END = BulkUpdate(
@@ -126,30 +101,15 @@ _END = BulkUpdate(
     .where(leases.c.state == bindparam("old_state")),
     ("new_state", "new_ended_at_ms", "lease", "old_state"),
 )
-# Signed words are cumulative, and arrive in any order: an older one changes nothing.
-_SIGNED = BulkUpdate(
+# The first word stands. A lease that has ended meanwhile needs none.
+_DELIVER = BulkUpdate(
     update(leases)
-    .values(
-        progress=bindparam("evidence"),
-        signed_input_tokens=bindparam("input_tokens"),
-        signed_output_tokens=bindparam("output_tokens"),
-    )
+    .values(delivery=bindparam("evidence"))
     .where(leases.c.lease_id == bindparam("lease"))
-    .where(leases.c.signed_input_tokens <= bindparam("at_least_input"))
-    .where(leases.c.signed_output_tokens <= bindparam("at_least_output")),
-    ("evidence", "input_tokens", "output_tokens", "lease", "at_least_input", "at_least_output"),
+    .where(leases.c.state == literal_column("'open'"))
+    .where(leases.c.delivery.is_(None)),
+    ("evidence", "lease"),
     must_hit=False,
-)
-_CUT = BulkUpdate(
-    update(leases)
-    .values(
-        delivered_input_tokens=bindparam("input_tokens"),
-        delivered_output_tokens=bindparam("output_tokens"),
-        delivered_images=bindparam("images"),
-        cut_by_us=bindparam("by_us"),
-    )
-    .where(leases.c.lease_id == bindparam("lease")),
-    ("input_tokens", "output_tokens", "images", "by_us", "lease"),
 )
 
 
@@ -172,7 +132,7 @@ def record_lease(lease: Signed[Lease], terms: LeaseTerms) -> Record:
         terms.expires_at_ms,
     )
     digest = row_digest("leases", *fixed)
-    return Record(_INSERT, (*fixed, digest, LeaseState.OPEN.value, 0, 0, 0))
+    return Record(_INSERT, (*fixed, digest, LeaseState.OPEN.value))
 
 
 def record_lease_end(lease_id: LeaseId, state: LeaseState, *, now_ms: int) -> Record:
@@ -180,16 +140,9 @@ def record_lease_end(lease_id: LeaseId, state: LeaseState, *, now_ms: int) -> Re
     return Record(_END, (state.value, now_ms, lease_id, LeaseState.OPEN.value))
 
 
-def record_signed_progress(lease_id: LeaseId, signed: Units, evidence: bytes) -> Record:
-    """The units that a lease's client has signed for so far, with its words as they came."""
-    counts = (signed.input_tokens, signed.output_tokens)
-    return Record(_SIGNED, (evidence, *counts, lease_id, *counts))
-
-
-def record_cut(lease_id: LeaseId, delivered: Units, *, by_us: bool) -> Record:
-    """What our own gateway had counted when a lease's stream was cut."""
-    counts = (delivered.input_tokens, delivered.output_tokens, delivered.images)
-    return Record(_CUT, (*counts, int(by_us), lease_id))
+def record_delivery(delivery: Signed[Delivery]) -> Record:
+    """What a lease's client got of a job that ended without a receipt, as it signed that."""
+    return Record(_DELIVER, (delivery.raw, delivery.message.lease_id))
 
 
 def find_lease(conn: Connection, lease_id: LeaseId) -> StoredLease | None:
@@ -216,33 +169,41 @@ def list_open_leases(conn: Connection) -> list[OpenLeaseRow]:
         select(
             leases.c.envelope,
             receipts.c.lease_id.is_not(None),
+            leases.c.delivery,
             *_columns(*_TERMS),
-            *_columns(*_PROGRESS),
         )
         .outerjoin(receipts, receipts.c.lease_id == leases.c.lease_id)
         .where(leases.c.state == LeaseState.OPEN.value)
         .order_by(leases.c.client, leases.c.job_id, leases.c.attempt)
     )
     return [
-        OpenLeaseRow(envelope, _terms(rest), _progress(rest[len(_TERMS) :]), has_receipt)
-        for envelope, has_receipt, *rest in conn.execute(query)
+        OpenLeaseRow(envelope, LeaseTerms(*terms), delivery, has_receipt)
+        for envelope, has_receipt, delivery, *terms in conn.execute(query)
     ]
 
 
 def damaged_leases(conn: Connection) -> Iterator[LeaseId]:
-    """Leases whose fixed values are not those that were written."""
-    for digest, *values in conn.execute(select(leases.c.digest, *_columns(*_FIXED))):
-        if digest != row_digest("leases", *values):
+    """Leases whose fixed values, or whose client's word, are not those that were written."""
+    query = select(leases.c.delivery, leases.c.digest, *_columns(*_FIXED))
+    for delivery, digest, *values in conn.execute(query):
+        if digest != row_digest("leases", *values) or not _is_genuine(delivery):
             yield values[0]
 
 
-_SELECT = select(*_columns(*_HEAD), *_columns(*_TERMS), *_columns(*_PROGRESS))
+def _is_genuine(delivery: bytes | None) -> bool:
+    try:
+        return delivery is None or bool(open_envelope(delivery, Delivery))
+    except RemoteProtocolError:
+        return False
+
+
+_SELECT = select(*_columns(*_HEAD), *_columns(*_TERMS))
 
 
 def _lease(row: Sequence[Any]) -> StoredLease:
-    head, rest = row[: len(_HEAD)], row[len(_HEAD) :]
+    head, terms = row[: len(_HEAD)], row[len(_HEAD) :]
     lease_id, job_id, attempt, client, node, coordinator, envelope = head[: len(_NAMES)]
-    ceiling_nano, created_at_ms, state, ended_at_ms = head[len(_NAMES) :]
+    ceiling_nano, created_at_ms, state, ended_at_ms, delivery = head[len(_NAMES) :]
     return StoredLease(
         lease_id,
         job_id,
@@ -253,18 +214,8 @@ def _lease(row: Sequence[Any]) -> StoredLease:
         envelope,
         ceiling_nano,
         created_at_ms,
-        _terms(rest),
+        LeaseTerms(*terms),
         LeaseState(state),
         ended_at_ms,
-        _progress(rest[len(_TERMS) :]),
+        delivery,
     )
-
-
-def _terms(row: Sequence[Any]) -> LeaseTerms:
-    return LeaseTerms(*row[: len(_TERMS)])
-
-
-def _progress(row: Sequence[Any]) -> LeaseProgress:
-    signed_input, signed_output, evidence, *delivered, cut_by_us = row
-    counted = None if delivered[0] is None else Units(*delivered)
-    return LeaseProgress(Units(signed_input, signed_output), evidence, counted, cut_by_us == 1)

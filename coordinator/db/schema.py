@@ -229,15 +229,9 @@ leases = Table(
     sha256("digest"),
     Column("state", Text, nullable=False),
     stamp("ended_at_ms", nullable=True),
-    # The client's last signed word on its progress, as it came, and the units that it covers.
-    Column("progress", LargeBinary),
-    amount("signed_input_tokens"),
-    amount("signed_output_tokens"),
-    # What our own gateway counted of a stream that was cut, and whether we cut it.
-    amount("delivered_input_tokens", nullable=True),
-    amount("delivered_output_tokens", nullable=True),
-    amount("delivered_images", nullable=True),
-    flag("cut_by_us"),
+    # What its client signed if the job ended without a receipt. What it signed while the text
+    # streamed is in the node's receipt.
+    Column("delivery", LargeBinary),
     ForeignKeyConstraint(["client", "job_id"], ["jobs.client", "jobs.job_id"]),
     one_of("state", LeaseState, name="state_known"),
     CheckConstraint("(state = 'open') = (ended_at_ms IS NULL)", name="ended_unless_open"),

@@ -36,7 +36,7 @@ class BridgeClosedError(CoordinatorError):
 
 
 class CallCrashedError(CoordinatorError):
-    """The call met a bug of ours. It was logged where it happened; nobody else learns more."""
+    """The call met a bug of ours. It was logged where it happened; the client learns no more."""
 
     code = Code.INTERNAL
 
@@ -138,7 +138,7 @@ class Bridge:
             try:
                 self.loop.call_soon_threadsafe(self._run_ready)
             except RuntimeError:
-                # The loop is closed, and whoever waited for this went with it.
+                # The loop is closed, and the calls that waited for this ended with it.
                 self._ready.clear()
 
     def _run_ready(self) -> None:
@@ -285,7 +285,7 @@ class _Crossing(Generic[Result]):
     # The asyncio side.
 
     async def wait(self) -> None:
-        """Until somebody calls `wake`."""
+        """Until `wake` is called."""
         self._waiter = self._bridge.loop.create_future()
         await self._waiter
 

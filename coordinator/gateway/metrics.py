@@ -113,7 +113,7 @@ class Metrics:
         self.attempts.labels(task.value).inc(attempts)
 
     def watch_requests(self, running: Callable[[], int]) -> None:
-        """Ask for the number of running requests when somebody looks."""
+        """Ask for the number of running requests when the metrics are read."""
         self._running.set_function(running)
 
     def set_market(self, nodes: int, offers: dict[str, int]) -> None:

@@ -5,6 +5,7 @@ money being there. Everything between the request and the commit is synchronous,
 counted against its node before the next one is matched.
 """
 
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -27,9 +28,10 @@ from coordinator.market.market import Market
 from coordinator.market.matching import Candidate
 from protocol.blame import Observation
 from protocol.clock import Clock
+from protocol.countersigning import Delivery
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
-from protocol.grants import Granted, Payer
+from protocol.grants import NO_ATTEMPTS, EarlierAttempts, Granted, Payer
 from protocol.ids import JobId, PeerId
 from protocol.keys import SigningKey
 from protocol.limits import LEASE_OPEN_WITHIN_MS
@@ -80,8 +82,7 @@ class LeaseDesk:
         self,
         request: Signed[JobRequest],
         *,
-        exclude: tuple[PeerId, ...] = (),
-        receipts: tuple[Signed[Receipt], ...] = (),
+        earlier: EarlierAttempts = NO_ATTEMPTS,
         payer: Payer | None = None,
         wait_s: float = TURN_WITHIN_S,
     ) -> Granted:
@@ -89,8 +90,12 @@ class LeaseDesk:
         fitting nodes are busy, it waits for its turn up to `wait_s` and to the job's deadline."""
         now_ms = self._clock.now_ms()
         check_request(request, coordinator=self.coordinator, now_ms=now_ms)
-        for receipt in receipts:
+        for receipt in earlier.receipts:
             await self._receipts.accept(receipt, None)
+        for delivery in earlier.deliveries:
+            # Of a lease that has ended meanwhile there is nothing to bound.
+            with suppress(RemoteProtocolError):
+                await self._receipts.declare(delivery)
         asked = request.message
         # Before anything else is asked of the market: no money, no side effects.
         await self._funds.check(asked.client)
@@ -102,7 +107,7 @@ class LeaseDesk:
                 return await self._leases.turns.take(
                     asked.model,
                     asked.client,
-                    partial(self._grant_or_recall, request, frozenset(exclude), payer),
+                    partial(self._grant_or_recall, request, frozenset(earlier.nodes), payer),
                     within_s=max(gives_up_at - trio.current_time(), 0.0),
                     is_choosy=bool(asked.constraints.only or asked.constraints.order),
                 )
@@ -162,6 +167,9 @@ class LeaseDesk:
 
     async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:
         return await self._receipts.accept(receipt, acceptance)
+
+    async def declare(self, delivery: Signed[Delivery]) -> None:
+        await self._receipts.declare(delivery)
 
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
         self._leases.observe(lease.message.lease_id, observation)

@@ -13,8 +13,10 @@ from coordinator.db.accounts import find_account
 from coordinator.db.engine import Database
 from coordinator.leasing.granting import REMOTE_TURN_WITHIN_S, LeaseDesk
 from coordinator.ledger.accounts import account_of
+from protocol.countersigning import Delivery
 from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
+from protocol.grants import EarlierAttempts
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, JobRequest, Receipt
 from protocol.net.channels import ASKING_LIMITS, serve_channels
@@ -23,6 +25,8 @@ from protocol.net.transport import Stream
 from protocol.services import (
     BalanceAsk,
     BalanceReply,
+    DeliveryAck,
+    DeliveryAsk,
     LeaseAsk,
     LeaseGrant,
     Method,
@@ -56,6 +60,7 @@ class LeaseServer:
         self._rpc.register(Method.LEASE, LeaseAsk, self._limited(self._lease))
         self._rpc.register(Method.QUOTE, QuoteAsk, self._limited(self._quote))
         self._rpc.register(Method.SETTLE, SettleAsk, self._limited(self._settle))
+        self._rpc.register(Method.DELIVERY, DeliveryAsk, self._limited(self._deliver))
         self._rpc.register(Method.NODES, NodesAsk, self._limited(self._nodes))
         self._rpc.register(Method.BALANCE, BalanceAsk, self._limited(self._balance))
 
@@ -80,10 +85,12 @@ class LeaseServer:
 
     async def _lease(self, client: PeerId, ask: LeaseAsk) -> LeaseGrant:
         request = open_envelope(ask.request, JobRequest, signer=client)
-        receipts = tuple(open_envelope(raw, Receipt) for raw in ask.receipts)
-        granted = await self._desk.lease(
-            request, exclude=ask.exclude, receipts=receipts, wait_s=REMOTE_TURN_WITHIN_S
+        earlier = EarlierAttempts(
+            ask.exclude,
+            tuple(open_envelope(raw, Receipt) for raw in ask.receipts),
+            tuple(open_envelope(raw, Delivery, signer=client) for raw in ask.deliveries),
         )
+        granted = await self._desk.lease(request, earlier=earlier, wait_s=REMOTE_TURN_WITHIN_S)
         return LeaseGrant(
             granted.lease.raw,
             granted.offer.raw,
@@ -99,6 +106,10 @@ class LeaseServer:
         receipt = open_envelope(ask.receipt, Receipt)
         acceptance = open_envelope(ask.acceptance, Acceptance, signer=client)
         return await self._desk.settle(receipt, acceptance)
+
+    async def _deliver(self, client: PeerId, ask: DeliveryAsk) -> DeliveryAck:
+        await self._desk.declare(open_envelope(ask.delivery, Delivery, signer=client))
+        return DeliveryAck()
 
     async def _nodes(self, client: PeerId, ask: NodesAsk) -> NodesReply:
         return await self._desk.nodes(ask)

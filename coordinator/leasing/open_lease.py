@@ -10,10 +10,12 @@ from enum import Enum, auto
 from coordinator.ledger.postings import LeaseFunds
 from coordinator.market.market import NO_PROBE, Probe
 from coordinator.market.matching.claim import Claim
+from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Lease
 from protocol.pricing import Units
+from protocol.receipts import charge_nano
 
 # A client countersigns within milliseconds; fifteen seconds forgive a sleeping laptop.
 ACCEPTANCE_WITHIN_MS = 15_000
@@ -31,9 +33,9 @@ class Opening(Enum):
 @dataclass(slots=True)
 class OpenLease:
     """`api_key_id` is whose budget it counts against, if the gateway asked for it; `is_judged` once
-    the node's reputation has taken this job in, so that it counts once; `delivered` is what our own
-    client counted of a job that ended without a receipt for it to countersign; `has_receipt` once
-    one is durable that waits for its client, and is paid whatever becomes of the hold meanwhile;
+    the node's reputation has taken this job in, so that it counts once; `delivered` is what its
+    client signed that it got of a job that ended without a receipt; `has_receipt` once one
+    is durable that waits for its client, and is paid whatever becomes of the hold meanwhile;
     `restored_at_ms` is set if an earlier process granted it; `probe` is what `reserve` took of the
     breakers."""
 
@@ -53,6 +55,15 @@ class OpenLease:
         return LeaseFunds(granted.lease_id, granted.job_id, granted.client, granted.ceiling_nano)
 
     @property
+    def most_nano(self) -> int:
+        """The most that it can still cost."""
+        granted = self.lease.message
+        if self.delivered is None:
+            return granted.ceiling_nano
+        # A cancelled job costs the most that these units may: each of them is paid.
+        return charge_nano(granted.price, self.delivered, Finish.CANCELLED)
+
+    @property
     def hold_expires_at_ms(self) -> int:
         """A receipt for a job that met its deadline has this long to arrive."""
         return self.lease.message.deadline_at_ms + RECEIPT_GRACE_MS
@@ -66,17 +77,21 @@ class OpenLease:
     def was_cut_by_us(self) -> bool:
         """Our own gateway bought it, in a process that has ended since: its client got at most a
         part of the answer, and no buyer is left to sign for it."""
-        return self.restored_at_ms > 0 and self.api_key_id is not None
+        is_of_before = self.restored_at_ms > 0 and self.api_key_id is not None
+        return is_of_before and self.delivered is None
 
     @property
     def is_over(self) -> bool:
         """Whether its job runs no more at its node, although it is not paid."""
-        return self.has_receipt or self.was_cut_by_us
+        return self.has_receipt or self.delivered is not None or self.was_cut_by_us
 
     @property
     def lone_receipt_due_ms(self) -> int:
         """When a receipt may be paid without its client's word: not while the job may still run,
-        and not before its client had some time to hand its word in."""
+        and not before its client had some time to hand its word in. Our own client's word, once
+        it is there, is the last: nothing is left to wait for."""
+        if self.delivered is not None:
+            return 0
         over_ms = max(self.lease.message.deadline_at_ms, self.restored_at_ms)
         return over_ms + ACCEPTANCE_WITHIN_MS
 

@@ -1,7 +1,8 @@
-"""What leasing needs of settling: a place to hand receipts in."""
+"""What leasing needs of settling: a place to hand in receipts, and clients' words without one."""
 
 from typing import Protocol
 
+from protocol.countersigning import Delivery
 from protocol.envelope import Signed
 from protocol.messages import Acceptance, Receipt
 from protocol.services import SettleReply
@@ -18,4 +19,9 @@ class ReceiptTaker(Protocol):
         self, receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None
     ) -> SettleReply:
         """Make the receipt durable, and pay it if its time has come. Raises RemoteProtocolError."""
+        ...
+
+    async def declare(self, delivery: Signed[Delivery]) -> None:
+        """Make durable what a client got of a job that ended without a receipt. Raises
+        RemoteProtocolError."""
         ...

@@ -11,23 +11,23 @@ becomes of leases that are never opened is in `openings`.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import structlog
 import trio
 
 from coordinator.leasing.budgets import Budgets
-from coordinator.leasing.clients import Clients
+from coordinator.leasing.clients import STRANGER, Clients
 from coordinator.leasing.leased_jobs import JobKey, LeasedJobs
 from coordinator.leasing.open_lease import Opening, OpenLease
 from coordinator.leasing.openings import Openings
 from coordinator.leasing.turns import Turns
 from coordinator.market.market import Market
-from protocol.blame import Blame, Observation
-from protocol.endings import Finish
+from protocol.blame import Blame, Observation, blame_for
+from protocol.countersigning import Delivery
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId, PeerId, TransferId
 from protocol.pricing import Units
-from protocol.receipts import charge_nano
 
 log = structlog.get_logger(__name__)
 
@@ -145,15 +145,27 @@ class LeaseRegistry:
         return releasable
 
     def observe(self, lease_id: LeaseId, observation: Observation) -> None:
-        """Our own client says how its job went: the seat is free, and no more than what it got
-        will be charged."""
+        """Our own client says how its job went: the seat is free."""
         opened = self._by_id.get(lease_id)
         if opened is None:
             return
         self.openings.note_opened(opened)
-        if not observation.has_receipt:
-            self._bound(opened, observation)
         self._judge(opened, observation)
+        self._leave_seat(opened)
+
+    def bound(self, opened: OpenLease, delivery: Delivery) -> None:
+        """Its client has signed what it got of a job that ended without a receipt: the seat is
+        free, and no more than that will be charged. The first word stands."""
+        if opened.delivered is not None:
+            return
+        opened.delivered = delivery.units
+        granted = opened.lease.message
+        if opened.api_key_id is not None:
+            self.budgets.bound(opened.api_key_id, granted.lease_id, opened.most_nano)
+        observation = _observation(delivery)
+        # What clients that have paid for nothing say of nodes costs them nothing.
+        if observation is not None and self.clients.look_up(granted.client).standing > STRANGER:
+            self._judge(opened, observation)
         self._leave_seat(opened)
 
     # Ends.
@@ -228,14 +240,6 @@ class LeaseRegistry:
         self._market.book.release(opened.lease.message.lease_id)
         self.turns.wake()
 
-    def _bound(self, opened: OpenLease, observation: Observation) -> None:
-        opened.delivered = observation.delivered
-        granted = opened.lease.message
-        if opened.api_key_id is not None:
-            # A cancelled job costs the most that these units may: each of them is paid.
-            most_nano = charge_nano(granted.price, observation.delivered, Finish.CANCELLED)
-            self.budgets.bound(opened.api_key_id, granted.lease_id, most_nano)
-
     def _judge(self, opened: OpenLease, observation: Observation) -> None:
         """Take the job's outcome into its node's reputation, once."""
         if not opened.is_judged:
@@ -245,6 +249,15 @@ class LeaseRegistry:
 
 def _job_of(opened: OpenLease) -> JobKey:
     return opened.lease.message.client, opened.lease.message.job_id
+
+
+def _observation(delivery: Delivery) -> Observation | None:
+    """What a client elsewhere says of a node, if it says that the node failed or refused. Its times
+    are its own word: not used."""
+    blame = blame_for(delivery.code)
+    if blame not in (Blame.FAILURE, Blame.REFUSAL):
+        return None
+    return replace(_LOST, code=delivery.code, blame=blame, delivered=delivery.units)
 
 
 # What a hold that runs out says of a node that had taken the job.

@@ -12,9 +12,11 @@ from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.market.market import Market
 from coordinator.market.reputation import HALF_LIFE_MS
+from protocol.countersigning import Delivery
 from protocol.endings import FINISH_RULES
 from protocol.envelope import open_envelope
 from protocol.messages import Lease, Receipt
+from protocol.pricing import Units
 
 # Older answers have faded to a quarter. A node is proven by a dozen of one client.
 REMEMBERED_MS = 2 * HALF_LIFE_MS
@@ -28,7 +30,7 @@ async def restore_leases(database: Database, leases: LeaseRegistry, *, now_ms: i
         OpenLease(
             open_envelope(row.envelope, Lease),
             row.terms.api_key_id,
-            delivered=row.progress.delivered,
+            delivered=_delivered(row.delivery),
             has_receipt=row.has_receipt,
         )
         for row in rows
@@ -54,3 +56,7 @@ async def restore_records(database: Database, market: Market, *, now_ms: int) ->
             is_first_hand=is_own,
             at_ms=min(stored.settled_at_ms or now_ms, now_ms),
         )
+
+
+def _delivered(delivery: bytes | None) -> Units | None:
+    return open_envelope(delivery, Delivery).message.units if delivery is not None else None

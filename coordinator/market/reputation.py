@@ -1,7 +1,8 @@
 """What this coordinator has seen of each node: success, refusals, and how true its claims are.
 
-Keyed by node id and kept when a node leaves, so that reconnecting or restarting buys nobody a clean
-slate. `Reputation` is synchronous state: callers report what happened and send nothing themselves.
+Keyed by node id and kept when a node leaves, so that reconnecting or restarting buys no node a
+clean slate. `Reputation` is synchronous state: callers report what happened and send nothing
+themselves.
 
 Counts fade with forward decay (Cormode et al., "Forward decay", ICDE 2009): instead of shrinking
 old counts, a new event is counted as `growth = 2^(age of the landmark / half-life)`. Any count

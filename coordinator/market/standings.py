@@ -2,7 +2,7 @@
 
 `market.reputation` writes the rows; here they are only interpreted, for many nodes at once.
 Every estimate starts from a prior and moves away from it as evidence comes in, and back as the
-evidence fades: nobody is condemned for ever, and silence is no recommendation.
+evidence fades: no node is condemned for ever, and silence is no recommendation.
 """
 
 import math
@@ -39,7 +39,7 @@ PRIOR_RATIO_WEIGHT = 0.5
 # identity never outranks a good record, yet close enough to win by being cheaper or faster.
 PRIOR_SUCCESSES = 9.0
 PRIOR_FAILURES = 1.0
-# Without evidence nobody refuses; two attempts' worth of doubt about the first refusal.
+# Without evidence no node refuses; two attempts' worth of doubt about the first refusal.
 PRIOR_ATTEMPTS = 2.0
 # A node with so much recent success has a record of its own, and is not judged by its neighbours.
 PROVEN_SUCCESSES = 3.0

@@ -5,13 +5,20 @@ in one transaction: the receipt's row, the lease's end, the job's state, and the
 """
 
 from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
 from coordinator.db.bulk import Record
 from coordinator.db.engine import Database
 from coordinator.db.jobs import record_job_end
-from coordinator.db.leases import StoredLease, find_lease_of_hold, record_lease_end
+from coordinator.db.leases import (
+    StoredLease,
+    find_lease_of_hold,
+    record_delivery,
+    record_lease_end,
+)
+from coordinator.db.transfers import record_hold_bound
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
@@ -20,7 +27,9 @@ from coordinator.ledger.postings import capture, capture_from_operator, capture_
 from coordinator.ledger.refusals import HoldEndedError, PostingRefusedError
 from coordinator.ledger.transfers import Result, Transfer
 from protocol.clock import Clock
+from protocol.countersigning import Delivery
 from protocol.endings import LeaseState
+from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import TransferId
 from protocol.job_state import state_after_lease
@@ -45,6 +54,15 @@ class Payments:
     async def store(self, receipt_row: Record) -> None:
         """Make a receipt durable that is not paid yet. Raises RemoteProtocolError."""
         await self._submit(Chain(()), (receipt_row,))
+
+    async def store_delivery(self, opened: OpenLease, delivery: Signed[Delivery]) -> None:
+        """Make a client's word durable. What an API key has reserved beyond it is free again.
+        Raises RemoteProtocolError."""
+        rows = [record_delivery(delivery)]
+        if opened.api_key_id is not None:
+            most_nano = replace(opened, delivered=delivery.message.units).most_nano
+            rows.append(record_hold_bound(opened.funds.hold_id, most_nano))
+        await self._submit(Chain(()), tuple(rows))
 
     async def pay(
         self,

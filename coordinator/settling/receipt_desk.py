@@ -23,10 +23,10 @@ from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.settling.payments import TOO_LATE, Payments
-from coordinator.settling.verdicts import ClientWord, Verdict, judge
-from protocol.blame import Observation, blame_by_receipt
+from coordinator.settling.verdicts import Verdict, judge
+from coordinator.settling.words import observation_of, word_of
 from protocol.clock import Clock
-from protocol.countersigning import UNOPENED, read_proof
+from protocol.countersigning import Delivery, check_delivery
 from protocol.endings import FINISH_RULES, ReceiptState
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
@@ -104,20 +104,32 @@ class ReceiptDesk:
         ]
         paid = 0
         for opened in due[:SWEEP_MAX]:
-            lease_id = opened.lease.message.lease_id
-            stored = await self._database.read(find_receipt, lease_id)
-            if stored is None or self._leases.get(lease_id) is not opened:
-                continue  # It was paid between our look at the registry and now.
-            receipt = open_envelope(stored.receipt, Receipt)
-            try:
-                await self._store(receipt, None, opened, is_due=True)
-            except RemoteProtocolError as error:
-                log.warning(
-                    "receipt_not_paid", job_id=stored.job_id, lease_id=lease_id, code=error.code
-                )
-            else:
-                paid += 1
+            paid += await self._pay_stored(opened)
         return paid
+
+    async def declare(self, delivery: Signed[Delivery]) -> None:
+        """Make durable what a client got of a job that ended without a receipt for it; a receipt
+        that waits for the client's word is paid by this one.
+
+        Raises RemoteProtocolError: NOT_FOUND (no such lease), the codes of `check_delivery`,
+        ALREADY_EXISTS (the client has said something else), EXPIRED (the lease has ended), or why
+        storage failed.
+        """
+        said = delivery.message
+        opened = self._leases.get(said.lease_id)
+        if opened is None:
+            await self._declare_again(delivery)
+            return
+        check_delivery(delivery, opened.lease)
+        if opened.delivered not in (None, said.units):
+            raise RemoteProtocolError(
+                "this client has signed for another delivery of this lease",
+                code=Code.ALREADY_EXISTS,
+            )
+        await self._payments.store_delivery(opened, delivery)
+        self._leases.bound(opened, said)
+        if opened.has_receipt:
+            await self._pay_stored(opened)
 
     async def expire(self) -> int:
         """Give back the holds whose time is over. Returns how many; call again if many."""
@@ -156,7 +168,7 @@ class ReceiptDesk:
         is_due: bool,
     ) -> SettleReply:
         billed = receipt.message
-        word = _word_of(receipt, acceptance, opened)
+        word = word_of(receipt, acceptance, opened)
         verdict = judge(billed, opened.lease.message, word, is_due=is_due)
         row = record_receipt(
             receipt,
@@ -173,8 +185,32 @@ class ReceiptDesk:
         await self._payments.pay(opened, billed, verdict.amount_nano, row, is_lone=is_lone)
         reply = SettleReply(verdict.state, verdict.amount_nano)
         self._remember(receipt.raw, reply)
-        self._close(opened, receipt, verdict, is_signed=acceptance is not None)
+        self._close(opened, receipt, verdict, has_accepted=acceptance is not None)
         return reply
+
+    async def _pay_stored(self, opened: OpenLease) -> bool:
+        """Pay a receipt that was stored and has waited. Returns whether it was paid now."""
+        lease_id = opened.lease.message.lease_id
+        stored = await self._read(find_receipt, lease_id)
+        if stored is None or self._leases.get(lease_id) is not opened:
+            return False  # It was paid between our look at the registry and now.
+        receipt = open_envelope(stored.receipt, Receipt)
+        try:
+            await self._store(receipt, None, opened, is_due=True)
+        except RemoteProtocolError as error:
+            log.warning(
+                "receipt_not_paid", job_id=stored.job_id, lease_id=lease_id, code=error.code
+            )
+            return False
+        return True
+
+    async def _declare_again(self, delivery: Signed[Delivery]) -> None:
+        """A word on a lease that is not open: one that we have, or one that comes too late."""
+        stored = await self._read(find_lease, delivery.message.lease_id)
+        if stored is None:
+            raise RemoteProtocolError("there is no such lease", code=Code.NOT_FOUND)
+        if stored.delivery != delivery.raw:
+            raise RemoteProtocolError("the lease has ended", code=Code.EXPIRED)
 
     async def _accept_again(self, receipt: Signed[Receipt], lease_id: LeaseId) -> SettleReply:
         """A receipt for a lease that is not open: one that we have, or one that comes too late."""
@@ -213,17 +249,17 @@ class ReceiptDesk:
             )
 
     def _close(
-        self, opened: OpenLease, receipt: Signed[Receipt], verdict: Verdict, *, is_signed: bool
+        self, opened: OpenLease, receipt: Signed[Receipt], verdict: Verdict, *, has_accepted: bool
     ) -> None:
         billed, paid_nano = receipt.message, verdict.amount_nano or 0
         # If the client was ours, it has told more than a receipt can, and this changes nothing.
         # That a job went well is only believed of a node if its client says so.
-        is_evidence = is_signed or FINISH_RULES[billed.finish].is_fault
+        is_evidence = has_accepted or FINISH_RULES[billed.finish].is_fault
         ended = self._leases.settle(
             opened,
             paid_nano=paid_nano,
-            is_signed=is_signed,
-            observation=_observation(billed) if is_evidence else None,
+            is_signed=has_accepted or opened.delivered is not None,
+            observation=observation_of(billed) if is_evidence else None,
         )
         if not ended:
             return  # Node and client handed it in together, and the other was first.
@@ -235,44 +271,3 @@ class ReceiptDesk:
             state=verdict.state.value,
             amount_nano=verdict.amount_nano,
         )
-
-
-def _word_of(
-    receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None, opened: OpenLease
-) -> ClientWord:
-    """What the client has said of a job. Raises RemoteProtocolError if a receipt without an
-    acceptance carries links that its client did not sign."""
-    counted = acceptance.message if acceptance is not None else None
-    if receipt.message.amount_nano == 0 or (counted is not None and counted.agrees):
-        return ClientWord(counted, opened.delivered)
-    try:
-        proof = read_proof(receipt.message, opened.lease)
-    except RemoteProtocolError:
-        if counted is None:
-            raise
-        # The client's word holds whatever its node made of its links.
-        proof = UNOPENED
-    return ClientWord(counted, opened.delivered, proof)
-
-
-def _observation(receipt: Receipt) -> Observation:
-    """What a receipt says of how the job went. Its times are the node's own word: not used."""
-    failed = FINISH_RULES[receipt.finish].is_fault
-    code = _code_of(receipt.code) if failed else None
-    return Observation(
-        code=code,
-        blame=blame_by_receipt(code, receipt.finish) if code is not None else None,
-        first_output_ms=None,
-        total_ms=0.0,
-        delivered=receipt.units,
-        has_receipt=True,
-        is_first_hand=False,
-    )
-
-
-def _code_of(text: str) -> Code:
-    """A receipt's code; text that cannot be one stands for a failure of the node."""
-    try:
-        return Code(text)
-    except ValueError:
-        return Code.INTERNAL

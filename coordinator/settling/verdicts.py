@@ -6,9 +6,9 @@
   The client's later word is never taken for less than what it signed while the text streamed.
 - A client that got no receipt says what it got (`Delivery`); that word counts like an acceptance.
 - A receipt without any word of the client is a lone receipt. It is not paid before its job can be
-  over (`lone_receipt_due_ms`), and then only for what the client signed by its links, and one
-  window more if the lease says so. Without a job opening it is worth nothing: the client may never
-  have come. Before the first link one window is paid at most, input and output together.
+  over (`OpenLease.lone_receipt_due_ms`), and then only for what the client signed by its links, and
+  one window more if the lease says so. Without a job opening it is worth nothing: the client may
+  never have come. Before the first link one window is paid at most, input and output together.
 - An answer in one piece (embedding, image) has no windows: there the exposure is that one job.
 
 The rules are the same for every buyer, the coordinator's own gateway included.
@@ -19,11 +19,8 @@ from dataclasses import dataclass, replace
 from protocol.countersigning import UNOPENED, Proof, terms_of
 from protocol.endings import ReceiptState
 from protocol.messages import Acceptance, Lease, Receipt
-from protocol.pricing import Units, cost_nano
+from protocol.pricing import Units
 from protocol.receipts import charge_nano
-
-# A client that is there hands its word in within seconds of the end.
-LONE_RECEIPT_GRACE_MS = 15_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +42,6 @@ class ClientWord:
     acceptance: Acceptance | None = None
     delivered: Units | None = None
     proof: Proof = UNOPENED
-
-
-def lone_receipt_due_ms(lease: Lease) -> int:
-    """When a receipt may be paid without its client's word: not while the job may still run. The
-    stamps of a lease are the coordinator's own, so that no other clock matters."""
-    return lease.deadline_at_ms + LONE_RECEIPT_GRACE_MS
 
 
 def judge(receipt: Receipt, lease: Lease, word: ClientWord, *, is_due: bool) -> Verdict:
@@ -96,11 +87,6 @@ def lone_amount_nano(receipt: Receipt, lease: Lease, proof: Proof) -> int:
         price = replace(price, request_nano=0)
     charged_nano = charge_nano(price, payable, receipt.finish)
     return min(charged_nano, receipt.amount_nano)
-
-
-def amount_without_receipt_nano(delivered: Units, lease: Lease) -> int:
-    """What a client owes by its own word, for a job whose node never handed a receipt in."""
-    return cost_nano(lease.price, delivered) if delivered != Units() else 0
 
 
 def _at_least(counted: Units, proof: Proof, billed: Units) -> Units:

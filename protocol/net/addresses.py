@@ -1,4 +1,4 @@
-"""Multiaddrs as text: a transport's own part, then the identity of whoever must answer there."""
+"""Multiaddrs as text: a transport's own part, then the identity of the peer that is there."""
 
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id

@@ -5,7 +5,7 @@ parties share one stream per protocol, and a conversation is a channel: a number
 Only the side that opened the stream opens channels, each with its first frame.
 
 The reader never waits for a consumer: frames go into their channel's buffer, and a conversation
-that outgrows its bound is dropped, so that one slow consumer delays nobody. (A stock py-libp2p
+that outgrows its bound is dropped, so that one slow consumer delays no other. (A stock py-libp2p
 peer would moreover kill a stream that is not read for five seconds.)
 """
 

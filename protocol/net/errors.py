@@ -19,7 +19,7 @@ class AddressForbidden(AddressInvalid):
 
 
 class AddressInUse(NetError):
-    """Somebody else listens there already. Stop the other program or choose another port."""
+    """Another program listens there already. Stop the other program or choose another port."""
 
 
 class ConnectFailed(NetError):
@@ -27,7 +27,7 @@ class ConnectFailed(NetError):
 
 
 class PeerMismatch(ConnectFailed):
-    """Whoever answered at the address does not have the key that the address names."""
+    """The peer that answered at the address does not have the key that the address names."""
 
 
 class NetTimeout(NetError):

@@ -131,7 +131,7 @@ class Libp2pTransport:
                     # cancelled in the middle, the library leaks their sockets.
                     await self._close_all()
                     host_scope.cancel()
-                    # Before the nursery is closed: nobody may start anything in it then.
+                    # Before the nursery is closed: no task may be started in it then.
                     self._nursery = None
         finally:
             self._nursery = None
@@ -263,7 +263,7 @@ class Libp2pTransport:
         except BaseLibp2pError as error:
             await trio.aclose_forcefully(stream)
             if _was_caused_by(error, PeerIDMismatchesPubkey):
-                raise PeerMismatch(f"whoever is at {place} is not {peer}") from error
+                raise PeerMismatch(f"the peer at {place} is not {peer}") from error
             raise ConnectFailed(f"no handshake with {peer} at {place}: {error}") from error
         except BaseException:
             await trio.aclose_forcefully(stream)

@@ -1,6 +1,6 @@
 """Who may have a socket here: strangers before their handshake, and connections after it.
 
-Before a handshake anybody may be anyone, so places are shared out by address block, a stranger has
+Before a handshake a peer is not known, so places are shared out by address block, a stranger has
 a deadline for its first byte and one for the whole handshake, and the one that has been silent for
 longest gives way. Handshakes cost CPU; blocks take turns at it.
 """

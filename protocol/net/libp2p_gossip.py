@@ -128,7 +128,7 @@ async def running_gossip(
 
 
 class _Forgetful(list[float]):
-    """Times of what happened, which nobody will read."""
+    """Times of what happened, which are never read."""
 
     def append(self, _: float) -> None:
         pass

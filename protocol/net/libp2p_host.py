@@ -2,8 +2,9 @@
 
 py-libp2p's own dialling and listening are not used. Its dialler waits 250 ms after every success,
 remembers failures for a minute and tries one address per peer; its listener shares its port with
-whoever else wants it, and keeps a task and an admission token for every connection that ever came.
-What remains is the handshake, the registry of connections and the negotiation of streams.
+every other task that wants it, and keeps a task and an admission token for every connection that
+ever came. What remains is the handshake, the registry of connections and the negotiation of
+streams.
 """
 
 import logging
@@ -105,7 +106,7 @@ def forget_peer(host: BasicHost, peer_id: ID) -> None:
 def quiet_libp2p() -> None:
     """py-libp2p logs what peers do to it as errors, with tracebacks; we log the same in our words.
 
-    Whoever sets the root logger to DEBUG gets all of it.
+    With the root logger at DEBUG all of it is logged.
     """
     root = logging.getLogger()
     if not root.handlers:

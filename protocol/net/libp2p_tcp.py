@@ -22,7 +22,7 @@ DIALS_PER_NAME_MAX = 4
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """No caller needs it."""
 
 
 class BufferedTcp(TrioTCPStream):

@@ -69,7 +69,7 @@ class MemoryNetwork:
     def partition(self, *groups: Iterable[PeerId]) -> None:
         """Only parties of one group reach each other; those in no group form one of their own.
 
-        Nobody is told: streams stall, and after `liveness_s` connections are given up.
+        Neither side is told: streams stall, and after `liveness_s` connections are given up.
         """
         self._sides = {peer: n for n, group in enumerate(groups, 1) for peer in group}
         for transport in self._listening.values():

@@ -316,7 +316,7 @@ class MemoryTransport:
             await self.network.rearranged.park()
         other = self.network.at(port)
         if other is None:
-            raise ConnectFailed(f"nobody listens at /memory/{port}")
+            raise ConnectFailed(f"no peer listens at /memory/{port}")
         if other.peer_id != peer:
             raise PeerMismatch(f"/memory/{port} is {other.peer_id}, not {peer}")
         if peer not in self._connections:

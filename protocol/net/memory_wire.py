@@ -134,7 +134,7 @@ class MemoryStream:
         ended: Callable[["MemoryStream"], None],
     ) -> None:
         self.mate: MemoryStream | None = None
-        # Somebody waits for the stream to be opened and wants to know when it cannot be.
+        # A caller waits for the stream to be opened and has to know when it cannot be.
         self.on_failure: Action | None = None
         self._peer = peer
         self._memory = memory
@@ -208,7 +208,7 @@ class MemoryStream:
         if self._failure is not None:
             return
         if self._closed:
-            # As TCP does: data for nobody is answered with a reset.
+            # As TCP does: data for no stream is answered with a reset.
             self._tell(MemoryStream.on_reset)
             self._fail(StreamReset("the peer sent to a closed stream"))
             return

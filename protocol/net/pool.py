@@ -1,7 +1,7 @@
 """One long-lived stream per peer for one protocol, opened when first needed and shared by all.
 
 Callers ask for a channel and never see the stream. When it dies, its channels fail and the next
-caller gets a new one; nobody re-opens what nobody asks for.
+caller gets a new one; an idle line is not reopened.
 """
 
 import random
@@ -100,7 +100,7 @@ class StreamPool:
                 try:
                     await self._close_idle_forever()
                 finally:
-                    # Before the nursery is closed: nobody may start anything in it then.
+                    # Before the nursery is closed: no task may be started in it then.
                     self._nursery = None
         finally:
             self._links.clear()
@@ -150,7 +150,7 @@ class StreamPool:
             if self._nursery is None:
                 raise StreamClosed("the stream pool is not running")
             opening = self._openings[peer] = _Opening()
-            # In the pool's nursery: whoever asked first may give up, others still wait.
+            # In the pool's nursery: the first caller may give up while others still wait.
             self._nursery.start_soon(self._open_and_carry, peer, opening)
         opening.addresses.update(dict.fromkeys(addresses))
         await opening.done.wait()
@@ -231,6 +231,6 @@ class StreamPool:
 
 def _as_net_error(error: CapaError) -> NetError:
     """One failed opening has many waiters: each gets an error of its own. A peer that breaks the
-    protocol while greeting is, to somebody who wants a channel, a peer that cannot be reached."""
+    protocol while greeting is, to a caller that wants a channel, a peer that cannot be reached."""
     kind = type(error) if isinstance(error, NetError) else ConnectFailed
     return kind(*error.args)

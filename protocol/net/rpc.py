@@ -22,7 +22,8 @@ from protocol.net.pool import StreamPool
 A = TypeVar("A")
 R = TypeVar("R")
 
-# An answer needs a decision and a durable write, never more: whoever works longer streams events.
+# An answer needs a decision and a durable write, never more: a service that works longer streams
+# events.
 SERVE_WITHIN_S = 30.0
 
 

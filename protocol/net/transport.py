@@ -22,7 +22,7 @@ import trio
 from protocol.ids import PeerId
 from protocol.net.buffers import Holding
 
-# Offers are at most 16 KiB; libp2p drops over 1 MiB without a word, which nobody would ever find.
+# Offers are at most 16 KiB; libp2p drops over 1 MiB without a word, which is hard to find.
 GOSSIP_BYTES_MAX = 64 * 1024
 
 # One read takes what is there up to this: as much as one Noise message or Yamux frame carries.

@@ -1,7 +1,7 @@
 """Structured logs, set up once per program: events are constant names with fields.
 
 The same job id is a field in every process that a job passes through, so that one `grep` shows
-its whole path. What must never be written is dropped here, whoever tries to log it: logs are
+its whole path. What must never be written is dropped here, for every logger: logs are
 copied into bug reports.
 """
 
@@ -81,7 +81,7 @@ def configure_logging(
             foreign_pre_chain=shared,
         )
     )
-    # Libraries log what they survive as errors; their chatter below that helps nobody but them.
+    # Libraries log what they survive as errors; their chatter below that helps only their authors.
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(number, logging.ERROR))

@@ -160,7 +160,7 @@ def settings_table(config: type) -> str:
 
 
 def _literal(kind: ValueKind, value: Any) -> str:
-    """Empty for what no one line says."""
+    """Empty for what no single line says."""
     if value in (None, "", (), {}) or isinstance(value, InDataDir):
         return ""
     if kind.is_list:

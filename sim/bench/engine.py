@@ -2,7 +2,7 @@
 
 With several streams ours gets the requests one after another while it already works, `generate` all
 of them at once as a static batch, left-padded, which is the better case for it. Lengths of prompts
-and answers differ. Only tokens that somebody asked for count: a static batch computes every answer
+and answers differ. Only tokens that a client asked for count: a static batch computes every answer
 to the length of the longest, and its surplus is shown as a figure of its own (`computed`).
 
 Rounds of both alternate, each round with other prompts, so that a noisy moment or a warm cache

@@ -35,7 +35,7 @@ from protocol.messages import (
 from protocol.pricing import PriceSheet, Units, cost_nano
 
 _SEED = 7
-_NOW_MS = 1_800_000_000_000
+NOW_MS = 1_800_000_000_000
 _MODEL = sha256_digest(b"bench model")
 _REGIONS = ("eu-west", "eu-north", "us-east", "us-west", "asia", "africa")
 _QUANTIZATIONS = ("bf16", "int8", "int4")
@@ -52,8 +52,8 @@ def run() -> dict[str, float]:
     figures: dict[str, float] = {}
     for nodes, decisions in _DECISIONS.items():
         rng = random.Random(_SEED)
-        book, reputation = _market(nodes, rng)
-        jobs = list(_jobs(_JOBS, [entry.node for entry in book], rng))
+        book, reputation = make_market(nodes, rng)
+        jobs = list(draw_jobs(_JOBS, [entry.node for entry in book], rng))
         suffix = "" if nodes == 1_000 else f"_{nodes // 1_000}k"
         wall_us, cpu_us = _decide(book, reputation, jobs, decisions, rng)
         figures[f"p50_us{suffix}"] = statistics.median(wall_us)
@@ -77,7 +77,7 @@ def _decide(
     for number in range(decisions):
         job = jobs[number % len(jobs)]
         cpu_ns, wall_ns = time.thread_time_ns(), time.perf_counter_ns()
-        match(job, book, reputation, now_ms=_NOW_MS, rng=rng, limit=_CANDIDATES)
+        match(job, book, reputation, now_ms=NOW_MS, rng=rng, limit=_CANDIDATES)
         wall_us.append((time.perf_counter_ns() - wall_ns) / 1_000)
         cpu_us.append((time.thread_time_ns() - cpu_ns) / 1_000)
     return wall_us, cpu_us
@@ -122,7 +122,7 @@ def _intake(rng: random.Random) -> dict[str, float]:
         for key, signed in offers
     ]
     accept_us = [
-        _timed_us(partial(book.accept, signed.raw, now_ms=_NOW_MS, via=neighbour.peer_id))
+        _timed_us(partial(book.accept, signed.raw, now_ms=NOW_MS, via=neighbour.peer_id))
         for _, signed in offers
     ]
     return {
@@ -131,7 +131,7 @@ def _intake(rng: random.Random) -> dict[str, float]:
     }
 
 
-def _market(nodes: int, rng: random.Random) -> tuple[OfferBook, Reputation]:
+def make_market(nodes: int, rng: random.Random) -> tuple[OfferBook, Reputation]:
     """A book of `nodes` offers with loads, round trips and a history for half of them."""
     reputation = Reputation(rng=random.Random(_SEED))
     book = OfferBook(reputation)
@@ -139,7 +139,7 @@ def _market(nodes: int, rng: random.Random) -> tuple[OfferBook, Reputation]:
         node = peer_id_from_public_key(rng.randbytes(32))
         offer = _offer(node, rng)
         digest = Digest(rng.randbytes(32).hex())
-        book.insert(Signed(offer, node, digest, b""), now_ms=_NOW_MS)
+        book.insert(Signed(offer, node, digest, b""), now_ms=NOW_MS)
         slots = offer.models[0].slots
         load = ModelLoad(_MODEL, rng.randint(0, slots), rng.choice((0, 0, 0, 1)), available=True)
         book.apply_load(node, LoadReport(offer.incarnation_ms, False, (load,)))
@@ -154,10 +154,10 @@ def _give_history(reputation: Reputation, node: PeerId, rng: random.Random) -> N
     for _ in range(rng.randint(1, 8)):
         if rng.random() < 0.93:
             ratios = Ratios(rng.lognormvariate(0.1, 0.4), rng.lognormvariate(0.1, 0.2))
-            reputation.record_success(node, Source(node), now_ms=_NOW_MS, ratios=ratios)
+            reputation.record_success(node, Source(node), now_ms=NOW_MS, ratios=ratios)
         else:
             code = rng.choice((Code.BUSY, Code.WORKER_CRASHED))
-            reputation.record_code(node, code, blame_for(code), Source(node), now_ms=_NOW_MS)
+            reputation.record_code(node, code, blame_for(code), Source(node), now_ms=NOW_MS)
 
 
 def _offer(node: PeerId, rng: random.Random) -> NodeOffer:
@@ -165,10 +165,10 @@ def _offer(node: PeerId, rng: random.Random) -> NodeOffer:
     price = round(10**9 * rng.lognormvariate(-1.0, 0.6))
     return NodeOffer(
         node=node,
-        incarnation_ms=_NOW_MS - 60_000,
+        incarnation_ms=NOW_MS - 60_000,
         sequence=1,
-        issued_at_ms=_NOW_MS,
-        expires_at_ms=_NOW_MS + OFFER_LIFETIME_MAX_MS,
+        issued_at_ms=NOW_MS,
+        expires_at_ms=NOW_MS + OFFER_LIFETIME_MAX_MS,
         addresses=(f"/ip4/10.{rng.randint(0, 255)}.{rng.randint(0, 255)}.9/tcp/4001",),
         region=rng.choice(_REGIONS),
         isolation=rng.choice((IsolationTier.BWRAP, IsolationTier.BWRAP, IsolationTier.LANDLOCK)),
@@ -191,7 +191,7 @@ def _offer(node: PeerId, rng: random.Random) -> NodeOffer:
     )
 
 
-def _jobs(count: int, nodes: Sequence[PeerId], rng: random.Random) -> Iterator[Job]:
+def draw_jobs(count: int, nodes: Sequence[PeerId], rng: random.Random) -> Iterator[Job]:
     """Half of the jobs state nothing but their objective, the others a constraint each."""
     for _ in range(count):
         choices = (
@@ -211,6 +211,6 @@ def _jobs(count: int, nodes: Sequence[PeerId], rng: random.Random) -> Iterator[J
             maximum=Units(expected.input_tokens, 1_024),
             objective=rng.choice(tuple(Objective)),
             constraints=rng.choice((Constraints(), rng.choice(choices))),
-            deadline_at_ms=_NOW_MS + 120_000,
+            deadline_at_ms=NOW_MS + 120_000,
             exclude=frozenset(rng.sample(nodes, rng.choice((0, 0, 0, 1)))),
         )

@@ -15,7 +15,7 @@ import trio
 
 from coordinator.accounts import create_account, credit_account
 from coordinator.cli.options import write_books
-from coordinator.db.api_keys import create_api_key
+from coordinator.db.api_keys import create_api_key, revoke_api_key
 from coordinator.endpoint import Endpoint
 from coordinator.ledger.accounts import account_of
 from coordinator.settings import CoordinatorConfig
@@ -25,7 +25,7 @@ from protocol.keys import SigningKey
 from protocol.money import NANO_PER_CREDIT
 from protocol.net.clock import SystemClock
 from protocol.programs.keyfile import load_or_create_key_file
-from sim.network import LocalNetwork, open_network
+from sim.network import LocalNetwork, NetworkError, open_network, run_command
 from sim.processes import ChildProcess
 from sim.siege.gateway_user import GatewayUser
 
@@ -156,6 +156,24 @@ class Ground:
     def row_count(self) -> int:
         """Rows of all tables that a request can write to."""
         return sum(int(self.rows(query)[0][0]) for query in _COUNTS)
+
+    async def is_audit_green(self) -> bool:
+        """What `coordinator ledger audit` says."""
+        data_dir = f"--data-dir={self.network.coordinator_dir}"
+        try:
+            await trio.to_thread.run_sync(run_command, "coordinator", "ledger", "audit", data_dir)
+        except NetworkError:
+            return False
+        return True
+
+    async def revoke(self, user: GatewayUser) -> None:
+        """As `coordinator keys revoke` does."""
+
+        def revoke() -> None:
+            with write_books(self._config()) as conn:
+                revoke_api_key(conn, user.key_id, now_ms=SystemClock().now_ms())
+
+        await trio.to_thread.run_sync(revoke)
 
     async def wait_no_holds(self, peer: PeerId, *, within_s: float = 30.0) -> bool:
         """Whether all leases of an account were settled, released or expired in time."""

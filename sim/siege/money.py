@@ -1,31 +1,24 @@
 """A1, A2, A4: attacks on what is paid, held and remembered of a lease."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import trio
 
-from protocol.endings import Finish
+from protocol.endings import Finish, ReceiptState
+from protocol.envelope import Signed
+from protocol.errors import RemoteProtocolError
+from protocol.limits import WINDOW_TOKENS_MIN
+from protocol.messages import Receipt
+from protocol.payload import Chunk
+from protocol.pricing import Units, cost_nano
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.gateway_user import GatewayUser
 from sim.siege.ground import Ground
 from sim.siege.peer import open_peer
-from sim.siege.staged_job import StagedJob, answer
-from sim.siege.staged_node import StagedNode
+from sim.siege.staged_job import ANSWER_TOKENS, StagedJob, answer
+from sim.siege.staged_node import PRICE, StagedNode, staged
 
 _TOKENS_ASKED = 1_000
 _LEASES_WANTED = 60
 _HONEST_ASKS = 6
-
-
-@asynccontextmanager
-async def staged(ground: Ground, *nodes: StagedNode) -> AsyncIterator[None]:
-    """These nodes are attached; they leave with the block."""
-    async with trio.open_nursery() as nursery:
-        for node in nodes:
-            await nursery.start(node.run, ground.endpoint)
-        yield
-        nursery.cancel_scope.cancel()
 
 
 async def _paid_nano(ground: Ground, buyer: GatewayUser, model: str) -> tuple[int, int]:
@@ -50,14 +43,17 @@ async def bill_and_stall(ground: Ground) -> AttackResult:
 
     honest, thief = StagedNode("a1-honest", answer), StagedNode("a1-thief", steal)
     buyer = await ground.open_gateway_account()
-    async with staged(ground, honest, thief):
+    async with staged(ground.endpoint, honest, thief):
         before_nano, _ = await _paid_nano(ground, buyer, "a1-honest")
         under_nano, status = await _paid_nano(ground, buyer, "a1-thief")
-    earned_nano = ground.owned_nano(thief.peer_id)
+        is_closed = await ground.wait_no_holds(buyer.peer_id)
+    # A client that gives a silent node up pays for the input, up to a window.
+    most_nano = cost_nano(PRICE, Units(WINDOW_TOKENS_MIN))
     return AttackResult(
-        held=before_nano > 0 and under_nano == earned_nano == 0 < billed_nano,
+        held=under_nano <= most_nano < before_nano < billed_nano and is_closed,
         honest_before=f"paid {before_nano:,} nano for an answer",
-        honest_under=f"paid {under_nano:,} nano of {billed_nano:,} billed, for status {status}",
+        honest_under=f"paid {under_nano:,} nano of {billed_nano:,} billed, for status {status}"
+        + ("" if is_closed else "; the rest is still held"),
     )
 
 
@@ -81,7 +77,7 @@ async def inflated_early_receipt(ground: Ground) -> AttackResult:
         await ground.wait_no_holds(key.peer_id)
         return owned_nano - ground.owned_nano(key.peer_id)
 
-    async with staged(ground, honest, thief), open_peer(ground.endpoint, key) as peer:
+    async with staged(ground.endpoint, honest, thief), open_peer(ground.endpoint, key) as peer:
         before_nano = await buy("a1b-honest")
         under_nano = await buy("a1b-thief")
     return AttackResult(
@@ -97,7 +93,7 @@ async def unopened_leases(ground: Ground) -> AttackResult:
     nodes = [StagedNode("a2", answer) for _ in range(5)]
     buyer = await ground.open_gateway_account()
     attacker = await ground.open_key_account()
-    async with staged(ground, *nodes), open_peer(ground.endpoint, attacker) as peer:
+    async with staged(ground.endpoint, *nodes), open_peer(ground.endpoint, attacker) as peer:
         before = await buyer.ask_honestly("a2", _HONEST_ASKS, at_once=3)
 
         async def take() -> None:
@@ -116,8 +112,54 @@ async def unopened_leases(ground: Ground) -> AttackResult:
     )
 
 
+async def squat_after_restart(ground: Ground) -> AttackResult:
+    """After an outage, others ask for leases with the job ids of answers not yet paid.
+
+    Three answers are there when the coordinator is killed: one is left alone, a stranger squats on
+    the second, and the client itself asks for the third again.
+    """
+    handed: list[bytes] = []
+
+    async def answer_and_keep(job: StagedJob) -> None:
+        job.accept()
+        await job.say(Chunk(tuple(range(ANSWER_TOKENS)), "word"))
+        receipt = job.sign_said()
+        receipts.append(receipt)
+        handed.append(await job.end(receipt))
+
+    receipts: list[Signed[Receipt]] = []
+    node = StagedNode("a4", answer_and_keep)
+    client = await ground.open_key_account()
+    async with staged(ground.endpoint, node):
+        async with open_peer(ground.endpoint, client) as peer:
+            requests = [await peer.run_unsettled("a4") for _ in range(3)]
+        await ground.restart_coordinator()
+        async with open_peer(ground.endpoint) as stranger:
+            await node.attach()
+            await stranger.try_lease("a4", job_id=requests[1].message.job_id)
+        async with open_peer(ground.endpoint, client) as peer:
+            await peer.ask_again(requests[2])
+        paid = [await _paid_for(node, *pair) for pair in zip(receipts, handed, strict=True)]
+    is_green = await ground.is_audit_green()
+    return AttackResult(
+        held=0 < paid[0] == paid[1] == paid[2] and is_green,
+        honest_before=f"the node is paid {paid[0]:,} nano for an answer from before the outage",
+        honest_under=f"{paid[1]:,} nano beside a stranger, {paid[2]:,} beside its client; "
+        f"audit {'green' if is_green else 'RED'}",
+    )
+
+
+async def _paid_for(node: StagedNode, receipt: Signed[Receipt], acceptance: bytes) -> int:
+    try:
+        reply = await node.hand_in(receipt, acceptance)
+    except RemoteProtocolError:
+        return 0
+    return reply.amount_nano if reply.state == ReceiptState.SETTLED else 0
+
+
 ATTACKS = (
     Attack("stall-theft", "A1", "bill the ceiling, then say nothing", bill_and_stall),
     Attack("early-receipt", "A1", "hand an inflated receipt in first", inflated_early_receipt),
     Attack("unopened-leases", "A2", "take every seat, open none", unopened_leases),
+    Attack("squat-after-restart", "A4", "lease with others' job ids", squat_after_restart),
 )

@@ -15,23 +15,36 @@ from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.endpoint import Endpoint
 from protocol.codec import encode
-from protocol.envelope import Signed, seal
+from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
+from protocol.framing import FrameType
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
 from protocol.keys import SigningKey
-from protocol.messages import NO_CONSTRAINTS, Constraints, JobRequest, Lease, Objective, Task
+from protocol.messages import (
+    NO_CONSTRAINTS,
+    Constraints,
+    JobRequest,
+    Lease,
+    NodeOffer,
+    Objective,
+    Task,
+)
+from protocol.net.channels import Channel
 from protocol.net.clock import SystemClock
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
 from protocol.payload import GenerationInput, SaltedPayload
-from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL
+from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
+from protocol.session import ClientJob, Ended, WindowReached
 
 ROLE = "client"
 INPUT = GenerationInput(max_tokens=8, prompt="Say hello", temperature=0.0)
 PAYLOAD = SaltedPayload(encode(INPUT), bytes(16))
 _CONNECT_WITHIN_S = 10.0
 _DEADLINE_S = 20.0
+# A channel that is closed drops what waits to be sent.
+_ACCEPTANCE_TRAVELS_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +77,14 @@ class Peer:
             return error.code
         return None
 
+    async def ask_again(self, request: Signed[JobRequest]) -> Code | None:
+        """Lease what was leased before, as after a failed attempt."""
+        try:
+            await self.leaser.lease(request)
+        except RemoteProtocolError as error:
+            return error.code
+        return None
+
     async def buy(self, model: str, *, deadline_s: float = _DEADLINE_S) -> str:
         """The text of a whole answer. Raises JobFailed."""
         units_max, units_expected = units_of(INPUT)
@@ -74,6 +95,35 @@ class Peer:
             text = "".join([chunk.text async for chunk in purchase])
         await self.client.wait_settled()
         return text
+
+    async def run_unsettled(self, model: str) -> Signed[JobRequest]:
+        """Take a whole answer and countersign it, but only to the node: nothing is handed in."""
+        request, lease = await self.lease(model)
+        job = ClientJob(request, lease, PAYLOAD, self.key)
+        channel = await self.open_at_node(lease.message.node)
+        try:
+            for frame in job.open(now_ms=SystemClock().now_ms()):
+                channel.send_nowait(*frame)
+            while True:
+                arrived = await channel.receive()
+                event = job.receive(arrived.type, arrived.body)
+                if isinstance(event, WindowReached):
+                    for frame in event.frames:
+                        channel.send_nowait(*frame)
+                if isinstance(event, Ended):
+                    acceptance = job.acceptance(event, now_ms=SystemClock().now_ms())
+                    channel.send_nowait(FrameType.JOB_ACCEPTANCE, acceptance.raw)
+                    await trio.sleep(_ACCEPTANCE_TRAVELS_S)
+                    return request
+        finally:
+            channel.close()
+
+    async def open_at_node(self, node: PeerId) -> Channel:
+        """A channel for a job. Raises NetError."""
+        page = await self.leaser.nodes(NodesAsk())
+        [summary] = [summary for summary in page.nodes if summary.node == node]
+        addresses = open_envelope(summary.offer, NodeOffer).message.addresses
+        return await self.jobs.open_channel(node, addresses=addresses, timeout_s=_CONNECT_WITHIN_S)
 
     async def tries_to_buy(self, model: str) -> bool:
         """Whether there was an answer."""

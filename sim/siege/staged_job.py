@@ -9,10 +9,12 @@ from dataclasses import replace
 import trio
 import trio.lowlevel
 
+from protocol.codec import encode
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.framing import FrameType
+from protocol.job_state import JobState
 from protocol.keys import SigningKey
 from protocol.messages import Lease, Receipt
 from protocol.net.channels import Channel
@@ -64,10 +66,16 @@ class StagedJob:
                 frame_in = self.channel.receive_nowait()
                 self._forward(self._job.receive(frame_in.type, frame_in.body))
 
+    async def say_at_once(self, chunk: Chunk) -> None:
+        """Send output that the client has not signed for the output before."""
+        self.said.append(chunk)
+        self._job.state = JobState.RUNNING
+        await self.channel.send(FrameType.JOB_CHUNK, encode(chunk))
+
     async def end(self, receipt: Signed[Receipt]) -> bytes:
         """Send the receipt. Returns the client's acceptance as it was signed, or nothing."""
-        self._send(self._job.receipt(receipt))
         with trio.move_on_after(_ACCEPTANCE_WITHIN_S), suppress(NetError):
+            self._send(self._job.receipt(receipt))
             while True:
                 event = await self._receive()
                 if isinstance(event, Accepted):

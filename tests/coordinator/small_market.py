@@ -44,7 +44,6 @@ from protocol.messages import (
 )
 from protocol.money import NANO_PER_CREDIT
 from protocol.net.channels import Channel, serve_channels
-from protocol.net.clock import VirtualClock
 from protocol.net.errors import NetError
 from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
@@ -73,6 +72,7 @@ from protocol.services import (
     SettleReply,
 )
 from protocol.session import Outgoing
+from tests.clocks import MovableClock
 
 R = TypeVar("R")
 
@@ -107,7 +107,7 @@ class ScriptedNode:
 
     key: SigningKey
     transport: MemoryTransport
-    clock: VirtualClock
+    clock: MovableClock
     price: PriceSheet = PRICE
     script: Script = Script.ANSWER
     receipts: list[Signed[Receipt]] = field(default_factory=list)
@@ -323,7 +323,7 @@ class SmallMarket:
     """What a test acts on. `client` buys over the network with `buyer`'s key."""
 
     network: MemoryNetwork
-    clock: VirtualClock
+    clock: MovableClock
     database: Database
     coordinator: Coordinator
     nodes: list[ScriptedNode]
@@ -390,7 +390,7 @@ async def open_small_market(
 ) -> AsyncIterator[SmallMarket]:
     """A market with a node per script and a buyer with money; `adjust` may change the nodes."""
     rng = random.Random(seed)
-    network, clock = MemoryNetwork(rng), VirtualClock()
+    network, clock = MemoryNetwork(rng), MovableClock()
     database = open_database("sqlite://", InlineRunner())
     keys = [SigningKey.generate(rng.randbytes) for _ in range(len(scripts) + 2)]
     coordinator = Coordinator(

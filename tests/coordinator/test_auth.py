@@ -13,15 +13,11 @@ from coordinator.db.engine import Database, InlineRunner, open_database
 from coordinator.ledger.accounts import Account, account_of
 from coordinator.vault import Vault, VaultError
 from protocol.keys import SigningKey
+from tests.clocks import HandClock
 from tests.coordinator.market_makers import NOW_MS
 
 OWN = SigningKey(bytes(32))
 ENTROPY = random.Random(7).randbytes
-
-
-class Clock:
-    def now_ms(self) -> int:
-        return NOW_MS
 
 
 @dataclass
@@ -32,7 +28,12 @@ class Books:
     def account(self, name: str, *, peer_id: str | None = None) -> Account:
         with self.database.transaction() as conn:
             return create_account(
-                conn, name, peer_id=peer_id, vault=self.vault, clock=Clock(), entropy=ENTROPY
+                conn,
+                name,
+                peer_id=peer_id,
+                vault=self.vault,
+                clock=HandClock(NOW_MS),
+                entropy=ENTROPY,
             )
 
     def key(self, account: Account, **limits: int) -> tuple[str, str]:

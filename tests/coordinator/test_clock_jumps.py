@@ -1,7 +1,5 @@
 """The coordinator's wall clock jumps: money and answers must not notice."""
 
-from dataclasses import dataclass
-
 import pytest
 import trio
 from trio.testing import MockClock
@@ -11,6 +9,7 @@ from coordinator.db.engine import Connection
 from coordinator.db.writer import post_one
 from coordinator.ledger.postings import hold
 from protocol.clock import Clock
+from tests.clocks import SkewedClock
 from tests.coordinator.ledger_makers import (
     HOUR_MS,
     START_MS,
@@ -21,25 +20,14 @@ from tests.coordinator.ledger_makers import (
 from tests.coordinator.small_market import WORDS, Script, open_small_market
 
 
-@dataclass
-class SettableClock:
-    """Another clock, and how far somebody has set it ahead."""
-
-    inner: Clock
-    ahead_ms: int = 0
-
-    def now_ms(self) -> int:
-        return self.inner.now_ms() + self.ahead_ms
-
-
 @pytest.mark.parametrize("jump_ms", [HOUR_MS, -HOUR_MS])
 async def test_an_hours_jump_for_five_seconds_costs_nobody_anything(
     autojump_clock: MockClock, jump_ms: int
 ) -> None:
-    walls: list[SettableClock] = []
+    walls: list[SkewedClock] = []
 
     def settable(clock: Clock) -> Clock:
-        walls.append(SettableClock(clock))
+        walls.append(SkewedClock(clock))
         return walls[0]
 
     async with open_small_market(Script.ANSWER, coordinator_clock=settable) as market:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,17 +93,15 @@ def market(
 ) -> Iterator[RunningMarket]:
     for name in load_catalog().names:
         demo_models(name)
-    folder = tmp_path_factory.mktemp("market")
-    command = [
-        sys.executable,
-        "-m",
-        "sim",
-        "up",
-        "--json",
-        "--nodes=3",
-        f"--models={demo_model_store.root}",
-        f"--folder={folder}",
-    ]
+    with run_market(tmp_path_factory.mktemp("market"), demo_model_store.root, nodes=3) as market:
+        yield market
+
+
+@contextmanager
+def run_market(folder: Path, model_store: Path, *, nodes: int) -> Iterator[RunningMarket]:
+    """`sim up` in a process of its own; leaving raises unless it stops in good order."""
+    command = [sys.executable, "-m", "sim", "up", "--json", f"--nodes={nodes}"]
+    command += [f"--models={model_store}", f"--folder={folder}"]
     with (folder / "sim.log").open("wb") as log:
         process = subprocess.Popen(
             command,

@@ -41,16 +41,6 @@ STRANGER = SigningKey.generate(random.Random(23).randbytes)
 
 
 @dataclass(frozen=True)
-class SkewedClock:
-    """A clock that is wrong by that much."""
-
-    skew_ms: int
-
-    def now_ms(self) -> int:
-        return SystemClock().now_ms() + self.skew_ms
-
-
-@dataclass(frozen=True)
 class Stranger:
     """What tests act with. `pools` make job and lease channels; `offers` are the nodes' own."""
 

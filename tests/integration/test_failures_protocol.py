@@ -48,6 +48,7 @@ from protocol.services import (
     offer_topic,
     shard_of,
 )
+from tests.clocks import SkewedClock
 from tests.integration.frail_market import CHAT, FrailMarket
 from tests.integration.stranger import (
     GREETING,
@@ -55,7 +56,6 @@ from tests.integration.stranger import (
     PAYLOAD,
     SOON_S,
     STRANGER,
-    SkewedClock,
     Stranger,
     code_of,
     frame,
@@ -387,7 +387,7 @@ async def test_a_client_with_a_wrong_clock_is_told_so(paid: FrailMarket) -> None
         (TWO_MINUTES_MS, Code.NOT_YET_VALID),
         (-TWO_MINUTES_MS, Code.EXPIRED),
     ):
-        async with open_stranger(paid, clock=SkewedClock(skew_ms)) as stranger:
+        async with open_stranger(paid, clock=SkewedClock(SystemClock(), skew_ms)) as stranger:
             with pytest.raises(JobFailed) as failed:
                 async with stranger.client.buy(spec, stranger.key):
                     pass

@@ -103,7 +103,7 @@ DELIVERY = Delivery(
     client=CLIENT.peer_id,
     units=Units(10, 5),
     output_digest=sha256_digest(b"output"),
-    code="node_lost",
+    code=Code.NODE_LOST,
     issued_at_ms=NOW_MS,
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sim.auditor
-from protocol.countersigning import terms_of
+from protocol.countersigning import Delivery, terms_of
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
@@ -113,6 +113,30 @@ def test_a_lone_receipt_earns_what_its_client_signed() -> None:
         auditor.answered(job.receipt, "disputed", earned_nano)
         assert auditor.captured_nano() == earned_nano
         assert Rule.CAPTURE_IS_EARNED not in rules_of(auditor, balances(jobs=0))
+
+
+@pytest.mark.parametrize("is_declared", [True, False])
+def test_a_clients_word_without_a_receipt_decides_once_it_was_acknowledged(
+    is_declared: bool,
+) -> None:
+    """Until then the coordinator may have taken it or not."""
+    job = make_job(0, countersigned=None)
+    said = Delivery(
+        job.lease.message.lease_id,
+        job.lease.digest,
+        CLIENT.peer_id,
+        Units(input_tokens=7, output_tokens=2),
+        job.receipt.message.output_digest,
+        Code.NODE_LOST,
+        issued_at_ms=0,
+    )
+    for paid_nano, is_right in ((7 * 20 + 2 * 60, True), (7 * 20 + 9 * 60, not is_declared)):
+        auditor = make_auditor()
+        auditor.leased(job.lease)
+        auditor.delivered(seal(CLIENT, said), is_declared=is_declared)
+        auditor.answered(job.receipt, "disputed", paid_nano)
+        found = rules_of(auditor, balances())
+        assert (Rule.CAPTURE_IS_EARNED not in found) == is_right
 
 
 def test_the_auditor_knows_neither_ledger_nor_database() -> None:

@@ -30,7 +30,7 @@ def test_it_reports_every_figure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_its_jobs_mostly_find_a_node() -> None:
     rng = random.Random(1)
-    book, reputation = bench._market(300, rng)
-    jobs = list(bench._jobs(100, [entry.node for entry in book], rng))
-    found = [match(job, book, reputation, now_ms=bench._NOW_MS, rng=rng).candidates for job in jobs]
+    book, reputation = bench.make_market(300, rng)
+    jobs = list(bench.draw_jobs(100, [entry.node for entry in book], rng))
+    found = [match(job, book, reputation, now_ms=bench.NOW_MS, rng=rng).candidates for job in jobs]
     assert sum(map(bool, found)) > 80

@@ -3,13 +3,14 @@
 import random
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import Table, create_engine, insert
 
+from coordinator.db import schema
 from coordinator.db.schema import metadata
 from sim.chaos.books import BooksVerdict, judge_books
 from sim.chaos.plan import Blow, Target, draw_plan
@@ -72,38 +73,60 @@ def test_the_stock_client_waits(
 
 
 # One job of one client, held, captured and paid out: 100 for the node's 95 and the fee of 5.
-_BOOKS = """
-INSERT INTO accounts (id, kind, may_overdraw, debits_pending, debits_posted, credits_pending,
-                      credits_posted, label, created_at_ms) VALUES
-    ('issuance', 'system', 1, 0, 1000, 0, 0, '', 0),
-    ('client', 'client', 0, 0, 100, 0, 1000, '', 0),
-    ('escrow', 'system', 0, 0, 100, 0, 100, '', 0), ('node', 'node', 0, 0, 0, 0, 95, '', 0),
-    ('operator', 'system', 0, 0, 0, 0, 5, '', 0);
-INSERT INTO transfers (sequence, created_at_ns, id, debit, credit, amount_nano, kind, code,
-                       pending_id, timeout_at_ms, job_id, chain_hash) VALUES
-    (1, 1, 'T1', 'issuance', 'client', 1000, 'posted', 'credit', NULL, NULL, NULL, zeroblob(32)),
-    (2, 2, 'T2', 'client', 'escrow', 300, 'pending', 'hold', NULL, 9, 'J', zeroblob(32)),
-    (3, 3, 'T3', 'client', 'escrow', 100, 'post', 'capture', 'T2', NULL, 'J', zeroblob(32)),
-    (4, 4, 'T4', 'escrow', 'node', 95, 'posted', 'capture_node', NULL, NULL, 'J', zeroblob(32)),
-    (5, 5, 'T5', 'escrow', 'operator', 5, 'posted', 'capture_fee', NULL, NULL, 'J', zeroblob(32));
-INSERT INTO jobs (client, job_id, request, task, model_digest, objective, created_at_ms, digest,
-                  attempt, state, ended_at_ms) VALUES
-    ('client', 'J', x'00', 'causal_lm', 'd', 'price', 1, zeroblob(32), 0, 'settled', 2);
-INSERT INTO leases (lease_id, job_id, attempt, client, node, coordinator, node_incarnation_ms,
-                    window_tokens, envelope, hold_id, ceiling_nano, created_at_ms, expires_at_ms,
-                    digest, state, ended_at_ms, signed_input_tokens, signed_output_tokens,
-                    cut_by_us) VALUES
-    ('L', 'J', 0, 'client', 'node', 'c', 1, 16, x'00', 'T2', 300, 1, 9, zeroblob(32), 'settled', 2,
-     0, 0, 0);
-INSERT INTO receipts (lease_id, client, job_id, node, receipt, amount_nano, input_tokens,
-                      output_tokens, images, state, settled_at_ms, digest, received_at_ms) VALUES
-    ('L', 'client', 'J', 'node', x'00', 100, 1, 1, 0, 'settled', 2, zeroblob(32), 2);
-"""
+_ACCOUNTS = (
+    {"id": "issuance", "kind": "system", "may_overdraw": 1, "debits_posted": 1_000},
+    {"id": "client", "kind": "client", "debits_posted": 100, "credits_posted": 1_000},
+    {"id": "escrow", "kind": "system", "debits_posted": 100, "credits_posted": 100},
+    {"id": "node", "kind": "node", "credits_posted": 95},
+    {"id": "operator", "kind": "system", "credits_posted": 5},
+)
+_TRANSFERS = (
+    ("T1", "issuance", "client", 1_000, "posted", "credit", {}),
+    ("T2", "client", "escrow", 300, "pending", "hold", {"job_id": "J", "timeout_at_ms": 9}),
+    ("T3", "client", "escrow", 100, "post", "capture", {"job_id": "J", "pending_id": "T2"}),
+    ("T4", "escrow", "node", 95, "posted", "capture_node", {"job_id": "J"}),
+    ("T5", "escrow", "operator", 5, "posted", "capture_fee", {"job_id": "J"}),
+)
+_JOB = {"client": "client", "job_id": "J", "state": "settled", "ended_at_ms": 2}
+_LEASE = _JOB | {"lease_id": "L", "node": "node", "hold_id": "T2", "ceiling_nano": 300}
+_RECEIPT = _LEASE | {"amount_nano": 100, "settled_at_ms": 2}
 _OUTBOX = """
 CREATE TABLE receipts (lease_id TEXT, state TEXT);
 CREATE TABLE earnings (state TEXT, jobs INTEGER);
 INSERT INTO earnings VALUES ('settled', 1);
 """
+
+
+def write_sound_books(path: Path) -> None:
+    engine = create_engine(f"sqlite:///{path}")
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        # Short names instead of ids.
+        connection.exec_driver_sql("PRAGMA ignore_check_constraints = ON")
+        for account in _ACCOUNTS:
+            connection.execute(insert(schema.accounts).values(row_of(schema.accounts, account)))
+        for number, (name, debit, credit, nano, kind, code, more) in enumerate(_TRANSFERS, 1):
+            plain = {"sequence": number, "created_at_ns": number, "id": name, "debit": debit}
+            plain |= {"credit": credit, "amount_nano": nano, "kind": kind, "code": code, **more}
+            connection.execute(insert(schema.transfers).values(row_of(schema.transfers, plain)))
+        for table, row in (
+            (schema.jobs, _JOB),
+            (schema.leases, _LEASE),
+            (schema.receipts, _RECEIPT),
+        ):
+            connection.execute(insert(table).values(row_of(table, row)))
+    engine.dispose()
+
+
+def row_of(table: Table, given: Mapping[str, object]) -> dict[str, object]:
+    """What is given, as far as the table has it, and something for what it must have."""
+    fillers = {int: 0, str: "", bytes: bytes(32)}
+    return {
+        column.name: given.get(column.name, fillers[column.type.python_type])
+        for column in table.columns
+        if column.name in given or not column.nullable
+    }
+
 
 Judge = Callable[..., BooksVerdict]
 
@@ -115,10 +138,8 @@ def judge(tmp_path: Path) -> Judge:
     def judged(damage: str = "", *, outbox_damage: str = "", answered: str = "J") -> BooksVerdict:
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
         books, outbox = folder / "books.sqlite", folder / "outbox.sqlite"
-        engine = create_engine(f"sqlite:///{books}")
-        metadata.create_all(engine)
-        engine.dispose()
-        for path, script in ((books, _BOOKS + damage), (outbox, _OUTBOX + outbox_damage)):
+        write_sound_books(books)
+        for path, script in ((books, damage), (outbox, _OUTBOX + outbox_damage)):
             with closing(sqlite3.connect(path)) as connection:
                 # As whatever has damaged them: without the rules that hold the books together.
                 connection.executescript("PRAGMA ignore_check_constraints = ON;" + script)
@@ -153,8 +174,8 @@ _DROP_TRIGGERS = (
         "NULL, NULL, job_id, chain_hash FROM transfers WHERE id = 'T3';",
         "INSERT INTO transfers SELECT 6, 6, 'T6', debit, credit, amount_nano, kind, code, "
         "NULL, NULL, job_id, chain_hash FROM transfers WHERE id = 'T4';",
-        "INSERT INTO transfers VALUES (6, 6, 'T6', 'operator', 'escrow', 1, 'posted', 'goodwill', "
-        "NULL, NULL, 'J', zeroblob(32));",
+        "INSERT INTO transfers SELECT 6, 6, 'T6', debit, credit, amount_nano, 'posted', "
+        "'goodwill', NULL, NULL, job_id, chain_hash FROM transfers WHERE id = 'T3';",
     ],
 )
 def test_money_that_was_taken_twice_is_found(judge: Judge, damage: str) -> None:
@@ -184,7 +205,7 @@ def test_a_receipt_that_the_node_was_told_is_safe_must_be_in_the_books(judge: Ju
         "UPDATE transfers SET amount_nano = 94 WHERE id = 'T4';",
         "UPDATE transfers SET amount_nano = 301 WHERE id = 'T3';",
         "DELETE FROM transfers WHERE id = 'T3';",
-        "INSERT INTO open_holds VALUES ('T2', 9, 0, NULL);",
+        "INSERT INTO open_holds (transfer_id, timeout_at_ms, counted_nano) VALUES ('T2', 9, 0);",
         "UPDATE leases SET state = 'open', ended_at_ms = NULL;",
         "UPDATE leases SET state = 'released';",
         "UPDATE leases SET state = 'expired';",

@@ -12,6 +12,7 @@ from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, 
 from coordinator.gateway.orders import Order
 from protocol.endings import API_FINISH_REASONS
 from protocol.errors import Code
+from protocol.pricing import prices_of
 
 log = structlog.get_logger(__name__)
 
@@ -104,9 +105,7 @@ def opened_headers(context: GatewayContext, request: Request, opened: StartedAns
         header("x-capacloud-attempts", info.attempts),
         header(
             "x-capacloud-price-nano",
-            f"input_per_mtok={price.input_nano_per_mtok}, "
-            f"output_per_mtok={price.output_nano_per_mtok}, "
-            f"image={price.image_nano}, request={price.request_nano}",
+            ", ".join(f"{name}={nano}" for name, nano in prices_of(price).items()),
         ),
         header("x-capacloud-match-us", info.match_us),
         header("x-capacloud-lease-ms", f"{info.lease_ms:.3f}"),

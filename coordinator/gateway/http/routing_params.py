@@ -21,6 +21,7 @@ from protocol.messages import (
     PriceCap,
 )
 from protocol.money import AMOUNT_NANO_MAX, NANO_PER_CREDIT, parse_credits
+from protocol.pricing import PRICE_POSITIONS
 
 # No job runs longer, so a higher limit means nothing.
 LATENCY_S_MAX = JOB_DURATION_MAX_MS / 1_000
@@ -34,7 +35,7 @@ _SORTS = {
 }
 _SUFFIXES = {":nitro": Objective.THROUGHPUT, ":floor": Objective.PRICE}
 _COLLECTION = {choice.value: choice for choice in DataCollection}
-_PRICES = ("prompt", "completion", "image", "request")
+_PRICES = {position.cap_name: position.cap_field for position in PRICE_POSITIONS}
 _TIERS = {tier.value: tier for tier in IsolationTier}
 # Of several percentiles the median is the one that an expectation can be held against.
 _PERCENTILES = ("p50", "p75", "p90", "p99")
@@ -90,12 +91,7 @@ def _read_max_price(provider: Fields) -> PriceCap:
         path = prices.path(name)
         # A cap that is not kept would be a bill that was not expected.
         raise unsupported(f"{path} is no price here: use {', '.join(_PRICES)}", path)
-    return PriceCap(
-        prompt_nano_per_mtok=_read_credits(prices, "prompt"),
-        completion_nano_per_mtok=_read_credits(prices, "completion"),
-        image_nano=_read_credits(prices, "image"),
-        request_nano=_read_credits(prices, "request"),
-    )
+    return PriceCap(**{field: _read_credits(prices, name) for name, field in _PRICES.items()})
 
 
 def _read_credits(fields: Fields, name: str) -> int | None:

@@ -1,4 +1,4 @@
-"""What the gateway needs of the market, whoever provides it: a coordinator in this process, or one
+"""What the gateway needs of the market, which is a coordinator in this process, or one
 elsewhere. Everything here runs on the trio side.
 """
 
@@ -57,7 +57,7 @@ class GatewayMarket(Protocol):
     """Tests bring a fake one."""
 
     async def authenticate(self, secret: str) -> Caller | None:
-        """Whose API key this is; None if it is nobody's, or was revoked."""
+        """Whose API key this is; None if no account has it, or it was revoked."""
         ...
 
     def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[RunningJob]:

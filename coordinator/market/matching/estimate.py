@@ -22,7 +22,7 @@ from coordinator.market.standings import Bools, Floats
 # take microseconds, and any measurement would then be an absurd multiple of that.
 OVERHEAD_MS = 5.0
 
-# Below this many recent measurements an estimate is a guess, and a guess refuses nobody. Estimates
+# Below this many recent measurements an estimate is a guess, and a guess refuses no node. Estimates
 # that were trusted too early turned away 71 % of servable jobs elsewhere (d-inference#381).
 CERTAIN_MEASUREMENTS = 3.0
 # Even a good estimate is an average; only a miss by half again is certain to be one.

@@ -1,6 +1,6 @@
 """Why nothing fits, or what keeps each node from fitting: for refusals, quotes and operators.
 
-Runs only when a decision failed or somebody asks, so it may look at every row; naming nodes one by
+Runs only when a decision failed or a client asks, so it may look at every row; naming nodes one by
 one is left to those who ask, as a failing job must not cost more than one that succeeds.
 """
 

@@ -19,13 +19,10 @@ from coordinator.market.offers.table import (
     DRAINING,
     EXPIRES_MS,
     FLAGS,
-    IMAGE_NANO,
-    INPUT_NANO,
     MACHINE,
-    OUTPUT_NANO,
+    PRICES,
     QUANTIZATION,
     REGION,
-    REQUEST_NANO,
     ROOM,
     STANDING,
     SUSPENDED,
@@ -41,8 +38,9 @@ from coordinator.market.reputation import Reputation
 from coordinator.market.standings import Bools, Floats, Ints, Standings
 from protocol.constraints import broken_constraint
 from protocol.ids import PeerId
-from protocol.messages import DataCollection, ModelOffer, NodeOffer, Task
-from protocol.pricing import TOKENS_PER_PRICE, Units, cost_nano
+from protocol.messages import DataCollection, ModelOffer, NodeOffer
+from protocol.pricing import Units, cost_nano
+from protocol.tasks import TASKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +72,13 @@ Filter = Callable[[Selection], Bools | None]
 
 def costs(rows: Rows, units: Units) -> Floats:
     """Each node's charge for `units`, unrounded; skips the positions that the job does not use."""
-    cost = rows.value(REQUEST_NANO)
-    if units.input_tokens:
-        cost = cost + rows.value(INPUT_NANO) * (units.input_tokens / TOKENS_PER_PRICE)
-    if units.output_tokens:
-        cost = cost + rows.value(OUTPUT_NANO) * (units.output_tokens / TOKENS_PER_PRICE)
-    if units.images:
-        cost = cost + rows.value(IMAGE_NANO) * units.images
+    cost: Floats | None = None
+    for column, position in PRICES:
+        count = position.count(units)
+        if count:
+            part = rows.value(column) * (count / position.per)
+            cost = part if cost is None else cost + part
+    assert cost is not None, "one price is for the job itself"
     return cost
 
 
@@ -92,7 +90,7 @@ def _has_wrong_task(selection: Selection) -> Bools:
 def _has_too_short_context(selection: Selection) -> Bools | None:
     """The whole answer must fit behind the prompt as we guess it. The most that may be billed for
     the prompt is no measure: it allows a token for every byte."""
-    if selection.job.task is not Task.CAUSAL_LM:
+    if not TASKS[selection.job.task].is_stream:
         return None
     needed = selection.job.expected.input_tokens + selection.job.maximum.output_tokens
     return selection.rows.value(CONTEXT) < needed
@@ -101,12 +99,8 @@ def _has_too_short_context(selection: Selection) -> Bools | None:
 def _asks_more_than_max_price(selection: Selection) -> Bools | None:
     cap = selection.job.constraints.max_price
     rejected: Bools | None = None
-    for column, limit_nano in (
-        (INPUT_NANO, cap.prompt_nano_per_mtok),
-        (OUTPUT_NANO, cap.completion_nano_per_mtok),
-        (IMAGE_NANO, cap.image_nano),
-        (REQUEST_NANO, cap.request_nano),
-    ):
+    for column, position in PRICES:
+        limit_nano = getattr(cap, position.cap_field)
         if limit_nano is not None:
             above = selection.rows.value(column) > limit_nano
             rejected = above if rejected is None else rejected | above

@@ -68,7 +68,7 @@ class Why(StrEnum):
 
     ORDERED = "ordered"  # the client put it there
     EXPLORED = "explored"  # new here, and it was the turn of a new one
-    BEST = "best"  # nobody comes near its score
+    BEST = "best"  # no other score comes near
     LESS_LOADED = "less_loaded"  # of two near-equals drawn at random
     NEAR_EQUAL = "near_equal"  # the other one of the two
     NEXT = "next"  # by score, after the near-equals
@@ -135,8 +135,8 @@ class Latency:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A node that fits. `score` is lower for better and comparable within one decision only;
-    `is_over_limit` says that we expect it to miss `max_latency` or the deadline, and that nobody
-    better was found. `claim` is kept with the lease, to learn from how the job went."""
+    `is_over_limit` says that we expect it to miss `max_latency` or the deadline, and that no
+    better node was found. `claim` is kept with the lease, to learn from how the job went."""
 
     offer: Signed[NodeOffer]
     model: ModelOffer

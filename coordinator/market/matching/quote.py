@@ -6,6 +6,7 @@ from coordinator.market.matching.job import Candidate, Job, Match, Reason, Rejec
 from coordinator.market.offers import ModelState, NodeEntry, OfferBook
 from protocol.ids import Digest
 from protocol.money import format_credits
+from protocol.pricing import PRICE_POSITIONS
 from protocol.services import QuoteCandidate, QuoteRejection, QuoteReply
 
 _WHY_TEXT = {
@@ -86,9 +87,12 @@ def _detail(reason: Reason, entry: NodeEntry | None, state: ModelState | None, j
         return ""
     model = state.offer
     if reason is Reason.PRICE_ABOVE_MAX:
-        prices = (model.price.input_nano_per_mtok, model.price.output_nano_per_mtok)
-        asked = " in, ".join(format_credits(price) for price in prices)
-        return f"asks {asked} out per million tokens"
+        asked = ", ".join(
+            f"{format_credits(position.of(model.price))} {position.label}"
+            for position in PRICE_POSITIONS
+            if position.of(model.price)
+        )
+        return f"asks {asked}"
     texts = {
         Reason.QUANTIZATION: model.quantization,
         Reason.REGION: entry.offer.region or "not stated",

@@ -8,9 +8,9 @@ succeeds there: the expected amount until it does, if each failure costs another
 - `throughput`: expected time per output token once it runs (per input unit if there is no output).
   Then the cost.
 - `balanced`: sqrt(cost x time). The geometric mean has no unit and needs no exchange rate: being
-  twice as cheap is worth being twice as slow. It compares two nodes by their ratio alone, so nobody
-  can tilt a choice between others by listing absurd offers, as with shares of the minimum, maximum
-  or mean. The floor under the cost keeps a free node from winning whatever its speed.
+  twice as cheap is worth being twice as slow. It compares two nodes by their ratio alone, so no
+  node can tilt a choice between others by listing absurd offers, as with shares of the minimum,
+  maximum or mean. The floor under the cost keeps a free node from winning whatever its speed.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from coordinator.market.matching.estimate import Estimates
 from coordinator.market.standings import Floats
 from protocol.messages import Objective
 
-# A millionth of a credit: nobody waits longer to save less.
+# A millionth of a credit: no client waits longer to save less.
 COST_FLOOR_NANO = 1_000.0
 
 # Prices are exact, so only trifles are equal; estimated times are not better than this.

@@ -26,12 +26,13 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import Digest, LeaseId, PeerId, is_digest
 from protocol.limits import CLOCK_SKEW_MAX_MS, OFFER_LIFETIME_MAX_MS
 from protocol.messages import LoadReport, ModelOffer, NodeOffer
+from protocol.services import offer_topic, shard_of
 
 # The scale that the market is designed for; about 0.4 GB of offers.
 NODES_MAX = 100_000
 
-# Dropping an offer takes 20 µs. After a partition all of them expire at once, and nobody may wait
-# for that: matching skips what has expired whether or not it is still listed.
+# Dropping an offer takes 20 µs. After a partition all of them expire at once, and no request may
+# wait for that: matching skips what has expired whether or not it is still listed.
 EXPIRE_MAX = 1_000
 
 # As long as an offer of the other process may live: silence for that long means that it is gone.
@@ -46,6 +47,7 @@ class OfferOutcome(StrEnum):
 
     LISTED = "listed"
     UPDATED = "updated"
+    HEARD = "heard"  # By gossip, after its node had handed it over.
     DUPLICATE = "duplicate"
     REFUSED = "refused"
     CONFLICT = "conflict"
@@ -62,9 +64,9 @@ class OfferVerdict:
 
     @property
     def is_news(self) -> bool:
-        """Worth handing on to neighbours. A conflict is not: whoever copies a key could make the
+        """Worth handing on to neighbours. A conflict is not: a thief of a key could make the
         whole network carry any number of its offers."""
-        return self.outcome in (OfferOutcome.LISTED, OfferOutcome.UPDATED)
+        return self.outcome in (OfferOutcome.LISTED, OfferOutcome.UPDATED, OfferOutcome.HEARD)
 
 
 class ReputationRows(Protocol):
@@ -79,7 +81,7 @@ class OfferBook:
     """All live offers.
 
     `catalogue` names the digests that may answer to a model's name. A name that is not in it
-    belongs to whoever uses it, and only a digest protects a buyer from a cuckoo.
+    belongs to every node that uses it, and only a digest protects a buyer from a cuckoo.
     """
 
     def __init__(
@@ -143,10 +145,15 @@ class OfferBook:
         try:
             signed = self._intake.open(raw, now_ms=now_ms, via=via, topic=topic)
         except RemoteProtocolError as error:
-            is_duplicate = error.code is Code.REPLAYED
-            outcome = OfferOutcome.DUPLICATE if is_duplicate else OfferOutcome.REFUSED
+            if error.code is not Code.REPLAYED:
+                return OfferVerdict(OfferOutcome.REFUSED, None, error.code, str(error))
+            outcome = self._hear_again(raw, topic)
             return OfferVerdict(outcome, None, error.code, str(error))
-        return self.insert(signed, now_ms=now_ms, via=via)
+        verdict = self.insert(signed, now_ms=now_ms, via=via)
+        entry = self._entries.get(signed.signer)
+        if verdict.is_news and entry is not None:
+            entry.is_heard = topic is not None
+        return verdict
 
     def insert(
         self, signed: Signed[NodeOffer], *, now_ms: int, via: PeerId | None = None
@@ -266,6 +273,17 @@ class OfferBook:
             _publish_busy(entry, state)
 
     # Below: listing.
+
+    def _hear_again(self, raw: bytes, topic: str | None) -> OfferOutcome:
+        """Bytes that were taken before. A node attaches and publishes at the same time: what the
+        attach brought first is no news to us, but it is to our neighbours."""
+        entry = self._entries.get(self._intake.signer_of(raw))
+        if entry is None or entry.is_heard or entry.signed.raw != raw:
+            return OfferOutcome.DUPLICATE
+        if topic != offer_topic(shard_of(entry.node)):
+            return OfferOutcome.DUPLICATE
+        entry.is_heard = True
+        return OfferOutcome.HEARD
 
     def _list(self, signed: Signed[NodeOffer], now_ms: int) -> OfferVerdict:
         offer = signed.message

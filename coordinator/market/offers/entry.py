@@ -16,6 +16,7 @@ from coordinator.market.offers.table import (
 from protocol.envelope import Signed
 from protocol.ids import Digest, LeaseId, PeerId, is_digest
 from protocol.messages import DataCollection, ModelLoad, ModelOffer, NodeOffer, Task
+from protocol.pricing import PRICE_POSITIONS
 
 TASK_CODES = {task: code for code, task in enumerate(Task)}
 
@@ -58,7 +59,7 @@ class ModelState:
         self.leases.remove(lease_id)
 
     def lose_reports(self) -> None:
-        """Nobody reports any more: only our own leases are certain."""
+        """The node reports no more: only our own leases are certain."""
         self.running = self.queued = self.jobs_of_others = 0
 
 
@@ -77,6 +78,7 @@ class NodeEntry:
     models: dict[Digest, ModelState]
     rtt_ms: float | None = None
     is_attached: bool = False
+    is_heard: bool = False  # Gossip brought this very offer, not its node alone.
     lost_at_ms: int | None = None
     is_draining: bool = False
     suspended_until_ms: int = 0
@@ -109,10 +111,7 @@ class NodeEntry:
         """In the order of the rows of `ModelTable.values`."""
         model = state.offer
         return [
-            model.price.input_nano_per_mtok,
-            model.price.output_nano_per_mtok,
-            model.price.image_nano,
-            model.price.request_nano,
+            *(position.of(model.price) for position in PRICE_POSITIONS),
             1_000 / (model.prefill_tps or _UNITS_PER_S_UNKNOWN),
             1_000 / (model.decode_tps or _UNITS_PER_S_UNKNOWN),
             model.context_tokens,

@@ -1,9 +1,9 @@
 """What a raw offer must pass before anybody looks at what it offers.
 
 A signature check costs about a tenth of a millisecond, which is what a flood is after. So sizes,
-repetitions and budgets come first, and every check is charged to somebody who can be held to it:
+repetitions and budgets come first, and every check is charged to a peer that can be held to it:
 the neighbour who sent the bytes, and, once verified, the key that signed them. A claimed signer is
-never charged for bytes that it did not sign, or a forger could silence anyone.
+never charged for bytes that it did not sign, or a forger could silence any peer.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Intake:
     """Turns bytes from a neighbour into a verified, fresh and plausible offer, or refuses them."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[bytes, None] = OrderedDict()
+        self._seen: OrderedDict[bytes, PeerId] = OrderedDict()
         self._offers = TokenBuckets(keys_max=_KEYS_MAX)
         self._junk = TokenBuckets(keys_max=_NEIGHBOURS_MAX)
         self._checks = TokenBuckets(keys_max=_NEIGHBOURS_MAX)
@@ -65,10 +65,14 @@ class Intake:
             raise RemoteProtocolError(f"{via} hands on too many offers", code=Code.RATE_LIMITED)
         signed = self._verified(raw, now_ms, via, topic)
         self._offers.take(claimed_key, OFFERS, now_s=now_ms / 1_000)
-        self._seen[fingerprint] = None
+        self._seen[fingerprint] = signed.signer
         if len(self._seen) > _SEEN_MAX:
             self._seen.popitem(last=False)
         return signed
+
+    def signer_of(self, raw: bytes) -> PeerId:
+        """Who signed an offer that was refused as REPLAYED."""
+        return self._seen[_fingerprint(raw)]
 
     def forget(self, raw: bytes) -> None:
         """Take this offer again if it comes again: its place in the book was lost."""

@@ -2,7 +2,7 @@
 
 A node that restarts has a later incarnation and outranks its former self; within one incarnation
 the sequence only grows. An older incarnation never wins: that is how a ghost would get jobs. But if
-it still signs *new* offers after the younger one has started, then both run: somebody copied a key.
+it still signs *new* offers after the younger one has started, then both run: the key was copied.
 """
 
 from collections import OrderedDict

@@ -13,25 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.ids import PeerId
+from protocol.pricing import PRICE_POSITIONS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Ties = NDArray[np.uint64]
 
 # Rows of `values`. Prices are below 2^53, so a float64 holds them exactly.
-INPUT_NANO = 0  # per million tokens, as the next
-OUTPUT_NANO = 1
-IMAGE_NANO = 2
-REQUEST_NANO = 3
-PREFILL_MS = 4  # claimed, per input token or image
-DECODE_MS = 5  # claimed, per output token
-CONTEXT = 6
-SLOTS = 7
-ROOM = 8  # slots and queue together
-BUSY = 9  # jobs there now, as far as we know
-RTT_MS = 10
-EXPIRES_MS = 11
-VALUES = 12
+PRICES = tuple(enumerate(PRICE_POSITIONS))
+_NEXT = len(PRICES)
+PREFILL_MS = _NEXT  # claimed, per input token or image
+DECODE_MS = _NEXT + 1  # claimed, per output token
+CONTEXT = _NEXT + 2
+SLOTS = _NEXT + 3
+ROOM = _NEXT + 4  # slots and queue together
+BUSY = _NEXT + 5  # jobs there now, as far as we know
+RTT_MS = _NEXT + 6
+EXPIRES_MS = _NEXT + 7
+VALUES = _NEXT + 8
 
 # Rows of `codes`.
 TASK = 0

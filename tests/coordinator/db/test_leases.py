@@ -3,28 +3,32 @@
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import update
 
 from coordinator.db.bulk import run_records
 from coordinator.db.engine import Connection
 from coordinator.db.leases import (
-    LeaseProgress,
     StoredLease,
+    damaged_leases,
     find_lease,
     list_leases_of,
     list_open_leases,
-    record_cut,
+    record_delivery,
     record_lease,
     record_lease_end,
-    record_signed_progress,
 )
 from coordinator.db.receipts import record_receipt
+from coordinator.db.schema import leases
 from coordinator.errors import ConstraintError
+from protocol.countersigning import Delivery
 from protocol.endings import LeaseState, ReceiptState
+from protocol.envelope import Signed, seal
+from protocol.errors import Code
 from protocol.ids import LeaseId
 from protocol.pricing import Units
 from tests.coordinator.evidence import CHAIN, LEASE, TERMS, leased
 from tests.coordinator.ledger_makers import memory_books
-from tests.protocol.makers import NOW_MS
+from tests.protocol.makers import CLIENT, NOW_MS
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def test_a_lease_is_found_as_it_was_signed(conn: Connection) -> None:
         terms=TERMS,
         state=LeaseState.OPEN,
         ended_at_ms=None,
-        progress=LeaseProgress(),
+        delivery=None,
     )
     assert find_lease(conn, LEASE.lease_id) == expected
     assert list_leases_of(conn, LEASE.client, LEASE.job_id) == [expected]
@@ -77,21 +81,34 @@ def test_a_lease_ends_once(conn: Connection) -> None:
     assert (lease.state, lease.ended_at_ms) == (LeaseState.RELEASED, NOW_MS + 1)
 
 
-def test_what_the_client_signed_last_survives_a_restart(conn: Connection) -> None:
-    for signed, evidence in (
-        (Units(5, 16), b"first"),
-        (Units(5, 48), b"third"),
-        (Units(5, 32), b""),
-    ):
-        run_records(conn, [record_signed_progress(LEASE.lease_id, signed, evidence)])
-    (row,) = list_open_leases(conn)
-    assert row.progress == LeaseProgress(Units(5, 48), b"third"), "signed words are cumulative"
+def deliver(output_tokens: int) -> Signed[Delivery]:
+    return seal(
+        CLIENT,
+        Delivery(
+            lease_id=LEASE.lease_id,
+            lease_digest=CHAIN.lease.digest,
+            client=LEASE.client,
+            units=Units(5, output_tokens),
+            output_digest=CHAIN.receipt.message.output_digest,
+            code=Code.NODE_LOST,
+            issued_at_ms=NOW_MS,
+        ),
+    )
 
 
-def test_what_the_gateway_counted_of_a_cut_stream_survives_a_restart(conn: Connection) -> None:
-    run_records(conn, [record_cut(LEASE.lease_id, Units(5, 3), by_us=True)])
+def test_what_a_client_got_of_a_cut_stream_survives_a_restart(conn: Connection) -> None:
+    run_records(conn, [record_delivery(deliver(3)), record_delivery(deliver(2))])
     (row,) = list_open_leases(conn)
-    assert row.progress == LeaseProgress(delivered=Units(5, 3), cut_by_us=True)
+    stored = find_lease(conn, LEASE.lease_id)
+    assert stored is not None
+    assert row.delivery == stored.delivery == deliver(3).raw, "the first word stands"
+
+
+def test_a_damaged_word_of_a_client_is_found(conn: Connection) -> None:
+    run_records(conn, [record_delivery(deliver(3))])
+    assert list(damaged_leases(conn)) == []
+    conn.execute(update(leases).values(delivery=deliver(3).raw[:-1] + b"\0"))
+    assert list(damaged_leases(conn)) == [LEASE.lease_id]
 
 
 def test_a_lease_without_its_hold_is_refused() -> None:

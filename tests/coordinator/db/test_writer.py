@@ -30,6 +30,7 @@ from coordinator.ledger.refusals import OutOfFundsError, UnknownAccountError
 from coordinator.ledger.transfers import Result, Transfer
 from protocol.errors import Code
 from protocol.ids import PeerId, TransferId
+from tests.clocks import HandClock
 from tests.coordinator.ledger_makers import (
     ALICE,
     BOB,
@@ -37,7 +38,6 @@ from tests.coordinator.ledger_makers import (
     NODE,
     START_MS,
     GatedRunner,
-    HandClock,
     Ulids,
     account,
     file_books,
@@ -418,7 +418,7 @@ async def test_due_holds_are_swept_and_those_that_are_not_stay(
     await writer.submit(hold(due, timeout_at_ms=START_MS + 10))
     await writer.submit(hold(kept, timeout_at_ms=TIMEOUT_MS))
     assert await writer.expire_holds() == []
-    clock.time_ms += 10
+    clock.wall_ms += 10
 
     async def notes_of(pending: Transfer) -> tuple[Record, ...]:
         return note(f"expired {pending.id}")
@@ -449,7 +449,7 @@ async def test_a_sweep_that_meets_a_capture_leaves_it_alone(
         async with trio.open_nursery() as submitters:
             submitters.start_soon(writer.submit, capture(funds, 60, NODE, fee_bps=0))
             await trio.testing.wait_all_tasks_blocked()
-            clock.time_ms += 10
+            clock.wall_ms += 10
             submitters.start_soon(sweep)
             await trio.testing.wait_all_tasks_blocked()
             runner.gate.set()

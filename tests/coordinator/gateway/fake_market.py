@@ -154,7 +154,7 @@ class FakeJob:
         self._market = market
         self._script = market.script
         self._spec = spec
-        self._chunks = list(_chunks_of(market.script, spec))
+        self._chunks = list(chunks_of(market.script, spec))
         self._next = 0
 
     async def wait_first_output(self) -> None:
@@ -204,7 +204,7 @@ class FakeJob:
 _JOB_ID = JobId(new_ulid(NOW_MS, bytes(10)))
 
 
-def _chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
+def chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
     if isinstance(spec.job_input, EmbeddingInput):
         vector = struct.pack(f"<{len(VECTOR)}f", *VECTOR)
         data = encode(EmbeddingOutput(len(VECTOR), (vector,) * len(spec.job_input.texts)))

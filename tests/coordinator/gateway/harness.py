@@ -22,26 +22,12 @@ from coordinator.gateway.http.app import GatewayApp
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.metrics import Metrics
 from protocol.programs.runtime import Runtime
+from tests.clocks import HandClock
 from tests.coordinator.gateway.fake_market import API_KEY, NOW_MS, FakeMarket
 
 T = TypeVar("T")
 
 WITHIN_S = 20.0
-
-
-class FakeClock:
-    def now_ms(self) -> int:
-        return NOW_MS
-
-
-class Stopwatch:
-    """Stands still until it is told to go on."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000.0
-
-    def __call__(self) -> int:
-        return int(self.now_s * 1e9)
 
 
 class TrioThread:
@@ -87,7 +73,7 @@ class Harness:
     market: FakeMarket
     metrics: Metrics
     bridge: Bridge
-    stopwatch: Stopwatch
+    clock: HandClock
     runner: asyncio.Runner
 
     def run(self, work: Awaitable[T]) -> T:
@@ -128,13 +114,13 @@ class Harness:
 
 @contextmanager
 def harness(config: GatewayConfig | None = None) -> Iterator[Harness]:
-    stopwatch = Stopwatch()
+    clock = HandClock(NOW_MS)
     numbers = iter(range(1, 2**32))
     runtime = Runtime(
-        FakeClock(),
+        clock,
         entropy=lambda size: next(numbers).to_bytes(size),
         rng=None,  # type: ignore[arg-type]  # the gateway draws no lots
-        stopwatch_ns=stopwatch,
+        stopwatch_ns=clock.monotonic_ns,
     )
     metrics = Metrics()
     market = FakeMarket()
@@ -143,7 +129,7 @@ def harness(config: GatewayConfig | None = None) -> Iterator[Harness]:
         context = GatewayContext.make(
             trio_thread.bridge, market, metrics, config=config or GatewayConfig(), runtime=runtime
         )
-        yield Harness(GatewayApp(context), market, metrics, trio_thread.bridge, stopwatch, runner)
+        yield Harness(GatewayApp(context), market, metrics, trio_thread.bridge, clock, runner)
 
 
 @dataclass

@@ -162,13 +162,6 @@ def test_items_of_one_turn_cross_with_one_wake_up(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wakes = []
-    run_ready = ends.bridge._run_ready
-
-    def count_wake() -> None:
-        wakes.append(1)
-        run_ready()
-
-    monkeypatch.setattr(ends.bridge, "_run_ready", count_wake)
     go = trio.Event()
 
     async def burst(feed: Feed[None, int]) -> None:
@@ -180,7 +173,14 @@ def test_items_of_one_turn_cross_with_one_wake_up(
         streams = [ends.bridge.stream(burst, buffer_max=64, silence_s=60) for _ in range(16)]
         tasks = [asyncio.ensure_future(anext(stream)) for stream in streams]
         await ends.bridge.call(trio.lowlevel.checkpoint)
-        wakes.clear()
+        loop = asyncio.get_running_loop()
+        wake_up = loop.call_soon_threadsafe
+
+        def count_wake(callback: Callable[[], object]) -> asyncio.Handle:
+            wakes.append(1)
+            return wake_up(callback)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count_wake)
         ends.bridge.run_in_trio(go.set)
         batches = await asyncio.gather(*tasks)
         assert sum(len(batch) for batch in batches) > 16

@@ -131,6 +131,10 @@ def test_the_cache_is_bounded(
         for number in range(5):
             with pytest.raises(ApiError):
                 await callers.identify(f"Bearer sk-{number}")
-        assert len(callers._known) == 2
+        asked = desk.lookups
+        for number in (4, 0):
+            with pytest.raises(ApiError):
+                await callers.identify(f"Bearer sk-{number}")
+        assert desk.lookups == asked + 1, "the youngest is known, the oldest was forgotten"
 
     asyncio.run(many())

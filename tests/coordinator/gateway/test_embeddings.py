@@ -69,7 +69,7 @@ def test_bad_input_is_refused_by_name(gateway: Harness, change: dict[str, Any], 
 def test_a_broken_answer_was_paid_and_is_not_asked_for_again(
     gateway: Harness, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    whole = fake_market._chunks_of
+    whole = fake_market.chunks_of
 
     def broken(script: Any, spec: Any) -> Any:
         chunks = list(whole(script, spec))
@@ -79,7 +79,7 @@ def test_a_broken_answer_was_paid_and_is_not_asked_for_again(
         object.__setattr__(spec, "job_input", EmbeddingInput(("a",)))
         return spec
 
-    monkeypatch.setattr(fake_market, "_chunks_of", broken)
+    monkeypatch.setattr(fake_market, "chunks_of", broken)
     response = gateway.post(PATH, body())
     assert response.status_code == 502
     assert response.headers["x-should-retry"] == "false"

@@ -44,7 +44,7 @@ def test_a_revoked_key_stops_working(gateway: Harness) -> None:
     assert gateway.get("/v1/models").status_code == 200
     gateway.market.revoked.add(API_KEY)
     assert gateway.get("/v1/models").status_code == 200
-    gateway.stopwatch.now_s += CALLER_TTL_S
+    gateway.clock.monotonic_s += CALLER_TTL_S
     assert gateway.get("/v1/models").status_code == 401
 
 
@@ -58,7 +58,7 @@ def test_a_key_has_its_rate(gateway: Harness) -> None:
     assert third.status_code == 429
     assert error_of(third)["code"] == "rate_limit_exceeded"
     assert third.headers["retry-after"] == "30"
-    gateway.stopwatch.now_s += 30
+    gateway.clock.monotonic_s += 30
     assert gateway.post(PATH, body(), headers=bearer(LIMITED_KEY)).status_code == 200
 
 
@@ -221,7 +221,7 @@ def test_a_key_that_is_revoked_while_its_body_arrives_buys_nothing(gateway: Harn
             await asyncio.sleep(0)
         assert running.incoming.empty()
         gateway.market.revoked.add(API_KEY)
-        gateway.stopwatch.now_s += CALLER_TTL_S
+        gateway.clock.monotonic_s += CALLER_TTL_S
         running.incoming.put_nowait(whole)
         status: int = (await running.next())["status"]
         await running.task
@@ -292,7 +292,7 @@ def test_strangers_cost_the_market_one_look_a_second(gateway: Harness) -> None:
 
     gateway.run(ask_often())
     assert gateway.market.looks == 2
-    gateway.stopwatch.now_s += 1
+    gateway.clock.monotonic_s += 1
     gateway.run(ask_often())
     assert gateway.market.looks == 4
 

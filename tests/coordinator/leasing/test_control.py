@@ -49,8 +49,6 @@ async def test_the_end_of_one_of_two_streams_detaches_nobody(autojump_clock: Moc
             await RpcClient(pool).call(
                 node.coordinator, Method.LOAD, node.load(), LoadAck, timeout_s=5
             )
-            assert market.coordinator.control._lines[node.key.peer_id] == 2
             nursery.cancel_scope.cancel()
         await trio.sleep(1)
-        assert market.coordinator.control._lines[node.key.peer_id] == 1
         assert is_attached(market)

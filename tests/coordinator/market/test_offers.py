@@ -18,6 +18,7 @@ from protocol.errors import Code
 from protocol.ids import Digest, LeaseId, sha256_digest
 from protocol.limits import CLOCK_SKEW_MAX_MS, OFFER_LIFETIME_MAX_MS
 from protocol.messages import LoadReport
+from protocol.services import OFFER_SHARDS, offer_topic, shard_of
 from tests.coordinator.market_makers import (
     MODEL,
     NAME,
@@ -75,6 +76,42 @@ def test_the_same_offer_over_two_paths_is_taken_once() -> None:
     raw = sealed(1, node_offer(1)).raw
     book.accept(raw, now_ms=NOW_MS, via=node(2))
     assert book.accept(raw, now_ms=NOW_MS, via=node(3)).outcome is OfferOutcome.DUPLICATE
+
+
+def test_gossip_of_an_offer_that_its_node_handed_over_first_is_passed_on_once() -> None:
+    """A node attaches and publishes at once, and others have heard of it by neither."""
+    book = Market().book
+    raw = sealed(1, node_offer(1)).raw
+    own = offer_topic(shard_of(node(1)))
+    assert book.accept(raw, now_ms=NOW_MS, via=node(1)).is_news
+    first = book.accept(raw, now_ms=NOW_MS, via=node(1), topic=own)
+    assert (first.outcome, first.code, first.is_news) == (OfferOutcome.HEARD, Code.REPLAYED, True)
+    again = [book.accept(raw, now_ms=NOW_MS, via=node(n), topic=own) for n in (1, 2, 2)]
+    assert [verdict.outcome for verdict in again] == [OfferOutcome.DUPLICATE] * 3
+    # Attaching with it again does not begin anew.
+    book.accept(raw, now_ms=NOW_MS, via=node(1))
+    assert not book.accept(raw, now_ms=NOW_MS, via=node(2), topic=own).is_news
+
+
+def test_what_came_by_gossip_first_is_not_passed_on_again() -> None:
+    book = Market().book
+    raw = sealed(1, node_offer(1)).raw
+    own = offer_topic(shard_of(node(1)))
+    assert book.accept(raw, now_ms=NOW_MS, via=node(2), topic=own).is_news
+    assert not book.accept(raw, now_ms=NOW_MS, via=node(1)).is_news
+    assert not book.accept(raw, now_ms=NOW_MS, via=node(3), topic=own).is_news
+
+
+def test_an_offer_that_its_node_handed_over_is_not_passed_on_elsewhere_or_late() -> None:
+    book = Market().book
+    old, new = (sealed(1, node_offer(1, sequence=n)).raw for n in (1, 2))
+    own = shard_of(node(1))
+    book.accept(old, now_ms=NOW_MS, via=node(1))
+    book.accept(new, now_ms=NOW_MS, via=node(1))
+    wrong = offer_topic((own + 1) % OFFER_SHARDS)
+    assert not book.accept(new, now_ms=NOW_MS, via=node(2), topic=wrong).is_news
+    assert not book.accept(old, now_ms=NOW_MS, via=node(2), topic=offer_topic(own)).is_news
+    assert book.accept(new, now_ms=NOW_MS, via=node(2), topic=offer_topic(own)).is_news
 
 
 def test_a_changed_offer_replaces_the_old_rows() -> None:

@@ -55,6 +55,20 @@ async def test_a_node_that_bills_everything_and_then_stalls_earns_one_window_at_
         market.assert_books_are_closed()
 
 
+async def test_money_is_free_again_soon_after_our_own_client_has_given_the_thief_up(
+    autojump_clock: MockClock,
+) -> None:
+    """The gateway asks for five minutes: so long a user's money was held for nothing."""
+    async with open_small_market(Script.BILL_AND_STALL) as market:
+        client = market.coordinator.client
+        with pytest.raises(JobFailed):
+            async with client.buy(market.spec(max_tokens=1_000, deadline_s=300), market.buyer):
+                pass
+        await trio.sleep(30)
+        market.assert_books_are_closed()
+        assert spent(market) <= cost_nano(PRICE, INPUT_UNITS)
+
+
 async def test_a_receipt_of_a_job_that_was_never_opened_is_worth_nothing(
     autojump_clock: MockClock,
 ) -> None:

@@ -194,11 +194,11 @@ async def test_a_hold_that_times_out_on_the_way_to_the_books_is_paid_all_the_sam
     async with open_small_market(Script.ANSWER) as market:
         receipt = await lose_client(market)
         (opened,) = market.coordinator.leases
-        market.clock._epoch_ms += opened.hold_expires_at_ms - market.clock.now_ms() - 1
+        market.clock.ahead_ms += opened.hold_expires_at_ms - market.clock.now_ms() - 1
         submit = market.coordinator.writer.submit
 
         async def dawdle(chain: Chain, records: tuple[Record, ...] = ()) -> Result:
-            market.clock._epoch_ms += 10
+            market.clock.ahead_ms += 10
             return await submit(chain, records)
 
         monkeypatch.setattr(market.coordinator.writer, "submit", dawdle)
@@ -242,7 +242,7 @@ async def test_a_hold_of_which_this_process_knows_nothing_ends_its_lease_too(
 def pass_expiry(market: SmallMarket) -> None:
     """As if the coordinator had been away until the hold was over."""
     (opened,) = market.coordinator.leases
-    market.clock._epoch_ms += opened.hold_expires_at_ms - market.clock.now_ms()
+    market.clock.ahead_ms += opened.hold_expires_at_ms - market.clock.now_ms()
 
 
 async def restart_after_expiry(market: SmallMarket) -> ReceiptDesk:
@@ -266,7 +266,7 @@ async def test_after_an_outage_receipts_are_taken_for_as_long_as_after_a_deadlin
         desk = await restart_after_expiry(market)
         assert await desk.expire() == 0
         assert (await desk.accept(receipt, None)).state == ReceiptState.PENDING
-        market.clock._epoch_ms += ACCEPTANCE_WITHIN_MS
+        market.clock.ahead_ms += ACCEPTANCE_WITHIN_MS
         assert await desk.sweep() == 1
         assert spent(market) == receipt.message.amount_nano
         market.assert_books_are_closed()
@@ -278,7 +278,7 @@ async def test_after_an_outage_a_hold_without_a_receipt_is_given_back_a_little_l
     async with open_small_market(Script.ANSWER) as market:
         receipt = await lose_client(market)
         desk = await restart_after_expiry(market)
-        market.clock._epoch_ms += RECEIPT_GRACE_MS
+        market.clock.ahead_ms += RECEIPT_GRACE_MS
         with pytest.raises(RemoteProtocolError) as caught:
             await desk.accept(receipt, None)
         assert caught.value.code is Code.EXPIRED
@@ -293,7 +293,7 @@ async def test_after_an_outage_a_receipt_that_had_been_acknowledged_is_paid(
         receipt = await lose_client(market)
         await market.nodes[0].hand_in(receipt)
         desk = await restart_after_expiry(market)
-        market.clock._epoch_ms += 10 * RECEIPT_GRACE_MS
+        market.clock.ahead_ms += 10 * RECEIPT_GRACE_MS
         assert await desk.expire() == 0, "what was acknowledged is kept, however late it is"
         assert await desk.sweep() == 1
         assert spent(market) == receipt.message.amount_nano

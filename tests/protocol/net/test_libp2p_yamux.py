@@ -156,14 +156,15 @@ async def test_frames_are_yamux() -> None:
 
 @virtual_time
 async def test_what_waits_together_is_written_together() -> None:
-    async with against_raw() as (mux, _):
+    async with against_raw() as (mux, raw):
+        ours = raw.other
         streams = [await mux.open_stream() for _ in range(3)]
         await wait_all_tasks_blocked()
-        before = len(cast(QueueConn, cast(Any, mux)._conn).written)
+        before = len(ours.written)
         for stream in streams:
             await stream.write(b"x" * 100)
         await wait_all_tasks_blocked()
-        writes = cast(QueueConn, cast(Any, mux)._conn).written[before:]
+        writes = ours.written[before:]
         assert len(writes) < 3 or sum(map(len, writes)) == 3 * (HEADER.size + 100)
         assert all(len(write) <= WRITE_BYTES_MAX for write in writes)
 

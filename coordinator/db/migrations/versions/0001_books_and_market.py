@@ -181,13 +181,7 @@ def _create_leases() -> None:
         _sha256("digest"),
         sa.Column("state", sa.Text, nullable=False),
         _stamp("ended_at_ms", nullable=True),
-        sa.Column("progress", sa.LargeBinary),
-        _amount("signed_input_tokens"),
-        _amount("signed_output_tokens"),
-        _amount("delivered_input_tokens", nullable=True),
-        _amount("delivered_output_tokens", nullable=True),
-        _amount("delivered_images", nullable=True),
-        _flag("cut_by_us"),
+        sa.Column("delivery", sa.LargeBinary),
         sa.ForeignKeyConstraint(["client", "job_id"], ["jobs.client", "jobs.job_id"]),
         sa.CheckConstraint(
             "state IN ('open', 'settled', 'released', 'expired')", name="state_known"

@@ -10,7 +10,7 @@ from coordinator.gateway.http.responses import Reply, json_response
 from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo
 from coordinator.gateway.market_side.waiting import wait_model
 from protocol.errors import Code
-from protocol.pricing import PriceSheet
+from protocol.pricing import prices_of
 
 
 async def list_models(context: GatewayContext, request: Request) -> Reply:
@@ -48,14 +48,5 @@ def _to_plain(model: ModelInfo) -> dict[str, object]:
         "quantization": model.quantization,
         "manifest_digest": model.digest,
         "nodes": model.nodes,
-        "price_nano": {"from": _prices(model.price_from), "to": _prices(model.price_to)},
-    }
-
-
-def _prices(sheet: PriceSheet) -> dict[str, int]:
-    return {
-        "input_per_mtok": sheet.input_nano_per_mtok,
-        "output_per_mtok": sheet.output_nano_per_mtok,
-        "image": sheet.image_nano,
-        "request": sheet.request_nano,
+        "price_nano": {"from": prices_of(model.price_from), "to": prices_of(model.price_to)},
     }

@@ -1,0 +1,26 @@
+// A node that tests direct, call by call.
+import './peer/node20.mjs'
+import { bytesOf, identityOf } from './peer/messages.mjs'
+import { Seller } from './peer/selling.mjs'
+import { serveCalls } from './peer/rpc.mjs'
+
+let seller
+
+serveCalls({
+
+  async start ({ seed, ...options }) {
+    seller = await Seller.start(await identityOf(bytesOf(seed)), options)
+    return { id: seller.identity.id, addresses: seller.host.addresses, model_digest: seller.model.manifest_digest }
+  },
+
+  behave (behaviour) { seller.behaviour = behaviour },
+
+  /** Receipts that were handed in, and what the coordinator said. */
+  handed () { return seller.handed },
+
+  troubles () { return seller.jobs.map(job => job.trouble).filter(Boolean) },
+
+  async renew (changes) { return seller.renew(changes) },
+
+  async drain () { return seller.drain() }
+})
