@@ -5,7 +5,7 @@ worker says that it made. Here the input is counted, and what the worker makes i
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capanode.engines.base import Completed, Produced, Started
 from protocol.endings import Finish
@@ -18,7 +18,7 @@ from protocol.messages import Lease, Receipt
 from protocol.node_session import NodeJob
 from protocol.payload import Chunk, salted_digest
 from protocol.pricing import Units
-from protocol.receipts import charge_nano
+from protocol.receipts import draft_receipt
 from protocol.session import DATA_BYTES
 
 # With four bytes to a character this stays far below a frame, whatever the script.
@@ -85,28 +85,23 @@ class Meter:
         self, key: SigningKey, finish: Finish, *, code: str, timing: Timing, now_ms: int
     ) -> Signed[Receipt]:
         """The receipt for what has been delivered."""
-        granted = self._lease.message
         terms = self._job.terms
         assert terms is not None, "only an opened job is metered"
+        receipt = draft_receipt(
+            self._lease,
+            self.units,
+            finish,
+            output_digest=self._job.output_digest.hexdigest(),
+            issued_at_ms=now_ms,
+            code=code,
+        )
         return seal(
             key,
-            Receipt(
-                lease_id=granted.lease_id,
-                lease_digest=self._lease.digest,
-                job_id=granted.job_id,
-                node=granted.node,
-                client=granted.client,
-                coordinator=granted.coordinator,
-                model_digest=granted.model_digest,
-                units=self.units,
-                amount_nano=charge_nano(granted.price, self.units, finish),
-                output_digest=self._job.output_digest.hexdigest(),
-                finish=finish,
-                code=code,
+            replace(
+                receipt,
                 queued_ms=timing.queued_ms,
                 first_output_ms=timing.first_output_ms,
                 total_ms=timing.total_ms,
-                issued_at_ms=now_ms,
                 opening=terms.opening.raw,
                 countersigned=self._job.window.countersigned,
                 input_digest=self._input_digest(terms.salt),

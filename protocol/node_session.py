@@ -93,6 +93,7 @@ class NodeJob:
         if frame_type is FrameType.JOB_COUNTERSIGN:
             return self._receive_countersign(body)
         if frame_type is FrameType.JOB_OPEN:
+            self.state = next_state(self.state, JobEvent.OPEN)
             return self._receive_open(decode(OpenBody, body))
         if frame_type is FrameType.JOB_DATA:
             return self._receive_data(body)
@@ -160,7 +161,6 @@ class NodeJob:
         return frames
 
     def _receive_open(self, body: OpenBody) -> Opened | None:
-        self.state = next_state(self.state, JobEvent.OPEN)
         lease = open_envelope(body.lease, Lease)
         # The coordinator has checked the request's signature, and the opening has the client's own.
         request = open_vouched(body.request, JobRequest, digest=lease.message.request_digest)

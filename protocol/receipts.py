@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from protocol.endings import FINISH_RULES, Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
-from protocol.ids import PeerId, is_digest
+from protocol.ids import Digest, PeerId, is_digest
 from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.pricing import PriceSheet, Units, cost_nano
@@ -114,6 +114,38 @@ def charge_nano(price: PriceSheet, units: Units, finish: Finish) -> int:
     if not is_charged or units == Units():
         return 0
     return cost_nano(price, units)
+
+
+def draft_receipt(
+    lease: Signed[Lease],
+    units: Units,
+    finish: Finish,
+    *,
+    output_digest: Digest,
+    issued_at_ms: int,
+    code: str = "",
+) -> Receipt:
+    """A receipt with the names of its lease, charged as `charge_nano` does. What else a node says
+    of a job (times, the client's opening and last signature) is left out: `replace` adds it."""
+    granted = lease.message
+    return Receipt(
+        lease_id=granted.lease_id,
+        lease_digest=lease.digest,
+        job_id=granted.job_id,
+        node=granted.node,
+        client=granted.client,
+        coordinator=granted.coordinator,
+        model_digest=granted.model_digest,
+        units=units,
+        amount_nano=charge_nano(granted.price, units, finish),
+        output_digest=output_digest,
+        finish=finish,
+        code=code,
+        queued_ms=0,
+        first_output_ms=0,
+        total_ms=0,
+        issued_at_ms=issued_at_ms,
+    )
 
 
 def check_receipt(receipt: Signed[Receipt], lease: Signed[Lease]) -> None:

@@ -15,9 +15,10 @@ from enum import StrEnum
 from protocol.countersigning import Delivery
 from protocol.endings import Finish
 from protocol.envelope import Signed
-from protocol.errors import Code
+from protocol.errors import RETRYABLE_LATER, Code
 from protocol.ids import Digest, LeaseId, PeerId
 from protocol.messages import Acceptance, Lease, Receipt
+from sim.book_rows import Acknowledgement
 from sim.worth import charge_nano, lone_nano, word_nano
 
 _BASIS_POINTS = 10_000
@@ -150,7 +151,18 @@ class Auditor:
 
     @property
     def leases_seen(self) -> int:
-        return sum(case.lease is not None for case in self._cases.values())
+        return len(self.leases())
+
+    def leases(self) -> tuple[LeaseId, ...]:
+        """Those that clients have got."""
+        return tuple(lease_id for lease_id, case in self._cases.items() if case.lease is not None)
+
+    def promises(self) -> Iterable[Acknowledgement]:
+        """What the coordinator has acknowledged."""
+        for lease_id, case in self._cases.items():
+            for answer in case.answers:
+                raw = case.receipts[answer.receipt].raw
+                yield Acknowledgement(lease_id, raw, answer.state != _PENDING, answer.amount_nano)
 
     @property
     def credited_nano(self) -> int:
@@ -267,7 +279,7 @@ def _judge_answers(case: _Case) -> Iterable[tuple[Rule, str]]:
         yield Rule.ANSWERS_AGREE, f"its receipt was settled for {sorted(n for _, n in final)}"
     paid = {receipt for receipt, _ in final}
     for digest, code in case.refusals:
-        if digest in paid:
+        if digest in paid and code not in RETRYABLE_LATER:
             yield Rule.ANSWERS_AGREE, f"its receipt was both settled and refused ({code})"
     for answer in case.answers:
         billed_nano = case.receipts[answer.receipt].message.amount_nano

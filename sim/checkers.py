@@ -11,6 +11,7 @@ from coordinator.market.offers import OfferBook
 from protocol.errors import Code
 from protocol.limits import CHANNELS_PER_PEER_MAX
 from sim.buyer import End, JobReport
+from sim.options import Faults
 from sim.sim_worker import SimWorker, text_of
 
 # What may honestly happen to a job in a world of honest parties. All other codes accuse somebody of
@@ -38,7 +39,12 @@ PATIENCE_S = 40.0
 BAD_INPUT_CODES = frozenset({Code.INPUT_TOO_LARGE, Code.PROMPT_TOO_LONG})
 
 
-def check_job(report: JobReport) -> Iterator[str]:
+def honest_codes(faults: Faults) -> frozenset[Code]:
+    """What may happen to a job in a world with these faults, whose parties are honest."""
+    return HONEST_CODES | (frozenset({Code.STORAGE_FULL}) if faults.disk_fulls else frozenset())
+
+
+def check_job(report: JobReport, *, honest: frozenset[Code] = HONEST_CODES) -> Iterator[str]:
     """What is wrong with one client's view of one job: no token lost, doubled or out of order."""
     planned, answer = report.planned, report.planned.answer
     count = len(report.token_ids)
@@ -48,13 +54,12 @@ def check_job(report: JobReport) -> Iterator[str]:
         yield f"{planned.name} got text that is not its tokens'"
     if report.end is End.ANSWERED:
         yield from _check_answered(report)
-    if report.end in (End.FAILED, End.CUT):
-        honest = HONEST_CODES | (BAD_INPUT_CODES if planned.is_bad else frozenset())
-        if report.code not in honest:
-            yield (
-                f"{planned.name} failed with {report.code} after {report.total_ms:.0f} ms, "
-                "which no honest party earns"
-            )
+    allowed = honest | BAD_INPUT_CODES if planned.is_bad else honest
+    if report.end in (End.FAILED, End.CUT) and report.code not in allowed:
+        yield (
+            f"{planned.name} failed with {report.code} after {report.total_ms:.0f} ms, "
+            "which no honest party earns"
+        )
     if report.code is Code.DEADLINE_EXCEEDED:
         yield from _check_deadline(report)
     if report.end is End.FAILED and report.chunks:

@@ -19,6 +19,8 @@ from sim.trace import Trace
 class FaultKind(StrEnum):
     KILL = "kill"  # the node's process dies and is started again
     COORDINATOR_KILL = "coordinator_kill"  # the same happens to the coordinator
+    POWER_CUT = "power_cut"  # the coordinator's machine goes off in the middle of a write
+    DISK_FULL = "disk_full"  # the coordinator's disk takes nothing more
     PARTITION = "partition"  # some parties reach only each other
     FAR_LINK = "far_link"  # one node's connections become slow
     SLOW_NODE = "slow_node"  # its machine has something else to do
@@ -30,13 +32,15 @@ class FaultKind(StrEnum):
 class Fault:
     """`nodes` are numbers of nodes; of a partition, all that are on the smaller side, which has
     clients too if `clients` names some. Processes die where it hurts: at the busiest node, or at
-    this one if all are idle."""
+    this one if all are idle. `variant` is a large number that decides what else is to be decided.
+    """
 
     kind: FaultKind
     at_s: float
     lasts_s: float
     nodes: tuple[int, ...]
     clients: tuple[int, ...] = ()
+    variant: int = 0
 
 
 # What a world does for each kind: the fault lasts as long as the context is open, which says whom
@@ -46,7 +50,11 @@ Switches = dict[FaultKind, Callable[[Fault], AbstractContextManager[str]]]
 
 def plan_faults(options: WorldOptions, rng: random.Random) -> tuple[Fault, ...]:
     """The faults of the chaos phase, in order of time."""
-    planned = [*_plan_partitions(options, rng), *_plan_others(options, rng)]
+    seed = rng.getrandbits(64)
+    planned = [
+        *_plan_partitions(options, _rng_of(seed, FaultKind.PARTITION)),
+        *_plan_others(options, seed),
+    ]
     return tuple(sorted(planned, key=lambda fault: fault.at_s))
 
 
@@ -80,24 +88,33 @@ def _plan_partitions(options: WorldOptions, rng: random.Random) -> Iterable[Faul
         yield Fault(FaultKind.PARTITION, at_s, lasts_s, tuple(sorted(nodes)), tuple(clients))
 
 
-def _plan_others(options: WorldOptions, rng: random.Random) -> Iterator[Fault]:
+def _plan_others(options: WorldOptions, seed: int) -> Iterator[Fault]:
     """Faults that may overlap as they like."""
     for kind, count, lasting_s in _independent(options.faults):
+        rng = _rng_of(seed, kind)
         for _ in range(count):
             lasts_s = rng.uniform(*lasting_s)
             node = rng.randrange(options.nodes)
-            yield Fault(kind, _begin(options, lasts_s, rng), lasts_s, (node,))
+            at_s = _begin(options, lasts_s, rng)
+            yield Fault(kind, at_s, lasts_s, (node,), variant=rng.getrandbits(32))
 
 
 def _independent(faults: Faults) -> tuple[tuple[FaultKind, int, tuple[float, float]], ...]:
     return (
         (FaultKind.KILL, faults.kills, faults.kill_lasts_s),
         (FaultKind.COORDINATOR_KILL, faults.coordinator_kills, faults.coordinator_kill_lasts_s),
+        (FaultKind.POWER_CUT, faults.power_cuts, faults.coordinator_kill_lasts_s),
+        (FaultKind.DISK_FULL, faults.disk_fulls, faults.disk_full_lasts_s),
         (FaultKind.FAR_LINK, faults.far_links, faults.far_link_lasts_s),
         (FaultKind.SLOW_NODE, faults.slow_nodes, faults.slow_lasts_s),
         (FaultKind.REFUSAL, faults.refusals, faults.refusal_lasts_s),
         (FaultKind.WORKER_CRASH, faults.worker_crashes, faults.worker_restart_s),
     )
+
+
+def _rng_of(seed: int, kind: FaultKind) -> random.Random:
+    """One for each kind, so that a new kind does not move the others."""
+    return random.Random(f"{seed} {kind}")
 
 
 def _begin(options: WorldOptions, lasts_s: float, rng: random.Random) -> float:

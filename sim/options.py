@@ -76,6 +76,10 @@ class Faults:
     kill_lasts_s: tuple[float, float] = (4.0, 15.0)
     coordinator_kills: int = 1
     coordinator_kill_lasts_s: tuple[float, float] = (0.5, 6.0)
+    # Its power fails in the middle of a write.
+    power_cuts: int = 1
+    disk_fulls: int = 1
+    disk_full_lasts_s: tuple[float, float] = (2.0, 6.0)
     partitions: int = 1
     partition_lasts_s: tuple[float, float] = (3.0, 14.0)
     far_links: int = 1
@@ -134,6 +138,8 @@ def draw_options(seed: int) -> WorldOptions:
         faults=Faults(
             kills=rng.randint(1, 4),
             coordinator_kills=rng.randint(0, 1),
+            power_cuts=rng.randint(0, 1),
+            disk_fulls=rng.randint(0, 1),
             partitions=rng.randint(1, 3),
             far_links=rng.randint(1, 3),
             slow_nodes=rng.randint(1, 2),

@@ -71,7 +71,7 @@ class Parties:
 
     def close(self) -> None:
         """Give back what is not memory: the databases."""
-        self.coordinator.database.close()
+        self.coordinator.disk.close()
         for node in self.nodes:
             node.store.close()
 
@@ -135,7 +135,7 @@ class _Casting:
 
         key = SigningKey.generate(self._rng.randbytes)
         rules = MarketRules(fee_bps=self._options.fee_bps)
-        return SimCoordinator(key, self.network, rules, make_runtime)
+        return SimCoordinator(key, self.network, rules, make_runtime, rng=child_rng(self._rng))
 
     def make_node(self, number: int, coordinator: PeerId, auditor: Auditor) -> SimNode:
         has_both = number % 2 == 0
@@ -171,7 +171,7 @@ class _Casting:
         transfer_id = TransferId(new_ulid(now_ms, self._rng.randbytes(ULID_ENTROPY_BYTES)))
         account_id = account_of(buyer.key.peer_id)
         account = Account(account_id, AccountKind.CLIENT, label=buyer.name, created_at_ms=now_ms)
-        with coordinator.database.transaction() as conn:
+        with coordinator.books() as conn:
             open_account(conn, account)
             post_one(conn, credit(transfer_id, account_id, amount_nano), now_ms=now_ms)
 

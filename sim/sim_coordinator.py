@@ -1,16 +1,19 @@
-"""The coordinator of a simulated world: the real one, with its books in memory, on a machine that
-can be switched off. The books are its disk: they outlive the process."""
+"""The coordinator of a simulated world: the real one, on a machine that can be switched off. Its
+disk outlives the process."""
 
+import random
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import trio
 
 from coordinator.app import Coordinator, MarketRules
-from coordinator.db.engine import InlineRunner, open_database
+from coordinator.db.engine import Connection
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
 from protocol.net.memory import MemoryNetwork
 from protocol.programs.runtime import Runtime
+from sim.disk import SimDisk
 from sim.host import Host, Process
 
 COORDINATOR_NAME = "coordinator"
@@ -24,7 +27,7 @@ def address_of(coordinator: PeerId) -> str:
 
 
 class SimCoordinator:
-    """`current` is the running program; None while it is down or not ready."""
+    """A machine with the key and the books of a market; `host` switches it on."""
 
     def __init__(
         self,
@@ -32,26 +35,45 @@ class SimCoordinator:
         network: MemoryNetwork,
         rules: MarketRules,
         make_runtime: Callable[[], Runtime],
+        *,
+        rng: random.Random,
     ) -> None:
         self.key = key
         self.host = Host(COORDINATOR_NAME, key, network, self._boot)
-        self.database = open_database("sqlite://", InlineRunner())
-        self.current: Coordinator | None = None
+        self.disk = SimDisk(rng)
+        self._program: Coordinator | None = None
         self._network = network
         self._rules = rules
         self._make_runtime = make_runtime
 
+    @property
+    def current(self) -> Coordinator | None:
+        """The running program; None while it is down or not ready."""
+        return self._program if self.host.is_up else None
+
+    def books(self) -> AbstractContextManager[Connection]:
+        """A transaction of the operator's, whether the program runs or not."""
+        return self.disk.books()
+
+    def kill(self) -> None:
+        """Cut its power. Its network and its disk lose what was not sent or synced."""
+        if self.host.is_up:
+            self.host.kill()
+            self.disk.cut_power()
+
     async def _boot(self, process: Process) -> None:
-        program = Coordinator(
-            self.key,
-            self._network.transport(self.key, port=COORDINATOR_PORT),
-            self.database,
-            self._rules,
-            self._make_runtime(),
-        )
+        database = self.disk.open(process)
         try:
+            program = Coordinator(
+                self.key,
+                self._network.transport(self.key, port=COORDINATOR_PORT),
+                database,
+                self._rules,
+                self._make_runtime(),
+            )
             async with trio.open_nursery() as nursery:
                 await nursery.start(program.run)
-                self.current = program
+                self._program = program
         finally:
-            self.current = None
+            self._program = None
+            database.close()

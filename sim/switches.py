@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
+from sim.disk import CutPoint
 from sim.faults import Fault, FaultKind, Switches
 from sim.options import Faults
 from sim.parties import Parties
 from sim.sim_node import SimNode
 from sim.trace import Trace
+
+# A power cut hits one of so many writes that come next: a burst of jobs, or a round of receipts.
+_WRITES_LOOKED_AT = 8
 
 
 def make_switches(parties: Parties, faults: Faults, trace: Trace) -> Switches:
@@ -20,6 +24,8 @@ def make_switches(parties: Parties, faults: Faults, trace: Trace) -> Switches:
     return {
         FaultKind.KILL: bound(_killed),
         FaultKind.COORDINATOR_KILL: bound(_coordinator_killed),
+        FaultKind.POWER_CUT: partial(_power_cut, parties, trace),
+        FaultKind.DISK_FULL: partial(_disk_full, parties, trace),
         FaultKind.PARTITION: bound(_partitioned),
         FaultKind.FAR_LINK: partial(_far_away, parties, faults.far_link_latency_s),
         FaultKind.SLOW_NODE: bound(_slowed),
@@ -38,10 +44,38 @@ def _killed(parties: Parties, fault: Fault) -> Iterator[str]:
 
 @contextmanager
 def _coordinator_killed(parties: Parties, fault: Fault) -> Iterator[str]:
-    host = parties.coordinator.host
-    host.kill()
+    coordinator = parties.coordinator
+    coordinator.kill()
+    yield coordinator.host.name
+    coordinator.host.revive()
+
+
+@contextmanager
+def _power_cut(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
+    """In the middle of one of the next writes; if there is none, at the end."""
+    host, disk = parties.coordinator.host, parties.coordinator.disk
+    after, which = divmod(fault.variant % (_WRITES_LOOKED_AT * len(CutPoint)), len(CutPoint))
+    point = tuple(CutPoint)[which]
+
+    def cut() -> None:
+        host.kill()
+        trace.add(host.name, "power_cut", point=point)
+
+    disk.plan_cut(after, point, cut)
     yield host.name
+    disk.forget_cut()
     host.revive()
+
+
+@contextmanager
+def _disk_full(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
+    name, disk = parties.coordinator.host.name, parties.coordinator.disk
+    before = disk.refusals
+    disk.is_full = True
+    yield name
+    disk.is_full = False
+    if disk.refusals > before:
+        trace.add(name, "disk_was_full", refused=disk.refusals - before)
 
 
 @contextmanager

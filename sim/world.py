@@ -16,9 +16,11 @@ from typing import TextIO
 import trio
 
 from coordinator.audit import audit
+from coordinator.db.engine import Connection
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.programs.runtime import child_rng
 from sim.auditor import Balances
+from sim.book_rows import check_ended, check_promises, check_rows, read_rows
 from sim.buyer import JobReport
 from sim.checkers import (
     check_book,
@@ -27,6 +29,7 @@ from sim.checkers import (
     check_idle,
     check_job,
     check_model,
+    honest_codes,
 )
 from sim.determinism import run_deterministically
 from sim.faults import carry_out, plan_faults
@@ -104,8 +107,10 @@ class SimWorld:
         self._violations: dict[str, None] = {}
         self._reports: list[JobReport] = []
         self._faults: Counter[str] = Counter()
+        self._honest_codes = honest_codes(options.faults)
         trace.add("world", "options", seed=seed, options=options)
         self._parties = make_parties(options, rng, trace)
+        self._parties.coordinator.disk.inspect = self._look_at_disk
 
     async def run(self) -> WorldResult:
         probes: tuple[JobReport, ...] = ()
@@ -189,7 +194,7 @@ class SimWorld:
             tokens=len(report.token_ids),
             total_ms=round(report.total_ms, 3),
         )
-        for violation in check_job(report):
+        for violation in check_job(report, honest=self._honest_codes):
             self._violate(violation)
         return report
 
@@ -233,7 +238,8 @@ class SimWorld:
     async def _look_forever(self) -> None:
         while True:
             await trio.sleep(LOOK_EVERY_S)
-            balances = await self._parties.coordinator.database.read(read_balances)
+            with self._parties.coordinator.books() as conn:
+                balances = read_balances(conn)
             for violation in self._look(balances.held_nano):
                 self._violate(violation)
 
@@ -250,6 +256,15 @@ class SimWorld:
         for buyer in self._parties.buyers:
             yield from check_channels(buyer.name, buyer.channels_open, 1 + len(self._parties.nodes))
 
+    def _look_at_disk(self, conn: Connection) -> None:
+        """Right after a power cut: nothing that was acknowledged may be lost."""
+        rows, auditor = read_rows(conn), self._parties.auditor
+        for violation in (
+            *check_rows(rows),
+            *check_promises(rows, auditor.leases(), auditor.promises()),
+        ):
+            self._violate(f"the books after a power cut: {violation}")
+
     def _violate(self, what: str) -> None:
         if what not in self._violations:
             self._violations[what] = None
@@ -257,14 +272,19 @@ class SimWorld:
 
     def _judge(self) -> Balances:
         """The end: what was logged as an error, and both audits. Returns what the parties have."""
-        with self._parties.coordinator.database.transaction() as conn:
+        with self._parties.coordinator.books() as conn:
             own = audit(conn)
             balances = read_balances(conn)
+            rows = read_rows(conn)
+        auditor = self._parties.auditor
+        promised = check_promises(rows, auditor.leases(), auditor.promises())
+        for finding in (*check_rows(rows), *check_ended(rows), *promised):
+            self._violate(f"the rows of the books: {finding}")
         for alarm in self.trace.alarms:
             self._violate(alarm)
-        for finding in own.findings:
-            self._violate(f"the ledger's own audit: {finding}")
-        for verdict in self._parties.auditor.audit(balances):
+        for own_finding in own.findings:
+            self._violate(f"the ledger's own audit: {own_finding}")
+        for verdict in auditor.audit(balances):
             self._violate(f"the auditor: {verdict}")
         return balances
 

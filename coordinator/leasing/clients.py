@@ -36,13 +36,15 @@ _BAD_MIN = 3
 
 @dataclass(slots=True)
 class ClientRecord:
-    """`opened` and `signed` went well; `unopened` and `unsigned` did not. All are recent."""
+    """`opened` and `signed` went well; `unopened` and `unsigned` did not. All are recent.
+    `is_suspect` if it differs with many nodes about what it got (`tails`)."""
 
     paid_nano: int = 0
     signed: float = 0.0
     unsigned: float = 0.0
     opened: float = 0.0
     unopened: float = 0.0
+    is_suspect: bool = False
 
     def note_opened(self, *, is_opened: bool) -> None:
         self.opened, self.unopened = _counted(self.opened, self.unopened, is_good=is_opened)
@@ -55,7 +57,7 @@ class ClientRecord:
 
     @property
     def is_bad(self) -> bool:
-        return any(
+        return self.is_suspect or any(
             bad >= _BAD_MIN and bad > _BAD_SHARE * (good + bad)
             for good, bad in ((self.signed, self.unsigned), (self.opened, self.unopened))
         )

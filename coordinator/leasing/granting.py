@@ -214,6 +214,7 @@ class LeaseDesk:
             deadline_at_ms=deadline_at_ms,
             window_tokens=record.window_tokens,
             client_standing=record.standing,
+            pays_tails=not self._leases.tails.is_suspect(candidate.node),
             incarnation_ms=candidate.offer.message.incarnation_ms,
         )
 

@@ -11,7 +11,7 @@ becomes of leases that are never opened is in `openings`.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -21,15 +21,28 @@ from coordinator.leasing.clients import STRANGER, Clients
 from coordinator.leasing.leased_jobs import JobKey, LeasedJobs
 from coordinator.leasing.open_lease import Opening, OpenLease
 from coordinator.leasing.openings import Openings
+from coordinator.leasing.tails import Tails
 from coordinator.leasing.turns import Turns
 from coordinator.market.market import Market
 from protocol.blame import Blame, Observation, blame_for
 from protocol.countersigning import Delivery
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId, PeerId, TransferId
+from protocol.messages import Lease
 from protocol.pricing import Units
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a lease ended with a receipt: what that charged, what was paid, whether the client has
+    signed for what it got, and whether it agreed with its node."""
+
+    billed_nano: int
+    paid_nano: int
+    is_signed: bool
+    is_agreed: bool
 
 
 class LeaseRegistry:
@@ -40,6 +53,7 @@ class LeaseRegistry:
         self.jobs = LeasedJobs()
         self.turns = Turns()
         self.clients = Clients()
+        self.tails = Tails()
         self.openings = Openings(self.clients)
         self._market = market
         self._by_id: dict[LeaseId, OpenLease] = {}
@@ -171,16 +185,15 @@ class LeaseRegistry:
     # Ends.
 
     def settle(
-        self, opened: OpenLease, *, paid_nano: int, is_signed: bool, observation: Observation | None
+        self, opened: OpenLease, ending: Settlement, *, observation: Observation | None
     ) -> bool:
-        """A lease ends with a receipt, with its client's signature or without. Returns False if it
-        had ended before: then nothing changes."""
+        """A lease ends with a receipt. Returns False if it had ended before: then nothing
+        changes."""
         self.openings.note_opened(opened)
-        if not self.end(opened, paid_nano=paid_nano):
+        if not self.end(opened, paid_nano=ending.paid_nano):
             return False
-        if paid_nano:
-            record = self.clients.keep(opened.lease.message.client)
-            record.note_settled(paid_nano, is_signed=is_signed)
+        if ending.billed_nano:
+            self._compare(opened.lease.message, ending)
         if observation is not None:
             self._judge(opened, observation)
         return True
@@ -239,6 +252,16 @@ class LeaseRegistry:
     def _leave_seat(self, opened: OpenLease) -> None:
         self._market.book.release(opened.lease.message.lease_id)
         self.turns.wake()
+
+    def _compare(self, lease: Lease, ending: Settlement) -> None:
+        """Take into both parties' records how they ended a lease."""
+        if ending.paid_nano or not ending.is_agreed:
+            self.tails.note(lease.node, lease.client, is_agreed=ending.is_agreed)
+        record = self.clients.keep(lease.client)
+        record.is_suspect = self.tails.is_suspect(lease.client)
+        # The silence of a client says nothing where its node is the one to doubt.
+        if ending.paid_nano and (ending.is_signed or not self.tails.is_suspect(lease.node)):
+            record.note_settled(ending.paid_nano, is_signed=ending.is_signed)
 
     def _judge(self, opened: OpenLease, observation: Observation) -> None:
         """Take the job's outcome into its node's reputation, once."""

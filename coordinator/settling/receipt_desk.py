@@ -21,7 +21,7 @@ from coordinator.db.leases import find_lease
 from coordinator.db.receipts import find_receipt, record_receipt
 from coordinator.errors import CoordinatorError
 from coordinator.leasing.open_lease import OpenLease
-from coordinator.leasing.registry import LeaseRegistry
+from coordinator.leasing.registry import LeaseRegistry, Settlement
 from coordinator.settling.payments import TOO_LATE, Payments
 from coordinator.settling.verdicts import Verdict, judge
 from coordinator.settling.words import observation_of, word_of
@@ -254,11 +254,16 @@ class ReceiptDesk:
         billed, paid_nano = receipt.message, verdict.amount_nano or 0
         # If the client was ours, it has told more than a receipt can, and this changes nothing.
         # That a job went well is only believed of a node if its client says so.
+        is_signed = has_accepted or opened.delivered is not None
         is_evidence = has_accepted or FINISH_RULES[billed.finish].is_fault
         ended = self._leases.settle(
             opened,
-            paid_nano=paid_nano,
-            is_signed=has_accepted or opened.delivered is not None,
+            Settlement(
+                billed.amount_nano,
+                paid_nano=paid_nano,
+                is_signed=is_signed,
+                is_agreed=is_signed and verdict.state is ReceiptState.SETTLED,
+            ),
             observation=observation_of(billed) if is_evidence else None,
         )
         if not ended:

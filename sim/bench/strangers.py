@@ -113,6 +113,7 @@ class _Market:
             self._network,
             MarketRules(),
             lambda: Runtime(self._clock, child_rng(rng).randbytes, child_rng(rng)),
+            rng=child_rng(rng),
         )
         self._auditor = Auditor(key.peer_id, fee_bps=500)
         self._accounts = [SigningKey.generate(rng.randbytes) for _ in range(_ACCOUNTS)]
@@ -140,7 +141,7 @@ class _Market:
                 for _ in range(requests):
                     jobs.start_soon(self._ask, self._rng.uniform(0.0, LASTS_S))
             nursery.cancel_scope.cancel()
-        self._coordinator.database.close()
+        self._coordinator.disk.close()
         for node in self._honest:
             node.store.close()
         return self._toll
@@ -169,7 +170,7 @@ class _Market:
         transfer_id = TransferId(new_ulid(now_ms, self._rng.randbytes(ULID_ENTROPY_BYTES)))
         account_id = account_of(key.peer_id)
         account = Account(account_id, AccountKind.CLIENT, label="", created_at_ms=now_ms)
-        with self._coordinator.database.transaction() as conn:
+        with self._coordinator.books() as conn:
             open_account(conn, account)
             post_one(conn, credit(transfer_id, account_id, 100 * NANO_PER_CREDIT), now_ms=now_ms)
 

@@ -23,7 +23,7 @@ from protocol.net.errors import NetError
 from protocol.node_session import Accepted, Countersignature, NodeEvent, NodeJob, Opened
 from protocol.payload import Chunk, OutputDigest
 from protocol.pricing import Units
-from protocol.receipts import charge_nano
+from protocol.receipts import draft_receipt
 
 INPUT_TOKENS = 4
 ANSWER_TOKENS = 8
@@ -127,25 +127,15 @@ class StagedJob:
 
 def receipt_of(lease: Signed[Lease], units: Units, finish: Finish, *, code: str = "") -> Receipt:
     """An unsigned receipt for a lease; nothing in it comes from the client."""
-    granted = lease.message
-    return Receipt(
-        lease_id=granted.lease_id,
-        lease_digest=lease.digest,
-        job_id=granted.job_id,
-        node=granted.node,
-        client=granted.client,
-        coordinator=granted.coordinator,
-        model_digest=granted.model_digest,
-        units=units,
-        amount_nano=charge_nano(granted.price, units, finish),
+    receipt = draft_receipt(
+        lease,
+        units,
+        finish,
         output_digest=OutputDigest(bytes(16)).hexdigest(),
-        finish=finish,
-        code=code,
-        queued_ms=0,
-        first_output_ms=1,
-        total_ms=2,
         issued_at_ms=SystemClock().now_ms(),
+        code=code,
     )
+    return replace(receipt, first_output_ms=1, total_ms=2)
 
 
 async def answer(job: StagedJob) -> None:

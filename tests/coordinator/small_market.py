@@ -60,7 +60,7 @@ from protocol.node_session import (
 from protocol.payload import Chunk, GenerationInput, OutputDigest
 from protocol.pricing import PriceSheet, Units
 from protocol.programs.runtime import Runtime
-from protocol.receipts import charge_nano
+from protocol.receipts import draft_receipt
 from protocol.services import (
     CONTROL_PROTOCOL,
     JOB_PROTOCOL,
@@ -269,25 +269,15 @@ class ScriptedNode:
             input_tokens=0 if finish is Finish.REFUSED else INPUT_UNITS.input_tokens,
             output_tokens=sum(len(chunk.token_ids) for chunk in chunks),
         )
-        granted = lease.message
-        return Receipt(
-            lease_id=granted.lease_id,
-            lease_digest=lease.digest,
-            job_id=granted.job_id,
-            node=granted.node,
-            client=granted.client,
-            coordinator=granted.coordinator,
-            model_digest=granted.model_digest,
-            units=used,
-            amount_nano=charge_nano(granted.price, used, finish),
+        receipt = draft_receipt(
+            lease,
+            used,
+            finish,
             output_digest=digest.hexdigest(),
-            finish=finish,
-            code=code,
-            queued_ms=0,
-            first_output_ms=1,
-            total_ms=2,
             issued_at_ms=self.clock.now_ms(),
+            code=code,
         )
+        return replace(receipt, first_output_ms=1, total_ms=2)
 
     async def hand_in(self, receipt: Signed[Receipt], acceptance: bytes = b"") -> SettleReply:
         """As a node's outbox does."""

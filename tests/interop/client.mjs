@@ -5,15 +5,17 @@ import { Buyer } from './peer/buying.mjs'
 import { bytesOf, decode, identityOf, open } from './peer/messages.mjs'
 import { pack } from './peer/msgpack.mjs'
 import { serveCalls } from './peer/rpc.mjs'
+import { Refusals, cases } from './refusals.mjs'
 
 let buyer
+let refusals
 
 const tell = job => ({
   job_id: job.granted.request.message.job_id,
   node: job.granted.lease.message.node,
   lease: job.granted.lease.message,
   price: job.granted.lease.message.price,
-  code: job.code,
+  code: job.code ?? null,
   why: job.why,
   text: job.tally.text,
   token_ids: job.tally.tokenIds,
@@ -21,9 +23,9 @@ const tell = job => ({
   counted: job.counted,
   node_link: job.nodeLink,
   signed_link: job.signedLink,
-  receipt: job.receipt?.message,
-  agrees: job.acceptance?.message.agrees,
-  settled: job.settled
+  receipt: job.receipt?.message ?? null,
+  agrees: job.acceptance?.message.agrees ?? null,
+  settled: job.settled ?? null
 })
 
 /** `padding` is a field that this version does not know, of so many bytes. */
@@ -68,7 +70,18 @@ serveCalls({
 
   async ask ({ method, value }) { return buyer.link.ask(method, value) },
 
+  /** One text, from as many nodes as it takes. */
+  async purchase ({ input, request, behaviour = {} }) { return (await buyer.purchase(input, request, behaviour)).map(tell) },
+
   async open_offer ({ offer }) { return (await open('node_offer', bytesOf(offer))).message },
 
-  buy
+  buy,
+
+  /** Cases of refusals.mjs, tried with this model at this node. */
+  refusals (where) {
+    refusals = new Refusals(buyer, where)
+    return Object.keys(cases)
+  },
+
+  async refused ({ what }) { return refusals.run(what) }
 })

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,16 @@ class JavascriptPeer:
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self.process = process
+        self.id = ""  # Its peer id, once it has one.
         self._log = log
         self._calls = 0
         self._answers: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
 
     def call(self, name: str, **arguments: Any) -> Any:
         """Raises PeerError with the code of a refusal."""
@@ -66,18 +71,15 @@ class JavascriptPeer:
             raise PeerError(**told["error"])
         return told["result"]
 
-    def kill(self) -> None:
-        """As a power cut would."""
-        self.process.kill()
-        self.process.wait()
-
     def close(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(STOP_WITHIN_S)
         finally:
-            self.kill()
+            self.process.kill()
+            self.process.wait()
             self._reader.join()
             assert self.process.stdout is not None
             self.process.stdout.close()

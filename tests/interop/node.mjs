@@ -10,7 +10,7 @@ serveCalls({
 
   async start ({ seed, ...options }) {
     seller = await Seller.start(await identityOf(bytesOf(seed)), options)
-    return { id: seller.identity.id, addresses: seller.host.addresses, model_digest: seller.model.manifest_digest }
+    return { id: seller.identity.id, addresses: seller.host.addresses, digests: seller.models.map(model => model.manifest_digest) }
   },
 
   behave (behaviour) { seller.behaviour = behaviour },
@@ -18,7 +18,11 @@ serveCalls({
   /** Receipts that were handed in, and what the coordinator said. */
   handed () { return seller.handed },
 
-  troubles () { return seller.jobs.map(job => job.trouble).filter(Boolean) },
+  /** Leases that load reports named, and the coordinator took note of. */
+  told () { return seller.told },
+
+  /** What went wrong in jobs, and was no refusal. */
+  surprises () { return seller.jobs.map(job => job.surprise).filter(Boolean) },
 
   async renew (changes) { return seller.renew(changes) },
 

@@ -1,6 +1,6 @@
 """Valid messages to start from; tests change one field and watch it being refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from protocol.countersigning import JobOpening, terms_of
@@ -19,7 +19,7 @@ from protocol.messages import (
 )
 from protocol.payload import OutputDigest, SaltedPayload, salted_digest
 from protocol.pricing import PriceSheet, Units
-from protocol.receipts import charge_nano
+from protocol.receipts import draft_receipt
 from protocol.windows import ClientChains
 
 NOW_MS = 1_770_000_000_000
@@ -97,25 +97,14 @@ def make_receipt(
     digest: Digest | None = None,
     finish: Finish = Finish.STOP,
 ) -> Receipt:
-    granted = lease.message
-    return Receipt(
-        lease_id=granted.lease_id,
-        lease_digest=lease.digest,
-        job_id=granted.job_id,
-        node=granted.node,
-        client=granted.client,
-        coordinator=granted.coordinator,
-        model_digest=granted.model_digest,
-        units=units,
-        amount_nano=charge_nano(granted.price, units, finish),
+    receipt = draft_receipt(
+        lease,
+        units,
+        finish,
         output_digest=digest or OutputDigest(SALT).hexdigest(),
-        finish=finish,
-        code="",
-        queued_ms=0,
-        first_output_ms=5,
-        total_ms=20,
         issued_at_ms=NOW_MS + 20,
     )
+    return replace(receipt, first_output_ms=5, total_ms=20)
 
 
 def make_acceptance(receipt: Signed[Receipt]) -> Acceptance:

@@ -1,6 +1,8 @@
 """The test vectors of docs/protocol.md: one small job, made again from three seeds by the code, and
 read back from the page as another implementation would."""
 
+from dataclasses import replace
+
 import pytest
 
 from protocol.codec import encode
@@ -36,7 +38,7 @@ from protocol.payload import (
     salted_digest,
 )
 from protocol.pricing import PriceSheet, Units, cost_nano
-from protocol.receipts import Evidence, charge_nano, verify_chain
+from protocol.receipts import Evidence, charge_nano, draft_receipt, verify_chain
 from protocol.services import offer_topic, shard_of
 from protocol.session import ClientJob, Ended, WindowReached
 from tests.protocol.page import rows_under, vectors
@@ -135,28 +137,21 @@ def make_lease(request: Signed[JobRequest], offer: Signed[NodeOffer]) -> Lease:
 
 
 def make_receipt(lease: Signed[Lease], node: NodeJob) -> Receipt:
-    granted = lease.message
     assert node.terms is not None
     output = OutputDigest(SALT)
     for chunk in CHUNKS:
         output.add(chunk)
-    return Receipt(
-        lease_id=granted.lease_id,
-        lease_digest=lease.digest,
-        job_id=granted.job_id,
-        node=granted.node,
-        client=granted.client,
-        coordinator=granted.coordinator,
-        model_digest=granted.model_digest,
-        units=UNITS,
-        amount_nano=charge_nano(granted.price, UNITS, Finish.STOP),
+    receipt = draft_receipt(
+        lease,
+        UNITS,
+        Finish.STOP,
         output_digest=output.hexdigest(),
-        finish=Finish.STOP,
-        code="",
-        queued_ms=0,
+        issued_at_ms=NOW_MS + 100,
+    )
+    return replace(
+        receipt,
         first_output_ms=20,
         total_ms=80,
-        issued_at_ms=NOW_MS + 100,
         opening=node.terms.opening.raw,
         countersigned=node.window.countersigned,
     )

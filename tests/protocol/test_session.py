@@ -201,6 +201,7 @@ def test_a_second_open_is_refused() -> None:
     body = encode(OpenBody(CHAIN.request.raw, CHAIN.lease.raw, OPENING, SALT, PAYLOAD))
     assert code_of(node.receive, FrameType.JOB_OPEN, body) is Code.UNEXPECTED_FRAME
     assert client.state is JobState.OPENED
+    assert code_of(node.receive, FrameType.JOB_OPEN, b"") is Code.UNEXPECTED_FRAME
 
 
 def test_more_tokens_than_leased_are_refused() -> None:

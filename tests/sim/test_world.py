@@ -36,6 +36,8 @@ from sim.world import WorldResult, run_world
 pytestmark = pytest.mark.slow
 
 SEEDS = range(1, 21)
+# Here jobs run at the moment of the kill.
+LATE_SEED = 2
 # A small world is enough to see that a fault in the programs is seen.
 SMALL = WorldOptions(
     chaos_s=8.0,
@@ -43,6 +45,8 @@ SMALL = WorldOptions(
     faults=Faults(
         kills=0,
         coordinator_kills=0,
+        power_cuts=0,
+        disk_fulls=0,
         partitions=0,
         far_links=0,
         slow_nodes=0,
@@ -70,13 +74,18 @@ def test_every_job_ends_and_the_books_balance(seed: int) -> None:
 def test_the_seeds_cover_every_fault_and_every_way_to_end() -> None:
     faults: Counter[str] = Counter()
     ends: Counter[End] = Counter()
+    events: Counter[str] = Counter()
     for seed in SEEDS:
         result = world(seed)
         assert {"kill", "partition", "worker_crash"} <= result.faults.keys()
         faults.update(result.faults)
+        events.update(result.events)
         ends.update(job.end for job in result.jobs)
     assert set(faults) == {kind.value for kind in FaultKind}
     assert set(ends) == set(End)
+    # A fault without an effect tests nothing.
+    assert events["power_cut"] > len(SEEDS) / 4
+    assert events["disk_was_full"] > len(SEEDS) / 4
     # Chaos that stops the market would prove nothing of it.
     assert ends[End.ANSWERED] > ends.total() / 3
     assert any(job.attempts > 1 for seed in SEEDS for job in world(seed).jobs)
@@ -122,8 +131,10 @@ def test_nothing_fails_where_nothing_is_broken() -> None:
 def test_a_coordinator_that_is_away_past_all_timeouts_pays_when_it_is_back() -> None:
     """Nodes finish their jobs meanwhile, and hand the receipts in after the holds' timeouts."""
     faults = replace(SMALL.faults, coordinator_kills=1, coordinator_kill_lasts_s=(200.0, 240.0))
-    demand = Demand(jobs=150, burst=20, cancel_share=0.0, bad_input_share=0.0)
-    result = run_world(5, options=replace(SMALL, chaos_s=300.0, faults=faults, demand=demand))
+    demand = Demand(jobs=90, burst=2, tokens=(60, 100), cancel_share=0.0, bad_input_share=0.0)
+    result = run_world(
+        LATE_SEED, options=replace(SMALL, chaos_s=300.0, faults=faults, demand=demand)
+    )
     assert not result.violations, "\n".join(result.violations)
     assert result.events["receipt_paid_late"] > 0
 

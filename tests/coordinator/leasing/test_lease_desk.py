@@ -10,9 +10,10 @@ from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import JobId, new_ulid
 from protocol.keys import SigningKey
-from protocol.messages import JobRequest, Receipt
+from protocol.messages import JobRequest
 from protocol.payload import OutputDigest, salted_digest
 from protocol.pricing import Units
+from protocol.receipts import draft_receipt
 from tests.coordinator.small_market import (
     Script,
     SmallMarket,
@@ -46,23 +47,13 @@ async def lease_and_refuse(market: SmallMarket, request: Signed[JobRequest]) -> 
     granted = await market.coordinator.desk.lease(request)
     terms = granted.lease.message
     (node,) = (node for node in market.nodes if node.key.peer_id == terms.node)
-    receipt = Receipt(
-        lease_id=terms.lease_id,
-        lease_digest=granted.lease.digest,
-        job_id=terms.job_id,
-        node=terms.node,
-        client=terms.client,
-        coordinator=terms.coordinator,
-        model_digest=terms.model_digest,
-        units=Units(),
-        amount_nano=0,
+    receipt = draft_receipt(
+        granted.lease,
+        Units(),
+        Finish.REFUSED,
         output_digest=OutputDigest(SALT).hexdigest(),
-        finish=Finish.REFUSED,
-        code=Code.BUSY.value,
-        queued_ms=0,
-        first_output_ms=0,
-        total_ms=0,
         issued_at_ms=market.clock.now_ms(),
+        code=Code.BUSY.value,
     )
     await market.coordinator.receipts.accept(seal(node.key, receipt), None)
     assert terms.attempt == 0

@@ -212,6 +212,18 @@ async def test_a_key_has_the_rest_of_its_budget_again_once_its_client_has_signed
         assert counted_nano == charge_nano(PRICE, GOT, Finish.CANCELLED)
 
 
+async def test_a_client_that_leaves_early_signs_although_its_node_is_gone(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.STALL_MIDWAY) as market:
+        async with market.client.buy(market.spec(), market.buyer) as stream:
+            await stream.__anext__()
+            lease = stream.granted.lease
+            market.network.kill(lease.message.node)
+        await market.client.wait_settled()
+        assert stored_lease(market, lease.message.lease_id).delivery is not None
+
+
 async def lease_one(market: SmallMarket) -> Signed[Lease]:
     """A lease whose job is never opened."""
     granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))

@@ -4,10 +4,11 @@ import { Chain, Tally, charge, isLinkOf, payloadDigest, windowsOf } from './acco
 import { Host } from './host.mjs'
 import { decode, encode, open, seal, ulid } from './messages.mjs'
 import { WireError } from './msgpack.mjs'
-import { numbers } from './page.mjs'
+import { numbers, retryable } from './page.mjs'
 
 export const must = (truth, code, why) => { if (!truth) throw new WireError(code, why) }
 
+const LATE_MS = 300
 const PAYLOADS = { causal_lm: 'generation_input', embedding: 'embedding_input', image_classification: 'image_input' }
 
 export class Buyer {
@@ -44,12 +45,18 @@ export class Buyer {
     return { request, salt, payload }
   }
 
-  async lease (asked, { exclude = [], receipts = [] } = {}) {
-    const grant = await this.link.ask('lease', { request: asked.request.bytes, exclude, receipts })
+  /** `told` are the other fields of `lease_ask`. */
+  async lease (asked, told = {}) {
+    const grant = await this.link.ask('lease', { request: asked.request.bytes, ...told })
     const lease = await open('lease', grant.lease)
     const offer = await open('node_offer', grant.offer)
     checkLease(lease, offer, asked.request, this.coordinator)
     return { ...asked, lease, offer }
+  }
+
+  /** Another stream to the coordinator, or to any address. */
+  async freshLink (protocol = '/capa/lease/1', options = {}, address = this.coordinatorAddress) {
+    return this.host.openLink(address, protocol, options)
   }
 
   async jobLink (granted) {
@@ -70,7 +77,7 @@ export class Buyer {
       await job.open()
       await job.follow()
     } catch (error) {
-      job.code ??= error.code ?? 'node_lost'
+      job.code ??= error instanceof WireError ? error.code : 'node_lost'
       job.why = error.message
     }
     return job
@@ -92,6 +99,59 @@ export class Buyer {
       agrees,
       issued_at_ms: Date.now(),
       ...changes
+    })
+  }
+
+  /** The client's word on a lease that ended without a receipt. */
+  async deliver (job) {
+    const { lease } = job.granted
+    const sawNothing = !job.tally.tokenIds.length && !job.behaviour.cancelAfterChunks
+    const units = sawNothing ? { input_tokens: 0, output_tokens: 0, images: 0 } : job.counted
+    return seal(this.identity, 'delivery', {
+      lease_id: lease.message.lease_id,
+      lease_digest: lease.digest,
+      client: this.identity.id,
+      units,
+      output_digest: job.tally.digest,
+      code: job.code,
+      issued_at_ms: Date.now()
+    })
+  }
+
+  /** A text from as many nodes as it takes. Where one fails after its first output, the next goes on. */
+  async purchase (input, changes, behaviour) {
+    const jobs = []
+    let [asked, part, prefix] = [await this.request(input, changes), 0, []]
+    const told = { exclude: [], receipts: [], deliveries: [] }
+    while (jobs.length < numbers.ATTEMPTS_MAX) {
+      const job = await this.run(await this.lease(asked, told), behaviour)
+      jobs.push(job)
+      if (job.acceptance && job.receipt.message.amount_nano) job.settled = await this.settle(job)
+      if (!job.code || !(retryable.has(job.code))) break
+      told.exclude.push(job.granted.lease.message.node)
+      if (!job.receipt) told.deliveries.push((await this.deliver(job)).bytes)
+      else if (!job.receipt.message.amount_nano) told.receipts.push(job.receipt.bytes)
+      if (!job.tally.tokenIds.length) continue
+      prefix = [...prefix, ...job.tally.tokenIds]
+      asked = await this.#nextPart(asked, { input, prefix, part: ++part, text: jobs.map(made => made.tally.text).join('') })
+    }
+    return jobs
+  }
+
+  async #nextPart (asked, { input, prefix, part, text }) {
+    const { message: request } = asked.request
+    const delivered = new Tally(asked.salt)
+    delivered.add({ token_ids: prefix, text })
+    const left = input.max_tokens - prefix.length
+    const units = { input_tokens: request.units_max.input_tokens + prefix.length, output_tokens: left }
+    return this.request({ ...input, max_tokens: left, prefix_tokens: prefix }, {
+      salt: asked.salt,
+      job_id: request.job_id,
+      model: request.model,
+      constraints: request.constraints,
+      units_max: units,
+      part,
+      delivered_digest: delivered.digest
     })
   }
 
@@ -181,7 +241,10 @@ class Job {
     this.data = Buffer.concat([this.data ?? Buffer.alloc(0), chunk.data])
     this.chunks++
     must(this.tally.tokenIds.length <= this.units_max.output_tokens, 'receipt_mismatch', 'more than leased')
-    if (this.chunks === this.behaviour.cancelAfterChunks) this.channel.send('JOB_CANCEL')
+    const { cancelAfterChunks, cancelAfterTokens } = this.behaviour
+    if (this.chunks === cancelAfterChunks) this.channel.send('JOB_CANCEL')
+    // Late, so that a node has time to send what it must not.
+    if (this.tally.tokenIds.length === cancelAfterTokens) setTimeout(() => this.channel.send('JOB_CANCEL'), LATE_MS)
   }
 
   async JOB_PROGRESS (body) {
@@ -192,10 +255,17 @@ class Job {
     if (index > (this.behaviour.signUpTo ?? Infinity)) return
     const input = this.windows.inputLink(this.admission.message.input_units.input_tokens)
     this.signedLink = this.windows.outputLink(this.tally.tokenIds.length)
-    const numbersOf = [input, this.signedLink].map(number => Buffer.from([number >>> 24, number >>> 16 & 255, number >>> 8 & 255, number & 255]))
-    this.channel.send('JOB_COUNTERSIGN', Buffer.concat([
-      numbersOf[0], this.inputChain.link(input), numbersOf[1], this.outputChain.link(this.signedLink)
-    ]))
+    this.countersign(input, this.inputChain.link(input), this.signedLink, this.outputChain.link(this.signedLink))
+  }
+
+  countersign (...links) {
+    const [inputIndex, inputLink, index, link] = this.behaviour.countersign?.(links) ?? links
+    const body = Buffer.alloc(2 * (4 + 32))
+    body.writeUInt32BE(inputIndex)
+    body.set(inputLink, 4)
+    body.writeUInt32BE(index, 36)
+    body.set(link, 40)
+    this.channel.send('JOB_COUNTERSIGN', body)
   }
 
   async JOB_RECEIPT (body) {

@@ -163,8 +163,8 @@ export class Link {
 }
 
 const asks = { attach: 'attach_ask', load: 'load_report', receipt: 'receipt_ask' }
-const replies = { attach: 'attach_reply', load: 'load_ack', receipt: 'settle_reply', lease: 'lease_grant' }
-for (const method of ['lease', 'quote', 'settle', 'nodes', 'balance']) {
+const replies = { attach: 'attach_reply', load: 'load_ack', receipt: 'settle_reply', lease: 'lease_grant', delivery: 'delivery_ack' }
+for (const method of ['lease', 'quote', 'settle', 'delivery', 'nodes', 'balance']) {
   asks[method] ??= `${method}_ask`
   replies[method] ??= `${method}_reply`
 }

@@ -2,7 +2,7 @@
 import { canonicalManifest, offerTopic } from './accounting.mjs'
 import { Host, LOOPBACK } from './host.mjs'
 import { Link } from './frames.mjs'
-import { hex, open, seal, sha256 } from './messages.mjs'
+import { hex, seal, sha256 } from './messages.mjs'
 import { numbers } from './page.mjs'
 import { ServedJob } from './serving.mjs'
 
@@ -16,25 +16,24 @@ export const manifestOf = name => {
 }
 
 export class Seller {
-  /** `model` is `{name, digest?, price, slots?}`; `behaviour` says where this node misbehaves. */
-  static async start (identity, { coordinator, model, isolation = 'none', behaviour = {} }) {
-    const digest = model.digest ?? hex(sha256(canonicalManifest(manifestOf(model.name))))
+  /** `models` are `{name, digest?, price, slots?}`; `behaviour` says where this node misbehaves. */
+  static async start (identity, { coordinator, models, isolation = 'none', behaviour = {} }) {
     const seller = Object.assign(new Seller(), {
       identity, isolation, behaviour, coordinatorAddress: coordinator, coordinator: coordinator.split('/').at(-1)
     })
-    seller.model = {
-      name: model.name,
-      manifest_digest: digest,
+    seller.models = models.map(({ name, digest, price, slots = 4 }) => ({
+      name,
+      manifest_digest: digest ?? hex(sha256(canonicalManifest(manifestOf(name)))),
       task: 'causal_lm',
       quantization: 'none',
       context_tokens: 4096,
-      slots: model.slots ?? 4,
+      slots,
       queue_max: 0,
       prefill_tps: 10_000,
       decode_tps: 1000,
-      price: { input_nano_per_mtok: 0, output_nano_per_mtok: 0, image_nano: 0, request_nano: 0, ...model.price }
-    }
-    Object.assign(seller, { offers: new Map(), spent: new Set(), opened: [], handed: [], jobs: [], running: 0, sequence: 0 })
+      price: { input_nano_per_mtok: 0, output_nano_per_mtok: 0, image_nano: 0, request_nano: 0, ...price }
+    }))
+    Object.assign(seller, { links: new Set(), offers: new Map(), spent: new Set(), opened: [], told: [], handed: [], jobs: [], running: new Map(), changes: 0, sequence: 0 })
     seller.incarnationMs = Date.now()
     seller.host = await Host.start(identity, { listen: [LOOPBACK] })
     await seller.host.handle('/capa/job/1', stream => seller.#meet(stream))
@@ -44,8 +43,7 @@ export class Seller {
   }
 
   #meet (stream) {
-    const link = new Link(stream, { role: 'node', serve: channel => this.#serve(channel) })
-    link.over.then(() => {})
+    this.links.add(new Link(stream, { role: 'node', serve: channel => this.#serve(channel) }))
   }
 
   async #serve (channel) {
@@ -80,7 +78,7 @@ export class Seller {
       region: 'javascript',
       isolation: this.isolation,
       hardware: { kind: 'cpu', name: 'JavaScript', memory_bytes: 2 ** 30, count: 1 },
-      models: this.isDraining ? [] : [this.model],
+      models: this.isDraining ? [] : this.models,
       software: 'interop',
       data_collection: 'deny',
       ...changes
@@ -113,25 +111,32 @@ export class Seller {
   }
 
   load (opened = []) {
-    const model = { manifest_digest: this.model.manifest_digest, running: this.running, queued: 0, available: true }
-    return { incarnation_ms: this.incarnationMs, draining: Boolean(this.isDraining), models: [model], opened }
+    const models = this.models.map(({ manifest_digest: digest }) =>
+      ({ manifest_digest: digest, running: this.running.get(digest) ?? 0, queued: 0, available: true }))
+    return { incarnation_ms: this.incarnationMs, draining: Boolean(this.isDraining), models, opened }
+  }
+
+  /** A job of this model begins or ends. */
+  count (digest, change) {
+    this.running.set(digest, (this.running.get(digest) ?? 0) + change)
+    this.changes++
   }
 
   /** Soon after a change, and every so often without one. */
   async #report () {
-    let [told, waitedMs] = [this.running, 0]
+    let [told, waitedMs] = [this.changes, 0]
     while (!this.control.why) {
       await sleep(numbers.REPORT_INTERVAL_MIN_S)
       waitedMs += numbers.REPORT_INTERVAL_MIN_S
-      if (this.running === told && !this.opened.length && waitedMs < this.reportEveryMs) continue
+      if (this.changes === told && !this.opened.length && waitedMs < this.reportEveryMs) continue
       const opened = this.opened.slice(0, numbers.OPENED_LEASES_MAX)
       try {
         await this.control.ask('load', this.load(opened))
       } catch {
         return
       }
-      this.opened.splice(0, opened.length)
-      ;[told, waitedMs] = [this.running, 0]
+      this.told.push(...this.opened.splice(0, opened.length))
+      ;[told, waitedMs] = [this.changes, 0]
     }
   }
 
@@ -147,7 +152,6 @@ export class Seller {
     this.handed.push(told)
   }
 
+  modelOf (digest) { return this.models.find(model => model.manifest_digest === digest) }
   isOwnOffer (digest) { return this.offers.get(digest) }
 }
-
-export const openOffer = bytes => open('node_offer', bytes)

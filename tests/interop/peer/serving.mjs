@@ -23,10 +23,10 @@ export class ServedJob {
     try {
       await this.#open()
       await this.#admit()
-      this.seller.running++
-      await this.#stream().finally(() => { this.seller.running-- })
+      this.seller.count(this.lease.message.model_digest, +1)
+      await this.#stream().finally(() => this.seller.count(this.lease.message.model_digest, -1))
     } catch (error) {
-      this.trouble = `${error.stack}`
+      if (!(error instanceof WireError)) this.surprise = error.stack
       await this.#fail(error)
     }
     this.channel.close()
@@ -88,10 +88,11 @@ export class ServedJob {
     if (this.behaviour.refuse) throw new WireError(this.behaviour.refuse, 'as told')
     must(!seller.isDraining, 'draining', 'it shuts down')
     must(TIERS.indexOf(seller.isolation) >= TIERS.indexOf(this.request.message.constraints.isolation), 'isolation_unavailable', '')
-    must(leased.model_digest === seller.model.manifest_digest, 'unknown_model', leased.model_digest)
-    must(samePrice(seller.model.price, leased.price), 'price_mismatch', 'price')
+    const model = seller.modelOf(leased.model_digest)
+    must(model, 'unknown_model', leased.model_digest)
+    must(samePrice(model.price, leased.price), 'price_mismatch', 'price')
     must(this.request.message.task === 'causal_lm', 'invalid_input', 'task')
-    must(seller.running < seller.model.slots, 'busy', 'no slot')
+    must((seller.running.get(leased.model_digest) ?? 0) < model.slots, 'busy', 'no slot')
     try {
       this.generation = decode('generation_input', this.payload)
     } catch (error) {
@@ -120,6 +121,7 @@ export class ServedJob {
     const begun = this.generation.prefix_tokens.length
     for (let n = 0; n < most; n++) {
       if (!await this.#mayGoOn()) return this.#finish('cancelled')
+      if (n === this.behaviour.exitAfterTokens) process.exit(1)
       if (n === this.behaviour.breakAfterTokens) throw new WireError('worker_crashed', 'as told')
       this.#produce(begun + n)
       await sleep(this.behaviour.tokenMs ?? 1)
@@ -191,6 +193,7 @@ export class ServedJob {
     const totalMs = Date.now() - this.openedAtMs
     const units = finish === 'refused' ? { input_tokens: 0, output_tokens: 0, images: 0 } : { ...this.units }
     units.output_tokens += this.behaviour.billBeside ?? 0
+    const prefix = finish === 'refused' ? 0 : this.generation?.prefix_tokens.length
     const names = ['lease_id', 'job_id', 'node', 'client', 'coordinator', 'model_digest']
     this.receipt = await seal(seller.identity, 'receipt', {
       ...Object.fromEntries(names.map(name => [name, leased[name]])),
@@ -205,7 +208,8 @@ export class ServedJob {
       total_ms: totalMs,
       issued_at_ms: Date.now(),
       opening: this.opening.bytes,
-      countersigned: this.countersigned
+      countersigned: this.countersigned,
+      prefix_tokens: prefix
     })
   }
 

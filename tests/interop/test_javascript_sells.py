@@ -1,0 +1,174 @@
+"""A node in JavaScript, made from docs/protocol.md and stock libp2p, sells in our market."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from sim.demo import CHAT_MODEL
+from tests.integration.conftest import RunningMarket
+from tests.interop.conftest import FIXED_MODEL, earned, wait
+from tests.interop.javascript import JavascriptPeer, PeerError
+
+pytestmark = [pytest.mark.slow, pytest.mark.models]
+
+MakeSeller = Callable[[], AbstractContextManager[JavascriptPeer]]
+# It isolates nothing, and its buyers say that they do not mind.
+ANYWHERE = {"isolation": "none"}
+
+
+@pytest.fixture(scope="module")
+def seller(make_seller: MakeSeller) -> Iterator[JavascriptPeer]:
+    """A node that behaves. It has no account."""
+    with make_seller() as peer:
+        yield peer
+
+
+@pytest.fixture
+def culprit(make_seller: MakeSeller) -> Iterator[JavascriptPeer]:
+    """A node for one test, whose name may suffer."""
+    with make_seller() as peer:
+        yield peer
+
+
+def words(count: int) -> str:
+    """What such a node answers: its token n is the text "n "."""
+    return "".join(f"{n} " for n in range(count))
+
+
+def count_up(tokens: int) -> dict[str, Any]:
+    return {"max_tokens": tokens, "messages": [{"role": "user", "content": "Count, please."}]}
+
+
+def cost(input_tokens: int, output_tokens: int) -> int:
+    return 10 * input_tokens + 20 * output_tokens
+
+
+def purchase(
+    buyer: JavascriptPeer, node: JavascriptPeer, tokens: int, **more: Any
+) -> list[dict[str, Any]]:
+    """One text, first from this node, then from `then`."""
+    request = {"model": FIXED_MODEL} | more.pop("request", {})
+    nodes = [node.id, *more.pop("then", [])]
+    request["constraints"] = ANYWHERE | {"order": nodes, "only": nodes}
+    jobs: list[dict[str, Any]] = buyer.call(
+        "purchase", input=count_up(tokens), request=request, **more
+    )
+    return jobs
+
+
+def stream(market: RunningMarket, *nodes: str, **body: Any) -> tuple[str, str, Any]:
+    """Who of these nodes, in this order, answered through our gateway; the text; the usage."""
+    text, usage = "", None
+    asked = {"stream": True, "stream_options": {"include_usage": True}} | body
+    asked["provider"] = ANYWHERE | {"order": nodes, "only": nodes}
+    with (
+        market.client() as client,
+        client.stream("POST", "/v1/chat/completions", json=asked) as response,
+    ):
+        assert response.status_code == 200, response.read()
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                event = json.loads(line.removeprefix("data: "))
+                text += "".join(c["delta"].get("content") or "" for c in event["choices"])
+                usage = event.get("usage") or usage
+    return response.headers["x-capacloud-node"], text, usage
+
+
+def test_both_sides_sign_for_a_long_text_window_by_window(
+    market: RunningMarket, buyer: JavascriptPeer, seller: JavascriptPeer
+) -> None:
+    (job,) = purchase(buyer, seller, 100)
+    assert job["text"] == words(100)
+    assert job["agrees"] is True
+    windows = 100 // job["lease"]["window_tokens"]
+    assert job["signed_link"] == job["node_link"] == 1 + windows
+    # The last of them may cross the receipt.
+    assert windows - 1 <= job["receipt"]["countersigned"]["index"] <= 1 + windows
+    assert job["settled"] == {"state": "settled", "amount_nano": cost(2, 100)}
+    assert earned(market, seller.id) == cost(2, 100) * 95 // 100
+    handed = wait(lambda: seller.call("handed"), lambda handed: handed)
+    assert (handed[-1]["state"], handed[-1]["accepted"]) == ("settled", True)
+
+
+def test_our_gateway_streams_an_answer_of_this_node(
+    market: RunningMarket, seller: JavascriptPeer
+) -> None:
+    node, text, usage = stream(market, seller.id, model=FIXED_MODEL, **count_up(40))
+    assert (node, text) == (seller.id, words(40))
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (2, 40)
+    counted = wait(lambda: seller.call("handed")[-1], lambda last: last["charged"] == cost(2, 40))
+    assert (counted["state"], counted["accepted"]) == ("settled", True)
+
+
+def test_a_load_report_names_the_leases_that_were_opened(
+    buyer: JavascriptPeer, seller: JavascriptPeer
+) -> None:
+    (job,) = purchase(buyer, seller, 1)
+    lease_id = job["lease"]["lease_id"]
+    wait(lambda: seller.call("told"), lambda told: lease_id in told)
+
+
+def test_a_node_that_bills_more_than_it_sent_is_paid_for_what_came(
+    buyer: JavascriptPeer, culprit: JavascriptPeer
+) -> None:
+    culprit.call("behave", billBeside=1)
+    units = {"input_tokens": 9, "output_tokens": 30}
+    (job,) = purchase(buyer, culprit, 20, request={"units_max": units})
+    assert job["receipt"]["units"]["output_tokens"] == 21
+    assert job["agrees"] is False
+    assert job["settled"] == {"state": "disputed", "amount_nano": cost(2, 20)}
+
+
+def test_a_text_that_breaks_goes_on_at_another_node_as_the_next_part(
+    buyer: JavascriptPeer, culprit: JavascriptPeer, our_node: str
+) -> None:
+    culprit.call("behave", breakAfterTokens=5)
+    request = {"model": CHAT_MODEL}
+    first, second = purchase(buyer, culprit, 8, request=request, then=[our_node])
+    assert (first["node"], first["code"], first["text"]) == (culprit.id, "worker_crashed", words(5))
+    assert first["settled"] == {"state": "settled", "amount_nano": cost(2, 5)}
+    assert (second["node"], second["code"]) == (our_node, None)
+    assert second["job_id"] == first["job_id"]
+    assert second["receipt"]["prefix_tokens"] == 5
+    assert len(second["token_ids"]) <= 3
+    assert second["settled"]["state"] == "settled"
+
+
+def test_a_client_goes_on_elsewhere_when_a_node_dies(
+    buyer: JavascriptPeer, make_seller: MakeSeller, our_node: str
+) -> None:
+    request = {"model": CHAT_MODEL}
+    with make_seller() as doomed:
+        doomed.call("behave", exitAfterTokens=5)
+        first, second = purchase(buyer, doomed, 8, request=request, then=[our_node])
+        assert (first["code"], first["text"]) == ("node_lost", words(5))
+        assert first["receipt"] is None
+        assert second["receipt"]["prefix_tokens"] == 5
+        assert second["settled"]["state"] == "settled"
+
+
+def test_our_gateway_asks_another_node_when_this_one_is_busy(
+    market: RunningMarket, culprit: JavascriptPeer, our_node: str
+) -> None:
+    culprit.call("behave", refuse="busy")
+    asked = count_up(2) | {"model": CHAT_MODEL, "temperature": 0}
+    node, text, usage = stream(market, culprit.id, our_node, **asked)
+    assert node == our_node
+    assert text
+    assert usage["completion_tokens"] <= 2
+    (refused,) = wait(lambda: culprit.call("handed"), lambda handed: handed)
+    assert (refused["code"], refused["state"], refused["amount_nano"]) == ("busy", "settled", 0)
+
+
+def test_a_node_that_leaves_says_so_with_an_offer_of_no_models(
+    buyer: JavascriptPeer, culprit: JavascriptPeer
+) -> None:
+    assert purchase(buyer, culprit, 1)[0]["node"] == culprit.id
+    assert culprit.call("drain") >= 1
+    request = {"model": FIXED_MODEL, "constraints": ANYWHERE | {"only": [culprit.id]}}
+    with pytest.raises(PeerError) as refused:
+        buyer.call("purchase", input=count_up(1), request=request)
+    assert refused.value.code in ("no_node_fits", "unknown_model")
