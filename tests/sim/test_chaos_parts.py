@@ -80,7 +80,7 @@ _ACCOUNTS = (
     {"id": "node", "kind": "node", "credits_posted": 95},
     {"id": "operator", "kind": "system", "credits_posted": 5},
 )
-_TRANSFERS = (
+_TRANSFERS: tuple[tuple[str, str, str, int, str, str, dict[str, object]], ...] = (
     ("T1", "issuance", "client", 1_000, "posted", "credit", {}),
     ("T2", "client", "escrow", 300, "pending", "hold", {"job_id": "J", "timeout_at_ms": 9}),
     ("T3", "client", "escrow", 100, "post", "capture", {"job_id": "J", "pending_id": "T2"}),
