@@ -106,10 +106,3 @@ def sha256_digest(data: bytes) -> Digest:
 
 def is_digest(text: str) -> bool:
     return _DIGEST_PATTERN.fullmatch(text) is not None
-
-
-def parse_digest(text: str) -> Digest:
-    """Raises RemoteProtocolError (MALFORMED) unless `text` is 64 lower-case hex digits."""
-    if not is_digest(text):
-        raise RemoteProtocolError(f"{text[:64]!r} is not a sha256 digest", code=Code.MALFORMED)
-    return Digest(text)

@@ -4,10 +4,15 @@ A bug that survives means that a test is missing. Nothing here imports the marke
 process that runs a mutant reads this table before it may import what the mutant changes.
 """
 
+from sim.mutants.leases import LEASES
+from sim.mutants.market import MARKET
 from sim.mutants.money import MONEY
 from sim.mutants.mutant import Mutant
+from sim.mutants.node import NODE
+from sim.mutants.settling import SETTLING
+from sim.mutants.wire import WIRE
 
-MUTANTS: tuple[Mutant, ...] = (*MONEY,)
+MUTANTS: tuple[Mutant, ...] = (*MONEY, *SETTLING, *LEASES, *WIRE, *MARKET, *NODE)
 
 
 def find_mutant(name: str) -> Mutant:

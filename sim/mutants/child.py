@@ -3,17 +3,20 @@
     python -m sim.mutants.child seeds MUTANT FIRST LAST
     python -m sim.mutants.child tests MUTANT TEST...
 
-MUTANT is a name, or `-` for the unchanged code. Exit codes: 0 nothing was noticed, 1 it was
+MUTANT is a name, or `-` for the unchanged code. Exit codes: 0 nothing was noticed, 10 it was
 noticed (the last line of stdout says by what), 2 the run says nothing; stderr tells why.
 """
 
 import runpy
 import sys
+import traceback
 
 from sim.mutants import find_mutant
 from sim.mutants.patcher import MutantFinder, StaleMutantError, install
 
-NOT_NOTICED, NOTICED, SAYS_NOTHING = 0, 1, 2
+# None of them is what an uncaught exception of this program itself ends with.
+NOT_NOTICED, NOTICED, SAYS_NOTHING = 0, 10, 2
+_PYTEST_FAILED = 1
 UNCHANGED = "-"
 
 # One process: workers would import the unchanged code. Warnings are errors as in all tests.
@@ -49,7 +52,11 @@ def _run_seeds(first: int, last: int) -> int:
     from sim.world import run_world  # noqa: PLC0415
 
     for seed in range(first, last + 1):
-        violations = run_world(seed).violations
+        try:
+            violations = run_world(seed).violations
+        except Exception:  # a world that falls apart has noticed it
+            traceback.print_exc()
+            violations = ("the world fell apart",)
         if violations:
             print(violations[0].splitlines()[0])
             print(f"seed {seed}")
@@ -62,7 +69,7 @@ def _run_tests(tests: list[str]) -> int:
     try:
         runpy.run_module("pytest", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
-        return int(ended.code or 0)
+        return NOTICED if ended.code == _PYTEST_FAILED else int(ended.code or 0)
     return NOT_NOTICED
 
 

@@ -2,14 +2,23 @@
 
 from sim.mutants.mutant import Mutant
 
+_LEDGER = "tests/coordinator/ledger"
+_DB = "tests/coordinator/db"
+
 MONEY = (
+    Mutant(
+        "a charge is rounded down",
+        "protocol/money.py",
+        "return -(-numerator // denominator)",
+        "return numerator // denominator",
+        seeds=2,
+    ),
     Mutant(
         "the fee is rounded up, and the node's share is what is left",
         "protocol/money.py",
         "provider_nano = amount_nano * (BASIS_POINTS - fee_bps) // BASIS_POINTS\n",
         "provider_nano = amount_nano - amount_nano * fee_bps // BASIS_POINTS\n",
-        seeds=2,
-        test="tests/protocol/test_money.py",
+        seeds=3,
     ),
     Mutant(
         "the fee goes to the node and the share to the operator",
@@ -23,22 +32,114 @@ MONEY = (
         "coordinator/ledger/machine.py",
         "                existing += 1\n",
         "                self._apply(transfer._replace(id=transfer.id[::-1]))\n",
-        test="tests/coordinator/ledger/test_postings.py::test_every_posting_may_be_repeated",
+        test=f"{_LEDGER}/test_postings.py::test_every_posting_may_be_repeated",
+    ),
+    Mutant(
+        "a captured hold stays open and can be captured again",
+        "coordinator/ledger/machine.py",
+        "self.holds.pop(transfer.pending_id)",
+        "self.holds[transfer.pending_id]",
+        seeds=2,
+    ),
+    Mutant(
+        "a capture frees only as much as it takes",
+        "coordinator/ledger/machine.py",
+        "debit.debits_pending -= hold.amount_nano * sign",
+        "debit.debits_pending -= amount",
+        seeds=2,
+    ),
+    Mutant(
+        "a capture may take more than was held",
+        "coordinator/ledger/machine.py",
+        "if transfer.amount_nano > hold.amount_nano:",
+        "if False:",
+        test=f"{_LEDGER}/test_machine.py::test_a_resolution_must_match_its_hold",
     ),
     Mutant(
         "an expired hold can be captured",
         "coordinator/ledger/machine.py",
         "if is_expired and transfer.kind is not TransferKind.EXPIRE:",
         "if False:",
-        test="tests/coordinator/ledger/test_machine.py"
-        "::test_a_hold_is_over_at_its_timeout_even_before_the_sweep",
+        test=f"{_LEDGER}/test_machine.py::test_a_hold_is_over_at_its_timeout_even_before_the_sweep",
+    ),
+    Mutant(
+        "timeouts are judged by the newest stamp instead of the clock",
+        "coordinator/ledger/machine.py",
+        "batch = _Batch(book, now_ms)",
+        "batch = _Batch(book, first_at_ns // _NS_PER_MS)",
+        test=f"{_LEDGER}/test_machine.py::test_a_stamp_from_a_clock_that_was_ahead_expires_nothing",
+    ),
+    Mutant(
+        "a chain that fails leaves its first transfers behind",
+        "coordinator/ledger/machine.py",
+        "            self._undo(start, opened)\n",
+        "",
+        test=f"{_LEDGER}/test_machine.py::test_a_chain_happens_wholly_or_not_at_all",
+    ),
+    Mutant(
+        "the budget is not checked at the hold",
+        "coordinator/ledger/key_budgets.py",
+        "return Result.EXCEEDS_BUDGET",
+        "return Result.CREATED",
+        test=f"{_LEDGER}/test_key_budgets.py::test_holds_add_up_against_the_budget_until_they_end",
+    ),
+    Mutant(
+        "holds of one commit do not share their key's budget",
+        "coordinator/ledger/key_budgets.py",
+        "self._taken_nano[key] += amount_nano\n",
+        "self._taken_nano[key] += 0\n",
+        test=f"{_LEDGER}/test_key_budgets.py::test_holds_of_one_group_commit_share_one_budget",
+    ),
+    Mutant(
+        "a revoked key is not noticed at the hold",
+        "coordinator/ledger/key_budgets.py",
+        "if funds is None or funds.is_revoked:",
+        "if funds is None:",
+        test=f"{_LEDGER}/test_key_budgets.py"
+        "::test_a_revoked_key_holds_nothing_and_its_open_holds_are_still_paid",
+    ),
+    Mutant(
+        "a transfer's amount is left out of the hash chain",
+        "coordinator/ledger/hash_chain.py",
+        "(sequence, created_at_ns, *transfer)",
+        "(sequence, created_at_ns, *transfer._replace(amount_nano=0))",
+        test=f"{_LEDGER}/test_hash_chain.py",
+    ),
+    Mutant(
+        "a transfer's hash does not cover the ones before it",
+        "coordinator/ledger/hash_chain.py",
+        "_sha256(previous + _pack(",
+        "_sha256(GENESIS + _pack(",
+        test=f"{_LEDGER}/test_hash_chain.py",
+    ),
+    Mutant(
+        "a head that its coordinator did not sign is believed",
+        "coordinator/db/heads.py",
+        "if not head.is_signed or signer",
+        "if signer",
+        test=f"{_DB}/test_audits.py::test_books_that_contradict_their_head_do_not_open",
+    ),
+    Mutant(
+        "the head of the books is never signed",
+        "coordinator/head_signer.py",
+        "every = 1 if look % LOOKS_MAX == 0 else TRANSFERS_MAX",
+        "every = TRANSFERS_MAX * look",
+        test="tests/coordinator/test_head_signer.py",
     ),
     Mutant(
         "a hold is never given back when its time is over",
         "coordinator/db/writer.py",
-        "            for hold in due:\n                if not is_kept(hold):",
-        "            for hold in due:\n                if False:",
-        seeds=3,
+        "                if not is_kept(hold):",
+        "                if False:",
+        seeds=2,
+    ),
+    Mutant(
+        "rows of a posting that was refused are written all the same",
+        "coordinator/db/writer.py",
+        "            if answer.result is Result.CREATED\n",
+        "",
+        test=f"{_DB}/test_writer.py"
+        "::test_rows_are_written_with_the_posting_that_happens_and_only_then",
     ),
     Mutant(
         "the end of a job's row is never written",
@@ -48,18 +149,11 @@ MONEY = (
         seeds=1,
     ),
     Mutant(
-        "a receipt is acknowledged before it is durable",
-        "coordinator/settling/receipt_desk.py",
-        "            await self._payments.store(row)\n            opened.has_receipt = True\n",
-        "            opened.has_receipt = True\n",
-        test="tests/coordinator/settling/test_settling.py"
-        "::test_after_an_outage_a_receipt_that_had_been_acknowledged_is_paid",
-    ),
-    Mutant(
-        "of two counts the node's is paid",
-        "coordinator/settling/verdicts.py",
-        "return Verdict(ReceiptState.DISPUTED, min(receipt.amount_nano, counted_nano))",
-        "return Verdict(ReceiptState.DISPUTED, receipt.amount_nano)",
-        test="tests/coordinator/settling/test_verdicts.py::test_of_two_counts_the_smaller_is_paid",
+        "a job that was paid expires with its first hold",
+        "coordinator/db/jobs.py",
+        "    .where(jobs.c.state != literal_column(\"'settled'\")),\n",
+        ",\n",
+        test=f"{_DB}/test_jobs.py"
+        "::test_an_answered_and_paid_job_does_not_expire_with_its_first_hold",
     ),
 )

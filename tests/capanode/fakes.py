@@ -2,10 +2,10 @@
 
 import dataclasses
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -43,11 +43,13 @@ from protocol.net.memory import MemoryNetwork
 from protocol.net.pool import StreamPool
 from protocol.payload import GenerationInput, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
-from protocol.programs.runners import InlineRunner
+from protocol.programs.runners import InlineRunner, Runner
 from protocol.services import JOB_PROTOCOL
 from protocol.session import ClientEvent, ClientJob, Ended, Refused, WindowReached
 from protocol.tasks import decode_input
 from tests.protocol.makers import CLIENT, COORDINATOR, NODE, PRICE, SALT, make_lease, make_request
+
+T = TypeVar("T")
 
 STEP_S = 0.01
 HARDWARE = Hardware("cpu", "a test machine", 8 * 1024**3, 1)
@@ -57,6 +59,14 @@ UNITS_MAX = Units(input_tokens=100, output_tokens=50)
 def make_manifest(name: str = "a-model", task: Task = Task.CAUSAL_LM) -> ModelManifest:
     file = ModelFile("config.json", sha256_digest(name.encode()), 1)
     return ModelManifest(name, task, "Fake", (file,), "bf16", "bf16", 2048, "mit", "file:fake")
+
+
+class SlowDisk(InlineRunner):
+    """A runner whose writes take a second."""
+
+    async def run_write(self, call: Callable[[], T]) -> T:
+        await trio.sleep(1)
+        return call()
 
 
 class FakeWorker:
@@ -246,6 +256,7 @@ class Setup:
     data_collection: DataCollection = DataCollection.DENY
     coordinators: frozenset[PeerId] = frozenset({COORDINATOR.peer_id})
     receipts_max: int = 100
+    disk: Runner = field(default_factory=InlineRunner)
 
 
 @asynccontextmanager
@@ -255,7 +266,7 @@ async def open_market(setup: Setup = Setup()) -> AsyncIterator[Market]:
     worker = FakeWorker(slots=setup.slots)
     model = make_model(manifest, worker, queue_max=setup.queue_max)
     store = OutboxStore(None)
-    outbox = Outbox(store, clock=clock, runner=InlineRunner(), receipts_max=setup.receipts_max)
+    outbox = Outbox(store, clock=clock, runner=setup.disk, receipts_max=setup.receipts_max)
     offers = OwnOffers()
     offer = seal(NODE, make_offer(model, clock.now_ms()))
     offers.remember(offer)

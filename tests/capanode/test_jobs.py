@@ -28,7 +28,7 @@ from protocol.messages import (
 from protocol.payload import Chunk, GenerationInput, salted_digest, tokens_digest
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.session import Admitted, Ended, OpenBody, Refused
-from tests.capanode.fakes import STEP_S, UNITS_MAX, Market, Setup, open_market
+from tests.capanode.fakes import STEP_S, UNITS_MAX, Market, Setup, SlowDisk, open_market
 from tests.protocol.makers import CLIENT, COORDINATOR, SALT, STRANGER, make_opening
 
 
@@ -90,7 +90,7 @@ async def test_each_request_decides_the_seed_of_its_own_answer(autojump_clock: M
 
 
 async def test_the_receipt_is_durable_before_the_client_sees_it(autojump_clock: MockClock) -> None:
-    async with open_market() as market:
+    async with open_market(Setup(disk=SlowDisk())) as market:
         client = await market.open(1)
         ended = await client.end()
         assert isinstance(ended, Ended)

@@ -1,3 +1,5 @@
+import hashlib
+import struct
 from typing import Any
 
 import pytest
@@ -9,10 +11,12 @@ from protocol.messages import Task
 from protocol.payload import (
     SEED_MAX,
     ChatMessage,
+    Chunk,
     EmbeddingInput,
     EmbeddingOutput,
     GenerationInput,
     ImageInput,
+    OutputDigest,
     derive_seed,
     tokens_digest,
 )
@@ -77,3 +81,13 @@ def test_an_inputs_digest_tells_its_texts_and_its_prefix_apart() -> None:
     }
     assert len(digests) == 6
     assert tokens_digest(((1, 2),)) == tokens_digest([[1, 2]])
+
+
+def test_an_outputs_digest_begins_with_the_jobs_salt() -> None:
+    salt = b"s" * 16
+    digest = OutputDigest(salt)
+    digest.add(Chunk((1, 2), "so"))
+    digest.add(Chunk((3,), "on", b"data"))
+    parts = (struct.pack(">3I", 1, 2, 3), b"soon", b"data")
+    by_hand = hashlib.sha256(salt + b"".join(hashlib.sha256(part).digest() for part in parts))
+    assert digest.hexdigest() == by_hand.hexdigest()
