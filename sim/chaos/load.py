@@ -27,7 +27,7 @@ PAUSE_S = (0.5, 2.5)
 _TOKENS = (8, 40, len(RECITAL))
 
 
-class End(StrEnum):
+class AnswerEnd(StrEnum):
     ANSWERED = "answered"
     FAILED = "failed"
     # The text was not the model's: a token was lost or came twice.
@@ -42,7 +42,7 @@ class Question:
     asked_at: float
     tried_at: float
     ended_at: float
-    end: End
+    end: AnswerEnd
     job_id: str
     is_streamed: bool
     reasons: tuple[str, ...]
@@ -95,12 +95,12 @@ async def _ask(client: httpx.AsyncClient, rng: random.Random) -> Question:
     tokens, is_streamed = rng.choice(_TOKENS), rng.random() < 0.5
     asked_at = trio.current_time()
     reasons: list[str] = []
-    job_id, end = "", End.FAILED
+    job_id, end = "", AnswerEnd.FAILED
     for retry in range(stock_retries.RETRIES_MAX + 1):
         tried_at = trio.current_time()
         try:
             job_id, text = await _try_once(client, tokens, is_streamed=is_streamed)
-            end = End.ANSWERED if text == RECITAL[:tokens] else End.WRONG
+            end = AnswerEnd.ANSWERED if text == RECITAL[:tokens] else AnswerEnd.WRONG
             break
         except _NotAnsweredError as error:
             reasons.append(str(error))

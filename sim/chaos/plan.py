@@ -13,7 +13,7 @@ class Blow(StrEnum):
     FREEZE = "freeze"
 
 
-class Target(StrEnum):
+class Victim(StrEnum):
     COORDINATOR = "coordinator"
     NODE = "node"
 
@@ -25,7 +25,7 @@ class PlannedBlow:
 
     at_s: float
     blow: Blow
-    target: Target
+    target: Victim
     victim: int
     lasts_s: float
 
@@ -47,7 +47,7 @@ def draw_plan(seed: int, *, lasts_s: float) -> list[PlannedBlow]:
     for blow, per_minute in ((Blow.KILL, KILLS_PER_MINUTE), (Blow.FREEZE, FREEZES_PER_MINUTE)):
         count = max(1, round(per_minute * lasts_s / 60))
         slot_s = (lasts_s - FIRST_AT_S) / count
-        for target in Target:
+        for target in Victim:
             for number in range(count):
                 at_s = FIRST_AT_S + slot_s * (number + rng.random())
                 victim = rng.randrange(1_000)

@@ -9,8 +9,8 @@ from typing import Any
 import typer
 
 from sim.chaos.books import BooksVerdict
-from sim.chaos.load import End, Question
-from sim.chaos.plan import Blow, PlannedBlow, Target
+from sim.chaos.load import AnswerEnd, Question
+from sim.chaos.plan import Blow, PlannedBlow, Victim
 
 ANSWERED_SHARE_MIN = 0.97
 RESTART_TO_ANSWER_S_MAX = 4.0
@@ -43,7 +43,7 @@ def restart_to_answer_s(result: ChaosResult) -> list[float]:
         answers = [
             question.ended_at
             for question in result.questions
-            if question.end is End.ANSWERED
+            if question.end is AnswerEnd.ANSWERED
             and question.tried_at >= restart.killed_at
             and question.ended_at >= restart.started_at
         ]
@@ -62,14 +62,14 @@ def to_json(result: ChaosResult) -> dict[str, Any]:
     asked = len(result.questions)
     return {
         "seed": result.seed,
-        "coordinator_kills": kinds[Blow.KILL, Target.COORDINATOR],
-        "node_kills": kinds[Blow.KILL, Target.NODE],
-        "coordinator_freezes": kinds[Blow.FREEZE, Target.COORDINATOR],
-        "node_freezes": kinds[Blow.FREEZE, Target.NODE],
+        "coordinator_kills": kinds[Blow.KILL, Victim.COORDINATOR],
+        "node_kills": kinds[Blow.KILL, Victim.NODE],
+        "coordinator_freezes": kinds[Blow.FREEZE, Victim.COORDINATOR],
+        "node_freezes": kinds[Blow.FREEZE, Victim.NODE],
         "questions": asked,
-        "answered_share": ends[End.ANSWERED] / asked if asked else 0.0,
+        "answered_share": ends[AnswerEnd.ANSWERED] / asked if asked else 0.0,
         "answered_at_once_share": _at_once(result.questions) / asked if asked else 0.0,
-        "wrong_answers": ends[End.WRONG],
+        "wrong_answers": ends[AnswerEnd.WRONG],
         "double_captures": books.double_captures,
         "acknowledged_lost": books.acknowledged_lost,
         "restart_to_answer_s_p50": statistics.median(waits_s) if waits_s else None,
@@ -105,7 +105,9 @@ def misses(figures: dict[str, Any]) -> list[str]:
 
 
 def _at_once(questions: Sequence[Question]) -> int:
-    return sum(question.end is End.ANSWERED and not question.reasons for question in questions)
+    return sum(
+        question.end is AnswerEnd.ANSWERED and not question.reasons for question in questions
+    )
 
 
 def print_report(figures: dict[str, Any], missed: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from protocol.messages import NodeOffer
 from sim.chaos.books import judge_books, waiting_receipts
 from sim.chaos.load import Load
 from sim.chaos.model import NAME, add_recital
-from sim.chaos.plan import Blow, PlannedBlow, Target, draw_plan
+from sim.chaos.plan import Blow, PlannedBlow, Victim, draw_plan
 from sim.chaos.report import ChaosResult, Restart
 from sim.demo import open_account, wait_nodes
 from sim.latency import LATENCY_CLASSES
@@ -127,7 +127,7 @@ class _Run:
 
     async def _strike(self, planned: PlannedBlow) -> None:
         node = self.network.nodes[planned.victim % len(self.network.nodes)]
-        is_node = planned.target is Target.NODE
+        is_node = planned.target is Victim.NODE
         name = node.plan.name if is_node else planned.target.value
         async with self._locks.setdefault(name, trio.Lock()):
             self.say(f"  {planned.at_s:6.1f} s  {planned.blow.value} {name}")

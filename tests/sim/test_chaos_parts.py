@@ -13,13 +13,13 @@ from sqlalchemy import Table, create_engine, insert
 from coordinator.db import schema
 from coordinator.db.schema import metadata
 from sim.chaos.books import BooksVerdict, judge_books
-from sim.chaos.plan import Blow, Target, draw_plan
+from sim.chaos.plan import Blow, Victim, draw_plan
 from sim.chaos.stock_retries import is_retried, wait_s
 
 
 def test_the_default_plan_kills_coordinator_and_nodes_sixteen_times_each() -> None:
     plan = draw_plan(1, lasts_s=660.0)
-    for target in Target:
+    for target in Victim:
         kills = [blow for blow in plan if (blow.blow, blow.target) == (Blow.KILL, target)]
         assert len(kills) == 16
         assert all(0 < blow.at_s < 660 for blow in kills)
@@ -27,7 +27,7 @@ def test_the_default_plan_kills_coordinator_and_nodes_sixteen_times_each() -> No
 
 def test_a_short_plan_has_every_kind_of_blow() -> None:
     kinds = {(blow.blow, blow.target) for blow in draw_plan(1, lasts_s=10.0)}
-    assert kinds == {(blow, target) for blow in Blow for target in Target}
+    assert kinds == {(blow, target) for blow in Blow for target in Victim}
 
 
 def test_a_seed_decides_the_plan() -> None:
