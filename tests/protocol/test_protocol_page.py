@@ -61,10 +61,6 @@ ROLES = {
     capanode.jobs.ROLE,
     coordinator.leasing.lease_server.ROLE,
 }
-    coordinator.cli.market_session.ROLE,
-    capanode.jobs.ROLE,
-    coordinator.leasing.lease_server.ROLE,
-}
 # In backticks on the page, beside what its own tables and the code define.
 OTHER_WORDS = {"absent", "empty", "from", "seqno", "signature", "channel", "elsewhere", "false"}
 CHOICES: dict[str, list[str]] = {
