@@ -15,7 +15,7 @@ from typing import TextIO
 
 import trio
 
-from coordinator.audit import audit
+from coordinator.audit.books import audit
 from coordinator.db.engine import Connection
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.programs.runtime import child_rng

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, select
 from coordinator.db.bulk import BulkInsert, Record
 from coordinator.db.digests import row_digest
 from coordinator.db.schema import leases, receipts
-from protocol.endings import LeaseState, ReceiptState
+from protocol.endings import ReceiptState
 from protocol.envelope import Signed
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, LeaseId, PeerId, new_ulid
 from protocol.messages import Acceptance, Receipt
@@ -104,23 +104,6 @@ def list_receipts_of(conn: Connection, client: PeerId, job_id: JobId) -> list[St
         .join(leases, leases.c.lease_id == receipts.c.lease_id)
         .where(receipts.c.client == client, receipts.c.job_id == job_id)
         .order_by(leases.c.attempt)
-    )
-    return [_receipt(row) for row in conn.execute(query)]
-
-
-def list_pending_receipts(
-    conn: Connection, *, received_before_ms: int, limit: int
-) -> list[StoredReceipt]:
-    """Those whose clients have been silent since, oldest first, of leases that can still be paid:
-    what an outage has let expire must not crowd out the others."""
-    query = (
-        select(*_COLUMNS)
-        .join(leases, leases.c.lease_id == receipts.c.lease_id)
-        .where(leases.c.state == LeaseState.OPEN.value)
-        .where(receipts.c.state == ReceiptState.PENDING.value)
-        .where(receipts.c.received_at_ms < received_before_ms)
-        .order_by(receipts.c.received_at_ms)
-        .limit(limit)
     )
     return [_receipt(row) for row in conn.execute(query)]
 
