@@ -23,6 +23,7 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.server_protocol import ServerBounds, bounded_protocol
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
+from protocol.net.descriptors import raise_descriptor_limit, server_descriptors
 from protocol.net.errors import AddressInUse, AddressInvalid
 from protocol.programs.runtime import Runtime, system_runtime
 
@@ -143,10 +144,12 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: GatewayApp, config: GatewayConfig) -> None:
         self.on_started: Callable[[], None] = lambda: None
+        # The network of the same process takes its descriptors too, and so does the database.
+        places = min(config.connections_max, server_descriptors(raise_descriptor_limit()))
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(ServerBounds(config.connections_max, config.reader_within_s)),
+                http=bounded_protocol(ServerBounds(places, config.reader_within_s)),
                 ws="none",
                 lifespan="off",
                 log_config=None,
