@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from protocol.countersigning import Delivery, terms_of
+from protocol.countersigning import Delivery
 from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
@@ -18,7 +18,6 @@ from protocol.receipts import (
     check_request,
     verify_chain,
 )
-from protocol.windows import ClientChains
 from tests.protocol.makers import (
     CLIENT,
     COORDINATOR,
@@ -26,6 +25,7 @@ from tests.protocol.makers import (
     NOW_MS,
     PRICE,
     STRANGER,
+    countersigned,
     make_acceptance,
     make_chain,
     make_opening,
@@ -70,9 +70,7 @@ def test_an_honest_chain_passes_every_check() -> None:
 
 def evidence_with(opening: bytes, **changes: Any) -> Evidence:
     """The usual chain with links in its receipt."""
-    links = ClientChains(CLIENT, CHAIN.lease.digest, terms_of(CHAIN.lease.message)).countersign(
-        Units(10, 16)
-    )
+    links = countersigned(CHAIN.lease, Units(10, 16))
     billed = replace(CHAIN.receipt.message, opening=opening, countersigned=links)
     receipt = seal(NODE, billed)
     return Evidence(CHAIN.request, CHAIN.lease, receipt, **changes)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sim.auditor
-from protocol.countersigning import Delivery, terms_of
+from protocol.countersigning import Delivery
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
@@ -17,7 +17,6 @@ from protocol.ids import LeaseId, derive_ulid
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import Units
-from protocol.windows import ClientChains
 from sim.auditor import Auditor, Balances, Rule
 from tests.protocol.makers import (
     CLIENT,
@@ -25,6 +24,7 @@ from tests.protocol.makers import (
     JOB_ID,
     NODE,
     STRANGER,
+    countersigned,
     make_acceptance,
     make_lease,
     make_opening,
@@ -61,7 +61,7 @@ def make_job(
     lease_id = LeaseId(derive_ulid(JOB_ID, f"lease/{number}"))
     terms = make_lease(seal(CLIENT, make_request()))
     lease = seal(lease_key, replace(terms, lease_id=lease_id))
-    links = ClientChains(CLIENT, lease.digest, terms_of(lease.message)).countersign(UNITS)
+    links = countersigned(lease, UNITS)
     evidence: dict[str, Any] = {
         "opening": seal(CLIENT, make_opening(lease)).raw,
         "countersigned": links,
