@@ -85,23 +85,29 @@ def to_json(result: ChaosResult) -> dict[str, Any]:
     }
 
 
-def misses(figures: dict[str, Any]) -> list[str]:
-    """The targets that were missed, in words."""
-    p50_s = figures["restart_to_answer_s_p50"]
+def faults(figures: dict[str, Any]) -> list[str]:
+    """What must not be on any machine, however slow, in words."""
     checks = {
         f"answered_share is below {ANSWERED_SHARE_MIN:.0%}": (
             figures["answered_share"] < ANSWERED_SHARE_MIN
         ),
-        f"restart to answer took more than {RESTART_TO_ANSWER_S_MAX:g} s": (
-            p50_s is None or p50_s > RESTART_TO_ANSWER_S_MAX
-        ),
+        "no answer came after a restart": figures["restart_to_answer_s_p50"] is None,
         "an answer was not the model's": figures["wrong_answers"] > 0,
         "money was captured twice": figures["double_captures"] > 0,
         "something acknowledged was lost": figures["acknowledged_lost"] > 0,
         "the books are wrong": figures["sql_findings"] > 0,
         "a program ended by itself or met a bug": bool(figures["mishaps"]),
     }
-    return [words for words, is_missed in checks.items() if is_missed]
+    return [words for words, is_fault in checks.items() if is_fault]
+
+
+def misses(figures: dict[str, Any]) -> list[str]:
+    """The targets that were missed: faults, and what took too long."""
+    found = faults(figures)
+    p50_s = figures["restart_to_answer_s_p50"]
+    if p50_s is not None and p50_s > RESTART_TO_ANSWER_S_MAX:
+        found.append(f"restart to answer took more than {RESTART_TO_ANSWER_S_MAX:g} s")
+    return found
 
 
 def _at_once(questions: Sequence[Question]) -> int:
