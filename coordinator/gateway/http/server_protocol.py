@@ -16,7 +16,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from coordinator.gateway.errors import Problem, ProblemKind
 from coordinator.gateway.http.openai.dialect import OPENAI
-from protocol.net.descriptors import http_descriptors, raise_descriptor_limit
 
 # Cookies, tokens and trace headers of a large company fit; nginx stops at 32 KiB.
 HEAD_BYTES_MAX = 64 * 1024
@@ -53,12 +52,6 @@ class ServerBounds:
     reader_within_s: float = 60.0
     by_block: dict[str, int] = field(default_factory=dict)
     connections: int = 0
-
-    @classmethod
-    def of_this_process(cls, connections_max: int, reader_within_s: float) -> "ServerBounds":
-        """At most as many connections as there are descriptors for."""
-        descriptors = http_descriptors(raise_descriptor_limit())
-        return cls(min(connections_max, descriptors), reader_within_s)
 
     def enter(self, block: str) -> bool:
         """Count a connection in. False if it is too many; `leave` in any case."""

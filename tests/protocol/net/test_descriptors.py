@@ -1,12 +1,16 @@
-"""How descriptors are divided between the network, HTTP, and what a process itself needs."""
+"""How descriptors are shared out among the network, an HTTP server, and all that is ours."""
 
 import pytest
 
-from protocol.net.descriptors import RESERVED, http_descriptors, network_descriptors
+from protocol.net.descriptors import RESERVED, network_descriptors, server_descriptors
 
 
-@pytest.mark.parametrize("limit", [512, 1_024, 20_000, 2**20])
-def test_strangers_never_get_the_descriptors_that_the_process_itself_needs(limit: int) -> None:
-    """Idle HTTP connections took all of them, and a coordinator could accept no node any more."""
-    assert network_descriptors(limit) + http_descriptors(limit) <= limit - RESERVED
-    assert http_descriptors(limit) > 0
+@pytest.mark.parametrize("limit", [1_024, 4_096, 1_048_576])
+def test_strangers_on_both_sides_together_leave_what_is_reserved(limit: int) -> None:
+    taken = network_descriptors(limit) + server_descriptors(limit)
+    assert taken <= limit - RESERVED
+    assert server_descriptors(limit) >= network_descriptors(limit)
+
+
+def test_a_very_low_limit_leaves_a_few_places_on_each_side() -> None:
+    assert network_descriptors(64) == server_descriptors(64) == 16
