@@ -47,13 +47,13 @@ _CONFIG: dict[str, Any] = {
 _TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}<|answer|>"
 
 
-def add_recital(store: ModelStore) -> None:
+def add_recital(store: ModelStore, *, chat_template: str = _TEMPLATE) -> None:
     """Put the model into a store, under `NAME`."""
     with store.scratch() as folder:
         (folder / "config.json").write_text(json.dumps(_CONFIG))
         (folder / "tokenizer.json").write_text(json.dumps(_tokenizer()))
         (folder / "tokenizer_config.json").write_text(
-            json.dumps({"eos_token": "<|end|>", "chat_template": _TEMPLATE})
+            json.dumps({"eos_token": "<|end|>", "chat_template": chat_template})
         )
         save_file(_weights(), folder / "model.safetensors")
         manifest = ModelManifest(

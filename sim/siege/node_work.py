@@ -13,10 +13,11 @@ from protocol.net.errors import NetError
 from protocol.payload import EmbeddingInput, GenerationInput
 from protocol.pricing import Units
 from protocol.session import Admitted, Ended, Refused
+from sim.chaos.model import NAME as RECITAL
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.ground import Ground
 from sim.siege.peer import Peer, Wish, open_peer
-from sim.siege.real_node import EMBEDDING, TINY, cpu_s, real_node, worker_pids
+from sim.siege.real_node import EMBEDDING, cpu_s, real_node, worker_pids
 
 _ASKS = 4
 _BOMBS = 6
@@ -30,7 +31,7 @@ _REFUSED_CPU_S_MAX = 2.0
 _LONG_PROMPTS = 4
 _LONG_PROMPT_BYTES = 3 * MIB
 
-_PREFILL_BYTES = 3_000
+_PREFILL_BYTES = 800
 _CUT_DEADLINE_S = 3.0
 # A lone receipt is paid fifteen seconds after its deadline.
 _LONE_WITHIN_S = 30.0
@@ -97,14 +98,14 @@ async def free_work(ground: Ground) -> AttackResult:
     """Prompts far beyond the context: refused and free, and they must cost the node little."""
     node = await real_node(ground)
     user, attacker = await ground.open_gateway_account(), await ground.books.open_own()
-    before = await user.ask_honestly(TINY, _ASKS)
+    before = await user.ask_honestly(RECITAL, _ASKS)
     refused, spent_s = 0, cpu_s(node)
     async with open_peer(ground.endpoint, attacker) as peer:
         for letter in ("a", "\n", "中", "!")[:_LONG_PROMPTS]:
             prompt = letter * (_LONG_PROMPT_BYTES // len(letter.encode()))
-            refused += not await peer.tries_to_buy(TINY, GenerationInput(1, prompt=prompt))
+            refused += not await peer.tries_to_buy(RECITAL, GenerationInput(1, prompt=prompt))
         each_s = (cpu_s(node) - spent_s) / _LONG_PROMPTS
-        under = await user.ask_honestly(TINY, _ASKS)
+        under = await user.ask_honestly(RECITAL, _ASKS)
     return AttackResult(
         held=before.is_whole
         and under.is_whole
@@ -142,7 +143,7 @@ _RUBBISH = (FrameType.JOB_CANCEL, b"\xc1 rubbish")
 async def _open_and_send(peer: Peer, frame_type: FrameType, body: bytes) -> None:
     """Open a job with a long prompt, and send one frame as soon as it is accepted."""
     job_input = GenerationInput(64, prompt="x" * _PREFILL_BYTES, ignore_eos=True)
-    wish = Wish(TINY, job_input, deadline_s=_CUT_DEADLINE_S)
+    wish = Wish(RECITAL, job_input, deadline_s=_CUT_DEADLINE_S)
     async with peer.opened_job(wish) as opened:
         while True:
             arrived = await opened.channel.receive()
@@ -156,10 +157,10 @@ async def trickled_uploads(ground: Ground) -> AttackResult:
     """Payloads of the largest size arrive as slowly as a node allows."""
     users = [await ground.open_gateway_account() for _ in range(_WITNESSES)]
     for user in users:
-        before = await user.ask_honestly(TINY, _ASKS)
+        before = await user.ask_honestly(RECITAL, _ASKS)
     attacker = await ground.books.open_own()
     job_input = GenerationInput(1, prompt="x" * _UPLOAD_BYTES)
-    wish = Wish(TINY, job_input, units=Units(100, 1))
+    wish = Wish(RECITAL, job_input, units=Units(100, 1))
     uploads = 0
 
     async def upload(peer: Peer) -> None:
@@ -175,7 +176,7 @@ async def trickled_uploads(ground: Ground) -> AttackResult:
         for _ in range(_UPLOADS):
             attacking.start_soon(upload, peer)
         await trio.sleep(2.0)
-        under = await users[0].ask_honestly(TINY, _ASKS, within_s=_UPLOADED_WITHIN_S)
+        under = await users[0].ask_honestly(RECITAL, _ASKS, within_s=_UPLOADED_WITHIN_S)
         attacking.cancel_scope.cancel()
     return AttackResult(
         held=before.is_whole and under.is_whole and uploads > 0,
@@ -191,7 +192,7 @@ async def prompt_in_log(ground: Ground) -> AttackResult:
 
     async def chat(content: str) -> int:
         messages = [{"role": "user", "content": content}]
-        body = {"model": TINY, "messages": messages, "max_tokens": 8}
+        body = {"model": RECITAL, "messages": messages, "max_tokens": 8}
         return (await user.post("/v1/chat/completions", body)).status
 
     def lines() -> int:

@@ -1,7 +1,7 @@
 """A real node program with real workers, for attacks on what runs inside it.
 
-It has a tiny language model, made on the spot, and the embedding model of the demo. It is started
-for the first attack that needs it and serves the others, too.
+It has the small language model that chaos makes on the spot, and the embedding model of the demo.
+It is started for the first attack that needs it and serves the others, too.
 """
 
 import json
@@ -11,14 +11,22 @@ from pathlib import Path
 import psutil
 import trio
 
+from capanode.models.store import ModelStore
 from protocol.services import NodesAsk
+from sim.chaos.model import NAME as RECITAL_MODEL
+from sim.chaos.model import add_recital
 from sim.latency import LATENCY_CLASSES
-from sim.network import NODE_READY_WITHIN_S, LocalNode, NetworkError, NodePlan, run_command
+from sim.network import NODE_READY_WITHIN_S, LocalNode, NetworkError, NodePlan
 from sim.siege.ground import NODE_STORE, Ground
 from sim.siege.peer import open_peer
-from sim.siege.tiny_model import write_tiny_model
 
-TINY = "siege-tiny"
+# Tells what it refuses, as real templates do.
+_TELLING_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if 'forbidden' in message['content'] %}"
+    "{{ raise_exception('this is not answered: ' + message['content']) }}"
+    "{% endif %}{{ message['content'] }}{% endfor %}<|answer|>"
+)
 EMBEDDING = "all-minilm-l6-v2"
 # 1,000 nano-credits for each token.
 _PRICE = "1"
@@ -35,7 +43,7 @@ async def real_node(ground: Ground) -> LocalNode:
     async with open_peer(ground.endpoint) as peer:
         with trio.move_on_after(NODE_READY_WITHIN_S):
             while True:
-                page = await peer.leaser.nodes(NodesAsk(TINY))
+                page = await peer.leaser.nodes(NodesAsk(RECITAL_MODEL))
                 if any(each.node == node.peer_id and each.attached for each in page.nodes):
                     return node
                 await trio.sleep(_POLL_EVERY_S)
@@ -60,7 +68,7 @@ def cpu_s(node: LocalNode) -> float:
 
 _PLAN = NodePlan(
     name="real",
-    models=(TINY, EMBEDDING),
+    models=(RECITAL_MODEL, EMBEDDING),
     input_per_mtok=_PRICE,
     output_per_mtok=_PRICE,
     image="0.0001",
@@ -73,10 +81,7 @@ _PLAN = NodePlan(
 def _fill_store(ground: Ground) -> None:
     """A store of the siege's own, so that the operator's gets no model that he did not ask for."""
     store = ground.folder / NODE_STORE
-    folder = ground.folder / TINY
-    write_tiny_model(folder)
-    store_option = f"--model-store={store}"
-    run_command("capanode", "models", "pull", f"file:{folder}", f"--name={TINY}", store_option)
+    add_recital(ModelStore(store), chat_template=_TELLING_TEMPLATE)
     _copy_model(EMBEDDING, ground.model_store, store)
 
 
