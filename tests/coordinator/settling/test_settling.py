@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from coordinator.app import SWEEP_EVERY_S
 from coordinator.buyer.errors import JobFailed
 from coordinator.db.bulk import Record
 from coordinator.db.jobs import find_job
@@ -129,6 +130,24 @@ async def test_a_receipt_after_its_hold_has_expired_is_refused(autojump_clock: M
             await market.nodes[0].hand_in(receipt)
         assert caught.value.code is Code.EXPIRED
         assert spent(market) == 0
+
+
+async def test_a_receipt_that_comes_before_the_sweep_but_after_its_time_is_refused(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        # A sweep looks every two seconds: between two looks the lease is open although it is over.
+        await trio.sleep(SWEEP_EVERY_S / 2)
+        receipt = await lose_client(market)
+        (opened,) = market.coordinator.leases
+        await trio.sleep((opened.receipts_until_ms - market.clock.now_ms()) / 1_000 + 0.01)
+        assert len(market.coordinator.leases) == 1
+        with pytest.raises(RemoteProtocolError) as caught:
+            await market.nodes[0].hand_in(receipt)
+        assert caught.value.code is Code.EXPIRED
+        await trio.sleep(5)
+        assert spent(market) == 0
+        market.assert_books_are_closed()
 
 
 async def test_a_receipt_for_no_lease_is_refused(autojump_clock: MockClock) -> None:
