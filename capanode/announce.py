@@ -15,6 +15,7 @@ import trio
 from protocol.clock import Clock
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import RemoteProtocolError
+from protocol.gossip_checks import GossipChecks
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
 from protocol.limits import (
@@ -105,6 +106,7 @@ class Announcer:
         self._rng = rng
         self._addresses = addresses
         self._sequence = 0
+        self._checks = GossipChecks()
         self.topic = offer_topic(shard_of(key.peer_id))
         self._changed = trio.Event()
         self._new_offer = trio.Event()
@@ -194,14 +196,13 @@ class Announcer:
 
     def is_worth_passing(self, data: bytes, via: PeerId) -> bool:
         """True for a signed, current offer of this shard; coordinators judge what it says."""
-        if len(data) > OFFER_BYTES_MAX:
+        now_ms = self._clock.now_ms()
+        if len(data) > OFFER_BYTES_MAX or not self._checks.take(data, via, now_ms=now_ms):
             return False
         try:
             signed = open_envelope(data, NodeOffer)
             offer = signed.message
-            check_fresh(
-                offer.issued_at_ms, offer.expires_at_ms, now_ms=self._clock.now_ms(), what="offer"
-            )
+            check_fresh(offer.issued_at_ms, offer.expires_at_ms, now_ms=now_ms, what="offer")
         except RemoteProtocolError:
             return False
         if signed.signer != offer.node or offer_topic(shard_of(offer.node)) != self.topic:

@@ -5,6 +5,7 @@ as the sign of life that the coordinator asked for, and receipts go out from the
 line breaks, everything here ends, and after a pause it starts again from attaching.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from protocol.clock import Clock
 from protocol.errors import RETRYABLE_LATER, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.messages import LoadReport
-from protocol.net.errors import NetError
+from protocol.net.errors import NetError, StreamClosed
 from protocol.net.rpc import RpcClient
 from protocol.net.serve import describe, leaves
 from protocol.services import (
@@ -51,6 +52,10 @@ REPORT_EVERY_MS_MIN, REPORT_EVERY_MS_MAX = 250, 60_000
 # same coordinator.
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
+# A coordinator that was lost just now most likely restarts, and its clients wait for us. A dial to
+# a closed port costs little: it is tried at least once a second for some minutes.
+RESTART_PAUSE_S = 1.0
+RESTART_WITHIN_S = 300.0
 
 # What a coordinator may ask us to wait; a number that no column holds would end the node.
 WANTED_MS_MAX = 15 * 60_000
@@ -123,16 +128,20 @@ class ControlLine:
         """Attach, stay attached, come back; until cancelled. A node is up without coordinators, so
         it is `started` at once."""
         task_status.started()
-        failures, pause_s = 0, FIRST_PAUSE_S
+        failures, pause_s, lost_at = 0, FIRST_PAUSE_S, -math.inf
         while True:
             try:
                 await self._stay_attached()
             except* (NetError, RemoteProtocolError, OutboxError) as group:
                 error = leaves(group)[0]
-                failures = 1 if self._state is LineState.ATTACHED else failures + 1
-                pause_s = self._pause_s(failures, error)
+                if self._state is LineState.ATTACHED:
+                    failures, lost_at = 0, trio.current_time()
+                failures += 1
+                pause_s = self._pause_s(failures, error, lost_at=lost_at)
                 self._state, self._error = LineState.LOST, str(error)
-                log.warning(
+                # A coordinator that restarts is tried every second: that is said once.
+                tell = log.debug if failures > 1 and pause_s <= RESTART_PAUSE_S else log.warning
+                tell(
                     "coordinator_lost",
                     coordinator=self.coordinator,
                     error=describe(group),
@@ -140,8 +149,11 @@ class ControlLine:
                 )
             await trio.sleep(pause_s)
 
-    def _pause_s(self, failures: int, error: BaseException) -> float:
-        pause_s = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), LONGEST_PAUSE_S)
+    def _pause_s(self, failures: int, error: BaseException, *, lost_at: float) -> float:
+        may_restart = trio.current_time() < lost_at + RESTART_WITHIN_S
+        is_gone = isinstance(error, NetError) and may_restart
+        longest_s = RESTART_PAUSE_S if is_gone else LONGEST_PAUSE_S
+        pause_s = min(FIRST_PAUSE_S * 2.0 ** min(failures - 1, 16), longest_s)
         wanted_ms = error.retry_after_ms if isinstance(error, RemoteProtocolError) else None
         wanted_ms = min(wanted_ms or 0, WANTED_MS_MAX)
         return max(pause_s * self._rng.uniform(0.5, 1.0), wanted_ms / 1000)
@@ -153,6 +165,7 @@ class ControlLine:
         self._state, self._error = LineState.ATTACHED, ""
         log.info("coordinator_attached", coordinator=self.coordinator, report_every_ms=every_ms)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._notice_end)
             nursery.start_soon(self._report_forever, every_ms / 1000)
             nursery.start_soon(self._renew_forever)
             nursery.start_soon(self._hand_in_forever)
@@ -164,6 +177,12 @@ class ControlLine:
         reply = await self._call(Method.ATTACH, AttachAsk(offer.raw, load), AttachReply)
         self._opened.told(self.coordinator, load.opened)
         return reply
+
+    async def _notice_end(self) -> None:
+        """A coordinator that restarts breaks the line: come back at once, not at the next report.
+        Raises StreamClosed."""
+        await self._rpc.pool.wait_closed(self.coordinator)
+        raise StreamClosed("the coordinator closed the line")
 
     def _report(self) -> LoadReport:
         return replace(self._load(), opened=self._opened.untold(self.coordinator))

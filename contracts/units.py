@@ -15,7 +15,6 @@ Address = NewType("Address", str)
 # What the contract packs into one word with two more numbers.
 UNITS_MAX = 2**104 - 1
 
-_NANO_DECIMALS = 9
 # No sum of 104 bits has more, with leading zeros to spare.
 _DIGITS_MAX = 64
 _ADDRESS = re.compile("0x[0-9a-fA-F]{40}")
@@ -39,13 +38,6 @@ def address_bytes(address: Address) -> bytes:
 def address_from_bytes(data: bytes) -> Address:
     """The address in the last 20 bytes, as in a padded word."""
     return _checksummed(data[-20:])
-
-
-def token_units(cumulative_nano: int, decimals: int) -> int:
-    """Token units of cumulative nano-credits, rounded down."""
-    if decimals >= _NANO_DECIMALS:
-        return cumulative_nano * _power_of_ten(decimals - _NANO_DECIMALS)
-    return cumulative_nano // _power_of_ten(_NANO_DECIMALS - decimals)
 
 
 def parse_tokens(text: str, decimals: int) -> int:

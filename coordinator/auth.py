@@ -35,7 +35,6 @@ class ApiKeyDesk:
             key_id=key.id,
             signing_key=self._vault.open(PeerId(key.account), sealed_seed),
             requests_per_minute=key.requests_per_minute,
-            remaining_nano=key.remaining_nano,
         )
 
 

@@ -89,6 +89,7 @@ def _make_gateway(config: CoordinatorConfig, market: LocalMarket) -> Gateway:
     gateway_config = GatewayConfig(
         host=config.http.host,
         port=config.http.port,
+        descriptor=config.http.descriptor,
         cors_origins=config.cors_origins,
         metrics_public=config.metrics_public,
     )

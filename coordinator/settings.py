@@ -34,19 +34,25 @@ DRAIN_S_MAX = 3_600
 
 @dataclass(frozen=True, slots=True)
 class HttpAddress:
-    """Where the gateway listens; port 0 takes a free one."""
+    """Where the gateway listens; port 0 takes a free one. With a `descriptor`, on that inherited
+    socket instead: its owner keeps it open while we restart, and clients wait in its queue."""
 
     host: str
     port: int
+    descriptor: int | None = None
 
     def __str__(self) -> str:
+        if self.descriptor is not None:
+            return f"fd:{self.descriptor}"
         return f"{self.host}:{self.port}"
 
 
 def read_http_address(raw: Any) -> HttpAddress:
     host, separator, port = str(raw).rpartition(":")
     if not separator or not host or not port.isdecimal() or int(port) > 65_535:
-        raise ValueError("a host and a port such as 127.0.0.1:8080")
+        raise ValueError("a host and a port such as 127.0.0.1:8080, or fd:3")
+    if host == "fd":
+        return HttpAddress("", 0, descriptor=int(port))
     return HttpAddress(host.strip("[]"), int(port))
 
 
@@ -75,7 +81,7 @@ def read_origins(raw: Any) -> tuple[str, ...]:
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]{1,255}")
 
 ORIGINS = ValueKind(read_origins, "origins of web pages", is_list=True)
-HTTP_ADDRESS = ValueKind(read_http_address, "HOST:PORT")
+HTTP_ADDRESS = ValueKind(read_http_address, "HOST:PORT or fd:NUMBER")
 CATALOGUE = ValueKind(read_catalogue, "names with manifest digests", has_flag=False)
 
 
@@ -106,7 +112,8 @@ class CoordinatorConfig:
     http: HttpAddress = setting(
         HttpAddress("127.0.0.1", 8080),
         HTTP_ADDRESS,
-        "Where the OpenAI-compatible gateway listens. Put TLS in front of it before you open it.",
+        "Where the OpenAI-compatible gateway listens: an address, or fd:3 for a socket that the "
+        "service manager holds. Put TLS in front of it before you open it.",
     )
     cors_origins: tuple[str, ...] = setting(
         (),

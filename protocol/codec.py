@@ -90,7 +90,13 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     return fields
 
 
+# What needs no conversion: most of what travels, so it is looked for first.
+_PLAIN = frozenset({str, int, float, bool, bytes})
+
+
 def _to_plain(value: Any) -> Any:
+    if type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value):
         plain = {}
         cls: Any = type(value)

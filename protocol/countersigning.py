@@ -151,9 +151,19 @@ def readers_of(opening: JobOpening, terms: WindowTerms) -> tuple[ChainReader, Ch
     )
 
 
-def read_proof(receipt: Receipt, lease: Signed[Lease]) -> Proof:
-    """What the receipt's opening and links prove. One signature to verify, so only for receipts
-    that come without an acceptance. Raises RemoteProtocolError if what is there is not genuine."""
+def read_proof(receipt: Receipt, lease: Signed[Lease], *, is_accepted: bool = False) -> Proof:
+    """What the receipt's opening and links prove. Costs the check of one signature. Raises
+    RemoteProtocolError if what is there is not genuine; a client's acceptance (`is_accepted`) holds
+    whatever its node made of them."""
+    try:
+        return _read_proof(receipt, lease)
+    except RemoteProtocolError:
+        if not is_accepted:
+            raise
+        return UNOPENED
+
+
+def _read_proof(receipt: Receipt, lease: Signed[Lease]) -> Proof:
     if not receipt.opening:
         if receipt.countersigned is not None:
             raise RemoteProtocolError("links without an opening", code=Code.RECEIPT_MISMATCH)

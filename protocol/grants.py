@@ -38,11 +38,9 @@ NO_ATTEMPTS = EarlierAttempts()
 
 @dataclass(frozen=True, slots=True)
 class Payer:
-    """An API key whose jobs count against its budget, of which so much was left when it was looked
-    up; None is no limit."""
+    """An API key whose budget pays; the budget is checked where the money is held."""
 
     api_key_id: str
-    remaining_nano: int | None = None
 
 
 def check_terms(granted: Granted, request: Signed[JobRequest]) -> None:

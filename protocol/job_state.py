@@ -67,8 +67,6 @@ TRANSITIONS: dict[tuple[JobState, JobEvent], JobState] = {
     (_S.ENDED, _E.SETTLE): _S.SETTLED,
 }
 
-FINAL_STATES = frozenset({JobState.SETTLED, JobState.EXPIRED})
-
 
 def next_state(state: JobState, event: JobEvent) -> JobState:
     """Raises RemoteProtocolError (UNEXPECTED_FRAME) if the event is not legal in this state."""

@@ -17,9 +17,14 @@ from protocol.payload import Chunk, OutputDigest, salted_digest
 from protocol.pricing import Units
 from protocol.receipts import check_acceptance
 from protocol.session import AcceptedBody, JobErrorBody, OpenBody, Outgoing
-from protocol.windows import HashChain, node_chain, parse_countersign
+from protocol.windows import HashChain, node_chain
 
 _OVER = (JobState.ENDED, JobState.REFUSED)
+_SIGNABLE = (JobState.RUNNING, JobState.CANCELLING)
+# Looked up for every token or window.
+_RUNNING = JobState.RUNNING
+_CHUNK, _PROGRESS = FrameType.JOB_CHUNK, FrameType.JOB_PROGRESS
+_COUNTERSIGN = FrameType.JOB_COUNTERSIGN
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class NodeJob:
 
     def receive(self, frame_type: FrameType, body: bytes) -> NodeEvent | None:
         """What the frame completes, or None. Raises RemoteProtocolError."""
-        if frame_type is FrameType.JOB_COUNTERSIGN:
+        if frame_type is _COUNTERSIGN:
             return self._receive_countersign(body)
         if frame_type is FrameType.JOB_OPEN:
             self.state = next_state(self.state, JobEvent.OPEN)
@@ -124,6 +129,9 @@ class NodeJob:
 
     def output(self, chunk: Chunk) -> list[Outgoing]:
         """The frames that may go now for output that was produced; perhaps none."""
+        if self.state is _RUNNING and self.window.pass_on(len(chunk.token_ids)):
+            self.output_digest.add(chunk)
+            return [(_CHUNK, encode(chunk))]
         if self.state in _OVER:
             self.state = next_state(self.state, JobEvent.OUTPUT)
         return self._frames(self.window.push(chunk))
@@ -154,10 +162,10 @@ class NodeJob:
         for chunk in chunks:
             self.state = next_state(self.state, JobEvent.OUTPUT)
             self.output_digest.add(chunk)
-            frames.append((FrameType.JOB_CHUNK, encode(chunk)))
+            frames.append((_CHUNK, encode(chunk)))
         progress = self.window.progress_due()
         if progress is not None:
-            frames.append((FrameType.JOB_PROGRESS, progress.pack()))
+            frames.append((_PROGRESS, progress))
         return frames
 
     def _receive_open(self, body: OpenBody) -> Opened | None:
@@ -211,9 +219,9 @@ class NodeJob:
         # It may cross our last frame, like a cancel.
         if self.state in _OVER:
             return None
-        if self.state not in (JobState.RUNNING, JobState.CANCELLING):
+        if self.state not in _SIGNABLE:
             raise RemoteProtocolError("nothing is to be signed", code=Code.UNEXPECTED_FRAME)
-        released = self.window.take(parse_countersign(body))
+        released = self.window.take(body)
         return Countersignature(tuple(self._frames(released)))
 
     def _receive_acceptance(self, body: bytes) -> Accepted:

@@ -11,7 +11,13 @@ from collections.abc import Iterator
 from protocol.countersigning import JobOpening, readers_of
 from protocol.errors import Code, RemoteProtocolError
 from protocol.payload import Chunk
-from protocol.windows import Countersigned, HashChain, ProgressLink, WindowTerms
+from protocol.windows import (
+    Countersigned,
+    HashChain,
+    WindowTerms,
+    pack_progress,
+    parse_countersign,
+)
 
 # Windows that may be under way without a countersignature.
 UNSIGNED_WINDOWS_MAX = 2
@@ -31,9 +37,12 @@ class OutputWindow:
         self._input_index = 0
         self._held: deque[Chunk] = deque()
         self.sent_tokens = 0
-        # Both change once a window, and are compared once a token.
+        # These change once a window, and are compared once a token.
         self._may_send = UNSIGNED_WINDOWS_MAX * terms.window_tokens
         self._progress_at = 1
+        # What is sent up to here needs no other look: no more than this is allowed, nothing is held
+        # back, and no progress is due.
+        self._clear_until = 0
 
     @property
     def is_blocked(self) -> bool:
@@ -53,8 +62,17 @@ class OutputWindow:
         """What the client has to sign for with its first link."""
         self._input_index = self._terms.input_index(input_tokens)
 
+    def pass_on(self, tokens: int) -> bool:
+        """Whether output of so many tokens may be sent at once, and nothing else is due then: the
+        common case, in one comparison. If not, `push` it."""
+        sent_tokens = self.sent_tokens + tokens
+        if sent_tokens > self._clear_until:
+            return False
+        self.sent_tokens = sent_tokens
+        return True
+
     def push(self, chunk: Chunk) -> list[Chunk]:
-        """Take output that was produced; returns what may be sent now."""
+        """Take output that was produced; returns what may be sent now, before `progress_due`."""
         tokens = len(chunk.token_ids)
         fits = tokens <= self._terms.window_tokens and self.sent_tokens + tokens <= self._may_send
         if not self._is_stream or (fits and not self._held):
@@ -63,28 +81,34 @@ class OutputWindow:
         self._held.extend(_pieces(chunk, self._terms.window_tokens))
         return self._release()
 
-    def take(self, links: Countersigned) -> list[Chunk]:
-        """Take a countersignature; returns what may be sent now. Raises RemoteProtocolError:
-        UNSIGNED if it is for less input than was counted, else as `ChainReader.advance`."""
-        if links.index <= self._output.index:
+    def take(self, body: bytes) -> list[Chunk]:
+        """Take a JOB_COUNTERSIGN; returns what may be sent now, before `progress_due`. Raises
+        RemoteProtocolError: UNSIGNED if it is for less input than was counted, else as
+        `ChainReader.advance`."""
+        input_index, input_link, index, link = parse_countersign(body)
+        if index <= self._output.index:
             raise RemoteProtocolError("a link was sent twice", code=Code.UNEXPECTED_FRAME)
-        if links.input_index != self._input_index:
+        if input_index != self._input_index:
             raise RemoteProtocolError(
                 "the client does not sign for the input that was counted", code=Code.UNSIGNED
             )
-        self._input.advance(links.input_index, links.input_link)
-        self._output.advance(links.index, links.link)
-        signed = self._terms.signed_output(links.index)
+        self._input.advance(input_index, input_link)
+        self._output.advance(index, link)
+        signed = self._terms.signed_output(index)
         self._may_send = signed + UNSIGNED_WINDOWS_MAX * self._terms.window_tokens
         return self._release()
 
-    def progress_due(self) -> ProgressLink | None:
-        """The node's own link for what was sent, if it has not been told yet."""
-        if self.sent_tokens < self._progress_at or not self._is_stream:
+    def progress_due(self) -> bytes | None:
+        """The body of JOB_PROGRESS for what was sent, if it has not been told yet."""
+        if not self._is_stream:
             return None
-        index = self._terms.output_index(self.sent_tokens)
-        self._progress_at = self._terms.signed_output(index + 1)
-        return ProgressLink(index, self._chain.link(index))
+        progress = None
+        if self.sent_tokens >= self._progress_at:
+            index = self._terms.output_index(self.sent_tokens)
+            self._progress_at = self._terms.signed_output(index + 1)
+            progress = pack_progress(index, self._chain.link(index))
+        self._clear_until = 0 if self._held else min(self._may_send, self._progress_at - 1)
+        return progress
 
     def _release(self) -> list[Chunk]:
         released = []

@@ -7,6 +7,7 @@ before it pays, and anyone later with nothing but the four signed messages (`ver
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from protocol.countersigning import Delivery, Proof, check_delivery, read_proof
 from protocol.endings import FINISH_RULES, Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
@@ -202,17 +203,20 @@ def check_acceptance(acceptance: Signed[Acceptance], receipt: Signed[Receipt]) -
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that was ever signed about one lease; the acceptance may be missing."""
+    """All that was ever signed about one lease. The client's last word is an acceptance of the
+    receipt, or a delivery without one; either may be missing."""
 
     request: Signed[JobRequest]
     lease: Signed[Lease]
     receipt: Signed[Receipt]
-    acceptance: Signed[Acceptance] | None
+    acceptance: Signed[Acceptance] | None = None
+    delivery: Signed[Delivery] | None = None
 
 
-def verify_chain(evidence: Evidence) -> None:
+def verify_chain(evidence: Evidence) -> Proof:
     """Check a finished job offline, years later: signatures were checked when the envelopes were
-    opened, this checks that they belong together. Raises RemoteProtocolError on the first break."""
+    opened, this checks that they belong together. Returns what the client signed while the text
+    streamed. Raises RemoteProtocolError on the first break."""
     _check_lease_names(evidence.lease, evidence.request)
     _require(
         evidence.lease.message.units_max.fits_in(evidence.request.message.units_max),
@@ -222,3 +226,7 @@ def verify_chain(evidence: Evidence) -> None:
     check_receipt(evidence.receipt, evidence.lease)
     if evidence.acceptance is not None:
         check_acceptance(evidence.acceptance, evidence.receipt)
+    if evidence.delivery is not None:
+        check_delivery(evidence.delivery, evidence.lease)
+    is_accepted = evidence.acceptance is not None
+    return read_proof(evidence.receipt.message, evidence.lease, is_accepted=is_accepted)

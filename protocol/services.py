@@ -8,7 +8,7 @@ connection proves who speaks, and what moves money carries its own signature.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from protocol.ids import Digest, PeerId
+from protocol.ids import PeerId
 from protocol.limits import (
     FIRST_OUTPUT_WITHIN_MS,
     GAP_WITHIN_MS,
@@ -128,7 +128,7 @@ class QuoteRejection:
 @dataclass(frozen=True, slots=True)
 class QuoteReply:
     model: str
-    model_digest: Digest
+    model_digest: str
     ceiling_nano: int
     candidates: tuple[QuoteCandidate, ...]
     rejections: tuple[QuoteRejection, ...]

@@ -55,6 +55,10 @@ EMPTY_TOKENS_MAX = 64
 # smallest useful size is some KiB.
 CHUNKS_BESIDE_TOKENS_MAX = 1_024
 
+# Looked up for every token or window.
+_CHUNK, _PROGRESS = FrameType.JOB_CHUNK, FrameType.JOB_PROGRESS
+_COUNTERSIGN = FrameType.JOB_COUNTERSIGN
+
 # Type and body of a frame; the caller knows the channel.
 Outgoing = tuple[FrameType, bytes]
 
@@ -217,9 +221,9 @@ class ClientJob:
 
     def receive(self, frame_type: FrameType, body: bytes) -> ClientEvent:
         """Raises RemoteProtocolError on anything that a correct node does not send."""
-        if frame_type is FrameType.JOB_CHUNK:
+        if frame_type is _CHUNK:
             return self._receive_chunk(decode(Chunk, body))
-        if frame_type is FrameType.JOB_PROGRESS:
+        if frame_type is _PROGRESS:
             return self._receive_progress(body)
         if frame_type is FrameType.JOB_ACCEPTED:
             return self._receive_accepted(decode(AcceptedBody, body))
@@ -315,18 +319,18 @@ class ClientJob:
         return chunk
 
     def _receive_progress(self, body: bytes) -> WindowReached:
-        progress = parse_progress(body)
+        index, link = parse_progress(body)
         if self._progress is None or not self._output_tokens:
             raise RemoteProtocolError("progress before output", code=Code.UNEXPECTED_FRAME)
-        if progress.index <= self._progress.index:
+        if index <= self._progress.index:
             raise RemoteProtocolError("progress was told twice", code=Code.UNEXPECTED_FRAME)
-        if progress.index > self._terms.output_index(self._output_tokens):
+        if index > self._terms.output_index(self._output_tokens):
             raise RemoteProtocolError(
                 "the node signs for more than it has sent", code=Code.RECEIPT_MISMATCH
             )
-        self._progress.advance(progress.index, progress.link)
-        links = self._chains.countersign(self.units)
-        return WindowReached(((FrameType.JOB_COUNTERSIGN, links.pack()),))
+        self._progress.advance(index, link)
+        links = self._chains.countersign(self._input_units.input_tokens, self._output_tokens)
+        return WindowReached(((_COUNTERSIGN, links),))
 
     def _receive_error(self, error: JobErrorBody) -> Refused:
         ended = self._judge(error.receipt, is_error=True) if error.receipt else None

@@ -130,39 +130,33 @@ class Countersigned:
         if not len(self.input_link) == len(self.link) == LINK_BYTES:
             raise ValueError(f"a link has {LINK_BYTES} bytes")
 
-    def pack(self) -> bytes:
-        """The body of JOB_COUNTERSIGN."""
-        return _COUNTERSIGN.pack(self.input_index, self.input_link, self.index, self.link)
+
+# Frames of windows come as often as windows are small: their bodies are packed and parsed without
+# an object for each.
 
 
-def parse_countersign(body: bytes) -> Countersigned:
-    """Raises RemoteProtocolError (MALFORMED)."""
+def parse_countersign(body: bytes) -> tuple[int, bytes, int, bytes]:
+    """What JOB_COUNTERSIGN carries, the fields of `Countersigned`: their readers check the range of
+    the indexes. Raises RemoteProtocolError (MALFORMED)."""
     if len(body) != _COUNTERSIGN.size:
         raise RemoteProtocolError(
             f"a countersignature has {_COUNTERSIGN.size} bytes", code=Code.MALFORMED
         )
-    try:
-        return Countersigned(*_COUNTERSIGN.unpack(body))
-    except ValueError as error:
-        raise RemoteProtocolError(str(error), code=Code.MALFORMED) from None
+    input_index, input_link, index, link = _COUNTERSIGN.unpack(body)
+    return input_index, input_link, index, link
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressLink:
-    """The node's word, as JOB_PROGRESS carries it: it has sent the output of link `index`."""
-
-    index: int
-    link: bytes
-
-    def pack(self) -> bytes:
-        return _PROGRESS.pack(self.index, self.link)
+def pack_progress(index: int, link: bytes) -> bytes:
+    """The body of JOB_PROGRESS: its node has sent the output of link `index`."""
+    return _PROGRESS.pack(index, link)
 
 
-def parse_progress(body: bytes) -> ProgressLink:
+def parse_progress(body: bytes) -> tuple[int, bytes]:
     """Raises RemoteProtocolError (MALFORMED)."""
     if len(body) != _PROGRESS.size:
         raise RemoteProtocolError(f"a progress has {_PROGRESS.size} bytes", code=Code.MALFORMED)
-    return ProgressLink(*_PROGRESS.unpack(body))
+    index, link = _PROGRESS.unpack(body)
+    return index, link
 
 
 class ClientChains:
@@ -184,11 +178,11 @@ class ClientChains:
     def output_anchor(self) -> bytes:
         return self._output.anchor
 
-    def countersign(self, units: Units) -> Countersigned:
-        """The links that stand for these units; some output has to be there."""
-        input_index = self._terms.input_index(units.input_tokens)
-        index = self._terms.output_index(units.output_tokens)
-        return Countersigned(
+    def countersign(self, input_tokens: int, output_tokens: int) -> bytes:
+        """The body of JOB_COUNTERSIGN that stands for these units; some output has to be there."""
+        input_index = self._terms.input_index(input_tokens)
+        index = self._terms.output_index(output_tokens)
+        return _COUNTERSIGN.pack(
             input_index, self._input.link(input_index), index, self._output.link(index)
         )
 

@@ -37,6 +37,7 @@ class Rule(StrEnum):
     COUNTS_AGREE = "client and node count the same output"
     ONE_CAPTURE = "a lease is captured at most once"
     CAPTURE_IS_EARNED = "what is captured is what both sides signed for"
+    WORK_IS_PAID = "a receipt of work is not refused for good"
     ANSWERS_AGREE = "the coordinator tells everybody the same of a receipt"
     CLIENT_PAYS_RECEIPTS = "a client pays exactly its captured receipts"
     NODE_IS_PAID = "a node gets its share of each captured receipt"
@@ -281,12 +282,21 @@ def _judge_answers(case: _Case) -> Iterable[tuple[Rule, str]]:
     for digest, code in case.refusals:
         if digest in paid and code not in RETRYABLE_LATER:
             yield Rule.ANSWERS_AGREE, f"its receipt was both settled and refused ({code})"
+    if not final:
+        yield from _judge_refusals(case)
     for answer in case.answers:
         billed_nano = case.receipts[answer.receipt].message.amount_nano
         is_pending = answer.state == _PENDING
         earned_nano = billed_nano if is_pending else _earned_nano(case, answer.receipt)
         if answer.amount_nano not in (earned_nano, _undeclared_nano(case, answer)):
             yield Rule.CAPTURE_IS_EARNED, f"{answer.amount_nano} paid for {earned_nano}"
+
+
+def _judge_refusals(case: _Case) -> Iterable[tuple[Rule, str]]:
+    """Of a lease of which nothing was paid."""
+    for digest, code in case.refusals:
+        if _earned_nano(case, digest) and code not in RETRYABLE_LATER:
+            yield Rule.WORK_IS_PAID, f"its receipt was refused ({code}), and nothing was paid"
 
 
 def _earned_nano(case: _Case, digest: Digest) -> int:

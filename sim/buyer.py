@@ -18,7 +18,6 @@ from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.remote import RemoteLeaser
 from coordinator.buyer.spec import JobSpec
 from protocol.blame import Observation
-from protocol.clock import Clock
 from protocol.countersigning import Delivery
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
@@ -30,6 +29,7 @@ from protocol.net.pool import StreamPool
 from protocol.net.transport import Transport
 from protocol.payload import Chunk
 from protocol.programs.runtime import child_rng
+from protocol.programs.steady_clock import SteadyClock
 from protocol.services import (
     JOB_PROTOCOL,
     LEASE_PROTOCOL,
@@ -40,6 +40,7 @@ from protocol.services import (
     SettleReply,
 )
 from sim.auditor import Auditor
+from sim.machine_clock import MachineClock
 from sim.workload import PlannedJob
 
 ROLE = "client"
@@ -87,7 +88,7 @@ class Buyer:
         name: str,
         key: SigningKey,
         transport: Transport,
-        clock: Clock,
+        clock: MachineClock,
         *,
         rng: random.Random,
         coordinator: PeerId,
@@ -96,6 +97,7 @@ class Buyer:
     ) -> None:
         self.name = name
         self.key = key
+        self.clock = clock
         self._transport = transport
         self._lease_pool = StreamPool(transport, LEASE_PROTOCOL, role=ROLE, rng=child_rng(rng))
         self._job_pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=child_rng(rng))
@@ -103,7 +105,10 @@ class Buyer:
             RemoteLeaser(self._lease_pool, coordinator, addresses=addresses), auditor
         )
         self._market = MarketClient(
-            self._job_pool, self._leaser, clock=clock, entropy=child_rng(rng).randbytes
+            self._job_pool,
+            self._leaser,
+            clock=SteadyClock(clock, trio.current_time),
+            entropy=child_rng(rng).randbytes,
         )
 
     @property

@@ -190,6 +190,35 @@ def _print_figures(benchmark: Benchmark, figures: Figures) -> None:
 
 
 @app.command()
+def chaos(
+    minutes: Annotated[
+        float, typer.Option(min=0.1, max=1_440, help="How long the clients ask.")
+    ] = 11.0,
+    seed: Annotated[int, typer.Option(help="Decides what is hit, and when.")] = 1,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Real processes under load, killed and frozen at random; then the books, judged by plain SQL.
+
+    Exits with 1 if a target was missed.
+    """
+    from sim.chaos.report import misses, print_report, to_json
+    from sim.chaos.run import ChaosOptions, run_chaos
+
+    with _folder(folder) as place:
+        options = ChaosOptions(place, seed, lasts_s=60 * minutes)
+        result = trio.run(run_chaos, options, lambda text: typer.echo(text, err=True))
+    figures = to_json(result)
+    missed = misses(figures)
+    if as_json:
+        typer.echo(json.dumps(figures))
+    else:
+        print_report(figures, missed)
+    if missed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def mutants(
     names: Annotated[
         list[str] | None, typer.Argument(help="Words of their names. Default: all mutants.")

@@ -10,6 +10,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,9 @@ _SECTOR_BYTES = 512
 _WAL_HEAD_BYTES = 32
 # PRAGMA synchronous: FULL. Below it, a commit returns before it is durable.
 _SYNCED = 2
+# Of a quick disk: most reads are cached, a write waits for its sync.
+_READ_S_MAX = 0.005
+_WRITE_S_MAX = 0.005
 # What SQLite itself takes for unlimited.
 _PAGES_MAX = 0x3FFFFFFF
 
@@ -46,11 +50,44 @@ class CutPoint(StrEnum):
     AFTER = "after"  # it is durable, and its writer is not told
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedCut:
+    """A power cut at one point of one write; `cut` ends the process."""
+
+    point: CutPoint
+    cut: Callable[[], None]
+
+
+class CutPlan:
+    """Counts writes, and says which one the power fails at."""
+
+    def __init__(self) -> None:
+        self.writes = 0
+        self._planned: tuple[int, PlannedCut] | None = None
+
+    def plan(self, after_writes: int, point: CutPoint, cut: Callable[[], None]) -> None:
+        """Cut at the write that so many others come before."""
+        self._planned = (self.writes + after_writes, PlannedCut(point, cut))
+
+    def forget(self) -> bool:
+        """Plan no cut any more. Returns whether there was one left."""
+        planned, self._planned = self._planned, None
+        return planned is not None
+
+    def count(self) -> PlannedCut | None:
+        """One more write; the cut that hits it, if one does."""
+        self.writes += 1
+        if self._planned is None or self.writes <= self._planned[0]:
+            return None
+        (_, planned), self._planned = self._planned, None
+        return planned
+
+
 class SimDisk:
     """One machine's disk. It outlives processes; `close` removes it."""
 
     def __init__(self, rng: random.Random) -> None:
-        self.writes = 0
+        self.cuts = CutPlan()
         self.is_full = False
         # Writes that were refused because it was full.
         self.refusals = 0
@@ -59,9 +96,8 @@ class SimDisk:
         self._rng = rng
         place = _MEMORY if _MEMORY.is_dir() else None
         self._root = tempfile.TemporaryDirectory(prefix="capacloud-sim-", dir=place)
-        self._cuts = 0
+        self._restores = 0
         self._operator: Database | None = None
-        self._planned: tuple[int, CutPoint, Callable[[], None]] | None = None
         self._folder = self._restore({_NAME: _empty_books()})
         # What survives a cut although nothing was synced since.
         self._durable: Files = {}
@@ -85,16 +121,6 @@ class SimDisk:
         with self._operator.transaction() as conn:
             yield conn
 
-    def plan_cut(self, after_writes: int, point: CutPoint, cut: Callable[[], None]) -> None:
-        """Call `cut`, which ends the process, at `point` of the write that so many others come
-        before."""
-        self._planned = (self.writes + after_writes, point, cut)
-
-    def forget_cut(self) -> bool:
-        """Plan no cut any more. Returns whether there was one left."""
-        planned, self._planned = self._planned, None
-        return planned is not None
-
     def cut_power(self) -> None:
         """Between two writes: what was not synced is lost."""
         self._leave(self._files() if self._is_synced else self._durable)
@@ -107,26 +133,28 @@ class SimDisk:
 
     def write(self, call: Callable[[], T]) -> T:
         """Carry a transaction out. Raises StorageError if the power is cut meanwhile."""
-        self.writes += 1
-        if self._planned is None or self.writes <= self._planned[0]:
+        planned = self.cuts.count()
+        if planned is None:
             try:
                 return call()
             except StorageFullError:
                 self.refusals += 1
                 raise
-        _, point, cut = self._planned
-        self._planned = None
         left = before = self._files()
-        if point is not CutPoint.BEFORE:
+        if planned.point is not CutPoint.BEFORE:
             # A refusal changes nothing on the disk, and is told to no one.
             with suppress(CoordinatorError):
                 call()
             left = self._files()
-        if point is CutPoint.TORN:
+        if planned.point is CutPoint.TORN:
             left = _tear(before, left, self._rng)
-        cut()
+        planned.cut()
         self._leave(left if self._is_synced else self._durable)
         raise _off()
+
+    def pause_s(self, limit_s: float) -> float:
+        """How long the disk takes for something that takes at most `limit_s`."""
+        return self._rng.uniform(0.0, limit_s)
 
     # The files.
 
@@ -149,8 +177,8 @@ class SimDisk:
             self.inspect(conn)
 
     def _restore(self, files: Files) -> Path:
-        self._cuts += 1
-        folder = Path(self._root.name) / str(self._cuts)
+        self._restores += 1
+        folder = Path(self._root.name) / str(self._restores)
         folder.mkdir()
         for name, data in files.items():
             (folder / name).write_bytes(data)
@@ -170,19 +198,31 @@ class _PoweredRunner:
         self._disk = disk
         self._process = process
         self._pages_max = _PAGES_MAX
+        self._lock = trio.Lock()
 
     async def run_read(self, call: Callable[[], T]) -> T:
-        await trio.lowlevel.checkpoint()
-        if self._process.is_dead:
-            raise _off()
+        await trio.sleep(self._disk.pause_s(_READ_S_MAX))
+        self._check_power()
         return call()
 
     async def run_write(self, call: Callable[[], T]) -> T:
-        await trio.lowlevel.checkpoint()
+        await self._keep_room()
+        async with self._lock:
+            return await self._write(call)
+
+    async def _write(self, call: Callable[[], T]) -> T:
+        await trio.sleep(self._disk.pause_s(_WRITE_S_MAX))
+        self._check_power()
+        result = self._disk.write(call)
+        # It is durable, and cannot be taken back; its caller learns that a moment later.
+        with trio.CancelScope(shield=True):
+            await trio.sleep(self._disk.pause_s(_WRITE_S_MAX))
+        self._check_power()
+        return result
+
+    def _check_power(self) -> None:
         if self._process.is_dead:
             raise _off()
-        await self._keep_room()
-        return self._disk.write(call)
 
     async def _keep_room(self) -> None:
         """A disk that is full takes what fits into pages that SQLite has already, and no more."""

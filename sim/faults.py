@@ -15,10 +15,19 @@ import trio
 from sim.options import Faults, WorldOptions
 from sim.trace import Trace
 
+_RESTARTS_MAX = 4
+# A coordinator with few jobs in its books is up again after about this time.
+_STARTS_WITHIN_S = 0.008
+
 
 class FaultKind(StrEnum):
     KILL = "kill"  # the node's process dies and is started again
     COORDINATOR_KILL = "coordinator_kill"  # the same happens to the coordinator
+    PAIRED_KILL = "paired_kill"  # coordinator and a node die at the same moment
+    RESTART = "restart"  # the coordinator dies again while it starts
+    NODE_POWER_CUT = "node_power_cut"  # a node's machine goes off in the middle of a write
+    ONE_WAY_CUT = "one_way_cut"  # what one party says does not reach another
+    CLOCK_JUMP = "clock_jump"  # a machine's wall clock is set wrong by minutes or hours
     POWER_CUT = "power_cut"  # the coordinator's machine goes off in the middle of a write
     DISK_FULL = "disk_full"  # the coordinator's disk takes nothing more
     PARTITION = "partition"  # some parties reach only each other
@@ -53,6 +62,7 @@ def plan_faults(options: WorldOptions, rng: random.Random) -> tuple[Fault, ...]:
     seed = rng.getrandbits(64)
     planned = [
         *_plan_partitions(options, _rng_of(seed, FaultKind.PARTITION)),
+        *_plan_restarts(options, _rng_of(seed, FaultKind.RESTART)),
         *_plan_others(options, seed),
     ]
     return tuple(sorted(planned, key=lambda fault: fault.at_s))
@@ -88,6 +98,16 @@ def _plan_partitions(options: WorldOptions, rng: random.Random) -> Iterable[Faul
         yield Fault(FaultKind.PARTITION, at_s, lasts_s, tuple(sorted(nodes)), tuple(clients))
 
 
+def _plan_restarts(options: WorldOptions, rng: random.Random) -> Iterable[Fault]:
+    """A coordinator that is started, and killed before it has read its books, some times over."""
+    for _ in range(options.faults.restarts):
+        at_s = rng.uniform(0.0, options.chaos_s - _RESTARTS_MAX)
+        for _ in range(rng.randint(2, _RESTARTS_MAX)):
+            lasts_s = rng.uniform(0.1, 0.9)
+            yield Fault(FaultKind.RESTART, at_s, lasts_s, (0,))
+            at_s += lasts_s + rng.uniform(0.0, _STARTS_WITHIN_S)
+
+
 def _plan_others(options: WorldOptions, seed: int) -> Iterator[Fault]:
     """Faults that may overlap as they like."""
     for kind, count, lasting_s in _independent(options.faults):
@@ -104,6 +124,10 @@ def _independent(faults: Faults) -> tuple[tuple[FaultKind, int, tuple[float, flo
         (FaultKind.KILL, faults.kills, faults.kill_lasts_s),
         (FaultKind.COORDINATOR_KILL, faults.coordinator_kills, faults.coordinator_kill_lasts_s),
         (FaultKind.POWER_CUT, faults.power_cuts, faults.coordinator_kill_lasts_s),
+        (FaultKind.PAIRED_KILL, faults.paired_kills, faults.coordinator_kill_lasts_s),
+        (FaultKind.NODE_POWER_CUT, faults.node_power_cuts, faults.kill_lasts_s),
+        (FaultKind.ONE_WAY_CUT, faults.one_way_cuts, faults.one_way_cut_lasts_s),
+        (FaultKind.CLOCK_JUMP, faults.clock_jumps, faults.clock_jump_lasts_s),
         (FaultKind.DISK_FULL, faults.disk_fulls, faults.disk_full_lasts_s),
         (FaultKind.FAR_LINK, faults.far_links, faults.far_link_lasts_s),
         (FaultKind.SLOW_NODE, faults.slow_nodes, faults.slow_lasts_s),

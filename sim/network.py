@@ -106,14 +106,19 @@ class LocalNetwork:
     def coordinator_dir(self) -> Path:
         return self.folder / "coordinator"
 
-    async def start_coordinator(self, *, http: str = "127.0.0.1:0") -> None:
-        """Returns when it serves. A second call restarts it, on the same ports and books."""
+    async def start_coordinator(
+        self, *, http: str = "127.0.0.1:0", listener: socket.socket | None = None
+    ) -> None:
+        """Returns when it serves. A second call restarts it, on the same ports and books. Clients
+        of a `listener`, which stays ours, can connect while no coordinator runs, and wait."""
         listen = "/ip4/127.0.0.1/tcp/0"
         old = read_endpoint(self.coordinator_dir / "endpoint.json")
         if old is not None:
             listen = old.addresses[0].partition("/p2p/")[0]
             http = old.http.removeprefix("http://")
             (self.coordinator_dir / "endpoint.json").unlink()
+        if listener is not None:
+            http = f"fd:{listener.fileno()}"
         self.coordinator = ChildProcess(
             "coordinator",
             "coordinator",
@@ -125,6 +130,7 @@ class LocalNetwork:
                 "--log-format=json",
             ],
             log_path=self._logs / "coordinator.log",
+            descriptors=() if listener is None else (listener.fileno(),),
         )
         await self._nursery.start(self.coordinator.run)
         self.endpoint = await self._wait_endpoint()

@@ -76,12 +76,22 @@ class Faults:
     kill_lasts_s: tuple[float, float] = (4.0, 15.0)
     coordinator_kills: int = 1
     coordinator_kill_lasts_s: tuple[float, float] = (0.5, 6.0)
-    # Its power fails in the middle of a write.
+    # The coordinator and the busiest node at once; and the coordinator again while it starts.
+    paired_kills: int = 1
+    restarts: int = 1
+    # Power that fails in the middle of a write: the coordinator's, a node's.
     power_cuts: int = 1
+    node_power_cuts: int = 1
     disk_fulls: int = 1
     disk_full_lasts_s: tuple[float, float] = (2.0, 6.0)
     partitions: int = 1
     partition_lasts_s: tuple[float, float] = (3.0, 14.0)
+    # One of two parties does not hear the other.
+    one_way_cuts: int = 1
+    one_way_cut_lasts_s: tuple[float, float] = (2.0, 14.0)
+    # Someone sets the clock of a machine wrong, and right again.
+    clock_jumps: int = 1
+    clock_jump_lasts_s: tuple[float, float] = (0.5, 15.0)
     far_links: int = 1
     far_link_lasts_s: tuple[float, float] = (5.0, 20.0)
     far_link_latency_s: float = 0.6
@@ -93,6 +103,25 @@ class Faults:
     worker_crashes: int = 2
     worker_restart_s: tuple[float, float] = (0.3, 3.0)
     skew_ms_max: int = SKEW_MS_MAX
+
+
+# Clocks that differ are no fault.
+NO_FAULTS = Faults(
+    kills=0,
+    coordinator_kills=0,
+    paired_kills=0,
+    restarts=0,
+    power_cuts=0,
+    node_power_cuts=0,
+    disk_fulls=0,
+    partitions=0,
+    one_way_cuts=0,
+    clock_jumps=0,
+    far_links=0,
+    slow_nodes=0,
+    refusals=0,
+    worker_crashes=0,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +162,19 @@ def draw_options(seed: int) -> WorldOptions:
         network=Network(
             latency_s=(0.001, rng.choice((0.01, 0.08, 0.15))),
             loss=rng.choice((0.0, 0.01, 0.05)),
+            gossip_delay_s=rng.choice((0.5, 4.0)),
             gossip_duplicates=rng.choice((0.1, 0.5)),
         ),
         faults=Faults(
             kills=rng.randint(1, 4),
             coordinator_kills=rng.randint(0, 1),
+            paired_kills=rng.randint(0, 1),
+            restarts=rng.randint(0, 1),
             power_cuts=rng.randint(0, 1),
+            node_power_cuts=rng.randint(0, 1),
             disk_fulls=rng.randint(0, 1),
+            one_way_cuts=rng.randint(0, 2),
+            clock_jumps=rng.randint(0, 2),
             partitions=rng.randint(1, 3),
             far_links=rng.randint(1, 3),
             slow_nodes=rng.randint(1, 2),

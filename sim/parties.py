@@ -17,7 +17,6 @@ from coordinator.ledger.accounts import (
     account_of,
 )
 from coordinator.ledger.postings import credit
-from protocol.clock import Clock
 from protocol.ids import ULID_ENTROPY_BYTES, PeerId, TransferId, new_ulid
 from protocol.keys import SigningKey
 from protocol.messages import Task
@@ -27,22 +26,12 @@ from protocol.net.memory_wire import Conditions
 from protocol.programs.runtime import Runtime, child_rng
 from sim.auditor import Auditor, Balances
 from sim.buyer import Buyer
+from sim.machine_clock import MachineClock
 from sim.options import MACHINES, WorldOptions
 from sim.sim_coordinator import COORDINATOR_NAME, SimCoordinator, address_of
 from sim.sim_node import SimNode
 from sim.sim_worker import Ailments
 from sim.trace import Trace
-
-
-class SkewedClock:
-    """A clock that was set wrong."""
-
-    def __init__(self, clock: Clock, *, ahead_ms: int) -> None:
-        self._clock = clock
-        self._ahead_ms = ahead_ms
-
-    def now_ms(self) -> int:
-        return self._clock.now_ms() + self._ahead_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +114,16 @@ class _Casting:
 
     def make_coordinator(self) -> SimCoordinator:
         rng = child_rng(self._rng)
+        clock = MachineClock(self.clock)
 
         def make_runtime() -> Runtime:
-            return Runtime(
-                self.clock,
-                child_rng(rng).randbytes,
-                child_rng(rng),
-            )
+            return Runtime(clock, child_rng(rng).randbytes, child_rng(rng))
 
         key = SigningKey.generate(self._rng.randbytes)
         rules = MarketRules(fee_bps=self._options.fee_bps)
-        return SimCoordinator(key, self.network, rules, make_runtime, rng=child_rng(self._rng))
+        return SimCoordinator(
+            key, self.network, rules, make_runtime, rng=child_rng(self._rng), clock=clock
+        )
 
     def make_node(self, number: int, coordinator: PeerId, auditor: Auditor) -> SimNode:
         has_both = number % 2 == 0
@@ -175,6 +163,6 @@ class _Casting:
             open_account(conn, account)
             post_one(conn, credit(transfer_id, account_id, amount_nano), now_ms=now_ms)
 
-    def _skewed_clock(self) -> SkewedClock:
+    def _skewed_clock(self) -> MachineClock:
         limit_ms = self._options.faults.skew_ms_max
-        return SkewedClock(self.clock, ahead_ms=self._rng.randint(-limit_ms, limit_ms))
+        return MachineClock(self.clock, ahead_ms=self._rng.randint(-limit_ms, limit_ms))

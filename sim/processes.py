@@ -24,10 +24,20 @@ class ProcessFailed(CapaError):
 class ChildProcess:
     """One program with a name. `run` is its life: it is stopped when `run` is cancelled."""
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str], *, log_path: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        log_path: Path,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """`descriptors` are open files of ours that the program inherits."""
         self.name = name
         self.log_path = log_path
         self._command = [sys.executable, "-m", module, *arguments]
+        self._descriptors = tuple(descriptors)
         self._process: trio.Process | None = None
         self._was_killed = False
 
@@ -52,6 +62,7 @@ class ChildProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=self._descriptors,
                 env=_environment(os.environ),
             )
         task_status.started()

@@ -34,6 +34,7 @@ def to_json(result: WorldResult) -> dict[str, object]:
         "captured_nano": result.captured_nano,
         "money_nano": result.money_nano,
         "faults": result.faults,
+        "network": result.network,
         "events": result.events,
         "trace_lines": result.trace_lines,
         "trace_sha256": result.trace_sha256,

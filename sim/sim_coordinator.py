@@ -15,6 +15,7 @@ from protocol.net.memory import MemoryNetwork
 from protocol.programs.runtime import Runtime
 from sim.disk import SimDisk
 from sim.host import Host, Process
+from sim.machine_clock import MachineClock
 
 COORDINATOR_NAME = "coordinator"
 # Other parties get ports from 1 on.
@@ -37,8 +38,11 @@ class SimCoordinator:
         make_runtime: Callable[[], Runtime],
         *,
         rng: random.Random,
+        clock: MachineClock | None = None,
     ) -> None:
         self.key = key
+        # Of its machine; None if nothing shall happen to it.
+        self.clock = clock
         self.host = Host(COORDINATOR_NAME, key, network, self._boot)
         self.disk = SimDisk(rng)
         self._program: Coordinator | None = None
@@ -55,6 +59,13 @@ class SimCoordinator:
         """A transaction of the operator's, whether the program runs or not."""
         return self.disk.books()
 
+    @property
+    def state(self) -> str:
+        """What its program does."""
+        if not self.host.is_up:
+            return "off"
+        return "starting" if self._program is None else "serving"
+
     def kill(self) -> None:
         """Cut its power. Its network and its disk lose what was not sent or synced."""
         if self.host.is_up:
@@ -62,6 +73,8 @@ class SimCoordinator:
             self.disk.cut_power()
 
     async def _boot(self, process: Process) -> None:
+        if self.clock is not None:
+            self.clock.jump_ms = 0
         database = self.disk.open(process)
         try:
             program = Coordinator(

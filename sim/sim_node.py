@@ -18,7 +18,6 @@ from capanode.served import ServedModel
 from capanode.settings import CoordinatorAddress
 from capanode.worker.jobs import WorkerState
 from capanode.workers import ModelPlan
-from protocol.clock import Clock
 from protocol.envelope import open_envelope
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, sha256_digest
@@ -30,7 +29,9 @@ from protocol.net.rpc import RpcClient
 from protocol.programs.runtime import Runtime
 from protocol.services import Method, ReceiptAsk, SettleReply
 from sim.auditor import Auditor
+from sim.disk import CutPlan, CutPoint
 from sim.host import Host, Process
+from sim.machine_clock import MachineClock
 from sim.options import SimMachine
 from sim.sim_worker import CONTEXT_TOKENS, QUANTIZATION, Ailments, SimWorker
 from sim.workload import MODELS
@@ -50,7 +51,7 @@ class SimNode:
         key: SigningKey,
         machine: SimMachine,
         network: MemoryNetwork,
-        clock: Clock,
+        clock: MachineClock,
         *,
         rng: random.Random,
         tasks: Sequence[Task],
@@ -63,10 +64,11 @@ class SimNode:
         self.ailments = ailments
         self.host = Host(name, key, network, self._boot)
         self.store = OutboxStore(None)
+        self.cuts = CutPlan()
         self.workers: list[SimWorker] = []
         self._machine = machine
         self._network = network
-        self._clock = clock
+        self.clock = clock
         self._rng = rng
         self._plans = tuple(_plan(task, machine) for task in tasks)
         self._coordinator = coordinator
@@ -99,6 +101,7 @@ class SimNode:
 
     async def _boot(self, process: Process) -> None:
         self.workers.clear()
+        self.clock.jump_ms = 0
         self._node = self._make_node(process)
         await self._node.run()
 
@@ -121,10 +124,10 @@ class SimNode:
             store=self.store,
             speeds=self._speeds,
             runtime=Runtime(
-                self._clock,
+                self.clock,
                 self._rng.randbytes,
                 random.Random(self._rng.getrandbits(64)),
-                _Disk(process),
+                _Disk(process, self.cuts),
             ),
         )
 
@@ -133,17 +136,31 @@ class _Disk:
     """Where an outbox is written: in place, and not at all once its process is dead, whatever the
     tasks of that do while they are unwound."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, cuts: CutPlan) -> None:
         self._process = process
+        self._cuts = cuts
 
     async def run_read(self, call: Callable[[], R]) -> R:
-        return await self.run_write(call)
+        await trio.lowlevel.checkpoint()
+        self._check_power()
+        return call()
 
     async def run_write(self, call: Callable[[], R]) -> R:
         await trio.lowlevel.checkpoint()
+        self._check_power()
+        planned = self._cuts.count()
+        if planned is not None and planned.point is CutPoint.BEFORE:
+            planned.cut()
+        self._check_power()
+        result = call()
+        if planned is not None:
+            planned.cut()
+        self._check_power()
+        return result
+
+    def _check_power(self) -> None:
         if self._process.is_dead:
             raise OutboxError("the process is gone")
-        return call()
 
 
 class _WatchedNode(Node):

@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
-from sim.disk import CutPoint
+from sim.disk import CutPlan, CutPoint
 from sim.faults import Fault, FaultKind, Switches
+from sim.host import Host
+from sim.machine_clock import MachineClock
 from sim.options import Faults
 from sim.parties import Parties
 from sim.sim_node import SimNode
@@ -13,6 +15,9 @@ from sim.trace import Trace
 
 # A power cut hits one of so many writes that come next: a burst of jobs, or a round of receipts.
 _WRITES_LOOKED_AT = 8
+
+# By how much a clock is set wrong: more than clocks may differ, and more than a job may take.
+_JUMPS_MS = (-10_800_000, -600_000, -90_000, 90_000, 600_000, 10_800_000)
 
 
 def make_switches(parties: Parties, faults: Faults, trace: Trace) -> Switches:
@@ -23,8 +28,13 @@ def make_switches(parties: Parties, faults: Faults, trace: Trace) -> Switches:
 
     return {
         FaultKind.KILL: bound(_killed),
-        FaultKind.COORDINATOR_KILL: bound(_coordinator_killed),
+        FaultKind.COORDINATOR_KILL: partial(_coordinator_killed, parties, trace),
+        FaultKind.RESTART: partial(_coordinator_killed, parties, trace),
+        FaultKind.PAIRED_KILL: partial(_both_killed, parties, trace),
         FaultKind.POWER_CUT: partial(_power_cut, parties, trace),
+        FaultKind.NODE_POWER_CUT: partial(_node_power_cut, parties, trace),
+        FaultKind.ONE_WAY_CUT: bound(_unheard),
+        FaultKind.CLOCK_JUMP: bound(_clock_set_wrong),
         FaultKind.DISK_FULL: partial(_disk_full, parties, trace),
         FaultKind.PARTITION: bound(_partitioned),
         FaultKind.FAR_LINK: partial(_far_away, parties, faults.far_link_latency_s),
@@ -43,17 +53,40 @@ def _killed(parties: Parties, fault: Fault) -> Iterator[str]:
 
 
 @contextmanager
-def _coordinator_killed(parties: Parties, fault: Fault) -> Iterator[str]:
+def _coordinator_killed(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
     coordinator = parties.coordinator
+    trace.add(coordinator.host.name, f"killed_while_{coordinator.state}")
     coordinator.kill()
     yield coordinator.host.name
     coordinator.host.revive()
 
 
 @contextmanager
+def _both_killed(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
+    with _coordinator_killed(parties, trace, fault) as one, _killed(parties, fault) as other:
+        yield f"{one},{other}"
+
+
+@contextmanager
 def _power_cut(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
-    """In the middle of one of the next writes; if there is none, at the end."""
-    host, disk = parties.coordinator.host, parties.coordinator.disk
+    """In the middle of one of the next writes; if there is none, at no time."""
+    coordinator = parties.coordinator
+    _plan_cut(coordinator.host, coordinator.disk.cuts, trace, fault)
+    yield coordinator.host.name
+    coordinator.disk.cuts.forget()
+    coordinator.host.revive()
+
+
+@contextmanager
+def _node_power_cut(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
+    node = _busiest(parties, fault)
+    _plan_cut(node.host, node.cuts, trace, fault)
+    yield node.name
+    node.cuts.forget()
+    node.host.revive()
+
+
+def _plan_cut(host: Host, cuts: CutPlan, trace: Trace, fault: Fault) -> None:
     after, which = divmod(fault.variant % (_WRITES_LOOKED_AT * len(CutPoint)), len(CutPoint))
     point = tuple(CutPoint)[which]
 
@@ -61,10 +94,39 @@ def _power_cut(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
         host.kill()
         trace.add(host.name, "power_cut", point=point)
 
-    disk.plan_cut(after, point, cut)
-    yield host.name
-    disk.forget_cut()
-    host.revive()
+    cuts.plan(after, point, cut)
+
+
+@contextmanager
+def _unheard(parties: Parties, fault: Fault) -> Iterator[str]:
+    """Between a node and the coordinator, or a node and a client, in one of the two directions."""
+    node = parties.nodes[fault.nodes[0]]
+    others = [(buyer.key.peer_id, buyer.name) for buyer in parties.buyers]
+    coordinator = parties.coordinator
+    others += len(others) * [(coordinator.key.peer_id, coordinator.host.name)]
+    which, is_node_mute = divmod(fault.variant % (2 * len(others)), 2)
+    one, two = (node.key.peer_id, node.name), others[which]
+    (source, speaker), (target, listener) = (one, two) if is_node_mute else (two, one)
+    parties.network.cut(source, target)
+    yield f"{speaker}>{listener}"
+    parties.network.mend(source, target)
+
+
+@contextmanager
+def _clock_set_wrong(parties: Parties, fault: Fault) -> Iterator[str]:
+    """Every other time it is the coordinator's."""
+    machines: list[tuple[str, MachineClock]] = [
+        *((node.name, node.clock) for node in parties.nodes),
+        *((buyer.name, buyer.clock) for buyer in parties.buyers),
+    ]
+    coordinator = parties.coordinator
+    assert coordinator.clock is not None, "a world's coordinator has a clock of its own"
+    machines += len(machines) * [(coordinator.host.name, coordinator.clock)]
+    which, size = divmod(fault.variant % (len(machines) * len(_JUMPS_MS)), len(_JUMPS_MS))
+    name, clock = machines[which]
+    clock.jump_ms = _JUMPS_MS[size]
+    yield name
+    clock.jump_ms = 0
 
 
 @contextmanager

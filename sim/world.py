@@ -15,7 +15,7 @@ from typing import TextIO
 
 import trio
 
-from coordinator.audit import audit
+from coordinator.audit.books import audit
 from coordinator.db.engine import Connection
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.programs.runtime import child_rng
@@ -71,6 +71,7 @@ class WorldResult:
     captured_nano: int
     leases: int
     faults: dict[str, int]
+    network: dict[str, int]
     events: dict[str, int]
     trace_lines: int
     trace_sha256: str
@@ -303,6 +304,7 @@ class SimWorld:
             captured_nano=self._parties.auditor.captured_nano(),
             leases=self._parties.auditor.leases_seen,
             faults=dict(sorted(self._faults.items())),
+            network=dict(sorted(self._parties.network.counts.items())),
             events=dict(sorted(self.trace.counts.items())),
             trace_lines=self.trace.lines,
             trace_sha256=self.trace.hexdigest(),

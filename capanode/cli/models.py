@@ -87,6 +87,22 @@ def remove_command(
         say(f"removed {name}, {bytes_text(freed)} freed")
 
 
+@app.command("prune")
+def prune_command(
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    model_store: ModelStoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Delete what no model needs: half-finished downloads, and what crashes left behind."""
+    config = load_config(data_dir, config_file, model_store=model_store)
+    freed = ModelStore(config.model_store).collect_garbage()
+    if as_json:
+        print_json({"freed_bytes": freed})
+    else:
+        say(f"{bytes_text(freed)} freed")
+
+
 def _plain(model: ModelSummary) -> dict[str, object]:
     return {
         "name": model.name,

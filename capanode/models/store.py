@@ -237,8 +237,8 @@ class ModelStore:
             return self._collect_garbage()
 
     def collect_garbage(self) -> int:
-        """Delete models that nothing names, blobs that no model holds, scratch of dead processes
-        and half-finished downloads; returns the bytes of the blobs."""
+        """Delete models without a name, blobs of no model, scratch of dead processes and
+        half-finished downloads; returns the bytes of the blobs."""
         with self._locked():
             for digest in set(self.digests()) - set(self.names().values()):
                 remove_tree(self._models / digest)

@@ -56,11 +56,8 @@ class IsolationReport:
     tier: IsolationTier
     facts: tuple[Fact, ...]
     advice: tuple[str, ...]
+    # None: this machine cannot confine other people's jobs.
     sandbox: Sandbox | None
-
-    @property
-    def may_run_remote_jobs(self) -> bool:
-        return self.sandbox is not None
 
 
 def probe_isolation() -> IsolationReport:

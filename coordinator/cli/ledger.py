@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from coordinator.accounts import find_by_name
-from coordinator.audit import audit
+from coordinator.audit.books import audit
 from coordinator.cli.options import ConfigFile, DataDir, Json, load_config, read_books
 from coordinator.db.engine import Connection
 from coordinator.db.transfers import list_transfers

@@ -1,7 +1,5 @@
 """A command's own presence in the market: a key, a connection to a coordinator, a client."""
 
-import os
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +17,10 @@ from protocol.errors import RemoteProtocolError
 from protocol.ids import parse_peer_id
 from protocol.keys import SigningKey
 from protocol.messages import NodeOffer, Task
-from protocol.net.clock import SystemClock
 from protocol.net.dial_policy import ALLOW_LOOPBACK, LOOPBACK, PUBLIC_ONLY, DialPolicy
 from protocol.net.pool import StreamPool
 from protocol.programs.keyfile import load_or_create_key_file
+from protocol.programs.runtime import system_runtime
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
 
 ROLE = "client"
@@ -65,13 +63,13 @@ async def open_market(
         raise CommandError(f"{address!r} does not end in /p2p/ and a peer id") from None
     key = buyer_key(config, key_path)
     transport = Libp2pTransport(key, (), policy=_policy(config, address))
-    rng = random.SystemRandom()
+    runtime = system_runtime().steadied()
     lease_pool, job_pool = (
-        StreamPool(transport, protocol, role=ROLE, rng=rng)
+        StreamPool(transport, protocol, role=ROLE, rng=runtime.rng)
         for protocol in (LEASE_PROTOCOL, JOB_PROTOCOL)
     )
     leaser = RemoteLeaser(lease_pool, coordinator, addresses=(address,))
-    client = MarketClient(job_pool, leaser, clock=SystemClock(), entropy=os.urandom)
+    client = MarketClient(job_pool, leaser, clock=runtime.clock, entropy=runtime.entropy)
     async with trio.open_nursery() as nursery:
         await nursery.start(transport.run)
         await nursery.start(lease_pool.run)

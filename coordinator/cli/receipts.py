@@ -11,6 +11,7 @@ from coordinator.db.engine import Connection
 from coordinator.db.leases import find_lease
 from coordinator.db.receipts import list_receipts_of
 from coordinator.settling.evidence import read_evidence, write_evidence
+from protocol.countersigning import Proof
 from protocol.programs.output import credits_text, print_facts, print_json
 from protocol.receipts import Evidence, verify_chain
 
@@ -33,7 +34,13 @@ def export(
         lease = find_lease(conn, stored.lease_id) if stored is not None else None
         if stored is None or lease is None:
             raise CommandError(f"there is no receipt for a job {job_id!r}")
-        return write_evidence(job.request, lease.envelope, stored.receipt, stored.acceptance)
+        return write_evidence(
+            job.request,
+            lease.envelope,
+            stored.receipt,
+            acceptance=stored.acceptance,
+            delivery=lease.delivery,
+        )
 
     typer.echo(read_books(load_config(data_dir, config_file), query), nl=False)
 
@@ -49,8 +56,7 @@ def verify(
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"cannot read {file}: {error}") from None
     evidence = read_evidence(text)
-    verify_chain(evidence)
-    facts = _facts(evidence)
+    facts = _facts(evidence, verify_chain(evidence))
     if as_json:
         print_json({"valid": True, **facts})
         return
@@ -58,11 +64,11 @@ def verify(
     print_facts(facts | {"amount": credits_text(evidence.receipt.message.amount_nano)})
 
 
-def _facts(evidence: Evidence) -> dict[str, object]:
+def _facts(evidence: Evidence, proof: Proof) -> dict[str, object]:
     billed = evidence.receipt.message
     accepted = evidence.acceptance
     agrees = "not there" if accepted is None else "yes" if accepted.message.agrees else "no"
-    return {
+    facts: dict[str, object] = {
         "job": billed.job_id,
         "client": billed.client,
         "node": billed.node,
@@ -74,4 +80,11 @@ def _facts(evidence: Evidence) -> dict[str, object]:
         "images": billed.units.images,
         "amount_nano": billed.amount_nano,
         "client_agrees": agrees,
+        "client_opened": "yes" if proof.is_opened else "no",
+        "signed_input_tokens": proof.input_tokens_min,
+        "signed_output_tokens": proof.output_tokens,
     }
+    if evidence.delivery is not None:
+        got = evidence.delivery.message.units
+        facts |= {"got_input_tokens": got.input_tokens, "got_output_tokens": got.output_tokens}
+    return facts

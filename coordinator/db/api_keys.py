@@ -41,11 +41,6 @@ class ApiKey:
     spent_nano: int
     requests_per_minute: int | None
 
-    @property
-    def remaining_nano(self) -> int | None:
-        """What may still be spent; None for no limit, never negative."""
-        return None if self.budget_nano is None else max(0, self.budget_nano - self.spent_nano)
-
 
 _FIELDS = tuple(ApiKey.__slots__)
 _COLUMNS = [api_keys.c[field] for field in _FIELDS]

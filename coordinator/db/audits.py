@@ -1,4 +1,4 @@
-"""What an audit asks of the database; what the answers mean is in `coordinator.audit`."""
+"""What an audit asks of the database; what the answers mean is in `coordinator.audit.books`."""
 
 from typing import Any, NamedTuple
 

@@ -9,9 +9,9 @@ from sqlalchemy import Connection, select
 from coordinator.db.bulk import BulkInsert, Record
 from coordinator.db.digests import row_digest
 from coordinator.db.schema import leases, receipts
-from protocol.endings import LeaseState, ReceiptState
+from protocol.endings import ReceiptState
 from protocol.envelope import Signed
-from protocol.ids import JobId, LeaseId, PeerId
+from protocol.ids import ULID_ENTROPY_BYTES, JobId, LeaseId, PeerId, new_ulid
 from protocol.messages import Acceptance, Receipt
 from protocol.pricing import Units
 
@@ -108,21 +108,22 @@ def list_receipts_of(conn: Connection, client: PeerId, job_id: JobId) -> list[St
     return [_receipt(row) for row in conn.execute(query)]
 
 
-def list_pending_receipts(
-    conn: Connection, *, received_before_ms: int, limit: int
-) -> list[StoredReceipt]:
-    """Those whose clients have been silent since, oldest first, of leases that can still be paid:
-    what an outage has let expire must not crowd out the others."""
+def list_settled_receipts(
+    conn: Connection, *, since_ms: int, limit: int
+) -> list[tuple[StoredReceipt, bool]]:
+    """Those that both sides signed and that were paid since, the last `limit` in order of leases;
+    and of each whether our own gateway bought it. The ids of leases begin with their time, so that
+    a long history costs nothing."""
     query = (
-        select(*_COLUMNS)
+        select(*_COLUMNS, leases.c.api_key_id.is_not(None))
         .join(leases, leases.c.lease_id == receipts.c.lease_id)
-        .where(leases.c.state == LeaseState.OPEN.value)
-        .where(receipts.c.state == ReceiptState.PENDING.value)
-        .where(receipts.c.received_at_ms < received_before_ms)
-        .order_by(receipts.c.received_at_ms)
+        .where(receipts.c.lease_id >= new_ulid(since_ms, bytes(ULID_ENTROPY_BYTES)))
+        .where(receipts.c.settled_at_ms >= since_ms)
+        .where(receipts.c.acceptance.is_not(None))
+        .order_by(receipts.c.lease_id.desc())
         .limit(limit)
     )
-    return [_receipt(row) for row in conn.execute(query)]
+    return [(_receipt(row[:-1]), bool(row[-1])) for row in reversed(conn.execute(query).all())]
 
 
 def damaged_receipts(conn: Connection) -> Iterator[LeaseId]:

@@ -266,12 +266,6 @@ receipts = Table(
     one_of("state", ReceiptState, name="state_known"),
     CheckConstraint("(state = 'settled') = (settled_at_ms IS NOT NULL)", name="stamped_if_settled"),
     Index("ix_receipts_client_job_id", "client", "job_id"),
-    Index(
-        "ix_receipts_pending",
-        "received_at_ms",
-        sqlite_where=text("state = 'pending'"),
-        postgresql_where=text("state = 'pending'"),
-    ),
     sqlite_strict=True,
 )
 

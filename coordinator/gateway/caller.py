@@ -11,10 +11,8 @@ CALLER_TTL_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request. `remaining_nano` is what the key's budget had left when it was looked up;
-    None is no limit."""
+    """Who sent a request, and how many a minute it may send; None is no limit."""
 
     key_id: str
     signing_key: SigningKey
     requests_per_minute: int | None = None
-    remaining_nano: int | None = None

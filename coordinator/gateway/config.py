@@ -7,10 +7,12 @@ from protocol.limits import MIB
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """`host` and `port` are where HTTP is served; port 0 takes a free one."""
+    """`host` and `port` are where HTTP is served; port 0 takes a free one. With a `descriptor` it
+    is served on that inherited listening socket instead."""
 
     host: str = "127.0.0.1"
     port: int = 8080
+    descriptor: int | None = None
     # The largest lawful input (8 MiB) as base64, with room for the JSON around it.
     body_bytes_max: int = 12 * MIB
     # A body that trickles in holds a request open; photographs over slow lines need some time.

@@ -153,5 +153,5 @@ def _spec(
         objective=order.routing.objective,
         constraints=order.routing.constraints,
         deadline_s=deadline_s,
-        payer=Payer(caller.key_id, caller.remaining_nano),
+        payer=Payer(caller.key_id),
     )

@@ -6,6 +6,7 @@ left on the trio side, which answers it with an error, and only then the thread 
 
 import asyncio
 import errno
+import os
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -22,6 +23,7 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.server_protocol import ServerBounds, bounded_protocol
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
+from protocol.net.descriptors import raise_descriptor_limit, server_descriptors
 from protocol.net.errors import AddressInUse, AddressInvalid
 from protocol.programs.runtime import Runtime, system_runtime
 
@@ -61,7 +63,7 @@ class Gateway:
 
         Raises AddressInUse, AddressInvalid.
         """
-        with closing(open_listener(self._config.host, self._config.port)) as listener:
+        with closing(_listener_of(self._config)) as listener:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._serve, listener)
                 url = _url_of(listener)
@@ -142,10 +144,12 @@ class _Server(uvicorn.Server):
 
     def __init__(self, app: GatewayApp, config: GatewayConfig) -> None:
         self.on_started: Callable[[], None] = lambda: None
+        # The network of the same process takes its descriptors too, and so does the database.
+        places = min(config.connections_max, server_descriptors(raise_descriptor_limit()))
         super().__init__(
             uvicorn.Config(
                 app,
-                http=bounded_protocol(ServerBounds(config.connections_max, config.reader_within_s)),
+                http=bounded_protocol(ServerBounds(places, config.reader_within_s)),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -160,6 +164,26 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.on_started()
+
+
+def _listener_of(config: GatewayConfig) -> socket.socket:
+    """Raises AddressInUse, AddressInvalid."""
+    if config.descriptor is not None:
+        return inherit_listener(config.descriptor)
+    return open_listener(config.host, config.port)
+
+
+def inherit_listener(descriptor: int) -> socket.socket:
+    """The listening socket that whoever started us holds open. Raises AddressInvalid."""
+    try:
+        # A copy: the original stays open, whatever becomes of this one.
+        listener = socket.socket(fileno=os.dup(descriptor))
+    except OSError as error:
+        raise AddressInvalid(f"descriptor {descriptor} is not a socket: {error.strerror}") from None
+    if not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        listener.close()
+        raise AddressInvalid(f"the socket of descriptor {descriptor} does not listen")
+    return listener
 
 
 def open_listener(host: str, port: int) -> socket.socket:

@@ -11,6 +11,7 @@ from collections import Counter
 import structlog
 import trio
 
+from coordinator.leasing.lease_server import ROLE
 from coordinator.leasing.receipts import ReceiptTaker
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.market.market import Market
@@ -33,8 +34,6 @@ from protocol.services import (
 )
 
 log = structlog.get_logger(__name__)
-
-ROLE = "coordinator"
 
 # Nodes report at once when their load changes; this is the pulse of those where nothing does.
 REPORT_EVERY_MS = 5_000

@@ -11,6 +11,7 @@ from functools import partial
 import structlog
 import trio
 
+from coordinator.db.api_keys import find_key_funds
 from coordinator.db.engine import Database
 from coordinator.db.jobs import record_job
 from coordinator.db.leases import LeaseTerms, list_leases_of, record_lease
@@ -118,14 +119,25 @@ class LeaseDesk:
     async def _grant_or_recall(
         self, request: Signed[JobRequest], exclude: frozenset[PeerId], payer: Payer | None
     ) -> Granted:
+        budget_nano = None
         try:
             return await self._grant(request, exclude, payer)
         except _LeasedBeforeError:
             await self._recall(request.message.client, request.message.job_id)
-        return await self._grant(request, exclude, payer)
+        except RemoteProtocolError as error:
+            if payer is None or error.code is not Code.BUDGET_EXCEEDED:
+                raise
+            # A cheaper node may do.
+            budget_nano = await self._left_nano(payer)
+        return await self._grant(request, exclude, payer, budget_nano=budget_nano)
 
     async def _grant(
-        self, request: Signed[JobRequest], exclude: frozenset[PeerId], payer: Payer | None
+        self,
+        request: Signed[JobRequest],
+        exclude: frozenset[PeerId],
+        payer: Payer | None,
+        *,
+        budget_nano: int | None = None,
     ) -> Granted:
         now_ms = self._clock.now_ms()
         attempt = self._leases.jobs.next_attempt(request)
@@ -142,7 +154,7 @@ class LeaseDesk:
             request.message,
             exclude=exclude,
             deadline_at_ms=deadline_at_ms,
-            budget_nano=self._budget_nano(payer),
+            budget_nano=budget_nano,
         )
         candidate = choice.candidate
         self._funds.check_ceiling(request.message.client, candidate.ceiling_nano)
@@ -180,11 +192,11 @@ class LeaseDesk:
     async def nodes(self, ask: NodesAsk) -> NodesReply:
         return self._market.nodes(ask)
 
-    def _budget_nano(self, payer: Payer | None) -> int | None:
+    async def _left_nano(self, payer: Payer) -> int | None:
         """What the payer's budget leaves for one more lease; None is no limit."""
-        if payer is None or payer.remaining_nano is None:
-            return None
-        return self._leases.budgets.available_nano(payer.api_key_id, payer.remaining_nano)
+        keys = await self._database.read(find_key_funds, {payer.api_key_id})
+        funds = keys.get(payer.api_key_id)
+        return None if funds is None or funds.left_nano is None else max(0, funds.left_nano)
 
     def _terms(
         self,

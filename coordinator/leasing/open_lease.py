@@ -81,6 +81,11 @@ class OpenLease:
         return is_of_before and self.delivered is None
 
     @property
+    def is_over(self) -> bool:
+        """Whether its job runs no more at its node, although it is not paid."""
+        return self.has_receipt or self.delivered is not None or self.was_cut_by_us
+
+    @property
     def lone_receipt_due_ms(self) -> int:
         """When a receipt may be paid without its client's word: not while the job may still run,
         and not before its client had some time to hand its word in. Our own client's word, once

@@ -1,9 +1,9 @@
 """The one owner of every lease's life: reserve, confirm, bound, end, restore.
 
-A lease takes a seat at its node, counts against its client and perhaps against the budget of an
-API key, and its outcome goes into the records of node and client. This registry alone tells them,
-so that what a lease took is given back exactly once, however the lease ends. It does no I/O:
-`granting` writes the holds, `settling` the payments, and the database has the leases too.
+A lease takes a seat at its node and counts against its client, and its outcome goes into the
+records of both. This registry alone tells them, so that what a lease took is given back exactly
+once, however the lease ends. It does no I/O: `granting` writes the holds, `settling` the payments,
+and the database has the leases too.
 
 Nothing lasts before the hold is durable: `reserve` takes what `cancel` gives back exactly. What
 becomes of leases that are never opened is in `openings`.
@@ -14,9 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import structlog
-import trio
 
-from coordinator.leasing.budgets import Budgets
 from coordinator.leasing.clients import STRANGER, Clients
 from coordinator.leasing.leased_jobs import JobKey, LeasedJobs
 from coordinator.leasing.open_lease import Opening, OpenLease
@@ -46,10 +44,9 @@ class Settlement:
 
 
 class LeaseRegistry:
-    """All open leases by id, and what they have taken of the market, of clients and of budgets."""
+    """All open leases by id, and what they have taken of the market and of clients."""
 
     def __init__(self, market: Market) -> None:
-        self.budgets = Budgets(trio.current_time)
         self.jobs = LeasedJobs()
         self.turns = Turns()
         self.clients = Clients()
@@ -82,9 +79,9 @@ class LeaseRegistry:
     # Beginnings.
 
     def reserve(self, opened: OpenLease, *, part: int) -> None:
-        """Count a lease against its node, its client and its budget, although its hold is not
-        durable yet: a burst would otherwise all be matched to the same node. `confirm` or `cancel`
-        follows. Raises RemoteProtocolError (ALREADY_EXISTS) if a lease with this id is open."""
+        """Count a lease against its node and its client, although its hold is not durable yet: a
+        burst would otherwise all be matched to the same node. `confirm` or `cancel` follows.
+        Raises RemoteProtocolError (ALREADY_EXISTS) if a lease with this id is open."""
         earlier = self._last_of_job.get(_job_of(opened))
         self._add(opened, part=part)
         if earlier is not None and self.openings.abandon(earlier):
@@ -112,14 +109,15 @@ class LeaseRegistry:
             opened.restored_at_ms = now_ms
             opened.opening = Opening.UNKNOWN
             self._add(opened, part=None)
-            # Their seats are taken, although no node has offered us any yet.
-            granted = opened.lease.message
-            self._market.book.grant(
-                granted.lease_id,
-                granted.node,
-                granted.model_digest,
-                expires_at_ms=opened.hold_expires_at_ms,
-            )
+            if not opened.is_over:
+                # Its seat is taken, although no node has offered us any yet.
+                granted = opened.lease.message
+                self._market.book.grant(
+                    granted.lease_id,
+                    granted.node,
+                    granted.model_digest,
+                    expires_at_ms=opened.hold_expires_at_ms,
+                )
         if restored:
             log.info("leases_restored", count=len(restored))
 
@@ -139,6 +137,11 @@ class LeaseRegistry:
             opened = at_node.get(lease_id)
             if opened is not None:
                 self.openings.note_opened(opened)
+
+    def note_receipt(self, opened: OpenLease) -> None:
+        """A receipt is durable that is not paid yet: its job runs no more."""
+        opened.has_receipt = True
+        self._leave_seat(opened)
 
     def give_up_unopened(self, now_ms: int) -> list[OpenLease]:
         """Free the seats of leases that can be opened no more and were not. Returns those whose
@@ -168,8 +171,6 @@ class LeaseRegistry:
             return
         opened.delivered = delivery.units
         granted = opened.lease.message
-        if opened.api_key_id is not None:
-            self.budgets.bound(opened.api_key_id, granted.lease_id, opened.most_nano)
         observation = _observation(delivery)
         # What clients that have paid for nothing say of nodes costs them nothing.
         if observation is not None and self.clients.look_up(granted.client).standing > STRANGER:
@@ -184,7 +185,7 @@ class LeaseRegistry:
         """A lease ends with a receipt. Returns False if it had ended before: then nothing
         changes."""
         self.openings.note_opened(opened)
-        if not self.end(opened, paid_nano=ending.paid_nano):
+        if not self.end(opened):
             return False
         if ending.billed_nano:
             self._compare(opened.lease.message, ending)
@@ -199,9 +200,9 @@ class LeaseRegistry:
         if self.end(opened) and was_opened:
             self._judge(opened, _LOST)
 
-    def end(self, opened: OpenLease, *, paid_nano: int = 0) -> bool:
+    def end(self, opened: OpenLease) -> bool:
         """Forget a lease, and free what it took. Returns False if it had ended before."""
-        if not self._remove(opened, paid_nano=paid_nano):
+        if not self._remove(opened):
             return False
         self._leave_seat(opened)
         return True
@@ -218,12 +219,10 @@ class LeaseRegistry:
         self._by_node.setdefault(granted.node, {})[granted.lease_id] = opened
         self._last_of_job[_job_of(opened)] = opened
         self._counts[granted.client] += 1
-        if opened.api_key_id is not None:
-            self.budgets.hold(opened.api_key_id, granted.lease_id, granted.ceiling_nano)
         self.jobs.begin(granted, part=part)
         self.openings.begin(opened)
 
-    def _remove(self, opened: OpenLease, *, paid_nano: int = 0) -> bool:
+    def _remove(self, opened: OpenLease) -> bool:
         granted = opened.lease.message
         if self._by_id.get(granted.lease_id) is not opened:
             return False
@@ -237,8 +236,6 @@ class LeaseRegistry:
         self._counts[granted.client] -= 1
         if not self._counts[granted.client]:
             del self._counts[granted.client]
-        if opened.api_key_id is not None:
-            self.budgets.end(opened.api_key_id, granted.lease_id, paid_nano)
         self.jobs.end(granted)
         self.openings.end(opened)
         return True

@@ -225,6 +225,14 @@ class Market:
             ratios=ratios,
         )
 
+    def remember(
+        self, node: PeerId, client: PeerId, *, paid_nano: int, is_first_hand: bool, at_ms: int
+    ) -> None:
+        """An answer that an earlier process saw. Call it in order of time, before any `judge`."""
+        weight = self._voices.weigh(node, client, at_stake_nano=paid_nano, now_ms=at_ms)
+        source = Source(client, weight, is_first_hand=is_first_hand)
+        self.reputation.record_success(node, source, now_ms=at_ms)
+
     def _judge_machine(
         self, node: PeerId, entry: NodeEntry | None, observation: Observation, source: Source
     ) -> None:

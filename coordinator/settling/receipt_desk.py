@@ -179,7 +179,7 @@ class ReceiptDesk:
         )
         if verdict.amount_nano is None:
             await self._payments.store(row)
-            opened.has_receipt = True
+            self._leases.note_receipt(opened)
             return SettleReply(verdict.state, billed.amount_nano)
         is_lone = acceptance is None
         await self._payments.pay(opened, billed, verdict.amount_nano, row, is_lone=is_lone)

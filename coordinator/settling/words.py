@@ -4,10 +4,10 @@ record."""
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.settling.verdicts import ClientWord
 from protocol.blame import Observation, blame_by_receipt
-from protocol.countersigning import UNOPENED, read_proof
+from protocol.countersigning import read_proof
 from protocol.endings import FINISH_RULES
 from protocol.envelope import Signed
-from protocol.errors import Code, RemoteProtocolError
+from protocol.errors import Code
 from protocol.messages import Acceptance, Receipt
 
 
@@ -19,13 +19,7 @@ def word_of(
     counted = acceptance.message if acceptance is not None else None
     if receipt.message.amount_nano == 0 or (counted is not None and counted.agrees):
         return ClientWord(counted, opened.delivered)
-    try:
-        proof = read_proof(receipt.message, opened.lease)
-    except RemoteProtocolError:
-        if counted is None:
-            raise
-        # The client's word holds whatever its node made of its links.
-        proof = UNOPENED
+    proof = read_proof(receipt.message, opened.lease, is_accepted=counted is not None)
     return ClientWord(counted, opened.delivered, proof)
 
 

@@ -184,6 +184,8 @@ class Link:
         self.peer = stream.peer
         self.peer_role = ""
         self.failure: CapaError | None = None
+        # Set when `run` has ended.
+        self.ended = trio.Event()
         # trio's time when the last channel closed; a link with channels is not idle.
         self.idle_since = 0.0
         self._framed = FramedStream(stream)
@@ -241,6 +243,7 @@ class Link:
                     await self._carry()
                 await self._end()
         finally:
+            self.ended.set()
             # Cancelled from outside: no time to part in good order.
             if self._running:
                 with trio.CancelScope(shield=True):

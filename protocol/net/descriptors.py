@@ -23,6 +23,11 @@ def raise_descriptor_limit() -> int:
     return hard if hard != resource.RLIM_INFINITY else 2**20
 
 
+def server_descriptors(limit: int) -> int:
+    """How many the connections of an HTTP server beside the network may take."""
+    return max(16, limit - RESERVED - network_descriptors(limit))
+
+
 def network_descriptors(limit: int) -> int:
     """How many descriptors the network's connections may take, of so many in all."""
     return max(16, int((limit - RESERVED) * NETWORK_SHARE))

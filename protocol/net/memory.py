@@ -6,6 +6,7 @@ time from trio, so that under a virtual clock one seed replays a run. No threads
 """
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 from itertools import count
 
@@ -39,6 +40,8 @@ class MemoryNetwork:
         self.liveness_s = liveness_s
         self.numbers = count(1)
         self.rearranged = ParkingLot()
+        # What the network did to those who use it, by kind.
+        self.counts: Counter[str] = Counter()
         self._default = conditions
         self._special: dict[tuple[PeerId, PeerId], Conditions] = {}
         self._listening: dict[int, MemoryTransport] = {}
@@ -46,6 +49,8 @@ class MemoryNetwork:
         self._home: dict[PeerId, int] = {}
         # Peer → the side of the partition that it is on; peers not named are together on side 0.
         self._sides: dict[PeerId, int] = {}
+        # From whom to whom nothing passes, whatever the partition.
+        self._cuts: Counter[tuple[PeerId, PeerId]] = Counter()
 
     def transport(self, key: SigningKey, *, port: int | None = None) -> "MemoryTransport":
         """A party on this network. One that comes back with the same key gets its old port, unless
@@ -72,16 +77,30 @@ class MemoryNetwork:
         Neither side is told: streams stall, and after `liveness_s` connections are given up.
         """
         self._sides = {peer: n for n, group in enumerate(groups, 1) for peer in group}
-        for transport in self._listening.values():
-            transport.refresh_silence()
-        self.rearranged.unpark_all()
+        self._rearrange()
+
+    def cut(self, source: PeerId, target: PeerId) -> None:
+        """Nothing from `source` reaches `target` any more; the other direction stays as it is.
+
+        Cuts count: each is undone by one `mend`.
+        """
+        self._cuts[source, target] += 1
+        self._rearrange()
+
+    def mend(self, source: PeerId, target: PeerId) -> None:
+        """Undo a `cut`. One that `heal` has undone already stays undone."""
+        self._cuts[source, target] = max(0, self._cuts[source, target] - 1)
+        self._rearrange()
 
     def heal(self) -> None:
         """Everybody reaches everybody. Connections that survived go on where they stopped."""
+        self._cuts.clear()
         self.partition()
 
-    def are_apart(self, a: PeerId, b: PeerId) -> bool:
-        return self._sides.get(a, 0) != self._sides.get(b, 0)
+    def is_silent(self, source: PeerId, target: PeerId) -> bool:
+        """Whether what `source` sends does not reach `target`."""
+        are_apart = self._sides.get(source, 0) != self._sides.get(target, 0)
+        return are_apart or self._cuts[source, target] > 0
 
     def kill(self, peer: PeerId) -> None:
         """As SIGKILL on the peer's process: connections break, nothing answers any more.
@@ -91,6 +110,11 @@ class MemoryNetwork:
         for transport in list(self._listening.values()):
             if transport.peer_id == peer:
                 transport.die()
+
+    def _rearrange(self) -> None:
+        for transport in self._listening.values():
+            transport.refresh_silence()
+        self.rearranged.unpark_all()
 
     # For transports.
 

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 # TCP's handshake and Noise's: what must cross before a connection stands.
 CONNECT_ROUND_TRIPS = 2
+# A second copy of a gossiped message takes up to so many times as long as the first: what was
+# published since overtakes it.
+DETOUR_MAX = 10
 # A message that comes round again after this many others would be delivered again.
 SEEN_MAX = 8192
 
@@ -71,15 +74,16 @@ class _Connection:
 
     def refresh_silence(self) -> None:
         """Fall silent or speak again, as the partition is now."""
-        apart = self.owner.network.are_apart(self.owner.peer_id, self.other.peer_id)
-        if apart and not self.wire.is_silent:
+        silent = self.owner.network.is_silent(self.owner.peer_id, self.other.peer_id)
+        if silent and not self.wire.is_silent:
+            self.owner.network.counts["wires_silenced"] += 1
             self.wire.silence()
             self._silences += 1
             self.owner.agenda.add(
                 trio.current_time() + self.owner.network.liveness_s,
                 partial(self._give_up, self._silences),
             )
-        elif not apart and self.wire.is_silent:
+        elif not silent and self.wire.is_silent:
             self.wire.resume()
             if self.mate is not None and self.mate.mate is None:
                 # The other side ended while it could not say so. As on TCP, whatever is sent to it
@@ -91,7 +95,11 @@ class _Connection:
 
     def _give_up(self, silence: int) -> None:
         if self.wire.is_silent and self._silences == silence:
+            mate = self.mate
             self.owner.give_up(self)
+            # Its pings arrive and are not answered. If it is silent itself, it has its own watch.
+            if mate is not None and not mate.wire.is_silent:
+                mate.owner.give_up(mate)
 
 
 class MemoryTransport:
@@ -111,6 +119,7 @@ class MemoryTransport:
         self._watchers = Watchers()
         self._topics = Topics()
         self._seen: dict[int, None] = {}
+        self._newest: dict[str, int] = {}
         self._counts: Counter[str] = Counter()
 
     @property
@@ -261,6 +270,7 @@ class MemoryTransport:
     def give_up(self, connection: _Connection) -> None:
         """The peer has been silent for too long."""
         self._counts["peers_timed_out"] += 1
+        self.network.counts["connections_timed_out"] += 1
         self.lose(connection, "the peer fell silent")
 
     def refresh_conditions(self) -> None:
@@ -294,8 +304,14 @@ class MemoryTransport:
             theirs.mate.wire.put(pong.set)
 
     def on_gossip(self, number: int, topic: str, data: bytes, via: PeerId) -> None:
-        if number in self._seen or not self.is_running:
+        if not self.is_running:
             return
+        self.network.counts["gossip_arrived"] += 1
+        if number in self._seen:
+            return
+        if number < self._newest.get(topic, 0):
+            self.network.counts["gossip_overtaken"] += 1
+        self._newest[topic] = max(number, self._newest.get(topic, 0))
         self._remember(number)
         if self._topics.is_valid(topic, data, via):
             self._topics.deliver(topic, data, via)
@@ -312,7 +328,9 @@ class MemoryTransport:
         )
         for _ in range(2 * CONNECT_ROUND_TRIPS):
             await trio.sleep(wire.delay_s())
-        while self.network.are_apart(self._peer_id, peer):
+        while self.network.is_silent(self._peer_id, peer) or self.network.is_silent(
+            peer, self._peer_id
+        ):
             await self.network.rearranged.park()
         other = self.network.at(port)
         if other is None:
@@ -367,11 +385,13 @@ class MemoryTransport:
             arrive = partial(target.on_gossip, number, topic, data, self._peer_id)
             target.agenda.add(trio.current_time() + delay_s, arrive)
             if conditions.gossip_duplicates and rng.random() < conditions.gossip_duplicates:
+                self.network.counts["gossip_duplicated"] += 1
                 # Under a new number, as after the seen-cache has forgotten it.
                 again = partial(
                     target.on_gossip, next(self.network.numbers), topic, data, self._peer_id
                 )
-                target.agenda.add(trio.current_time() + 2 * delay_s, again)
+                detour_s = delay_s * rng.uniform(1, DETOUR_MAX)
+                target.agenda.add(trio.current_time() + detour_s, again)
 
     def _remember(self, number: int) -> None:
         self._seen[number] = None

@@ -121,6 +121,14 @@ class StreamPool:
             return (await self._wait_link(peer, addresses)).open_channel()
         raise NetTimeout(f"no stream to {peer} within {timeout_s:g} s")
 
+    async def wait_closed(self, peer: PeerId) -> None:
+        """Until the stream to a peer that is open now has ended; at once if there is none."""
+        link = self._links.get(peer)
+        if link is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await link.ended.wait()
+
     def close(self, peer: PeerId) -> None:
         """End the stream to a peer, if there is one; its channels fail."""
         link = self._links.get(peer)

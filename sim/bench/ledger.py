@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from coordinator.audit import audit
+from coordinator.audit.books import audit
 from coordinator.db.accounts import open_account
 from coordinator.db.engine import Connection, Database, ThreadRunner, open_database
 from coordinator.db.writer import LedgerWriter, post_one

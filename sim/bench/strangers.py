@@ -34,6 +34,7 @@ from protocol.programs.runtime import Runtime, child_rng
 from sim.auditor import Auditor
 from sim.bad_node import BadNode, Vice, tempting
 from sim.determinism import run_deterministically
+from sim.machine_clock import MachineClock
 from sim.options import MACHINES
 from sim.sim_coordinator import SimCoordinator, address_of
 from sim.sim_node import SimNode
@@ -153,7 +154,7 @@ class _Market:
         key = SigningKey.generate(self._rng.randbytes)
         self._network.transport(key, port=_FIRST_PORT + _PORTS_PER_MACHINE * machine + number)
         kind = MACHINES[-1] if name.startswith("honest") else tempting(MACHINES[-1])
-        return name, key, kind, self._network, self._clock
+        return name, key, kind, self._network, MachineClock(self._clock)
 
     def _parts(self) -> dict[str, Any]:
         me = self._coordinator.key.peer_id

@@ -11,14 +11,14 @@ MONEY = (
         "protocol/money.py",
         "return -(-numerator // denominator)",
         "return numerator // denominator",
-        seeds=2,
+        test="tests/protocol/test_money.py::test_a_charge_rounds_up_once_per_job",
     ),
     Mutant(
         "the fee is rounded up, and the node's share is what is left",
         "protocol/money.py",
         "provider_nano = amount_nano * (BASIS_POINTS - fee_bps) // BASIS_POINTS\n",
         "provider_nano = amount_nano - amount_nano * fee_bps // BASIS_POINTS\n",
-        seeds=3,
+        seeds=6,
     ),
     Mutant(
         "the fee goes to the node and the share to the operator",

@@ -3,11 +3,13 @@
 from dataclasses import replace
 from random import Random
 
+import trio
 from trio.testing import MockClock
 
 from capanode.announce import OFFERS_REMEMBERED_MAX, About, Announcer, OwnOffers
 from protocol.envelope import seal
-from protocol.limits import OFFER_BYTES_MAX
+from protocol.gossip_checks import CHECKS
+from protocol.limits import KIB, OFFER_BYTES_MAX
 from protocol.messages import DataCollection, IsolationTier
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
@@ -70,6 +72,18 @@ async def test_only_current_signed_offers_of_our_shard_are_passed_on(
     theirs = seal(STRANGER, replace(OFFER.message, node=STRANGER.peer_id)).raw
     same_shard = offer_topic(shard_of(STRANGER.peer_id)) == announcer.topic
     assert announcer.is_worth_passing(theirs, NEIGHBOUR) == same_shard
+
+
+async def test_a_neighbour_has_a_budget_of_what_is_checked(autojump_clock: MockClock) -> None:
+    announcer = make_announcer(VirtualClock(epoch_ms=NOW_MS))
+    for _ in range(1 + CHECKS.burst // (OFFER_BYTES_MAX // KIB)):
+        announcer.is_worth_passing(bytes(OFFER_BYTES_MAX), NEIGHBOUR)
+    for _ in range(OFFER_BYTES_MAX // KIB):
+        announcer.is_worth_passing(b"junk", NEIGHBOUR)
+    assert not announcer.is_worth_passing(OFFER.raw, NEIGHBOUR)
+    assert announcer.is_worth_passing(OFFER.raw, NODE.peer_id)
+    await trio.sleep(1)
+    assert announcer.is_worth_passing(OFFER.raw, NEIGHBOUR)
 
 
 async def test_our_own_offer_from_before_a_restart_is_no_twin(autojump_clock: MockClock) -> None:

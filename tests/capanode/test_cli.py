@@ -116,6 +116,8 @@ def test_a_model_of_ones_own_is_pulled_listed_and_removed(tmp_path: Path) -> Non
     _, out, _ = invoke("models", "list", *place, "--json")
     (listed,) = (model for model in json.loads(out) if model["name"] == "mine")
     assert (listed["state"], listed["digest"]) == ("ready", pulled["digest"])
+    code, out, _ = invoke("models", "prune", *place, "--json")
+    assert (code, json.loads(out)) == (0, {"freed_bytes": 0}), "what has a name stays"
     code, _, told = invoke("models", "rm", "mine", *place)
     assert code == 0
     assert told.startswith("removed mine, ")

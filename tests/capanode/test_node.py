@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from capanode.benchmark import SpeedCache
-from capanode.control import LONGEST_PAUSE_S, LineState
+from capanode.control import LONGEST_PAUSE_S, RESTART_PAUSE_S, LineState
 from capanode.errors import NodeError, NothingToServeError
 from capanode.node import Milestone, Node, NodeRules
 from capanode.outbox_store import OutboxStore
@@ -477,6 +477,26 @@ async def test_a_node_without_a_coordinator_keeps_trying_with_patience(
             await trio.sleep(2 * LONGEST_PAUSE_S)
             assert world.line_states() == [LineState.ATTACHED]
             assert world.coordinator.attached
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("away_s", [0.1, 3.0, 20.0, 100.0])
+async def test_a_node_is_back_within_a_second_of_its_coordinator(
+    autojump_clock: MockClock, away_s: float
+) -> None:
+    async with open_world(with_coordinator=False) as world:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.coordinator.run)
+            await trio.sleep(2 * LONGEST_PAUSE_S)
+            world.network.kill(COORDINATOR.peer_id)
+            nursery.cancel_scope.cancel()
+        await trio.sleep(away_s)
+        assert world.line_states() == [LineState.LOST]
+        again = FakeCoordinator(world.network.transport(COORDINATOR, port=1))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(again.run)
+            await trio.sleep(RESTART_PAUSE_S + 0.1)
+            assert world.line_states() == [LineState.ATTACHED]
             nursery.cancel_scope.cancel()
 
 

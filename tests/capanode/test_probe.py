@@ -52,7 +52,7 @@ def test_one_attempt_that_worked_is_enough_to_refuse(monkeypatch: pytest.MonkeyP
     outcomes(monkeypatch, set())
     report = probe_isolation()
     assert report.tier is IsolationTier.NONE
-    assert not report.may_run_remote_jobs
+    assert report.sandbox is None
     assert [fact.detail for fact in report.facts] == ["IT WORKED", "IT WORKED"]
     assert "refuses remote jobs" in report.advice[-1]
 
@@ -61,7 +61,7 @@ def test_missing_bwrap_and_old_kernel_get_advice(monkeypatch: pytest.MonkeyPatch
     outcomes(monkeypatch, set(), bwraps=0)
     monkeypatch.setattr(probe, "landlock_version", lambda: 1)
     report = probe_isolation()
-    assert not report.may_run_remote_jobs
+    assert report.sandbox is None
     assert any("install bubblewrap" in line for line in report.advice)
     assert any("Linux 6.2" in line for line in report.advice)
 

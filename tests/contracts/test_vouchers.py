@@ -22,7 +22,6 @@ from contracts.units import (
     format_tokens,
     parse_address,
     parse_tokens,
-    token_units,
 )
 from contracts.vouchers import Domain, Promise, Voucher, check_signature, digest_of, recover
 from protocol.errors import RemoteProtocolError
@@ -186,16 +185,6 @@ def test_addresses_are_read_with_their_checksum() -> None:
 @given(addresses)
 def test_addresses_are_spelled_as_everyone_else_spells_them(address: Address) -> None:
     assert to_checksum_address(address.lower()) == str(address)
-
-
-@given(st.lists(st.integers(1, 10**7), min_size=1, max_size=50))
-def test_flooring_what_is_cumulative_loses_less_than_one_unit_in_all(amounts: list[int]) -> None:
-    cumulative, paid = 0, 0
-    for amount in amounts:
-        cumulative += amount
-        paid += token_units(cumulative, 6) - paid
-    assert 0 <= sum(amounts) - paid * 1_000 < 1_000
-    assert token_units(cumulative, 18) == cumulative * 10**9
 
 
 def test_tokens_are_written_and_read_exactly() -> None:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import trio
 
 from coordinator.app import Coordinator, MarketRules
-from coordinator.audit import AuditReport, audit
+from coordinator.audit.books import AuditReport, audit
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.remote import RemoteLeaser
 from coordinator.buyer.spec import JobSpec

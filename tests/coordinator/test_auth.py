@@ -53,18 +53,18 @@ def books() -> Iterator[Books]:
 
 async def test_a_key_stands_for_its_account(books: Books) -> None:
     account = books.account("ada")
-    secret, key_id = books.key(account, budget_nano=500, requests_per_minute=60)
+    secret, key_id = books.key(account, requests_per_minute=60)
     caller = await ApiKeyDesk(books.database, books.vault).authenticate(secret)
     assert caller is not None
     assert account_of(caller.signing_key.peer_id) == account.id
-    assert (caller.key_id, caller.requests_per_minute, caller.remaining_nano) == (key_id, 60, 500)
+    assert (caller.key_id, caller.requests_per_minute) == (key_id, 60)
 
 
 async def test_a_key_without_limits_has_none(books: Books) -> None:
     secret, _ = books.key(books.account("ada"))
     caller = await ApiKeyDesk(books.database, books.vault).authenticate(secret)
     assert caller is not None
-    assert caller.requests_per_minute is caller.remaining_nano is None
+    assert caller.requests_per_minute is None
 
 
 async def test_strangers_and_revoked_keys_are_nobody(books: Books) -> None:

@@ -23,7 +23,7 @@ import trio
 
 from capanode.models.catalog import load_catalog
 from capanode.models.store import ModelStore
-from coordinator.audit import AuditReport, audit
+from coordinator.audit.books import AuditReport, audit
 from coordinator.db.engine import InlineRunner, open_database
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """The gateway on real sockets: how it starts and stops, and what it does to rude clients."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -61,6 +62,10 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def read_socket(connection: socket.socket) -> bytes:
+    return connection.recv(65_536)
+
+
 def gateway_at(host: str, port: int) -> Gateway:
     return Gateway(GatewayConfig(host=host, port=port), FakeMarket(), Metrics())
 
@@ -94,6 +99,30 @@ async def test_it_can_be_started_again_on_the_same_port() -> None:
     first = await run_briefly(gateway_at("127.0.0.1", 0))
     port = int(first.rsplit(":", 1)[1])
     assert await run_briefly(gateway_at("127.0.0.1", port)) == first
+
+
+async def test_who_comes_before_the_gateway_is_served_once_it_runs_on_an_inherited_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        host, port = listener.getsockname()
+        with socket.create_connection((host, port), timeout=WITHIN_S) as early:
+            early.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            config = GatewayConfig(descriptor=listener.fileno())
+            async with trio.open_nursery() as nursery:
+                url = await nursery.start(Gateway(config, FakeMarket(), Metrics()).run)
+                assert url == f"http://{host}:{port}"
+                reply = await trio.to_thread.run_sync(read_socket, early)
+                assert reply.startswith(b"HTTP/1.1 ")
+                nursery.cancel_scope.cancel()
+        with socket.create_connection((host, port), timeout=WITHIN_S):
+            """The socket is its owner's, and still there."""
+
+
+async def test_a_descriptor_that_is_no_listening_socket_is_said_so() -> None:
+    with socket.socket() as idle, open(os.devnull) as file:  # noqa: ASYNC230 - nothing is read
+        for descriptor in (idle.fileno(), file.fileno(), 10_000):
+            gateway = Gateway(GatewayConfig(descriptor=descriptor), FakeMarket(), Metrics())
+            with pytest.raises(AddressInvalid, match=str(descriptor)):
+                await gateway.run()
 
 
 def test_a_stopping_gateway_lets_a_stream_finish() -> None:

@@ -9,6 +9,7 @@ import { Refusals, cases } from './refusals.mjs'
 
 let buyer
 let refusals
+let last // The jobs of the last purchase.
 
 const tell = job => ({
   job_id: job.granted.request.message.job_id,
@@ -71,7 +72,21 @@ serveCalls({
   async ask ({ method, value }) { return buyer.link.ask(method, value) },
 
   /** One text, from as many nodes as it takes. */
-  async purchase ({ input, request, behaviour = {} }) { return (await buyer.purchase(input, request, behaviour)).map(tell) },
+  async purchase ({ input, request, behaviour = {} }) {
+    last = await buyer.purchase(input, request, behaviour)
+    return last.map(tell)
+  },
+
+  /** Signs again for what came of the last purchase's first job, or for other units. */
+  async deliver ({ units }) {
+    return buyer.link.ask('delivery', { delivery: (await buyer.deliver(last[0], units)).bytes })
+  },
+
+  /** Accepts and settles the last purchase's first job. */
+  async settle () { return buyer.settle(last[0], await buyer.accept(last[0])) },
+
+  /** What comes back of these bytes. */
+  async ping ({ bytes }) { return buyer.host.ping(buyer.coordinatorAddress, bytesOf(bytes)) },
 
   async open_offer ({ offer }) { return (await open('node_offer', bytesOf(offer))).message },
 

@@ -18,6 +18,8 @@ serveCalls({
   /** Receipts that were handed in, and what the coordinator said. */
   handed () { return seller.handed },
 
+  async hand_in_other () { return seller.handInOther() },
+
   /** Leases that load reports named, and the coordinator took note of. */
   told () { return seller.told },
 

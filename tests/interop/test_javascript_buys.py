@@ -99,6 +99,20 @@ def test_an_answer_ends_at_the_lease_whatever_max_tokens_says(buyer: JavascriptP
     assert bought["agrees"] is True
 
 
+def test_a_client_that_stops_signing_gets_two_windows_and_no_more(buyer: JavascriptPeer) -> None:
+    """It signs for the first output only, and cancels some time after two windows have come."""
+    silent = {"signUpTo": 1, "cancelAfterTokens": 2 * WINDOW}
+    bought = buy(buyer, CHAT_MODEL, chat(max_tokens=50, ignore_eos=True), behaviour=silent)
+    assert len(bought["token_ids"]) == 2 * WINDOW
+    assert bought["receipt"]["finish"] == "cancelled"
+    assert bought["receipt"]["countersigned"]["index"] == 1
+    assert bought["settled"]["state"] == "settled"
+
+
+def test_stock_libp2p_gets_its_pings_back(buyer: JavascriptPeer) -> None:
+    assert buyer.call("ping", bytes="ab" * 32) == "ab" * 32
+
+
 def test_a_long_payload_comes_in_pieces(buyer: JavascriptPeer) -> None:
     """Fields of a later version fill it, which a node ignores."""
     bought = buy(buyer, CHAT_MODEL, chat(max_tokens=1), padding=300_000)

@@ -111,6 +111,18 @@ def test_a_load_report_names_the_leases_that_were_opened(
     wait(lambda: seller.call("told"), lambda told: lease_id in told)
 
 
+def test_a_receipt_without_the_clients_word_waits_and_no_other_takes_its_place(
+    buyer: JavascriptPeer, seller: JavascriptPeer
+) -> None:
+    (job,) = purchase(buyer, seller, 6, behaviour={"hangUpAtReceipt": True})
+    assert job["agrees"] is None
+    alone = wait(lambda: seller.call("handed")[-1], lambda last: last["accepted"] is None)
+    assert (alone["state"], alone["amount_nano"]) == ("pending", cost(2, 6))
+    with pytest.raises(PeerError, match="receipt_mismatch"):
+        seller.call("hand_in_other")
+    assert buyer.call("settle") == {"state": "settled", "amount_nano": cost(2, 6)}
+
+
 def test_a_node_that_bills_more_than_it_sent_is_paid_for_what_came(
     buyer: JavascriptPeer, culprit: JavascriptPeer
 ) -> None:
@@ -148,6 +160,10 @@ def test_a_client_goes_on_elsewhere_when_a_node_dies(
         assert first["receipt"] is None
         assert second["receipt"]["prefix_tokens"] == 5
         assert second["settled"]["state"] == "settled"
+        # The second lease was asked for with the client's word on the first, which stands.
+        assert buyer.call("deliver", units=first["counted"]) == {}
+        with pytest.raises(PeerError, match="already_exists"):
+            buyer.call("deliver", units=first["counted"] | {"output_tokens": 4})
 
 
 def test_our_gateway_asks_another_node_when_this_one_is_busy(
@@ -161,6 +177,18 @@ def test_our_gateway_asks_another_node_when_this_one_is_busy(
     assert usage["completion_tokens"] <= 2
     (refused,) = wait(lambda: culprit.call("handed"), lambda handed: handed)
     assert (refused["code"], refused["state"], refused["amount_nano"]) == ("busy", "settled", 0)
+
+
+def test_our_gateway_leaves_a_node_that_claims_more_than_it_sent(
+    market: RunningMarket, culprit: JavascriptPeer
+) -> None:
+    culprit.call("behave", claimAhead=1)
+    only = ANYWHERE | {"only": [culprit.id]}
+    with market.client() as client:
+        asked = count_up(6) | {"model": FIXED_MODEL, "provider": only}
+        response = client.post("/v1/chat/completions", json=asked)
+    assert response.status_code >= 500
+    assert response.json()["error"]["code"] == "receipt_mismatch"
 
 
 def test_a_node_that_leaves_says_so_with_an_offer_of_no_models(

@@ -1,5 +1,5 @@
 // Section 10 of the page and its table of charges, made again. Prints what was compared and what differs.
-import { Chain, Tally, canonicalManifest, charge, isLinkOf, offerTopic, payloadDigest, providerShare, windowsOf } from './peer/accounting.mjs'
+import { Chain, Tally, canonicalManifest, charge, drawnSeed, inputDigest, isLinkOf, offerTopic, payloadDigest, providerShare, windowsOf } from './peer/accounting.mjs'
 import { bytesOf, decode, digestOf, encode, hex, identityOf, open, seal, sha256 } from './peer/messages.mjs'
 import { charges, frames, vectors } from './peer/page.mjs'
 
@@ -91,6 +91,9 @@ const acceptance = await envelopeOf('acceptance', 'acceptance', 'client', bytesO
 same('acceptance body', hex(acceptance.body), vectors['acceptance body'])
 same('signature', hex(acceptance.signature), vectors.signature)
 same('acceptance: receipt', acceptance.message.receipt_digest, receipt.digest)
+const tokenIds = vectors['input token ids'].split(',').map(Number)
+same('input digest', inputDigest(opening.salt, [tokenIds], 2), vectors['input digest'])
+same('drawn seed', drawnSeed(request.digest), vectors['drawn seed'])
 
 const chain = new Chain(windows.outputLinks)
 same('a chain of our own', isLinkOf(chain.anchor, windows.outputLinks, chain.link(windows.outputLinks)), true)

@@ -20,7 +20,7 @@ from protocol.messages import (
 from protocol.payload import OutputDigest, SaltedPayload, salted_digest
 from protocol.pricing import PriceSheet, Units
 from protocol.receipts import draft_receipt
-from protocol.windows import ClientChains
+from protocol.windows import ClientChains, Countersigned, parse_countersign
 
 NOW_MS = 1_770_000_000_000
 PRICE = PriceSheet(input_nano_per_mtok=20_000_000, output_nano_per_mtok=60_000_000)
@@ -77,6 +77,13 @@ def make_lease(request: Signed[JobRequest]) -> Lease:
         open_before_ms=NOW_MS + 30_000,
         deadline_at_ms=NOW_MS + 60_000,
     )
+
+
+def countersigned(lease: Signed[Lease], units: Units, key: SigningKey = CLIENT) -> Countersigned:
+    """The client's links for these units, as a receipt carries them."""
+    chains = ClientChains(key, lease.digest, terms_of(lease.message))
+    body = chains.countersign(units.input_tokens, units.output_tokens)
+    return Countersigned(*parse_countersign(body))
 
 
 def make_opening(lease: Signed[Lease], key: SigningKey = CLIENT) -> JobOpening:

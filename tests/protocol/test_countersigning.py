@@ -22,7 +22,7 @@ from protocol.keys import SigningKey
 from protocol.messages import Receipt
 from protocol.pricing import Units
 from protocol.windows import ClientChains
-from tests.protocol.makers import CLIENT, NODE, NOW_MS, STRANGER, make_chain
+from tests.protocol.makers import CLIENT, NODE, NOW_MS, STRANGER, countersigned, make_chain
 
 CHAIN = make_chain()
 LEASE = CHAIN.lease
@@ -36,7 +36,7 @@ OPENING = JobOpening(
     output_anchor=CHAINS.output_anchor,
     issued_at_ms=NOW_MS,
 )
-LINKS = CHAINS.countersign(Units(input_tokens=10, output_tokens=33))
+LINKS = countersigned(LEASE, Units(input_tokens=10, output_tokens=33))
 
 
 def receipt_with(opening: JobOpening, key: SigningKey = CLIENT, **changes: object) -> Receipt:

@@ -17,6 +17,7 @@ from libp2p.identity.identify_push import identify_push
 import capanode.jobs
 import coordinator.cli.market_session
 import coordinator.leasing.control
+import coordinator.leasing.lease_server
 from coordinator.market.breaker import BreakerState
 from coordinator.market.matching.job import Reason
 from protocol import (
@@ -55,7 +56,11 @@ OTHER_MESSAGES: tuple[type, ...] = (
     countersigning.JobAdmission,
     countersigning.Delivery,
 )
-ROLES = {coordinator.cli.market_session.ROLE, capanode.jobs.ROLE, coordinator.leasing.control.ROLE}
+ROLES = {
+    coordinator.cli.market_session.ROLE,
+    capanode.jobs.ROLE,
+    coordinator.leasing.lease_server.ROLE,
+}
 # In backticks on the page, beside what its own tables and the code define.
 OTHER_WORDS = {"absent", "empty", "from", "seqno", "signature", "channel", "elsewhere", "false"}
 CHOICES: dict[str, list[str]] = {

@@ -35,7 +35,9 @@ from protocol.payload import (
     GenerationInput,
     OutputDigest,
     SaltedPayload,
+    derive_seed,
     salted_digest,
+    tokens_digest,
 )
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.receipts import Evidence, charge_nano, draft_receipt, verify_chain
@@ -51,6 +53,7 @@ UNITS = Units(input_tokens=4, output_tokens=3)
 CHUNKS = (Chunk((5, 70_000), "Grüß"), Chunk((7,), " Gott"))
 PAYLOAD = encode(GenerationInput(max_tokens=16, prompt="Hi", temperature=0.0))
 SALT = bytes(range(16))
+INPUT_TOKENS = (1, 70_000, 5, 7)
 MANIFEST = ModelManifest(
     name="tiny",
     task=Task.CAUSAL_LM,
@@ -186,6 +189,7 @@ def make_vectors() -> dict[str, str]:
     events = [client.receive(*frame) for frame in talk[-2:]]
     assert events[-1] == Ended(receipt, agrees=True)
     acceptance = client.acceptance(Ended(receipt, agrees=True), now_ms=NOW_MS + 101)
+    input_digest = tokens_digest((INPUT_TOKENS,), prefix_tokens=2)
     hello = Frame(FrameType.HELLO, 0, encode(Hello((1,), "client")))
     frames = [encode_frame(Frame(kind, 1, body)).hex() for kind, body in (*opening, *talk)]
     return found | {
@@ -213,6 +217,9 @@ def make_vectors() -> dict[str, str]:
         "acceptance digest": acceptance.digest,
         "signature": acceptance.raw[-64:].hex(),
         "acceptance envelope": acceptance.raw.hex(),
+        "input token ids": ",".join(map(str, INPUT_TOKENS)),
+        "input digest": salted_digest(bytes.fromhex(input_digest), SALT),
+        "drawn seed": str(derive_seed(request.digest)),
     }
 
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from protocol.countersigning import Delivery
 from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
@@ -24,7 +25,10 @@ from tests.protocol.makers import (
     NOW_MS,
     PRICE,
     STRANGER,
+    countersigned,
+    make_acceptance,
     make_chain,
+    make_opening,
     make_request,
 )
 
@@ -61,7 +65,43 @@ def test_an_honest_chain_passes_every_check() -> None:
         now_ms=NOW_MS,
     )
     verify_chain(Evidence(CHAIN.request, CHAIN.lease, CHAIN.receipt, CHAIN.acceptance))
-    verify_chain(Evidence(CHAIN.request, CHAIN.lease, CHAIN.receipt, None))
+    verify_chain(Evidence(CHAIN.request, CHAIN.lease, CHAIN.receipt))
+
+
+def evidence_with(opening: bytes, **changes: Any) -> Evidence:
+    """The usual chain with links in its receipt."""
+    links = countersigned(CHAIN.lease, Units(10, 16))
+    billed = replace(CHAIN.receipt.message, opening=opening, countersigned=links)
+    receipt = seal(NODE, billed)
+    return Evidence(CHAIN.request, CHAIN.lease, receipt, **changes)
+
+
+def test_what_the_client_signed_while_the_text_streamed_is_verified_too() -> None:
+    proof = verify_chain(evidence_with(seal(CLIENT, make_opening(CHAIN.lease)).raw))
+    assert (proof.is_opened, proof.output_tokens) == (True, 16)
+    forged = evidence_with(seal(STRANGER, make_opening(CHAIN.lease)).raw)
+    assert code_of(verify_chain, forged) is Code.WRONG_SIGNER
+    accepted = seal(CLIENT, make_acceptance(forged.receipt))
+    verify_chain(replace(forged, acceptance=accepted))
+
+
+def test_a_delivery_of_another_client_is_no_evidence() -> None:
+    evidence = evidence_with(seal(CLIENT, make_opening(CHAIN.lease)).raw)
+    for key in (CLIENT, STRANGER):
+        said = Delivery(
+            CHAIN.lease.message.lease_id,
+            CHAIN.lease.digest,
+            CLIENT.peer_id,
+            Units(10, 5),
+            CHAIN.receipt.message.output_digest,
+            Code.NODE_LOST,
+            issued_at_ms=NOW_MS,
+        )
+        told = replace(evidence, delivery=seal(key, said))
+        if key is CLIENT:
+            verify_chain(told)
+        else:
+            assert code_of(verify_chain, told) is Code.WRONG_SIGNER
 
 
 def test_a_request_must_be_signed_by_its_client_for_this_coordinator() -> None:
@@ -107,7 +147,7 @@ def evidence_for(model: str) -> Evidence:
     request = seal(CLIENT, replace(CHAIN.request.message, model=model))
     lease = seal(COORDINATOR, replace(CHAIN.lease.message, request_digest=request.digest))
     receipt = replace(CHAIN.receipt.message, lease_digest=lease.digest)
-    return Evidence(request, lease, seal(NODE, receipt), None)
+    return Evidence(request, lease, seal(NODE, receipt))
 
 
 def test_a_pinned_model_is_the_one_that_is_leased() -> None:

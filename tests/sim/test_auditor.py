@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sim.auditor
-from protocol.countersigning import Delivery, terms_of
+from protocol.countersigning import Delivery
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
@@ -17,7 +17,6 @@ from protocol.ids import LeaseId, derive_ulid
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import Units
-from protocol.windows import ClientChains
 from sim.auditor import Auditor, Balances, Rule
 from tests.protocol.makers import (
     CLIENT,
@@ -25,6 +24,7 @@ from tests.protocol.makers import (
     JOB_ID,
     NODE,
     STRANGER,
+    countersigned,
     make_acceptance,
     make_lease,
     make_opening,
@@ -61,7 +61,7 @@ def make_job(
     lease_id = LeaseId(derive_ulid(JOB_ID, f"lease/{number}"))
     terms = make_lease(seal(CLIENT, make_request()))
     lease = seal(lease_key, replace(terms, lease_id=lease_id))
-    links = ClientChains(CLIENT, lease.digest, terms_of(lease.message)).countersign(UNITS)
+    links = countersigned(lease, UNITS)
     evidence: dict[str, Any] = {
         "opening": seal(CLIENT, make_opening(lease)).raw,
         "countersigned": links,
@@ -160,14 +160,18 @@ def test_an_honest_market_has_no_findings() -> None:
     show(auditor, both)
     # Refused: nothing is owed.
     show(auditor, make_job(3, finish=Finish.REFUSED))
-    # Leased and never opened; opened and never billed in time.
+    # Leased and never opened; billed for nothing, and too late.
     auditor.leased(make_job(4).lease)
-    late = make_job(5)
+    late = make_job(5, finish=Finish.REFUSED)
     auditor.leased(late.lease)
     auditor.refused(late.receipt, Code.EXPIRED)
-    assert auditor.audit(balances(jobs=3)) == ()
-    assert auditor.captured_nano() == 3 * CHARGE_NANO
-    assert auditor.leases_seen == 6
+    # Refused because the disk was full, and taken later.
+    again = make_job(6)
+    auditor.refused(again.receipt, Code.STORAGE_FULL)
+    show(auditor, again)
+    assert auditor.audit(balances(jobs=4)) == ()
+    assert auditor.captured_nano() == 4 * CHARGE_NANO
+    assert auditor.leases_seen == 7
     assert auditor.credited_nano == CREDIT_NANO
 
 
@@ -282,6 +286,12 @@ def paid_and_refused(auditor: Auditor) -> None:
     auditor.refused(job.receipt, Code.EXPIRED)
 
 
+def refused_for_good(auditor: Auditor) -> None:
+    job = make_job(1)
+    auditor.leased(job.lease)
+    auditor.refused(job.receipt, Code.EXPIRED)
+
+
 def other_count(auditor: Auditor) -> None:
     job = make_job(1)
     counted = replace(job.acceptance.message, units=Units(7, 10), agrees=False)
@@ -304,6 +314,7 @@ WRONG_EVIDENCE: dict[Callable[[Auditor], None], Rule] = {
     paid_more_than_billed: Rule.CAPTURE_IS_EARNED,
     paid_less_than_billed: Rule.CAPTURE_IS_EARNED,
     paid_and_refused: Rule.ANSWERS_AGREE,
+    refused_for_good: Rule.WORK_IS_PAID,
     other_count: Rule.COUNTS_AGREE,
 }
 

@@ -70,13 +70,13 @@ async def test_a_cut_hits_the_write_that_it_is_planned_for(
     disk: SimDisk, point: CutPoint, survives: set[str]
 ) -> None:
     database, process = start(disk)
-    disk.plan_cut(1, point, lambda: setattr(process, "is_dead", True))
+    disk.cuts.plan(1, point, lambda: setattr(process, "is_dead", True))
     await database.write(add_note, "first")
     with pytest.raises(StorageError, match="no power"):
         await database.write(add_note, "second")
     database.close()
     assert notes(disk) == survives
-    assert not disk.forget_cut()
+    assert not disk.cuts.forget()
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -86,7 +86,7 @@ async def test_a_torn_write_is_there_as_a_whole_or_not_at_all(seed: int) -> None
     database, process = start(disk)
     for number in range(6):
         await database.write(add_note, f"before-{number}", size=900_000)
-    disk.plan_cut(0, CutPoint.TORN, lambda: setattr(process, "is_dead", True))
+    disk.cuts.plan(0, CutPoint.TORN, lambda: setattr(process, "is_dead", True))
     with pytest.raises(StorageError, match="no power"):
         await database.write(add_note, "torn", size=900_000)
     database.close()

@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 
 import sim.world
 from sim.cli import app
-from sim.options import Demand, WorldOptions, draw_options
+from sim.options import NO_FAULTS, Demand, WorldOptions, draw_options
 from sim.report import render, seed_line, to_json
 from sim.world import WorldResult, run_world
 
-SMALL = WorldOptions(chaos_s=8.0, demand=Demand(jobs=8))
+SMALL = WorldOptions(chaos_s=8.0, faults=replace(NO_FAULTS, partitions=1), demand=Demand(jobs=8))
 
 
 @cache

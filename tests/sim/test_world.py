@@ -28,7 +28,7 @@ from coordinator.ledger.postings import LeaseFunds, capture
 from protocol.ids import PeerId
 from sim.buyer import End
 from sim.faults import FaultKind
-from sim.options import Demand, Faults, Network, WorldOptions, draw_options
+from sim.options import NO_FAULTS, Demand, Network, WorldOptions, draw_options
 from sim.report import seed_line
 from sim.sim_worker import SimWorker
 from sim.world import WorldResult, run_world
@@ -36,23 +36,27 @@ from sim.world import WorldResult, run_world
 pytestmark = pytest.mark.slow
 
 SEEDS = range(1, 21)
+# What faults do, as the trace and the network tell it.
+EFFECTS = (
+    "killed_while_serving",
+    "killed_while_starting",
+    "power_cut",
+    "disk_was_full",
+    "clock_jumped",
+    "wires_silenced",
+    "connections_timed_out",
+    "gossip_duplicated",
+    "gossip_overtaken",
+    "worker_crashed",
+    "leases_restored",
+)
 # Here jobs run at the moment of the kill.
 LATE_SEED = 2
 # A small world is enough to see that a fault in the programs is seen.
 SMALL = WorldOptions(
     chaos_s=8.0,
     network=Network(loss=0.0),
-    faults=Faults(
-        kills=0,
-        coordinator_kills=0,
-        power_cuts=0,
-        disk_fulls=0,
-        partitions=0,
-        far_links=0,
-        slow_nodes=0,
-        refusals=0,
-        worker_crashes=0,
-    ),
+    faults=NO_FAULTS,
     demand=Demand(jobs=12, cancel_share=0.0, bad_input_share=0.0),
 )
 
@@ -80,12 +84,12 @@ def test_the_seeds_cover_every_fault_and_every_way_to_end() -> None:
         assert {"kill", "partition", "worker_crash"} <= result.faults.keys()
         faults.update(result.faults)
         events.update(result.events)
+        events.update(result.network)
         ends.update(job.end for job in result.jobs)
     assert set(faults) == {kind.value for kind in FaultKind}
     assert set(ends) == set(End)
     # A fault without an effect tests nothing.
-    assert events["power_cut"] > len(SEEDS) / 4
-    assert events["disk_was_full"] > len(SEEDS) / 4
+    assert min(events[effect] for effect in EFFECTS) > 0, events
     # Chaos that stops the market would prove nothing of it.
     assert ends[End.ANSWERED] > ends.total() / 3
     assert any(job.attempts > 1 for seed in SEEDS for job in world(seed).jobs)

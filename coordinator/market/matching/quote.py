@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from coordinator.market.matching.job import Candidate, Job, Match, Reason, Rejection, Why
 from coordinator.market.offers import ModelState, NodeEntry, OfferBook
-from protocol.ids import Digest
 from protocol.money import format_credits
 from protocol.pricing import PRICE_POSITIONS
 from protocol.services import QuoteCandidate, QuoteRejection, QuoteReply
@@ -26,7 +25,7 @@ def quote_reply(match: Match, job: Job, book: OfferBook, *, match_us: int) -> Qu
     best = match.candidates[0] if match.candidates else None
     return QuoteReply(
         model=job.model,
-        model_digest=best.model.manifest_digest if best else Digest(""),
+        model_digest=best.model.manifest_digest if best else "",
         ceiling_nano=best.ceiling_nano if best else 0,
         candidates=tuple(_candidate(candidate) for candidate in match.candidates),
         rejections=tuple(_rejection(rejection, job, book) for rejection in match.rejections),

@@ -13,8 +13,9 @@ import msgpack
 
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
+from protocol.gossip_checks import GossipChecks
 from protocol.ids import PeerId
-from protocol.limits import KIB, OFFER_BYTES_MAX, OFFER_INTERVAL_MIN_MS, OFFER_LIFETIME_MAX_MS
+from protocol.limits import OFFER_BYTES_MAX, OFFER_INTERVAL_MIN_MS, OFFER_LIFETIME_MAX_MS
 from protocol.messages import NodeOffer
 from protocol.receipts import check_fresh
 from protocol.services import offer_topic, shard_of
@@ -24,11 +25,6 @@ from protocol.token_buckets import Rate, TokenBuckets
 OFFERS = Rate(per_s=1_000 / OFFER_INTERVAL_MIN_MS, burst=6)
 # A neighbour's validator rejects what ours would, so an honest one hands on next to no junk.
 JUNK = Rate(per_s=1.0, burst=50)
-# What one neighbour may have checked, in KiB begun: 300 usual offers a second, or 18 of the
-# largest. Reading one takes 0.9 ms with two models and 5 ms with sixty, so a neighbour can take a
-# quarter of a core at most.
-CHECKS = Rate(per_s=300.0, burst=5_000)
-
 # Twice what arrives in a minute in the largest market that we plan for.
 _SEEN_MAX = 200_000
 _KEYS_MAX = 200_000
@@ -42,7 +38,7 @@ class Intake:
         self._seen: OrderedDict[bytes, PeerId] = OrderedDict()
         self._offers = TokenBuckets(keys_max=_KEYS_MAX)
         self._junk = TokenBuckets(keys_max=_NEIGHBOURS_MAX)
-        self._checks = TokenBuckets(keys_max=_NEIGHBOURS_MAX)
+        self._checks = GossipChecks()
         self.signature_checks = 0
 
     def open(
@@ -60,8 +56,7 @@ class Intake:
             raise RemoteProtocolError(
                 "this node changes its offer too often", code=Code.RATE_LIMITED
             )
-        size_kib = -(-len(raw) // KIB)
-        if self._checks.take(via, CHECKS, now_s=now_ms / 1_000, count=size_kib).wait_s:
+        if not self._checks.take(raw, via, now_ms=now_ms):
             raise RemoteProtocolError(f"{via} hands on too many offers", code=Code.RATE_LIMITED)
         signed = self._verified(raw, now_ms, via, topic)
         self._offers.take(claimed_key, OFFERS, now_s=now_ms / 1_000)

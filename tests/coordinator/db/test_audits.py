@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-from coordinator.audit import audit
-from coordinator.audit_findings import Check, Finding
+from coordinator.audit.books import audit
+from coordinator.audit.findings import Check, Finding
 from coordinator.db.bulk import Record, run_records
 from coordinator.db.engine import Connection
 from coordinator.db.heads import check_books, store_head

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from coordinator.accounts import create_account
-from coordinator.audit import audit
+from coordinator.audit.books import audit
 from coordinator.db.api_keys import create_api_key
 from coordinator.db.bulk import run_records
 from coordinator.db.engine import Connection, Database, InlineRunner, open_database

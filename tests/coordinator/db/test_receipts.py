@@ -9,7 +9,6 @@ from coordinator.db.engine import Connection
 from coordinator.db.receipts import (
     StoredReceipt,
     find_receipt,
-    list_pending_receipts,
     list_receipts_of,
     record_receipt,
 )
@@ -63,15 +62,6 @@ def test_what_is_settled_does_not_change_any_more(conn: Connection) -> None:
     before = find_receipt(conn, LEASE.lease_id)
     run_records(conn, [row(ReceiptState.DISPUTED, is_accepted=False, amount_nano=1, now_ms=20)])
     assert find_receipt(conn, LEASE.lease_id) == before
-
-
-def test_silent_clients_are_listed_oldest_first(conn: Connection) -> None:
-    run_records(conn, [row(ReceiptState.PENDING, is_accepted=False, now_ms=10)])
-    assert list_pending_receipts(conn, received_before_ms=10, limit=9) == []
-    (found,) = list_pending_receipts(conn, received_before_ms=11, limit=9)
-    assert found.lease_id == LEASE.lease_id
-    run_records(conn, [row(ReceiptState.SETTLED, is_accepted=False, now_ms=20)])
-    assert list_pending_receipts(conn, received_before_ms=99, limit=9) == []
 
 
 def test_receipts_are_found_by_their_job(conn: Connection) -> None:

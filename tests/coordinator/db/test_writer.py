@@ -9,7 +9,7 @@ import trio
 from sqlalchemy import bindparam, text, update
 
 import coordinator.db.writer
-from coordinator.audit import audit
+from coordinator.audit.books import audit
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
 from coordinator.db.engine import Connection, Database, ThreadRunner
 from coordinator.db.schema import accounts, failed_ids

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from coordinator.audit import audit
+from coordinator.audit.books import audit
 from coordinator.db.engine import Connection
 from coordinator.db.transfers import find_transfers
 from coordinator.ledger.postings import capture, hold

@@ -1,5 +1,6 @@
 """A lease's life: what a request without money changes, and what a restart leaves behind."""
 
+import random
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -9,12 +10,14 @@ from trio.testing import MockClock
 
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.registry import LeaseRegistry
-from coordinator.leasing.restoring import restore_leases
+from coordinator.leasing.restoring import restore_leases, restore_records
 from coordinator.market.breaker import FAILURES_TO_OPEN, BreakerState
 from coordinator.market.market import Market
-from coordinator.market.reputation import NodeStanding, Source
+from coordinator.market.offers import OfferBook
+from coordinator.market.reputation import NodeStanding, Reputation, Source
+from coordinator.market.seats import SEATS_AT_START
 from protocol.blame import Blame
-from protocol.endings import Finish
+from protocol.endings import Finish, ReceiptState
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.messages import JobRequest, Lease
@@ -128,25 +131,93 @@ async def test_after_an_outage_a_squatter_cannot_make_a_lease_be_forgotten(
         assert leases.get(granted.lease.message.lease_id) is not None
 
 
+def busy(market: SmallMarket) -> int:
+    """How many seats of the only node are taken."""
+    entry = market.coordinator.market.book.get(market.nodes[0].key.peer_id)
+    assert entry is not None
+    return sum(len(state.leases) for state in entry.models.values())
+
+
+async def test_a_job_that_our_own_end_has_cut_takes_no_seat_after_the_restart(
+    autojump_clock: MockClock,
+) -> None:
+    """Ten such leases took every seat of four idle nodes for five minutes."""
+    async with open_small_market(Script.ANSWER) as market:
+        await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        cut = only(market)
+        market.coordinator.leases.end(cut)
+        assert busy(market) == 0
+        leases = LeaseRegistry(market.coordinator.market)
+        leases.restore([OpenLease(cut.lease, "a key of ours")], now_ms=market.clock.now_ms())
+        assert busy(market) == 0, "its buyer has ended with us: the job runs no more"
+        assert len(leases) == 1, "its receipt may still come"
+
+
+async def test_a_receipt_frees_the_seat_although_it_is_paid_later(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        assert busy(market) == 1
+        reply = await node.hand_in(node.sign_unopened(granted.lease, (), Finish.STOP))
+        assert reply.state == ReceiptState.PENDING
+        assert busy(market) == 0
+        leases = LeaseRegistry(market.coordinator.market)
+        await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
+        assert busy(market) == 0, "nor after a restart"
+
+
+def fresh_market(market: SmallMarket) -> Market:
+    """As a new process makes it."""
+    reputation = Reputation(rng=random.Random(1))
+    return Market(
+        OfferBook(reputation),
+        reputation,
+        clock=market.clock,
+        rng=random.Random(2),
+        stopwatch_ns=lambda: 0,
+    )
+
+
+@pytest.mark.parametrize("is_gateway", [True, False])
+async def test_a_node_keeps_its_record_over_a_restart_of_the_coordinator(
+    autojump_clock: MockClock, is_gateway: bool
+) -> None:
+    """As strangers, four nodes of one machine were shut out by the next failure of one of them."""
+    async with open_small_market(Script.ANSWER) as market:
+        node, old = market.nodes[0].key.peer_id, market.coordinator.market
+        client = market.coordinator.client if is_gateway else market.client
+        for _ in range(12):
+            async with client.buy(market.spec(), market.buyer) as purchase:
+                _ = [chunk async for chunk in purchase]
+        await trio.sleep(5)
+        now_ms = market.clock.now_ms()
+        assert old.reputation.is_proven(node, now_ms=now_ms)
+        fresh = fresh_market(market)
+        await restore_records(market.database, fresh, now_ms=now_ms)
+        assert fresh.reputation.is_proven(node, now_ms=now_ms)
+        found = fresh.reputation.standing(node, now_ms=now_ms)
+        assert found is not None
+        assert found.seats > SEATS_AT_START
+        later = fresh_market(market)
+        await restore_records(market.database, later, now_ms=now_ms + 3_600_000)
+        assert len(later.reputation) == 0, "what is long past has faded"
+
+
 async def test_a_younger_process_of_a_node_frees_the_seats_of_the_older(
     autojump_clock: MockClock,
 ) -> None:
     """Restored leases blocked an idle node that had restarted for ten minutes."""
     async with open_small_market(Script.ANSWER) as market:
-        node, book = market.nodes[0], market.coordinator.market.book
+        node = market.nodes[0]
         await market.coordinator.desk.lease(signed_request(market, market.buyer))
         leases = LeaseRegistry(market.coordinator.market)
         await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
-
-        def busy() -> int:
-            entry = book.get(node.key.peer_id)
-            assert entry is not None
-            return sum(len(state.leases) for state in entry.models.values())
-
         leases.note_attached(node.key.peer_id, node.incarnation_ms)
-        assert busy() == 1, "the process that was leased is still there"
+        assert busy(market) == 1, "the process that was leased is still there"
         leases.note_attached(node.key.peer_id, node.incarnation_ms + 1)
-        assert busy() == 0
+        assert busy(market) == 0
         assert len(leases) == 1, "its receipt may still come"
 
 

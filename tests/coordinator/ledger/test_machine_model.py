@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from coordinator.audit import audit
+from coordinator.audit.books import audit
 from coordinator.db.accounts import find_accounts, open_account
 from coordinator.db.engine import InlineRunner, open_database
 from coordinator.db.writer import Posting, post

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.audit import audit
+from coordinator.audit.books import audit
 from coordinator.db.accounts import find_account
 from coordinator.db.engine import Connection
 from coordinator.db.transfers import find_recorded, list_due_holds

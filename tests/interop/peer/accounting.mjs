@@ -15,6 +15,22 @@ export const providerShare = (amount, feeBps) => Number(BigInt(amount) * BigInt(
 
 export const payloadDigest = (salt, payload) => hex(sha256(salt, payload))
 
+const u32 = (...numbers) => {
+  const bytes = Buffer.alloc(4 * numbers.length)
+  numbers.forEach((number, n) => bytes.writeUInt32BE(number, 4 * n))
+  return bytes
+}
+
+/** `texts` are lists of token ids. */
+export const inputDigest = (salt, texts, prefixTokens = 0) => {
+  const lists = texts.map(ids => u32(ids.length, ...ids))
+  return hex(sha256(salt, sha256('capa/1/input\0', u32(prefixTokens), ...lists)))
+}
+
+/** The seed of a text for which the client names none. */
+export const drawnSeed = requestDigest =>
+  sha256('capa/1/seed\0', Buffer.from(requestDigest, 'hex')).readBigUInt64BE() & 0x7fffffffffffffffn
+
 /** Counts an answer and digests it, chunk by chunk. */
 export class Tally {
   constructor (salt) {
@@ -25,9 +41,7 @@ export class Tally {
   }
 
   add ({ token_ids: ids = [], text = '', data = new Uint8Array(0) }) {
-    const words = Buffer.alloc(4 * ids.length)
-    ids.forEach((id, n) => words.writeUInt32BE(id, 4 * n))
-    this.hashes.token_ids.update(words)
+    this.hashes.token_ids.update(u32(...ids))
     this.hashes.text.update(text, 'utf8')
     this.hashes.data.update(data)
     this.tokenIds.push(...ids)

@@ -103,10 +103,10 @@ export class Buyer {
   }
 
   /** The client's word on a lease that ended without a receipt. */
-  async deliver (job) {
+  async deliver (job, units) {
     const { lease } = job.granted
     const sawNothing = !job.tally.tokenIds.length && !job.behaviour.cancelAfterChunks
-    const units = sawNothing ? { input_tokens: 0, output_tokens: 0, images: 0 } : job.counted
+    units ??= sawNothing ? { input_tokens: 0, output_tokens: 0, images: 0 } : job.counted
     return seal(this.identity, 'delivery', {
       lease_id: lease.message.lease_id,
       lease_digest: lease.digest,
@@ -222,6 +222,7 @@ class Job {
       if (this.isOver) break
     }
     if (!this.isOver) throw this.link.why ?? new WireError('node_lost', 'the channel was closed')
+    if (this.behaviour.hangUpAtReceipt) return this.channel.close()
     // The node sends CLOSE when it has the acceptance.
     while (await this.channel.receive());
   }
@@ -271,7 +272,7 @@ class Job {
   async JOB_RECEIPT (body) {
     await this.#takeReceipt(body)
     this.isOver = true
-    if (this.behaviour.hangUpAtReceipt) return this.channel.close()
+    if (this.behaviour.hangUpAtReceipt) return
     this.acceptance = await this.buyer.accept(this, this.behaviour.acceptance)
     this.channel.send('JOB_ACCEPTANCE', this.acceptance.bytes)
   }

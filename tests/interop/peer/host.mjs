@@ -41,6 +41,18 @@ export class Host {
     await this.libp2p.handle(protocol, ({ stream, connection }) => onLink(stream, connection.remotePeer.toString()))
   }
 
-  async hangUp (address) { await this.libp2p.hangUp(multiaddr(address)) }
+  /** As libp2p's ping does: a stream that returns what it is sent. */
+  async ping (address, bytes) {
+    const connection = await this.dial(address)
+    const stream = await connection.newStream('/ipfs/ping/1.0.0')
+    stream.sink([bytes]).catch(() => {})
+    let back = Buffer.alloc(0)
+    for await (const piece of stream.source) {
+      back = Buffer.concat([back, piece.subarray()])
+      if (back.length >= bytes.length) break
+    }
+    return new Uint8Array(back)
+  }
+
   async stop () { await this.libp2p.stop() }
 }

@@ -152,6 +152,13 @@ export class Seller {
     this.handed.push(told)
   }
 
+  /** Another receipt for the last job, signed as well. */
+  async handInOther () {
+    const job = this.jobs.at(-1)
+    const other = await seal(this.identity, 'receipt', { ...job.receipt.message, total_ms: job.receipt.message.total_ms + 1 })
+    return this.control.ask('receipt', { receipt: other.bytes, acceptance: new Uint8Array(0) })
+  }
+
   modelOf (digest) { return this.models.find(model => model.manifest_digest === digest) }
   isOwnOffer (digest) { return this.offers.get(digest) }
 }

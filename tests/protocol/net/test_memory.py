@@ -130,6 +130,43 @@ async def test_long_partition_ends_connections_on_both_sides(
 
 
 @virtual_time
+async def test_one_way_cut_lets_the_other_way_pass_for_a_while(
+    pair: Pair, network: MemoryNetwork
+) -> None:
+    client, server = pair
+    stream = await client.open_stream(server.peer_id, ECHO, timeout_s=SOON_S)
+    await stream.send_all(b"heard")
+    await trio.sleep(0.06)
+    network.cut(client.peer_id, server.peer_id)
+    with trio.fail_after(1):
+        assert await receive_exactly(stream, 5) == b"heard"
+    await stream.send_all(b"unheard")
+    with trio.move_on_after(LIVENESS_S / 2):
+        await stream.receive_some()
+        pytest.fail("nothing crosses a cut")
+    network.mend(client.peer_id, server.peer_id)
+    with trio.fail_after(1):
+        assert await receive_exactly(stream, 7) == b"unheard"
+
+
+@virtual_time
+@pytest.mark.parametrize("is_client_mute", [True, False])
+async def test_both_sides_of_a_one_way_cut_give_up(
+    pair: Pair, network: MemoryNetwork, is_client_mute: bool
+) -> None:
+    """The one is not heard; the other hears, and gets no answer to its pings."""
+    client, server = pair
+    mute, deaf = (client, server) if is_client_mute else (server, client)
+    network.cut(mute.peer_id, deaf.peer_id)
+    await trio.sleep(LIVENESS_S + 1)
+    assert client.connected_peers() == server.connected_peers() == frozenset()
+    with pytest.raises(NetTimeout):
+        await client.connect(server.addresses[0], timeout_s=SOON_S)
+    network.heal()
+    await client.connect(server.addresses[0], timeout_s=SOON_S)
+
+
+@virtual_time
 async def test_dialling_across_a_partition_succeeds_when_it_heals(
     pair: Pair, network: MemoryNetwork, nursery: trio.Nursery
 ) -> None:

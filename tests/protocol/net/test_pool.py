@@ -205,6 +205,20 @@ async def test_closing_a_peer_fails_its_channels() -> None:
 
 
 @virtual_time
+async def test_the_end_of_a_stream_can_be_waited_for() -> None:
+    pair = echoing()
+    async with pooled(pair) as pool:
+        await pool.wait_closed(pair.server.peer_id)
+        await open_and_talk(pool, pair.server.peer_id)
+        with trio.move_on_after(60) as too_early:
+            await pool.wait_closed(pair.server.peer_id)
+        assert too_early.cancelled_caught
+        pool.close(pair.server.peer_id)
+        with trio.fail_after(1):
+            await pool.wait_closed(pair.server.peer_id)
+
+
+@virtual_time
 async def test_channels_to_one_peer_are_bounded() -> None:
     pair = echoing()
     async with pooled(pair, PoolOptions(channels_max=2)) as pool:

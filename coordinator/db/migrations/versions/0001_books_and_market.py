@@ -12,12 +12,14 @@ INT64 = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    _create_books()
+    _create_accounts()
+    _create_transfers()
+    _create_holds()
     _create_keys()
     _create_market()
 
 
-def _create_books() -> None:
+def _create_accounts() -> None:
     op.create_table(
         "accounts",
         sa.Column("id", sa.Text, primary_key=True),
@@ -38,6 +40,17 @@ def _create_books() -> None:
         sqlite_strict=True,
         sqlite_with_rowid=False,
     )
+    op.execute(
+        "INSERT INTO accounts (id, kind, may_overdraw, debits_pending, debits_posted, "
+        "credits_pending, credits_posted, label, created_at_ms) VALUES "
+        "('issuance', 'system', 1, 0, 0, 0, 0, '', 0), "
+        "('escrow', 'system', 0, 0, 0, 0, 0, '', 0), "
+        "('operator', 'system', 0, 0, 0, 0, 0, '', 0), "
+        "('goodwill', 'system', 1, 0, 0, 0, 0, '', 0)"
+    )
+
+
+def _create_transfers() -> None:
     op.create_table(
         "transfers",
         sa.Column("sequence", INT64, primary_key=True, autoincrement=False),
@@ -83,6 +96,9 @@ def _create_books() -> None:
         sa.Column("signature", sa.LargeBinary, nullable=False),
         sqlite_strict=True,
     )
+
+
+def _create_holds() -> None:
     _create_small_table(
         "open_holds",
         sa.Column("transfer_id", sa.Text, primary_key=True),
@@ -95,14 +111,6 @@ def _create_books() -> None:
     )
     _create_small_table(
         "failed_ids", sa.Column("id", sa.Text, primary_key=True), _stamp("failed_at_ms")
-    )
-    op.execute(
-        "INSERT INTO accounts (id, kind, may_overdraw, debits_pending, debits_posted, "
-        "credits_pending, credits_posted, label, created_at_ms) VALUES "
-        "('issuance', 'system', 1, 0, 0, 0, 0, '', 0), "
-        "('escrow', 'system', 0, 0, 0, 0, 0, '', 0), "
-        "('operator', 'system', 0, 0, 0, 0, 0, '', 0), "
-        "('goodwill', 'system', 1, 0, 0, 0, 0, '', 0)"
     )
 
 
@@ -219,7 +227,6 @@ def _create_receipts() -> None:
         sqlite_strict=True,
     )
     op.create_index("ix_receipts_client_job_id", "receipts", ["client", "job_id"])
-    _create_partial_index("ix_receipts_pending", "receipts", "received_at_ms", "state = 'pending'")
 
 
 def _create_small_table(name: str, *columns: sa.Column[Any]) -> None:

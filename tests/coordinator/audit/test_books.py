@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-import coordinator.audit
-from coordinator.audit import audit
-from coordinator.audit_findings import Check
+import coordinator.audit.books
+from coordinator.audit.books import audit
+from coordinator.audit.findings import Check
 from coordinator.db.engine import Connection
 from coordinator.db.writer import post_one
 from coordinator.ledger.postings import capture, hold
@@ -240,7 +240,7 @@ def test_money_that_stays_in_escrow_is_found(conn: Connection) -> None:
 def test_books_that_are_wrong_everywhere_are_not_listed_without_end(
     conn: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator.audit, "_FINDINGS_MAX", 3)
+    monkeypatch.setattr(coordinator.audit.books, "_FINDINGS_MAX", 3)
     conn.execute(text("UPDATE transfers SET created_at_ns = 7, amount_nano = 1"))
     findings = audit(conn).findings
     assert len(findings) == 4

@@ -3,7 +3,7 @@ and must be what was written."""
 
 from collections.abc import Iterator
 
-from coordinator.audit_findings import Check, Finding
+from coordinator.audit.findings import Check, Finding
 from coordinator.db import audits
 from coordinator.db.accounts import damaged_accounts
 from coordinator.db.api_keys import damaged_api_keys

@@ -1,51 +1,23 @@
-"""Proof that the books are right: everything that should follow from the transfers, does.
+"""Every transfer, read once in order and judged by those before it; their fold is what all else is
+compared with."""
 
-A list of small checks, each of which reports all that it finds. It reads one snapshot, so the
-market may go on meanwhile. Memory grows with accounts and open holds, not with transfers.
-
-This checks what is stored, with arithmetic of its own; the rules that decide what may be stored are
-in `coordinator.ledger.machine`. Queries are in `coordinator.db.audits`.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 
-from coordinator.audit_findings import Check, Finding
-from coordinator.audit_rows import check_rows
-from coordinator.db import audits
+from coordinator.audit.findings import Check, Finding
 from coordinator.db.engine import Connection
 from coordinator.db.heads import iterate_heads
 from coordinator.db.transfers import iterate_transfers
-from coordinator.ledger.accounts import Account, AccountId, SystemAccount
+from coordinator.ledger.accounts import Account, AccountId
 from coordinator.ledger.hash_chain import GENESIS, LedgerHead, next_hash
 from coordinator.ledger.transfers import RecordedTransfer, Transfer, TransferCode, TransferKind
 from protocol.errors import RemoteProtocolError
 from protocol.ids import JobId, PeerId, TransferId, parse_ulid
 from protocol.money import AMOUNT_NANO_MAX, format_credits
 
-# A broken database may have a finding per row: nobody reads more than these.
-_FINDINGS_MAX = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class AuditReport:
-    """What was looked at, and everything that is wrong with it."""
-
-    transfers: int
-    accounts: int
-    open_holds: int
-    issued_nano: int
-    held_nano: int
-    findings: tuple[Finding, ...]
-
-    @property
-    def is_green(self) -> bool:
-        return not self.findings
-
 
 @dataclass(slots=True)
-class _Balance:
+class Balance:
     debits_pending: int = 0
     debits_posted: int = 0
     credits_pending: int = 0
@@ -57,7 +29,7 @@ class _Balance:
 
 
 @dataclass(slots=True)
-class _Fold:
+class Fold:
     """What the transfers read so far add up to."""
 
     sequence: int = 0
@@ -67,54 +39,15 @@ class _Fold:
     # What the last charge has brought into escrow and its legs have not taken out, and whose it is.
     unpaid_nano: int = 0
     unpaid_job: JobId | None = None
-    balances: dict[AccountId, _Balance] = field(default_factory=dict)
+    balances: dict[AccountId, Balance] = field(default_factory=dict)
     open: dict[TransferId, Transfer] = field(default_factory=dict)
 
-    def balance(self, account_id: AccountId) -> _Balance:
-        return self.balances.setdefault(account_id, _Balance())
+    def balance(self, account_id: AccountId) -> Balance:
+        return self.balances.setdefault(account_id, Balance())
 
 
-def audit(conn: Connection, *, signer: PeerId | None = None) -> AuditReport:
-    """Check the whole book. Takes some seconds per million transfers.
-
-    With `signer`, every head of the hash chain must be signed by this coordinator.
-    """
-    try:
-        return _audit(conn, signer)
-    except (LookupError, ValueError, TypeError) as error:
-        # A word or a number that no row of ours has ever held.
-        message = f"a value in the database means nothing: {error}"
-        return AuditReport(0, 0, 0, 0, 0, (Finding(Check.ROW_UNREADABLE, "", message),))
-
-
-def _audit(conn: Connection, signer: PeerId | None) -> AuditReport:
-    accounts = audits.load_accounts(conn)
-    fold = _Fold()
-    checks = (
-        _check_transfers(conn, fold, accounts, signer),
-        _check_balances(fold, accounts),
-        _check_sums(accounts),
-        _check_open_holds(conn, fold),
-        check_rows(conn),
-    )
-    found = (finding for check in checks for finding in check)
-    findings = list(islice(found, _FINDINGS_MAX))
-    if len(findings) == _FINDINGS_MAX:
-        findings.append(Finding(Check.MORE_FINDINGS, "", "there is more wrong than is listed here"))
-    issuance = accounts.get(SystemAccount.ISSUANCE)
-    escrow = accounts.get(SystemAccount.ESCROW)
-    return AuditReport(
-        transfers=fold.sequence,
-        accounts=len(accounts),
-        open_holds=len(fold.open),
-        issued_nano=-issuance.posted_nano if issuance else 0,
-        held_nano=escrow.credits_pending if escrow else 0,
-        findings=tuple(findings),
-    )
-
-
-def _check_transfers(
-    conn: Connection, fold: _Fold, accounts: dict[AccountId, Account], signer: PeerId | None
+def check_transfers(
+    conn: Connection, fold: Fold, accounts: dict[AccountId, Account], signer: PeerId | None
 ) -> Iterator[Finding]:
     """Read every transfer once, in order, and judge each by those before it."""
     heads = {head.sequence: head for head in iterate_heads(conn)}
@@ -165,7 +98,7 @@ def _check_head(head: LedgerHead, chain_hash: bytes, signer: PeerId | None) -> I
         yield Finding(Check.HEAD_CONTRADICTS_CHAIN, subject, message)
 
 
-def _check_legs(fold: _Fold, transfer: Transfer) -> Iterator[Finding]:
+def _check_legs(fold: Fold, transfer: Transfer) -> Iterator[Finding]:
     """A charge brings money into escrow; its legs, right behind it, take out all of it, for the
     same job."""
     is_leg = transfer.code in _LEGS
@@ -187,7 +120,7 @@ _CHARGES = (TransferCode.CAPTURE, TransferCode.GOODWILL)
 _LEGS = (TransferCode.CAPTURE_NODE, TransferCode.CAPTURE_FEE)
 
 
-def _check_order(fold: _Fold, recorded: RecordedTransfer) -> Iterator[Finding]:
+def _check_order(fold: Fold, recorded: RecordedTransfer) -> Iterator[Finding]:
     transfer_id = recorded.transfer.id
     if recorded.sequence != fold.sequence + 1:
         yield Finding(
@@ -234,7 +167,7 @@ def _find_fault(transfer: Transfer) -> str | None:
     return None
 
 
-def _apply(fold: _Fold, recorded: RecordedTransfer) -> Iterator[Finding]:
+def _apply(fold: Fold, recorded: RecordedTransfer) -> Iterator[Finding]:
     transfer = recorded.transfer
     debit, credit = fold.balance(transfer.debit), fold.balance(transfer.credit)
     amount = transfer.amount_nano
@@ -286,53 +219,3 @@ def _has_hold(transfer: Transfer, previous: Transfer | None) -> bool:
         and previous.job_id == transfer.job_id
         and transfer.amount_nano <= previous.amount_nano
     )
-
-
-def _check_balances(fold: _Fold, accounts: dict[AccountId, Account]) -> Iterator[Finding]:
-    for account in accounts.values():
-        folded = fold.balances.get(account.id, _Balance())
-        for name in ("debits_pending", "debits_posted", "credits_pending", "credits_posted"):
-            stored, expected = getattr(account, name), getattr(folded, name)
-            if stored != expected:
-                yield Finding(
-                    Check.BALANCE_IS_NOT_FOLD,
-                    account.id,
-                    f"{name} is {stored}, its transfers make {expected}",
-                )
-
-
-def _check_sums(accounts: dict[AccountId, Account]) -> Iterator[Finding]:
-    sums: tuple[tuple[str, Callable[[Account], int], Callable[[Account], int]], ...] = (
-        ("posted", lambda a: a.debits_posted, lambda a: a.credits_posted),
-        ("pending", lambda a: a.debits_pending, lambda a: a.credits_pending),
-    )
-    for name, debits_of, credits_of in sums:
-        debited = sum(map(debits_of, accounts.values()))
-        credited = sum(map(credits_of, accounts.values()))
-        if debited != credited:
-            yield Finding(
-                Check.DEBITS_ARE_NOT_CREDITS,
-                "",
-                f"all {name} debits are {debited}, all {name} credits {credited}",
-            )
-    escrow = accounts.get(SystemAccount.ESCROW)
-    if escrow is not None and escrow.posted_nano != 0:
-        # A capture passes money through it in one chain: what stays has lost its way.
-        yield Finding(
-            Check.ESCROW_KEEPS_MONEY, escrow.id, f"it holds {format_credits(escrow.posted_nano)}"
-        )
-
-
-def _check_open_holds(conn: Connection, fold: _Fold) -> Iterator[Finding]:
-    stored = audits.load_open_holds(conn)
-    for hold_id in sorted(stored.keys() - fold.open.keys()):
-        yield Finding(Check.OPEN_HOLDS_DIFFER, hold_id, "it is listed as open, and is not")
-    for hold_id, hold in fold.open.items():
-        if hold_id not in stored:
-            yield Finding(Check.OPEN_HOLDS_DIFFER, hold_id, "it is open, and not listed")
-        elif stored[hold_id] != hold.timeout_at_ms:
-            yield Finding(
-                Check.OPEN_HOLDS_DIFFER,
-                hold_id,
-                f"its timeout is listed as {stored[hold_id]}, and is {hold.timeout_at_ms}",
-            )
