@@ -176,6 +176,7 @@ const jobs = {
   'an input above the lease': at => at.runFresh({}, { changes: { units_max: units(2, 4) } }),
   'JOB_DATA after the whole payload': at => at.runFresh({ thenSend: [['JOB_DATA', Uint8Array.of(1)]] }),
   'JOB_OPEN for the second time': at => at.runFresh({ thenSend: [['JOB_OPEN', NOTHING]] }),
+  'a frame that only nodes send': at => at.runFresh({ thenSend: [['JOB_ERROR', encode('job_error_body', { code: 'busy', message: '' })]] }),
   'a link of another chain': at => at.runFresh({ countersign: ([a, b, c]) => [a, b, c, randomBytes(32)] }, { input: { max_tokens: 40, ignore_eos: true } }),
   'a link for less input': at => at.runFresh({ countersign: ([, , c, d]) => [0, NOTHING, c, d] }, { input: { max_tokens: 40, ignore_eos: true } }),
   'a lease for the second time': async at => {

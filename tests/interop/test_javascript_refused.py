@@ -58,6 +58,7 @@ REFUSED = {
     "an input above the lease": "input_too_large",
     "JOB_DATA after the whole payload": "unexpected_frame",
     "JOB_OPEN for the second time": "unexpected_frame",
+    "a frame that only nodes send": "unexpected_frame",
     "a link of another chain": "bad_signature",
     "a link for less input": "unsigned",
     "a lease for the second time": "replayed",

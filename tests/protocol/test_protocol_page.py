@@ -81,7 +81,7 @@ CHOICES: dict[str, list[str]] = {
         )
     },
 }
-CAUSES = {"sender", "client", "node", "coordinator", "who answers", "nobody"}
+CAUSES = {"sender", "client", "node", "coordinator", "who answers", "none"}
 PLAIN_TYPES = {
     str: "str",
     bytes: "bin",

@@ -52,11 +52,12 @@ class Channel {
 
   send (type, body) { this.link.write(frame(type, this.number, body)) }
 
-  /** The next frame, or null after CLOSE and at the end of the stream. An ERROR is raised. */
+  /** The next frame, or null after CLOSE and at the end of the stream. An ERROR, which CLOSE follows, is raised. */
   async receive (withinMs = 30_000) {
     const found = await this.frames.next(withinMs)
-    if (found?.type === 'ERROR') throw errorOf(found.body)
-    return found
+    if (found?.type !== 'ERROR') return found
+    if (await this.frames.next(withinMs) !== null) throw new Error('another frame than CLOSE follows ERROR')
+    throw errorOf(found.body)
   }
 
   close () {
@@ -154,11 +155,9 @@ export class Link {
       channel = this.channel(number)
       this.serve(channel)
     }
-    if (type !== 'CLOSE') channel.frames.push({ type, body })
-    if (type === 'CLOSE' || type === 'ERROR') {
-      channel.frames.end()
-      this.forget(number)
-    }
+    if (type !== 'CLOSE') return channel.frames.push({ type, body })
+    channel.frames.end()
+    this.forget(number)
   }
 }
 
