@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, select
 
 from coordinator.db.bulk import BulkInsert, BulkQuery
 from coordinator.db.digests import row_digest
@@ -62,16 +62,6 @@ def open_account(conn: Connection, account: Account) -> Account:
     found = find_account(conn, account.id)
     assert found is not None
     return found
-
-
-def rename_account(conn: Connection, account_id: AccountId, label: str) -> bool:
-    """Give an account its owner's name. False if there is no such account."""
-    account = find_account(conn, account_id)
-    if account is None:
-        return False
-    digest = _digest(account._replace(label=label))
-    change = update(accounts).where(accounts.c.id == account_id).values(label=label, digest=digest)
-    return conn.execute(change).rowcount == 1
 
 
 def store_accounts(conn: Connection, changed: Sequence[Account]) -> None:

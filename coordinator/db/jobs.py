@@ -104,12 +104,6 @@ def record_job_end(
     return Record(_END, values)
 
 
-def find_job(conn: Connection, client: PeerId, job_id: JobId) -> StoredJob | None:
-    is_it = (jobs.c.client == client, jobs.c.job_id == job_id)
-    row = conn.execute(select(*_COLUMNS).where(*is_it)).first()
-    return None if row is None else _job(row)
-
-
 def find_jobs(conn: Connection, job_id: JobId) -> list[StoredJob]:
     """The jobs of all clients with this id: clients choose their ids themselves."""
     query = select(*_COLUMNS).where(jobs.c.job_id == job_id).order_by(jobs.c.client)

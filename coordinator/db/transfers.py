@@ -134,12 +134,6 @@ def find_transfers(conn: Connection, ids: Collection[TransferId]) -> dict[Transf
     return _select(conn, _SELECT_BY_ID, ids)
 
 
-def find_recorded(conn: Connection, transfer_id: TransferId) -> RecordedTransfer | None:
-    query = select(*_RECORDED).where(transfers.c.id == transfer_id)
-    row = conn.execute(query).first()
-    return None if row is None else _recorded(row)
-
-
 def list_transfers(
     conn: Connection,
     *,

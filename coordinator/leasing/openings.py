@@ -33,9 +33,6 @@ class Openings:
         self._unopened: Counter[PeerId] = Counter()
         self._waiting: dict[PeerId, trio.lowlevel.ParkingLot] = {}
 
-    def unopened_of(self, client: PeerId) -> int:
-        return self._unopened[client]
-
     def check_room(self, client: PeerId) -> None:
         """Raises TooManyUnopenedError (RATE_LIMITED)."""
         most = self._clients.look_up(client).unopened_max

@@ -7,9 +7,9 @@ MUTANT is a name, or `-` for the unchanged code. Exit codes: 0 nothing was notic
 noticed (the last line of stdout says by what), 2 the run says nothing; stderr tells why.
 """
 
+import io
 import runpy
 import sys
-import traceback
 
 from sim.mutants import find_mutant
 from sim.mutants.patcher import MutantFinder, StaleMutantError, install
@@ -18,6 +18,9 @@ from sim.mutants.patcher import MutantFinder, StaleMutantError, install
 NOT_NOTICED, NOTICED, SAYS_NOTHING = 0, 10, 2
 _PYTEST_FAILED = 1
 UNCHANGED = "-"
+
+# As `sim.world` writes it.
+_VIOLATION = " world        violation "
 
 # One process: workers would import the unchanged code. Warnings are errors as in all tests.
 _PYTEST = ("pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist")
@@ -52,16 +55,34 @@ def _run_seeds(first: int, last: int) -> int:
     from sim.world import run_world  # noqa: PLC0415
 
     for seed in range(first, last + 1):
+        watch = _Watch()
         try:
-            violations = run_world(seed).violations
-        except Exception:  # a world that falls apart has noticed it
-            traceback.print_exc()
-            violations = ("the world fell apart",)
-        if violations:
-            print(violations[0].splitlines()[0])
+            noticed = list(run_world(seed, sink=watch).violations)
+        except BaseException as error:  # a world that falls apart, or is broken off, has noticed it
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            noticed = [watch.violation or repr(error)]
+        if noticed:
+            print(noticed[0].splitlines()[0])
             print(f"seed {seed}")
             return NOTICED
     return NOT_NOTICED
+
+
+class _BrokenOffError(BaseException):
+    """One violation is enough. Not an Exception, which a party's own handlers might catch."""
+
+
+class _Watch(io.StringIO):
+    """Reads a trace as it is written, and breaks the world off at the first violation."""
+
+    violation = ""
+
+    def write(self, line: str) -> int:
+        if _VIOLATION in line:
+            self.violation = line.strip()
+            raise _BrokenOffError
+        return len(line)
 
 
 def _run_tests(tests: list[str]) -> int:

@@ -12,7 +12,7 @@ LEASES = (
         "coordinator/leasing/registry.py",
         "        self._market.book.release(opened.lease.message.lease_id)\n",
         "",
-        seeds=1,
+        test=f"{_OPENINGS}::test_a_lease_that_is_never_opened_gives_seat_and_money_back",
     ),
     Mutant(
         "a rollback deletes a lease that it did not create",

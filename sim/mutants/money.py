@@ -11,14 +11,14 @@ MONEY = (
         "protocol/money.py",
         "return -(-numerator // denominator)",
         "return numerator // denominator",
-        seeds=2,
+        test="tests/protocol/test_money.py::test_a_charge_rounds_up_once_per_job",
     ),
     Mutant(
         "the fee is rounded up, and the node's share is what is left",
         "protocol/money.py",
         "provider_nano = amount_nano * (BASIS_POINTS - fee_bps) // BASIS_POINTS\n",
         "provider_nano = amount_nano - amount_nano * fee_bps // BASIS_POINTS\n",
-        seeds=3,
+        seeds=6,
     ),
     Mutant(
         "the fee goes to the node and the share to the operator",
@@ -39,7 +39,7 @@ MONEY = (
         "coordinator/ledger/machine.py",
         "self.holds.pop(transfer.pending_id)",
         "self.holds[transfer.pending_id]",
-        seeds=2,
+        test=f"{_LEDGER}/test_machine.py::test_a_hold_is_resolved_at_most_once",
     ),
     Mutant(
         "a capture frees only as much as it takes",
@@ -149,11 +149,10 @@ MONEY = (
         seeds=1,
     ),
     Mutant(
-        "a job that was paid expires with its first hold",
+        "a job that was paid can expire with another hold",
         "coordinator/db/jobs.py",
         "    .where(jobs.c.state != literal_column(\"'settled'\")),\n",
         ",\n",
-        test=f"{_DB}/test_jobs.py"
-        "::test_an_answered_and_paid_job_does_not_expire_with_its_first_hold",
+        test=f"{_DB}/test_jobs.py::test_the_order_in_which_attempts_end_does_not_matter",
     ),
 )

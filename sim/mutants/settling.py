@@ -87,7 +87,7 @@ SETTLING = (
         "coordinator/settling/receipt_desk.py",
         "if not opened.is_payable(now_ms):",
         "if False:",
-        test=f"{_SETTLING}/test_settling.py::test_a_receipt_after_its_hold_has_expired_is_refused",
+        test=f"{_SETTLING}/test_settling.py::test_a_receipt_that_comes_before_the_sweep_but_after_its_time_is_refused",
     ),
     Mutant(
         "a receipt that was paid in time is paid late as well",

@@ -10,7 +10,7 @@ from coordinator.accounts import create_account
 from coordinator.auth import ApiKeyDesk
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.spec import JobSpec
-from coordinator.db.api_keys import create_api_key, find_api_key, find_key_funds, revoke_api_key
+from coordinator.db.api_keys import create_api_key, find_key_funds, list_api_keys, revoke_api_key
 from coordinator.gateway.caller import Caller
 from coordinator.local_market import STARTING_S, LocalMarket, list_known_models
 from coordinator.vault import Vault
@@ -74,8 +74,7 @@ class Shop:
 
     def spent_nano(self) -> int:
         with self.small.database.transaction() as conn:
-            key = find_api_key(conn, self.key_id)
-        assert key is not None
+            (key,) = list_api_keys(conn)
         return key.spent_nano
 
 

@@ -9,7 +9,6 @@ from coordinator.db.accounts import (
     find_accounts,
     list_accounts,
     open_account,
-    rename_account,
     store_accounts,
 )
 from coordinator.db.engine import Connection
@@ -87,14 +86,6 @@ def test_accounts_are_listed_in_pages(conn: Connection) -> None:
     assert [account.id for account in clients] == [account_of(ALICE)]
     rest = list_accounts(conn, kind=AccountKind.CLIENT, after=clients[-1].id)
     assert [account.id for account in rest] == [account_of(BOB)]
-
-
-def test_an_account_gets_a_name(conn: Connection) -> None:
-    assert rename_account(conn, account_of(BOB), "Bob")
-    found = find_account(conn, account_of(BOB))
-    assert found is not None
-    assert found.label == "Bob"
-    assert not rename_account(conn, AccountId("ghost"), "Nobody")
 
 
 def test_storing_balances_leaves_the_rest_of_an_account_alone(conn: Connection) -> None:

@@ -232,6 +232,7 @@ def test_a_head_vouches_for_the_transfers_before_it(conn: Connection) -> None:
         "UPDATE transfers SET amount_nano = amount_nano + 1 WHERE sequence > 3",
         "UPDATE ledger_heads SET chain_hash = zeroblob(32)",
         "UPDATE ledger_heads SET sequence = sequence + 1",
+        "UPDATE ledger_heads SET signature = zeroblob(64)",
     ],
 )
 def test_books_that_contradict_their_head_do_not_open(conn: Connection, damage: str) -> None:

@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from coordinator.leasing.clients import UNOPENED_MAX_OF_STRANGERS
+from coordinator.leasing.open_lease import Opening
 from protocol.endings import LeaseState
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
@@ -147,4 +148,5 @@ async def test_another_lease_of_the_same_job_ends_the_wait_for_the_earlier(
         for _ in range(UNOPENED_MAX_OF_STRANGERS + 2):
             await market.coordinator.desk.lease(request, wait_s=0)
         assert busy_seats(market) == 1
-        assert market.coordinator.leases.openings.unopened_of(market.buyer.peer_id) == 1
+        awaited = [lease for lease in market.coordinator.leases if lease.opening is Opening.AWAITED]
+        assert len(awaited) == 1

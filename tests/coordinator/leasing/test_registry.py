@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -64,7 +65,7 @@ async def break_node(market: SmallMarket) -> None:
 
 @pytest.mark.parametrize("credit_nano", [0, 1])
 async def test_a_request_without_money_takes_no_probe_no_seat_and_no_row(
-    autojump_clock: MockClock, credit_nano: int
+    autojump_clock: MockClock, credit_nano: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stranger kept a repaired node out of the market by asking for it once a minute."""
     async with open_small_market(Script.ANSWER) as market:
@@ -74,8 +75,13 @@ async def test_a_request_without_money_takes_no_probe_no_seat_and_no_row(
                 give_credit(conn, STRANGER.peer_id, credit_nano, market.clock.now_ms())
         before, open_before = rows(market), len(market.coordinator.leases)
         wanted = Code.OUT_OF_FUNDS if credit_nano else Code.UNKNOWN_ACCOUNT
-        for _ in range(5):
-            assert await code_of_lease(market, signed_request(market, STRANGER)) is wanted
+        # Not even for the moment that a hold takes to fail.
+        reserve = Mock(side_effect=AssertionError("a side effect before funds"))
+        with monkeypatch.context() as patched:
+            patched.setattr(Market, "reserve", reserve)
+            for _ in range(5):
+                assert await code_of_lease(market, signed_request(market, STRANGER)) is wanted
+        reserve.assert_not_called()
         assert rows(market) == before
         assert len(market.coordinator.leases) == open_before
         assert standing(market).breaker is BreakerState.HALF_OPEN

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from coordinator.db.api_keys import ApiKey, create_api_key, find_api_key, revoke_api_key
+from coordinator.db.api_keys import ApiKey, create_api_key, list_api_keys, revoke_api_key
 from coordinator.db.bulk import run_records
 from coordinator.db.engine import Connection
 from coordinator.db.transfers import record_hold_bound
@@ -49,9 +49,8 @@ def reserve(conn: Connection, key: ApiKey, ceiling_nano: int = 100) -> LeaseFund
 
 
 def spent_nano(conn: Connection, key: ApiKey) -> int:
-    found = find_api_key(conn, key.id)
-    assert found is not None
-    return found.spent_nano
+    (spent,) = (found.spent_nano for found in list_api_keys(conn) if found.id == key.id)
+    return spent
 
 
 def test_holds_add_up_against_the_budget_until_they_end(conn: Connection) -> None:

@@ -7,7 +7,7 @@ import pytest
 from coordinator.audit.books import audit
 from coordinator.db.accounts import find_account
 from coordinator.db.engine import Connection
-from coordinator.db.transfers import find_recorded, list_due_holds
+from coordinator.db.transfers import list_due_holds, list_transfers
 from coordinator.db.writer import post_one
 from coordinator.ledger.accounts import Account, AccountId, AccountKind, SystemAccount
 from coordinator.ledger.postings import (
@@ -235,8 +235,8 @@ def test_a_withdrawal_takes_only_what_is_there(conn: Connection, ulid: Ulids) ->
 def test_a_jobs_transfers_are_found_by_its_lease(conn: Connection, ulid: Ulids) -> None:
     funds = funds_of(ulid())
     post_one(conn, hold(funds, timeout_at_ms=TIMEOUT_MS), now_ms=START_MS)
-    found = find_recorded(conn, funds.hold_id)
-    assert found is not None
+    (found,) = list_transfers(conn, limit=1)
+    assert found.transfer.id == funds.hold_id
     assert found.transfer.code is TransferCode.HOLD
     assert found.transfer.job_id == funds.job_id
 

@@ -6,9 +6,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from coordinator.app import SWEEP_EVERY_S
 from coordinator.buyer.errors import JobFailed
 from coordinator.db.bulk import Record
-from coordinator.db.jobs import find_job
+from coordinator.db.jobs import find_jobs
 from coordinator.db.leases import find_lease
 from coordinator.db.receipts import find_receipt
 from coordinator.db.writer import LedgerWriter
@@ -131,6 +132,24 @@ async def test_a_receipt_after_its_hold_has_expired_is_refused(autojump_clock: M
         assert spent(market) == 0
 
 
+async def test_a_receipt_that_comes_before_the_sweep_but_after_its_time_is_refused(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        # A sweep looks every two seconds: between two looks the lease is open although it is over.
+        await trio.sleep(SWEEP_EVERY_S / 2)
+        receipt = await lose_client(market)
+        (opened,) = market.coordinator.leases
+        await trio.sleep((opened.receipts_until_ms - market.clock.now_ms()) / 1_000 + 0.01)
+        assert len(market.coordinator.leases) == 1
+        with pytest.raises(RemoteProtocolError) as caught:
+            await market.nodes[0].hand_in(receipt)
+        assert caught.value.code is Code.EXPIRED
+        await trio.sleep(5)
+        assert spent(market) == 0
+        market.assert_books_are_closed()
+
+
 async def test_a_receipt_for_no_lease_is_refused(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.ANSWER) as market:
         node = market.nodes[0]
@@ -232,9 +251,8 @@ async def test_a_hold_of_which_this_process_knows_nothing_ends_its_lease_too(
         await trio.sleep(5)
         with market.database.transaction() as conn:
             stored = find_lease(conn, opened.lease.message.lease_id)
-            job = find_job(conn, market.buyer.peer_id, opened.lease.message.job_id)
+            (job,) = find_jobs(conn, opened.lease.message.job_id)
         assert stored is not None
-        assert job is not None
         assert (stored.state, job.state) == (LeaseState.EXPIRED, JobState.EXPIRED)
         market.assert_books_are_closed()
 
