@@ -74,8 +74,8 @@ class BadWorker(SimWorker):
         is_dripping = self._vice is Vice.DRIPPING and not all(map(_is_own, batch))
         return step_s + _DRIP_S if is_dripping else step_s
 
-    def _advance(self, job_id: str) -> Iterator[EngineEvent]:
-        for event in super()._advance(job_id):
+    def advance(self, job_id: str) -> Iterator[EngineEvent]:
+        for event in super().advance(job_id):
             if isinstance(event, Started) or _is_own(job_id):
                 yield event
             elif self._vice is Vice.SILENT:

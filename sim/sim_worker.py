@@ -192,7 +192,7 @@ class SimWorker:
                 for job_id in batch:
                     # A client may have cancelled a job while the step was under way.
                     if job_id in self._live:
-                        self._book.deliver(tuple(self._advance(job_id)))
+                        self._book.deliver(tuple(self.advance(job_id)))
             self._work = trio.Event()
             await self._work.wait()
 
@@ -203,7 +203,7 @@ class SimWorker:
         decode_s = (1 + machine.batch_slowdown * (len(batch) - 1)) / machine.decode_tps
         return self._ailments.pace * (prefill_s + decode_s)
 
-    def _advance(self, job_id: str) -> Iterator[EngineEvent]:
+    def advance(self, job_id: str) -> Iterator[EngineEvent]:
         """What one step does for one job."""
         job = self._live[job_id]
         answer = job.answer

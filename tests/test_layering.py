@@ -211,17 +211,6 @@ def test_a_class_name_means_one_thing_in_the_whole_tree() -> None:
 # What a named tuple and the standard library call private, and is not.
 PUBLIC_IN_SPITE_OF_THEIR_NAME = {"_replace", "_asdict", "_exit", "_fields"}
 
-# Tests that reach into other objects. The list only shrinks: give the object a public way to show
-# it, or test by what it does, and take the line out.
-REACHING_IN = {
-    "tests/coordinator/market/test_offers.py": {"_by_digest", "_by_name"},
-    "tests/coordinator/settling/test_cheats.py": {
-        *("_serve_job", "_lease_server", "_asks_per_minute"),
-    },
-    "tests/integration/frail_market.py": {"_token"},
-    "tests/sim/test_world.py": {"_advance"},
-}
-
 
 def private_attributes(path: Path) -> set[str]:
     """Names with one underscore of anything but `self`, `cls` and `super()`."""
@@ -240,6 +229,5 @@ def test_no_test_reads_private_attributes_of_another_object() -> None:
         (str(path.relative_to(ROOT)), name)
         for path in sorted((ROOT / "tests").rglob("*.py"))
         for name in private_attributes(path) - PUBLIC_IN_SPITE_OF_THEIR_NAME
-        if name not in REACHING_IN.get(str(path.relative_to(ROOT)), set())
     }
     assert not reaching

@@ -377,6 +377,7 @@ async def open_small_market(
     credit_nano: int = OPENING_CREDIT_NANO,
     adjust: Callable[[list[ScriptedNode]], None] = lambda nodes: None,
     coordinator_clock: Callable[[Clock], Clock] = lambda clock: clock,
+    asks_per_minute: int = 6_000,
 ) -> AsyncIterator[SmallMarket]:
     """A market with a node per script and a buyer with money; `adjust` may change the nodes."""
     rng = random.Random(seed)
@@ -387,7 +388,7 @@ async def open_small_market(
         keys[0],
         network.transport(keys[0]),
         database,
-        MarketRules(fee_bps=FEE_BPS),
+        MarketRules(fee_bps=FEE_BPS, client_asks_per_minute=asks_per_minute),
         Runtime(
             coordinator_clock(clock),
             rng.randbytes,

@@ -59,7 +59,7 @@ class FrailMarket:
     ) -> None:
         self.network = network
         self.session = session
-        self._token = token
+        self.token = token
         endpoint = network.endpoint
         self.market = RunningMarket(
             endpoint.http, api_key, endpoint.addresses[0], str(network.coordinator_dir), {}
@@ -72,7 +72,7 @@ class FrailMarket:
             with trio.fail_after(SOON_S):
                 return await function(*arguments)
 
-        return trio.from_thread.run(bounded, trio_token=self._token)
+        return trio.from_thread.run(bounded, trio_token=self.token)
 
     @property
     def nodes(self) -> list[LocalNode]:
@@ -244,7 +244,7 @@ def open_frail_market(folder: Path, model_store: Path) -> Iterator[FrailMarket]:
             yield ready[0]
     finally:
         if not failures:
-            trio.from_thread.run_sync(leave.set, trio_token=ready[0]._token)
+            trio.from_thread.run_sync(leave.set, trio_token=ready[0].token)
         thread.join()
     if failures:
         raise failures[0]

@@ -167,7 +167,7 @@ def test_holds_that_never_end_are_noticed(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_token_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    produce = SimWorker._advance
+    produce = SimWorker.advance
 
     def lossy(self: SimWorker, job_id: str) -> Iterator[EngineEvent]:
         live = self._live[job_id]
@@ -175,7 +175,7 @@ def test_a_token_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
             live.done = 3
         yield from produce(self, job_id)
 
-    monkeypatch.setattr(SimWorker, "_advance", lossy)
+    monkeypatch.setattr(SimWorker, "advance", lossy)
     result = run_world(1, options=SMALL)
     assert any("tokens that are not the answer's" in violation for violation in result.violations)
 

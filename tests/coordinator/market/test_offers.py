@@ -461,6 +461,7 @@ def test_tables_always_mirror_the_entries(data: st.DataObject) -> None:
                 assert table.rows().values[:, row].tolist() == entry.row_values(state)
                 assert table.rows().codes[:, row].tolist() == entry.row_codes(state)
                 listed += 1
-    tables = [*market.book._by_digest.values(), *market.book._by_name.values()]
+    named = (*market.book.models(), MODEL, OTHER_MODEL)
+    tables = [table for table in map(market.book.table, named) if table is not None]
     assert sum(len(table) for table in tables) == listed
     assert all(len(table) for table in tables)

@@ -275,8 +275,7 @@ async def test_a_client_cannot_break_a_nodes_name(autojump_clock: MockClock) -> 
 
 
 async def test_a_client_that_asks_without_end_is_slowed_down(autojump_clock: MockClock) -> None:
-    async with open_small_market(Script.ANSWER) as market:
-        market.coordinator._lease_server._asks_per_minute = 6
+    async with open_small_market(Script.ANSWER, asks_per_minute=6) as market:
         for _ in range(6):
             await market.leaser.nodes(NodesAsk())
         with pytest.raises(RemoteProtocolError) as caught:
