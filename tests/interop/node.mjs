@@ -26,6 +26,13 @@ serveCalls({
   /** What went wrong in jobs, and was no refusal. */
   surprises () { return seller.jobs.map(job => job.surprise).filter(Boolean) },
 
+  /** Attaches with an offer that has these fields, or stamps so far from now. */
+  async try_attach ({ changes = {}, issued_in_ms: issuedInMs = 0, life_ms: lifeMs }) {
+    if (lifeMs === undefined) return seller.tryAttach(changes)
+    const issuedAtMs = Date.now() + issuedInMs
+    return seller.tryAttach({ ...changes, issued_at_ms: issuedAtMs, expires_at_ms: issuedAtMs + lifeMs })
+  },
+
   async renew (changes) { return seller.renew(changes) },
 
   async drain () { return seller.drain() }

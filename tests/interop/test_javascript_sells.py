@@ -191,6 +191,42 @@ def test_our_gateway_leaves_a_node_that_claims_more_than_it_sent(
     assert response.json()["error"]["code"] == "receipt_mismatch"
 
 
+def make_model(number: int) -> dict[str, Any]:
+    """64 of these are too long for an offer."""
+    units = dict.fromkeys(("context_tokens", "queue_max", "prefill_tps", "decode_tps"), 1)
+    kind = {"task": "causal_lm", "quantization": "none", "slots": 1, "price": {}}
+    return units | kind | {"name": f"{number:0128}", "manifest_digest": f"{number:064x}"}
+
+
+DAY_MS = 86_400_000
+BAD_OFFERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("frame_too_large", {"changes": {"models": [make_model(n) for n in range(64)]}}),
+    ("malformed", {"changes": {"sequence": -1}}),
+    ("offer_implausible", {"changes": {"incarnation_ms": DAY_MS}, "life_ms": 241_000}),
+    ("offer_implausible", {"changes": {"incarnation_ms": DAY_MS}, "life_ms": -1}),
+    ("offer_implausible", {"issued_in_ms": -DAY_MS, "life_ms": 60_000}),
+    ("not_yet_valid", {"issued_in_ms": DAY_MS, "life_ms": 60_000}),
+    ("expired", {"changes": {"incarnation_ms": 1}, "issued_in_ms": -DAY_MS, "life_ms": 60_000}),
+    ("offer_regressed", {"changes": {"incarnation_ms": 1}}),
+)
+
+
+def test_offers_are_refused_by_the_word_of_the_page(culprit: JavascriptPeer) -> None:
+    answers = [culprit.call("try_attach", **offer) for _, offer in BAD_OFFERS]
+    assert answers == [code for code, _ in BAD_OFFERS]
+    assert culprit.call("try_attach") == "nothing"
+
+
+def test_two_processes_with_one_key_get_no_jobs(
+    buyer: JavascriptPeer, culprit: JavascriptPeer
+) -> None:
+    twin = {"sequence": 0, "region": "elsewhere"}
+    assert culprit.call("try_attach", changes=twin) == "offer_conflict"
+    with pytest.raises(PeerError, match="key_conflict") as refused:
+        purchase(buyer, culprit, 1)
+    assert refused.value.code == "no_node_fits"
+
+
 def test_a_node_that_leaves_says_so_with_an_offer_of_no_models(
     buyer: JavascriptPeer, culprit: JavascriptPeer
 ) -> None:

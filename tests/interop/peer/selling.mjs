@@ -105,6 +105,17 @@ export class Seller {
     return recipients
   }
 
+  /** What the coordinator says to an attach with this offer: a code, or `nothing`. */
+  async tryAttach (changes) {
+    const { bytes } = await this.makeOffer(changes)
+    try {
+      await this.control.ask('attach', { offer: bytes, load: this.load() })
+    } catch (error) {
+      return error.code
+    }
+    return 'nothing'
+  }
+
   async drain () {
     this.isDraining = true
     return this.renew()
