@@ -5,7 +5,6 @@ as the sign of life that the coordinator asked for, and receipts go out from the
 line breaks, everything here ends, and after a pause it starts again from attaching.
 """
 
-import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -128,7 +127,8 @@ class ControlLine:
         """Attach, stay attached, come back; until cancelled. A node is up without coordinators, so
         it is `started` at once."""
         task_status.started()
-        failures, pause_s, lost_at = 0, FIRST_PAUSE_S, -math.inf
+        # A power cut may have ended both: a node that starts takes its coordinator for lost, too.
+        failures, pause_s, lost_at = 0, FIRST_PAUSE_S, trio.current_time()
         while True:
             try:
                 await self._stay_attached()

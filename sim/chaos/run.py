@@ -30,7 +30,7 @@ from sim.processes import ChildProcess, ProcessFailed
 
 NODES = 4
 # For what is in flight when the load ends: answers, nodes that start, receipts to hand in.
-QUIET_WITHIN_S = 60.0
+QUIET_WITHIN_S = 120.0
 _POLL_S = 0.25
 _BACKLOG = 1_024
 _BUG = "Traceback"

@@ -12,7 +12,12 @@ import trio
 from trio.testing import MockClock
 
 from capanode.benchmark import SpeedCache
-from capanode.control import LONGEST_PAUSE_S, RESTART_PAUSE_S, LineState
+from capanode.control import (
+    LONGEST_PAUSE_S,
+    RESTART_PAUSE_S,
+    RESTART_WITHIN_S,
+    LineState,
+)
 from capanode.errors import NodeError, NothingToServeError
 from capanode.node import Milestone, Node, NodeRules
 from capanode.outbox_store import OutboxStore
@@ -470,13 +475,26 @@ async def test_a_node_without_a_coordinator_keeps_trying_with_patience(
     autojump_clock: MockClock,
 ) -> None:
     async with open_world(with_coordinator=False) as world:
-        await trio.sleep(60)
+        await trio.sleep(2 * RESTART_WITHIN_S)
         assert world.line_states() == [LineState.LOST]
         async with trio.open_nursery() as nursery:
             await nursery.start(world.coordinator.run)
             await trio.sleep(2 * LONGEST_PAUSE_S)
             assert world.line_states() == [LineState.ATTACHED]
             assert world.coordinator.attached
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_node_that_starts_before_its_coordinator_attaches_within_a_second_of_it(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world(with_coordinator=False) as world:
+        await trio.sleep(30)
+        assert world.line_states() == [LineState.LOST]
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.coordinator.run)
+            await trio.sleep(RESTART_PAUSE_S + 0.1)
+            assert world.line_states() == [LineState.ATTACHED]
             nursery.cancel_scope.cancel()
 
 
