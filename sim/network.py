@@ -23,7 +23,7 @@ from sim.processes import ChildProcess, ProcessFailed
 
 # The node's self-test, its models and a short benchmark, on a busy two-core machine.
 NODE_READY_WITHIN_S = 120.0
-COORDINATOR_READY_WITHIN_S = 30.0
+COORDINATOR_READY_WITHIN_S = 120.0
 POLL_EVERY_S = 0.1
 # How a program of ours ends on Ctrl-C, and before it has come so far as to end by itself.
 _INTERRUPTED = (130, -signal.SIGINT)

@@ -14,7 +14,8 @@ from typing import Any
 # Of one kind; the number of the others is told.
 FINDINGS_TOLD_MAX = 20
 
-# Money taken twice: for one hold, or for more receipts of a job than were settled.
+# Money taken twice: for one hold, or for more receipts of a job than were paid. A disputed receipt
+# is one that was paid for less than it says.
 _DOUBLE_CAPTURES = {
     "hold resolved twice": """
         SELECT pending_id, count(*) FROM transfers WHERE pending_id IS NOT NULL
@@ -25,7 +26,7 @@ _DOUBLE_CAPTURES = {
             WHERE code IN ('capture', 'goodwill') GROUP BY job_id
         ) AS charged LEFT JOIN (
             SELECT job_id, count(*) AS times FROM receipts
-            WHERE state = 'settled' AND amount_nano > 0 GROUP BY job_id
+            WHERE state IN ('settled', 'disputed') AND amount_nano > 0 GROUP BY job_id
         ) AS paid ON paid.job_id = charged.job_id
         WHERE charged.times > coalesce(paid.times, 0)""",
     "node paid more often than its client was charged": """
@@ -97,8 +98,8 @@ _WRONG = {
     "expired lease whose hold did not expire": """
         SELECT lease_id FROM leases AS l WHERE state = 'expired' AND NOT EXISTS (
             SELECT 1 FROM transfers WHERE pending_id = l.hold_id AND kind = 'expire')""",
-    "settled receipt without a charge": """
-        SELECT lease_id FROM receipts AS r WHERE state = 'settled' AND amount_nano > 0
+    "paid receipt without a charge": """
+        SELECT lease_id FROM receipts AS r WHERE state <> 'pending' AND amount_nano > 0
         AND NOT EXISTS (SELECT 1 FROM transfers WHERE job_id = r.job_id
                         AND code IN ('capture', 'goodwill') AND amount_nano = r.amount_nano)""",
     "pending receipt of a lease that has ended": """
@@ -136,19 +137,19 @@ def judge_books(
     whose whole answers clients hold."""
     with _reading(books) as connection:
         answered = set(answered_jobs)
-        doubled = _run(connection, _DOUBLE_CAPTURES)
+        doubled = _wrong_rows(connection, _DOUBLE_CAPTURES)
         lost = [*_lost_answers(connection, answered)]
         for node, outbox in outboxes.items():
             lost += _lost_receipts(connection, node, outbox)
-        wrong = [*_damage(connection), *_run(connection, _WRONG)]
+        wrong = [*_damage(connection), *_told_rows(_wrong_rows(connection, _WRONG))]
         charges = connection.execute(
             "SELECT job_id, code, amount_nano FROM transfers WHERE code IN ('capture', 'goodwill')"
         ).fetchall()
     billed = [(job_id, nano) for job_id, code, nano in charges if code == "capture"]
     return BooksVerdict(
-        double_captures=len(doubled),
+        double_captures=sum(map(len, doubled.values())),
         acknowledged_lost=len(lost),
-        findings=(*doubled, *lost, *wrong),
+        findings=(*_told_rows(doubled), *lost, *wrong),
         billed_nano=sum(nano for _, nano in billed),
         billed_unanswered_nano=sum(nano for job_id, nano in billed if job_id not in answered),
         goodwill_nano=sum(nano for _, code, nano in charges if code == "goodwill"),
@@ -164,14 +165,17 @@ def waiting_receipts(outbox: Path) -> int:
         return int(count)
 
 
-def _run(connection: sqlite3.Connection, queries: dict[str, str]) -> list[str]:
-    findings = []
-    for name, query in queries.items():
-        rows = connection.execute(query).fetchall()
-        findings += [f"{name}: {_told(row)}" for row in rows[:FINDINGS_TOLD_MAX]]
+def _wrong_rows(
+    connection: sqlite3.Connection, queries: Mapping[str, str]
+) -> dict[str, list[tuple[Any, ...]]]:
+    return {name: connection.execute(query).fetchall() for name, query in queries.items()}
+
+
+def _told_rows(found: Mapping[str, list[tuple[Any, ...]]]) -> Iterator[str]:
+    for name, rows in found.items():
+        yield from (f"{name}: {_told(row)}" for row in rows[:FINDINGS_TOLD_MAX])
         if len(rows) > FINDINGS_TOLD_MAX:
-            findings.append(f"{name}: {len(rows) - FINDINGS_TOLD_MAX} more")
-    return findings
+            yield f"{name}: {len(rows) - FINDINGS_TOLD_MAX} more"
 
 
 def _damage(connection: sqlite3.Connection) -> list[str]:

@@ -155,6 +155,10 @@ def test_sound_books_have_no_findings(judge: Judge) -> None:
     assert (verdict.billed_nano, verdict.billed_unanswered_nano) == (100, 0)
 
 
+def test_a_receipt_that_was_paid_in_part_is_sound(judge: Judge) -> None:
+    assert judge("UPDATE receipts SET state = 'disputed', settled_at_ms = NULL;").findings == ()
+
+
 def test_what_was_billed_without_an_answer_is_told(judge: Judge) -> None:
     assert judge(answered="").billed_unanswered_nano == 100
 
