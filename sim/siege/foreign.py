@@ -4,13 +4,17 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
 
+from capanode.models.catalog import load_catalog
+from capanode.models.errors import ModelError
+from capanode.models.library import pull
+from capanode.models.store import ModelStore
 from coordinator.endpoint import Endpoint
 from protocol.services import offer_topic, shard_of
-from sim.network import NetworkError, run_command
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.books import SiegeBooks
 from sim.siege.gateway_user import GatewayUser
@@ -35,9 +39,12 @@ async def linked_model(ground: Ground) -> AttackResult:
     (home / "node.key").write_bytes(_SECRET)
     names = json.loads((ground.model_store / "names.json").read_text())
     source = ground.model_store / "models" / names[_SMALL_MODEL]
-    plain = await _pull(source, place, "plain")
-    by_file = await _pull(source, place, "by-file", {"chat_template.jinja": home / "node.key"})
-    by_folder = await _pull(source, place, "by-folder", {"extra": home})
+    by_file_link = {"chat_template.jinja": home / "node.key"}
+    by_folder_link = {"extra": home}
+    pull_it = partial(trio.to_thread.run_sync, _pull, source, place)
+    plain = await pull_it("plain")
+    by_file = await pull_it("by-file", by_file_link)
+    by_folder = await pull_it("by-folder", by_folder_link)
     leaks = [path for path in place.glob("store-*/**/*") if _has_secret(path)]
     return AttackResult(
         held=plain == "pulled" and not leaks,
@@ -47,17 +54,16 @@ async def linked_model(ground: Ground) -> AttackResult:
     )
 
 
-async def _pull(source: Path, place: Path, name: str, links: dict[str, Path] | None = None) -> str:
+def _pull(source: Path, place: Path, name: str, links: dict[str, Path] | None = None) -> str:
     folder, store = place / name, place / f"store-{name}"
     shutil.copytree(source, folder)
     (folder / "manifest.json").unlink(missing_ok=True)
     for link, target in (links or {}).items():
         (folder / link).unlink(missing_ok=True)
         (folder / link).symlink_to(target)
-    command = ("capanode", "models", "pull", f"file:{folder}", f"--model-store={store}")
     try:
-        await trio.to_thread.run_sync(run_command, *command)
-    except NetworkError:
+        pull(ModelStore(store), load_catalog(), f"file:{folder}")
+    except ModelError:
         return "refused"
     return "pulled"
 

@@ -138,7 +138,7 @@ class Peer:
         NetError."""
         request, lease = await self.lease(wish)
         job = ClientJob(request, lease, wish.payload, self.key)
-        channel = await self._open_at_node(lease.message.node)
+        channel = await self._open_at_node(lease.message.node, wish.model)
         try:
             frames = job.open(now_ms=SystemClock().now_ms())
             for frame in frames if is_whole else frames[:1]:
@@ -147,9 +147,9 @@ class Peer:
         finally:
             channel.close()
 
-    async def _open_at_node(self, node: PeerId) -> Channel:
+    async def _open_at_node(self, node: PeerId, model: str) -> Channel:
         """A channel for a job. Raises NetError."""
-        page = await self.leaser.nodes(NodesAsk())
+        page = await self.leaser.nodes(NodesAsk(model))
         [summary] = [summary for summary in page.nodes if summary.node == node]
         addresses = open_envelope(summary.offer, NodeOffer).message.addresses
         return await self.jobs.open_channel(node, addresses=addresses, timeout_s=_CONNECT_WITHIN_S)
