@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import trio
@@ -15,6 +14,7 @@ from capanode.models.library import pull
 from capanode.models.store import ModelStore
 from coordinator.endpoint import Endpoint
 from protocol.services import offer_topic, shard_of
+from sim.network import NetworkError
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.books import SiegeBooks
 from sim.siege.gateway_user import GatewayUser
@@ -38,31 +38,38 @@ async def linked_model(ground: Ground) -> AttackResult:
     home.mkdir(parents=True)
     (home / "node.key").write_bytes(_SECRET)
     names = json.loads((ground.model_store / "names.json").read_text())
+    if _SMALL_MODEL not in names:
+        raise NetworkError(f"{ground.model_store} has no {_SMALL_MODEL}: fill it by `make models`")
     source = ground.model_store / "models" / names[_SMALL_MODEL]
-    by_file_link = {"chat_template.jinja": home / "node.key"}
-    by_folder_link = {"extra": home}
-    pull_it = partial(trio.to_thread.run_sync, _pull, source, place)
-    plain = await pull_it("plain")
-    by_file = await pull_it("by-file", by_file_link)
-    by_folder = await pull_it("by-folder", by_folder_link)
-    leaks = [path for path in place.glob("store-*/**/*") if _has_secret(path)]
+    links: dict[str, dict[str, Path]] = {
+        "plain": {},
+        "by-file": {"chat_template.jinja": home / "node.key"},
+        "by-folder": {"extra": home},
+    }
+    met = {
+        name: await trio.to_thread.run_sync(_pull, source, place / name, linked)
+        for name, linked in links.items()
+    }
+    leaks = [path for path in place.glob("*/store/**/*") if _has_secret(path)]
     return AttackResult(
-        held=plain == "pulled" and not leaks,
-        honest_before=f"a folder without links is {plain}",
-        honest_under=f"with a linked file {by_file}, with a linked folder {by_folder}; the key is "
+        held=met["plain"] == "pulled" and not leaks,
+        honest_before=f"a folder without links is {met['plain']}",
+        honest_under=f"with a linked file {met['by-file']}, with a linked folder "
+        f"{met['by-folder']}; the key is "
         f"in {len(leaks)} files of the store",
     )
 
 
-def _pull(source: Path, place: Path, name: str, links: dict[str, Path] | None = None) -> str:
-    folder, store = place / name, place / f"store-{name}"
+def _pull(source: Path, place: Path, links: dict[str, Path]) -> str:
+    """What becomes of a copy of the model that has these links as well."""
+    folder = place / "model"
     shutil.copytree(source, folder)
     (folder / "manifest.json").unlink(missing_ok=True)
-    for link, target in (links or {}).items():
-        (folder / link).unlink(missing_ok=True)
-        (folder / link).symlink_to(target)
+    for name, target in links.items():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
     try:
-        pull(ModelStore(store), load_catalog(), f"file:{folder}")
+        pull(ModelStore(place / "store"), load_catalog(), f"file:{folder}")
     except ModelError:
         return "refused"
     return "pulled"
