@@ -33,7 +33,5 @@ serveCalls({
     return seller.tryAttach({ ...changes, issued_at_ms: issuedAtMs, expires_at_ms: issuedAtMs + lifeMs })
   },
 
-  async renew (changes) { return seller.renew(changes) },
-
   async drain () { return seller.drain() }
 })

@@ -32,7 +32,7 @@ export const messages = {}
 export const choices = {}
 export const numbers = {}
 export const frames = {}
-export const codes = new Set()
+/** Error codes after which another node may succeed. */
 export const retryable = new Set()
 export const charges = []
 
@@ -54,10 +54,7 @@ const readers = {
     for (const [name, number] of rows) frames[name] = Number(number)
   },
   'code|elsewhere|caused by|means': rows => {
-    for (const [code, elsewhere] of rows) {
-      codes.add(code)
-      if (elsewhere === 'yes') retryable.add(code)
-    }
+    for (const [code, elsewhere] of rows) if (elsewhere === 'yes') retryable.add(code)
   },
   'input_tokens|output_tokens|images|prices|finish|charge|fee_bps|provider': rows => charges.push(...rows)
 }

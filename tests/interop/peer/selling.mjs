@@ -33,7 +33,7 @@ export class Seller {
       decode_tps: 1000,
       price: { input_nano_per_mtok: 0, output_nano_per_mtok: 0, image_nano: 0, request_nano: 0, ...price }
     }))
-    Object.assign(seller, { links: new Set(), offers: new Map(), spent: new Set(), opened: [], told: [], handed: [], jobs: [], running: new Map(), changes: 0, sequence: 0 })
+    Object.assign(seller, { offers: new Map(), spent: new Set(), opened: [], told: [], handed: [], jobs: [], running: new Map(), changes: 0, sequence: 0 })
     seller.incarnationMs = Date.now()
     seller.host = await Host.start(identity, { listen: [LOOPBACK] })
     await seller.host.handle('/capa/job/1', stream => seller.#meet(stream))
@@ -43,14 +43,14 @@ export class Seller {
   }
 
   #meet (stream) {
-    this.links.add(new Link(stream, { role: 'node', serve: channel => this.#serve(channel) }))
+    return new Link(stream, { role: 'node', serve: channel => this.#serve(channel) })
   }
 
   async #serve (channel) {
     const job = new ServedJob(this, channel)
     this.jobs.push(job)
     await job.serve()
-    if (job.receipt && !this.behaviour.keepReceipts) await this.#handIn(job)
+    if (job.receipt) await this.#handIn(job)
   }
 
   // ---- the coordinator
@@ -97,14 +97,6 @@ export class Seller {
     return 0
   }
 
-  /** A new offer with these fields: by gossip, and as another attach. */
-  async renew (changes = {}) {
-    this.offer = await this.makeOffer(changes)
-    const recipients = await this.publish()
-    await this.control.ask('attach', { offer: this.offer.bytes, load: this.load() })
-    return recipients
-  }
-
   /** What the coordinator says to an attach with this offer: a code, or `nothing`. */
   async tryAttach (changes) {
     const { bytes } = await this.makeOffer(changes)
@@ -116,9 +108,13 @@ export class Seller {
     return 'nothing'
   }
 
+  /** The last offer, without models: by gossip, and as another attach. */
   async drain () {
     this.isDraining = true
-    return this.renew()
+    this.offer = await this.makeOffer()
+    const recipients = await this.publish()
+    await this.control.ask('attach', { offer: this.offer.bytes, load: this.load() })
+    return recipients
   }
 
   load (opened = []) {
