@@ -45,8 +45,8 @@ class MutantVerdict:
 
 
 def default_jobs() -> int:
-    """As many processes as this one may use cores."""
-    return len(os.sched_getaffinity(0))
+    """One process for each core."""
+    return os.cpu_count() or 1
 
 
 async def run_mutants(

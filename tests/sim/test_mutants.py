@@ -18,7 +18,8 @@ SAMPLE = ("of two counts the node's is paid", "an expired hold can be captured")
 MARKET_PACKAGES = {"protocol", "capanode", "coordinator"}
 
 
-def test_no_two_mutants_are_the_same() -> None:
+def test_there_are_enough_mutants_and_no_two_are_the_same() -> None:
+    assert len(MUTANTS) >= 25
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
     assert len({(m.file, m.before, m.after) for m in MUTANTS}) == len(MUTANTS)
 
