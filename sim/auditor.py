@@ -16,7 +16,7 @@ from protocol.countersigning import Delivery
 from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import RETRYABLE_LATER, Code
-from protocol.ids import Digest, LeaseId, PeerId
+from protocol.ids import Digest, JobId, LeaseId, PeerId
 from protocol.messages import Acceptance, Lease, Receipt
 from sim.book_rows import Acknowledgement
 from sim.worth import charge_nano, lone_nano, word_nano
@@ -157,6 +157,16 @@ class Auditor:
     def leases(self) -> tuple[LeaseId, ...]:
         """Those that clients have got."""
         return tuple(lease_id for lease_id, case in self._cases.items() if case.lease is not None)
+
+    def job_ids(self) -> tuple[JobId, ...]:
+        """Those that clients have chosen."""
+        cases = self._cases.values()
+        return tuple(case.lease.message.job_id for case in cases if case.lease is not None)
+
+    def leases_of(self, party: PeerId) -> int:
+        """How many a node has got."""
+        cases = self._cases.values()
+        return sum(case.lease.message.node == party for case in cases if case.lease is not None)
 
     def promises(self) -> Iterable[Acknowledgement]:
         """What the coordinator has acknowledged."""

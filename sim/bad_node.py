@@ -5,7 +5,6 @@ The node's program is the real one; what is bad is its worker, its offer, or its
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from enum import StrEnum
 from typing import Any
 
 import trio
@@ -20,22 +19,12 @@ from protocol.pricing import PriceSheet
 from sim.options import SimMachine
 from sim.sim_node import SimNode
 from sim.sim_worker import Ailments, SimWorker, text_of
+from sim.vices import Vice
 
 _DRIP_S = 5.0
 _STALLS_AFTER_TOKENS = 3
 _FLAP_S = 3.0
 _SLOTS_CLAIMED = 1_000
-
-
-class Vice(StrEnum):
-    """What is wrong with a node."""
-
-    SILENT = "silent"  # takes jobs and says nothing
-    STALLING = "stalling"  # says nothing after three tokens
-    DRIPPING = "dripping"  # one token each five seconds
-    REFUSING = "refusing"  # is busy for everybody
-    GARBAGE = "garbage"  # other tokens than the right ones
-    FLAPPING = "flapping"  # loses power every three seconds
 
 
 def tempting(machine: SimMachine) -> SimMachine:
@@ -98,22 +87,26 @@ class BadNode(SimNode):
     """A node with a vice; `misbehave` is the part of it that needs time."""
 
     def __init__(self, vice: Vice, *args: Any, **kwargs: Any) -> None:
-        self._vice = vice
+        self.vice = vice
+        # Whether it is in the market; its power may be off all the same.
+        self.is_active = True
         super().__init__(*args, **kwargs)
 
     def worker(self, plan: ModelPlan, *, on_state: Callable[[WorkerState], None]) -> SimWorker:
         worker = BadWorker(
-            self._vice, plan.manifest.task, self._machine, self.ailments, on_state=on_state
+            self.vice, plan.manifest.task, self._machine, self.ailments, on_state=on_state
         )
         self.workers.append(worker)
         return worker
 
     async def misbehave(self) -> None:
-        while self._vice is Vice.FLAPPING:
+        while self.vice is Vice.FLAPPING:
             await trio.sleep(_FLAP_S)
-            self.host.kill()
+            if self.is_active:
+                self.host.kill()
             await trio.sleep(_FLAP_S)
-            self.host.revive()
+            if self.is_active:
+                self.host.revive()
 
 
 def _is_own(job_id: str) -> bool:

@@ -7,6 +7,7 @@ coordinator.
 import random
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import trio
 
@@ -80,8 +81,9 @@ class JobReport:
         self.data += chunk.data
 
 
-class Buyer:
-    """One client. `run` must be running while it buys."""
+class SimClient:
+    """A key with its own clock and transport, that leases at one coordinator. `run` must be running
+    while it does."""
 
     def __init__(
         self,
@@ -98,35 +100,43 @@ class Buyer:
         self.name = name
         self.key = key
         self.clock = clock
+        self.steady = SteadyClock(clock, trio.current_time)
+        self.auditor = auditor
         self._transport = transport
         self._lease_pool = StreamPool(transport, LEASE_PROTOCOL, role=ROLE, rng=child_rng(rng))
-        self._job_pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=child_rng(rng))
-        self._leaser = _WatchedLeaser(
+        self.job_pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=child_rng(rng))
+        self.leaser = WatchedLeaser(
             RemoteLeaser(self._lease_pool, coordinator, addresses=addresses), auditor
-        )
-        self._market = MarketClient(
-            self._job_pool,
-            self._leaser,
-            clock=SteadyClock(clock, trio.current_time),
-            entropy=child_rng(rng).randbytes,
         )
 
     @property
     def channels_open(self) -> int:
         """Conversations under way, with nodes and the coordinator."""
-        pools = (self._lease_pool, self._job_pool)
+        pools = (self._lease_pool, self.job_pool)
         return sum(pool.statistics().channels for pool in pools)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         async with trio.open_nursery() as nursery:
-            for run in (
-                self._transport.run,
-                self._lease_pool.run,
-                self._job_pool.run,
-                self._market.run,
-            ):
-                await nursery.start(run)
+            for part in (self._transport, self._lease_pool, self.job_pool):
+                await nursery.start(part.run)
+            await self._start(nursery)
             task_status.started()
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        """What else runs as long as it does."""
+
+
+class Buyer(SimClient):
+    """An honest client."""
+
+    def __init__(self, *args: Any, rng: random.Random, **kwargs: Any) -> None:
+        super().__init__(*args, rng=rng, **kwargs)
+        self._market = MarketClient(
+            self.job_pool, self.leaser, clock=self.steady, entropy=child_rng(rng).randbytes
+        )
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        await nursery.start(self._market.run)
 
     async def buy(self, planned: PlannedJob) -> JobReport:
         """Run a job to whatever end it has."""
@@ -160,7 +170,7 @@ def _take_info(report: JobReport, job: Purchase) -> None:
     report.attempts = job.terms.attempts
 
 
-class _WatchedLeaser:
+class WatchedLeaser:
     """A leaser that shows the auditor what was signed and what was answered."""
 
     def __init__(self, inner: Leaser, auditor: Auditor) -> None:

@@ -28,6 +28,8 @@ class FaultKind(StrEnum):
     NODE_POWER_CUT = "node_power_cut"  # a node's machine goes off in the middle of a write
     ONE_WAY_CUT = "one_way_cut"  # what one party says does not reach another
     CLOCK_JUMP = "clock_jump"  # a machine's wall clock is set wrong by minutes or hours
+    BAD_NODE = "bad_node"  # a node that costs the market its users
+    BAD_CLIENT = "bad_client"  # a client that costs it work, seats or money
     POWER_CUT = "power_cut"  # the coordinator's machine goes off in the middle of a write
     DISK_FULL = "disk_full"  # the coordinator's disk takes nothing more
     PARTITION = "partition"  # some parties reach only each other
@@ -41,8 +43,8 @@ class FaultKind(StrEnum):
 class Fault:
     """`nodes` are numbers of nodes; of a partition, all that are on the smaller side, which has
     clients too if `clients` names some. Processes die where it hurts: at the busiest node, or at
-    this one if all are idle. `variant` is a large number that decides what else is to be decided.
-    """
+    this one if all are idle. Bad nodes and bad clients have numbers of their own. `variant` is a
+    large number that decides what else is to be decided."""
 
     kind: FaultKind
     at_s: float
@@ -63,6 +65,7 @@ def plan_faults(options: WorldOptions, rng: random.Random) -> tuple[Fault, ...]:
     planned = [
         *_plan_partitions(options, _rng_of(seed, FaultKind.PARTITION)),
         *_plan_restarts(options, _rng_of(seed, FaultKind.RESTART)),
+        *_plan_bad_parties(options, _rng_of(seed, FaultKind.BAD_NODE)),
         *_plan_others(options, seed),
     ]
     return tuple(sorted(planned, key=lambda fault: fault.at_s))
@@ -106,6 +109,16 @@ def _plan_restarts(options: WorldOptions, rng: random.Random) -> Iterable[Fault]
             lasts_s = rng.uniform(0.1, 0.9)
             yield Fault(FaultKind.RESTART, at_s, lasts_s, (0,))
             at_s += lasts_s + rng.uniform(0.0, _STARTS_WITHIN_S)
+
+
+def _plan_bad_parties(options: WorldOptions, rng: random.Random) -> Iterable[Fault]:
+    """They come at some time, and leave when the chaos ends."""
+    for number in range(len(options.faults.bad_nodes)):
+        at_s = rng.uniform(0.0, options.chaos_s / 2)
+        yield Fault(FaultKind.BAD_NODE, at_s, options.chaos_s - at_s, (number,))
+    for number in range(len(options.faults.bad_clients)):
+        at_s = rng.uniform(0.0, options.chaos_s / 2)
+        yield Fault(FaultKind.BAD_CLIENT, at_s, options.chaos_s - at_s, (), (number,))
 
 
 def _plan_others(options: WorldOptions, seed: int) -> Iterator[Fault]:

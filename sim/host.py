@@ -57,6 +57,12 @@ class Host:
     def revive(self) -> None:
         self._power.set()
 
+    def switch_off(self) -> None:
+        """Kill it, or do not start it, until it is revived."""
+        self.kill()
+        if self._power.is_set():
+            self._power = trio.Event()
+
     async def run(self) -> None:
         while True:
             await self._power.wait()

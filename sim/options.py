@@ -11,6 +11,7 @@ from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.money import NANO_PER_CREDIT
 from protocol.net.memory_wire import Conditions
 from protocol.pricing import PriceSheet
+from sim.vices import Habit, Vice
 
 # Both sides of the window are used, and two honest clocks may stand at its two ends.
 SKEW_MS_MAX = CLOCK_SKEW_MAX_MS // 2
@@ -100,6 +101,9 @@ class Faults:
     slowdown: float = 8.0
     refusals: int = 1
     refusal_lasts_s: tuple[float, float] = (5.0, 20.0)
+    # Parties that are not honest, as long as the chaos lasts.
+    bad_nodes: tuple[Vice, ...] = ()
+    bad_clients: tuple[Habit, ...] = ()
     worker_crashes: int = 2
     worker_restart_s: tuple[float, float] = (0.3, 3.0)
     skew_ms_max: int = SKEW_MS_MAX
@@ -180,9 +184,11 @@ def draw_options(seed: int) -> WorldOptions:
             slow_nodes=rng.randint(1, 2),
             refusals=rng.randint(1, 2),
             worker_crashes=rng.randint(1, 4),
+            bad_nodes=tuple(rng.sample(tuple(Vice), rng.randint(0, 1))),
+            bad_clients=tuple(rng.sample(tuple(Habit), rng.randint(0, 2))),
         ),
         demand=Demand(
-            jobs=rng.randint(50, 90),
+            jobs=rng.randint(40, 70),
             burst=rng.randint(2, 12),
             cancel_share=rng.uniform(0.1, 0.3),
             poor_credit_nano=rng.randint(60_000, 300_000),

@@ -25,13 +25,16 @@ from protocol.net.memory import MemoryNetwork
 from protocol.net.memory_wire import Conditions
 from protocol.programs.runtime import Runtime, child_rng
 from sim.auditor import Auditor, Balances
-from sim.buyer import Buyer
+from sim.bad_client import BadClient
+from sim.bad_node import BadNode, tempting
+from sim.buyer import Buyer, SimClient
 from sim.machine_clock import MachineClock
 from sim.options import MACHINES, WorldOptions
 from sim.sim_coordinator import COORDINATOR_NAME, SimCoordinator, address_of
 from sim.sim_node import SimNode
 from sim.sim_worker import Ailments
 from sim.trace import Trace
+from sim.vices import Habit, Vice
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,16 @@ class Parties:
     coordinator: SimCoordinator
     nodes: tuple[SimNode, ...]
     buyers: tuple[Buyer, ...]
+    bad_nodes: tuple[BadNode, ...]
+    bad_clients: tuple[BadClient, ...]
     links: dict[tuple[PeerId, PeerId], Conditions]
     auditor: Auditor
 
     def names(self) -> dict[str, str]:
         """What each account is called."""
-        nodes = {str(node.key.peer_id): node.name for node in self.nodes}
-        return nodes | {str(buyer.key.peer_id): buyer.name for buyer in self.buyers}
+        parties: tuple[SimNode | SimClient, ...]
+        parties = (*self.nodes, *self.buyers, *self.bad_nodes, *self.bad_clients)
+        return {str(party.key.peer_id): party.name for party in parties}
 
     def set_links(self, *, of: PeerId | None = None, extra_latency_s: float = 0.0) -> None:
         """Set the distances between all parties, or from one to all others."""
@@ -61,7 +67,7 @@ class Parties:
     def close(self) -> None:
         """Give back what is not memory: the databases."""
         self.coordinator.disk.close()
-        for node in self.nodes:
+        for node in (*self.nodes, *self.bad_nodes):
             node.store.close()
 
 
@@ -79,9 +85,31 @@ def make_parties(options: WorldOptions, rng: random.Random, trace: Trace) -> Par
         amount_nano = demand.poor_credit_nano if is_poor else demand.credit_nano
         casting.credit(coordinator, buyer, amount_nano)
         auditor.credited(buyer.key.peer_id, amount_nano)
-    peers = [me, *(node.key.peer_id for node in nodes), *(buyer.key.peer_id for buyer in buyers)]
+    bad_nodes = tuple(
+        casting.make_bad_node(number, vice, me, auditor)
+        for number, vice in enumerate(options.faults.bad_nodes)
+    )
+    bad_clients = tuple(
+        casting.make_bad_client(number, habit, me, auditor, trace)
+        for number, habit in enumerate(options.faults.bad_clients)
+    )
+    for client in bad_clients:
+        casting.credit(coordinator, client, options.demand.credit_nano)
+        auditor.credited(client.key.peer_id, options.demand.credit_nano)
+    everyone: tuple[SimNode | SimClient, ...] = (*nodes, *buyers, *bad_nodes, *bad_clients)
+    peers = [me, *(party.key.peer_id for party in everyone)]
     links = {pair: options.network.draw(rng) for pair in combinations(peers, 2)}
-    parties = Parties(casting.network, casting.clock, coordinator, nodes, buyers, links, auditor)
+    parties = Parties(
+        casting.network,
+        casting.clock,
+        coordinator,
+        nodes,
+        buyers,
+        bad_nodes,
+        bad_clients,
+        links,
+        auditor,
+    )
     trace.name(me, COORDINATOR_NAME)
     for peer, name in parties.names().items():
         trace.name(PeerId(peer), name)
@@ -153,7 +181,44 @@ class _Casting:
             auditor=auditor,
         )
 
-    def credit(self, coordinator: SimCoordinator, buyer: Buyer, amount_nano: int) -> None:
+    def make_bad_node(
+        self, number: int, vice: Vice, coordinator: PeerId, auditor: Auditor
+    ) -> BadNode:
+        node = BadNode(
+            vice,
+            f"bad-node-{number + 1}",
+            SigningKey.generate(self._rng.randbytes),
+            tempting(MACHINES[-1]),
+            self.network,
+            self._skewed_clock(),
+            rng=child_rng(self._rng),
+            tasks=(Task.CAUSAL_LM,),
+            coordinator=CoordinatorAddress(coordinator, address_of(coordinator)),
+            auditor=auditor,
+            ailments=Ailments(self._options.faults.slowdown),
+        )
+        node.is_active = False
+        node.host.switch_off()
+        return node
+
+    def make_bad_client(
+        self, number: int, habit: Habit, coordinator: PeerId, auditor: Auditor, trace: Trace
+    ) -> BadClient:
+        key = SigningKey.generate(self._rng.randbytes)
+        return BadClient(
+            habit,
+            trace,
+            f"bad-client-{number + 1}",
+            key,
+            self.network.transport(key),
+            self._skewed_clock(),
+            rng=child_rng(self._rng),
+            coordinator=coordinator,
+            addresses=(address_of(coordinator),),
+            auditor=auditor,
+        )
+
+    def credit(self, coordinator: SimCoordinator, buyer: SimClient, amount_nano: int) -> None:
         """As an operator does it who was paid: open an account and put money in."""
         now_ms = self.clock.now_ms()
         transfer_id = TransferId(new_ulid(now_ms, self._rng.randbytes(ULID_ENTROPY_BYTES)))

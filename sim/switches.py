@@ -35,6 +35,8 @@ def make_switches(parties: Parties, faults: Faults, trace: Trace) -> Switches:
         FaultKind.NODE_POWER_CUT: partial(_node_power_cut, parties, trace),
         FaultKind.ONE_WAY_CUT: bound(_unheard),
         FaultKind.CLOCK_JUMP: bound(_clock_set_wrong),
+        FaultKind.BAD_NODE: partial(_bad_node, parties, trace),
+        FaultKind.BAD_CLIENT: bound(_bad_client),
         FaultKind.DISK_FULL: partial(_disk_full, parties, trace),
         FaultKind.PARTITION: bound(_partitioned),
         FaultKind.FAR_LINK: partial(_far_away, parties, faults.far_link_latency_s),
@@ -127,6 +129,27 @@ def _clock_set_wrong(parties: Parties, fault: Fault) -> Iterator[str]:
     clock.jump_ms = _JUMPS_MS[size]
     yield name
     clock.jump_ms = 0
+
+
+@contextmanager
+def _bad_node(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
+    node = parties.bad_nodes[fault.nodes[0]]
+    node.is_active = True
+    node.host.revive()
+    yield node.name
+    node.is_active = False
+    node.host.switch_off()
+    leases = parties.auditor.leases_of(node.key.peer_id)
+    if leases:
+        trace.add(node.name, "bad_node_was_leased", vice=node.vice, leases=leases)
+
+
+@contextmanager
+def _bad_client(parties: Parties, fault: Fault) -> Iterator[str]:
+    client = parties.bad_clients[fault.clients[0]]
+    client.is_active = True
+    yield client.name
+    client.is_active = False
 
 
 @contextmanager

@@ -29,7 +29,8 @@ from sim.checkers import (
     check_idle,
     check_job,
     check_model,
-    honest_codes,
+    check_shares,
+    honest_shares,
 )
 from sim.determinism import run_deterministically
 from sim.faults import carry_out, plan_faults
@@ -37,6 +38,7 @@ from sim.options import WorldOptions, draw_options
 from sim.parties import make_parties, read_balances
 from sim.switches import make_switches
 from sim.trace import Trace, Voice
+from sim.vices import Vice
 from sim.workload import PlannedJob, plan_jobs, plan_probes
 
 # Attaching is a dial and two round trips; with a second between tries.
@@ -108,9 +110,12 @@ class SimWorld:
         self._violations: dict[str, None] = {}
         self._reports: list[JobReport] = []
         self._faults: Counter[str] = Counter()
-        self._honest_codes = honest_codes(options.faults)
+        self._honest_shares = honest_shares(options.faults)
         trace.add("world", "options", seed=seed, options=options)
         self._parties = make_parties(options, rng, trace)
+        self._garblers = {
+            node.key.peer_id for node in self._parties.bad_nodes if node.vice is Vice.GARBAGE
+        }
         self._parties.coordinator.disk.inspect = self._look_at_disk
 
     async def run(self) -> WorldResult:
@@ -136,9 +141,14 @@ class SimWorld:
         nursery.start_soon(self._parties.coordinator.host.run)
         for node in self._parties.nodes:
             nursery.start_soon(node.host.run)
-        for buyer in self._parties.buyers:
+        for buyer in (*self._parties.buyers, *self._parties.bad_clients):
             with Voice(buyer.name).speaking():
                 await nursery.start(buyer.run)
+        for bad_node in self._parties.bad_nodes:
+            nursery.start_soon(bad_node.host.run)
+            nursery.start_soon(bad_node.misbehave)
+        for bad_client in self._parties.bad_clients:
+            nursery.start_soon(bad_client.misbehave)
         await self._wait_until(self._is_market_open, READY_WITHIN_S, "the nodes attach")
         self.trace.add("world", "market_open", nodes=len(self._parties.nodes))
 
@@ -195,7 +205,8 @@ class SimWorld:
             tokens=len(report.token_ids),
             total_ms=round(report.total_ms, 3),
         )
-        for violation in check_job(report, honest=self._honest_codes):
+        is_garbled = report.node in self._garblers
+        for violation in check_job(report, honest=self._honest_shares, is_garbled=is_garbled):
             self._violate(violation)
         return report
 
@@ -281,6 +292,8 @@ class SimWorld:
         promised = check_promises(rows, auditor.leases(), auditor.promises())
         for finding in (*check_rows(rows), *check_ended(rows), *promised):
             self._violate(f"the rows of the books: {finding}")
+        for violation in check_shares(self._reports, self._honest_shares):
+            self._violate(violation)
         for alarm in self.trace.alarms:
             self._violate(alarm)
         for own_finding in own.findings:

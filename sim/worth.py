@@ -66,4 +66,6 @@ def lone_nano(billed: Receipt, granted: Lease) -> int:
         input_tokens=min(billed.units.input_tokens, signed_input),
         output_tokens=min(billed.units.output_tokens, output_most),
     )
+    if billed.finish is Finish.FAILED and not payable.output_tokens:
+        return 0  # A failure before the first output is free, and no more is proven.
     return min(billed.amount_nano, charge_nano(price, payable))

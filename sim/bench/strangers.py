@@ -32,7 +32,7 @@ from protocol.payload import GenerationInput
 from protocol.pricing import Units
 from protocol.programs.runtime import Runtime, child_rng
 from sim.auditor import Auditor
-from sim.bad_node import BadNode, Vice, tempting
+from sim.bad_node import BadNode, tempting
 from sim.determinism import run_deterministically
 from sim.machine_clock import MachineClock
 from sim.options import MACHINES
@@ -40,6 +40,7 @@ from sim.sim_coordinator import SimCoordinator, address_of
 from sim.sim_node import SimNode
 from sim.sim_worker import Ailments, answer_of
 from sim.trace import Trace
+from sim.vices import Vice
 from sim.workload import MODELS
 
 REQUESTS = 932

@@ -20,15 +20,18 @@ from protocol.messages import Task
 from protocol.pricing import PriceSheet, Units
 from sim.buyer import End, JobReport
 from sim.checkers import (
+    HONEST_SHARES,
     check_book,
     check_channels,
     check_holds,
     check_idle,
     check_job,
     check_model,
+    check_shares,
+    honest_shares,
 )
-from sim.options import SimMachine, WorldOptions
-from sim.sim_worker import Ailments, SimWorker
+from sim.options import NO_FAULTS, SimMachine, WorldOptions
+from sim.sim_worker import Ailments, SimWorker, text_of
 from sim.workload import PlannedJob, plan_probes
 from tests.coordinator.market_makers import NOW_MS, node_offer, sealed
 from tests.protocol.makers import (
@@ -159,6 +162,28 @@ def test_a_deadline_is_neither_early_nor_the_end_of_a_forgotten_job(
     report.planned = replace(PLANNED, spec=replace(PLANNED.spec, deadline_s=deadline_s))
     report.total_ms = 1000 * waited_s
     assert (not list(check_job(report))) is is_honest
+
+
+def test_a_code_that_is_more_frequent_than_faults_explain_is_a_violation() -> None:
+    reports = [answered()] * 70 + [failed(Code.BUSY)] * 20
+    assert list(check_shares(reports, HONEST_SHARES)) == []
+    reports += [failed(Code.BUSY)] * 20
+    (violation,) = check_shares(reports, HONEST_SHARES)
+    assert "40 of 110 jobs failed with busy" in violation
+
+
+def test_a_full_disk_is_honest_only_where_a_disk_was_full() -> None:
+    report = failed(Code.STORAGE_FULL)
+    assert list(check_job(report, honest=honest_shares(NO_FAULTS)))
+    assert not list(check_job(report, honest=honest_shares(replace(NO_FAULTS, disk_fulls=1))))
+
+
+def test_tokens_that_a_bad_node_makes_up_are_only_counted() -> None:
+    report = answered()
+    swap_tokens(report)
+    report.text = "".join(map(text_of, report.token_ids))
+    assert list(check_job(report))
+    assert not list(check_job(report, is_garbled=True))
 
 
 def test_a_failure_that_delivered_is_a_violation() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sim.bad_node import Vice
 from sim.bench.strangers import toll_of
+from sim.vices import Vice
 
 REQUESTS = 120
 
