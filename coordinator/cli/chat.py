@@ -10,7 +10,7 @@ from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.cli.constraints import takes_constraints
-from coordinator.cli.market_session import MarketSession, open_market
+from coordinator.cli.market_session import MarketSession, open_market, until_interrupted
 from coordinator.cli.options import (
     At,
     ConfigFile,
@@ -50,7 +50,10 @@ def chat(
 
     async def talk() -> None:
         config = load_config(data_dir, config_file)
-        async with open_market(config, at=coordinator, key_path=key) as market:
+        async with (
+            open_market(config, at=coordinator, key_path=key) as market,
+            until_interrupted(),
+        ):
             say(f"Talking to {model}. {HELP}")
             history = opening
             while (line := await _read_line()) is not None:

@@ -1,5 +1,6 @@
 """A command's own presence in the market: a key, a connection to a coordinator, a client."""
 
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -83,6 +84,27 @@ async def open_market(
             with trio.CancelScope(shield=True):
                 await client.wait_settled()
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def until_interrupted() -> AsyncIterator[None]:
+    """The first Ctrl-C cancels the block and raises KeyboardInterrupt when that has ended: around
+    it, what was bought is signed for. Left to itself, the interrupt would hit any of our tasks."""
+    interrupted = False
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                nonlocal interrupted
+                await anext(signals)
+                interrupted = True
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            yield
+            nursery.cancel_scope.cancel()
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _policy(config: CoordinatorConfig, coordinator: str) -> DialPolicy:

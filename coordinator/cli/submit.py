@@ -10,7 +10,7 @@ import typer
 from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.cli.constraints import takes_constraints
-from coordinator.cli.market_session import MarketSession, open_market
+from coordinator.cli.market_session import MarketSession, open_market, until_interrupted
 from coordinator.cli.options import (
     At,
     CommandError,
@@ -71,7 +71,8 @@ def submit(
             task = await market.task_of(model)
             job_input = read_input(task, content, options)
             spec = _spec(model, task, job_input, objective, constraints, deadline_s)
-            await _run(market, spec, as_json)
+            async with until_interrupted():
+                await _run(market, spec, as_json)
 
     trio.run(buy)
 

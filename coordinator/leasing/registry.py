@@ -165,8 +165,9 @@ class LeaseRegistry:
         self._leave_seat(opened)
 
     def bound(self, opened: OpenLease, delivery: Delivery) -> None:
-        """Its client has signed what it got of a job that ended without a receipt: the seat is
-        free, and no more than that will be charged. The first word stands."""
+        """Its client has signed what it got of a job that ended without a receipt: no more than
+        that will be charged. The first word stands. It frees no seat: a client that lied would have
+        its node given more jobs than it can run."""
         if opened.delivered is not None:
             return
         opened.delivered = delivery.units
@@ -175,7 +176,6 @@ class LeaseRegistry:
         # What clients that have paid for nothing say of nodes costs them nothing.
         if observation is not None and self.clients.look_up(granted.client).standing > STRANGER:
             self._judge(opened, observation)
-        self._leave_seat(opened)
 
     # Ends.
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from coordinator.settling.evidence import read_evidence
 from tests.integration.conftest import RunningMarket
 
 pytestmark = [pytest.mark.models, pytest.mark.slow]
@@ -231,6 +233,23 @@ def test_the_command_line_buys_every_task(market: RunningMarket) -> None:
     assert talk.stderr.count("error:") == 1
     balance = json.loads(market.command("balance", "--json"))
     assert 0 < balance["available_nano"] < 10**9
+
+
+def test_an_interrupted_command_signs_for_what_it_got(market: RunningMarket) -> None:
+    buyer = market.command("whoami").strip()
+    market.try_command("accounts", "create", "terminal", f"--peer-id={buyer}", "--credit=1")
+    command = [sys.executable, "-m", "coordinator", "submit", CHAT, "Tell a long story."]
+    command += ["--max-tokens=400", f"--data-dir={market.data_dir}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    (job, *_) = json.loads(market.command("jobs", "list", f"--account={buyer}", "--json"))
+    evidence = read_evidence(market.command("receipts", "export", job["job_id"]))
+    assert evidence.acceptance is not None, "its receipt was settled by its own word"
+    assert evidence.acceptance.message.agrees
+    assert 0 < evidence.receipt.message.units.output_tokens < 400
 
 
 def test_a_buyer_without_an_account_reads_one_sentence(

@@ -1,5 +1,6 @@
 """A client that got less than the whole, and no receipt, signs for what it got."""
 
+import signal
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from trio.testing import MockClock
 
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.errors import JobFailed
+from coordinator.cli.market_session import until_interrupted
 from coordinator.db.leases import StoredLease, find_lease
 from coordinator.db.schema import open_holds
 from coordinator.leasing.clients import FIRST_STEP_NANO
@@ -222,6 +224,24 @@ async def test_a_client_that_leaves_early_signs_although_its_node_is_gone(
             market.network.kill(lease.message.node)
         await market.client.wait_settled()
         assert stored_lease(market, lease.message.lease_id).delivery is not None
+
+
+async def test_an_interrupted_command_signs_for_what_it_got(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.STALL_MIDWAY) as market:
+        with pytest.raises(KeyboardInterrupt):
+            async with until_interrupted():
+                await read_and_interrupt(market)
+        await market.client.wait_settled()
+        assert spent(market) > 0, "node and client agree on it: nothing has to wait"
+        market.assert_books_are_closed()
+
+
+async def read_and_interrupt(market: SmallMarket) -> None:
+    async with market.client.buy(market.spec(), market.buyer) as stream:
+        await stream.__anext__()
+        await trio.sleep(1)
+        signal.raise_signal(signal.SIGINT)
+        await trio.sleep_forever()
 
 
 async def lease_one(market: SmallMarket) -> Signed[Lease]:
