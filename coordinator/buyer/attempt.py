@@ -26,6 +26,7 @@ from protocol.net.errors import NetError
 from protocol.net.pool import Channel
 from protocol.payload import Chunk
 from protocol.pricing import PriceSheet, Units
+from protocol.receipts import charge_nano
 from protocol.session import (
     Admitted,
     ClientEvent,
@@ -55,7 +56,8 @@ class AttemptTerms:
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """How an attempt ended, with the node's signed receipt as the evidence."""
+    """How an attempt ended, with the node's signed receipt as the evidence. Where counts differ,
+    `units` and `amount_nano` are what we counted, which is the most that we are charged."""
 
     finish: Finish
     units: Units
@@ -260,7 +262,10 @@ class Attempt:
 
     def _countersign(self, ended: Ended) -> None:
         acceptance = self._job.acceptance(ended, now_ms=self._clock.now_ms())
-        billed = ended.receipt.message
-        self.result = AttemptResult(
-            billed.finish, billed.units, billed.amount_nano, ended.receipt, acceptance
-        )
+        billed, counted = ended.receipt.message, acceptance.message
+        units, amount_nano = billed.units, billed.amount_nano
+        if not counted.agrees:
+            price = self._granted.lease.message.price
+            units = counted.units
+            amount_nano = min(amount_nano, charge_nano(price, units, billed.finish))
+        self.result = AttemptResult(billed.finish, units, amount_nano, ended.receipt, acceptance)

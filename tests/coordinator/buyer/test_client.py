@@ -176,7 +176,9 @@ async def test_an_overcharge_is_disputed_and_the_smaller_charge_is_paid(
             assert [chunk.text async for chunk in stream] == list(WORDS)
         _, outcome = stream.ended()
         assert not outcome.acceptance.message.agrees
-        assert outcome.amount_nano == cost_of(len(WORDS) + 1)
+        assert outcome.receipt.message.amount_nano == cost_of(len(WORDS) + 1)
+        assert outcome.units.output_tokens == len(WORDS)
+        assert outcome.amount_nano == cost_of(len(WORDS))
         await market.client.wait_settled()
         assert_paid(market, 0, cost_of(len(WORDS)))
         market.assert_books_are_closed()
