@@ -104,7 +104,8 @@ LEASES = (
         "coordinator/leasing/leased_jobs.py",
         "return now_ms + asked.deadline_at_ms - asked.issued_at_ms",
         "return asked.deadline_at_ms",
-        seeds=6,
+        test=f"{_LEASING}/test_leased_jobs.py"
+        "::test_a_job_gets_its_whole_time_whatever_its_clients_clock_says",
     ),
     Mutant(
         "a step of the wall clock moves the time that money depends on",
