@@ -72,10 +72,15 @@ FLOOD = 200
 
 
 @pytest.fixture(scope="module")
-def paid(frail: FrailMarket) -> FrailMarket:
+def account(shared_frail: FrailMarket) -> None:
     """The stranger has money, so that nothing fails for want of it."""
-    account = ("accounts", "create", "stranger", f"--peer-id={STRANGER.peer_id}", "--credit=1")
-    frail.market.command(*account)
+    shared_frail.market.command(
+        "accounts", "create", "stranger", f"--peer-id={STRANGER.peer_id}", "--credit=1"
+    )
+
+
+@pytest.fixture
+def paid(frail: FrailMarket, account: None) -> FrailMarket:
     return frail
 
 
