@@ -34,8 +34,9 @@ models: setup
 demo: models
 	@$(BIN)/python -m sim demo --models $(MODELS) $(DEMO_FLAGS)
 
+# Three processes for two cores, because the tests of whole markets wait for half of their time.
 test: models
-	@CAPACLOUD_MODEL_STORE=$(CURDIR)/$(MODELS) $(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+	@CAPACLOUD_MODEL_STORE=$(CURDIR)/$(MODELS) $(BIN)/python -m pytest -n 3 $(PYTEST_FLAGS)
 
 bench: models
 	@$(BIN)/python -m sim bench $(BENCH_FLAGS)
