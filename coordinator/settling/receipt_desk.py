@@ -76,6 +76,11 @@ class ReceiptDesk:
         Raises RemoteProtocolError: NOT_FOUND (no such lease), the codes of `check_receipt` and
         `check_acceptance`, EXPIRED (the hold is gone), or why storage failed.
         """
+        # Before anything is compared: a digest is of the words alone, for every signer.
+        if receipt.signer != receipt.message.node:
+            raise RemoteProtocolError(
+                "the receipt is not signed by the node that it names", code=Code.WRONG_SIGNER
+            )
         settled = self.recall(receipt.raw)
         if settled is not None:
             return settled

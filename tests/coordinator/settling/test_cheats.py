@@ -311,3 +311,16 @@ async def test_a_client_cannot_open_leases_without_end(
         market.assert_books_are_closed()
         assert len(market.coordinator.leases) == 0
         assert market.coordinator.leases.count_of(market.buyer.peer_id) == 0
+
+
+async def test_the_words_of_a_paid_receipt_count_only_with_their_nodes_signature(
+    autojump_clock: MockClock,
+) -> None:
+    """Found by the JavaScript client when the node had handed its receipt in first."""
+    async with open_small_market(Script.ANSWER) as market:
+        await market.buy()
+        await market.client.wait_settled()
+        receipt = market.nodes[0].receipts[-1]
+        with pytest.raises(RemoteProtocolError) as caught:
+            await market.coordinator.receipts.accept(seal(market.buyer, receipt.message), None)
+        assert caught.value.code is Code.WRONG_SIGNER
