@@ -66,7 +66,7 @@ class Blame(Enum):
     FAILURE = auto()
     REFUSAL = auto()
     CLIENT = auto()
-    NOBODY = auto()
+    NEUTRAL = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def blame_for(code: Code) -> Blame:
         return Blame.REFUSAL
     if code in _CLIENTS_FAULT:
         return Blame.CLIENT
-    return Blame.NOBODY if code in _NO_VERDICT else Blame.FAILURE
+    return Blame.NEUTRAL if code in _NO_VERDICT else Blame.FAILURE
 
 
 def blame_by_receipt(code: Code, finish: Finish) -> Blame:

@@ -48,7 +48,7 @@ ROLE = "client"
 
 
 class End(StrEnum):
-    """How a job looked to whoever asked for it."""
+    """How a job looked to its buyer."""
 
     ANSWERED = "answered"
     CANCELLED = "cancelled"

@@ -16,7 +16,7 @@ from sim.options import Faults
 from sim.sim_worker import SimWorker, text_of
 
 # What may honestly happen to a job, and to which share of a world's jobs. All other codes accuse
-# somebody of a mistake that nobody here makes. The shares are about twice what sixty worlds
+# a party of a mistake that none here makes. The shares are about twice what sixty worlds
 # had at most: more of it, and something is broken that the codes do not tell.
 HONEST_SHARES = {
     Code.NO_NODE_FITS: 0.25,
@@ -38,7 +38,7 @@ HONEST_SHARES = {
 _ALWAYS_ALLOWED = 5
 _STORAGE_FULL_SHARE = 0.5
 # A silent node, a second one that cannot be reached and a lost coordinator keep a job waiting for
-# this long one after the other. Whoever waits for longer has been forgotten.
+# this long one after the other. A client that waits for longer has been forgotten.
 PATIENCE_S = 40.0
 # What a client hears whose input is not what it claimed.
 BAD_INPUT_CODES = frozenset({Code.INPUT_TOO_LARGE, Code.PROMPT_TOO_LONG})

@@ -28,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 Models = Annotated[
@@ -271,6 +271,6 @@ def main() -> None:
     """Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     # A shell that starts us in the background has SIGINT ignored; then nothing could end us.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Whoever ends us politely means the network that we started as well.
+    # A polite signal to us is meant for the network that we started as well.
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     run_command(app, lambda told: typer.echo(f"error: {told}", err=True))

@@ -43,7 +43,7 @@ from sim.workload import PlannedJob, plan_jobs, plan_probes
 
 # Attaching is a dial and two round trips; with a second between tries.
 READY_WITHIN_S = 30.0
-# A job's deadline, and the patience of whoever waits for its receipt.
+# A job's deadline, and the patience of the party that waits for its receipt.
 JOBS_END_WITHIN_S = 90.0
 # The longest deadline, the grace of its hold, and the coordinator's own rounds.
 SETTLED_WITHIN_S = 60.0 + RECEIPT_GRACE_MS / 1000 + 60.0

@@ -1,6 +1,7 @@
 """The rules of the layout, read from the imports of every source file."""
 
 import ast
+import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -210,6 +211,16 @@ def test_a_class_name_means_one_thing_in_the_whole_tree() -> None:
 
 # What a named tuple and the standard library call private, and is not.
 PUBLIC_IN_SPITE_OF_THEIR_NAME = {"_replace", "_asdict", "_exit", "_fields"}
+
+
+def test_sentences_in_the_code_say_who_does_what() -> None:
+    vague = re.compile(r"\b(whoever|nobody|somebody)\b", re.IGNORECASE)
+    assert not {
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in source_files()
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if vague.search(line)
+    }
 
 
 def private_attributes(path: Path) -> set[str]:

@@ -17,7 +17,7 @@ _VERSION_MIN = (0, 8)
 # is tied to this path.
 _SYSTEM_BWRAP = Path("/usr/bin/bwrap")
 
-# Nobody, inside; outside it stands for the user who started bwrap.
+# A user that owns nothing, inside; outside it stands for the user who started bwrap.
 _INNER_ID = "65534"
 
 _GPU_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")

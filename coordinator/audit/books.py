@@ -20,7 +20,7 @@ from coordinator.ledger.accounts import Account, AccountId, SystemAccount
 from protocol.ids import PeerId
 from protocol.money import format_credits
 
-# A broken database may have a finding per row: nobody reads more than these.
+# A broken database may have a finding per row: more than these are not read.
 _FINDINGS_MAX = 1_000
 
 

@@ -70,7 +70,7 @@ def revoke(
     config_file: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Let nobody in with this key any more."""
+    """Let no request in with this key any more."""
     with write_books(load_config(data_dir, config_file)) as conn:
         if not revoke_api_key(conn, key_id, now_ms=SystemClock().now_ms()):
             raise CommandError(f"there is no key {key_id!r} that could be revoked")

@@ -20,7 +20,7 @@ from coordinator.ledger.key_budgets import KeyFunds
 from protocol.clock import Entropy
 from protocol.ids import ULID_ENTROPY_BYTES, new_ulid
 
-# Says whose key it is to whoever finds one in a log, and to scanners of leaked secrets.
+# Says whose key it is to a person who finds one in a log, and to scanners of leaked secrets.
 _KEY_MARK = "sk-capa-"
 _KEY_BYTES = 32
 # Enough to recognize a key in a list, too little to be of use: 238 random bits remain.

@@ -1,7 +1,7 @@
 """The books as stored: append-only transfers, and the two caches beside them.
 
 Everything here reads and writes inside one transaction of its caller, so what `load_book` returned
-still holds when `store_applied` writes, whoever else has the file open.
+still holds when `store_applied` writes, even if another program has the file open.
 """
 
 from collections.abc import Collection, Iterator, Sequence

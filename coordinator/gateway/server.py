@@ -174,7 +174,7 @@ def _listener_of(config: GatewayConfig) -> socket.socket:
 
 
 def inherit_listener(descriptor: int) -> socket.socket:
-    """The listening socket that whoever started us holds open. Raises AddressInvalid."""
+    """The listening socket that our service manager holds open. Raises AddressInvalid."""
     try:
         # A copy: the original stays open, whatever becomes of this one.
         listener = socket.socket(fileno=os.dup(descriptor))

@@ -1,8 +1,8 @@
 """From a signed request to a signed lease: check, choose, hold the money, sign.
 
-The hold is durable before the lease leaves this process: whoever presents a lease can rely on the
-money being there. Everything between the request and the commit is synchronous, so that a job is
-counted against its node before the next one is matched.
+The hold is durable before the lease leaves this process: a node that is shown a lease can rely on
+the money being there. Everything between the request and the commit is synchronous, so that a job
+is counted against its node before the next one is matched.
 """
 
 from contextlib import suppress

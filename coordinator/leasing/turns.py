@@ -123,7 +123,7 @@ class _ModelQueue:
 
 
 class Turns:
-    """The queues of all models for which somebody waits now."""
+    """The queues of all models for which a client waits now."""
 
     def __init__(self) -> None:
         self._queues: dict[str, _ModelQueue] = {}

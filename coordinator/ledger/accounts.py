@@ -83,5 +83,5 @@ SYSTEM_ACCOUNTS = (
 
 
 def account_of(peer_id: PeerId) -> AccountId:
-    """A party's account: its peer id, so that whoever can sign for it owns it."""
+    """A party's account: its peer id, so that the holder of its key owns it."""
     return AccountId(peer_id)

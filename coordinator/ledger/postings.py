@@ -1,7 +1,7 @@
 """What happens to money in this market, in words: credit, withdraw, hold, capture, release, expire.
 
 Every function returns a chain for the ledger. Ids derive from the lease, so that saying the same
-thing twice moves money once, whoever repeats it: a client's retry, a node's outbox, a restart.
+thing twice moves money once, for every repetition: a client's retry, a node's outbox, a restart.
 
     hold      client ──pending──▶ escrow                    ceiling of the lease
     capture   client ──post─────▶ escrow ──▶ node, operator what the receipt says; the rest is freed
@@ -125,7 +125,7 @@ def capture(funds: LeaseFunds, amount_nano: int, node: PeerId, *, fee_bps: int) 
 
 def capture_late(funds: LeaseFunds, amount_nano: int, node: PeerId, *, fee_bps: int) -> Chain:
     """Pay, after the timeout, a receipt that had come before it: the hold expires and what it frees
-    is spent in one chain, so that nobody can spend it in between.
+    is spent in one chain, so that no other chain can spend it in between.
 
     Of one lease either this happens or `capture`: both take the client's money under one id.
     """

@@ -1,6 +1,6 @@
 """Evidence as a file: the signed messages of a finished lease, to keep and to check offline.
 
-A JSON object with the envelopes in base64, exactly as signed. Whoever has it needs neither this
+A JSON object with the envelopes in base64, exactly as signed. A reader needs neither this
 coordinator nor its database to check who owes whom what, and why.
 """
 

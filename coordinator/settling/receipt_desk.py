@@ -224,7 +224,7 @@ class ReceiptDesk:
         if lease is None:
             raise RemoteProtocolError("there is no such lease", code=Code.NOT_FOUND)
         # Pending, although its lease has ended: only another program can have expired the hold.
-        # Nothing is left to wait for, and whoever asks must not ask for ever.
+        # Nothing is left to wait for, and the node must not ask for ever.
         if stored is None or stored.state is ReceiptState.PENDING:
             raise RemoteProtocolError(TOO_LATE, code=Code.EXPIRED)
         # By digest: the same signed words may come in other wrapping.

@@ -245,7 +245,7 @@ def test_the_same_seed_gives_the_same_jitter() -> None:
         (Code.NODE_LOST, Blame.FAILURE),
         (Code.RECEIPT_MISMATCH, Blame.FAILURE),
         (Code.PROMPT_TOO_LONG, Blame.CLIENT),
-        (Code.CANCELLED, Blame.NOBODY),
+        (Code.CANCELLED, Blame.NEUTRAL),
     ],
 )
 def test_codes_blame_whom_they_should(code: Code, blame: Blame) -> None:
