@@ -18,6 +18,7 @@ from capanode.models.store import ModelStore
 from protocol.ids import sha256_digest
 from protocol.manifest import ModelFile, ModelManifest
 from protocol.messages import Task
+from sim.byte_tokenizer import write_byte_tokenizer
 
 NAME = "recital"
 # No character twice: the next token follows from the last one alone.
@@ -51,10 +52,8 @@ def add_recital(store: ModelStore, *, chat_template: str = _TEMPLATE) -> None:
     """Put the model into a store, under `NAME`."""
     with store.scratch() as folder:
         (folder / "config.json").write_text(json.dumps(_CONFIG))
-        (folder / "tokenizer.json").write_text(json.dumps(_tokenizer()))
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps({"eos_token": "<|end|>", "chat_template": chat_template})
-        )
+        special = {_END: "<|end|>", _ANSWER: "<|answer|>"}
+        write_byte_tokenizer(folder, special, end="<|end|>", chat_template=chat_template)
         save_file(_weights(), folder / "model.safetensors")
         manifest = ModelManifest(
             name=NAME,
@@ -100,47 +99,3 @@ def _weights() -> dict[str, "np.ndarray[Any, np.dtype[np.float32]]"]:
     for before, after in pairwise((_ANSWER, *RECITAL.encode(), _END)):
         weights["lm_head.weight"][after, before] = 1.0
     return weights
-
-
-def _tokenizer() -> dict[str, Any]:
-    """One token per byte, and two special ones."""
-    special = [(_END, "<|end|>"), (_ANSWER, "<|answer|>")]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": False,
-    }
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": token_id, "content": content, "special": True, **flags}
-            for token_id, content in special
-        ],
-        "normalizer": None,
-        "pre_tokenizer": level,
-        "post_processor": None,
-        "decoder": level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {character: byte for byte, character in enumerate(_byte_characters())},
-            "merges": [],
-        },
-    }
-
-
-def _byte_characters() -> list[str]:
-    """How byte-level tokenizers write each byte: printable ones as they are, others from U+0100."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from capanode.engines.base import Completed, EngineEvent, Failed, Produced
 from capanode.engines.causal_lm import CausalLM
-from capanode.engines.detokenize import _BYTE_OF
+from sim.byte_tokenizer import write_byte_tokenizer
 
 END = 256
 USER = 257
@@ -43,55 +43,8 @@ LLAMA: dict[str, Any] = {
 
 def write_tokenizer(folder: Path, *, chat_template: str | None = CHAT_TEMPLATE) -> None:
     """One token per byte, and two special ones."""
-    special = [(END, "<|end|>"), (USER, "<|user|>")]
-    plain: dict[str, Any] = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": token_id,
-                "content": content,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for token_id, content in special
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": True,
-            "use_regex": False,
-        },
-        "post_processor": None,
-        "decoder": {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": True,
-            "use_regex": False,
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": _BYTE_OF,
-            "merges": [],
-        },
-    }
-    (folder / "tokenizer.json").write_text(json.dumps(plain))
-    config = {"eos_token": "<|end|>"}
-    if chat_template is not None:
-        config["chat_template"] = chat_template
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    special = {END: "<|end|>", USER: "<|user|>"}
+    write_byte_tokenizer(folder, special, end="<|end|>", chat_template=chat_template)
 
 
 def llama_weights(config: Mapping[str, Any], *, seed: int = 0) -> dict[str, Tensor]:
