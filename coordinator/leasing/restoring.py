@@ -11,7 +11,7 @@ from coordinator.db.receipts import list_settled_receipts
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.market.market import Market
-from coordinator.market.reputation import HALF_LIFE_MS
+from coordinator.market.standing_rows import HALF_LIFE_MS
 from protocol.countersigning import Delivery
 from protocol.endings import FINISH_RULES
 from protocol.envelope import open_envelope

@@ -13,7 +13,8 @@ from functools import partial
 
 from coordinator.market.matching import Job, match
 from coordinator.market.offers import OfferBook
-from coordinator.market.reputation import Ratios, Reputation, Source
+from coordinator.market.reputation import Reputation, Source
+from coordinator.market.standing_rows import Ratios
 from protocol.blame import blame_for
 from protocol.envelope import Signed, seal
 from protocol.errors import Code

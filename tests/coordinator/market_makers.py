@@ -8,8 +8,9 @@ from coordinator.market.breaker import REFUSED_TO_COOL
 from coordinator.market.machines import Machines
 from coordinator.market.matching import Job, Match, match
 from coordinator.market.offers import OfferBook, OfferVerdict
-from coordinator.market.reputation import NO_RATIOS, Ratios, Reputation, Source
+from coordinator.market.reputation import Reputation, Source
 from coordinator.market.seats import SEATS_MAX
+from coordinator.market.standing_rows import NO_RATIOS, Ratios
 from protocol.blame import blame_for
 from protocol.envelope import Signed, seal
 from protocol.errors import Code

@@ -10,7 +10,7 @@ from coordinator.market.breaker import FAILURES_TO_OPEN, REFUSED_TO_COOL
 from coordinator.market.matching import Job, Reason, Why
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.quote import quote_reply, summary
-from coordinator.market.reputation import Ratios
+from coordinator.market.standing_rows import Ratios
 from protocol.codec import decode, encode
 from protocol.errors import Code
 from protocol.ids import LeaseId, PeerId, sha256_digest

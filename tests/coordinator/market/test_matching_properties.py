@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from coordinator.market.breaker import FAILURES_TO_OPEN
 from coordinator.market.matching import Job, Match, Reason
 from coordinator.market.offers.entry import NodeEntry
-from coordinator.market.reputation import Ratios
+from coordinator.market.standing_rows import Ratios
 from protocol.errors import Code
 from protocol.ids import PeerId, sha256_digest
 from protocol.limits import ATTEMPTS_MAX
