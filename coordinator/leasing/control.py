@@ -20,8 +20,8 @@ from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, LoadReport, NodeOffer, Receipt
-from protocol.net.channels import ASKING_LIMITS, serve_channels
 from protocol.net.errors import NetError
+from protocol.net.link import ASKING_LIMITS, serve_channels
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream, Transport
 from protocol.services import (

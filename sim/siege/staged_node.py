@@ -28,11 +28,12 @@ from protocol.messages import (
     Receipt,
     Task,
 )
-from protocol.net.channels import Channel, serve_channels
+from protocol.net.channels import Channel
 from protocol.net.clock import SystemClock
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.errors import NetError
 from protocol.net.libp2p import Libp2pTransport
+from protocol.net.link import serve_channels
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Stream

@@ -39,8 +39,8 @@ from protocol.messages import (
     NodeOffer,
     Receipt,
 )
-from protocol.net.channels import serve_channels
 from protocol.net.clock import VirtualClock
+from protocol.net.link import serve_channels
 from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcServer

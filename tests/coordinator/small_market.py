@@ -43,8 +43,9 @@ from protocol.messages import (
     Task,
 )
 from protocol.money import NANO_PER_CREDIT
-from protocol.net.channels import Channel, serve_channels
+from protocol.net.channels import Channel
 from protocol.net.errors import NetError
+from protocol.net.link import serve_channels
 from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient

@@ -43,6 +43,7 @@ from protocol.net import (
     libp2p_gossip,
     libp2p_yamux,
     libp2p_yamux_stream,
+    link,
     rpc,
     transport,
 )
@@ -60,6 +61,7 @@ NUMBER_PLACES = (
     buffers,
     output_window,
     channels,
+    link,
     frames,
     rpc,
     transport,
