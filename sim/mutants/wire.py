@@ -103,7 +103,7 @@ WIRE = (
     ),
     Mutant(
         "a client counts output beyond its lease",
-        "protocol/session.py",
+        "protocol/client_session.py",
         "if tokens > self._lease.message.units_max.output_tokens:",
         "if False:",
         test=f"{_PROTOCOL}/test_session.py::test_more_tokens_than_leased_are_refused",

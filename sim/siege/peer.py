@@ -14,6 +14,7 @@ from coordinator.buyer.remote import RemoteLeaser
 from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.endpoint import Endpoint
+from protocol.client_session import ClientJob, Ended, WindowReached
 from protocol.codec import encode
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
@@ -37,7 +38,6 @@ from protocol.net.pool import StreamPool
 from protocol.payload import EmbeddingInput, GenerationInput, SaltedPayload
 from protocol.pricing import Units
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
-from protocol.session import ClientJob, Ended, WindowReached
 
 ROLE = "client"
 INPUT = GenerationInput(max_tokens=8, prompt="Say hello", temperature=0.0)

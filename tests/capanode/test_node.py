@@ -24,6 +24,7 @@ from capanode.outbox_store import OutboxStore
 from capanode.settings import CoordinatorAddress
 from capanode.worker.jobs import WorkerState
 from capanode.workers import ModelPlan
+from protocol.client_session import ClientJob, Ended, Refused, WindowReached
 from protocol.codec import encode
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
@@ -61,7 +62,6 @@ from protocol.services import (
     SettleReply,
     offer_topic,
 )
-from protocol.session import ClientJob, Ended, Refused, WindowReached
 from tests.capanode.fakes import HARDWARE, STEP_S, UNITS_MAX, FakeWorker, make_manifest
 from tests.protocol.makers import CLIENT, COORDINATOR, NODE, SALT, make_lease, make_request
 

@@ -30,6 +30,7 @@ from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import PeerId, TransferId, new_ulid, sha256_digest
+from protocol.job_frames import Outgoing
 from protocol.keys import SigningKey
 from protocol.messages import (
     Hardware,
@@ -72,7 +73,6 @@ from protocol.services import (
     ReceiptAsk,
     SettleReply,
 )
-from protocol.session import Outgoing
 from tests.clocks import MovableClock
 
 R = TypeVar("R")

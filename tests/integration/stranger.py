@@ -18,6 +18,7 @@ from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, ErrorBody, RemoteProtocolError
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
+from protocol.job_frames import JobErrorBody, OpenBody
 from protocol.keys import SigningKey
 from protocol.messages import NO_CONSTRAINTS, JobRequest, Lease, NodeOffer, Objective, Task
 from protocol.net.clock import SystemClock
@@ -29,7 +30,6 @@ from protocol.net.pool import StreamPool
 from protocol.net.transport import Stream
 from protocol.payload import ChatMessage, GenerationInput, salted_digest
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
-from protocol.session import JobErrorBody, OpenBody
 from tests.integration.frail_market import CHAT, FrailMarket
 from tests.protocol.makers import SALT, make_opening
 

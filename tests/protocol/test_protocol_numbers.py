@@ -24,6 +24,8 @@ import coordinator.market.offers.pool
 import coordinator.settling.receipt_desk
 from coordinator.market.offers.intake import OFFERS
 from protocol import (
+    client_session,
+    job_frames,
     limits,
     manifest,
     messages,
@@ -32,7 +34,6 @@ from protocol import (
     payload,
     pricing,
     services,
-    session,
 )
 from protocol.framing import FrameType
 from protocol.net import (
@@ -59,7 +60,8 @@ NUMBER_PLACES = (
     pricing,
     manifest,
     money,
-    session,
+    client_session,
+    job_frames,
     buffers,
     output_window,
     channels,

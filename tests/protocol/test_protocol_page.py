@@ -22,12 +22,12 @@ from coordinator.market.breaker import BreakerState
 from coordinator.market.matching.job import Reason
 from protocol import (
     countersigning,
+    job_frames,
     manifest,
     messages,
     payload,
     pricing,
     services,
-    session,
     windows,
 )
 from protocol.blame import Blame, blame_for
@@ -48,9 +48,9 @@ OTHER_MESSAGES: tuple[type, ...] = (
     Hello,
     RequestBody,
     ErrorBody,
-    session.OpenBody,
-    session.AcceptedBody,
-    session.JobErrorBody,
+    job_frames.OpenBody,
+    job_frames.AcceptedBody,
+    job_frames.JobErrorBody,
     windows.Countersigned,
     countersigning.JobOpening,
     countersigning.JobAdmission,

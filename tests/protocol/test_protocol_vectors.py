@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.client_session import ClientJob, Ended, WindowReached
 from protocol.codec import encode
 from protocol.countersigning import read_proof
 from protocol.endings import Finish
@@ -42,7 +43,6 @@ from protocol.payload import (
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.receipts import Evidence, charge_nano, draft_receipt, verify_chain
 from protocol.services import offer_topic, shard_of
-from protocol.session import ClientJob, Ended, WindowReached
 from tests.protocol.page import rows_under, vectors
 
 NOW_MS = 1_770_000_000_000
