@@ -14,8 +14,9 @@ from capanode.benchmark import SpeedCache
 from capanode.config import NodeConfig
 from capanode.errors import IsolationError, NodeError
 from capanode.hardware import hardware_of, probe_machine
+from capanode.milestones import Milestone, OnMilestone
 from capanode.models.store import ModelStore
-from capanode.node import Milestone, Node, NodeRules, OnMilestone
+from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
 from capanode.ports import PortError, check_port
 from capanode.pricing_policy import Wages

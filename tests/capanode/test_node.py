@@ -19,7 +19,8 @@ from capanode.control import (
     LineState,
 )
 from capanode.errors import NodeError, NothingToServeError
-from capanode.node import Milestone, Node, NodeRules
+from capanode.milestones import Milestone
+from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
 from capanode.settings import CoordinatorAddress
 from capanode.worker.jobs import WorkerState
