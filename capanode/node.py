@@ -43,16 +43,11 @@ from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
 from protocol.limits import OFFER_ADDRESSES_MAX
-from protocol.messages import (
-    DataCollection,
-    Hardware,
-    IsolationTier,
-    LoadReport,
-    ModelOffer,
-)
+from protocol.messages import DataCollection, IsolationTier
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Transport
+from protocol.offers import Hardware, LoadReport, ModelOffer
 from protocol.programs.runtime import Runtime
 from protocol.programs.shutdown import Stages, open_stages
 from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL

@@ -23,7 +23,7 @@ from capanode.pricing_policy import Wages
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.status import NodeStatus, StatusServer, read_status
 from capanode.workers import SandboxedWorkers, plan_models
-from protocol.messages import Hardware
+from protocol.offers import Hardware
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
 from protocol.programs.locks import hold_lock

@@ -22,19 +22,13 @@ from protocol.framing import FrameType
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
 from protocol.keys import SigningKey
 from protocol.limits import SALT_BYTES
-from protocol.messages import (
-    Constraints,
-    JobRequest,
-    Lease,
-    NodeOffer,
-    Objective,
-    Task,
-)
+from protocol.messages import Constraints, JobRequest, Lease, Objective, Task
 from protocol.net.channels import Channel
 from protocol.net.clock import SystemClock
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
+from protocol.offers import NodeOffer
 from protocol.payload import EmbeddingInput, GenerationInput, SaltedPayload
 from protocol.pricing import Units
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk

@@ -28,20 +28,12 @@ from protocol.framing import FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.manifest import ModelFile, ModelManifest, manifest_digest
-from protocol.messages import (
-    Acceptance,
-    DataCollection,
-    Hardware,
-    IsolationTier,
-    JobRequest,
-    Lease,
-    NodeOffer,
-    Task,
-)
+from protocol.messages import Acceptance, DataCollection, IsolationTier, JobRequest, Lease, Task
 from protocol.net.channels import Channel
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
 from protocol.net.pool import StreamPool
+from protocol.offers import Hardware, NodeOffer
 from protocol.payload import GenerationInput, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner, Runner

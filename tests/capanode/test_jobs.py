@@ -20,13 +20,7 @@ from protocol.errors import Code, ErrorBody
 from protocol.framing import FrameType
 from protocol.job_frames import OpenBody
 from protocol.limits import CLOCK_SKEW_MAX_MS
-from protocol.messages import (
-    Constraints,
-    DataCollection,
-    IsolationTier,
-    Receipt,
-    Task,
-)
+from protocol.messages import Constraints, DataCollection, IsolationTier, Receipt, Task
 from protocol.payload import Chunk, GenerationInput, salted_digest, tokens_digest
 from protocol.pricing import PriceSheet, Units, cost_nano
 from tests.capanode.fakes import STEP_S, UNITS_MAX, Market, Setup, SlowDisk, open_market

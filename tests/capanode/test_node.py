@@ -33,20 +33,14 @@ from protocol.framing import FrameType
 from protocol.ids import JobId, LeaseId, PeerId, derive_ulid, new_ulid
 from protocol.limits import OFFER_INTERVAL_MIN_MS, OFFER_REFRESH_MS
 from protocol.manifest import manifest_digest
-from protocol.messages import (
-    IsolationTier,
-    JobRequest,
-    Lease,
-    LoadReport,
-    NodeOffer,
-    Receipt,
-)
+from protocol.messages import IsolationTier, JobRequest, Lease, Receipt
 from protocol.net.clock import VirtualClock
 from protocol.net.link import serve_channels
 from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
+from protocol.offers import LoadReport, NodeOffer
 from protocol.payload import GenerationInput, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner

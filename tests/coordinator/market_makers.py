@@ -16,17 +16,8 @@ from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import Digest, PeerId, sha256_digest
 from protocol.keys import SigningKey
-from protocol.messages import (
-    DataCollection,
-    Hardware,
-    IsolationTier,
-    LoadReport,
-    ModelLoad,
-    ModelOffer,
-    NodeOffer,
-    Objective,
-    Task,
-)
+from protocol.messages import DataCollection, IsolationTier, Objective, Task
+from protocol.offers import Hardware, LoadReport, ModelLoad, ModelOffer, NodeOffer
 from protocol.pricing import PriceSheet, Units
 
 NOW_MS = 1_800_000_000_000

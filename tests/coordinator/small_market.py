@@ -32,17 +32,7 @@ from protocol.errors import Code
 from protocol.ids import PeerId, TransferId, new_ulid, sha256_digest
 from protocol.job_frames import Outgoing
 from protocol.keys import SigningKey
-from protocol.messages import (
-    Hardware,
-    IsolationTier,
-    Lease,
-    LoadReport,
-    ModelLoad,
-    ModelOffer,
-    NodeOffer,
-    Receipt,
-    Task,
-)
+from protocol.messages import IsolationTier, Lease, Receipt, Task
 from protocol.money import NANO_PER_CREDIT
 from protocol.net.channels import Channel
 from protocol.net.errors import NetError
@@ -59,6 +49,7 @@ from protocol.node_session import (
     NodeJob,
     Opened,
 )
+from protocol.offers import Hardware, LoadReport, ModelLoad, ModelOffer, NodeOffer
 from protocol.payload import Chunk, GenerationInput, OutputDigest
 from protocol.pricing import PriceSheet, Units
 from protocol.programs.runtime import Runtime

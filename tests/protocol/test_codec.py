@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from protocol.codec import decode, encode
 from protocol.errors import Code, ErrorBody, RemoteProtocolError
-from protocol.messages import JobRequest, Lease, NodeOffer, Receipt
+from protocol.messages import JobRequest, Lease, Receipt
+from protocol.offers import NodeOffer
 from protocol.payload import Chunk, GenerationInput
 from protocol.pricing import PriceSheet, Units
 from tests.protocol.makers import make_chain, make_request

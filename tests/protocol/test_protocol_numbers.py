@@ -25,11 +25,13 @@ import coordinator.settling.receipt_desk
 from coordinator.market.offers.intake import OFFERS
 from protocol import (
     client_session,
+    fields,
     job_frames,
     limits,
     manifest,
     messages,
     money,
+    offers,
     output_window,
     payload,
     pricing,
@@ -55,6 +57,8 @@ from tests.protocol.page import constants_of, number_of, page_text, rows_under
 # Where the numbers come from that are not in `limits`.
 NUMBER_PLACES = (
     messages,
+    offers,
+    fields,
     services,
     payload,
     pricing,

@@ -25,6 +25,7 @@ from protocol import (
     job_frames,
     manifest,
     messages,
+    offers,
     payload,
     pricing,
     services,
@@ -36,14 +37,14 @@ from protocol.errors import RETRYABLE_ELSEWHERE, Code, ErrorBody
 from protocol.framing import VERSION, FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId
 from protocol.job_state import TRANSITIONS, JobEvent, JobState
-from protocol.messages import Hardware
 from protocol.net import libp2p_gossip, libp2p_host, libp2p_stream
 from protocol.net.frames import Hello
 from protocol.net.rpc import RequestBody
+from protocol.offers import Hardware
 from protocol.services import Method, offer_topic
 from tests.protocol.page import page_text, rows_under, words_of
 
-MESSAGE_MODULES = (messages, services, payload, pricing, manifest)
+MESSAGE_MODULES = (messages, offers, services, payload, pricing, manifest)
 OTHER_MESSAGES: tuple[type, ...] = (
     Hello,
     RequestBody,

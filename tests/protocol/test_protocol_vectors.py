@@ -18,12 +18,9 @@ from protocol.messages import (
     NO_CONSTRAINTS,
     Acceptance,
     DataCollection,
-    Hardware,
     IsolationTier,
     JobRequest,
     Lease,
-    ModelOffer,
-    NodeOffer,
     Objective,
     Receipt,
     Task,
@@ -31,6 +28,7 @@ from protocol.messages import (
 from protocol.money import split_fee
 from protocol.net.frames import Hello
 from protocol.node_session import NodeJob, Opened
+from protocol.offers import Hardware, ModelOffer, NodeOffer
 from protocol.payload import (
     Chunk,
     GenerationInput,

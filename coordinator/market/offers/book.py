@@ -33,7 +33,7 @@ from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import Digest, LeaseId, PeerId
 from protocol.limits import CLOCK_SKEW_MAX_MS, OFFER_LIFETIME_MAX_MS
-from protocol.messages import LoadReport, NodeOffer
+from protocol.offers import LoadReport, NodeOffer
 from protocol.services import offer_topic, shard_of
 
 # The scale that the market is designed for; about 0.4 GB of offers.

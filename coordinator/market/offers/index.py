@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from coordinator.market.offers.entry import ModelState, NodeEntry
 from coordinator.market.offers.table import BUSY, FLAGS, RTT_MS, ModelTable
 from protocol.ids import Digest, is_digest
-from protocol.messages import ModelOffer
+from protocol.offers import ModelOffer
 
 
 class OfferIndex:

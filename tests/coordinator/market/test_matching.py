@@ -15,15 +15,8 @@ from protocol.codec import decode, encode
 from protocol.errors import Code
 from protocol.ids import LeaseId, PeerId, sha256_digest
 from protocol.limits import ATTEMPTS_MAX
-from protocol.messages import (
-    Constraints,
-    DataCollection,
-    IsolationTier,
-    ModelOffer,
-    Objective,
-    PriceCap,
-    Task,
-)
+from protocol.messages import Constraints, DataCollection, IsolationTier, Objective, PriceCap, Task
+from protocol.offers import ModelOffer
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.services import QuoteAsk, QuoteReply
 from tests.coordinator.market_makers import (

@@ -14,7 +14,7 @@ from protocol.envelope import Signed
 from protocol.errors import Code
 from protocol.ids import Digest, LeaseId, sha256_digest
 from protocol.limits import CLOCK_SKEW_MAX_MS, OFFER_LIFETIME_MAX_MS
-from protocol.messages import LoadReport
+from protocol.offers import LoadReport
 from protocol.services import OFFER_SHARDS, offer_topic, shard_of
 from tests.coordinator.market_makers import (
     MODEL,

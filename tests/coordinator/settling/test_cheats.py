@@ -19,10 +19,11 @@ from protocol.ids import JobId, new_ulid, sha256_digest
 from protocol.job_frames import JobErrorBody
 from protocol.keys import SigningKey
 from protocol.limits import FRAME_BYTES_MAX, OFFER_BYTES_MAX
-from protocol.messages import NO_CONSTRAINTS, JobRequest, ModelOffer, Objective, Task
+from protocol.messages import NO_CONSTRAINTS, JobRequest, Objective, Task
 from protocol.net.channels import Channel
 from protocol.net.errors import NetTimeout
 from protocol.node_session import NodeJob
+from protocol.offers import ModelOffer
 from protocol.pricing import PriceSheet, Units
 from protocol.receipts import check_request
 from protocol.services import NodesAsk
