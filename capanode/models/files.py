@@ -84,6 +84,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = READABLE_FILE) -> None
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
+            # Whatever stopped the write, no half of a file stays behind.
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)

@@ -265,6 +265,7 @@ class Libp2pTransport:
                 raise PeerMismatch(f"the peer at {place} is not {peer}") from error
             raise ConnectFailed(f"no handshake with {peer} at {place}: {error}") from error
         except BaseException:
+            # Cancelled, or a bug of the library's: it has not taken the socket over yet.
             await trio.aclose_forcefully(stream)
             raise
         connection = self._find(ID.from_base58(peer))

@@ -15,6 +15,7 @@ from protocol.net.errors import (
     AddressInvalid,
     Backpressure,
     ConnectFailed,
+    NetError,
     NetTimeout,
     PeerMismatch,
     ProtocolUnsupported,
@@ -116,7 +117,7 @@ class MemoryTransport:
         except trio.TooSlowError:
             await stream.reset()
             raise NetTimeout(f"{peer} opened no stream within {timeout_s:g} s") from None
-        except BaseException:
+        except (NetError, trio.Cancelled):
             connection.streams.pop(stream, None)
             raise
         self._counts["streams_opened"] += 1
