@@ -115,14 +115,15 @@ def _split(raw: bytes) -> tuple[str, bytes, bytes, bytes]:
         raise RemoteProtocolError("bytes follow the envelope", code=Code.TRAILING_BYTES) from None
     except (msgpack.UnpackException, ValueError, RecursionError):
         raise RemoteProtocolError("not an envelope", code=Code.MALFORMED) from None
-    if isinstance(parts, list) and parts and parts[0] != ENVELOPE_VERSION:
-        raise RemoteProtocolError(
-            f"the envelope's version is {str(parts[0])[:16]}, we read {ENVELOPE_VERSION}",
-            code=Code.UNKNOWN_VERSION,
-        )
     match parts:
-        case [_, str(kind), bytes(public_key), bytes(body), bytes(signature)] if (
-            len(public_key) == 32 and len(signature) == 64
+        # By type: true and 1.0 equal 1, but are no version.
+        case [version, *_] if type(version) is int and version != ENVELOPE_VERSION:
+            raise RemoteProtocolError(
+                f"the envelope's version is {version}, we read {ENVELOPE_VERSION}",
+                code=Code.UNKNOWN_VERSION,
+            )
+        case [version, str(kind), bytes(public_key), bytes(body), bytes(signature)] if (
+            type(version) is int and len(public_key) == 32 and len(signature) == 64
         ):
             return kind, public_key, body, signature
     raise RemoteProtocolError("not an envelope", code=Code.MALFORMED)

@@ -103,7 +103,7 @@ class NodeJob:
         if frame_type is FrameType.JOB_DATA:
             return self._receive_data(body)
         if frame_type is FrameType.JOB_CANCEL:
-            return self._receive_cancel(body)
+            return self._receive_cancel()
         if frame_type is FrameType.JOB_ACCEPTANCE:
             return self._receive_acceptance(body)
         raise RemoteProtocolError(
@@ -206,9 +206,7 @@ class NodeJob:
             )
         return Opened(self.terms.request, self.terms.lease, payload)
 
-    def _receive_cancel(self, body: bytes) -> CancelRequested | None:
-        if body:
-            raise RemoteProtocolError("JOB_CANCEL has no body", code=Code.MALFORMED)
+    def _receive_cancel(self) -> CancelRequested | None:
         # A cancel that crosses our last frame is no mistake: there is nothing left to cancel.
         if self.state in _OVER:
             return None

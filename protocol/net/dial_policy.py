@@ -20,19 +20,20 @@ LOOPBACK: tuple[IpNetwork, ...] = (
     ipaddress.ip_network("::1/128"),
 )
 
+# All of IPv6 that is assigned to hosts of the internet (RFC 4291 §2.4): site-local addresses, for
+# one, are not in it, although `is_global` takes them for global.
+_GLOBAL_UNICAST_V6 = ipaddress.ip_network("2000::/3")
+
 # What `is_global` calls global although no host of the internet has it, or what carries an IPv4
-# address that would have to be judged instead (6to4, Teredo, NAT64): such addresses are not needed.
+# address that would have to be judged instead (6to4, Teredo): such addresses are not needed.
 _NEVER_PUBLIC = tuple(
     ipaddress.ip_network(text)
     for text in (
         "192.0.0.0/24",
         "192.88.99.0/24",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
         "2001::/23",
         "2002::/16",
         "3fff::/20",
-        "5f00::/16",
     )
 )
 
@@ -95,6 +96,7 @@ def is_public(address: IpAddress) -> bool:
         address.is_global
         and not address.is_multicast
         and not address.is_reserved
+        and (address.version == 4 or address in _GLOBAL_UNICAST_V6)
         and not any(address in network for network in _NEVER_PUBLIC)
     )
 

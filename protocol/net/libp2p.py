@@ -40,7 +40,7 @@ from protocol.net.libp2p_host import forget_peer, make_host, quiet_libp2p
 from protocol.net.libp2p_stream import Libp2pStream, handler_for, negotiate
 from protocol.net.libp2p_tcp import BufferedTcp, dial, listen_at, places_of
 from protocol.net.libp2p_yamux import Mux
-from protocol.net.serve import Boundary
+from protocol.net.serve import Boundary, opening
 from protocol.net.transport import (
     GOSSIP_BYTES_MAX,
     STREAMS_PER_CONNECTION_MAX,
@@ -258,15 +258,13 @@ class Libp2pTransport:
             raise
         raw = RawConnection(BufferedTcp(stream), True)
         try:
-            await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer))
-        except BaseLibp2pError as error:
+            with opening(f"no handshake with {peer} at {place}"):
+                await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer))
+        except BaseException as error:
+            # Failed or cancelled: the library has not taken the socket over yet.
             await trio.aclose_forcefully(stream)
             if _was_caused_by(error, PeerIDMismatchesPubkey):
                 raise PeerMismatch(f"the peer at {place} is not {peer}") from error
-            raise ConnectFailed(f"no handshake with {peer} at {place}: {error}") from error
-        except BaseException:
-            # Cancelled, or a bug of the library's: it has not taken the socket over yet.
-            await trio.aclose_forcefully(stream)
             raise
         connection = self._find(ID.from_base58(peer))
         if connection is None or self._nursery is None:

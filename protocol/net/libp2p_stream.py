@@ -9,10 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 from libp2p.abc import INetStream
-from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.stream.net_stream import NetStream
-from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.stream_muxer.exceptions import (
     MuxedStreamClosed,
@@ -22,10 +20,10 @@ from libp2p.stream_muxer.exceptions import (
 
 from protocol.ids import PeerId
 from protocol.net.buffers import Holding
-from protocol.net.errors import ConnectFailed, ProtocolUnsupported, StreamClosed, StreamReset
+from protocol.net.errors import ProtocolUnsupported, StreamClosed, StreamReset
 from protocol.net.libp2p_yamux import Mux
 from protocol.net.libp2p_yamux_stream import MuxStream
-from protocol.net.serve import CLOSE_WITHIN_S, boundary
+from protocol.net.serve import CLOSE_WITHIN_S, boundary, opening
 from protocol.net.transport import RECEIVE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX, Handler
 
 MULTISTREAM = "/multistream/1.0.0"
@@ -89,23 +87,20 @@ async def negotiate(connection: SwarmConn, peer: PeerId, protocol_id: str) -> Li
 
     Raises ConnectFailed, ProtocolUnsupported.
     """
-    try:
+    with opening(f"{peer} takes no stream"):
         library_stream = await connection.new_stream()
-    except BaseLibp2pError as error:
-        raise ConnectFailed(f"{peer} takes no stream: {error}") from error
     agreed = False
     talk = MultiselectCommunicator(library_stream)
     try:
-        await talk.write(MULTISTREAM)
-        await talk.write(protocol_id)
-        greeting, answer = await talk.read(), await talk.read()
+        with opening(f"{peer} dropped a new stream"):
+            await talk.write(MULTISTREAM)
+            await talk.write(protocol_id)
+            greeting, answer = await talk.read(), await talk.read()
         agreed = (greeting, answer) == (MULTISTREAM, protocol_id)
         if not agreed:
             refused = answer == NOT_AVAILABLE
             reason = "does not speak" if refused else f"answered {answer[:40]!r} when asked for"
             raise ProtocolUnsupported(f"{peer} {reason} {protocol_id}")
-    except MultiselectCommunicatorError as error:
-        raise ConnectFailed(f"{peer} dropped a new stream: {error}") from error
     finally:
         if not agreed:
             with trio.move_on_after(CLOSE_WITHIN_S) as scope:

@@ -79,7 +79,8 @@ async def dial(place: str, policy: DialPolicy) -> trio.SocketStream:
     failure: OSError | None = None
     try:
         hosts = await _resolve(place, host, port)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        # A name that no resolver takes is refused by its encoding already.
         raise ConnectFailed(f"{place} cannot be resolved: {error}") from error
     for allowed in policy.check_hosts(place, hosts)[:DIALS_PER_NAME_MAX]:
         try:

@@ -5,7 +5,8 @@ accepts and never answers; one malformed message must not do that. So the only b
 network is here: log, drop that one conversation, count it, go on. Cancellation passes.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import structlog
@@ -13,7 +14,7 @@ import trio
 
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId
-from protocol.net.errors import NetError, StreamClosed
+from protocol.net.errors import ConnectFailed, NetError, StreamClosed
 from protocol.net.transport import Handler, Stream, Validator
 
 log = structlog.get_logger(__name__)
@@ -99,6 +100,19 @@ def guarded(validate: Validator, name: str) -> Validator:
             return False
 
     return validate_safely
+
+
+@contextmanager
+def opening(what: str) -> Iterator[None]:
+    """Around the library's code that opens a connection or a stream to a peer: whatever the peer's
+    bytes make it raise is a ConnectFailed, which says `what` went wrong. NetErrors pass."""
+    try:
+        yield
+    except NetError:
+        raise
+    except Exception as error:
+        # The boundary of one opening. The library lets errors of its decoders through.
+        raise ConnectFailed(f"{what}: {describe(error)}") from error
 
 
 def leaves(error: BaseException) -> list[BaseException]:

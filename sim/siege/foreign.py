@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -25,6 +25,15 @@ from sim.siege.staged_node import StagedNode, staged
 
 _SECRET = b"the private key of a node"
 _SMALL_MODEL = "efficientnet-lite0"
+_ASKS = 4
+_READ_BYTES = 4_096
+_RUBBISH_WITHIN_S = 4.0
+# What a peer says until Noise begins, and then what is no handshake. All listeners are on one
+# machine, which is left alone after a few failures.
+_AGREED = b"\x13/multistream/1.0.0\n\x07/noise\n"
+_RUBBISH = (_AGREED + b"\x00\x00", _AGREED + b"\x00\x60" + bytes(96))
+_ODD_NAMES = ("a..b", ".", "☃.net", "\u2028", "x" * 64 + ".example")
+
 _GOSSIP_JOINS_WITHIN_S = 2.0
 _GOSSIP_ARRIVES_WITHIN_S = 1.5
 # Documentation addresses: nothing is allowed there that an offer could lead to.
@@ -106,22 +115,77 @@ async def _steer(endpoint: Endpoint, user: GatewayUser) -> int:
             f"/dns4/localhost/tcp/{port}",
             f"/ip6/::ffff:7f00:1/tcp/{port}",
         )
-        nodes = [
-            StagedNode(f"b3-{number}", answer, address=place) for number, place in enumerate(places)
-        ]
-        async with staged(endpoint, *nodes):
-            pass
-        # They are gone; newer offers, by gossip, say that they can be reached again.
-        async with open_peer(endpoint) as peer:
-            await trio.sleep(_GOSSIP_JOINS_WITHIN_S)
-            for node in nodes:
-                topic = offer_topic(shard_of(node.peer_id))
-                await peer.transport.publish(topic, node.offer().raw)
-            await trio.sleep(_GOSSIP_ARRIVES_WITHIN_S)
+        models = await _offer_elsewhere(endpoint, "b3", places)
         async with trio.open_nursery() as nursery:
-            for number in range(len(nodes)):
-                nursery.start_soon(user.complete, f"b3-{number}")
+            for model in models:
+                nursery.start_soon(user.complete, model)
         return len(connections)
+
+
+async def _offer_elsewhere(endpoint: Endpoint, prefix: str, places: Sequence[str]) -> list[str]:
+    """A node offers a model at each place and is gone, so that it has to be dialled there."""
+    nodes = [
+        StagedNode(f"{prefix}-{number}", answer, address=place)
+        for number, place in enumerate(places)
+    ]
+    async with staged(endpoint, *nodes):
+        pass
+    # Newer offers, by gossip, say that they can be reached again.
+    async with open_peer(endpoint) as peer:
+        await trio.sleep(_GOSSIP_JOINS_WITHIN_S)
+        for node in nodes:
+            topic = offer_topic(shard_of(node.peer_id))
+            await peer.transport.publish(topic, node.offer().raw)
+        await trio.sleep(_GOSSIP_ARRIVES_WITHIN_S)
+    return [f"{prefix}-{number}" for number in range(len(nodes))]
+
+
+async def hostile_listeners(ground: Ground) -> AttackResult:
+    """Offers name hosts that no resolver takes, and listeners that answer a dial with rubbish."""
+    user = await ground.open_gateway_account()
+    async with staged(ground.endpoint, StagedNode("b3-honest", answer)), _rubbish() as ports:
+        before = await user.ask_honestly("b3-honest", _ASKS)
+        places = [f"/dns4/{name}/tcp/1" for name in _ODD_NAMES]
+        places += [f"/ip4/127.0.0.1/tcp/{port}" for port in ports]
+        statuses: set[int] = set()
+
+        async def ask(model: str) -> None:
+            statuses.add((await user.complete(model)).status)
+
+        models = await _offer_elsewhere(ground.endpoint, "b3-odd", places)
+        async with trio.open_nursery() as nursery:
+            for model in models:
+                nursery.start_soon(ask, model)
+        under = await user.ask_honestly("b3-honest", _ASKS)
+    return AttackResult(
+        held=before.is_whole and under.is_whole and not statuses & {0, 200, 500},
+        honest_before=str(before),
+        honest_under=f"{under}; {len(places)} dials to odd places met {sorted(statuses)}",
+    )
+
+
+@asynccontextmanager
+async def _rubbish() -> AsyncIterator[list[int]]:
+    """Listeners that answer whoever dials them, each with other bytes."""
+
+    def speak(said: bytes) -> Callable[[trio.SocketStream], Awaitable[None]]:
+        async def answer_dial(stream: trio.SocketStream) -> None:
+            with suppress(trio.BrokenResourceError), trio.move_on_after(_RUBBISH_WITHIN_S):
+                async with stream:
+                    await stream.send_all(said)
+                    while await stream.receive_some(_READ_BYTES):
+                        pass
+
+        return answer_dial
+
+    async with trio.open_nursery() as nursery:
+        ports = []
+        for said in _RUBBISH:
+            [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+            nursery.start_soon(trio.serve_listeners, speak(said), [listener])
+            ports.append(listener.socket.getsockname()[1])
+        yield ports
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
@@ -141,6 +205,7 @@ async def _service() -> AsyncIterator[tuple[int, list[bytes]]]:
 
 
 ATTACKS = (
+    Attack("hostile-listeners", "B3", "answer dials with rubbish", hostile_listeners),
     Attack("linked-model", "B1", "publish a key by links in a model", linked_model),
     Attack("steered-dials", "B3", "lead dials to local services", steered_dials),
 )

@@ -137,7 +137,7 @@ async def garbage_for_cancel(ground: Ground) -> AttackResult:
     )
 
 
-_RUBBISH = (FrameType.JOB_CANCEL, b"\xc1 rubbish")
+_RUBBISH = (FrameType.JOB_CHUNK, b"\xc1 rubbish")
 
 
 async def _open_and_send(peer: Peer, frame_type: FrameType, body: bytes) -> None:

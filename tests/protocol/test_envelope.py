@@ -104,6 +104,11 @@ def test_another_kind_than_expected_is_refused() -> None:
     ("raw", "code"),
     [
         (repack(version=2), Code.UNKNOWN_VERSION),
+        (repack(version=2**64 - 1), Code.UNKNOWN_VERSION),
+        (repack(version=True), Code.MALFORMED),
+        (repack(version=1.0), Code.MALFORMED),
+        # As deep as msgpack reads: text made of it would exceed Python's stack.
+        (b"\x91" * 1_000 + b"\xc0", Code.MALFORMED),
         (repack(signature=b"short"), Code.MALFORMED),
         (repack(public_key="text"), Code.MALFORMED),
         (repack(kind=7), Code.MALFORMED),
