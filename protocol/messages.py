@@ -18,6 +18,7 @@ from protocol.limits import (
     NAME_BYTES_MAX,
     NAME_CHARS_MAX,
     OFFER_ADDRESSES_MAX,
+    OFFER_BYTES_MAX,
     OFFER_MODELS_MAX,
     OPENED_LEASES_MAX,
     PARTS_MAX,
@@ -142,6 +143,7 @@ class NodeOffer:
     restarted node outranks its former self, and within one incarnation `sequence` only grows."""
 
     KIND: ClassVar[str] = "node_offer"
+    BYTES_MAX: ClassVar[int] = OFFER_BYTES_MAX
 
     node: PeerId
     incarnation_ms: int
@@ -214,6 +216,7 @@ class JobRequest:
     """
 
     KIND: ClassVar[str] = "job_request"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     job_id: JobId
     client: PeerId
@@ -258,6 +261,7 @@ class Lease:
     """
 
     KIND: ClassVar[str] = "lease"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     lease_id: LeaseId
     request_digest: Digest
@@ -307,6 +311,7 @@ class Receipt:
     """
 
     KIND: ClassVar[str] = "receipt"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     lease_id: LeaseId
     lease_digest: Digest
@@ -353,6 +358,7 @@ class Acceptance:
     """Signed by the client: what it counted of the same stream. `agrees` is its verdict."""
 
     KIND: ClassVar[str] = "acceptance"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     receipt_digest: Digest
     lease_id: LeaseId

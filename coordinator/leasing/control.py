@@ -19,7 +19,7 @@ from protocol.clock import Clock
 from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
-from protocol.messages import Acceptance, LoadReport, NodeOffer, Receipt
+from protocol.messages import Acceptance, LoadReport, Receipt
 from protocol.net.channels import ASKING_LIMITS, serve_channels
 from protocol.net.errors import NetError
 from protocol.net.rpc import RpcServer
@@ -98,9 +98,11 @@ class ControlServer:
             task_status.started()
 
     async def _attach(self, node: PeerId, ask: AttachAsk) -> AttachReply:
-        # Gossip hands on the offers of others; who attaches with one must be its signer.
-        open_envelope(ask.offer, NodeOffer, signer=node)
-        verdict = self._market.book.accept(ask.offer, now_ms=self._clock.now_ms(), via=node)
+        # Gossip hands on the offers of others; a node attaches with its own. Its size and its
+        # repetitions are looked at before its signature, as in gossip.
+        verdict = self._market.book.accept(
+            ask.offer, now_ms=self._clock.now_ms(), via=node, signer=node
+        )
         if verdict.code not in (None, Code.REPLAYED):
             raise RemoteProtocolError(verdict.message, code=verdict.code)
         self._leases.note_attached(node, ask.load.incarnation_ms)
