@@ -202,7 +202,7 @@ class Market:
             stake_nano = lease.ceiling_nano
         weight = self._voices.weigh(node, client, at_stake_nano=stake_nano, now_ms=now_ms)
         source = Source(client, weight, is_first_hand=observation.is_first_hand)
-        self._judge_machine(node, entry, observation, source)
+        self._judge_machine(lease, entry, observation, source)
         if observation.code is None or observation.blame is None:
             self._waits.on_success(client, node)
             self.reputation.record_success(node, source, now_ms=now_ms, ratios=ratios)
@@ -234,7 +234,7 @@ class Market:
         self.reputation.record_success(node, source, now_ms=at_ms)
 
     def _judge_machine(
-        self, node: PeerId, entry: NodeEntry | None, observation: Observation, source: Source
+        self, lease: Lease, entry: NodeEntry | None, observation: Observation, source: Source
     ) -> None:
         """What our own client saw of a node counts for its machine, too."""
         if entry is None or not observation.is_first_hand:
@@ -244,8 +244,11 @@ class Market:
             machines.on_success(entry.machine, now_ms, weight=max(source.weight, 0.25))
         elif observation.blame is not Blame.FAILURE:
             machines.on_no_verdict(entry.machine)
-        elif not self.reputation.is_proven(node, now_ms=now_ms):
+        elif not self._had_a_record(lease, now_ms):
             machines.on_failure(entry.machine, now_ms, jitter=self._rng.random())
+
+    def _had_a_record(self, lease: Lease, now_ms: int) -> bool:
+        return self.reputation.had_a_record(lease.node, at_ms=lease.issued_at_ms, now_ms=now_ms)
 
     def _match(self, job: Job, *, limit: int, explain: bool = False) -> Match:
         return match(

@@ -32,6 +32,7 @@ from coordinator.market.standings import (
     DECAYING,
     DECODE_LOG,
     DECODE_WEIGHT,
+    EARNED,
     FAILURES,
     FAMILIAR,
     FIELDS,
@@ -122,6 +123,8 @@ class _Record:
     breaker: Breaker = field(default_factory=Breaker)
     cooldown: Cooldown = field(default_factory=Cooldown)
     accusers: set[PeerId] = field(default_factory=set)
+    # When it last failed as a node with a record of its own; what was under way then fails with it.
+    fault_at_ms: int = -1
 
 
 class Reputation:
@@ -193,6 +196,7 @@ class Reputation:
             record.cooldown.on_success()
             record.accusers.clear()
         self._count(record, SUCCESSES, now_ms, source.weight)
+        self._matrix[record.slot][EARNED] += source.weight
         proof = max(source.weight, _FIRST_HAND_SEATS if source.is_first_hand else 0.0)
         row = self._matrix[record.slot]
         row[SEATS] = after_answer(float(row[SEATS]), proof)
@@ -246,11 +250,17 @@ class Reputation:
         return None if record is None else self._summaries([(node, record)], now_ms)[0]
 
     def is_proven(self, node: PeerId, *, now_ms: int) -> bool:
-        """Whether the node has a recent record of its own."""
+        """Whether the node has a record of its own."""
+        record = self._records.get(node)
+        return record is not None and self._is_proven(record, now_ms)
+
+    def had_a_record(self, node: PeerId, *, at_ms: int, now_ms: int) -> bool:
+        """Whether the node was proven when a job was leased to it at `at_ms`, as far as that says
+        something of its failure now: one crash ends all jobs that are under way."""
         record = self._records.get(node)
         if record is None:
             return False
-        return bool(self.standings(np.array([record.slot]), now_ms=now_ms).is_proven()[0])
+        return self._is_proven(record, now_ms) or at_ms <= record.fault_at_ms
 
     def snapshot(self, *, now_ms: int) -> tuple[NodeStanding, ...]:
         """Every node, in order of ids."""
@@ -289,6 +299,9 @@ class Reputation:
 
     # Below: one record, one row.
 
+    def _is_proven(self, record: _Record, now_ms: int) -> bool:
+        return bool(self.standings(np.array([record.slot]), now_ms=now_ms).is_proven()[0])
+
     def _record_failure(self, record: _Record, source: Source, now_ms: int, jitter: float) -> None:
         record.failures += 1
         self._count(record, FAILURES, now_ms, source.weight)
@@ -299,8 +312,11 @@ class Reputation:
             if len(record.accusers) < ACCUSERS_TO_OPEN:
                 return
             record.accusers.clear()
+        if self._is_proven(record, now_ms):
+            record.fault_at_ms = now_ms
         growth = self._growth(now_ms)
         row = self._matrix[record.slot]
+        row[EARNED] = 0.0
         row[SEATS] = after_failure(float(row[SEATS]))
         weight = (row[SUCCESSES] + row[FAILURES]) / growth
         fails_often = weight >= FAILS_OFTEN_WEIGHT and (
