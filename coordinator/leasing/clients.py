@@ -5,8 +5,8 @@ answers and does not sign for them. So strangers get few unopened leases at a ti
 windows; what they pay for, and sign for, earns them more. The standing is told to nodes in the
 lease: 0 is a bad record, 1 a stranger, 9 the best.
 
-Records are of this process and fade in nothing but in number: after a restart all clients are
-strangers again, which costs an honest client a few minutes of small windows.
+Records fade in nothing but number. After a restart they are made again from the leases that ended
+lately (`restoring`), so that a client with a bad record does not begin anew.
 """
 
 from collections import OrderedDict

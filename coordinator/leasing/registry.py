@@ -26,7 +26,6 @@ from protocol.blame import Blame, Observation, blame_for
 from protocol.countersigning import Delivery
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId, PeerId, TransferId
-from protocol.messages import Lease
 from protocol.pricing import Units
 
 log = structlog.get_logger(__name__)
@@ -121,6 +120,12 @@ class LeaseRegistry:
         if restored:
             log.info("leases_restored", count=len(restored))
 
+    def remember(self, node: PeerId, client: PeerId, ending: Settlement) -> None:
+        """A lease with a receipt that an earlier process saw end. Call it in order of time."""
+        self.clients.keep(client).note_opened(is_opened=True)
+        if ending.billed_nano:
+            self._compare(node, client, ending)
+
     # What happens while it is open.
 
     def note_attached(self, node: PeerId, incarnation_ms: int) -> None:
@@ -187,8 +192,9 @@ class LeaseRegistry:
         self.openings.note_opened(opened)
         if not self.end(opened):
             return False
-        if ending.billed_nano:
-            self._compare(opened.lease.message, ending)
+        # What our own end has cut, no client was there to sign for.
+        if ending.billed_nano and (ending.is_signed or not opened.was_cut_by_us):
+            self._compare(opened.lease.message.node, opened.lease.message.client, ending)
         if observation is not None:
             self._judge(opened, observation)
         return True
@@ -244,14 +250,14 @@ class LeaseRegistry:
         self._market.book.release(opened.lease.message.lease_id)
         self.turns.wake()
 
-    def _compare(self, lease: Lease, ending: Settlement) -> None:
+    def _compare(self, node: PeerId, client: PeerId, ending: Settlement) -> None:
         """Take into both parties' records how they ended a lease."""
         if ending.paid_nano or not ending.is_agreed:
-            self.tails.note(lease.node, lease.client, is_agreed=ending.is_agreed)
-        record = self.clients.keep(lease.client)
-        record.is_suspect = self.tails.is_suspect(lease.client)
+            self.tails.note(node, client, is_agreed=ending.is_agreed)
+        record = self.clients.keep(client)
+        record.is_suspect = self.tails.is_suspect(client)
         # The silence of a client says nothing where its node is the one to doubt.
-        if ending.paid_nano and (ending.is_signed or not self.tails.is_suspect(lease.node)):
+        if ending.paid_nano and (ending.is_signed or not self.tails.is_suspect(node)):
             record.note_settled(ending.paid_nano, is_signed=ending.is_signed)
 
     def _judge(self, opened: OpenLease, observation: Observation) -> None:
