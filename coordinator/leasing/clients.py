@@ -57,10 +57,18 @@ class ClientRecord:
 
     @property
     def is_bad(self) -> bool:
-        return self.is_suspect or any(
-            bad >= _BAD_MIN and bad > _BAD_SHARE * (good + bad)
-            for good, bad in ((self.signed, self.unsigned), (self.opened, self.unopened))
-        )
+        return bool(self.complaint)
+
+    @property
+    def complaint(self) -> str:
+        """Why the record is bad, in words that follow "because"; empty if it is not."""
+        if self.is_suspect:
+            return "it differs with many nodes about what they delivered"
+        if _are_many(self.signed, self.unsigned):
+            return f"it did not sign for {self.unsigned:.0f} of its last answers"
+        if _are_many(self.opened, self.unopened):
+            return f"it did not open {self.unopened:.0f} of its last leases"
+        return ""
 
     @property
     def standing(self) -> int:
@@ -84,6 +92,10 @@ class ClientRecord:
         if not self.standing:
             return 1
         return UNOPENED_MAX_OF_STRANGERS << (self.standing - STRANGER)
+
+
+def _are_many(good: float, bad: float) -> bool:
+    return bad >= _BAD_MIN and bad > _BAD_SHARE * (good + bad)
 
 
 def _counted(good: float, bad: float, *, is_good: bool) -> tuple[float, float]:

@@ -27,6 +27,7 @@ class Opening(Enum):
     AWAITED = auto()  # no report of it so far; counts against its client
     UNKNOWN = auto()  # not watched: our own gateway's, or restored after a restart
     REPORTED = auto()  # by the node, by our own client, or by a receipt
+    FORGONE = auto()  # not reported, and its client has signed that it got nothing of it
     MISSED = auto()  # it can be opened no more
 
 

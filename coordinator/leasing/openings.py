@@ -35,14 +35,16 @@ class Openings:
 
     def check_room(self, client: PeerId) -> None:
         """Raises TooManyUnopenedError (RATE_LIMITED)."""
-        most = self._clients.look_up(client).unopened_max
-        if self._unopened[client] >= most:
-            raise TooManyUnopenedError(
-                f"this client has {most} leases that it has not opened: open them first, or wait "
-                "until they are over",
-                code=Code.RATE_LIMITED,
-                retry_after_ms=ROOM_RETRY_MS,
-            )
+        record = self._clients.look_up(client)
+        if self._unopened[client] < record.unopened_max:
+            return
+        why = f"it gets one at a time, because {record.complaint}; " if record.is_bad else ""
+        raise TooManyUnopenedError(
+            f"this client has {self._unopened[client]} leases that no node has reported as opened; "
+            f"{why}open them, say that nothing came of them, or wait until they are over",
+            code=Code.RATE_LIMITED,
+            retry_after_ms=ROOM_RETRY_MS,
+        )
 
     async def wait_room(self, client: PeerId, *, until: float) -> bool:
         """Whether there may be room now; False if the trio time `until` came first."""
@@ -62,22 +64,25 @@ class Openings:
         self._change(opened, Opening.UNKNOWN)
 
     def note_opened(self, opened: OpenLease) -> None:
-        if opened.opening in (Opening.AWAITED, Opening.UNKNOWN):
+        if opened.opening in (Opening.AWAITED, Opening.FORGONE, Opening.UNKNOWN):
             self._change(opened, Opening.REPORTED)
             self._clients.keep(opened.lease.message.client).note_opened(is_opened=True)
 
     def abandon(self, opened: OpenLease) -> bool:
         """Its client asks for another lease of the same job. Returns whether this one had not been
         opened so far."""
-        if opened.opening is not Opening.AWAITED:
-            return False
-        self._change(opened, Opening.UNKNOWN)
-        return True
+        return self._leave(opened, Opening.UNKNOWN)
+
+    def forgo(self, opened: OpenLease) -> bool:
+        """Its client has signed that it got nothing of it: it could not reach the node, say, and
+        leaves no lease open on purpose. Returns whether this one had not been opened so far."""
+        return self._leave(opened, Opening.FORGONE)
 
     def note_unopened(self, opened: OpenLease) -> None:
         """It can be opened no more."""
+        if opened.opening is not Opening.FORGONE:
+            self._clients.keep(opened.lease.message.client).note_opened(is_opened=False)
         self._change(opened, Opening.MISSED)
-        self._clients.keep(opened.lease.message.client).note_opened(is_opened=False)
 
     def overdue(self, leases: Iterable[OpenLease], now_ms: int) -> list[OpenLease]:
         """Those that can be opened no more, and were not as far as we know."""
@@ -85,8 +90,15 @@ class Openings:
         return [
             opened
             for opened in leases
-            if opened.opening is Opening.AWAITED and opened.lease.message.open_before_ms <= late_ms
+            if opened.opening in (Opening.AWAITED, Opening.FORGONE)
+            and opened.lease.message.open_before_ms <= late_ms
         ]
+
+    def _leave(self, opened: OpenLease, opening: Opening) -> bool:
+        was_awaited = opened.opening is Opening.AWAITED
+        if was_awaited:
+            self._change(opened, opening)
+        return was_awaited
 
     def _change(self, opened: OpenLease, opening: Opening) -> None:
         was, opened.opening = opened.opening, opening

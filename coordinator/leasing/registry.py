@@ -171,12 +171,14 @@ class LeaseRegistry:
 
     def bound(self, opened: OpenLease, delivery: Delivery) -> None:
         """Its client has signed what it got of a job that ended without a receipt: no more than
-        that will be charged. The first word stands. It frees no seat: a client that lied would have
-        its node given more jobs than it can run."""
+        that will be charged. The first word stands. It frees no seat that a node has reported as
+        opened: a client that lied would have its node given more jobs than it can run."""
         if opened.delivered is not None:
             return
         opened.delivered = delivery.units
         granted = opened.lease.message
+        if delivery.units == Units() and self.openings.forgo(opened):
+            self._leave_seat(opened)
         observation = _observation(delivery)
         # What clients that have paid for nothing say of nodes costs them nothing.
         if observation is not None and self.clients.look_up(granted.client).standing > STRANGER:

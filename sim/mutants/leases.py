@@ -67,8 +67,8 @@ LEASES = (
     Mutant(
         "strangers may leave any number of leases unopened",
         "coordinator/leasing/openings.py",
-        "if self._unopened[client] >= most:",
-        "if False:",
+        "if self._unopened[client] < record.unopened_max:",
+        "if True:",
         test=f"{_OPENINGS}::test_a_stranger_gets_few_leases_that_it_does_not_open",
     ),
     Mutant(
