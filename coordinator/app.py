@@ -168,6 +168,7 @@ class Coordinator:
             now_ms = self._clock.now_ms()
             self.market.book.expire(now_ms)
             self.leases.jobs.forget(now_ms)
+            self.leases.yield_seats(now_ms)
             try:
                 while await self.receipts.sweep() == SWEEP_MAX:
                     pass

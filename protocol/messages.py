@@ -396,14 +396,17 @@ class LoadReport:
 
     `opened` names this coordinator's leases that were opened since the last report that it
     answered: the seat and the money of a lease that is not opened are given back after a minute.
+    `arriving` names those whose payloads are not whole at this moment: they take no seat here.
     """
 
     incarnation_ms: int
     draining: bool
     models: tuple[ModelLoad, ...]
     opened: tuple[LeaseId, ...] = ()
+    arriving: tuple[LeaseId, ...] = ()
 
     def __post_init__(self) -> None:
         _check_stamps(self.incarnation_ms)
         _check(len(self.models) <= OFFER_MODELS_MAX, "too many models")
-        _check(len(self.opened) <= OPENED_LEASES_MAX, "too many opened leases in one report")
+        for leases in (self.opened, self.arriving):
+            _check(len(leases) <= OPENED_LEASES_MAX, "too many leases in one report")

@@ -130,7 +130,7 @@ class ControlServer:
     def _hear(self, node: PeerId, report: LoadReport) -> None:
         self._heard_at[node] = trio.current_time()
         self._market.book.apply_load(node, report)
-        self._leases.note_opened(node, report.opened)
+        self._leases.note_report(node, opened=report.opened, arriving=report.arriving)
 
     def _detach(self, node: PeerId, why: str) -> None:
         if self._heard_at.pop(node, None) is not None:

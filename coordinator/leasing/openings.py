@@ -1,8 +1,8 @@
 """Leases that no node has reported as opened: how many a client may have, and when they are over.
 
 A lease takes a seat and holds money before its client has shown that it means to use it. So
-strangers get few such leases at a time (`clients`), and one that can be opened no more gives its
-seat back, and its money if its node is here to tell.
+strangers get few such leases at a time (`clients`), one yields its seat to those who wait, and one
+that can be opened no more gives its seat back, and its money if its node is here to tell.
 """
 
 from collections import Counter
@@ -19,6 +19,9 @@ from protocol.limits import CLOCK_SKEW_MAX_MS
 # A node reports an opening within five seconds; two such reports may be lost.
 REPORTED_WITHIN_MS = 15_000
 ROOM_RETRY_MS = 1_000
+# While others wait, a lease keeps its seat for so long without a job that can run: a client opens
+# one within a second, and an upload that takes longer may well take half a minute.
+YIELD_AFTER_MS = 3_000
 
 
 class TooManyUnopenedError(RemoteProtocolError):
@@ -92,6 +95,16 @@ class Openings:
             for opened in leases
             if opened.opening in (Opening.AWAITED, Opening.FORGONE)
             and opened.lease.message.open_before_ms <= late_ms
+        ]
+
+    def idle(self, leases: Iterable[OpenLease], now_ms: int) -> list[OpenLease]:
+        """Those whose jobs cannot run yet: they are not opened, or their payloads arrive."""
+        since_ms = now_ms - YIELD_AFTER_MS
+        return [
+            opened
+            for opened in leases
+            if (opened.opening is Opening.AWAITED or opened.is_arriving)
+            and opened.lease.message.issued_at_ms <= since_ms
         ]
 
     def _leave(self, opened: OpenLease, opening: Opening) -> bool:

@@ -135,13 +135,25 @@ class LeaseRegistry:
             if opened.lease.message.incarnation_ms < incarnation_ms:
                 self._leave_seat(opened)
 
-    def note_opened(self, node: PeerId, leases: Iterable[LeaseId]) -> None:
-        """A node reports that these leases of it were opened."""
+    def note_report(
+        self, node: PeerId, *, opened: Iterable[LeaseId], arriving: Iterable[LeaseId]
+    ) -> None:
+        """A node reports that these leases of it were opened, and of which of those that are open
+        the payloads still arrive."""
         at_node = self._by_node.get(node, {})
-        for lease_id in leases:
-            opened = at_node.get(lease_id)
-            if opened is not None:
-                self.openings.note_opened(opened)
+        for lease_id in opened:
+            if lease_id in at_node:
+                self.openings.note_opened(at_node[lease_id])
+        still = frozenset(arriving)
+        for lease_id, lease in at_node.items():
+            lease.is_arriving = lease_id in still
+
+    def yield_seats(self, now_ms: int) -> None:
+        """Free the seats of leases whose jobs cannot run yet, if others wait for a seat. Their
+        nodes queue them if they come all the same."""
+        if self.turns.is_anyone_waiting:
+            for opened in self.openings.idle(self._by_id.values(), now_ms):
+                self._leave_seat(opened)
 
     def note_receipt(self, opened: OpenLease) -> None:
         """A receipt is durable that is not paid yet: its job runs no more."""

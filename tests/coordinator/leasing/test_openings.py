@@ -213,3 +213,26 @@ async def test_a_refusal_says_what_the_client_did(autojump_clock: MockClock) -> 
         await lease(market, market.buyer)
         with pytest.raises(RemoteProtocolError, match="it did not open 8 of its last leases"):
             await lease(market, market.buyer)
+
+
+async def test_leases_whose_jobs_cannot_run_yield_their_seats_to_those_who_wait(
+    autojump_clock: MockClock,
+) -> None:
+    """Four accounts with payloads that trickled, or with leases that they did not open, took all
+    seats of a node for half a minute."""
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        taken = [await lease(market, market.buyer) for _ in range(4)]
+        uploading, running = taken[0].message.lease_id, taken[1].message.lease_id
+        for _ in range(4):
+            report = replace(node.load(), opened=(uploading, running), arriving=(uploading,))
+            await node.call(Method.LOAD, report, LoadAck)
+            await trio.sleep(3)
+        assert busy_seats(market) == 4, "they keep them while no other client waits"
+        with market.database.transaction() as conn:
+            give_credit(conn, STRANGER.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
+        request = signed_request(market, STRANGER)
+        await market.coordinator.desk.lease(request, wait_s=5)
+        assert busy_seats(market) == 2, "the job that runs, and the newcomer's"
+        opened = market.coordinator.leases.get(uploading)
+        assert opened is not None, "an upload may still be run"
