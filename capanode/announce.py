@@ -26,8 +26,9 @@ from protocol.limits import (
     OFFER_LIFETIME_MAX_MS,
     OFFER_REFRESH_MS,
 )
-from protocol.messages import DataCollection, Hardware, IsolationTier, ModelOffer, NodeOffer
+from protocol.messages import DataCollection, IsolationTier
 from protocol.net.transport import Gossip, Transport
+from protocol.offers import Hardware, ModelOffer, NodeOffer
 from protocol.pricing import PriceSheet
 from protocol.receipts import check_fresh
 from protocol.services import offer_topic, shard_of

@@ -19,7 +19,7 @@ from capanode.models.files import write_durably
 from capanode.tasks import NODE_TASKS
 from capanode.worker.jobs import JobWorker
 from protocol.ids import Digest
-from protocol.messages import Hardware
+from protocol.offers import Hardware
 
 log = structlog.get_logger(__name__)
 

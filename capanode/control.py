@@ -22,10 +22,10 @@ from capanode.outbox_store import PENDING, OutboxReceipt
 from protocol.clock import Clock
 from protocol.errors import RETRYABLE_LATER, RemoteProtocolError
 from protocol.ids import PeerId
-from protocol.messages import LoadReport
 from protocol.net.errors import NetError, StreamClosed
 from protocol.net.rpc import RpcClient
 from protocol.net.serve import describe, leaves
+from protocol.offers import LoadReport
 from protocol.services import (
     AttachAsk,
     AttachReply,

@@ -16,7 +16,7 @@ import psutil
 import pynvml
 
 from protocol.limits import NAME_CHARS_MAX
-from protocol.messages import Hardware
+from protocol.offers import Hardware
 
 _GIB = 1024**3
 # Under this, a worker with the smallest demo model (0.7 GB resident) starves everything else.

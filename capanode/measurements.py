@@ -15,7 +15,7 @@ from capanode.errors import BenchmarkError
 from capanode.worker.jobs import JobWorker, open_job
 from protocol.codec import encode
 from protocol.errors import RemoteProtocolError
-from protocol.messages import TOKENS_PER_S_MAX
+from protocol.offers import TOKENS_PER_S_MAX
 from protocol.payload import EmbeddingInput, GenerationInput, ImageInput
 from protocol.pricing import Units
 

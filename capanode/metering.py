@@ -12,6 +12,7 @@ from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import Digest
+from protocol.job_frames import DATA_BYTES
 from protocol.keys import SigningKey
 from protocol.limits import KIB
 from protocol.messages import Lease, Receipt
@@ -19,7 +20,6 @@ from protocol.node_session import NodeJob
 from protocol.payload import Chunk, salted_digest
 from protocol.pricing import Units
 from protocol.receipts import draft_receipt
-from protocol.session import DATA_BYTES
 
 # With four bytes to a character this stays far below a frame, whatever the script.
 _TEXT_CHARS = 16 * KIB

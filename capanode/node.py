@@ -9,8 +9,8 @@
 simulator runs the same `Node` on an in-memory network, under virtual time, with its own workers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import structlog
 import trio
@@ -22,6 +22,17 @@ from capanode.control import ControlLine
 from capanode.errors import NodeError, NothingToServeError
 from capanode.jobs import ROLE, JobServer
 from capanode.measurements import Speed
+from capanode.milestones import (
+    Milestone,
+    OnMilestone,
+    draining,
+    ignore_milestone,
+    model_failed,
+    model_loading,
+    model_measuring,
+    model_ready,
+    node_ready,
+)
 from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.pricing_policy import DEFAULT_WAGES, Wages, hourly_nano, propose_price
@@ -32,18 +43,11 @@ from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
 from protocol.limits import OFFER_ADDRESSES_MAX
-from protocol.messages import (
-    DataCollection,
-    Hardware,
-    IsolationTier,
-    LoadReport,
-    ModelOffer,
-)
-from protocol.money import format_credits
+from protocol.messages import DataCollection, IsolationTier
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Transport
-from protocol.pricing import PRICE_POSITIONS
+from protocol.offers import Hardware, LoadReport, ModelOffer
 from protocol.programs.runtime import Runtime
 from protocol.programs.shutdown import Stages, open_stages
 from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL
@@ -68,22 +72,6 @@ class NodeRules:
     per_client_max: int = 64
     wages: Wages = DEFAULT_WAGES
     drain_s: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Milestone:
-    """A step of the start that an operator wants to see: words for people, facts for programs."""
-
-    name: str
-    words: str
-    facts: Mapping[str, object] = field(default_factory=dict)
-
-
-OnMilestone = Callable[[Milestone], None]
-
-
-def ignore_milestone(milestone: Milestone) -> None:
-    """For those who only log."""
 
 
 class Node:
@@ -170,12 +158,12 @@ class Node:
 
         async def start(plan: ModelPlan) -> None:
             worker = self._workers.worker(plan, on_state=lambda _: self._worker_changed())
-            self._tell(Milestone("model_loading", f"loading {plan.name}", {"model": plan.name}))
+            self._tell(model_loading(plan.name))
             try:
                 await stages.start("workers", worker.run)
             except NodeError as error:
                 log.error("model_not_started", model=plan.name, error=str(error))
-                self._tell_failed(plan, error)
+                self._tell(model_failed(plan.name, error))
             else:
                 ready[plan.digest] = worker
 
@@ -198,7 +186,7 @@ class Node:
             speed = await self._speed(plan, worker)
         except NodeError as error:
             log.error("model_not_measured", model=plan.name, error=str(error))
-            self._tell_failed(plan, error)
+            self._tell(model_failed(plan.name, error))
             return
         hourly = hourly_nano(self.rules.hardware, self.rules.wages, threads=plan.threads)
         model = ServedModel(
@@ -211,7 +199,7 @@ class Node:
             price=plan.price or propose_price(info.task, speed, hourly_nano=hourly),
         )
         self.models[plan.digest] = model
-        self._tell(_model_ready(model, is_proposed=plan.price is None))
+        self._tell(model_ready(model, is_proposed=plan.price is None))
 
     async def _speed(self, plan: ModelPlan, worker: ModelWorker) -> Speed:
         """Raises BenchmarkError."""
@@ -225,8 +213,7 @@ class Node:
         )
         speed = self._speeds.find(key)
         if speed is None:
-            words = f"measuring {plan.name}"
-            self._tell(Milestone("model_measuring", words, {"model": plan.name}))
+            self._tell(model_measuring(plan.name))
             speed = await measure_speed(worker)
             self._speeds.keep(key, speed)
         return speed
@@ -237,7 +224,7 @@ class Node:
         self.admission.is_draining = True
         jobs = self.jobs.live_jobs
         log.info("draining", jobs=jobs, within_s=self.rules.drain_s)
-        self._tell(Milestone("draining", f"finishing {jobs} jobs", {"jobs": jobs}))
+        self._tell(draining(jobs))
         self._load_changed()
         await self.announcer.publish_now()
         await self.jobs.drain(within_s=self.rules.drain_s)
@@ -300,39 +287,5 @@ class Node:
         )
 
     def _ready(self) -> Milestone:
-        addresses = list(self.transport.addresses)
-        facts = {
-            "peer_id": self.key.peer_id,
-            "addresses": addresses,
-            "models": [model.name for model in self.models.values()],
-            "isolation": self.rules.isolation.value,
-        }
-        return Milestone("ready", f"serving at {', '.join(addresses)}", facts)
-
-    def _tell_failed(self, plan: ModelPlan, error: NodeError) -> None:
-        facts = {"model": plan.name, "error": str(error)}
-        self._tell(Milestone("model_failed", f"{plan.name} is not served: {error}", facts))
-
-
-def _model_ready(model: ServedModel, *, is_proposed: bool) -> Milestone:
-    price = {
-        position.name: format_credits(nano)
-        for position in PRICE_POSITIONS
-        if (nano := position.of(model.price))
-    }
-    asked = ", ".join(f"{name} {amount}" for name, amount in price.items()) or "free"
-    words = (
-        f"{model.name}: {model.seats.slots} slots, {model.speed.prefill_tps}/s in, "
-        f"{model.speed.decode_tps}/s out, {model.speed.batched_tps}/s batched; "
-        f"{'proposed' if is_proposed else 'configured'} price: {asked}"
-    )
-    facts = {
-        "model": model.name,
-        "digest": model.digest,
-        "slots": model.seats.slots,
-        "prefill_tps": model.speed.prefill_tps,
-        "decode_tps": model.speed.decode_tps,
-        "batched_tps": model.speed.batched_tps,
-        "price": price,
-    }
-    return Milestone("model_ready", words, facts)
+        names = [model.name for model in self.models.values()]
+        return node_ready(self.key.peer_id, self.transport.addresses, names, self.rules.isolation)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from capanode.measurements import Speed
 from capanode.tasks import NODE_TASKS
-from protocol.messages import Hardware, Task
+from protocol.messages import Task
 from protocol.money import divide_up
+from protocol.offers import Hardware
 from protocol.pricing import PRICE_NANO_MAX, PRICE_POSITIONS, PriceSheet
 
 # Half of the day sold is what GPU marketplaces report for well-priced cards.

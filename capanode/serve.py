@@ -14,15 +14,16 @@ from capanode.benchmark import SpeedCache
 from capanode.config import NodeConfig
 from capanode.errors import IsolationError, NodeError
 from capanode.hardware import hardware_of, probe_machine
+from capanode.milestones import Milestone, OnMilestone
 from capanode.models.store import ModelStore
-from capanode.node import Milestone, Node, NodeRules, OnMilestone
+from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
 from capanode.ports import PortError, check_port
 from capanode.pricing_policy import Wages
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.status import NodeStatus, StatusServer, read_status
 from capanode.workers import SandboxedWorkers, plan_models
-from protocol.messages import Hardware
+from protocol.offers import Hardware
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
 from protocol.programs.locks import hold_lock

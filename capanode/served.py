@@ -11,7 +11,7 @@ from capanode.seats import Seats
 from capanode.worker.jobs import JobWorker, WorkerState
 from protocol.ids import Digest
 from protocol.manifest import ModelManifest
-from protocol.messages import ModelLoad, ModelOffer
+from protocol.offers import ModelLoad, ModelOffer
 from protocol.pricing import PriceSheet
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
-from protocol.messages import SLOTS_MAX
+from protocol.offers import SLOTS_MAX
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
 from protocol.programs.kinds import ValueKind, read_addresses, read_count, read_credits, read_items
 

@@ -21,7 +21,7 @@ from capanode.measurements import Speed
 from capanode.node import Node
 from capanode.outbox_store import Earning
 from protocol.ids import Digest
-from protocol.messages import Hardware
+from protocol.offers import Hardware
 from protocol.pricing import PriceSheet
 
 # Long enough to be steady, short enough to show a job that began a moment ago.

@@ -23,7 +23,7 @@ from capanode.worker.spec import WorkerSpec
 from capanode.worker.supervisor import WorkerSupervisor
 from protocol.ids import Digest
 from protocol.manifest import ModelManifest
-from protocol.messages import Hardware
+from protocol.offers import Hardware
 from protocol.pricing import PriceSheet
 
 # A GPU streams its weights once for the whole batch, so that more jobs cost little.

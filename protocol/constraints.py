@@ -2,13 +2,8 @@
 for it, and for the coordinator's own last look before it leases."""
 
 from protocol.ids import PeerId
-from protocol.messages import (
-    Constraints,
-    DataCollection,
-    ModelOffer,
-    NodeOffer,
-    PriceCap,
-)
+from protocol.messages import Constraints, DataCollection, PriceCap
+from protocol.offers import ModelOffer, NodeOffer
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
 
 

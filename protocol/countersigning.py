@@ -13,16 +13,12 @@ from typing import ClassVar
 
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
+from protocol.fields import check_stamps
 from protocol.ids import Digest, LeaseId, PeerId, is_digest, parse_ulid
 from protocol.limits import SIGNED_BYTES_MAX
-from protocol.messages import STAMP_MS_MAX, Lease, Receipt
+from protocol.messages import Lease, Receipt
 from protocol.pricing import Units
 from protocol.windows import LINK_BYTES, ChainReader, Countersigned, WindowTerms
-
-
-def _check_stamp(stamp_ms: int) -> None:
-    if not 0 <= stamp_ms <= STAMP_MS_MAX:
-        raise ValueError("a time is out of range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,7 @@ class JobOpening:
             raise ValueError("the lease digest is not a sha256")
         if not len(self.input_anchor) == len(self.output_anchor) == LINK_BYTES:
             raise ValueError(f"an anchor has {LINK_BYTES} bytes")
-        _check_stamp(self.issued_at_ms)
+        check_stamps(self.issued_at_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +61,7 @@ class JobAdmission:
             raise ValueError("the lease digest is not a sha256")
         if len(self.anchor) != LINK_BYTES:
             raise ValueError(f"an anchor has {LINK_BYTES} bytes")
-        _check_stamp(self.issued_at_ms)
+        check_stamps(self.issued_at_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +84,7 @@ class Delivery:
         parse_ulid(self.lease_id)
         if not (is_digest(self.lease_digest) and is_digest(self.output_digest)):
             raise ValueError("a digest is not a sha256")
-        _check_stamp(self.issued_at_ms)
+        check_stamps(self.issued_at_ms)
 
 
 @dataclass(frozen=True, slots=True)

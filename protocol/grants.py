@@ -8,7 +8,8 @@ from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId, is_digest
 from protocol.limits import FIRST_OUTPUT_WITHIN_MS, GAP_WITHIN_MS
-from protocol.messages import JobRequest, Lease, NodeOffer, Receipt
+from protocol.messages import JobRequest, Lease, Receipt
+from protocol.offers import NodeOffer
 
 
 @dataclass(frozen=True, slots=True)

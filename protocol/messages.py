@@ -1,8 +1,9 @@
-"""The messages that parties sign, and the few unsigned ones beside them.
+"""The messages that parties sign about one job.
 
 Each names the digest of the one before it: JobRequest (client) → Lease (coordinator) → Receipt
 (node) → Acceptance (client). `__post_init__` states the bounds of single fields; rules that need
-time or another message are in `protocol.receipts`.
+time or another message are in `protocol.receipts`. What nodes say of themselves is in
+`protocol.offers`.
 """
 
 from dataclasses import dataclass
@@ -10,17 +11,11 @@ from enum import StrEnum
 from typing import ClassVar
 
 from protocol.endings import Finish
+from protocol.fields import check, check_names, check_optional_digest, check_stamps
 from protocol.ids import Digest, JobId, LeaseId, PeerId, is_digest, parse_ulid
 from protocol.limits import (
-    ADDRESS_CHARS_MAX,
     JOB_DURATION_MAX_MS,
-    LIST_ITEMS_MAX,
-    NAME_BYTES_MAX,
     NAME_CHARS_MAX,
-    OFFER_ADDRESSES_MAX,
-    OFFER_BYTES_MAX,
-    OFFER_MODELS_MAX,
-    OPENED_LEASES_MAX,
     PARTS_MAX,
     PAYLOAD_BYTES_MAX,
     SIGNED_BYTES_MAX,
@@ -31,13 +26,6 @@ from protocol.limits import (
 from protocol.money import AMOUNT_NANO_MAX
 from protocol.pricing import PriceSheet, Units
 from protocol.windows import Countersigned
-
-# Milliseconds since 1970 until the year 2200: keeps every sum of two stamps far inside int64.
-STAMP_MS_MAX = 7_258_118_400_000
-# A node with more concurrent jobs than this is several nodes.
-SLOTS_MAX = 4_096
-# Faster than any hardware of this decade, per stream or in all.
-TOKENS_PER_S_MAX = 10_000_000
 
 
 class Task(StrEnum):
@@ -76,101 +64,6 @@ class Objective(StrEnum):
     BALANCED = "balanced"
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _check_names(names: tuple[str, ...], what: str) -> None:
-    _check(len(names) <= LIST_ITEMS_MAX, f"{what} lists too many items")
-    sizes = [len(name.encode()) for name in names]
-    _check(all(0 < size <= NAME_BYTES_MAX for size in sizes), f"{what} has a bad name")
-
-
-def _check_optional_digest(text: str | None, what: str) -> None:
-    _check(text is None or is_digest(text), f"{what} is not a sha256")
-
-
-def _check_stamps(*stamps_ms: int) -> None:
-    _check(all(0 <= stamp <= STAMP_MS_MAX for stamp in stamps_ms), "a time is out of range")
-
-
-@dataclass(frozen=True, slots=True)
-class Hardware:
-    """What computes. `kind` is `cpu` or `cuda`; `memory_bytes` is per device."""
-
-    kind: str
-    name: str
-    memory_bytes: int
-    count: int
-
-    def __post_init__(self) -> None:
-        _check(self.kind in ("cpu", "cuda"), "the hardware kind is neither cpu nor cuda")
-        _check(len(self.name) <= NAME_CHARS_MAX, "the hardware name is too long")
-        _check(0 <= self.memory_bytes < 2**50 and 0 < self.count <= 1_024, "implausible hardware")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOffer:
-    """One model on one node. Speeds are the node's claims, in tokens per second (images per second
-    for classifiers): `prefill_tps` and `decode_tps` of a single stream."""
-
-    name: str
-    manifest_digest: Digest
-    task: Task
-    quantization: str
-    context_tokens: int
-    slots: int
-    queue_max: int
-    prefill_tps: int
-    decode_tps: int
-    price: PriceSheet
-
-    def __post_init__(self) -> None:
-        _check(0 < len(self.name) <= NAME_CHARS_MAX, "the model's name is empty or too long")
-        _check(is_digest(self.manifest_digest), "the manifest digest is not a sha256")
-        _check(0 < len(self.quantization) <= 32, "the quantization is empty or too long")
-        _check(0 <= self.context_tokens <= TOKENS_MAX, "the context is out of range")
-        _check(0 < self.slots <= SLOTS_MAX, "the number of slots is out of range")
-        _check(0 <= self.queue_max <= SLOTS_MAX, "the queue is out of range")
-        _check(0 <= self.prefill_tps <= TOKENS_PER_S_MAX, "the prefill speed is out of range")
-        _check(0 <= self.decode_tps <= TOKENS_PER_S_MAX, "the decode speed is out of range")
-
-
-@dataclass(frozen=True, slots=True)
-class NodeOffer:
-    """Signed by the node, gossiped on change. `incarnation_ms` is when this process started: a
-    restarted node outranks its former self, and within one incarnation `sequence` only grows."""
-
-    KIND: ClassVar[str] = "node_offer"
-    BYTES_MAX: ClassVar[int] = OFFER_BYTES_MAX
-
-    node: PeerId
-    incarnation_ms: int
-    sequence: int
-    issued_at_ms: int
-    expires_at_ms: int
-    addresses: tuple[str, ...]
-    region: str
-    isolation: IsolationTier
-    hardware: Hardware
-    models: tuple[ModelOffer, ...]
-    software: str
-    data_collection: DataCollection = DataCollection.DENY
-
-    def __post_init__(self) -> None:
-        _check_stamps(self.incarnation_ms, self.issued_at_ms, self.expires_at_ms)
-        _check(self.sequence >= 0, "the sequence is negative")
-        _check(len(self.addresses) <= OFFER_ADDRESSES_MAX, "too many addresses")
-        _check(all(len(a) <= ADDRESS_CHARS_MAX for a in self.addresses), "an address is too long")
-        _check(len(self.region) <= NAME_CHARS_MAX, "the region is too long")
-        _check(len(self.software) <= NAME_CHARS_MAX, "the software version is too long")
-        _check(len(self.models) <= OFFER_MODELS_MAX, "too many models")
-        names = {model.name for model in self.models}
-        digests = {model.manifest_digest for model in self.models}
-        _check(len(names) == len(digests) == len(self.models), "a model is listed twice")
-
-
 @dataclass(frozen=True, slots=True)
 class PriceCap:
     """The most a client pays per position, in nano-credits; None is no cap."""
@@ -199,7 +92,7 @@ class Constraints:
 
     def __post_init__(self) -> None:
         for what in ("order", "only", "ignore", "quantizations", "regions"):
-            _check_names(getattr(self, what), what)
+            check_names(getattr(self, what), what)
 
 
 NO_CONSTRAINTS = Constraints()
@@ -236,18 +129,18 @@ class JobRequest:
 
     def __post_init__(self) -> None:
         parse_ulid(self.job_id)
-        _check(0 < len(self.model) <= NAME_CHARS_MAX, "the model's name is empty or too long")
-        _check(is_digest(self.payload_digest), "the payload digest is not a sha256")
-        _check(0 < self.payload_bytes <= PAYLOAD_BYTES_MAX, "the payload's size is out of range")
-        _check(self.units_expected.fits_in(self.units_max), "expected units exceed the maximum")
-        _check_stamps(self.issued_at_ms, self.deadline_at_ms)
-        _check(
+        check(0 < len(self.model) <= NAME_CHARS_MAX, "the model's name is empty or too long")
+        check(is_digest(self.payload_digest), "the payload digest is not a sha256")
+        check(0 < self.payload_bytes <= PAYLOAD_BYTES_MAX, "the payload's size is out of range")
+        check(self.units_expected.fits_in(self.units_max), "expected units exceed the maximum")
+        check_stamps(self.issued_at_ms, self.deadline_at_ms)
+        check(
             0 < self.deadline_at_ms - self.issued_at_ms <= JOB_DURATION_MAX_MS,
             "the deadline is before the request or too far after it",
         )
-        _check(0 <= self.part < PARTS_MAX, "the part is out of range")
-        _check_optional_digest(self.delivered_digest, "the digest of what was delivered")
-        _check(self.part > 0 or self.delivered_digest is None, "the first part follows no output")
+        check(0 <= self.part < PARTS_MAX, "the part is out of range")
+        check_optional_digest(self.delivered_digest, "the digest of what was delivered")
+        check(self.part > 0 or self.delivered_digest is None, "the first part follows no output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,16 +180,16 @@ class Lease:
         parse_ulid(self.lease_id)
         parse_ulid(self.job_id)
         for digest in (self.request_digest, self.offer_digest, self.model_digest):
-            _check(is_digest(digest), "a digest is not a sha256")
-        _check(0 <= self.attempt <= 64, "the attempt is out of range")
-        _check(0 <= self.ceiling_nano <= AMOUNT_NANO_MAX, "the ceiling is out of range")
-        _check_stamps(self.issued_at_ms, self.open_before_ms, self.deadline_at_ms)
-        _check_stamps(self.incarnation_ms)
-        _check(
+            check(is_digest(digest), "a digest is not a sha256")
+        check(0 <= self.attempt <= 64, "the attempt is out of range")
+        check(0 <= self.ceiling_nano <= AMOUNT_NANO_MAX, "the ceiling is out of range")
+        check_stamps(self.issued_at_ms, self.open_before_ms, self.deadline_at_ms)
+        check_stamps(self.incarnation_ms)
+        check(
             WINDOW_TOKENS_MIN <= self.window_tokens <= WINDOW_TOKENS_MAX,
             "the window is out of range",
         )
-        _check(0 <= self.client_standing <= 9, "the client's standing is out of range")
+        check(0 <= self.client_standing <= 9, "the client's standing is out of range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,16 +234,16 @@ class Receipt:
         parse_ulid(self.lease_id)
         parse_ulid(self.job_id)
         for digest in (self.lease_digest, self.model_digest, self.output_digest):
-            _check(is_digest(digest), "a digest is not a sha256")
-        _check(0 <= self.amount_nano <= AMOUNT_NANO_MAX, "the amount is out of range")
-        _check(len(self.code) <= 64, "the code is too long")
-        _check_stamps(self.queued_ms, self.first_output_ms, self.total_ms, self.issued_at_ms)
-        _check(len(self.opening) <= SIGNED_BYTES_MAX // 8, "the opening is too long")
-        _check_optional_digest(self.input_digest, "the input digest")
-        _check(0 <= self.prefix_tokens <= TOKENS_MAX, "the prefix is out of range")
-        _check(self.end_token is None or 0 <= self.end_token < 2**31, "no such token id")
-        _check(len(self.profile) <= NAME_CHARS_MAX, "the profile is too long")
-        _check(len(self.trace_root) in (0, 32), "the trace root is not a sha256")
+            check(is_digest(digest), "a digest is not a sha256")
+        check(0 <= self.amount_nano <= AMOUNT_NANO_MAX, "the amount is out of range")
+        check(len(self.code) <= 64, "the code is too long")
+        check_stamps(self.queued_ms, self.first_output_ms, self.total_ms, self.issued_at_ms)
+        check(len(self.opening) <= SIGNED_BYTES_MAX // 8, "the opening is too long")
+        check_optional_digest(self.input_digest, "the input digest")
+        check(0 <= self.prefix_tokens <= TOKENS_MAX, "the prefix is out of range")
+        check(self.end_token is None or 0 <= self.end_token < 2**31, "no such token id")
+        check(len(self.profile) <= NAME_CHARS_MAX, "the profile is too long")
+        check(len(self.trace_root) in (0, 32), "the trace root is not a sha256")
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,43 +263,6 @@ class Acceptance:
 
     def __post_init__(self) -> None:
         parse_ulid(self.lease_id)
-        _check(is_digest(self.receipt_digest), "the receipt digest is not a sha256")
-        _check(is_digest(self.output_digest), "the output digest is not a sha256")
-        _check_stamps(self.issued_at_ms)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLoad:
-    """How busy one model is at this moment."""
-
-    manifest_digest: Digest
-    running: int
-    queued: int
-    available: bool
-
-    def __post_init__(self) -> None:
-        _check(is_digest(self.manifest_digest), "the manifest digest is not a sha256")
-        _check(0 <= self.running <= SLOTS_MAX, "running is out of range")
-        _check(0 <= self.queued <= SLOTS_MAX, "queued is out of range")
-
-
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """Node → coordinator on the control stream, unsigned: the connection proves who speaks.
-
-    `opened` names this coordinator's leases that were opened since the last report that it
-    answered: the seat and the money of a lease that is not opened are given back after a minute.
-    `arriving` names those whose payloads are not whole at this moment: they take no seat here.
-    """
-
-    incarnation_ms: int
-    draining: bool
-    models: tuple[ModelLoad, ...]
-    opened: tuple[LeaseId, ...] = ()
-    arriving: tuple[LeaseId, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check_stamps(self.incarnation_ms)
-        _check(len(self.models) <= OFFER_MODELS_MAX, "too many models")
-        for leases in (self.opened, self.arriving):
-            _check(len(leases) <= OPENED_LEASES_MAX, "too many leases in one report")
+        check(is_digest(self.receipt_digest), "the receipt digest is not a sha256")
+        check(is_digest(self.output_digest), "the output digest is not a sha256")
+        check_stamps(self.issued_at_ms)

@@ -1,5 +1,5 @@
 """The node's half of a job, without I/O: collects the input, then frames what the caller produces
-as far as the client has signed for it. See `protocol.session`."""
+as far as the client has signed for it. See `protocol.job_frames`."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ from protocol.countersigning import JobAdmission, JobOpening, check_opening, ter
 from protocol.envelope import Signed, open_envelope, open_vouched, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.job_frames import AcceptedBody, JobErrorBody, OpenBody, Outgoing
 from protocol.job_state import JobEvent, JobState, next_state
 from protocol.keys import SigningKey
 from protocol.limits import MESSAGE_CHARS_MAX
@@ -16,7 +17,6 @@ from protocol.output_window import OutputWindow
 from protocol.payload import Chunk, OutputDigest, salted_digest
 from protocol.pricing import Units
 from protocol.receipts import check_acceptance
-from protocol.session import AcceptedBody, JobErrorBody, OpenBody, Outgoing
 from protocol.windows import HashChain, node_chain
 
 _OVER = (JobState.ENDED, JobState.REFUSED)

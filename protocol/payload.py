@@ -12,6 +12,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from protocol.fields import check
 from protocol.ids import Digest
 from protocol.limits import (
     CHAT_MESSAGES_MAX,
@@ -30,15 +31,10 @@ SEED_MAX = 2**63 - 1
 TOKEN_ID_MAX = 2**31 - 1
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def _check_token_ids(token_ids: tuple[int, ...]) -> None:
     # Not one by one in Python: a million of them may come for free.
     is_good = not token_ids or (min(token_ids) >= 0 and max(token_ids) <= TOKEN_ID_MAX)
-    _check(is_good, "a token id is out of range")
+    check(is_good, "a token id is out of range")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +43,7 @@ class ChatMessage:
     content: str
 
     def __post_init__(self) -> None:
-        _check(0 < len(self.role) <= NAME_CHARS_MAX, "a message's role is empty or too long")
+        check(0 < len(self.role) <= NAME_CHARS_MAX, "a message's role is empty or too long")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +65,18 @@ class GenerationInput:
 
     def __post_init__(self) -> None:
         given = (bool(self.messages), self.prompt is not None, bool(self.prompt_tokens))
-        _check(sum(given) == 1, "give one of messages, prompt and prompt_tokens")
-        _check(len(self.messages) <= CHAT_MESSAGES_MAX, "too many messages")
-        _check(0 < self.max_tokens <= TOKENS_MAX, "max_tokens is out of range")
+        check(sum(given) == 1, "give one of messages, prompt and prompt_tokens")
+        check(len(self.messages) <= CHAT_MESSAGES_MAX, "too many messages")
+        check(0 < self.max_tokens <= TOKENS_MAX, "max_tokens is out of range")
         for tokens in (self.prompt_tokens, self.prefix_tokens):
-            _check(len(tokens) <= TOKENS_MAX, "too many tokens")
+            check(len(tokens) <= TOKENS_MAX, "too many tokens")
             _check_token_ids(tokens)
-        _check(0.0 <= self.temperature <= 2.0, "temperature lies between 0 and 2")
-        _check(0.0 < self.top_p <= 1.0, "top_p lies above 0 and up to 1")
-        _check(0 <= self.top_k <= TOKENS_MAX, "top_k is out of range")
-        _check(self.seed is None or 0 <= self.seed <= SEED_MAX, "the seed is out of range")
-        _check(len(self.stop) <= STOP_STRINGS_MAX, "too many stop strings")
-        _check(
+        check(0.0 <= self.temperature <= 2.0, "temperature lies between 0 and 2")
+        check(0.0 < self.top_p <= 1.0, "top_p lies above 0 and up to 1")
+        check(0 <= self.top_k <= TOKENS_MAX, "top_k is out of range")
+        check(self.seed is None or 0 <= self.seed <= SEED_MAX, "the seed is out of range")
+        check(len(self.stop) <= STOP_STRINGS_MAX, "too many stop strings")
+        check(
             all(0 < len(text) <= STOP_CHARS_MAX for text in self.stop),
             "a stop string is empty or too long",
         )
@@ -92,8 +88,8 @@ class EmbeddingInput:
     normalize: bool = True
 
     def __post_init__(self) -> None:
-        _check(0 < len(self.texts) <= EMBEDDING_TEXTS_MAX, "no texts, or too many")
-        _check(all(self.texts), "a text is empty")
+        check(0 < len(self.texts) <= EMBEDDING_TEXTS_MAX, "no texts, or too many")
+        check(all(self.texts), "a text is empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +100,8 @@ class ImageInput:
     top_k: int = 5
 
     def __post_init__(self) -> None:
-        _check(0 < len(self.image) <= PAYLOAD_BYTES_MAX, "the image's size is out of range")
-        _check(0 < self.top_k <= LABELS_MAX, "top_k is out of range")
+        check(0 < len(self.image) <= PAYLOAD_BYTES_MAX, "the image's size is out of range")
+        check(0 < self.top_k <= LABELS_MAX, "top_k is out of range")
 
 
 JobInput = GenerationInput | EmbeddingInput | ImageInput
@@ -132,9 +128,9 @@ class EmbeddingOutput:
     vectors: tuple[bytes, ...]
 
     def __post_init__(self) -> None:
-        _check(0 < self.dimensions <= 65_536, "the dimensions are out of range")
-        _check(len(self.vectors) <= EMBEDDING_TEXTS_MAX, "too many vectors")
-        _check(all(len(v) == 4 * self.dimensions for v in self.vectors), "a vector has a bad size")
+        check(0 < self.dimensions <= 65_536, "the dimensions are out of range")
+        check(len(self.vectors) <= EMBEDDING_TEXTS_MAX, "too many vectors")
+        check(all(len(v) == 4 * self.dimensions for v in self.vectors), "a vector has a bad size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +139,7 @@ class Label:
     score: float
 
     def __post_init__(self) -> None:
-        _check(len(self.label) <= NAME_CHARS_MAX, "a label is too long")
+        check(len(self.label) <= NAME_CHARS_MAX, "a label is too long")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +149,7 @@ class ClassificationOutput:
     labels: tuple[Label, ...]
 
     def __post_init__(self) -> None:
-        _check(len(self.labels) <= LABELS_MAX, "too many labels")
+        check(len(self.labels) <= LABELS_MAX, "too many labels")
 
 
 def derive_seed(request_digest: Digest) -> int:
@@ -184,7 +180,7 @@ class SaltedPayload:
     salt: bytes
 
     def __post_init__(self) -> None:
-        _check(len(self.salt) == SALT_BYTES, f"a salt has {SALT_BYTES} bytes")
+        check(len(self.salt) == SALT_BYTES, f"a salt has {SALT_BYTES} bytes")
 
     @property
     def digest(self) -> Digest:

@@ -15,7 +15,8 @@ from protocol.limits import (
     LIST_ITEMS_MAX,
     NAME_CHARS_MAX,
 )
-from protocol.messages import NO_CONSTRAINTS, Constraints, LoadReport, Objective, Task
+from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
+from protocol.offers import LoadReport
 from protocol.pricing import PriceSheet, Units
 
 JOB_PROTOCOL = "/capa/job/1"

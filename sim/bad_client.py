@@ -8,6 +8,7 @@ from typing import Any
 
 import trio
 
+from protocol.client_session import ClientJob
 from protocol.clock import Clock
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
@@ -21,7 +22,6 @@ from protocol.net.errors import NetError
 from protocol.net.pool import Channel
 from protocol.payload import Chunk, GenerationInput, SaltedPayload
 from protocol.pricing import Units
-from protocol.session import ClientJob
 from sim.buyer import SimClient
 from sim.trace import Trace, Voice
 from sim.vices import Habit

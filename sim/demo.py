@@ -20,8 +20,9 @@ import trio
 from coordinator.cli.market_session import MarketSession, open_market
 from coordinator.settings import CoordinatorConfig
 from protocol.envelope import open_envelope
-from protocol.messages import NodeOffer, Objective, Task
+from protocol.messages import Objective, Task
 from protocol.money import format_credits
+from protocol.offers import NodeOffer
 from protocol.pricing import PRICE_POSITIONS, Units
 from protocol.services import NodesAsk, QuoteAsk
 from sim.network import (

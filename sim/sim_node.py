@@ -23,9 +23,10 @@ from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, sha256_digest
 from protocol.keys import SigningKey
 from protocol.manifest import ModelFile, ModelManifest, manifest_digest
-from protocol.messages import Acceptance, Hardware, IsolationTier, Receipt, Task
+from protocol.messages import Acceptance, IsolationTier, Receipt, Task
 from protocol.net.memory import MemoryNetwork
 from protocol.net.rpc import RpcClient
+from protocol.offers import Hardware
 from protocol.programs.runtime import Runtime
 from protocol.services import Method, ReceiptAsk, SettleReply
 from sim.auditor import Auditor

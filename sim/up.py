@@ -8,7 +8,7 @@ import typer
 
 from coordinator.cli.market_session import open_market
 from coordinator.settings import CoordinatorConfig
-from protocol.messages import NodeOffer
+from protocol.offers import NodeOffer
 from sim.demo import CHAT_MODEL, demo_plans, open_account, wait_nodes
 from sim.network import LocalNetwork, open_network
 from sim.processes import ProcessFailed

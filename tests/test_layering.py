@@ -3,8 +3,10 @@
 import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -207,6 +209,64 @@ def test_a_class_name_means_one_thing_in_the_whole_tree() -> None:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert not {name for name, count in counts.items() if count > 1}
+
+
+# Where a broad `except` may keep what it catches: the boundary of one thing that others outlive.
+# Anywhere else it puts something away and raises again.
+BOUNDARIES = {
+    ("protocol/net/serve.py", "run"),  # one conversation
+    ("protocol/net/serve.py", "validate_safely"),  # one gossiped message
+    ("coordinator/gateway/bridge.py", "_capture"),  # one call into trio
+    ("coordinator/gateway/http/app.py", "_serve"),  # one request
+    (
+        "capanode/engines/tokenizer.py",
+        "load_tokenizer",
+    ),  # one file; the library raises bare Exception
+    ("capanode/models/convert.py", "main"),  # one conversion, in a process of its own
+    ("capanode/worker/main.py", "_submit"),  # one job's input
+    ("capanode/worker/main.py", "main"),  # one model's loading, and one step
+    ("sim/mutants/child.py", "_run_seeds"),  # one world
+    ("sim/siege/runner.py", "_make"),  # one attack
+}
+BROAD = {"Exception", "BaseException", "BaseExceptionGroup"}
+
+
+def is_broad(node: ast.AST) -> TypeGuard[ast.ExceptHandler]:
+    if not isinstance(node, ast.ExceptHandler):
+        return False
+    caught = ast.walk(node.type) if node.type is not None else ()
+    return node.type is None or any(isinstance(n, ast.Name) and n.id in BROAD for n in caught)
+
+
+def broad_handlers(node: ast.AST, name: str = "") -> Iterator[tuple[str, ast.ExceptHandler]]:
+    """Each with the name of its function."""
+    for child in ast.iter_child_nodes(node):
+        if is_broad(child):
+            yield name, child
+        inner = child.name if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) else name
+        yield from broad_handlers(child, inner)
+
+
+def test_a_broad_except_raises_again_or_is_a_boundary() -> None:
+    keeping = {
+        (str(path.relative_to(ROOT)), function)
+        for path in source_files()
+        for function, handler in broad_handlers(parsed(path))
+        if not (isinstance(handler.body[-1], ast.Raise) and handler.body[-1].exc is None)
+    }
+    assert keeping == BOUNDARIES
+
+
+def test_a_broad_except_says_why() -> None:
+    """In a comment above it, on it, or before its first statement."""
+    silent = set()
+    for path in source_files():
+        lines = path.read_text().splitlines()
+        for _, handler in broad_handlers(parsed(path)):
+            around = lines[handler.lineno - 2 : handler.body[0].lineno]
+            if not any("#" in line for line in around):
+                silent.add(f"{path.relative_to(ROOT)}:{handler.lineno}")
+    assert not silent
 
 
 # What a named tuple and the standard library call private, and is not.

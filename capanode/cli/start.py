@@ -11,7 +11,7 @@ import typer
 from capanode.cli.options import program_version
 from capanode.cli.status import status_line
 from capanode.config import PROGRAM, NodeConfig
-from capanode.node import Milestone
+from capanode.milestones import Milestone
 from capanode.status import NodeStatus
 from protocol.programs.log import configure_logging
 from protocol.programs.setting_options import takes_settings

@@ -26,6 +26,7 @@ from protocol.clock import Clock
 from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
+from protocol.job_frames import Outgoing
 from protocol.keys import SigningKey
 from protocol.messages import Receipt
 from protocol.net.channels import Channel
@@ -34,7 +35,6 @@ from protocol.node_session import CancelRequested, Countersignature, NodeJob
 from protocol.payload import derive_seed
 from protocol.pricing import Units
 from protocol.programs.log import bind_job
-from protocol.session import Outgoing
 
 log = structlog.get_logger(__name__)
 

@@ -12,7 +12,8 @@ from capanode.jobs.served_job import JobDesk, ServedJob
 from capanode.outbox import Outbox
 from protocol.clock import Clock
 from protocol.keys import SigningKey
-from protocol.net.channels import Channel, serve_channels
+from protocol.net.channels import Channel
+from protocol.net.link import serve_channels
 from protocol.net.transport import Stream
 
 ROLE = "node"

@@ -44,6 +44,17 @@ def disk_errors_named(folder: Path) -> Iterator[None]:
         raise
 
 
+def make_readable_folder(folder: Path, *, below: Path) -> None:
+    """Make `folder` and its parents up to `below` readable for every uid, whatever the umask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        if folder.stat().st_mode & 0o777 != READABLE_FOLDER:
+            folder.chmod(READABLE_FOLDER)
+        if folder in (below, folder.parent):
+            return
+        folder = folder.parent
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -73,6 +84,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = READABLE_FILE) -> None
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
+            # Whatever stopped the write, no half of a file stays behind.
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)

@@ -12,15 +12,13 @@ exists is complete. All is readable by any uid: a worker runs as another user th
 """
 
 import contextlib
-import errno
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from capanode.models.blobs import BlobFolder
 from capanode.models.errors import (
     CorruptModelError,
     DigestMismatchError,
@@ -28,15 +26,13 @@ from capanode.models.errors import (
     UnknownModelError,
 )
 from capanode.models.files import (
-    READABLE_FILE,
-    READABLE_FOLDER,
     disk_errors_named,
     file_lock,
+    make_readable_folder,
     remove_abandoned,
     remove_tree,
     scratch_folder,
     sha256_file,
-    sync_file,
     sync_folder,
     write_durably,
 )
@@ -62,8 +58,6 @@ _STORE_LOCK_TIMEOUT_S = 60.0
 _PULL_LOCK_TIMEOUT_S = 3_600.0
 _NAMES_BYTES_MAX = 1024 * 1024
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/@:+-]*")
-# What a file system says that cannot link (FAT, some network mounts) or cannot link this file more.
-_NO_LINK_ERRNOS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV, errno.ENOSYS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +83,15 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._blobs = self.root / "blobs" / "sha256"
         self._models = self.root / "models"
         self._scratch = self.root / "scratch"
         self._partial = self.root / "partial"
         self._locks = self.root / "locks"
         self._names = self.root / "names.json"
         with disk_errors_named(self.root):
-            for folder in (self._blobs, self._models, self._scratch, self._partial, self._locks):
-                _make_readable_folder(folder, below=self.root)
+            self._blobs = BlobFolder(self.root / "blobs" / "sha256", below=self.root)
+            for folder in (self._models, self._scratch, self._partial, self._locks):
+                make_readable_folder(folder, below=self.root)
 
     # Reading
 
@@ -197,12 +191,12 @@ class ModelStore:
         check_name(name)
         for file in manifest.files:
             _check_file(folder, file, progress)
-        intact = {file.sha256 for file in manifest.files if self._is_intact(file, progress)}
+        intact = {file.sha256 for file in manifest.files if self._blobs.is_intact(file, progress)}
         digest = manifest_digest(manifest)
         with disk_errors_named(self.root), self._locked():
             for file in manifest.files:
-                if file.sha256 not in intact or not self._blob(file.sha256).exists():
-                    self._adopt(folder / file.path, file)
+                if file.sha256 not in intact or not self._blobs.path(file.sha256).exists():
+                    self._blobs.adopt(folder / file.path, file)
             self._publish(digest, manifest)
             self._write_names({**self.names(), name: digest})
         return StoredModel(digest, self._models / digest, manifest)
@@ -272,28 +266,6 @@ class ModelStore:
     def _write_names(self, names: dict[str, Digest]) -> None:
         write_durably(self._names, json.dumps(names, indent=2, sort_keys=True).encode() + b"\n")
 
-    def _blob(self, digest: Digest) -> Path:
-        return self._blobs / digest[:2] / digest
-
-    def _is_intact(self, file: ModelFile, progress: ProgressCallback) -> bool:
-        """True if another model brought the file already and it is still what it was."""
-        blob = self._blob(file.sha256)
-        if not blob.exists():
-            return False
-        return sha256_file(blob, step=f"compare {file.path}", progress=progress) == file.sha256
-
-    def _adopt(self, path: Path, file: ModelFile) -> None:
-        """Move a checked file among the blobs, in place of a damaged one if there is one."""
-        blob = self._blob(file.sha256)
-        _make_readable_folder(blob.parent, below=self.root)
-        path.chmod(READABLE_FILE)
-        sync_file(path)
-        if path.stat().st_nlink > 1:
-            # The manifest lists this content under two paths, or a source kept a link to it.
-            _copy(path, path := path.with_name(f"{path.name}.own"))
-        path.replace(blob)
-        sync_folder(blob.parent)
-
     def _publish(self, digest: Digest, manifest: ModelManifest) -> None:
         """Make the model's folder appear in one rename; leave one that is right already alone,
         since workers may be reading it."""
@@ -303,8 +275,8 @@ class ModelStore:
         with scratch_folder(self._scratch) as building:
             for file in manifest.files:
                 placed = building / "new" / file.path
-                _make_readable_folder(placed.parent, below=building / "new")
-                _link_or_copy(self._blob(file.sha256), placed)
+                make_readable_folder(placed.parent, below=building / "new")
+                self._blobs.place(file.sha256, placed)
                 sync_folder(placed.parent)
             write_durably(building / "new" / MANIFEST_NAME, encode_manifest(manifest))
             if place.exists():
@@ -315,18 +287,16 @@ class ModelStore:
     def _is_linked(self, place: Path, manifest: ModelManifest) -> bool:
         if not self.is_complete(manifest_digest(manifest)):
             return False
-        return all((place / file.path).samefile(self._blob(file.sha256)) for file in manifest.files)
+        return all(
+            (place / file.path).samefile(self._blobs.path(file.sha256)) for file in manifest.files
+        )
 
     def _collect_garbage(self) -> int:
         wanted: set[str] = set()
         for digest in self.digests():
             with contextlib.suppress(CorruptModelError):
                 wanted.update(file.sha256 for file in self._read(digest).manifest.files)
-        freed = 0
-        for blob in list(self._blobs.glob("*/*")):
-            if blob.name not in wanted:
-                freed += blob.stat().st_size
-                blob.unlink(missing_ok=True)
+        freed = self._blobs.collect(wanted)
         remove_abandoned(self._scratch)
         return freed
 
@@ -346,29 +316,3 @@ def _check_file(folder: Path, file: ModelFile, progress: ProgressCallback) -> No
         raise DigestMismatchError(
             f"{file.path} has the digest {actual}, not {file.sha256} as its manifest says"
         )
-
-
-def _make_readable_folder(folder: Path, *, below: Path) -> None:
-    """Make `folder` and its parents up to `below` readable for every uid, whatever the umask."""
-    folder.mkdir(parents=True, exist_ok=True)
-    while True:
-        if folder.stat().st_mode & 0o777 != READABLE_FOLDER:
-            folder.chmod(READABLE_FOLDER)
-        if folder in (below, folder.parent):
-            return
-        folder = folder.parent
-
-
-def _link_or_copy(blob: Path, placed: Path) -> None:
-    try:
-        os.link(blob, placed)
-    except OSError as error:
-        if error.errno not in _NO_LINK_ERRNOS:
-            raise
-        _copy(blob, placed)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    target.chmod(READABLE_FILE)
-    sync_file(target)

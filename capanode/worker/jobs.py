@@ -130,9 +130,13 @@ class JobBook:
         if not leaving.confirmations:
             del self._leaving[job_id]
 
-    def deliver(self, events: Iterable[EngineEvent]) -> None:
-        """Hand each event to its job. Raises WorkerProtocolError where they make no sense."""
+    def deliver(self, events: Iterable[EngineEvent]) -> int:
+        """Hand each event to its job, and drop those of cancelled ones; returns how many had a job.
+
+        Raises WorkerProtocolError where they make no sense.
+        """
         jobs = self._jobs
+        delivered = 0
         for event in events:
             leaving = self._leaving.get(event.job_id)
             if leaving is not None:
@@ -155,6 +159,8 @@ class JobBook:
                 _check_end(job, event)
                 del jobs[event.job_id]
             job.sink(event)
+            delivered += 1
+        return delivered
 
     def fail_all(self, code: Code, message: str) -> None:
         """End every live job: its worker is gone."""

@@ -173,6 +173,8 @@ def main() -> None:
         serve(channel, engine)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log("node_gone")
+    # The boundary of a step: no engine is trusted after one that failed, so the process ends, and
+    # its exit code tells the node whether memory was the reason.
     except Exception as error:
         log("step_failed", level="error", **_describe(error))
         os._exit(EXIT_OUT_OF_MEMORY if _is_out_of_memory(error) else EXIT_STEP_FAILED)

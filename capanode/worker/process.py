@@ -30,12 +30,14 @@ from protocol.limits import MIB
 _RECEIVE_BYTES = 256 * 1024
 _STDERR_BYTES = 16 * 1024
 
-# What a worker may make the node do, in events: passing one on takes some 20 µs, a read some 50 µs.
-# So a worker that talks without end costs half a core; the largest engines on the fastest cards
-# yield half as many tokens.
-_COST_PER_S = 20_000.0
-_COST_BURST = 4_000.0
-_READ_COST = 4
+# What a worker may make the node do, in µs of its time: half a core for one that talks without end.
+# The largest engines on the fastest cards yield half as many tokens as that allows. An event of a
+# job that was cancelled is dropped at once, so a backlog of them does not hold up other jobs.
+_COST_PER_S = 500_000.0
+_COST_BURST = 100_000.0
+_READ_COST = 50
+_DELIVERED_COST = 25
+_DROPPED_COST = 4
 # A worker prints a few lines at its start and one for a job that failed. A read of one byte costs
 # as much as one of a line.
 _STDERR_BYTES_PER_S = 64.0 * 1024
@@ -148,10 +150,11 @@ class WorkerProcess:
         self._end(*_explain_exit(self._process.popen.poll(), is_ready=self._is_ready))
 
     def _handle(self, report: Report) -> int:
-        """Act on a report; returns how many events it held, at least 1."""
+        """Act on a report; returns what that cost."""
         if isinstance(report, list):
-            self._book.deliver(report)
-            return len(report)
+            delivered = self._book.deliver(report)
+            dropped = len(report) - delivered
+            return delivered * _DELIVERED_COST + dropped * _DROPPED_COST
         if isinstance(report, Pong):
             if report.number != self._ping:
                 raise WorkerProtocolError("an answer to a ping that was not sent")
@@ -167,7 +170,7 @@ class WorkerProcess:
                 raise WorkerProtocolError("the worker became ready twice")
             self._is_ready = self._stderr.may_hold_content = True
             self._on_ready(report)
-        return 1
+        return _DELIVERED_COST
 
     async def _watch_exit(self) -> None:
         pidfd = os.pidfd_open(self._process.popen.pid)

@@ -21,7 +21,8 @@ from capanode.worker.frames import (
 )
 from protocol.errors import Code
 from protocol.limits import KIB, MESSAGE_CHARS_MAX, NAME_CHARS_MAX, OUTPUT_BYTES_MAX, TOKENS_MAX
-from protocol.messages import SLOTS_MAX, Task
+from protocol.messages import Task
+from protocol.offers import SLOTS_MAX
 from protocol.pricing import Units
 
 # Outputs up to here are cheaper inside the header than as part of the blob.

@@ -1,8 +1,8 @@
 """One attempt at one job, from the opened channel to the countersigned receipt.
 
-An `Attempt` counts what arrives through `protocol.session`, turns every way of ending into either
-an `AttemptResult` or a `JobFailed`, and never waits past the deadline. What follows a failure is
-decided in `purchase`.
+An `Attempt` counts what arrives through `protocol.client_session`, turns every way of ending into
+either an `AttemptResult` or a `JobFailed`, and never waits past the deadline. What follows a
+failure is decided in `purchase`.
 """
 
 import math
@@ -13,6 +13,7 @@ import trio
 
 from coordinator.buyer.errors import JobFailed
 from protocol.blame import Observation, blame_for
+from protocol.client_session import Admitted, ClientEvent, ClientJob, Ended, Refused, WindowReached
 from protocol.clock import Clock
 from protocol.countersigning import Delivery
 from protocol.endings import Finish
@@ -21,21 +22,13 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import Frame
 from protocol.grants import Granted
 from protocol.ids import Digest, JobId, PeerId
+from protocol.job_frames import Outgoing
 from protocol.messages import Acceptance, Receipt
 from protocol.net.errors import NetError
 from protocol.net.pool import Channel
 from protocol.payload import Chunk
 from protocol.pricing import PriceSheet, Units
 from protocol.receipts import charge_nano
-from protocol.session import (
-    Admitted,
-    ClientEvent,
-    ClientJob,
-    Ended,
-    Outgoing,
-    Refused,
-    WindowReached,
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from coordinator.buyer.leaser import Leaser
 from coordinator.buyer.settlements import Settlements
 from coordinator.buyer.spec import JobSpec
 from protocol.blame import Observation, blame_for
+from protocol.client_session import ClientJob
 from protocol.clock import Clock
 from protocol.countersigning import Delivery
 from protocol.envelope import Signed
@@ -26,7 +27,6 @@ from protocol.net.errors import NetError
 from protocol.net.pool import StreamPool
 from protocol.payload import Chunk, GenerationInput, JobInput, SaltedPayload
 from protocol.pricing import Units
-from protocol.session import ClientJob
 
 log = structlog.get_logger(__name__)
 

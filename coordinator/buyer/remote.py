@@ -8,9 +8,10 @@ from protocol.countersigning import Delivery
 from protocol.envelope import Signed, open_envelope
 from protocol.grants import NO_ATTEMPTS, EarlierAttempts, Granted, Payer
 from protocol.ids import PeerId
-from protocol.messages import Acceptance, JobRequest, Lease, NodeOffer, Receipt
+from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
+from protocol.offers import NodeOffer
 from protocol.services import (
     BalanceAsk,
     BalanceReply,

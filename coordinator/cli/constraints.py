@@ -14,13 +14,7 @@ import typer
 from coordinator.cli.options import CommandError
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
-from protocol.messages import (
-    NO_CONSTRAINTS,
-    Constraints,
-    DataCollection,
-    IsolationTier,
-    PriceCap,
-)
+from protocol.messages import NO_CONSTRAINTS, Constraints, DataCollection, IsolationTier, PriceCap
 from protocol.money import parse_credits
 
 Credits = str | None

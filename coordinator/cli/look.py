@@ -24,8 +24,9 @@ from coordinator.cli.options import (
 )
 from protocol.envelope import open_envelope
 from protocol.limits import TOKENS_MAX
-from protocol.messages import Constraints, NodeOffer, Objective, Task
+from protocol.messages import Constraints, Objective, Task
 from protocol.money import format_credits
+from protocol.offers import NodeOffer
 from protocol.pricing import PRICE_POSITIONS, PriceSheet, Units
 from protocol.programs.output import (
     credits_text,

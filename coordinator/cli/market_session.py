@@ -17,9 +17,10 @@ from protocol.envelope import open_envelope
 from protocol.errors import RemoteProtocolError
 from protocol.ids import parse_peer_id
 from protocol.keys import SigningKey
-from protocol.messages import NodeOffer, Task
+from protocol.messages import Task
 from protocol.net.dial_policy import ALLOW_LOOPBACK, LOOPBACK, PUBLIC_ONLY, DialPolicy
 from protocol.net.pool import StreamPool
+from protocol.offers import NodeOffer
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.runtime import system_runtime
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk

@@ -142,6 +142,7 @@ def open_database(url: str, runner: Runner) -> Database:
         with database.transaction() as connection:
             upgrade_schema(connection)
     except BaseException:
+        # The caller gets no database to close; an open one would hold locks and threads.
         database.close()
         raise
     return database

@@ -314,11 +314,12 @@ class _Crossing(Generic[Result]):
 
 
 async def _capture(function: Callable[[], Awaitable[Result]]) -> outcome.Outcome[Result]:
-    """The boundary of one call: a bug in it ends this call, and no other."""
+    """What the call came to: a bug in it ends this call, and no other."""
     try:
         return outcome.Value(await function())
     except CapaError as error:
         return outcome.Error(error)
     except Exception as error:
+        # The boundary of one call. Left to itself it would end the market's nursery.
         log.error("gateway_call_crashed", exc_info=error)
         return outcome.Error(CallCrashedError("the gateway failed: the operator was told"))

@@ -19,11 +19,12 @@ from protocol.clock import Clock
 from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
-from protocol.messages import Acceptance, LoadReport, Receipt
-from protocol.net.channels import ASKING_LIMITS, serve_channels
+from protocol.messages import Acceptance, Receipt
 from protocol.net.errors import NetError
+from protocol.net.link import ASKING_LIMITS, serve_channels
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream, Transport
+from protocol.offers import LoadReport
 from protocol.services import (
     AttachAsk,
     AttachReply,

@@ -16,7 +16,7 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.grants import EarlierAttempts
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, JobRequest, Receipt
-from protocol.net.channels import ASKING_LIMITS, serve_channels
+from protocol.net.link import ASKING_LIMITS, serve_channels
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
 from protocol.services import (

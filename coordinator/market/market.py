@@ -14,7 +14,8 @@ from coordinator.market.matching import Candidate, Job, Match, Reason, match
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.quote import quote_reply, summary
 from coordinator.market.offers import NodeEntry, OfferBook
-from coordinator.market.reputation import NO_RATIOS, Reputation, Source
+from coordinator.market.reputation import Reputation, Source
+from coordinator.market.standing_rows import NO_RATIOS
 from coordinator.market.voices import Voices
 from protocol.blame import Blame, Observation
 from protocol.clock import Clock

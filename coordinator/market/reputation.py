@@ -2,15 +2,9 @@
 
 Keyed by node id and kept when a node leaves, so that reconnecting or restarting buys no node a
 clean slate. `Reputation` is synchronous state: callers report what happened and send nothing
-themselves.
-
-Counts fade with forward decay (Cormode et al., "Forward decay", ICDE 2009): instead of shrinking
-old counts, a new event is counted as `growth = 2^(age of the landmark / half-life)`. Any count
-divided by today's growth is the decayed count, so that matching pays for one scalar and not for one
-exponential per node.
+themselves. The numbers that matching reads of it are in `standing_rows`.
 """
 
-import math
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,64 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.market.breaker import ACCUSERS_TO_OPEN, Breaker, BreakerState, Cooldown
-from coordinator.market.seats import (
-    SEATS_AT_START,
-    after_answer,
-    after_failure,
-    after_refusal,
-)
-from coordinator.market.standings import (
-    COOLING_UNTIL,
-    DECAYING,
-    DECODE_LOG,
-    DECODE_WEIGHT,
-    EARNED,
-    FAILURES,
-    FAMILIAR,
-    FIELDS,
-    FIRST_LOG,
-    FIRST_WEIGHT,
-    OPEN_UNTIL,
-    PRIOR_RATIO,
-    REFUSALS,
-    SEATS,
-    SUCCESSES,
-    Standings,
-)
+from coordinator.market.seats import SEATS_AT_START
+from coordinator.market.standing_rows import NO_RATIOS, Ratios, StandingRows
+from coordinator.market.standings import FAILURES, REFUSALS, SUCCESSES, Standings
 from protocol.blame import Blame
 from protocol.errors import Code
 from protocol.ids import PeerId
-
-# Ten minutes: long enough to remember an outage, short enough to forgive a repaired node.
-HALF_LIFE_MS = 600_000
-# The growth must stay far below the 2^1023 that a float64 holds; counts that old are dust anyway.
-_REBASE_HALF_LIVES = 64
-_HALF_LIVES_MAX = 1_000
-
-# A closed breaker also opens on a node that fails half its jobs but never three in a row.
-FAILS_OFTEN_SHARE = 0.5
-FAILS_OFTEN_WEIGHT = 6.0
-
-# One measurement moves the average by at least a twentieth, so that a node that slows down shows.
-RATIO_WEIGHT_MAX = 20.0
-# A stalled client or a lucky cache makes single measurements absurd; none counts beyond 64 times.
-RATIO_LOG_MAX = math.log(64)
 
 # Twice the nodes that a book holds: enough to remember who left, about 120 MB at most.
 NODES_MAX = 200_000
 # How far to look for a departed node whose breaker is not open before forgetting the oldest anyway.
 _FORGET_SCAN = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Ratios:
-    """Measured time over claimed time, per phase; None where a job had no such phase."""
-
-    first: float | None = None
-    decode: float | None = None
-
-
-NO_RATIOS = Ratios()
 
 # What our own client saw of an answer is some proof of capacity, also where nothing was paid.
 _FIRST_HAND_SEATS = 0.25
@@ -141,13 +88,10 @@ class Reputation:
         seats_at_start: float = SEATS_AT_START,
     ) -> None:
         self._rng = rng
-        self._seats_at_start = seats_at_start
         self._nodes_max = nodes_max
         self._records: dict[PeerId, _Record] = {}
         self._departed: OrderedDict[PeerId, None] = OrderedDict()
-        self._free_slots: list[int] = []
-        self._matrix: NDArray[np.float64] = np.zeros((64, FIELDS))
-        self._landmark_ms = 0
+        self._rows = StandingRows(seats_at_start=seats_at_start)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -195,12 +139,10 @@ class Reputation:
             record.breaker.on_success(now_ms)
             record.cooldown.on_success()
             record.accusers.clear()
-        self._count(record, SUCCESSES, now_ms, source.weight)
-        self._matrix[record.slot][EARNED] += source.weight
+        self._rows.count(record.slot, SUCCESSES, now_ms, source.weight)
         proof = max(source.weight, _FIRST_HAND_SEATS if source.is_first_hand else 0.0)
-        row = self._matrix[record.slot]
-        row[SEATS] = after_answer(float(row[SEATS]), proof)
-        self._learn(record.slot, ratios, now_ms)
+        self._rows.earn_seats(record.slot, proof)
+        self._rows.learn(record.slot, ratios, now_ms)
         self._mirror(record)
 
     def record_code(
@@ -225,24 +167,22 @@ class Reputation:
             record.breaker.on_no_verdict()
         if blame is Blame.REFUSAL:
             record.refusals += 1
-            self._count(record, REFUSALS, now_ms, source.weight)
-            row = self._matrix[record.slot]
+            self._rows.count(record.slot, REFUSALS, now_ms, source.weight)
             if source.is_first_hand:
-                row[SEATS] = after_refusal(float(row[SEATS]))
+                self._rows.yield_seats(record.slot)
             record.cooldown.on_refusal(
                 source.client, now_ms, retry_after_ms=retry_after_ms, jitter=jitter
             )
         elif blame is Blame.CLIENT:
             record.cooldown.on_blame(source.client, now_ms, jitter=jitter)
-        self._learn(record.slot, ratios, now_ms)
+        self._rows.learn(record.slot, ratios, now_ms)
         self._mirror(record)
 
     # What it says.
 
     def standings(self, slots: NDArray[np.int64], *, now_ms: int) -> Standings:
         """The rows of these slots, as matching wants them."""
-        growth = self._growth(now_ms)
-        return Standings(self._matrix.take(slots, axis=0), growth)
+        return self._rows.read(slots, now_ms=now_ms)
 
     def standing(self, node: PeerId, *, now_ms: int) -> NodeStanding | None:
         """One node, or None if nothing is known of it."""
@@ -289,7 +229,7 @@ class Reputation:
                 successes=record.successes,
                 failures=record.failures,
                 refusals=record.refusals,
-                seats=int(self._matrix[record.slot][SEATS]),
+                seats=self._rows.seats(record.slot),
                 last_code=record.last_code,
             )
             for (node, record), (success, refusal, first, decode) in zip(
@@ -304,7 +244,7 @@ class Reputation:
 
     def _record_failure(self, record: _Record, source: Source, now_ms: int, jitter: float) -> None:
         record.failures += 1
-        self._count(record, FAILURES, now_ms, source.weight)
+        self._rows.count(record.slot, FAILURES, now_ms, source.weight)
         if not source.is_first_hand:
             # One stranger could stage it; several distinct ones that pay are believed.
             if source.weight and len(record.accusers) < ACCUSERS_TO_OPEN:
@@ -314,60 +254,18 @@ class Reputation:
             record.accusers.clear()
         if self._is_proven(record, now_ms):
             record.fault_at_ms = now_ms
-        growth = self._growth(now_ms)
-        row = self._matrix[record.slot]
-        row[EARNED] = 0.0
-        row[SEATS] = after_failure(float(row[SEATS]))
-        weight = (row[SUCCESSES] + row[FAILURES]) / growth
-        fails_often = weight >= FAILS_OFTEN_WEIGHT and (
-            row[FAILURES] / growth >= FAILS_OFTEN_SHARE * weight
-        )
-        opened = record.breaker.on_failure(now_ms, fails_often=bool(fails_often), jitter=jitter)
-        if opened:
+        self._rows.lose_seats(record.slot)
+        fails_often = self._rows.fails_often(record.slot, now_ms)
+        if record.breaker.on_failure(now_ms, fails_often=fails_often, jitter=jitter):
             # After an outage a node is as unknown as a new one, and is explored like one.
-            row[FAMILIAR] = 0.0
-
-    def _count(self, record: _Record, column: int, now_ms: int, weight: float) -> None:
-        growth = self._growth(now_ms)
-        row = self._matrix[record.slot]
-        row[column] += weight * growth
-        row[FAMILIAR] += weight
-
-    def _learn(self, slot: int, ratios: Ratios, now_ms: int) -> None:
-        for ratio, log_column, weight_column in (
-            (ratios.first, FIRST_LOG, FIRST_WEIGHT),
-            (ratios.decode, DECODE_LOG, DECODE_WEIGHT),
-        ):
-            if ratio is not None:
-                self._average(slot, ratio, log_column, weight_column, now_ms)
-
-    def _average(
-        self, slot: int, ratio: float, log_column: int, weight_column: int, now_ms: int
-    ) -> None:
-        """Move the average of the logarithm, in which twice as fast cancels twice as slow and one
-        absurd measurement weighs little. Stored as the deviation from the prior."""
-        growth = self._growth(now_ms)
-        row = self._matrix[slot]
-        deviation = math.log(max(ratio, 1e-9) / PRIOR_RATIO)
-        deviation = min(max(deviation, -RATIO_LOG_MAX), RATIO_LOG_MAX)
-        weight = min(row[weight_column] / growth, RATIO_WEIGHT_MAX - 1.0)
-        row[log_column] = (row[log_column] * weight + deviation) / (weight + 1.0)
-        row[weight_column] = (weight + 1.0) * growth
+            self._rows.make_unfamiliar(record.slot)
 
     def _mirror(self, record: _Record) -> None:
-        row = self._matrix[record.slot]
-        row[OPEN_UNTIL] = record.breaker.blocked_until_ms
-        row[COOLING_UNTIL] = record.cooldown.until_ms
-
-    def _growth(self, now_ms: int) -> float:
-        """What one event counts now. May move the landmark, which scales all counts down: so ask
-        for it before reading any of them."""
-        half_lives = (now_ms - self._landmark_ms) / HALF_LIFE_MS
-        if half_lives > _REBASE_HALF_LIVES:
-            self._matrix[:, DECAYING] *= 2.0 ** -min(half_lives, _HALF_LIVES_MAX)
-            self._landmark_ms = now_ms
-            half_lives = 0.0
-        return float(2.0**half_lives)
+        self._rows.block(
+            record.slot,
+            open_until_ms=record.breaker.blocked_until_ms,
+            cooling_until_ms=record.cooldown.until_ms,
+        )
 
     # Below: slots.
 
@@ -375,19 +273,11 @@ class Reputation:
         record = self._records.get(node)
         if record is None:
             self._forget_if_full()
-            record = self._records[node] = _Record(self._take_slot())
+            record = self._records[node] = _Record(self._rows.take())
             self._departed[node] = None
         elif node in self._departed:
             self._departed.move_to_end(node)
         return record
-
-    def _take_slot(self) -> int:
-        slot = self._free_slots.pop() if self._free_slots else len(self._records)
-        if slot >= len(self._matrix):
-            self._matrix = np.vstack([self._matrix, np.zeros_like(self._matrix)])
-        self._matrix[slot] = 0.0
-        self._matrix[slot, SEATS] = self._seats_at_start
-        return slot
 
     def _forget_if_full(self) -> None:
         """Drop the node longest unheard of that left the book, sparing those we have reason to
@@ -400,4 +290,4 @@ class Reputation:
                 oldest = node
                 break
         del self._departed[oldest]
-        self._free_slots.append(self._records.pop(oldest).slot)
+        self._rows.give_back(self._records.pop(oldest).slot)

@@ -1,6 +1,6 @@
 """What matching reads of reputation: one row of numbers per node, and the estimates they stand for.
 
-`market.reputation` writes the rows; here they are only interpreted, for many nodes at once.
+`market.standing_rows` writes the rows; here they are only interpreted, for many nodes at once.
 Every estimate starts from a prior and moves away from it as evidence comes in, and back as the
 evidence fades: no node is condemned for ever, and silence is no recommendation.
 """

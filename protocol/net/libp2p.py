@@ -5,7 +5,6 @@ Only `libp2p*.py` import that library. Where this code goes its own way, the rea
 
 import time
 from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 
 import structlog
@@ -34,7 +33,8 @@ from protocol.net.errors import (
     PeerMismatch,
 )
 from protocol.net.gossip import Topics
-from protocol.net.libp2p_admission import CONNECTIONS_PER_PEER_MAX, SocketPlaces, Stranger
+from protocol.net.libp2p_admission import SocketPlaces, Stranger
+from protocol.net.libp2p_connections import PeerConnections, mux_of
 from protocol.net.libp2p_gossip import GossipService, running_gossip
 from protocol.net.libp2p_host import forget_peer, make_host, quiet_libp2p
 from protocol.net.libp2p_stream import Libp2pStream, handler_for, negotiate
@@ -50,15 +50,11 @@ from protocol.net.transport import (
     TransportStatistics,
     Validator,
 )
-from protocol.net.watchers import Watchers
 
 log = structlog.get_logger(__name__)
 
 # The library wants to know where a connection came in, for its log.
 ANYWHERE = Multiaddr("/ip4/0.0.0.0/tcp/0")
-
-# Closing a connection takes the library a fixed 0.1 s; all are closed at once, within this.
-CLOSE_WITHIN_S = 2.0
 
 
 class Libp2pTransport:
@@ -85,13 +81,14 @@ class Libp2pTransport:
         self._buffers = Buffers()
         self._admission = SocketPlaces.of_this_process()
         self._host, self._swarm = make_host(key, lambda: self._addresses, self._buffers)
-        self._connections: dict[PeerId, list[SwarmConn]] = {}
+        self._counts: Counter[str] = Counter()
+        self._connections = PeerConnections(
+            self._admission, forget=partial(forget_peer, self._host), counts=self._counts
+        )
         self._dials = Dials()
-        self._watchers = Watchers()
         self._topics = Topics(on_left=self._leave)
         self._gossip: GossipService | None = None
         self._nursery: trio.Nursery | None = None
-        self._counts: Counter[str] = Counter()
 
     @property
     def peer_id(self) -> PeerId:
@@ -153,7 +150,9 @@ class Libp2pTransport:
             raise ConnectFailed("the transport is not running")
         with trio.move_on_after(timeout_s):
             await self._dials.ensure(
-                peer, lambda: self._live(peer) is not None, partial(self._dial, place, peer)
+                peer,
+                lambda: self._connections.live(peer) is not None,
+                partial(self._dial, place, peer),
             )
             return peer
         raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
@@ -161,10 +160,10 @@ class Libp2pTransport:
     async def open_stream(
         self, peer: PeerId, protocol_id: str, *, timeout_s: float
     ) -> Libp2pStream:
-        connection = self._live(peer)
+        connection = self._connections.live(peer)
         if connection is None:
             raise ConnectFailed(f"{peer} is not connected")
-        open_now = len(_mux(connection).streams)
+        open_now = len(mux_of(connection).streams)
         if open_now >= STREAMS_PER_CONNECTION_MAX:
             raise Backpressure(f"{open_now} streams to {peer} are open")
         with trio.move_on_after(timeout_s):
@@ -175,21 +174,21 @@ class Libp2pTransport:
 
     async def disconnect(self, peer: PeerId) -> None:
         await trio.lowlevel.checkpoint()
-        await self._close(self._connections.get(peer, ()))
+        await self._connections.close(peer)
 
     def connected_peers(self) -> frozenset[PeerId]:
-        return frozenset(peer for peer in self._connections if self._live(peer) is not None)
+        return self._connections.peers()
 
     def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
-        return self._watchers.add()
+        return self._connections.events()
 
     async def ping(self, peer: PeerId, *, timeout_s: float) -> float:
-        connection = self._live(peer)
+        connection = self._connections.live(peer)
         if connection is None:
             raise ConnectFailed(f"{peer} is not connected")
         with trio.move_on_after(timeout_s):
             try:
-                return await _mux(connection).ping()
+                return await mux_of(connection).ping()
             except MuxedConnUnavailable:
                 raise ConnectFailed(f"{peer} is not connected any more") from None
         raise NetTimeout(f"{peer} did not answer a ping within {timeout_s:g} s")
@@ -211,7 +210,7 @@ class Libp2pTransport:
 
     def statistics(self) -> TransportStatistics:
         return TransportStatistics(
-            connections=sum(map(len, self._connections.values())),
+            connections=len(self._connections),
             gossip_received=self._topics.received,
             gossip_rejected=self._topics.rejected,
             gossip_dropped=self._topics.dropped,
@@ -266,14 +265,15 @@ class Libp2pTransport:
                 raise PeerMismatch(f"the peer at {place} is not {peer}") from error
             raise ConnectFailed(f"no handshake with {peer} at {place}: {error}") from error
         except BaseException:
+            # Cancelled, or a bug of the library's: it has not taken the socket over yet.
             await trio.aclose_forcefully(stream)
             raise
         connection = self._find(ID.from_base58(peer))
         if connection is None or self._nursery is None:
             raise ConnectFailed(f"{peer} closed the connection at once")
-        self._admission.admit(_mux(connection), is_inbound=False)
-        self._register(peer, connection)
-        self._nursery.start_soon(self._wait_end, peer, connection)
+        self._admission.admit(mux_of(connection), is_inbound=False)
+        self._connections.register(peer, connection)
+        self._nursery.start_soon(self._connections.wait_end, peer, connection)
 
     async def _welcome(self, stream: trio.SocketStream) -> None:
         """A peer dialled us. The socket is closed when this returns."""
@@ -287,10 +287,10 @@ class Libp2pTransport:
             self._admission.leave(stranger)
         if stranger.life.cancelled_caught or connection is None:
             return
-        peer = PeerId(str(_mux(connection).peer_id))
-        if self._admission.admit(_mux(connection), is_inbound=True):
-            self._register(peer, connection)
-            await self._wait_end(peer, connection)
+        peer = PeerId(str(mux_of(connection).peer_id))
+        if self._admission.admit(mux_of(connection), is_inbound=True):
+            self._connections.register(peer, connection)
+            await self._connections.wait_end(peer, connection)
         else:
             await connection.close()
 
@@ -321,45 +321,9 @@ class Libp2pTransport:
                 return connection
         return None
 
-    def _register(self, peer: PeerId, connection: SwarmConn) -> None:
-        connections = self._connections.setdefault(peer, [])
-        connections.append(connection)
-        if len(connections) == 1:
-            self._watchers.tell(PeerEvent(peer, connected=True))
-        for surplus in connections[:-CONNECTIONS_PER_PEER_MAX]:
-            _mux(surplus).drop()
-
-    async def _wait_end(self, peer: PeerId, connection: SwarmConn) -> None:
-        mux = _mux(connection)
-        try:
-            await mux.event_closed.wait()
-        finally:
-            self._admission.dismiss(mux)
-            self._counts["peers_timed_out"] += mux.timed_out
-            connections = self._connections[peer]
-            connections.remove(connection)
-            if not connections:
-                del self._connections[peer]
-                forget_peer(self._host, mux.peer_id)
-                self._watchers.tell(PeerEvent(peer, connected=False))
-
-    def _live(self, peer: PeerId) -> SwarmConn | None:
-        """The oldest connection that works: two parties may dial each other at the same time, and
-        both then use the same one for most of its life."""
-        for connection in self._connections.get(peer, ()):
-            if _mux(connection).is_established:
-                return connection
-        return None
-
-    async def _close(self, connections: Iterable[SwarmConn]) -> None:
-        with trio.move_on_after(CLOSE_WITHIN_S):
-            async with trio.open_nursery() as nursery:
-                for connection in connections:
-                    nursery.start_soon(connection.close)
-
     async def _close_all(self) -> None:
         with trio.CancelScope(shield=True):
-            await self._close([each for known in self._connections.values() for each in known])
+            await self._connections.close_all()
             # Ends the tasks that the library started outside of any nursery of ours.
             await self._host.close()
 
@@ -374,11 +338,6 @@ class Libp2pTransport:
         if self._gossip is not None and self._nursery is not None:
             self._gossip.remove_topic_validator(topic)
             self._nursery.start_soon(self._gossip.unsubscribe, topic)
-
-
-def _mux(connection: SwarmConn) -> Mux:
-    assert isinstance(connection.muxed_conn, Mux)
-    return connection.muxed_conn
 
 
 def _was_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

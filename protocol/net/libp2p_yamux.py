@@ -18,7 +18,6 @@ Source: https://github.com/hashicorp/yamux/blob/master/spec.md
 """
 
 import math
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -34,46 +33,31 @@ from noise.exceptions import (  # type: ignore[import-untyped]  # noiseprotocol 
     NoiseInvalidMessage,
     NoiseMaxNonceError,
 )
-from trio.lowlevel import ParkingLot
 
 from protocol.limits import KIB
 from protocol.net.buffers import Buffers
+from protocol.net.libp2p_yamux_queue import SendQueue
+from protocol.net.libp2p_yamux_reader import MUX_FRAME_WITHIN_S, MuxReader
 from protocol.net.libp2p_yamux_stream import (
     ACK,
-    DATA,
     GO_AWAY,
-    HEADER,
     PING,
     RST,
     SYN,
-    WINDOW_BYTES_MAX,
     WINDOW_UPDATE,
-    WRITE_BYTES_MAX,
     MuxStream,
     ProtocolViolation,
 )
 from protocol.net.serve import Boundary
 from protocol.net.shares import block_of
 
-VERSION = 0
 GO_AWAY_NORMAL, GO_AWAY_PROTOCOL_ERROR = 0, 1
-
-# What may wait for the socket before writers do. Enough to keep it busy, little enough that a ping
-# behind it is answered at once.
-OUTBOX_BYTES_MAX = 256 * 1024
-# What we owe to peers (acknowledgements, credit, pongs) is not subject to that; a peer that demands
-# it faster than it reads it is hostile.
-DEBTS_BYTES_MAX = 1024 * 1024
 
 # More than a well-behaved peer of ours opens; stock py-libp2p stops at as many.
 STREAMS_ACCEPTED_MAX = 256
 
 # What an open stream costs us besides the bytes in it: its object, its task, its negotiation.
 STREAM_COST_BYTES = 8 * KIB
-
-# A frame of the largest window, over a slow line. A peer that takes longer holds up every other
-# stream of its connection.
-MUX_FRAME_WITHIN_S = 60.0
 
 # A silent peer is noticed within their sum. The second is long enough for an event loop that shares
 # its cores with torch.
@@ -111,20 +95,14 @@ class Mux(IMuxedConn):
         self._next_id = 1 if conn.is_initiator else 2
         self._last_accepted = 0
         self._accepted, self._to_accept = trio.open_memory_channel[MuxStream](STREAMS_ACCEPTED_MAX)
-        self._outbox: deque[bytes] = deque()
-        self._outbox_bytes = 0
-        self._work = ParkingLot()
-        self._uncongested = ParkingLot()
+        self._queue = SendQueue()
         self._heard_at = 0.0
         # trio's time when a stream last got data; pings do not count.
         self.used_at = trio.current_time()
         remote = conn.get_remote_address()
         self.block = block_of(remote[0] if remote is not None else "")
         self.memory = buffers.open(self.block, self.drop)
-        # The frame of data that has arrived in part: its stream, flags, rest and deadline.
-        self._body: tuple[MuxStream | None, int] = (None, 0)
-        self._body_left = 0
-        self._body_due_at = math.inf
+        self._reader = MuxReader(self)
         self._pings = 0
         self._pongs: dict[int, trio.Event] = {}
         self._life = trio.CancelScope()
@@ -176,7 +154,7 @@ class Mux(IMuxedConn):
         if not self._ending:
             self.send(GO_AWAY, 0, 0, GO_AWAY_NORMAL)
             self._end("the connection was closed here")
-            await self._flush()
+            await self._queue.flush(within_s=FAREWELL_S)
         self._life.cancel()
         await self._hang_up()
 
@@ -220,18 +198,15 @@ class Mux(IMuxedConn):
         self, kind: int, flags: int, stream_id: int, length: int, data: memoryview | bytes = b""
     ) -> None:
         """Queue a frame. Never waits: streams look at `is_congested` before they send data."""
-        if self._ending:
-            return
-        self._outbox.append(HEADER.pack(VERSION, kind, flags, stream_id, length) + bytes(data))
-        self._outbox_bytes += HEADER.size + len(data)
-        self._work.unpark()
+        if not self._ending:
+            self._queue.put(kind, flags, stream_id, length, data)
 
     @property
     def is_congested(self) -> bool:
-        return self._outbox_bytes >= OUTBOX_BYTES_MAX
+        return self._queue.is_congested
 
     async def wait_uncongested(self) -> None:
-        await self._uncongested.park()
+        await self._queue.wait_progress()
 
     def forget(self, stream: MuxStream) -> None:
         if self.streams.pop(stream.stream_id, None) is not None:
@@ -259,13 +234,9 @@ class Mux(IMuxedConn):
 
     async def _write_forever(self) -> None:
         while True:
-            batch = self._take()
-            if not batch:
-                await self._work.park()
-                continue
+            batch = await self._queue.wait_batch()
             await self._conn.write(batch)
-            self._outbox_bytes -= len(batch)
-            self._uncongested.unpark_all()
+            self._queue.note_written(len(batch))
 
     async def _watch_silence(self) -> None:
         while True:
@@ -281,68 +252,27 @@ class Mux(IMuxedConn):
                 return
 
     async def _read_until_end(self) -> None:
-        buffer = bytearray()
         while data := await self._read():
             self._heard_at = trio.current_time()
-            buffer += data
-            taken = self._read_frames(buffer)
-            del buffer[:taken]
+            self._reader.feed(data)
 
     async def _read(self) -> bytes:
         """What comes next. Raises ProtocolViolation if a frame takes too long."""
-        if not self._body_left:
-            self._body_due_at = math.inf
+        if self._reader.due_at == math.inf:
             return await self._conn.read()
-        with trio.move_on_at(self._body_due_at):
+        with trio.move_on_at(self._reader.due_at):
             return await self._conn.read()
         raise ProtocolViolation(f"a frame did not arrive within {MUX_FRAME_WITHIN_S:g} s")
 
-    def _read_frames(self, buffer: bytearray) -> int:
-        """Handle what has arrived; returns how many bytes that were."""
-        position = 0
-        with memoryview(buffer) as view:
-            while True:
-                if self._body_left:
-                    end = min(position + self._body_left, len(buffer))
-                    with view[position:end] as piece:
-                        self._on_body(piece)
-                    position = end
-                if self._body_left or len(buffer) - position < HEADER.size:
-                    return position
-                header = HEADER.unpack_from(view, position)
-                position += HEADER.size
-                self._on_header(*header)
+    # For the reader.
 
-    def _on_header(self, version: int, kind: int, flags: int, stream_id: int, length: int) -> None:
-        if version != VERSION or kind > GO_AWAY:
-            raise ProtocolViolation(f"frame of version {version}, type {kind}")
-        if kind != DATA:
-            self._on_control(kind, flags, stream_id, length)
-            return
-        if length > WINDOW_BYTES_MAX:
-            raise ProtocolViolation(f"{length} bytes in one frame")
-        stream = self._stream_for(flags, stream_id)
-        if stream is not None:
-            stream.on_announced(length)
-        self._body, self._body_left = (stream, flags), length
-        self._body_due_at = trio.current_time() + MUX_FRAME_WITHIN_S
-        if not length:
-            self._on_body(memoryview(b""))
-
-    def _on_body(self, piece: memoryview) -> None:
-        """The next bytes of the frame that is under way; its flags count when it is whole."""
-        stream, flags = self._body
-        self._body_left -= len(piece)
-        if stream is None:
-            return
+    def note_used(self) -> None:
+        """Data of a stream arrived."""
         self.used_at = self._heard_at
-        stream.on_data(piece)
-        if not self._body_left:
-            stream.on_flags(flags)
 
-    def _on_control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
+    def on_control(self, kind: int, flags: int, stream_id: int, length: int) -> None:
         if kind == WINDOW_UPDATE:
-            stream = self._stream_for(flags, stream_id)
+            stream = self.stream_for(flags, stream_id)
             if stream is not None:
                 stream.on_credit(length)
                 stream.on_flags(flags)
@@ -355,7 +285,7 @@ class Mux(IMuxedConn):
         else:
             raise MuxedConnUnavailable(f"the peer said goodbye ({length})")
 
-    def _stream_for(self, flags: int, stream_id: int) -> MuxStream | None:
+    def stream_for(self, flags: int, stream_id: int) -> MuxStream | None:
         """The stream that a frame is for; None if it is over, and the frame too late."""
         if not flags & SYN:
             return self.streams.get(stream_id)
@@ -377,34 +307,15 @@ class Mux(IMuxedConn):
         return stream
 
     def _owe(self, kind: int, flags: int, stream_id: int, length: int) -> None:
-        if self._outbox_bytes > OUTBOX_BYTES_MAX + DEBTS_BYTES_MAX:
-            raise ProtocolViolation("the peer asks faster than it reads the answers")
+        self._queue.check_debts()
         self.send(kind, flags, stream_id, length)
-
-    def _take(self) -> bytes:
-        """The next write: whole frames, as many as one Noise message holds."""
-        size = 0
-        count = 0
-        for frame in self._outbox:
-            if size + len(frame) > WRITE_BYTES_MAX:
-                break
-            size += len(frame)
-            count += 1
-        if count == 1:
-            return self._outbox.popleft()
-        return b"".join([self._outbox.popleft() for _ in range(count)])
 
     # The end.
 
     async def _accuse(self) -> None:
         """Tell the peer that it broke the protocol, if it reads."""
         self.send(GO_AWAY, 0, 0, GO_AWAY_PROTOCOL_ERROR)
-        await self._flush()
-
-    async def _flush(self) -> None:
-        with trio.move_on_after(FAREWELL_S):
-            while self._outbox_bytes:
-                await self._uncongested.park()
+        await self._queue.flush(within_s=FAREWELL_S)
 
     def _end(self, reason: str) -> None:
         """No more streams; those that are open fail."""
@@ -416,7 +327,7 @@ class Mux(IMuxedConn):
             stream.fail(MuxedStreamClosed(reason))
         for pong in self._pongs.values():
             pong.set()
-        self._uncongested.unpark_all()
+        self._queue.release()
 
     async def _hang_up(self) -> None:
         if self.event_closed.is_set():

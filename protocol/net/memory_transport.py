@@ -1,4 +1,4 @@
-"""One party on a `MemoryNetwork`: its connections, streams, gossip, and how it dies."""
+"""One party on a `MemoryNetwork`: whom it is connected to, its streams, and how it dies."""
 
 from collections import Counter
 from functools import partial
@@ -20,7 +20,8 @@ from protocol.net.errors import (
     PeerMismatch,
     ProtocolUnsupported,
 )
-from protocol.net.gossip import Topics
+from protocol.net.memory_connection import MemoryConnection, OpenAnswer
+from protocol.net.memory_gossip import MemoryGossip
 from protocol.net.memory_wire import Agenda, MemoryStream, Wire
 from protocol.net.serve import boundary
 from protocol.net.transport import (
@@ -39,67 +40,6 @@ if TYPE_CHECKING:
 
 # TCP's handshake and Noise's: what must cross before a connection stands.
 CONNECT_ROUND_TRIPS = 2
-# A second copy of a gossiped message takes up to so many times as long as the first: what was
-# published since overtakes it.
-DETOUR_MAX = 10
-# A message that comes round again after this many others would be delivered again.
-SEEN_MAX = 8192
-
-
-class _Connection:
-    """One side of a connection between two transports."""
-
-    def __init__(self, owner: "MemoryTransport", other: "MemoryTransport") -> None:
-        self.owner = owner
-        self.other = other
-        self.mate: _Connection | None = None
-        self.streams: dict[MemoryStream, None] = {}
-        network = owner.network
-        self.wire = Wire(
-            network.rng,
-            network.conditions(owner.peer_id, other.peer_id),
-            other.agenda,
-            lost=partial(owner.drop, self, "too many packets were lost"),
-        )
-        self.memory = owner.buffers.open(
-            other.peer_id, partial(owner.drop, self, "it held too much")
-        )
-        self._silences = 0
-        self.refresh_silence()
-
-    def new_stream(self) -> MemoryStream:
-        stream = MemoryStream(self.other.peer_id, self.wire, self.memory, self.streams.pop)
-        self.streams[stream] = None
-        return stream
-
-    def refresh_silence(self) -> None:
-        """Fall silent or speak again, as the partition is now."""
-        silent = self.owner.network.is_silent(self.owner.peer_id, self.other.peer_id)
-        if silent and not self.wire.is_silent:
-            self.owner.network.counts["wires_silenced"] += 1
-            self.wire.silence()
-            self._silences += 1
-            self.owner.agenda.add(
-                trio.current_time() + self.owner.network.liveness_s,
-                partial(self._give_up, self._silences),
-            )
-        elif not silent and self.wire.is_silent:
-            self.wire.resume()
-            if self.mate is not None and self.mate.mate is None:
-                # The other side ended while it could not say so. As on TCP, whatever is sent to it
-                # now comes back as a reset.
-                self.owner.agenda.add(
-                    trio.current_time() + 2 * self.wire.delay_s(),
-                    partial(self.owner.lose, self, "the peer had closed the connection"),
-                )
-
-    def _give_up(self, silence: int) -> None:
-        if self.wire.is_silent and self._silences == silence:
-            mate = self.mate
-            self.owner.give_up(self)
-            # Its pings arrive and are not answered. If it is silent itself, it has its own watch.
-            if mate is not None and not mate.wire.is_silent:
-                mate.owner.give_up(mate)
 
 
 class MemoryTransport:
@@ -114,12 +54,10 @@ class MemoryTransport:
         self._address = f"/memory/{port}/p2p/{peer_id}"
         self._nursery: trio.Nursery | None = None
         self._handlers: dict[str, Handler] = {}
-        self._connections: dict[PeerId, _Connection] = {}
+        self._connections: dict[PeerId, MemoryConnection] = {}
         self._dials = Dials()
         self._watchers = Watchers()
-        self._topics = Topics()
-        self._seen: dict[int, None] = {}
-        self._newest: dict[str, int] = {}
+        self._gossip = MemoryGossip(network, peer_id, self._connections)
         self._counts: Counter[str] = Counter()
 
     @property
@@ -169,7 +107,7 @@ class MemoryTransport:
         if len(connection.streams) >= STREAMS_PER_CONNECTION_MAX:
             raise Backpressure(f"{len(connection.streams)} streams to {peer} are open")
         stream = connection.new_stream()
-        answer = _Answer(stream)
+        answer = OpenAnswer(stream)
         connection.wire.put(
             lambda: connection.other.on_open(connection, stream, protocol_id, answer)
         )
@@ -179,7 +117,7 @@ class MemoryTransport:
         except trio.TooSlowError:
             await stream.reset()
             raise NetTimeout(f"{peer} opened no stream within {timeout_s:g} s") from None
-        except BaseException:
+        except (NetError, trio.Cancelled):
             connection.streams.pop(stream, None)
             raise
         self._counts["streams_opened"] += 1
@@ -210,21 +148,21 @@ class MemoryTransport:
     def subscribe(
         self, topic: str, validate: Validator, *, queue_max: int
     ) -> trio.MemoryReceiveChannel[Gossip]:
-        return self._topics.subscribe(topic, validate, queue_max=queue_max)
+        return self._gossip.topics.subscribe(topic, validate, queue_max=queue_max)
 
     async def publish(self, topic: str, data: bytes) -> None:
         if len(data) > GOSSIP_BYTES_MAX:
             raise LocalProtocolError(f"gossip of {len(data)} bytes is over the limit")
         await trio.lowlevel.checkpoint()
         self._check_running()
-        self._spread(next(self.network.numbers), topic, data, exclude=self._peer_id)
+        self._gossip.publish(topic, data)
 
     def statistics(self) -> TransportStatistics:
         return TransportStatistics(
             connections=len(self._connections),
-            gossip_received=self._topics.received,
-            gossip_rejected=self._topics.rejected,
-            gossip_dropped=self._topics.dropped,
+            gossip_received=self._gossip.topics.received,
+            gossip_rejected=self._gossip.topics.rejected,
+            gossip_dropped=self._gossip.topics.dropped,
             buffered_bytes=self.buffers.held_bytes,
             buffers_dropped=self.buffers.dropped,
             **self._counts,
@@ -237,7 +175,7 @@ class MemoryTransport:
         return self._nursery is not None
 
     def has_joined(self, topic: str) -> bool:
-        return topic in self._topics
+        return topic in self._gossip.topics
 
     def die(self) -> None:
         """Break every connection, as the kernel does for a process that is gone."""
@@ -248,7 +186,7 @@ class MemoryTransport:
         if nursery is not None:
             nursery.cancel_scope.cancel()
 
-    def drop(self, connection: _Connection, reason: str) -> None:
+    def drop(self, connection: MemoryConnection, reason: str) -> None:
         """Close our side at once; the other side notices when the news arrives."""
         mate = connection.mate
         self.lose(connection, reason)
@@ -256,7 +194,7 @@ class MemoryTransport:
             news = partial(mate.owner.lose, mate, "the peer closed the connection")
             connection.wire.put(news, surely=True)
 
-    def lose(self, connection: _Connection, reason: str) -> None:
+    def lose(self, connection: MemoryConnection, reason: str) -> None:
         """Our side of a connection ends; its streams with it."""
         peer = connection.other.peer_id
         connection.mate = None
@@ -267,7 +205,7 @@ class MemoryTransport:
             del self._connections[peer]
             self._watchers.tell(PeerEvent(peer, connected=False))
 
-    def give_up(self, connection: _Connection) -> None:
+    def give_up(self, connection: MemoryConnection) -> None:
         """The peer has been silent for too long."""
         self._counts["peers_timed_out"] += 1
         self.network.counts["connections_timed_out"] += 1
@@ -282,7 +220,7 @@ class MemoryTransport:
             connection.refresh_silence()
 
     def on_open(
-        self, theirs: _Connection, stream: MemoryStream, protocol_id: str, answer: "_Answer"
+        self, theirs: MemoryConnection, stream: MemoryStream, protocol_id: str, answer: OpenAnswer
     ) -> None:
         """The other side of `theirs` opens a stream to us."""
         connection = theirs.mate
@@ -299,23 +237,13 @@ class MemoryTransport:
         connection.wire.put(answer.accept)
         self._nursery.start_soon(self._serve, handler, protocol_id, ours)
 
-    def on_ping(self, theirs: _Connection, pong: trio.Event) -> None:
+    def on_ping(self, theirs: MemoryConnection, pong: trio.Event) -> None:
         if theirs.mate is not None:
             theirs.mate.wire.put(pong.set)
 
     def on_gossip(self, number: int, topic: str, data: bytes, via: PeerId) -> None:
-        if not self.is_running:
-            return
-        self.network.counts["gossip_arrived"] += 1
-        if number in self._seen:
-            return
-        if number < self._newest.get(topic, 0):
-            self.network.counts["gossip_overtaken"] += 1
-        self._newest[topic] = max(number, self._newest.get(topic, 0))
-        self._remember(number)
-        if self._topics.is_valid(topic, data, via):
-            self._topics.deliver(topic, data, via)
-            self._spread(number, topic, data, exclude=via)
+        if self.is_running:
+            self._gossip.on_arrival(number, topic, data, via)
 
     # Connections.
 
@@ -341,7 +269,7 @@ class MemoryTransport:
             self._join(other)
 
     def _join(self, other: "MemoryTransport") -> None:
-        ours, theirs = _Connection(self, other), _Connection(other, self)
+        ours, theirs = MemoryConnection(self, other), MemoryConnection(other, self)
         ours.mate, theirs.mate = theirs, ours
         for connection in (ours, theirs):
             owner, peer = connection.owner, connection.other.peer_id
@@ -352,7 +280,7 @@ class MemoryTransport:
             owner._connections[peer] = connection
             owner._watchers.tell(PeerEvent(peer, connected=True))
 
-    def _connection(self, peer: PeerId) -> _Connection:
+    def _connection(self, peer: PeerId) -> MemoryConnection:
         connection = self._connections.get(peer)
         if connection is None:
             raise ConnectFailed(f"{peer} is not connected")
@@ -366,63 +294,6 @@ class MemoryTransport:
         guard = boundary(handler, protocol_id)
         await guard.run(stream)
         self._counts["handlers_failed"] += guard.failures
-
-    # Gossip.
-
-    def _spread(self, number: int, topic: str, data: bytes, *, exclude: PeerId) -> None:
-        """To every neighbour in the topic; what gossipsub's mesh does in a small network."""
-        self._remember(number)
-        rng = self.network.rng
-        for peer, connection in self._connections.items():
-            target, conditions = connection.other, connection.wire.conditions
-            if peer == exclude or connection.wire.is_silent or not target.has_joined(topic):
-                continue
-            if conditions.loss and rng.random() < conditions.loss:
-                continue
-            delay_s = connection.wire.delay_s()
-            if conditions.gossip_delay_s:
-                delay_s += rng.uniform(0, conditions.gossip_delay_s)
-            arrive = partial(target.on_gossip, number, topic, data, self._peer_id)
-            target.agenda.add(trio.current_time() + delay_s, arrive)
-            if conditions.gossip_duplicates and rng.random() < conditions.gossip_duplicates:
-                self.network.counts["gossip_duplicated"] += 1
-                # Under a new number, as after the seen-cache has forgotten it.
-                again = partial(
-                    target.on_gossip, next(self.network.numbers), topic, data, self._peer_id
-                )
-                detour_s = delay_s * rng.uniform(1, DETOUR_MAX)
-                target.agenda.add(trio.current_time() + detour_s, again)
-
-    def _remember(self, number: int) -> None:
-        self._seen[number] = None
-        if len(self._seen) > SEEN_MAX:
-            del self._seen[next(iter(self._seen))]
-
-
-class _Answer:
-    """What the other side says to a stream that we want to open."""
-
-    def __init__(self, stream: MemoryStream) -> None:
-        self._done = trio.Event()
-        self._accepted = False
-        self._error: NetError | None = None
-        self._stream = stream
-        stream.on_failure = self._done.set
-
-    def accept(self) -> None:
-        self._accepted = True
-        self._done.set()
-
-    def refuse(self, error: NetError) -> None:
-        self._error = error
-        self._done.set()
-
-    async def wait(self) -> None:
-        await self._done.wait()
-        if self._error is not None:
-            raise self._error
-        if not self._accepted:
-            self._stream.check()
 
 
 def parse_memory_address(address: str) -> tuple[int, PeerId]:

@@ -14,7 +14,7 @@ import trio
 from protocol.errors import CapaError, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.limits import CHANNELS_PER_PEER_MAX
-from protocol.net.channels import Channel, Link, LinkLimits
+from protocol.net.channels import Channel
 from protocol.net.errors import (
     AddressInvalid,
     ConnectFailed,
@@ -23,6 +23,7 @@ from protocol.net.errors import (
     PeerMismatch,
     StreamClosed,
 )
+from protocol.net.link import Link, LinkLimits
 from protocol.net.transport import Transport
 
 __all__ = ["Channel", "Link", "PoolOptions", "PoolStatistics", "StreamPool"]

@@ -40,6 +40,7 @@ class Boundary(Generic[T]):
         try:
             await self._serve(subject)
         except Exception as error:
+            # The boundary of one conversation: the host and all others outlive it.
             self._report(error)
             return error
         except BaseExceptionGroup as group:
@@ -93,6 +94,7 @@ def guarded(validate: Validator, name: str) -> Validator:
         except RemoteProtocolError:
             return False
         except Exception as error:
+            # The boundary of one message.
             log.error("validator_crashed", topic=name, exc_info=error)
             return False
 

@@ -72,6 +72,7 @@ class HttpBuyer:
             with trio.fail_after(ANSWER_WITHIN_S):
                 answer = await _exchange(connection, self._request(path, body))
         except BaseException:
+            # The rest of an answer that was not read would be taken for the next one.
             await trio.aclose_forcefully(connection)
             raise
         self._idle.append(connection)

@@ -13,25 +13,16 @@ from functools import partial
 
 from coordinator.market.matching import Job, match
 from coordinator.market.offers import OfferBook
-from coordinator.market.reputation import Ratios, Reputation, Source
+from coordinator.market.reputation import Reputation, Source
+from coordinator.market.standing_rows import Ratios
 from protocol.blame import blame_for
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import Digest, PeerId, peer_id_from_public_key, sha256_digest
 from protocol.keys import SigningKey, verify
 from protocol.limits import OFFER_LIFETIME_MAX_MS
-from protocol.messages import (
-    Constraints,
-    Hardware,
-    IsolationTier,
-    LoadReport,
-    ModelLoad,
-    ModelOffer,
-    NodeOffer,
-    Objective,
-    PriceCap,
-    Task,
-)
+from protocol.messages import Constraints, IsolationTier, Objective, PriceCap, Task
+from protocol.offers import Hardware, LoadReport, ModelLoad, ModelOffer, NodeOffer
 from protocol.pricing import PriceSheet, Units, cost_nano
 
 _SEED = 7

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from random import Random
 
+from protocol.client_session import ClientJob, WindowReached
 from protocol.codec import encode
 from protocol.countersigning import JobAdmission, JobOpening, read_proof, terms_of
 from protocol.endings import Finish
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.framing import FrameType
 from protocol.ids import JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
+from protocol.job_frames import Outgoing
 from protocol.job_state import JobEvent, JobState, next_state
 from protocol.keys import SigningKey
 from protocol.limits import WINDOW_TOKENS_MAX, WINDOW_TOKENS_MIN
@@ -27,7 +29,6 @@ from protocol.node_session import Countersignature, NodeJob
 from protocol.payload import Chunk, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.receipts import charge_nano
-from protocol.session import ClientJob, Outgoing, WindowReached
 from protocol.windows import ClientChains, node_chain
 
 NOW_MS = 1_770_000_000_000

@@ -17,7 +17,7 @@ import trio
 from capanode.models.store import ModelStore
 from coordinator.cli.market_session import open_market
 from coordinator.settings import CoordinatorConfig
-from protocol.messages import NodeOffer
+from protocol.offers import NodeOffer
 from sim.chaos.books import judge_books, waiting_receipts
 from sim.chaos.load import Load
 from sim.chaos.model import NAME, add_recital

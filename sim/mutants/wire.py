@@ -9,7 +9,7 @@ _COUNTERSIGNING = f"{_PROTOCOL}/test_countersigning.py"
 WIRE = (
     Mutant(
         "any number of tokens without a text is an answer",
-        "protocol/session.py",
+        "protocol/client_session.py",
         "if is_answer and is_long and not self._has_text:",
         "if False:",
         test=f"{_PROTOCOL}/test_session.py::test_an_answer_of_tokens_without_a_text_is_none",
@@ -110,7 +110,7 @@ WIRE = (
     ),
     Mutant(
         "a client counts output beyond its lease",
-        "protocol/session.py",
+        "protocol/client_session.py",
         "if tokens > self._lease.message.units_max.output_tokens:",
         "if False:",
         test=f"{_PROTOCOL}/test_session.py::test_more_tokens_than_leased_are_refused",

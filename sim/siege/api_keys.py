@@ -24,6 +24,7 @@ async def slow_body_budget(ground: Ground) -> AttackResult:
             reply = await user.complete("a5")
             if reply.status != 200:
                 break
+        await ground.books.wait_no_holds(user.peer_id)
         before_nano = owned_nano - ground.books.owned_nano(user.peer_id)
         statuses = await _finish(slow)
         await ground.books.wait_no_holds(user.peer_id)
@@ -41,6 +42,7 @@ async def revoked_key(ground: Ground) -> AttackResult:
     user = await ground.open_gateway_account()
     async with staged(ground.endpoint, StagedNode("a5r", answer)):
         before = await user.complete("a5r")
+        await ground.books.wait_no_holds(user.peer_id)  # The answer comes before its settlement.
         slow = [await _open(user, "a5r") for _ in range(_SLOW_BODIES)]
         owned_nano = ground.books.owned_nano(user.peer_id)
         await ground.books.revoke(user.key_id)

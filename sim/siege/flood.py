@@ -13,9 +13,10 @@ from protocol.framing import FrameType
 from protocol.ids import Digest
 from protocol.keys import SigningKey
 from protocol.limits import MIB
-from protocol.messages import Hardware, IsolationTier, ModelOffer, NodeOffer, Task
+from protocol.messages import IsolationTier, Task
 from protocol.net.clock import SystemClock
 from protocol.net.descriptors import raise_descriptor_limit
+from protocol.offers import Hardware, ModelOffer, NodeOffer
 from protocol.payload import Chunk
 from protocol.pricing import PriceSheet
 from protocol.services import offer_topic, shard_of

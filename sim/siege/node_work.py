@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import trio
 
+from protocol.client_session import Admitted, Ended, Refused
 from protocol.errors import CapaError, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.keys import SigningKey
@@ -13,7 +14,6 @@ from protocol.limits import KIB, MIB
 from protocol.net.errors import NetError
 from protocol.payload import EmbeddingInput, GenerationInput
 from protocol.pricing import Units
-from protocol.session import Admitted, Ended, Refused
 from sim.chaos.model import NAME as RECITAL
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.ground import Ground

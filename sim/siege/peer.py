@@ -14,6 +14,7 @@ from coordinator.buyer.remote import RemoteLeaser
 from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.endpoint import Endpoint
+from protocol.client_session import ClientJob, Ended, WindowReached
 from protocol.codec import encode
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
@@ -21,23 +22,16 @@ from protocol.framing import FrameType
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
 from protocol.keys import SigningKey
 from protocol.limits import SALT_BYTES
-from protocol.messages import (
-    Constraints,
-    JobRequest,
-    Lease,
-    NodeOffer,
-    Objective,
-    Task,
-)
+from protocol.messages import Constraints, JobRequest, Lease, Objective, Task
 from protocol.net.channels import Channel
 from protocol.net.clock import SystemClock
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
+from protocol.offers import NodeOffer
 from protocol.payload import EmbeddingInput, GenerationInput, SaltedPayload
 from protocol.pricing import Units
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
-from protocol.session import ClientJob, Ended, WindowReached
 
 ROLE = "client"
 INPUT = GenerationInput(max_tokens=8, prompt="Say hello", temperature=0.0)

@@ -18,24 +18,17 @@ from protocol.envelope import Signed, seal
 from protocol.errors import RemoteProtocolError
 from protocol.ids import LeaseId, PeerId, sha256_digest
 from protocol.keys import SigningKey
-from protocol.messages import (
-    Hardware,
-    IsolationTier,
-    LoadReport,
-    ModelLoad,
-    ModelOffer,
-    NodeOffer,
-    Receipt,
-    Task,
-)
-from protocol.net.channels import Channel, serve_channels
+from protocol.messages import IsolationTier, Receipt, Task
+from protocol.net.channels import Channel
 from protocol.net.clock import SystemClock
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.errors import NetError
 from protocol.net.libp2p import Libp2pTransport
+from protocol.net.link import serve_channels
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Stream
+from protocol.offers import Hardware, LoadReport, ModelLoad, ModelOffer, NodeOffer
 from protocol.pricing import PriceSheet
 from protocol.services import (
     CONTROL_PROTOCOL,

@@ -4,13 +4,13 @@ from contextlib import suppress
 
 import trio
 
+from protocol.client_session import EMPTY_TOKENS_MAX
 from protocol.errors import Code
 from protocol.ids import PeerId
 from protocol.net.errors import NetError
 from protocol.payload import Chunk
 from protocol.pricing import Units, cost_nano
 from protocol.services import NodesAsk
-from protocol.session import EMPTY_TOKENS_MAX
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.gateway_user import GatewayUser, Service
 from sim.siege.ground import Ground

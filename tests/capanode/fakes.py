@@ -20,6 +20,7 @@ from capanode.seats import Seats
 from capanode.served import ServedModel
 from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
 from capanode.worker.jobs import EventSink, JobBook, WorkerState
+from protocol.client_session import ClientEvent, ClientJob, Ended, Refused, WindowReached
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
@@ -27,25 +28,16 @@ from protocol.framing import FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.manifest import ModelFile, ModelManifest, manifest_digest
-from protocol.messages import (
-    Acceptance,
-    DataCollection,
-    Hardware,
-    IsolationTier,
-    JobRequest,
-    Lease,
-    NodeOffer,
-    Task,
-)
+from protocol.messages import Acceptance, DataCollection, IsolationTier, JobRequest, Lease, Task
 from protocol.net.channels import Channel
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
 from protocol.net.pool import StreamPool
+from protocol.offers import Hardware, NodeOffer
 from protocol.payload import GenerationInput, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner, Runner
 from protocol.services import JOB_PROTOCOL
-from protocol.session import ClientEvent, ClientJob, Ended, Refused, WindowReached
 from protocol.tasks import decode_input
 from tests.protocol.makers import CLIENT, COORDINATOR, NODE, PRICE, SALT, make_lease, make_request
 

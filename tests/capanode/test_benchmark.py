@@ -13,7 +13,8 @@ from capanode.engines.base import Completed, EngineInfo, Failed, Produced, Start
 from capanode.errors import BenchmarkError
 from capanode.measurements import Speed, grey_png
 from protocol.errors import Code
-from protocol.messages import Hardware, Task
+from protocol.messages import Task
+from protocol.offers import Hardware
 from protocol.payload import EmbeddingInput, ImageInput
 from protocol.pricing import Units
 from protocol.tasks import decode_input

@@ -15,7 +15,7 @@ from capanode.hardware import (
     torch_cuda_version,
 )
 from protocol.limits import NAME_CHARS_MAX
-from protocol.messages import Hardware
+from protocol.offers import Hardware
 
 GIB = 1024**3
 NO_GPU = GpuReport((), None, "no NVIDIA GPU is usable here: NVML Shared Library Not Found")

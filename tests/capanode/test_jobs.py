@@ -12,25 +12,20 @@ from capanode.jobs.closing import ACCEPTANCE_WITHIN_S
 from capanode.jobs.served_job import SIGN_WITHIN_S
 from capanode.jobs.upload import UPLOAD_PAUSE_S
 from capanode.outbox import FULL_RETRY_S
+from protocol.client_session import Admitted, ClientJob, Ended, Refused
 from protocol.codec import encode
 from protocol.countersigning import read_proof
 from protocol.endings import Finish
 from protocol.envelope import open_envelope, seal
 from protocol.errors import Code, ErrorBody
 from protocol.framing import FrameType
+from protocol.job_frames import OpenBody, Outgoing
 from protocol.keys import SigningKey
 from protocol.limits import CLOCK_SKEW_MAX_MS, PAYLOAD_BYTES_MAX
-from protocol.messages import (
-    Constraints,
-    DataCollection,
-    IsolationTier,
-    Receipt,
-    Task,
-)
+from protocol.messages import Constraints, DataCollection, IsolationTier, Receipt, Task
 from protocol.net.channels import Channel
 from protocol.payload import Chunk, GenerationInput, SaltedPayload, salted_digest, tokens_digest
 from protocol.pricing import PriceSheet, Units, cost_nano
-from protocol.session import Admitted, ClientJob, Ended, OpenBody, Outgoing, Refused
 from tests.capanode.fakes import STEP_S, UNITS_MAX, Market, Setup, SlowDisk, open_market
 from tests.protocol.makers import CLIENT, COORDINATOR, SALT, STRANGER, make_opening
 

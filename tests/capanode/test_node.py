@@ -19,11 +19,13 @@ from capanode.control import (
     LineState,
 )
 from capanode.errors import NodeError, NothingToServeError
-from capanode.node import Milestone, Node, NodeRules
+from capanode.milestones import Milestone
+from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
 from capanode.settings import CoordinatorAddress
 from capanode.worker.jobs import WorkerState
 from capanode.workers import ModelPlan
+from protocol.client_session import ClientJob, Ended, Refused, WindowReached
 from protocol.codec import encode
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
@@ -31,20 +33,14 @@ from protocol.framing import FrameType
 from protocol.ids import JobId, LeaseId, PeerId, derive_ulid, new_ulid
 from protocol.limits import OFFER_INTERVAL_MIN_MS, OFFER_REFRESH_MS
 from protocol.manifest import manifest_digest
-from protocol.messages import (
-    IsolationTier,
-    JobRequest,
-    Lease,
-    LoadReport,
-    NodeOffer,
-    Receipt,
-)
-from protocol.net.channels import serve_channels
+from protocol.messages import IsolationTier, JobRequest, Lease, Receipt
 from protocol.net.clock import VirtualClock
+from protocol.net.link import serve_channels
 from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
+from protocol.offers import LoadReport, NodeOffer
 from protocol.payload import GenerationInput, SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner
@@ -61,7 +57,6 @@ from protocol.services import (
     SettleReply,
     offer_topic,
 )
-from protocol.session import ClientJob, Ended, Refused, WindowReached
 from tests.capanode.fakes import HARDWARE, STEP_S, UNITS_MAX, FakeWorker, make_manifest
 from tests.protocol.makers import CLIENT, COORDINATOR, NODE, SALT, make_lease, make_request
 

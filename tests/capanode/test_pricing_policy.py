@@ -2,8 +2,9 @@ import pytest
 
 from capanode.measurements import Speed
 from capanode.pricing_policy import Wages, hourly_nano, propose_price
-from protocol.messages import Hardware, Task
+from protocol.messages import Task
 from protocol.money import NANO_PER_CREDIT
+from protocol.offers import Hardware
 from protocol.pricing import PRICE_NANO_MAX
 
 GIB = 1024**3

@@ -1,7 +1,7 @@
 import pytest
 
 from capanode.errors import IsolationError
-from capanode.node import Milestone
+from capanode.milestones import Milestone
 from capanode.sandbox.probe import IsolationReport
 from capanode.serve import require_isolation
 from protocol.messages import IsolationTier

@@ -8,24 +8,16 @@ from coordinator.market.breaker import REFUSED_TO_COOL
 from coordinator.market.machines import Machines
 from coordinator.market.matching import Job, Match, match
 from coordinator.market.offers import OfferBook, OfferVerdict
-from coordinator.market.reputation import NO_RATIOS, Ratios, Reputation, Source
+from coordinator.market.reputation import Reputation, Source
 from coordinator.market.seats import SEATS_MAX
+from coordinator.market.standing_rows import NO_RATIOS, Ratios
 from protocol.blame import blame_for
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import Digest, PeerId, sha256_digest
 from protocol.keys import SigningKey
-from protocol.messages import (
-    DataCollection,
-    Hardware,
-    IsolationTier,
-    LoadReport,
-    ModelLoad,
-    ModelOffer,
-    NodeOffer,
-    Objective,
-    Task,
-)
+from protocol.messages import DataCollection, IsolationTier, Objective, Task
+from protocol.offers import Hardware, LoadReport, ModelLoad, ModelOffer, NodeOffer
 from protocol.pricing import PriceSheet, Units
 
 NOW_MS = 1_800_000_000_000

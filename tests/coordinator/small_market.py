@@ -30,21 +30,13 @@ from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import PeerId, TransferId, new_ulid, sha256_digest
+from protocol.job_frames import Outgoing
 from protocol.keys import SigningKey
-from protocol.messages import (
-    Hardware,
-    IsolationTier,
-    Lease,
-    LoadReport,
-    ModelLoad,
-    ModelOffer,
-    NodeOffer,
-    Receipt,
-    Task,
-)
+from protocol.messages import IsolationTier, Lease, Receipt, Task
 from protocol.money import NANO_PER_CREDIT
-from protocol.net.channels import Channel, serve_channels
+from protocol.net.channels import Channel
 from protocol.net.errors import NetError
+from protocol.net.link import serve_channels
 from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
@@ -57,6 +49,7 @@ from protocol.node_session import (
     NodeJob,
     Opened,
 )
+from protocol.offers import Hardware, LoadReport, ModelLoad, ModelOffer, NodeOffer
 from protocol.payload import Chunk, GenerationInput, OutputDigest
 from protocol.pricing import PriceSheet, Units
 from protocol.programs.runtime import Runtime
@@ -71,7 +64,6 @@ from protocol.services import (
     ReceiptAsk,
     SettleReply,
 )
-from protocol.session import Outgoing
 from tests.clocks import MovableClock
 
 R = TypeVar("R")

@@ -17,13 +17,7 @@ from coordinator.cli.options import CommandError
 from coordinator.db.api_keys import authenticate
 from coordinator.db.engine import InlineRunner, open_database
 from protocol.errors import CapaError
-from protocol.messages import (
-    NO_CONSTRAINTS,
-    Constraints,
-    DataCollection,
-    IsolationTier,
-    PriceCap,
-)
+from protocol.messages import NO_CONSTRAINTS, Constraints, DataCollection, IsolationTier, PriceCap
 from tests.protocol.makers import NODE, STRANGER
 
 

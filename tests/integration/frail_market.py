@@ -21,7 +21,7 @@ import trio
 
 from coordinator.cli.market_session import MarketSession, open_market
 from coordinator.settings import CoordinatorConfig
-from protocol.messages import NodeOffer
+from protocol.offers import NodeOffer
 from protocol.services import NodesAsk, NodeSummary
 from sim.demo import CHAT_MODEL, open_account, wait_nodes
 from sim.latency import LATENCY_CLASSES

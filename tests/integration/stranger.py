@@ -18,8 +18,9 @@ from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, ErrorBody, RemoteProtocolError
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
+from protocol.job_frames import JobErrorBody, OpenBody
 from protocol.keys import SigningKey
-from protocol.messages import NO_CONSTRAINTS, JobRequest, Lease, NodeOffer, Objective, Task
+from protocol.messages import NO_CONSTRAINTS, JobRequest, Lease, Objective, Task
 from protocol.net.clock import SystemClock
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.errors import StreamReset
@@ -27,9 +28,9 @@ from protocol.net.frames import Hello
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
 from protocol.net.transport import Stream
+from protocol.offers import NodeOffer
 from protocol.payload import ChatMessage, GenerationInput, salted_digest
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
-from protocol.session import JobErrorBody, OpenBody
 from tests.integration.frail_market import CHAT, FrailMarket
 from tests.protocol.makers import SALT, make_opening
 

@@ -24,11 +24,12 @@ from protocol.framing import HEADER, VERSION, Frame, FrameType
 from protocol.ids import ULID_ENTROPY_BYTES, LeaseId, PeerId, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.limits import FRAME_BYTES_MAX, OFFER_BYTES_MAX
-from protocol.messages import JobRequest, Lease, LoadReport, NodeOffer, Task
+from protocol.messages import JobRequest, Lease, Task
 from protocol.net.clock import SystemClock
 from protocol.net.frames import Hello
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RequestBody, RpcClient
+from protocol.offers import LoadReport, NodeOffer
 from protocol.programs.keyfile import load_key_file
 from protocol.services import (
     CONTROL_PROTOCOL,

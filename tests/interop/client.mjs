@@ -77,9 +77,9 @@ serveCalls({
     return last.map(tell)
   },
 
-  /** Signs again for what came of the last purchase's first job, or for other units. */
+  /** Signs for what came of the last purchase's first job, or for other units. */
   async deliver ({ units }) {
-    return buyer.link.ask('delivery', { delivery: (await buyer.deliver(last[0], units)).bytes })
+    return buyer.link.ask('delivery', { delivery: (await buyer.deliver(last[0], { units })).bytes })
   },
 
   /** Accepts and settles the last purchase's first job. */

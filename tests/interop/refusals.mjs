@@ -39,6 +39,13 @@ export class Refusals {
   async unspent () { return this.granted ??= await this.buyer.lease(await this.request()) }
   async openWith (behaviour, granted) { return (await this.buyer.run(granted ?? await this.unspent(), behaviour)).code }
 
+  /** The client's word on a lease that it never opened, with these fields; one lease for all. */
+  async wordOn (changes = {}) {
+    this.wordless ??= this.buyer.unopened(await this.buyer.lease(await this.request()))
+    return this.buyer.deliver(this.wordless, changes)
+  }
+  async say (bytes) { return codeOf(this.buyer.link.ask('delivery', { delivery: bytes })) }
+
   /** A job of its own; what it ends with frees its hold. */
   async runFresh (behaviour, { changes, input, payload } = {}) {
     const granted = await this.buyer.lease(await this.request({ payload, ...changes }, this.input(input)))
@@ -200,4 +207,26 @@ const jobs = {
   }
 }
 
-export const cases = { ...asks, ...leases, ...streams, ...nodes, ...openings, ...jobs }
+// The last but one is the first that is taken.
+const words = {
+  'a delivery with a forged signature': async at => at.say(flipLast((await at.wordOn()).bytes)),
+  'a delivery that another signed': async at => {
+    const { body } = await at.wordOn()
+    return at.say((await sealBytes(await identityOf(randomBytes(32)), 'delivery', body)).bytes)
+  },
+  'a delivery of another lease': async at => at.say((await at.wordOn({ lease_digest: '0'.repeat(64) })).bytes),
+  'a delivery of a lease that there is not': async at => at.say((await at.wordOn({ lease_id: ulid() })).bytes),
+  'a delivery of more than was leased': async at => at.say((await at.wordOn({ units: units(1, 5) })).bytes),
+  'a delivery that contradicts the first': async at => {
+    const first = await at.wordOn()
+    for (const _ of ['first', 'again']) if (await at.say(first.bytes) !== 'nothing') return 'the first was refused'
+    return at.say((await at.wordOn({ units: units(1, 1) })).bytes)
+  },
+  'a delivery after the receipt was paid': async at => {
+    const job = await at.buyer.run(await at.buyer.lease(await at.request({}, at.input({ max_tokens: 1 }))))
+    await at.buyer.settle(job)
+    return at.say((await at.buyer.deliver(job)).bytes)
+  }
+}
+
+export const cases = { ...asks, ...leases, ...streams, ...nodes, ...openings, ...jobs, ...words }

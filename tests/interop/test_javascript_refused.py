@@ -64,6 +64,13 @@ REFUSED = {
     "a lease for the second time": "replayed",
     "an acceptance that contradicts its own counts": "receipt_mismatch",
     "a receipt that the client signed itself": "wrong_signer",
+    "a delivery with a forged signature": "bad_signature",
+    "a delivery that another signed": "wrong_signer",
+    "a delivery of another lease": "digest_mismatch",
+    "a delivery of a lease that there is not": "not_found",
+    "a delivery of more than was leased": "receipt_mismatch",
+    "a delivery that contradicts the first": "already_exists",
+    "a delivery after the receipt was paid": "expired",
 }
 
 

@@ -77,6 +77,17 @@ def stream(market: RunningMarket, *nodes: str, **body: Any) -> tuple[str, str, A
     return response.headers["x-capacloud-node"], text, usage
 
 
+def buy_and_hang_up(buyer: JavascriptPeer, seller: JavascriptPeer) -> dict[str, Any]:
+    """A job of six tokens whose client leaves without its receipt; the node has handed that in."""
+    before = len(seller.call("handed"))
+    (job,) = purchase(buyer, seller, 6, behaviour={"hangUpAtReceipt": True})
+    assert job["agrees"] is None
+    (alone,) = wait(lambda: seller.call("handed")[before:], lambda handed: handed)
+    assert alone["accepted"] is None
+    assert (alone["state"], alone["amount_nano"]) == ("pending", cost(2, 6))
+    return job
+
+
 def test_both_sides_sign_for_a_long_text_window_by_window(
     market: RunningMarket, buyer: JavascriptPeer, seller: JavascriptPeer
 ) -> None:
@@ -114,13 +125,23 @@ def test_a_load_report_names_the_leases_that_were_opened(
 def test_a_receipt_without_the_clients_word_waits_and_no_other_takes_its_place(
     buyer: JavascriptPeer, seller: JavascriptPeer
 ) -> None:
-    (job,) = purchase(buyer, seller, 6, behaviour={"hangUpAtReceipt": True})
-    assert job["agrees"] is None
-    alone = wait(lambda: seller.call("handed")[-1], lambda last: last["accepted"] is None)
-    assert (alone["state"], alone["amount_nano"]) == ("pending", cost(2, 6))
+    buy_and_hang_up(buyer, seller)
     with pytest.raises(PeerError, match="receipt_mismatch"):
         seller.call("hand_in_other")
     assert buyer.call("settle") == {"state": "settled", "amount_nano": cost(2, 6)}
+
+
+def test_a_delivery_pays_the_receipt_that_waits_for_its_client(
+    market: RunningMarket, buyer: JavascriptPeer, seller: JavascriptPeer
+) -> None:
+    """The client never saw the receipt, and signs for what it counted."""
+    before = earned(market, seller.id)
+    job = buy_and_hang_up(buyer, seller)
+    fewer = job["counted"] | {"output_tokens": 5}
+    assert buyer.call("deliver", units=fewer) == {}
+    assert earned(market, seller.id) == before + cost(2, 5) * 95 // 100
+    with pytest.raises(PeerError, match="expired"):
+        buyer.call("deliver", units=job["counted"])
 
 
 def test_a_node_that_bills_more_than_it_sent_is_paid_for_what_came(

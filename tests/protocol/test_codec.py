@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from protocol.codec import decode, encode
 from protocol.errors import Code, ErrorBody, RemoteProtocolError
 from protocol.limits import CHAT_MESSAGES_MAX, CONTAINERS_MAX
-from protocol.messages import JobRequest, Lease, NodeOffer, Receipt
+from protocol.messages import JobRequest, Lease, Receipt
+from protocol.offers import NodeOffer
 from protocol.payload import ChatMessage, Chunk, GenerationInput
 from protocol.pricing import PriceSheet, Units
 from tests.protocol.makers import make_chain, make_request

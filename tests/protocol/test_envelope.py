@@ -22,7 +22,8 @@ from protocol.limits import (
     OFFER_BYTES_MAX,
     SIGNED_BYTES_MAX,
 )
-from protocol.messages import Constraints, JobRequest, Lease, NodeOffer, Receipt
+from protocol.messages import Constraints, JobRequest, Lease, Receipt
+from protocol.offers import NodeOffer
 from tests.protocol.makers import CLIENT, NODE, STRANGER, make_chain, make_request
 from tests.protocol.test_protocol_page import wire_messages
 

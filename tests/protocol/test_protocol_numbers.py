@@ -24,15 +24,18 @@ import coordinator.market.offers.pool
 import coordinator.settling.receipt_desk
 from coordinator.market.offers.intake import OFFERS
 from protocol import (
+    client_session,
+    fields,
+    job_frames,
     limits,
     manifest,
     messages,
     money,
+    offers,
     output_window,
     payload,
     pricing,
     services,
-    session,
 )
 from protocol.framing import FrameType
 from protocol.net import (
@@ -42,7 +45,10 @@ from protocol.net import (
     libp2p_admission,
     libp2p_gossip,
     libp2p_yamux,
+    libp2p_yamux_queue,
+    libp2p_yamux_reader,
     libp2p_yamux_stream,
+    link,
     rpc,
     transport,
 )
@@ -51,21 +57,27 @@ from tests.protocol.page import constants_of, number_of, page_text, rows_under
 # Where the numbers come from that are not in `limits`.
 NUMBER_PLACES = (
     messages,
+    offers,
+    fields,
     services,
     payload,
     pricing,
     manifest,
     money,
-    session,
+    client_session,
+    job_frames,
     buffers,
     output_window,
     channels,
+    link,
     frames,
     rpc,
     transport,
     libp2p_admission,
     libp2p_gossip,
     libp2p_yamux,
+    libp2p_yamux_queue,
+    libp2p_yamux_reader,
     libp2p_yamux_stream,
     capanode.announce,
     capanode.control,

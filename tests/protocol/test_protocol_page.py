@@ -22,12 +22,13 @@ from coordinator.market.breaker import BreakerState
 from coordinator.market.matching.job import Reason
 from protocol import (
     countersigning,
+    job_frames,
     manifest,
     messages,
+    offers,
     payload,
     pricing,
     services,
-    session,
     windows,
 )
 from protocol.blame import Blame, blame_for
@@ -36,21 +37,21 @@ from protocol.errors import RETRYABLE_ELSEWHERE, Code, ErrorBody
 from protocol.framing import VERSION, FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId
 from protocol.job_state import TRANSITIONS, JobEvent, JobState
-from protocol.messages import Hardware
 from protocol.net import libp2p_gossip, libp2p_host, libp2p_stream
 from protocol.net.frames import Hello
 from protocol.net.rpc import RequestBody
+from protocol.offers import Hardware
 from protocol.services import Method, offer_topic
 from tests.protocol.page import page_text, rows_under, words_of
 
-MESSAGE_MODULES = (messages, services, payload, pricing, manifest)
+MESSAGE_MODULES = (messages, offers, services, payload, pricing, manifest)
 OTHER_MESSAGES: tuple[type, ...] = (
     Hello,
     RequestBody,
     ErrorBody,
-    session.OpenBody,
-    session.AcceptedBody,
-    session.JobErrorBody,
+    job_frames.OpenBody,
+    job_frames.AcceptedBody,
+    job_frames.JobErrorBody,
     windows.Countersigned,
     countersigning.JobOpening,
     countersigning.JobAdmission,

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from protocol.codec import encode
-from protocol.countersigning import read_proof
+from protocol.client_session import ClientJob, Ended, WindowReached
+from protocol.codec import decode, encode
+from protocol.countersigning import Delivery, check_delivery, read_proof
 from protocol.endings import Finish
 from protocol.envelope import Signed, open_envelope, seal
+from protocol.errors import Code
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
 from protocol.ids import JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey, verify
@@ -17,19 +19,18 @@ from protocol.messages import (
     NO_CONSTRAINTS,
     Acceptance,
     DataCollection,
-    Hardware,
     IsolationTier,
     JobRequest,
     Lease,
-    ModelOffer,
-    NodeOffer,
     Objective,
     Receipt,
     Task,
 )
 from protocol.money import split_fee
 from protocol.net.frames import Hello
+from protocol.net.rpc import RequestBody
 from protocol.node_session import NodeJob, Opened
+from protocol.offers import Hardware, ModelOffer, NodeOffer
 from protocol.payload import (
     Chunk,
     GenerationInput,
@@ -41,8 +42,7 @@ from protocol.payload import (
 )
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.receipts import Evidence, charge_nano, draft_receipt, verify_chain
-from protocol.services import offer_topic, shard_of
-from protocol.session import ClientJob, Ended, WindowReached
+from protocol.services import DeliveryAsk, Method, offer_topic, shard_of
 from tests.protocol.page import rows_under, vectors
 
 NOW_MS = 1_770_000_000_000
@@ -181,6 +181,7 @@ def make_vectors() -> dict[str, str]:
     chunk, progress = node.output(CHUNKS[0])
     events = [client.receive(*frame) for frame in (accepted, chunk, progress)]
     assert isinstance(events[-1], WindowReached)
+    delivery = client.delivery(Code.NODE_LOST, now_ms=NOW_MS + 60)
     (countersign,) = events[-1].frames
     node.receive(*countersign)
     (last_chunk,) = node.output(CHUNKS[1])
@@ -191,6 +192,8 @@ def make_vectors() -> dict[str, str]:
     acceptance = client.acceptance(Ended(receipt, agrees=True), now_ms=NOW_MS + 101)
     input_digest = tokens_digest((INPUT_TOKENS,), prefix_tokens=2)
     hello = Frame(FrameType.HELLO, 0, encode(Hello((1,), "client")))
+    ask = RequestBody(Method.DELIVERY, encode(DeliveryAsk(delivery.raw)))
+    talk.append((FrameType.REQUEST, encode(ask)))
     frames = [encode_frame(Frame(kind, 1, body)).hex() for kind, body in (*opening, *talk)]
     return found | {
         "manifest": encode_manifest(MANIFEST).decode(),
@@ -220,6 +223,9 @@ def make_vectors() -> dict[str, str]:
         "input token ids": ",".join(map(str, INPUT_TOKENS)),
         "input digest": salted_digest(bytes.fromhex(input_digest), SALT),
         "drawn seed": str(derive_seed(request.digest)),
+        "delivery envelope": delivery.raw.hex(),
+        "delivery digest": delivery.digest,
+        "REQUEST": frames[7],
     }
 
 
@@ -266,6 +272,19 @@ def test_the_bytes_of_the_page_are_a_whole_and_honest_job() -> None:
     offer = open_envelope(bytes.fromhex(vectors()["offer envelope"]), NodeOffer)
     assert offer.digest == opened.lease.message.offer_digest
     assert offer.message.models[0].price == opened.lease.message.price
+
+
+def test_the_delivery_on_the_page_is_one_that_a_coordinator_takes() -> None:
+    opened = NodeJob(NODE).receive(*body_on_page("JOB_OPEN"))
+    assert isinstance(opened, Opened)
+    kind, body = body_on_page("REQUEST")
+    asked = decode(RequestBody, body)
+    assert (kind, asked.method) == (FrameType.REQUEST, Method.DELIVERY)
+    raw = decode(DeliveryAsk, asked.body).delivery
+    assert raw.hex() == vectors()["delivery envelope"]
+    delivery = open_envelope(raw, Delivery, signer=CLIENT.peer_id)
+    check_delivery(delivery, opened.lease)
+    assert delivery.message.units == Units(input_tokens=4, output_tokens=2)
 
 
 def test_charges_and_shares_are_those_of_the_page() -> None:

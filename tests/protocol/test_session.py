@@ -3,6 +3,17 @@ from dataclasses import replace
 import msgpack
 import pytest
 
+from protocol.client_session import (
+    CHUNKS_BESIDE_TOKENS_MAX,
+    EMPTY_ANSWER_TOKENS_MAX,
+    EMPTY_TOKENS_MAX,
+    Admitted,
+    ClientEvent,
+    ClientJob,
+    Ended,
+    Refused,
+    WindowReached,
+)
 from protocol.codec import encode
 from protocol.countersigning import JobAdmission
 from protocol.endings import Finish
@@ -10,27 +21,13 @@ from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import sha256_digest
+from protocol.job_frames import DATA_BYTES, AcceptedBody, OpenBody, Outgoing
 from protocol.job_state import JobState
 from protocol.limits import TOKENS_MAX, WINDOW_TOKENS_MIN
 from protocol.messages import Receipt
 from protocol.node_session import Accepted, CancelRequested, Countersignature, NodeJob, Opened
 from protocol.payload import TOKEN_ID_MAX, Chunk, OutputDigest, SaltedPayload
 from protocol.pricing import Units
-from protocol.session import (
-    CHUNKS_BESIDE_TOKENS_MAX,
-    DATA_BYTES,
-    EMPTY_ANSWER_TOKENS_MAX,
-    EMPTY_TOKENS_MAX,
-    AcceptedBody,
-    Admitted,
-    ClientEvent,
-    ClientJob,
-    Ended,
-    OpenBody,
-    Outgoing,
-    Refused,
-    WindowReached,
-)
 from tests.protocol.makers import (
     CLIENT,
     COORDINATOR,

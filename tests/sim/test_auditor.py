@@ -4,11 +4,14 @@ import ast
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import sim.auditor
+import sim.evidence
+import sim.worth
 from protocol.countersigning import Delivery
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
@@ -17,7 +20,8 @@ from protocol.ids import LeaseId, derive_ulid
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import Units
-from sim.auditor import Auditor, Balances, Rule
+from sim.auditor import Auditor, Balances
+from sim.evidence import Rule
 from tests.protocol.makers import (
     CLIENT,
     COORDINATOR,
@@ -139,8 +143,9 @@ def test_a_clients_word_without_a_receipt_decides_once_it_was_acknowledged(
         assert (Rule.CAPTURE_IS_EARNED not in found) == is_right
 
 
-def test_the_auditor_knows_neither_ledger_nor_database() -> None:
-    tree = ast.parse(Path(sim.auditor.__file__).read_text())
+@pytest.mark.parametrize("module", [sim.auditor, sim.evidence, sim.worth])
+def test_the_auditor_knows_neither_ledger_nor_database(module: ModuleType) -> None:
+    tree = ast.parse(Path(module.__file__ or "").read_text())
     modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     modules |= {
         a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names

@@ -79,6 +79,7 @@ class GatewayApp:
         except CoordinatorError as error:
             reply = problem_response(api_error_of(error).problem, dialect)
         except Exception as error:
+            # The boundary of one request: its client gets a problem in the API's shape.
             log.error("request_crashed", request_id=request.request_id, exc_info=error)
             reply = problem_response(error_of(Code.INTERNAL, "").problem, dialect)
         self._context.metrics.http_requests.labels(name, str(reply.status)).inc()

@@ -49,6 +49,7 @@ async def open_event_stream(
         chunks.close()
         raise job_error(context, request, call.order, failure) from failure
     except BaseException:
+        # Cancelled, too: without a reader the job would run on at its client's expense.
         chunks.close()
         raise
     return EventStream(context, request, call, dialect, chunks=chunks, first=first)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from coordinator.market.reputation import Ratios
+from coordinator.market.standing_rows import Ratios
 
 # Fewer tokens after the first one say more about how frames were bundled than about the node.
 _TOKENS_MIN = 4

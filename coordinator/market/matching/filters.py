@@ -38,7 +38,8 @@ from coordinator.market.reputation import Reputation
 from coordinator.market.standings import Bools, Floats, Ints, Standings
 from protocol.constraints import broken_constraint
 from protocol.ids import PeerId
-from protocol.messages import DataCollection, ModelOffer, NodeOffer
+from protocol.messages import DataCollection
+from protocol.offers import ModelOffer, NodeOffer
 from protocol.pricing import Units, cost_nano
 from protocol.tasks import TASKS
 

@@ -7,15 +7,8 @@ from enum import StrEnum
 from coordinator.market.matching.claim import Claim
 from protocol.envelope import Signed
 from protocol.ids import PeerId
-from protocol.messages import (
-    NO_CONSTRAINTS,
-    Constraints,
-    JobRequest,
-    ModelOffer,
-    NodeOffer,
-    Objective,
-    Task,
-)
+from protocol.messages import NO_CONSTRAINTS, Constraints, JobRequest, Objective, Task
+from protocol.offers import ModelOffer, NodeOffer
 from protocol.pricing import Units
 from protocol.services import QuoteAsk
 

@@ -1,7 +1,8 @@
-"""The offer book: every live node that offers something, indexed by model and kept in columns.
+"""The offer book: every live node that offers something, and which of its offers counts.
 
 Fed by gossip (`accept`), by nodes' control streams (`apply_load`, `detach`), by pings (`set_rtt`)
-and by our own leases (`grant`, `release`). It decides and remembers; callers do the I/O.
+and by our own leases (`grant`, `release`). It decides and remembers; callers do the I/O. The rows
+that matching reads are in `index`, the seats that our leases take in `seating`.
 """
 
 import heapq
@@ -12,6 +13,12 @@ from typing import Protocol
 
 from coordinator.market.machines import Machines
 from coordinator.market.offers.entry import ModelState, NodeEntry
+from coordinator.market.offers.index import (
+    OfferIndex,
+    publish_busy,
+    publish_flags,
+    publish_rtt,
+)
 from coordinator.market.offers.intake import Intake
 from coordinator.market.offers.lineage import Lineage, Lineages, Succession, judge
 from coordinator.market.offers.pool import (
@@ -20,12 +27,13 @@ from coordinator.market.offers.pool import (
     cost_of,
     network_of,
 )
-from coordinator.market.offers.table import BUSY, FLAGS, RTT_MS, ModelTable, tie_of
+from coordinator.market.offers.seating import Seating
+from coordinator.market.offers.table import ModelTable, tie_of
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
-from protocol.ids import Digest, LeaseId, PeerId, is_digest
+from protocol.ids import Digest, LeaseId, PeerId
 from protocol.limits import CLOCK_SKEW_MAX_MS, OFFER_LIFETIME_MAX_MS
-from protocol.messages import LoadReport, ModelOffer, NodeOffer
+from protocol.offers import LoadReport, NodeOffer
 from protocol.services import offer_topic, shard_of
 
 # The scale that the market is designed for; about 0.4 GB of offers.
@@ -78,11 +86,7 @@ class ReputationRows(Protocol):
 
 
 class OfferBook:
-    """All live offers.
-
-    `catalogue` names the digests that may answer to a model's name. A name that is not in it
-    belongs to every node that uses it, and only a digest protects a buyer from a cuckoo.
-    """
+    """All live offers. `catalogue` is the index's: which digests may answer to a model's name."""
 
     def __init__(
         self,
@@ -95,19 +99,14 @@ class OfferBook:
     ) -> None:
         self._slots = slots
         self.machines = machines or Machines()
-        self._catalogue = dict(catalogue or {})
         self._nodes_max = nodes_max
         self._intake = Intake()
         self._lineages = Lineages()
         self._unproven = UnprovenPool(unproven_bytes_max)
         self._entries: dict[PeerId, NodeEntry] = {}
-        self._by_digest: dict[str, ModelTable] = {}
-        self._by_name: dict[str, ModelTable] = {}
-        self._leases: dict[LeaseId, tuple[PeerId, Digest]] = {}
-        # Of nodes that are not listed: what a restarted coordinator knows before they offer again.
-        self._early: dict[PeerId, list[LeaseId]] = {}
+        self._index = OfferIndex(catalogue or {})
+        self._seating = Seating(self._entries, self.machines)
         self._expiries: list[tuple[int, PeerId]] = []
-        self._lease_expiries: list[tuple[int, LeaseId]] = []
 
     # Reading.
 
@@ -122,11 +121,11 @@ class OfferBook:
 
     def table(self, model: str) -> ModelTable | None:
         """The offers of a manifest digest or of a name; None if there are none."""
-        return (self._by_digest if is_digest(model) else self._by_name).get(model)
+        return self._index.table(model)
 
     def models(self) -> dict[str, int]:
         """How many nodes offer each model name."""
-        return {name: len(table) for name, table in self._by_name.items()}
+        return self._index.models()
 
     def page(self, *, model: str = "", after: str = "", limit: int) -> list[NodeEntry]:
         """The next nodes after this id that offer `model` (any if empty), in order of ids."""
@@ -202,9 +201,8 @@ class OfferBook:
                 gone.append(node)
             elif 0 < entry.suspended_until_ms <= now_ms:
                 entry.suspended_until_ms, entry.suspension = 0, ""
-                _publish_flags(entry)
-        while self._lease_expiries and self._lease_expiries[0][0] <= now_ms:
-            self.release(heapq.heappop(self._lease_expiries)[1])
+                publish_flags(entry)
+        self._seating.expire(now_ms)
         self._lineages.forget(now_ms)
         return tuple(gone)
 
@@ -224,8 +222,8 @@ class OfferBook:
             state = entry.models.get(load.manifest_digest)
             if state is not None:
                 state.report(load)
-                _publish_busy(entry, state)
-        _publish_flags(entry)
+                publish_busy(entry, state)
+        publish_flags(entry)
         return True
 
     def detach(self, node: PeerId, *, now_ms: int) -> None:
@@ -238,8 +236,8 @@ class OfferBook:
                 self._evict(other)
             for state in entry.models.values():
                 state.lose_reports()
-                _publish_busy(entry, state)
-            _publish_flags(entry)
+                publish_busy(entry, state)
+            publish_flags(entry)
 
     def set_rtt(self, node: PeerId, rtt_ms: float) -> None:
         """Take a measured round trip into the smoothed one; unknown nodes are ignored."""
@@ -249,34 +247,16 @@ class OfferBook:
         self._prove(entry)
         old_ms = rtt_ms if entry.rtt_ms is None else entry.rtt_ms
         entry.rtt_ms = old_ms + (rtt_ms - old_ms) * _RTT_GAIN
-        for state in entry.models.values():
-            for table in state.tables:
-                table.set_value(node, RTT_MS, entry.rtt_ms)
+        publish_rtt(entry, entry.rtt_ms)
 
     def grant(self, lease_id: LeaseId, node: PeerId, model: Digest, *, expires_at_ms: int) -> None:
         """Count a job against the node from now, or from when it offers the model, until `release`
         or until it expires."""
-        if lease_id in self._leases:
-            return
-        self._leases[lease_id] = (node, model)
-        heapq.heappush(self._lease_expiries, (expires_at_ms, lease_id))
-        entry = self._entries.get(node)
-        state = entry.models.get(model) if entry else None
-        if entry is None:
-            self._early.setdefault(node, []).append(lease_id)
-        elif state is not None:
-            self._seat(entry, state, lease_id)
-            _publish_busy(entry, state)
+        self._seating.grant(lease_id, node, model, expires_at_ms=expires_at_ms)
 
     def release(self, lease_id: LeaseId) -> None:
         """The leased job ended, or never began; unknown ids are ignored."""
-        where = self._leases.pop(lease_id, None)
-        entry = self._entries.get(where[0]) if where else None
-        state = entry.models.get(where[1]) if entry and where else None
-        if entry is not None and state is not None and lease_id in state.leases:
-            state.release(lease_id)
-            self.machines.change_busy(entry.machine, -1)
-            _publish_busy(entry, state)
+        self._seating.release(lease_id)
 
     # Below: listing.
 
@@ -311,8 +291,7 @@ class OfferBook:
                 machine=self.machines.pin(network_of(offer.addresses)),
                 models={m.manifest_digest: ModelState(m) for m in offer.models},
             )
-            for lease_id in self._early.pop(offer.node, ()):
-                self._count_early(entry, lease_id)
+            self._seating.seat_early(entry)
             self._entries[offer.node] = entry
         else:
             entry = old
@@ -321,34 +300,17 @@ class OfferBook:
                 self._evict(node)
         heapq.heappush(self._expiries, (expires_at_ms, offer.node))
         if offer.node in self._entries:
-            self._publish(entry)
+            self._index.publish(entry)
         return OfferVerdict(
             OfferOutcome.LISTED if old is None else OfferOutcome.UPDATED, offer.node
         )
-
-    def _count_early(self, entry: NodeEntry, lease_id: LeaseId) -> None:
-        """A lease that was granted before its node was listed, unless it has ended meanwhile."""
-        where = self._leases.get(lease_id)
-        state = entry.models.get(where[1]) if where else None
-        if state is not None:
-            self._seat(entry, state, lease_id)
-
-    def _seat(self, entry: NodeEntry, state: ModelState, lease_id: LeaseId) -> None:
-        state.grant(lease_id)
-        self.machines.change_busy(entry.machine, 1)
-
-    def _leave_seats(self, entry: NodeEntry, state: ModelState) -> None:
-        """The model is gone, and the jobs there with it."""
-        for lease_id in state.leases:
-            self._leases.pop(lease_id, None)
-        self.machines.change_busy(entry.machine, -len(state.leases))
 
     def _replace(
         self, entry: NodeEntry, signed: Signed[NodeOffer], now_ms: int, expires_at_ms: int
     ) -> None:
         offer = signed.message
         has_restarted = offer.incarnation_ms != entry.offer.incarnation_ms
-        self._unpublish(entry)
+        self._index.unpublish(entry)
         old_states = entry.models
         entry.models = {}
         for model in offer.models:
@@ -357,8 +319,8 @@ class OfferBook:
             state.offer = model
             entry.models[model.manifest_digest] = state
         for state in old_states.values():
-            self._leave_seats(entry, state)
-        self._move(entry, network_of(offer.addresses))
+            self._seating.leave(entry, state)
+        self._seating.move(entry, network_of(offer.addresses))
         if has_restarted:
             entry.is_attached = entry.is_draining = False
         if entry.lost_at_ms is not None and offer.issued_at_ms > entry.lost_at_ms:
@@ -368,20 +330,10 @@ class OfferBook:
         entry.received_at_ms = now_ms
         entry.expires_at_ms = expires_at_ms
 
-    def _move(self, entry: NodeEntry, network: str) -> None:
-        """The node's addresses are in another block now: its jobs count there."""
-        if network == entry.network:
-            return
-        seated = sum(len(state.leases) for state in entry.models.values())
-        self.machines.change_busy(entry.machine, -seated)
-        self.machines.unpin(entry.network)
-        entry.network, entry.machine = network, self.machines.pin(network)
-        self.machines.change_busy(entry.machine, seated)
-
     def _unlist(self, entry: NodeEntry) -> None:
-        self._unpublish(entry)
+        self._index.unpublish(entry)
         for state in entry.models.values():
-            self._leave_seats(entry, state)
+            self._seating.leave(entry, state)
         self._unproven.leave(entry.node)
         self.machines.unpin(entry.network)
         self._slots.unpin(entry.node)
@@ -415,51 +367,5 @@ class OfferBook:
             entry.suspended_until_ms = now_ms + SUSPENSION_MS
             entry.suspension = message
             heapq.heappush(self._expiries, (entry.suspended_until_ms, offer.node))
-            _publish_flags(entry)
+            publish_flags(entry)
         return OfferVerdict(OfferOutcome.CONFLICT, offer.node, Code.OFFER_CONFLICT, message)
-
-    # Below: the tables.
-
-    def _tables_for(self, model: ModelOffer) -> tuple[ModelTable, ...]:
-        """The tables that this offer belongs into, made when missing."""
-        digest, name = model.manifest_digest, model.name
-        by_digest = self._by_digest.get(digest)
-        if by_digest is None:
-            by_digest = self._by_digest[digest] = ModelTable(digest)
-        allowed = self._catalogue.get(name)
-        if allowed is not None and digest not in allowed:
-            return (by_digest,)
-        by_name = self._by_name.get(name)
-        if by_name is None:
-            by_name = self._by_name[name] = ModelTable(name)
-        return (by_digest, by_name)
-
-    def _publish(self, entry: NodeEntry) -> None:
-        for state in entry.models.values():
-            state.tables = self._tables_for(state.offer)
-            values, codes = entry.row_values(state), entry.row_codes(state)
-            for table in state.tables:
-                table.put(entry.node, values, codes, tie=entry.tie)
-
-    def _unpublish(self, entry: NodeEntry) -> None:
-        for state in entry.models.values():
-            for table in state.tables:
-                table.remove(entry.node)
-            for index, key in (
-                (self._by_digest, state.offer.manifest_digest),
-                (self._by_name, state.offer.name),
-            ):
-                if key in index and len(index[key]) == 0:
-                    del index[key]
-            state.tables = ()
-
-
-def _publish_busy(entry: NodeEntry, state: ModelState) -> None:
-    for table in state.tables:
-        table.set_value(entry.node, BUSY, state.busy)
-
-
-def _publish_flags(entry: NodeEntry) -> None:
-    for state in entry.models.values():
-        for table in state.tables:
-            table.set_code(entry.node, FLAGS, entry.flags(state))

@@ -15,7 +15,8 @@ from coordinator.market.offers.table import (
 )
 from protocol.envelope import Signed
 from protocol.ids import Digest, LeaseId, PeerId, is_digest
-from protocol.messages import DataCollection, ModelLoad, ModelOffer, NodeOffer, Task
+from protocol.messages import DataCollection, Task
+from protocol.offers import ModelLoad, ModelOffer, NodeOffer
 from protocol.pricing import PRICE_POSITIONS
 
 TASK_CODES = {task: code for code, task in enumerate(Task)}

@@ -16,7 +16,7 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.gossip_checks import GossipChecks
 from protocol.ids import PeerId, public_key_from_peer_id
 from protocol.limits import OFFER_BYTES_MAX, OFFER_INTERVAL_MIN_MS, OFFER_LIFETIME_MAX_MS
-from protocol.messages import NodeOffer
+from protocol.offers import NodeOffer
 from protocol.receipts import check_fresh
 from protocol.services import offer_topic, shard_of
 from protocol.token_buckets import Rate, TokenBuckets

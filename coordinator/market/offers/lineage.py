@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from protocol.ids import Digest, PeerId
 from protocol.limits import CLOCK_SKEW_MAX_MS
-from protocol.messages import NodeOffer
+from protocol.offers import NodeOffer
 
 
 class Succession(Enum):

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from protocol.envelope import Signed
 from protocol.ids import PeerId
 from protocol.limits import KIB, MIB
-from protocol.messages import NodeOffer
 from protocol.net.shares import Shares, block_of
+from protocol.offers import NodeOffer
 
 # About 150 offers of the largest size, or 3,000 with two models.
 UNPROVEN_BYTES_MAX = 32 * MIB

@@ -1,6 +1,7 @@
 """Calls and streams between asyncio and trio, with both kinds of thread for real."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
@@ -162,12 +163,18 @@ def test_items_of_one_turn_cross_with_one_wake_up(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wakes = []
+    unfinished = 16
     go = trio.Event()
+    all_fed = threading.Event()
 
     async def burst(feed: Feed[None, int]) -> None:
+        nonlocal unfinished
         await go.wait()
         for number in range(32):
             feed.put(number)
+        unfinished -= 1
+        if not unfinished:
+            all_fed.set()
 
     async def read() -> None:
         streams = [ends.bridge.stream(burst, buffer_max=64, silence_s=60) for _ in range(16)]
@@ -182,9 +189,11 @@ def test_items_of_one_turn_cross_with_one_wake_up(
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", count_wake)
         ends.bridge.run_in_trio(go.set)
+        # The loop is kept from running in between, as it is when it has something else to do.
+        assert all_fed.wait(WITHIN_S)
+        assert len(wakes) == 1
         batches = await asyncio.gather(*tasks)
-        assert sum(len(batch) for batch in batches) > 16
-        assert len(wakes) < 16
+        assert [len(batch) for batch in batches] == [32] * 16
         for stream in streams:
             stream.close()
 

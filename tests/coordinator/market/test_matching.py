@@ -10,20 +10,13 @@ from coordinator.market.breaker import FAILURES_TO_OPEN, REFUSED_TO_COOL
 from coordinator.market.matching import Job, Reason, Why
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.quote import quote_reply, summary
-from coordinator.market.reputation import Ratios
+from coordinator.market.standing_rows import Ratios
 from protocol.codec import decode, encode
 from protocol.errors import Code
 from protocol.ids import LeaseId, PeerId, sha256_digest
 from protocol.limits import ATTEMPTS_MAX
-from protocol.messages import (
-    Constraints,
-    DataCollection,
-    IsolationTier,
-    ModelOffer,
-    Objective,
-    PriceCap,
-    Task,
-)
+from protocol.messages import Constraints, DataCollection, IsolationTier, Objective, PriceCap, Task
+from protocol.offers import ModelOffer
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.services import QuoteAsk, QuoteReply
 from tests.coordinator.market_makers import (

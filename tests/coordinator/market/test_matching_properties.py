@@ -9,20 +9,12 @@ from hypothesis import strategies as st
 from coordinator.market.breaker import FAILURES_TO_OPEN
 from coordinator.market.matching import Job, Match, Reason
 from coordinator.market.offers.entry import NodeEntry
-from coordinator.market.reputation import Ratios
+from coordinator.market.standing_rows import Ratios
 from protocol.errors import Code
 from protocol.ids import PeerId, sha256_digest
 from protocol.limits import ATTEMPTS_MAX
-from protocol.messages import (
-    Constraints,
-    DataCollection,
-    IsolationTier,
-    ModelOffer,
-    NodeOffer,
-    Objective,
-    PriceCap,
-    Task,
-)
+from protocol.messages import Constraints, DataCollection, IsolationTier, Objective, PriceCap, Task
+from protocol.offers import ModelOffer, NodeOffer
 from protocol.pricing import cost_nano
 from tests.coordinator.market_makers import (
     MODEL,

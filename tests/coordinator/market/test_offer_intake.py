@@ -12,7 +12,7 @@ from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import Digest
 from protocol.limits import CLOCK_SKEW_MAX_MS, OFFER_BYTES_MAX, OFFER_LIFETIME_MAX_MS
-from protocol.messages import NodeOffer
+from protocol.offers import NodeOffer
 from protocol.services import OFFER_SHARDS, offer_topic, shard_of
 from tests.coordinator.market_makers import NOW_MS, key, model_offer, node, node_offer, sealed
 

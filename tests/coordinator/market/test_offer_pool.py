@@ -11,7 +11,7 @@ from coordinator.market.reputation import Reputation
 from protocol.errors import Code
 from protocol.ids import Digest
 from protocol.limits import KIB
-from protocol.messages import LoadReport
+from protocol.offers import LoadReport
 from tests.coordinator.market_makers import NOW_MS, model_offer, node, node_offer, sealed
 
 

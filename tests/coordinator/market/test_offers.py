@@ -2,11 +2,8 @@
 
 import random
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from coordinator.market.offers import OfferBook, OfferOutcome
 from coordinator.market.offers import book as book_module
@@ -17,7 +14,7 @@ from protocol.envelope import Signed
 from protocol.errors import Code
 from protocol.ids import Digest, LeaseId, sha256_digest
 from protocol.limits import CLOCK_SKEW_MAX_MS, OFFER_LIFETIME_MAX_MS
-from protocol.messages import LoadReport
+from protocol.offers import LoadReport
 from protocol.services import OFFER_SHARDS, offer_topic, shard_of
 from tests.coordinator.market_makers import (
     MODEL,
@@ -245,58 +242,6 @@ def test_a_report_of_another_incarnation_is_ignored() -> None:
     assert not market.book.apply_load(node(2), report)
 
 
-def test_our_own_leases_count_until_they_end() -> None:
-    market = Market()
-    market.add(1)
-    for lease in LEASES[:2]:
-        market.book.grant(lease, node(1), MODEL, expires_at_ms=NOW_MS + 10_000)
-    market.book.grant(LEASES[0], node(1), MODEL, expires_at_ms=NOW_MS + 10_000)
-    assert column(market, 1, BUSY) == 2
-    market.book.release(LEASES[0])
-    market.book.release(LEASES[0])
-    market.book.release(LEASES[9])
-    assert column(market, 1, BUSY) == 1
-    market.book.expire(NOW_MS + 10_000)
-    assert column(market, 1, BUSY) == 0
-
-
-def test_leases_of_a_node_that_offers_only_later_count_from_then_on() -> None:
-    """A restarted coordinator knows the leases before the nodes."""
-    market = Market()
-    for lease in LEASES[:3]:
-        market.book.grant(lease, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
-    market.book.release(LEASES[0])
-    market.add(1)
-    assert column(market, 1, BUSY) == 2
-    market.load(1, running=2)
-    assert column(market, 1, BUSY) == 2, "the node reports the same jobs"
-    market.book.release(LEASES[1])
-    assert column(market, 1, BUSY) == 1
-
-
-def test_a_report_counts_others_jobs_and_ours_only_once() -> None:
-    market = Market()
-    market.add(1)
-    for lease in LEASES[:2]:
-        market.book.grant(lease, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
-    market.load(1, running=5)
-    assert column(market, 1, BUSY) == 5
-    market.book.release(LEASES[0])
-    assert column(market, 1, BUSY) == 4
-
-
-def test_jobs_that_follow_each_other_quickly_do_not_fill_a_node() -> None:
-    market = Market()
-    market.add(1)
-    for old, new in pairwise(LEASES):
-        market.book.grant(old, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
-        market.load(1, running=1)  # written before the old job ended and the new one began
-        market.book.release(old)
-        market.book.grant(new, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
-        assert column(market, 1, BUSY) == 1
-        market.book.release(new)
-
-
 def test_a_lost_node_gets_no_jobs_until_it_speaks_again() -> None:
     market = Market()
     market.add(1)
@@ -327,27 +272,6 @@ def test_round_trips_are_smoothed() -> None:
     market.book.set_rtt(node(1), 100.0)
     market.book.set_rtt(node(9), 1.0)
     assert column(market, 1, RTT_MS) == 30.0
-
-
-def test_a_catalogued_name_belongs_to_its_digests() -> None:
-    book = OfferBook(Reputation(rng=random.Random(1)), catalogue={NAME: frozenset({MODEL})})
-    cuckoo = node_offer(2, model_offer(digest=OTHER_MODEL, price_nano=1))
-    for number, offer in ((1, node_offer(1)), (2, cuckoo)):
-        book.insert(Signed(offer, node(number), Digest(f"{number:064x}"), b""), now_ms=NOW_MS)
-    by_name, by_digest = book.table(NAME), book.table(OTHER_MODEL)
-    assert by_name is not None
-    assert by_digest is not None
-    assert by_name.nodes == [node(1)]
-    assert by_digest.nodes == [node(2)]
-
-
-def test_a_name_that_looks_like_a_digest_is_not_mistaken_for_it() -> None:
-    market = Market()
-    market.insert(1, node_offer(1, model_offer(name=MODEL, digest=OTHER_MODEL)))
-    assert market.book.table(MODEL) is None
-    entry = market.book.get(node(1))
-    assert entry is not None
-    assert entry.model(MODEL) is None
 
 
 def full_book(nodes_max: int) -> OfferBook:
@@ -414,54 +338,3 @@ def test_reputation_slots_are_given_back() -> None:
         book.expire(NOW_MS + 10 * OFFER_LIFETIME_MAX_MS)
     assert len(book) == 0
     assert len(reputation) <= 4
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_tables_always_mirror_the_entries(data: st.DataObject) -> None:
-    market = Market()
-    sequence = 1
-    for _ in range(data.draw(st.integers(1, 25))):
-        number = data.draw(st.integers(0, 4))
-        sequence += 1
-        match data.draw(st.sampled_from(["offer", "load", "rtt", "grant", "detach", "expire"])):
-            case "offer":
-                models = data.draw(
-                    st.sampled_from([(), (MODEL,), (OTHER_MODEL,), (MODEL, OTHER_MODEL)])
-                )
-                offers = tuple(model_offer(name=d[:9], digest=d) for d in models)
-                offer = replace(
-                    node_offer(number, issued_at_ms=market.now_ms, sequence=sequence), models=offers
-                )
-                market.insert(number, offer)
-            case "load" if market.book.get(node(number)):
-                market.load(number, data.draw(st.integers(0, 9)))
-            case "rtt":
-                market.book.set_rtt(node(number), data.draw(st.floats(0.1, 500)))
-            case "grant":
-                lease = LeaseId(str(sequence))
-                market.book.grant(
-                    lease,
-                    node(number),
-                    MODEL,
-                    expires_at_ms=market.now_ms + 5_000,
-                )
-            case "detach":
-                market.book.detach(node(number), now_ms=market.now_ms)
-            case "expire":
-                market.now_ms += data.draw(st.integers(0, 100_000))
-                market.book.expire(market.now_ms)
-    listed = 0
-    for entry in market.book:
-        for state in entry.models.values():
-            for model in (state.offer.manifest_digest, state.offer.name):
-                table = market.book.table(model)
-                assert table is not None
-                row = table.row_of[entry.node]
-                assert table.rows().values[:, row].tolist() == entry.row_values(state)
-                assert table.rows().codes[:, row].tolist() == entry.row_codes(state)
-                listed += 1
-    named = (*market.book.models(), MODEL, OTHER_MODEL)
-    tables = [table for table in map(market.book.table, named) if table is not None]
-    assert sum(len(table) for table in tables) == listed
-    assert all(len(table) for table in tables)

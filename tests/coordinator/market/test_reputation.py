@@ -4,11 +4,10 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from coordinator.market.breaker import FAILURES_TO_OPEN, REFUSED_TO_COOL, BreakerState
-from coordinator.market.reputation import HALF_LIFE_MS, NodeStanding, Ratios, Reputation
+from coordinator.market.reputation import NodeStanding, Reputation
+from coordinator.market.standing_rows import HALF_LIFE_MS, Ratios
 from coordinator.market.standings import PRIOR_RATIO, Standings
 from protocol.blame import Blame, blame_by_receipt, blame_for
 from protocol.endings import Finish
@@ -65,27 +64,6 @@ def test_evidence_fades_back_to_the_prior() -> None:
     later = standing(reputation, now_ms=NOW_MS + 24 * HOUR_MS).success_rate
     assert low < half < later
     assert later == pytest.approx(0.9)
-
-
-def test_years_of_silence_do_not_overflow() -> None:
-    reputation = fresh()
-    fail(reputation, 3)
-    years_later = NOW_MS + 10 * 365 * 24 * HOUR_MS
-    assert standing(reputation, now_ms=years_later).success_rate == pytest.approx(0.9)
-    reputation.record_success(node(1), SOURCE, now_ms=years_later)
-    assert 0.9 < standing(reputation, now_ms=years_later).success_rate < 0.92
-
-
-def test_rebasing_changes_no_estimate() -> None:
-    plain, rebased = fresh(), fresh()
-    for reputation in (plain, rebased):
-        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(2.0, 3.0))
-    # The landmark of one of them moves on the way, which must not show.
-    rebased.record_success(node(2), SOURCE, now_ms=NOW_MS + 70 * HALF_LIFE_MS)
-    now_ms = NOW_MS + 71 * HALF_LIFE_MS
-    for reputation in (plain, rebased):
-        record(reputation, node(1), Code.NODE_LOST, now_ms=now_ms, ratios=Ratios(2.0))
-    assert standing(plain, now_ms=now_ms) == standing(rebased, now_ms=now_ms)
 
 
 def test_failures_in_a_row_open_the_breaker_and_make_the_node_new_again() -> None:
@@ -167,32 +145,6 @@ def test_an_exaggerated_claim_is_corrected_within_a_few_jobs() -> None:
         reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(10.0, 5.0))
     assert standing(reputation).first_ratio > 6.0
     assert 3.0 < standing(reputation).decode_ratio < 5.0
-
-
-def test_an_understated_claim_is_corrected_as_well() -> None:
-    reputation = fresh()
-    for _ in range(10):
-        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(0.1))
-    assert standing(reputation).first_ratio < 0.15
-    assert standing(reputation).decode_ratio == pytest.approx(PRIOR_RATIO)
-
-
-def test_a_node_that_slows_down_shows_however_good_its_past() -> None:
-    reputation = fresh()
-    for _ in range(1_000):
-        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(1.0))
-    for _ in range(40):
-        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(8.0))
-    assert standing(reputation).first_ratio > 4.0
-
-
-@given(st.floats(0, 1e12))
-def test_one_absurd_measurement_moves_little(ratio: float) -> None:
-    reputation = fresh()
-    for _ in range(30):
-        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(1.0))
-    reputation.record_success(node(1), SOURCE, now_ms=NOW_MS, ratios=Ratios(ratio))
-    assert 0.75 < standing(reputation).first_ratio < 1.35
 
 
 def test_leaving_buys_no_clean_slate() -> None:

@@ -16,16 +16,17 @@ from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.ids import JobId, new_ulid, sha256_digest
+from protocol.job_frames import JobErrorBody
 from protocol.keys import SigningKey
 from protocol.limits import FRAME_BYTES_MAX, OFFER_BYTES_MAX
-from protocol.messages import NO_CONSTRAINTS, JobRequest, ModelOffer, Objective, Task
+from protocol.messages import NO_CONSTRAINTS, JobRequest, Objective, Task
 from protocol.net.channels import Channel
 from protocol.net.errors import NetTimeout
 from protocol.node_session import NodeJob
+from protocol.offers import ModelOffer
 from protocol.pricing import PriceSheet, Units
 from protocol.receipts import check_request
 from protocol.services import NodesAsk
-from protocol.session import JobErrorBody
 from tests.coordinator.small_market import (
     MODEL,
     OPENING_CREDIT_NANO,

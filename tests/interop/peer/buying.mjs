@@ -102,19 +102,23 @@ export class Buyer {
     })
   }
 
-  /** The client's word on a lease that ended without a receipt. */
-  async deliver (job, units) {
+  /** The job of a lease that this client never opened. */
+  unopened (granted) { return new Job(this, granted, {}) }
+
+  /** The client's word on a lease that ended without a receipt, or whose receipt it never got. */
+  async deliver (job, changes = {}) {
     const { lease } = job.granted
     const sawNothing = !job.tally.tokenIds.length && !job.behaviour.cancelAfterChunks
-    units ??= sawNothing ? { input_tokens: 0, output_tokens: 0, images: 0 } : job.counted
+    const units = sawNothing ? { input_tokens: 0, output_tokens: 0, images: 0 } : job.counted
     return seal(this.identity, 'delivery', {
       lease_id: lease.message.lease_id,
       lease_digest: lease.digest,
       client: this.identity.id,
       units,
       output_digest: job.tally.digest,
-      code: job.code,
-      issued_at_ms: Date.now()
+      code: job.code ?? 'node_lost',
+      issued_at_ms: Date.now(),
+      ...changes
     })
   }
 

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from protocol.net.channels import Channel, Link, LinkLimits, serve_channels
+from protocol.net.channels import Channel
+from protocol.net.link import Link, LinkLimits, serve_channels
 from protocol.net.memory import PERFECT, MemoryNetwork, MemoryTransport
 from protocol.net.memory_wire import Conditions
 from protocol.net.transport import Stream
@@ -58,3 +59,10 @@ class Pair:
     async def _keep_stream(self, stream: Stream) -> None:
         await self._raw.send(stream)
         await trio.sleep_forever()
+
+
+async def echo(channel: Channel) -> None:
+    """A handler that answers every frame with itself."""
+    while True:
+        frame = await channel.receive()
+        channel.send_nowait(frame.type, frame.body)

@@ -20,14 +20,14 @@ from trio.testing import wait_all_tasks_blocked
 from protocol.limits import KIB, MIB
 from protocol.net.buffers import Buffers
 from protocol.net.libp2p_yamux import (
-    MUX_FRAME_WITHIN_S,
-    OUTBOX_BYTES_MAX,
     PING_AFTER_S,
     PONG_WITHIN_S,
     STREAM_COST_BYTES,
     STREAMS_ACCEPTED_MAX,
     Mux,
 )
+from protocol.net.libp2p_yamux_queue import QUEUE_BYTES_MAX
+from protocol.net.libp2p_yamux_reader import MUX_FRAME_WITHIN_S
 from protocol.net.libp2p_yamux_stream import (
     ACK,
     DATA,
@@ -198,7 +198,7 @@ async def test_cancelled_writer_spoils_nothing() -> None:
         their_other = await theirs.accept_stream()
         left.stuck = trio.Event()
         with trio.move_on_after(1) as scope:
-            await mine.write(b"x" * (OUTBOX_BYTES_MAX + WINDOW_BYTES))
+            await mine.write(b"x" * (QUEUE_BYTES_MAX + WINDOW_BYTES))
         assert scope.cancelled_caught
         left.stuck.set()
         await other.write(b"fine")

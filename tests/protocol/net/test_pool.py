@@ -7,7 +7,7 @@ import trio
 
 from protocol.framing import FrameType
 from protocol.ids import PeerId
-from protocol.net.channels import Channel, serve_channels
+from protocol.net.channels import Channel
 from protocol.net.errors import (
     Backpressure,
     ConnectFailed,
@@ -17,12 +17,12 @@ from protocol.net.errors import (
     ProtocolUnsupported,
     StreamClosed,
 )
+from protocol.net.link import serve_channels
 from protocol.net.memory_wire import Conditions
 from protocol.net.pool import PoolOptions, StreamPool
 from protocol.net.transport import Stream
 from tests.protocol.net.contract import key_of
-from tests.protocol.net.pairs import CHANNELS, Pair
-from tests.protocol.net.test_channels import echo
+from tests.protocol.net.pairs import CHANNELS, Pair, echo
 from tests.protocol.net.virtual import virtual_time
 
 DEFAULT = PoolOptions()

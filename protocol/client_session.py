@@ -1,20 +1,5 @@
-"""One leased job between a client and a node, without I/O: the frames, and the client's half.
-
-    client                                          node
-    JOB_OPEN(request, lease, opening, payload…) ──▶
-    JOB_DATA* (rest of the payload)             ──▶
-                                                ◀──  JOB_ACCEPTED(admission, place in the queue)
-                                                ◀──  JOB_CHUNK* (token ids and text, or data)
-                                                ◀──  JOB_PROGRESS (at first output, every window)
-    JOB_COUNTERSIGN (for each progress)         ──▶
-    JOB_CANCEL (at any time)                    ──▶
-                                                ◀──  JOB_RECEIPT, or JOB_ERROR with a receipt if due
-    JOB_ACCEPTANCE                              ──▶
-
-The node's half is `protocol.node_session`. Both eat frames, keep `protocol.job_state`'s state, and
-return what happened. They check what can be checked without a clock; the caller brings time, keys
-and sockets.
-"""
+"""The client's half of a job, without I/O: sends the input, counts and signs for the output, and
+judges the receipt. See `protocol.job_frames`."""
 
 from dataclasses import dataclass
 
@@ -30,23 +15,15 @@ from protocol.endings import FINISH_RULES
 from protocol.envelope import Signed, open_envelope, read_unverified, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.job_frames import DATA_BYTES, AcceptedBody, JobErrorBody, OpenBody, Outgoing
 from protocol.job_state import JobEvent, JobState, next_state
 from protocol.keys import SigningKey
-from protocol.limits import (
-    KIB,
-    MESSAGE_CHARS_MAX,
-    OUTPUT_BYTES_MAX,
-    SALT_BYTES,
-    SIGNED_BYTES_MAX,
-)
+from protocol.limits import OUTPUT_BYTES_MAX
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.payload import Chunk, OutputDigest, SaltedPayload
 from protocol.pricing import Units
 from protocol.receipts import check_receipt
 from protocol.windows import ChainReader, ClientChains, parse_progress
-
-# Small pieces let other jobs' tokens pass between them; see limits.FRAME_BYTES_MAX.
-DATA_BYTES = 128 * KIB
 
 # Tokens in a row that add no text: the bytes of one character, and tokens that are never shown,
 # such as those around a model's channels. One window of a stranger, so that a node that sends
@@ -62,49 +39,6 @@ CHUNKS_BESIDE_TOKENS_MAX = 1_024
 # Looked up for every token or window.
 _CHUNK, _PROGRESS = FrameType.JOB_CHUNK, FrameType.JOB_PROGRESS
 _COUNTERSIGN = FrameType.JOB_COUNTERSIGN
-
-# Type and body of a frame; the caller knows the channel.
-Outgoing = tuple[FrameType, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBody:
-    """JOB_OPEN: three envelopes as signed, the salt of the job's digests, and the first piece of
-    the payload."""
-
-    request: bytes
-    lease: bytes
-    opening: bytes
-    salt: bytes
-    payload: bytes
-
-    def __post_init__(self) -> None:
-        if len(self.salt) != SALT_BYTES:
-            raise ValueError(f"a salt has {SALT_BYTES} bytes")
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptedBody:
-    """JOB_ACCEPTED: the node's `JobAdmission` as signed, and how many jobs were ahead in the
-    queue."""
-
-    admission: bytes
-    queue_position: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobErrorBody:
-    """JOB_ERROR: why there is no answer, or not all of it. A node that verified the lease adds its
-    signed receipt (often of zero), so that the hold need not wait for its expiry."""
-
-    code: Code
-    message: str
-    retry_after_ms: int | None = None
-    receipt: bytes = b""
-
-    def __post_init__(self) -> None:
-        if len(self.message) > MESSAGE_CHARS_MAX or len(self.receipt) > SIGNED_BYTES_MAX:
-            raise ValueError("the error is too long")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +78,8 @@ ClientEvent = Admitted | Chunk | WindowReached | Ended | Refused
 
 
 class ClientJob:
-    """The client's half of a job: sends the input, counts and signs for the output, judges the
-    receipt. So many `silent_tokens` may show no text, beside those of every answer: a node holds
-    back what may become a stop string."""
+    """One job, for one client. So many `silent_tokens` may show no text, beside those of every
+    answer: a node holds back what may become a stop string."""
 
     def __init__(
         self,

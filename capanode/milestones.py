@@ -1,0 +1,84 @@
+"""The steps of a node's start and stop that an operator wants to see, in words and as facts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from capanode.errors import NodeError
+from capanode.served import ServedModel
+from protocol.ids import PeerId
+from protocol.messages import IsolationTier
+from protocol.money import format_credits
+from protocol.pricing import PRICE_POSITIONS
+
+
+@dataclass(frozen=True, slots=True)
+class Milestone:
+    """One step: words for people, facts for programs."""
+
+    name: str
+    words: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+
+
+OnMilestone = Callable[[Milestone], None]
+
+
+def ignore_milestone(milestone: Milestone) -> None:
+    """For those who only log."""
+
+
+def model_loading(name: str) -> Milestone:
+    return Milestone("model_loading", f"loading {name}", {"model": name})
+
+
+def model_measuring(name: str) -> Milestone:
+    return Milestone("model_measuring", f"measuring {name}", {"model": name})
+
+
+def model_failed(name: str, error: NodeError) -> Milestone:
+    """The model is left out, the node goes on."""
+    facts = {"model": name, "error": str(error)}
+    return Milestone("model_failed", f"{name} is not served: {error}", facts)
+
+
+def model_ready(model: ServedModel, *, is_proposed: bool) -> Milestone:
+    """What it can do, and at which price: the node's own proposal or a configured one."""
+    price = {
+        position.name: format_credits(nano)
+        for position in PRICE_POSITIONS
+        if (nano := position.of(model.price))
+    }
+    asked = ", ".join(f"{name} {amount}" for name, amount in price.items()) or "free"
+    words = (
+        f"{model.name}: {model.seats.slots} slots, {model.speed.prefill_tps}/s in, "
+        f"{model.speed.decode_tps}/s out, {model.speed.batched_tps}/s batched; "
+        f"{'proposed' if is_proposed else 'configured'} price: {asked}"
+    )
+    facts = {
+        "model": model.name,
+        "digest": model.digest,
+        "slots": model.seats.slots,
+        "prefill_tps": model.speed.prefill_tps,
+        "decode_tps": model.speed.decode_tps,
+        "batched_tps": model.speed.batched_tps,
+        "price": price,
+    }
+    return Milestone("model_ready", words, facts)
+
+
+def node_ready(
+    peer_id: PeerId, addresses: Sequence[str], models: Sequence[str], isolation: IsolationTier
+) -> Milestone:
+    """Jobs can come."""
+    facts = {
+        "peer_id": peer_id,
+        "addresses": list(addresses),
+        "models": list(models),
+        "isolation": isolation.value,
+    }
+    return Milestone("ready", f"serving at {', '.join(addresses)}", facts)
+
+
+def draining(jobs: int) -> Milestone:
+    """The node takes no more jobs."""
+    return Milestone("draining", f"finishing {jobs} jobs", {"jobs": jobs})

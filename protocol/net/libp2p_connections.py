@@ -1,0 +1,93 @@
+"""Who is connected: the connections of one transport by peer, from their handshake to their end."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import trio
+from libp2p.network.connection.swarm_connection import SwarmConn
+from libp2p.peer.id import ID
+
+from protocol.ids import PeerId
+from protocol.net.libp2p_admission import CONNECTIONS_PER_PEER_MAX, SocketPlaces
+from protocol.net.libp2p_yamux import Mux
+from protocol.net.transport import PeerEvent
+from protocol.net.watchers import Watchers
+
+# Closing a connection takes the library a fixed 0.1 s; all are closed at once, within this.
+CLOSE_WITHIN_S = 2.0
+
+
+class PeerConnections:
+    """Each peer's connections, the oldest first. `forget` is told of a peer whose last one ended;
+    `counts` gets `peers_timed_out`."""
+
+    def __init__(
+        self, places: SocketPlaces, *, forget: Callable[[ID], None], counts: Counter[str]
+    ) -> None:
+        self._places = places
+        self._forget = forget
+        self._counts = counts
+        self._by_peer: dict[PeerId, list[SwarmConn]] = {}
+        self._watchers = Watchers()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_peer.values()))
+
+    def live(self, peer: PeerId) -> SwarmConn | None:
+        """The oldest connection that works: two parties may dial each other at the same time, and
+        both then use the same one for most of its life."""
+        for connection in self._by_peer.get(peer, ()):
+            if mux_of(connection).is_established:
+                return connection
+        return None
+
+    def peers(self) -> frozenset[PeerId]:
+        """Those with a connection that works."""
+        return frozenset(peer for peer in self._by_peer if self.live(peer) is not None)
+
+    def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
+        return self._watchers.add()
+
+    def register(self, peer: PeerId, connection: SwarmConn) -> None:
+        """A handshake is done. The caller waits for the end with `wait_end`."""
+        connections = self._by_peer.setdefault(peer, [])
+        connections.append(connection)
+        if len(connections) == 1:
+            self._watchers.tell(PeerEvent(peer, connected=True))
+        for surplus in connections[:-CONNECTIONS_PER_PEER_MAX]:
+            mux_of(surplus).drop()
+
+    async def wait_end(self, peer: PeerId, connection: SwarmConn) -> None:
+        """Until a registered connection is over; then it is registered no more."""
+        mux = mux_of(connection)
+        try:
+            await mux.event_closed.wait()
+        finally:
+            self._places.dismiss(mux)
+            self._counts["peers_timed_out"] += mux.timed_out
+            connections = self._by_peer[peer]
+            connections.remove(connection)
+            if not connections:
+                del self._by_peer[peer]
+                self._forget(mux.peer_id)
+                self._watchers.tell(PeerEvent(peer, connected=False))
+
+    async def close(self, peer: PeerId) -> None:
+        """Close every connection to the peer, in good order if it reads."""
+        await _close(self._by_peer.get(peer, ()))
+
+    async def close_all(self) -> None:
+        await _close([each for known in self._by_peer.values() for each in known])
+
+
+def mux_of(connection: SwarmConn) -> Mux:
+    """Our own multiplexer under the library's connection."""
+    assert isinstance(connection.muxed_conn, Mux)
+    return connection.muxed_conn
+
+
+async def _close(connections: Iterable[SwarmConn]) -> None:
+    with trio.move_on_after(CLOSE_WITHIN_S):
+        async with trio.open_nursery() as nursery:
+            for connection in connections:
+                nursery.start_soon(connection.close)

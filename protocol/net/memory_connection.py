@@ -1,0 +1,97 @@
+"""A connection between two parties of a `MemoryNetwork`, as each side sees it.
+
+A partition silences its wires; silence for long enough ends it, as libp2p's pings would.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from protocol.net.errors import NetError
+from protocol.net.memory_wire import MemoryStream, Wire
+
+if TYPE_CHECKING:
+    from protocol.net.memory_transport import MemoryTransport
+
+
+class MemoryConnection:
+    """One side of a connection between two transports."""
+
+    def __init__(self, owner: "MemoryTransport", other: "MemoryTransport") -> None:
+        self.owner = owner
+        self.other = other
+        self.mate: MemoryConnection | None = None
+        self.streams: dict[MemoryStream, None] = {}
+        network = owner.network
+        self.wire = Wire(
+            network.rng,
+            network.conditions(owner.peer_id, other.peer_id),
+            other.agenda,
+            lost=partial(owner.drop, self, "too many packets were lost"),
+        )
+        self.memory = owner.buffers.open(
+            other.peer_id, partial(owner.drop, self, "it held too much")
+        )
+        self._silences = 0
+        self.refresh_silence()
+
+    def new_stream(self) -> MemoryStream:
+        stream = MemoryStream(self.other.peer_id, self.wire, self.memory, self.streams.pop)
+        self.streams[stream] = None
+        return stream
+
+    def refresh_silence(self) -> None:
+        """Fall silent or speak again, as the partition is now."""
+        silent = self.owner.network.is_silent(self.owner.peer_id, self.other.peer_id)
+        if silent and not self.wire.is_silent:
+            self.owner.network.counts["wires_silenced"] += 1
+            self.wire.silence()
+            self._silences += 1
+            self.owner.agenda.add(
+                trio.current_time() + self.owner.network.liveness_s,
+                partial(self._give_up, self._silences),
+            )
+        elif not silent and self.wire.is_silent:
+            self.wire.resume()
+            if self.mate is not None and self.mate.mate is None:
+                # The other side ended while it could not say so. As on TCP, whatever is sent to it
+                # now comes back as a reset.
+                self.owner.agenda.add(
+                    trio.current_time() + 2 * self.wire.delay_s(),
+                    partial(self.owner.lose, self, "the peer had closed the connection"),
+                )
+
+    def _give_up(self, silence: int) -> None:
+        if self.wire.is_silent and self._silences == silence:
+            mate = self.mate
+            self.owner.give_up(self)
+            # Its pings arrive and are not answered. If it is silent itself, it has its own watch.
+            if mate is not None and not mate.wire.is_silent:
+                mate.owner.give_up(mate)
+
+
+class OpenAnswer:
+    """What the other side says to a stream that we want to open."""
+
+    def __init__(self, stream: MemoryStream) -> None:
+        self._done = trio.Event()
+        self._accepted = False
+        self._error: NetError | None = None
+        self._stream = stream
+        stream.on_failure = self._done.set
+
+    def accept(self) -> None:
+        self._accepted = True
+        self._done.set()
+
+    def refuse(self, error: NetError) -> None:
+        self._error = error
+        self._done.set()
+
+    async def wait(self) -> None:
+        await self._done.wait()
+        if self._error is not None:
+            raise self._error
+        if not self._accepted:
+            self._stream.check()
