@@ -7,6 +7,7 @@ from sim.siege import (
     connections,
     flood,
     foreign,
+    http_framing,
     money,
     node_work,
     privacy,
@@ -23,6 +24,7 @@ ATTACKS: tuple[Attack, ...] = (
     *sandbox.ATTACKS,
     *connections.ATTACKS,
     *flood.ATTACKS,
+    *http_framing.ATTACKS,
     *node_work.ATTACKS,
     *privacy.ATTACKS,
 )

@@ -4,6 +4,8 @@
 holds for a whole running market too, and is tested there as well.
 """
 
+import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +46,19 @@ class Served:
     stop: Callable[[], None]
     ended: threading.Event
     token: trio.lowlevel.TrioToken
+
+    def connect(self) -> socket.socket:
+        host, port = self.api.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=WITHIN_S)
+
+    def request_bytes(self, body: dict[str, object]) -> bytes:
+        """A chat completion as it is sent."""
+        content = json.dumps(body).encode()
+        return (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer "
+            f"{self.api.key}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(content)}\r\n\r\n"
+        ).encode() + content
 
     def in_trio(self, callback: Callable[[], object]) -> None:
         self.token.run_sync_soon(callback)
@@ -89,6 +104,17 @@ def served_gateway(config: GatewayConfig | None = None) -> Iterator[Served]:
         stop()
         thread.join(WITHIN_S)
         assert not thread.is_alive(), "the gateway does not stop"
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Until the other side closes, however it does that."""
+    parts = []
+    try:
+        while part := connection.recv(65_536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
 
 
 def api_at(url: str) -> Api:

@@ -17,7 +17,7 @@ from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
 from protocol.net.errors import AddressInUse, AddressInvalid
 from tests.coordinator.gateway.fake_market import FakeMarket, Script
-from tests.integration.openai_api import WITHIN_S, Served, served_gateway
+from tests.integration.openai_api import WITHIN_S, Served, read_all, served_gateway
 
 BODY: dict[str, object] = {"model": "tiny-chat", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -28,20 +28,6 @@ def served() -> Iterator[Served]:
         yield running
 
 
-def connect(served: Served) -> socket.socket:
-    host, port = served.api.url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=WITHIN_S)
-
-
-def request_bytes(served: Served, body: dict[str, object]) -> bytes:
-    content = json.dumps(body).encode()
-    return (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer "
-        f"{served.api.key}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(content)}\r\n\r\n"
-    ).encode() + content
-
-
 def post(served: Served, body: dict[str, object]) -> httpx.Response:
     return httpx.post(
         f"{served.api.base_url}/chat/completions",
@@ -49,17 +35,6 @@ def post(served: Served, body: dict[str, object]) -> httpx.Response:
         headers={"authorization": f"Bearer {served.api.key}"},
         timeout=WITHIN_S,
     )
-
-
-def read_all(connection: socket.socket) -> bytes:
-    """Until the other side closes, however it does that."""
-    parts = []
-    try:
-        while part := connection.recv(65_536):
-            parts.append(part)
-    except ConnectionResetError:
-        pass
-    return b"".join(parts)
 
 
 def read_socket(connection: socket.socket) -> bytes:
@@ -128,8 +103,8 @@ async def test_a_descriptor_that_is_no_listening_socket_is_said_so() -> None:
 def test_a_stopping_gateway_lets_a_stream_finish() -> None:
     with served_gateway(GatewayConfig(port=0, shutdown_within_s=WITHIN_S)) as served:
         served.market.script = Script(gate_before=2)
-        with connect(served) as connection:
-            connection.sendall(request_bytes(served, BODY | {"stream": True}))
+        with served.connect() as connection:
+            connection.sendall(served.request_bytes(BODY | {"stream": True}))
             first = connection.recv(65_536)
             assert first.startswith(b"HTTP/1.1 200")
             served.stop()
@@ -142,8 +117,8 @@ def test_a_stopping_gateway_lets_a_stream_finish() -> None:
 def test_a_stopping_gateway_cuts_what_outlasts_its_deadline() -> None:
     with served_gateway(GatewayConfig(port=0, shutdown_within_s=0.2)) as served:
         served.market.script = Script(gate_before=2)
-        with connect(served) as connection:
-            connection.sendall(request_bytes(served, BODY | {"stream": True}))
+        with served.connect() as connection:
+            connection.sendall(served.request_bytes(BODY | {"stream": True}))
             first = connection.recv(65_536)
             served.stop()
             answer = first + read_all(connection)
@@ -157,7 +132,7 @@ def _wait_refused(served: Served) -> None:
     """Until the listening socket is closed."""
     for _ in range(1_000):
         try:
-            connect(served).close()
+            served.connect().close()
         except ConnectionRefusedError:
             return
         time.sleep(0.01)
@@ -167,8 +142,8 @@ def _wait_refused(served: Served) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_hanging_up_cancels_the_job(served: Served, stream: bool) -> None:
     served.market.script = Script(gate_before=0)
-    with connect(served) as connection:
-        connection.sendall(request_bytes(served, BODY | {"stream": stream}))
+    with served.connect() as connection:
+        connection.sendall(served.request_bytes(BODY | {"stream": stream}))
         served.wait(served.market.waiting)
     served.wait(served.market.cancellation)
     assert served.market.cancelled == 1
@@ -177,8 +152,8 @@ def test_hanging_up_cancels_the_job(served: Served, stream: bool) -> None:
 
 
 def test_many_requests_on_one_connection(served: Served) -> None:
-    with connect(served) as connection:
-        connection.sendall(request_bytes(served, BODY) * 5)
+    with served.connect() as connection:
+        connection.sendall(served.request_bytes(BODY) * 5)
         answer = b""
         while answer.count(b"HTTP/1.1 200") < 5 or not answer.endswith(b"}}"):
             part = connection.recv(65_536)
@@ -187,8 +162,8 @@ def test_many_requests_on_one_connection(served: Served) -> None:
 
 
 def test_a_large_upload_is_refused_before_it_is_sent(served: Served) -> None:
-    with connect(served) as connection:
-        head = request_bytes(served, BODY).split(b"content-length")[0]
+    with served.connect() as connection:
+        head = served.request_bytes(BODY).split(b"content-length")[0]
         connection.sendall(head + b"content-length: 999999999999\r\n\r\n")
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 413")
@@ -197,8 +172,8 @@ def test_a_large_upload_is_refused_before_it_is_sent(served: Served) -> None:
 
 def test_an_upload_without_a_length_is_counted() -> None:
     with served_gateway(GatewayConfig(port=0, body_bytes_max=10_000)) as served:
-        with connect(served) as connection:
-            head = request_bytes(served, BODY).split(b"content-length")[0]
+        with served.connect() as connection:
+            head = served.request_bytes(BODY).split(b"content-length")[0]
             connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n")
             connection.sendall(b"1000\r\n" + b"x" * 4096 + b"\r\n")
             connection.sendall((b"1000\r\n" + b"x" * 4096 + b"\r\n") * 2)
@@ -215,7 +190,7 @@ def test_an_upload_without_a_length_is_counted() -> None:
     ],
 )
 def test_what_is_not_http_is_refused(served: Served, rubbish: bytes) -> None:
-    with connect(served) as connection:
+    with served.connect() as connection:
         connection.sendall(rubbish)
         answer = read_all(connection)
         assert answer.startswith(b"HTTP/1.1 400")
@@ -224,7 +199,7 @@ def test_what_is_not_http_is_refused(served: Served, rubbish: bytes) -> None:
 
 
 def test_a_head_of_any_size_is_not_collected(served: Served) -> None:
-    with connect(served) as connection:
+    with served.connect() as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n")
         with pytest.raises(OSError, match=r"eset|roken pipe"):
             _send_headers_for_ever(connection)
@@ -238,7 +213,7 @@ def _send_headers_for_ever(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("size", [65_000, 66_000, 100_000])
 def test_the_bound_of_a_head_is_hard(served: Served, size: int) -> None:
-    with connect(served) as connection:
+    with served.connect() as connection:
         head = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         connection.sendall(head + b"x: " + b"y" * (size - len(head) - 7) + b"\r\n\r\n")
         answer = read_all(connection)
@@ -246,24 +221,24 @@ def test_the_bound_of_a_head_is_hard(served: Served, size: int) -> None:
 
 
 def test_the_bound_of_a_head_holds_for_a_second_request_in_the_same_packet(served: Served) -> None:
-    with connect(served) as connection:
+    with served.connect() as connection:
         connection.sendall(
-            request_bytes(served, BODY) + b"GET / HTTP/1.1\r\nx: " + b"y" * 66_000 + b"\r\n\r\n"
+            served.request_bytes(BODY) + b"GET / HTTP/1.1\r\nx: " + b"y" * 66_000 + b"\r\n\r\n"
         )
         assert b"HTTP/1.1 431" in read_all(connection)
 
 
 @pytest.mark.parametrize("upgrade", [b"h2c", b"websocket"])
 def test_an_upgrade_that_is_not_supported_is_ignored(served: Served, upgrade: bytes) -> None:
-    head, content = request_bytes(served, BODY).split(b"\r\n\r\n")
+    head, content = served.request_bytes(BODY).split(b"\r\n\r\n")
     head += b"\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAEA"
     head += b"\r\nUpgrade: " + upgrade
-    with connect(served) as connection:
+    with served.connect() as connection:
         for part in (head[:50], head[50:] + b"\r\n\r\n" + content[:9], content[9:]):
             connection.sendall(part)
         answer = connection.recv(65_536)
         assert answer.startswith(b"HTTP/1.1 200")
-        connection.sendall(request_bytes(served, BODY))
+        connection.sendall(served.request_bytes(BODY))
         assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
 
 
@@ -271,8 +246,8 @@ def test_a_reader_that_does_not_read_is_disconnected_and_its_job_cancelled() -> 
     config = GatewayConfig(port=0, reader_within_s=0.3, stream_chunks_max=8)
     with served_gateway(config) as served:
         served.market.script = Script(tokens=["x" * 65_536] * 1_000)
-        with connect(served) as connection:
-            connection.sendall(request_bytes(served, BODY | {"stream": True}))
+        with served.connect() as connection:
+            connection.sendall(served.request_bytes(BODY | {"stream": True}))
             served.wait(served.market.cancellation)
         served.market.script = Script()
         assert post(served, BODY).status_code == 200
@@ -283,7 +258,7 @@ def test_who_says_nothing_or_only_half_is_disconnected(
 ) -> None:
     monkeypatch.setattr(server_protocol, "HEAD_WITHIN_S", 0.05)
     for said in (b"", b"GET /health HT"):
-        with connect(served) as connection:
+        with served.connect() as connection:
             connection.sendall(said)
             assert read_all(connection) == b""
     assert post(served, BODY).status_code == 200
@@ -292,9 +267,9 @@ def test_who_says_nothing_or_only_half_is_disconnected(
 def test_connections_are_bounded() -> None:
     with (
         served_gateway(GatewayConfig(port=0, connections_max=2)) as served,
-        connect(served) as first,
-        connect(served) as second,
-        connect(served) as third,
+        served.connect() as first,
+        served.connect() as second,
+        served.connect() as third,
     ):
         assert read_all(third).startswith(b"HTTP/1.1 503")
         for connection in (first, second):

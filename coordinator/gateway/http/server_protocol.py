@@ -1,8 +1,10 @@
 """uvicorn's HTTP protocol with bounds on what an unknown client costs: the size and the time of a
-request's head, the time of a stalled reader, and connections in all and per address block.
+request's head, what stands around the bytes of a body (chunk extensions, trailers), requests that
+wait on one connection, the time of a stalled reader, and connections in all and per address block.
 
 Bodies are bounded by the application. An `Upgrade` that we do not support is ignored, as RFC 9110
-§7.8 says: uvicorn's parser stops at it, and would lose the body.
+§7.8 says: uvicorn's parser stops at it, and would lose the body. So are trailers: they must not
+become headers (§6.5.1).
 """
 
 import asyncio
@@ -20,6 +22,13 @@ from coordinator.gateway.http.openai.dialect import OPENAI
 # Cookies, tokens and trace headers of a large company fit; nginx stops at 32 KiB.
 HEAD_BYTES_MAX = 64 * 1024
 
+# As Apache httpd. A header costs a hundred bytes beside its own, and may have only four.
+HEADERS_MAX = 100
+
+# Requests that wait for the answer of the one before them: one costs several kilobytes and may have
+# 18 bytes. Clients in use do not pipeline.
+PIPELINED_MAX = 16
+
 # A head is one packet or a few. Also how long a fresh connection may say nothing at all.
 HEAD_WITHIN_S = 15.0
 
@@ -34,7 +43,12 @@ _ALPHA = 3
 
 _MALFORMED = Problem(400, "this is not a valid HTTP request", code="malformed_http")
 _HEAD_TOO_LARGE = Problem(
-    431, f"the head of the request has more than {HEAD_BYTES_MAX} bytes", code="head_too_large"
+    431,
+    f"the head of the request has more than {HEAD_BYTES_MAX} bytes or {HEADERS_MAX} headers",
+    code="head_too_large",
+)
+_TOO_MANY_PIPELINED = Problem(
+    429, f"more than {PIPELINED_MAX} requests wait on this connection", code="rate_limit_exceeded"
 )
 _OVERLOADED = Problem(
     503,
@@ -78,7 +92,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]  # it asks for a Transport
-        self._head_bytes = 0
+        # Since the head began, or since the last byte of a body.
+        self._overhead_bytes = 0
         self._is_in_head = True
         self._is_upgrade = False
         self._method = b""
@@ -99,19 +114,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
         while data and not self.transport.is_closing():
-            piece = data
             if self._is_in_head:
+                # The keep-alive timer watches between requests, and over the rest of a body that
+                # was answered before it was whole. From the first byte of a head on this one does.
+                self._unset_keepalive_if_required()
                 if self._head_timer is None:
-                    # The first byte after a pause; between requests the keep-alive timer watches.
                     self._expect_head()
-                piece = data[: HEAD_BYTES_MAX - self._head_bytes]
-                self._head_bytes += len(piece)
+            piece = data[: HEAD_BYTES_MAX - self._overhead_bytes]
+            self._overhead_bytes += len(piece)
             data = data[len(piece) :]
             self._feed(piece)
-            if self._is_in_head and self._head_bytes >= HEAD_BYTES_MAX:
-                self._refuse(_HEAD_TOO_LARGE)
+            if self._overhead_bytes >= HEAD_BYTES_MAX:
+                self._refuse(_HEAD_TOO_LARGE if self._is_in_head else _MALFORMED)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -132,11 +147,22 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._is_in_head = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._is_in_head:
+            return
+        if len(self.headers) >= HEADERS_MAX:
+            self._problem = _HEAD_TOO_LARGE
+            raise _RefusedHeadError
+        super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         # Several requests may come in one read, so the sum is taken here once more.
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
         if size > HEAD_BYTES_MAX:
             self._problem = _HEAD_TOO_LARGE
+            raise _RefusedHeadError
+        if len(self.pipeline) >= PIPELINED_MAX:
+            self._problem = _TOO_MANY_PIPELINED
             raise _RefusedHeadError
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
@@ -145,18 +171,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._method = self.parser.get_method()
             return
         self._is_in_head = False
-        self._head_bytes = 0
+        self._overhead_bytes = 0
         self._stop_head_timer()
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         if not self._is_upgrade:
+            self._overhead_bytes = 0
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         if not self._is_upgrade:
             # The next byte begins another head.
             self._is_in_head = True
+            self._overhead_bytes = 0
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -165,22 +193,25 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     # Below: what uvicorn has no hook for.
 
     def _feed(self, piece: bytes) -> None:
-        try:
-            self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(piece[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse(self._problem)
+        while piece and not self.transport.is_closing():
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                piece = self._head_without_upgrade() + piece[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                self._refuse(self._problem)
+            else:
+                return
 
-    def _ignore_upgrade(self, rest: bytes) -> None:
-        """Parse the same head again without what asks for the upgrade, then what follows it."""
+    def _head_without_upgrade(self) -> bytes:
+        """The same head again without what asks for the upgrade, for a new parser."""
         self._is_upgrade = False
+        self.parser = httptools.HttpRequestParser(self)
         head = [self._method, b" ", self.url, b" HTTP/1.1\r\n"]
         for name, value in self.headers:
             if name not in _HOP_HEADERS:
                 head += [name, b": ", value, b"\r\n"]
-        self.parser = httptools.HttpRequestParser(self)
-        self._feed(b"".join([*head, b"\r\n", rest]))
+        return b"".join([*head, b"\r\n"])
 
     def _refuse(self, problem: Problem) -> None:
         """Answer and close. There is no request yet, so no route that has a dialect."""
