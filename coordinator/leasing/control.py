@@ -135,7 +135,7 @@ class ControlServer:
 
     def _detach(self, node: PeerId, why: str) -> None:
         if self._heard_at.pop(node, None) is not None:
-            self._market.book.detach(node, now_ms=self._clock.now_ms())
+            self._market.lose(node)
             log.info("node_detached", node=node, why=why)
 
     async def _drop_silent_forever(self) -> None:

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from coordinator.market.breaker import BreakerState
 from coordinator.market.client_waits import ClientWaits
 from coordinator.market.matching import Candidate, Job, Match, Reason, match
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.quote import quote_reply, summary
 from coordinator.market.offers import NodeEntry, OfferBook
-from coordinator.market.reputation import Reputation, Source
+from coordinator.market.reputation import NodeStanding, Reputation, Source
 from coordinator.market.standing_rows import NO_RATIOS
+from coordinator.market.steadiness import UNSTEADY
 from coordinator.market.voices import Voices
 from protocol.blame import Blame, Observation
 from protocol.clock import Clock
@@ -234,6 +236,15 @@ class Market:
         source = Source(client, weight, is_first_hand=is_first_hand)
         self.reputation.record_success(node, source, now_ms=at_ms)
 
+    def lose(self, node: PeerId) -> None:
+        """A node's control stream ended or fell silent: no jobs until it reports or offers anew."""
+        now_ms = self._clock.now_ms()
+        entry = self.book.get(node)
+        if entry is not None and not entry.is_draining:
+            self.reputation.record_loss(node, now_ms=now_ms)
+            self.book.machines.on_loss(entry.machine, now_ms)
+        self.book.detach(node, now_ms=now_ms)
+
     def _judge_machine(
         self, lease: Lease, entry: NodeEntry | None, observation: Observation, source: Source
     ) -> None:
@@ -265,7 +276,7 @@ class Market:
     def _summary(self, entry: NodeEntry) -> NodeSummary:
         now_ms = self._clock.now_ms()
         standing = self.reputation.standing(entry.node, now_ms=now_ms)
-        health = standing.breaker.value if standing is not None else "closed"
+        health = "closed" if standing is None else _health(standing)
         return NodeSummary(
             node=entry.node,
             offer=entry.signed.raw,
@@ -276,6 +287,11 @@ class Market:
             health=entry.suspension or health,
             success_rate=standing.success_rate if standing is not None else 1.0,
         )
+
+
+def _health(standing: NodeStanding) -> str:
+    is_closed = standing.breaker is BreakerState.CLOSED
+    return UNSTEADY if is_closed and standing.is_unsteady else standing.breaker.value
 
 
 def _within(job: Job, budget_nano: int | None) -> Job:

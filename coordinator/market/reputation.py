@@ -18,6 +18,7 @@ from coordinator.market.breaker import ACCUSERS_TO_OPEN, Breaker, BreakerState, 
 from coordinator.market.seats import SEATS_AT_START
 from coordinator.market.standing_rows import NO_RATIOS, Ratios, StandingRows
 from coordinator.market.standings import FAILURES, REFUSALS, SUCCESSES, Standings
+from coordinator.market.steadiness import Steadiness
 from protocol.blame import Blame
 from protocol.errors import Code
 from protocol.ids import PeerId
@@ -48,6 +49,7 @@ class NodeStanding:
     node: PeerId
     breaker: BreakerState
     blocked_until_ms: int
+    is_unsteady: bool
     success_rate: float
     refusal_rate: float
     first_ratio: float
@@ -69,6 +71,7 @@ class _Record:
     last_code: Code | None = None
     breaker: Breaker = field(default_factory=Breaker)
     cooldown: Cooldown = field(default_factory=Cooldown)
+    steadiness: Steadiness = field(default_factory=Steadiness)
     accusers: set[PeerId] = field(default_factory=set)
     # When it last failed as a node with a record of its own; what was under way then fails with it.
     fault_at_ms: int = -1
@@ -178,6 +181,16 @@ class Reputation:
         self._rows.learn(record.slot, ratios, now_ms)
         self._mirror(record)
 
+    def record_loss(self, node: PeerId, *, now_ms: int) -> None:
+        """The node went away without notice."""
+        record = self._record(node)
+        record.steadiness.on_loss(now_ms)
+        self._rows.note_losses(
+            record.slot,
+            lost_until_ms=record.steadiness.remembered_until_ms,
+            unsteady_until_ms=record.steadiness.unsteady_until_ms,
+        )
+
     # What it says.
 
     def standings(self, slots: NDArray[np.int64], *, now_ms: int) -> Standings:
@@ -222,6 +235,7 @@ class Reputation:
                 node=node,
                 breaker=record.breaker.state(now_ms),
                 blocked_until_ms=max(record.breaker.blocked_until_ms, record.cooldown.until_ms),
+                is_unsteady=record.steadiness.unsteady_until_ms > now_ms,
                 success_rate=success,
                 refusal_rate=refusal,
                 first_ratio=first,

@@ -24,10 +24,12 @@ from coordinator.market.standings import (
     FIELDS,
     FIRST_LOG,
     FIRST_WEIGHT,
+    LOST_UNTIL,
     OPEN_UNTIL,
     PRIOR_RATIO,
     SEATS,
     SUCCESSES,
+    UNSTEADY_UNTIL,
     Standings,
 )
 
@@ -125,6 +127,12 @@ class StandingRows:
         row = self._matrix[slot]
         row[OPEN_UNTIL] = open_until_ms
         row[COOLING_UNTIL] = cooling_until_ms
+
+    def note_losses(self, slot: int, *, lost_until_ms: int, unsteady_until_ms: int) -> None:
+        """What its departures without notice count for, and until when."""
+        row = self._matrix[slot]
+        row[LOST_UNTIL] = lost_until_ms
+        row[UNSTEADY_UNTIL] = unsteady_until_ms
 
     def earn_seats(self, slot: int, weight: float) -> None:
         """It answered a job; `weight` from 0 to 1 is how much of a proof that is."""

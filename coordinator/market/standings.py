@@ -28,7 +28,9 @@ DECODE_WEIGHT = 8
 FAMILIAR = 9  # outcomes seen since the node was new, or since its breaker last opened
 SEATS = 10  # earned seats: jobs that it may have at once
 EARNED = 11  # successes since its last failure; they do not fade
-FIELDS = 12
+LOST_UNTIL = 12  # until when its last departure without notice is remembered
+UNSTEADY_UNTIL = 13  # until when it counts as one that goes away often
+FIELDS = 14
 
 DECAYING = [SUCCESSES, FAILURES, REFUSALS, FIRST_WEIGHT, DECODE_WEIGHT]
 
@@ -65,6 +67,14 @@ class Standings:
 
     def is_cooling(self, now_ms: int) -> Bools:
         return self.rows[:, COOLING_UNTIL] > now_ms
+
+    def is_unsteady(self, now_ms: int) -> Bools:
+        """The node went away without notice several times lately."""
+        return self.rows[:, UNSTEADY_UNTIL] > now_ms
+
+    def was_lost(self, now_ms: int) -> Bools:
+        """The node went away without notice at least once lately."""
+        return self.rows[:, LOST_UNTIL] > now_ms
 
     def success(self) -> Floats:
         """The probability that a job sent there ends well, given that it is not refused."""

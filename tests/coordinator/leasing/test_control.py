@@ -1,6 +1,7 @@
 """Nodes on their control streams: attached, silent, gone, and twice at once."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import trio
@@ -11,7 +12,7 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.limits import OFFER_BYTES_MAX
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
-from protocol.services import CONTROL_PROTOCOL, AttachAsk, AttachReply, LoadAck, Method
+from protocol.services import CONTROL_PROTOCOL, AttachAsk, AttachReply, LoadAck, Method, NodesAsk
 from tests.coordinator.small_market import Script, SmallMarket, open_small_market
 
 
@@ -55,6 +56,24 @@ async def test_the_end_of_one_of_two_streams_detaches_nobody(autojump_clock: Moc
             nursery.cancel_scope.cancel()
         await trio.sleep(1)
         assert is_attached(market)
+
+
+@pytest.mark.parametrize(("draining", "health"), [(False, "unsteady"), (True, "closed")])
+async def test_a_node_that_goes_away_often_without_a_goodbye_is_unsteady(
+    autojump_clock: MockClock, draining: bool, health: str
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        for number in (1, 2):
+            report = replace(node.load(), draining=draining)
+            await node.call(Method.LOAD, report, LoadAck)
+            node.pool.close(node.coordinator)
+            await trio.sleep(10)
+            await node.call(
+                Method.ATTACH, AttachAsk(node.offer(sequence=number).raw, node.load()), AttachReply
+            )
+        (summary,) = market.coordinator.market.nodes(NodesAsk()).nodes
+        assert summary.health == health
 
 
 async def code_of_attach(market: SmallMarket, offer: bytes) -> Code | None:
