@@ -20,11 +20,11 @@ from capanode.opened_leases import OpenedLeases
 from capanode.outbox import Outbox
 from capanode.outbox_store import PENDING, OutboxReceipt
 from protocol.clock import Clock
-from protocol.errors import RETRYABLE_LATER, RemoteProtocolError
+from protocol.errors import RETRYABLE_LATER, RemoteProtocolError, leaves
 from protocol.ids import PeerId
 from protocol.net.errors import NetError, StreamClosed
 from protocol.net.rpc import RpcClient
-from protocol.net.serve import describe, leaves
+from protocol.net.serve import describe
 from protocol.offers import LoadReport
 from protocol.services import (
     AttachAsk,

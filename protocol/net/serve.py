@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import structlog
 import trio
 
-from protocol.errors import RemoteProtocolError
+from protocol.errors import RemoteProtocolError, leaves
 from protocol.ids import PeerId
 from protocol.net.errors import NetError, StreamClosed
 from protocol.net.transport import Handler, Stream, Validator
@@ -99,13 +99,6 @@ def guarded(validate: Validator, name: str) -> Validator:
             return False
 
     return validate_safely
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """The errors inside a group of groups; the error itself if it is none."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    return [error]
 
 
 def describe(error: BaseException) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 
 import trio
 
-from protocol.errors import CapaError
-from protocol.net.serve import describe, leaves
+from protocol.errors import CapaError, leaves
+from protocol.net.serve import describe
 from sim.siege.attack import ATTACK_WITHIN_S, Attack, AttackResult
 from sim.siege.ground import Ground, open_ground
 from sim.siege.real_node import real_node
