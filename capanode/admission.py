@@ -7,7 +7,6 @@ client's hold at once.
 """
 
 import heapq
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import Digest, LeaseId, PeerId
 from protocol.limits import CLOCK_SKEW_MAX_MS, LEASE_OPEN_WITHIN_MS, MIB
 from protocol.messages import DataCollection, IsolationTier, JobRequest, Lease
+from protocol.net.shares import Shares
 from protocol.receipts import check_lease
 
 # Leases are remembered for about a minute: this is a thousand a second, far above any node.
@@ -27,7 +27,8 @@ LEASES_REMEMBERED_MAX = 65_536
 # Payloads that are still arriving, all clients together: sixteen of the largest. A payload that
 # comes whole with JOB_OPEN is no upload.
 UPLOAD_BYTES_MAX = 128 * MIB
-# A client's share of that, so that it takes several to keep others waiting.
+# A client's share of that. Where several clients fill the room, the upload of the largest of them
+# that is closest to being too slow gives way to a newcomer.
 UPLOAD_BYTES_PER_CLIENT_MAX = 32 * MIB
 
 
@@ -42,15 +43,17 @@ class AdmissionRules:
     per_client_max: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
-    """A job that was admitted; give it back with `release`. `upload_bytes` is what it takes of the
-    room for uploads until its payload is whole."""
+    """A job that was admitted; give it back with `release`. If its payload still arrives,
+    `upload_due_at` is when it will be too slow unless more of it comes, and `evict` is called at
+    most once, if its room is needed for another client's."""
 
     lease_id: LeaseId
     client: PeerId
     model: ServedModel
-    upload_bytes: int
+    upload_due_at: float = 0.0
+    evict: Callable[[], None] = lambda: None
 
 
 class SpentLeases:
@@ -97,7 +100,9 @@ class Admission:
         self.opened = OpenedLeases()
         self._spent = SpentLeases()
         self._clients: dict[PeerId, int] = {}
-        self._uploads: Counter[PeerId] = Counter()
+        self._uploads: Shares[Ticket] = Shares(
+            UPLOAD_BYTES_MAX, rank=lambda ticket: ticket.upload_due_at
+        )
 
     @property
     def jobs_admitted(self) -> int:
@@ -143,11 +148,12 @@ class Admission:
             raise RemoteProtocolError(
                 "the deadline has passed already", code=Code.DEADLINE_EXCEEDED
             )
-        upload_bytes = 0 if is_whole else asked.payload_bytes
-        self._check_room(asked, model, upload_bytes)
+        self._check_room(asked, model)
+        ticket = Ticket(granted.lease_id, asked.client, model)
+        if not is_whole:
+            self._begin_upload(ticket, granted, asked.payload_bytes)
         self._clients[asked.client] = self._clients.get(asked.client, 0) + 1
-        self._uploads[asked.client] += upload_bytes
-        return Ticket(granted.lease_id, asked.client, model, upload_bytes)
+        return ticket
 
     def take_seat(self, ticket: Ticket) -> None:
         """The payload is whole. An upload holds no seat: a slow one would keep others out. Raises
@@ -165,12 +171,22 @@ class Admission:
             del self._clients[ticket.client]
         ticket.model.seats.leave(ticket.lease_id, ran_ms=ran_ms)
 
+    def _begin_upload(self, ticket: Ticket, lease: Lease, size: int) -> None:
+        """Raises RemoteProtocolError (BUSY) if there is no room for so many bytes."""
+        if self._uploads.size_of(ticket.client) + size > UPLOAD_BYTES_PER_CLIENT_MAX:
+            raise RemoteProtocolError("this client uploads too much at once", code=Code.BUSY)
+        evicted = self._uploads.make_room(ticket.client, size)
+        if evicted is None:
+            raise RemoteProtocolError("too much is being uploaded", code=Code.BUSY)
+        self._uploads.add(ticket, ticket.client, size)
+        self.opened.note_arriving(lease)
+        for other in evicted:
+            other.evict()
+
     def _end_upload(self, ticket: Ticket) -> None:
         """The payload counts against uploads no more; the worker's bounds hold from here."""
-        self._uploads[ticket.client] -= ticket.upload_bytes
-        ticket.upload_bytes = 0
-        if not self._uploads[ticket.client]:
-            del self._uploads[ticket.client]
+        self._uploads.remove(ticket)
+        self.opened.note_arrived(ticket.lease_id)
 
     def _check_node(self, asked: JobRequest) -> None:
         """What would refuse any job, or any job of this kind."""
@@ -229,7 +245,7 @@ class Admission:
             )
         return model
 
-    def _check_room(self, asked: JobRequest, model: ServedModel, upload_bytes: int) -> None:
+    def _check_room(self, asked: JobRequest, model: ServedModel) -> None:
         """Bounds across models, and whether the model has a seat as things are."""
         if self._clients.get(asked.client, 0) >= self._rules.per_client_max:
             raise RemoteProtocolError(
@@ -238,10 +254,3 @@ class Admission:
                 retry_after_ms=model.seats.retry_after_ms,
             )
         model.seats.check_room()
-        if self._uploads.total() + upload_bytes > UPLOAD_BYTES_MAX:
-            raise RemoteProtocolError("too much is being uploaded", code=Code.BUSY)
-        if (
-            upload_bytes
-            and self._uploads[asked.client] + upload_bytes > UPLOAD_BYTES_PER_CLIENT_MAX
-        ):
-            raise RemoteProtocolError("this client uploads too much at once", code=Code.BUSY)

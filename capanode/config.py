@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from capanode.pricing_policy import DEFAULT_WAGES
 from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
 from capanode.settings import COORDINATORS, MODELS, CoordinatorAddress, ModelSettings
+from capanode.wages import DEFAULT_WAGES
 from protocol.messages import DataCollection
 from protocol.net.dial_policy import DialPolicy, parse_networks
 from protocol.offers import SLOTS_MAX
 from protocol.programs.kinds import ADDRESSES, CREDITS, NETWORKS, PATH, TEXT, choice, count
-from protocol.programs.log import LEVELS, LogFormat
+from protocol.programs.log_format import LEVELS, LogFormat
 from protocol.programs.settings import InDataDir, new_config_text, resolve_settings, setting
 
 PROGRAM = "capanode"

@@ -20,11 +20,11 @@ from capanode.opened_leases import OpenedLeases
 from capanode.outbox import Outbox
 from capanode.outbox_store import PENDING, OutboxReceipt
 from protocol.clock import Clock
-from protocol.errors import RETRYABLE_LATER, RemoteProtocolError
+from protocol.errors import RETRYABLE_LATER, RemoteProtocolError, leaves
 from protocol.ids import PeerId
 from protocol.net.errors import NetError, StreamClosed
 from protocol.net.rpc import RpcClient
-from protocol.net.serve import describe, leaves
+from protocol.net.serve import describe
 from protocol.offers import LoadReport
 from protocol.services import (
     AttachAsk,
@@ -185,7 +185,11 @@ class ControlLine:
         raise StreamClosed("the coordinator closed the line")
 
     def _report(self) -> LoadReport:
-        return replace(self._load(), opened=self._opened.untold(self.coordinator))
+        return replace(
+            self._load(),
+            opened=self._opened.untold(self.coordinator),
+            arriving=self._opened.arriving(self.coordinator),
+        )
 
     async def _renew_forever(self) -> None:
         """A new offer takes the direct way as well as gossip's."""
@@ -208,7 +212,8 @@ class ControlLine:
         """Until the load is another than the one reported: a job that came and went is none."""
         while True:
             await self._load_changed.wait()
-            if self._load() != self._reported or self._opened.untold(self.coordinator):
+            report = self._report()
+            if report.opened or report != self._reported:
                 return
             self._load_changed = trio.Event()
 

@@ -19,7 +19,7 @@ from capanode.models.errors import ModelError
 from capanode.models.store import ModelStore
 from capanode.ports import PortError, check_port
 from capanode.sandbox.probe import IsolationReport, probe_isolation
-from capanode.status import ask_status
+from capanode.status_socket import ask_status
 from protocol.net.addresses import check_tcp, split_peer_id
 from protocol.net.errors import AddressInvalid
 from protocol.programs.keyfile import KeyFileError, load_key_file

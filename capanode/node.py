@@ -35,10 +35,11 @@ from capanode.milestones import (
 )
 from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
-from capanode.pricing_policy import DEFAULT_WAGES, Wages, hourly_nano, propose_price
+from capanode.pricing_policy import hourly_nano, propose_price
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel
 from capanode.settings import CoordinatorAddress
+from capanode.wages import DEFAULT_WAGES, Wages
 from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey

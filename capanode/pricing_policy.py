@@ -8,10 +8,9 @@ Which speed prices which position is in `capanode.tasks`. A node is not busy all
 says how much of it is expected to be paid for. What the operator configures always wins.
 """
 
-from dataclasses import dataclass
-
 from capanode.measurements import Speed
 from capanode.tasks import NODE_TASKS
+from capanode.wages import Wages
 from protocol.messages import Task
 from protocol.money import divide_up
 from protocol.offers import Hardware
@@ -25,18 +24,6 @@ _GIB = 1024**3
 
 # Two digits say all that a benchmark of a second knows, and read better on a price list.
 _SIGNIFICANT_DIGITS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Wages:
-    """What an hour of busy hardware shall earn, in nano-credits."""
-
-    cpu_core_hour_nano: int
-    gpu_gib_hour_nano: int
-
-
-# A core rents for 2–4 cents an hour, a GiB of GPU memory for 1–3: an 80 GiB card asks for 1.60.
-DEFAULT_WAGES = Wages(cpu_core_hour_nano=20_000_000, gpu_gib_hour_nano=20_000_000)
 
 
 def propose_price(task: Task, speed: Speed, *, hourly_nano: int) -> PriceSheet:

@@ -19,9 +19,9 @@ from capanode.models.store import ModelStore
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
 from capanode.ports import PortError, check_port
-from capanode.pricing_policy import Wages
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.status import NodeStatus, StatusServer, read_status
+from capanode.wages import Wages
 from capanode.workers import SandboxedWorkers, plan_models
 from protocol.offers import Hardware
 from protocol.programs.gc import settle_garbage_collection

@@ -7,19 +7,17 @@ can connect; nothing secret is said, and nothing can be commanded.
 import contextlib
 import json
 import os
-import socket
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import trio
 
-from capanode.errors import NotRunningError, SocketError
 from capanode.measurements import Speed
 from capanode.node import Node
 from capanode.outbox_store import Earning
+from capanode.status_socket import ANSWER_WITHIN_S, CONNECTIONS_MAX, listen_at
 from protocol.ids import Digest
 from protocol.offers import Hardware
 from protocol.pricing import PriceSheet
@@ -27,12 +25,6 @@ from protocol.pricing import PriceSheet
 # Long enough to be steady, short enough to show a job that began a moment ago.
 _RATE_WINDOW_S = 10.0
 _SAMPLE_EVERY_S = 1.0
-_ANSWER_WITHIN_S = 5.0
-_CONNECTIONS_MAX = 8
-# Dozens of models and failures; a file of megabytes is not a node's status.
-_ANSWER_BYTES_MAX = 4 * 1024 * 1024
-# What the kernel takes for the path of a socket.
-_PATH_BYTES_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +155,14 @@ class StatusServer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Raises SocketError if the socket cannot be made."""
         self.rates.sample()
-        limiter = trio.CapacityLimiter(_CONNECTIONS_MAX)
+        limiter = trio.CapacityLimiter(CONNECTIONS_MAX)
 
         async def answer(stream: trio.SocketStream) -> None:
             async with stream, limiter:
-                with trio.move_on_after(_ANSWER_WITHIN_S):
+                with trio.move_on_after(ANSWER_WITHIN_S):
                     await self._answer(stream)
 
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(_listen(self._path)))
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listen_at(self._path)))
         try:
             async with listener, trio.open_nursery() as nursery:
                 nursery.start_soon(self._sample_forever)
@@ -190,26 +182,6 @@ class StatusServer:
             self.rates.sample()
 
 
-def ask_status(path: Path) -> dict[str, Any]:
-    """The status of the node that listens at `path`, as JSON has it. Raises NotRunningError."""
-    data = b""
-    try:
-        with _short_path(path) as address, socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(_ANSWER_WITHIN_S)
-            connection.connect(address)
-            while piece := connection.recv(64 * 1024):
-                data += piece
-                if len(data) > _ANSWER_BYTES_MAX:
-                    raise NotRunningError(f"what answers at {path} is no node")
-        status: dict[str, Any] = json.loads(data)
-    except (OSError, ValueError) as error:
-        raise NotRunningError(
-            f"no node answers at {path} ({error}): start it with `capanode start`, or name its "
-            "--data-dir"
-        ) from None
-    return status
-
-
 def _warnings(node: Node) -> Iterator[str]:
     if node.outbox.failure:
         yield f"no jobs are taken: {node.outbox.failure}"
@@ -220,34 +192,3 @@ def _warnings(node: Node) -> Iterator[str]:
     for model in node.models.values():
         if not model.is_offered:
             yield f"{model.name} is not offered: its worker ended too often; see the log"
-
-
-def _listen(path: Path) -> socket.socket:
-    """A socket at `path` that only this user can connect to. Raises SocketError."""
-    server = socket.socket(socket.AF_UNIX)
-    # No other user may connect, not even in the moment before a chmod.
-    mask = os.umask(0o177)
-    try:
-        path.unlink(missing_ok=True)
-        with _short_path(path) as address:
-            server.bind(address)
-        server.listen(_CONNECTIONS_MAX)
-    except OSError as error:
-        server.close()
-        raise SocketError(f"cannot listen at {path}: {error.strerror or error}") from error
-    finally:
-        os.umask(mask)
-    return server
-
-
-@contextlib.contextmanager
-def _short_path(path: Path) -> Iterator[str]:
-    """The path as the kernel takes it: sockets in deep folders are reached through a descriptor."""
-    if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
-        yield str(path)
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{folder}/{path.name}"
-    finally:
-        os.close(folder)

@@ -21,7 +21,7 @@ from coordinator.leasing.control import ControlServer
 from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.lease_server import ROLE, LeaseServer
 from coordinator.leasing.registry import LeaseRegistry
-from coordinator.leasing.restoring import restore_leases, restore_records
+from coordinator.leasing.restoring import restore_clients, restore_leases, restore_records
 from coordinator.market.market import Market
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
@@ -125,6 +125,7 @@ class Coordinator:
             await stages.start("books", self._sign_heads)
             now_ms = self._clock.now_ms()
             await restore_records(self.database, self.market, now_ms=now_ms)
+            await restore_clients(self.database, self.leases, now_ms=now_ms)
             await restore_leases(self.database, self.leases, now_ms=now_ms)
             await stages.start("network", self._take_offers)
             for part in (self.transport, self.pool, self.client, self.control):
@@ -167,6 +168,7 @@ class Coordinator:
             now_ms = self._clock.now_ms()
             self.market.book.expire(now_ms)
             self.leases.jobs.forget(now_ms)
+            self.leases.yield_seats(now_ms)
             try:
                 while await self.receipts.sweep() == SWEEP_MAX:
                     pass

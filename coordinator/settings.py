@@ -24,7 +24,7 @@ from protocol.programs.kinds import (
     count,
     read_items,
 )
-from protocol.programs.log import LEVELS, LogFormat
+from protocol.programs.log_format import LEVELS, LogFormat
 from protocol.programs.settings import InDataDir, resolve_settings, setting
 
 PROGRAM = "coordinator"

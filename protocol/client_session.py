@@ -25,9 +25,13 @@ from protocol.pricing import Units
 from protocol.receipts import check_receipt
 from protocol.windows import ChainReader, ClientChains, parse_progress
 
-# Tokens in a row that add no text: parts of characters, and tokens that are never shown. A stop
-# string may be held back on top.
-EMPTY_TOKENS_MAX = 64
+# Tokens in a row that add no text: the bytes of one character, and tokens that are never shown,
+# such as those around a model's channels. One window of a stranger, so that a node that sends
+# nothing else is signed for that at most. A stop string may be held back on top.
+EMPTY_TOKENS_MAX = 16
+# Tokens of a whole answer without any text. More is no answer: a node must not earn a record, nor
+# the price of a short answer, by tokens that cannot be read.
+EMPTY_ANSWER_TOKENS_MAX = 8
 # Chunks without a token of their own: held-back text, and the pieces of an answer in bytes, whose
 # smallest useful size is some KiB.
 CHUNKS_BESIDE_TOKENS_MAX = 1_024
@@ -74,8 +78,8 @@ ClientEvent = Admitted | Chunk | WindowReached | Ended | Refused
 
 
 class ClientJob:
-    """One job, for one client. `stop_bytes` is the longest stop string: a node holds as much text
-    back."""
+    """One job, for one client. So many `silent_tokens` may show no text, beside those of every
+    answer: a node holds back what may become a stop string."""
 
     def __init__(
         self,
@@ -84,7 +88,7 @@ class ClientJob:
         payload: SaltedPayload,
         key: SigningKey,
         *,
-        stop_bytes: int = 0,
+        silent_tokens: int = 0,
     ) -> None:
         self.state = JobState.LEASED
         self._request = request
@@ -94,13 +98,15 @@ class ClientJob:
         self._terms = terms_of(lease.message)
         self._chains = ClientChains(key, lease.digest, self._terms)
         self._is_stream = lease.message.units_max.output_tokens > 0
-        self._empty_tokens_max = EMPTY_TOKENS_MAX + stop_bytes
+        self._silent_tokens = silent_tokens
         self._progress: ChainReader | None = None
         self._digest = OutputDigest(payload.salt)
         self._input_units = Units()
         self._output_tokens = 0
         self._output_bytes = 0
+        # Since the last text, or since the beginning.
         self._empty_tokens = 0
+        self._has_text = False
         self._chunks = 0
         self._chunks_max = lease.message.units_max.output_tokens + CHUNKS_BESIDE_TOKENS_MAX
 
@@ -162,9 +168,7 @@ class ClientJob:
         if frame_type is FrameType.JOB_ACCEPTED:
             return self._receive_accepted(decode(AcceptedBody, body))
         if frame_type is FrameType.JOB_RECEIPT:
-            ended = self._judge(body, is_error=False)
-            self._advance(JobEvent.RECEIPT)
-            return ended
+            return self._receive_receipt(body)
         if frame_type is FrameType.JOB_ERROR:
             return self._receive_error(decode(JobErrorBody, body))
         raise RemoteProtocolError(
@@ -241,16 +245,21 @@ class ClientJob:
                 "the node sends more bytes than an answer may have", code=Code.FRAME_TOO_LARGE
             )
         empty_tokens = 0 if chunk.text else self._empty_tokens + len(chunk.token_ids)
-        if empty_tokens > self._empty_tokens_max:
-            # Nor are the tokens before it that showed no text.
-            self._output_tokens -= self._empty_tokens
-            raise RemoteProtocolError(
-                f"the node sends {empty_tokens} tokens without a text", code=Code.EMPTY_OUTPUT
-            )
+        if empty_tokens > EMPTY_TOKENS_MAX + self._silent_tokens:
+            raise self._empty_output(empty_tokens)
         self._output_tokens, self._output_bytes = tokens, output_bytes
         self._empty_tokens = empty_tokens
+        self._has_text = self._has_text or bool(chunk.text)
         self._digest.add(chunk)
         return chunk
+
+    def _empty_output(self, tokens: int) -> RemoteProtocolError:
+        """What the node sent since the last text is not counted."""
+        self._output_tokens -= self._empty_tokens
+        self._empty_tokens = 0
+        return RemoteProtocolError(
+            f"the node sends {tokens} tokens without a text", code=Code.EMPTY_OUTPUT
+        )
 
     def _receive_progress(self, body: bytes) -> WindowReached:
         index, link = parse_progress(body)
@@ -265,6 +274,15 @@ class ClientJob:
         self._progress.advance(index, link)
         links = self._chains.countersign(self._input_units.input_tokens, self._output_tokens)
         return WindowReached(((_COUNTERSIGN, links),))
+
+    def _receive_receipt(self, raw: bytes) -> Ended:
+        ended = self._judge(raw, is_error=False)
+        is_answer = FINISH_RULES[ended.receipt.message.finish].is_answer
+        is_long = self._output_tokens > EMPTY_ANSWER_TOKENS_MAX + self._silent_tokens
+        if is_answer and is_long and not self._has_text:
+            raise self._empty_output(self._empty_tokens)
+        self._advance(JobEvent.RECEIPT)
+        return ended
 
     def _receive_error(self, error: JobErrorBody) -> Refused:
         ended = self._judge(error.receipt, is_error=True) if error.receipt else None

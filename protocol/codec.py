@@ -2,8 +2,8 @@
 
 The schema is the dataclass: str, int, float, bool, bytes, enums, optionals, homogeneous tuples and
 nested dataclasses. Decoding checks every type, refuses missing fields, fields that come twice and
-trailing bytes, and bounds what it allocates by the size of its input. Encoding writes fields in
-declaration order and leaves out those that are None.
+trailing bytes, and bounds what it allocates by the size of its input and by CONTAINERS_MAX.
+Encoding writes fields in declaration order and leaves out those that are None.
 
 A later version may say more than this one knows, and that must not spoil what this one does know:
 an unknown field is ignored, a word of an `OpenVocabulary` is passed on, and an item of a list of
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import msgpack
 
 from protocol.errors import Code, RemoteProtocolError
+from protocol.limits import CONTAINERS_MAX
 from protocol.vocabulary import OpenVocabulary
 
 T = TypeVar("T")
@@ -51,8 +52,8 @@ def decode(cls: type[T], data: bytes | memoryview) -> T:
     Raises RemoteProtocolError: TRUNCATED, TRAILING_BYTES or MALFORMED. A `ValueError` from the
     class's own `__post_init__` (a bound that it states) becomes MALFORMED too.
     """
-    plain = _unpack(data)
     try:
+        plain = _unpack(data)
         reader: _Reader = _reader_for(typing.cast(Any, cls))
         return typing.cast(T, reader(plain))
     except _Mismatch as mismatch:
@@ -61,6 +62,8 @@ def decode(cls: type[T], data: bytes | memoryview) -> T:
 
 def _unpack(data: bytes | memoryview) -> Any:
     size = len(data)
+    # No message has more containers than bytes: most are too short to need counting.
+    counter = _Containers() if size > CONTAINERS_MAX else None
     try:
         return msgpack.unpackb(
             data,
@@ -71,7 +74,8 @@ def _unpack(data: bytes | memoryview) -> Any:
             max_array_len=size,
             max_map_len=size,
             max_ext_len=0,
-            object_pairs_hook=_unique,
+            object_pairs_hook=_unique if counter is None else counter.read_map,
+            list_hook=None if counter is None else counter.read_list,
         )
     except msgpack.ExtraData:
         raise RemoteProtocolError("bytes follow the message", code=Code.TRAILING_BYTES) from None
@@ -86,8 +90,28 @@ def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     """A map whose keys all differ: bytes that are signed must mean one thing to every reader."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a field comes twice")
+        raise _Mismatch("a field comes twice")
     return fields
+
+
+class _Containers:
+    """Stops the reading of a message with too many maps and lists, whatever field they are in."""
+
+    def __init__(self) -> None:
+        self._left = CONTAINERS_MAX
+
+    def read_map(self, pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        self._take()
+        return _unique(pairs)
+
+    def read_list(self, items: list[Any]) -> list[Any]:
+        self._take()
+        return items
+
+    def _take(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise _Mismatch("too many maps and lists")
 
 
 # What needs no conversion: most of what travels, so it is looked for first.

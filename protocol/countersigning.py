@@ -15,6 +15,7 @@ from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.fields import check_stamps
 from protocol.ids import Digest, LeaseId, PeerId, is_digest, parse_ulid
+from protocol.limits import SIGNED_BYTES_MAX
 from protocol.messages import Lease, Receipt
 from protocol.pricing import Units
 from protocol.windows import LINK_BYTES, ChainReader, Countersigned, WindowTerms
@@ -25,6 +26,7 @@ class JobOpening:
     """Signed by the client, sent in JOB_OPEN: proof that it opened this lease at this node."""
 
     KIND: ClassVar[str] = "job_opening"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     lease_digest: Digest
     client: PeerId
@@ -46,6 +48,7 @@ class JobAdmission:
     """Signed by the node, sent in JOB_ACCEPTED: a receipt with another input contradicts it."""
 
     KIND: ClassVar[str] = "job_admission"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     lease_digest: Digest
     node: PeerId
@@ -67,6 +70,7 @@ class Delivery:
     stream ended. It is the client's word on the job, as an acceptance would be."""
 
     KIND: ClassVar[str] = "delivery"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     lease_id: LeaseId
     lease_digest: Digest

@@ -17,16 +17,17 @@ from protocol.codec import decode, encode
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError
 from protocol.ids import Digest, PeerId, peer_id_from_public_key, sha256_digest
 from protocol.keys import SigningKey, verify
-from protocol.limits import SIGNED_BYTES_MAX
 
 ENVELOPE_VERSION = 1
 _DOMAIN = b"capa/1/"
 
 
 class SignedMessage(Protocol):
-    """A message class that may be signed says its kind, so that no signature fits two kinds."""
+    """A message class that may be signed says its kind, so that no signature fits two kinds, and
+    how long its envelope may be: that is looked at before anything of a stranger's is decoded."""
 
     KIND: ClassVar[str]
+    BYTES_MAX: ClassVar[int]
 
 
 M = TypeVar("M", bound=SignedMessage)
@@ -50,7 +51,7 @@ def seal(key: SigningKey, message: M) -> Signed[M]:
         [ENVELOPE_VERSION, message.KIND, key.public_key, body, key.sign(content)],
         use_bin_type=True,
     )
-    if len(raw) > SIGNED_BYTES_MAX:
+    if len(raw) > message.BYTES_MAX:
         raise LocalProtocolError(f"a {message.KIND} of {len(raw)} bytes is over the limit")
     return Signed(message, key.peer_id, sha256_digest(content), raw)
 
@@ -61,7 +62,7 @@ def open_envelope(raw: bytes, message_type: type[M], *, signer: PeerId | None = 
     Raises RemoteProtocolError: MALFORMED, UNKNOWN_VERSION, FRAME_TOO_LARGE, BAD_SIGNATURE, or
     WRONG_SIGNER if `signer` is given and another party signed.
     """
-    kind, public_key, body, signature = _split(raw)
+    kind, public_key, body, signature = _split(raw, message_type)
     if kind != message_type.KIND:
         raise RemoteProtocolError(
             f"expected a {message_type.KIND}, got a {kind[:32]!r}", code=Code.MALFORMED
@@ -79,7 +80,7 @@ def open_envelope(raw: bytes, message_type: type[M], *, signer: PeerId | None = 
 def open_vouched(raw: bytes, message_type: type[M], *, digest: Digest) -> Signed[M]:
     """Read a message that a verified message names by `digest`: its signature was checked by who
     signed that one, and is not checked again. Raises as `open_envelope`, and DIGEST_MISMATCH."""
-    kind, public_key, body, _ = _split(raw)
+    kind, public_key, body, _ = _split(raw, message_type)
     actual_digest = sha256_digest(_signed_content(kind, body))
     if kind != message_type.KIND or actual_digest != digest:
         raise RemoteProtocolError(
@@ -92,7 +93,7 @@ def open_vouched(raw: bytes, message_type: type[M], *, digest: Digest) -> Signed
 def read_unverified(raw: bytes, message_type: type[M]) -> M:
     """The body alone, of evidence that is verified if it is ever used. Raises as `open_envelope`,
     but for the signature."""
-    kind, _, body, _ = _split(raw)
+    kind, _, body, _ = _split(raw, message_type)
     if kind != message_type.KIND:
         raise RemoteProtocolError(
             f"expected a {message_type.KIND}, got a {kind[:32]!r}", code=Code.MALFORMED
@@ -104,10 +105,11 @@ def _signed_content(kind: str, body: bytes) -> bytes:
     return _DOMAIN + kind.encode() + b"\0" + body
 
 
-def _split(raw: bytes) -> tuple[str, bytes, bytes, bytes]:
-    if len(raw) > SIGNED_BYTES_MAX:
+def _split(raw: bytes, message_type: type[SignedMessage]) -> tuple[str, bytes, bytes, bytes]:
+    if len(raw) > message_type.BYTES_MAX:
         raise RemoteProtocolError(
-            f"a signed message of {len(raw)} bytes is over the limit", code=Code.FRAME_TOO_LARGE
+            f"a {message_type.KIND} of {len(raw)} bytes is over the limit",
+            code=Code.FRAME_TOO_LARGE,
         )
     try:
         parts = msgpack.unpackb(raw, raw=False, max_array_len=5, max_map_len=0, max_ext_len=0)

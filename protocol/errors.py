@@ -138,3 +138,10 @@ class ErrorBody:
 
     def to_error(self) -> RemoteProtocolError:
         return RemoteProtocolError(self.message, code=self.code, retry_after_ms=self.retry_after_ms)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors inside a group of groups; the error itself if it is none."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]

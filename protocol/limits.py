@@ -15,6 +15,10 @@ PAYLOAD_BYTES_MAX = 8 * MIB
 # One job's whole output: 131,072 tokens of 8 bytes, or 256 embeddings of 1,024 floats.
 OUTPUT_BYTES_MAX = 4 * MIB
 
+# Maps and lists in one message, nested ones included. An empty one is a byte on the wire and 64 in
+# memory, so size alone is no bound; the message that needs most is a chat of CHAT_MESSAGES_MAX.
+CONTAINERS_MAX = 4_096
+
 # A signed message names a handful of ids and numbers. An offer lists models, which is the longest.
 SIGNED_BYTES_MAX = 32 * KIB
 

@@ -109,6 +109,7 @@ class JobRequest:
     """
 
     KIND: ClassVar[str] = "job_request"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     job_id: JobId
     client: PeerId
@@ -153,6 +154,7 @@ class Lease:
     """
 
     KIND: ClassVar[str] = "lease"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     lease_id: LeaseId
     request_digest: Digest
@@ -202,6 +204,7 @@ class Receipt:
     """
 
     KIND: ClassVar[str] = "receipt"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     lease_id: LeaseId
     lease_digest: Digest
@@ -248,6 +251,7 @@ class Acceptance:
     """Signed by the client: what it counted of the same stream. `agrees` is its verdict."""
 
     KIND: ClassVar[str] = "acceptance"
+    BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
 
     receipt_digest: Digest
     lease_id: LeaseId

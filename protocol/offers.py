@@ -13,6 +13,7 @@ from protocol.limits import (
     ADDRESS_CHARS_MAX,
     NAME_CHARS_MAX,
     OFFER_ADDRESSES_MAX,
+    OFFER_BYTES_MAX,
     OFFER_MODELS_MAX,
     OPENED_LEASES_MAX,
     TOKENS_MAX,
@@ -74,6 +75,7 @@ class NodeOffer:
     restarted node outranks its former self, and within one incarnation `sequence` only grows."""
 
     KIND: ClassVar[str] = "node_offer"
+    BYTES_MAX: ClassVar[int] = OFFER_BYTES_MAX
 
     node: PeerId
     incarnation_ms: int
@@ -122,14 +124,17 @@ class LoadReport:
 
     `opened` names this coordinator's leases that were opened since the last report that it
     answered: the seat and the money of a lease that is not opened are given back after a minute.
+    `arriving` names those whose payloads are not whole at this moment: they take no seat here.
     """
 
     incarnation_ms: int
     draining: bool
     models: tuple[ModelLoad, ...]
     opened: tuple[LeaseId, ...] = ()
+    arriving: tuple[LeaseId, ...] = ()
 
     def __post_init__(self) -> None:
         check_stamps(self.incarnation_ms)
         check(len(self.models) <= OFFER_MODELS_MAX, "too many models")
-        check(len(self.opened) <= OPENED_LEASES_MAX, "too many opened leases in one report")
+        for leases in (self.opened, self.arriving):
+            check(len(leases) <= OPENED_LEASES_MAX, "too many leases in one report")

@@ -15,11 +15,16 @@ Source: PayWord (Rivest and Shamir, "PayWord and MicroMint", 1996).
 import hashlib
 import struct
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from protocol.errors import Code, RemoteProtocolError
-from protocol.keys import SigningKey
 from protocol.limits import INPUT_STEPS_MAX, LINKS_MAX
 from protocol.pricing import Units
+
+# The sandboxed worker and the command lines read messages and hold no keys: they load no
+# cryptography.
+if TYPE_CHECKING:
+    from protocol.keys import SigningKey
 
 LINK_BYTES = 32
 
@@ -163,7 +168,7 @@ class ClientChains:
     """The client's two chains for one lease. Derived from its key, so that a client that was
     restarted, and a replayed simulation, have the same."""
 
-    def __init__(self, key: SigningKey, lease_digest: str, terms: WindowTerms) -> None:
+    def __init__(self, key: "SigningKey", lease_digest: str, terms: WindowTerms) -> None:
         self._terms = terms
         self._input = HashChain(key.derive_secret(f"input chain/{lease_digest}"), terms.input_links)
         self._output = HashChain(
@@ -187,6 +192,6 @@ class ClientChains:
         )
 
 
-def node_chain(key: SigningKey, lease_digest: str, terms: WindowTerms) -> HashChain:
+def node_chain(key: "SigningKey", lease_digest: str, terms: WindowTerms) -> HashChain:
     """The chain by which a node signs its progress."""
     return HashChain(key.derive_secret(f"progress chain/{lease_digest}"), terms.output_links)

@@ -226,6 +226,7 @@ BOUNDARIES = {
     ("capanode/worker/main.py", "_submit"),  # one job's input
     ("capanode/worker/main.py", "main"),  # one model's loading, and one step
     ("sim/mutants/child.py", "_run_seeds"),  # one world
+    ("sim/siege/runner.py", "_make"),  # one attack
 }
 BROAD = {"Exception", "BaseException", "BaseExceptionGroup"}
 

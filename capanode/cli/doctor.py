@@ -5,7 +5,6 @@ from dataclasses import asdict
 import typer
 
 from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_config
-from capanode.doctor import examine
 from protocol.programs.output import print_json
 
 
@@ -16,6 +15,8 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check isolation, GPU, ports, models, clock and disk. Exits 1 if the node could not serve."""
+    from capanode.doctor import examine
+
     diagnosis = examine(load_config(data_dir, config_file, model_store=model_store))
     if as_json:
         findings = [asdict(finding) for finding in diagnosis.findings]

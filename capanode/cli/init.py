@@ -3,7 +3,6 @@
 import typer
 
 from capanode.config import CONFIG_NAME, PROGRAM, NodeConfig, new_node_config_text
-from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.output import print_json, say
 from protocol.programs.setting_options import Json, takes_settings
 from protocol.programs.settings import toml_literal
@@ -14,6 +13,8 @@ CHOSEN_AT_INIT = ("listen", "announce", "coordinators", "region")
 @takes_settings(NodeConfig, PROGRAM, "data_dir", *CHOSEN_AT_INIT)
 def init(config: NodeConfig, as_json: Json = False) -> None:
     """Set a node up: make its key and its configuration. Running it again changes neither."""
+    from protocol.programs.keyfile import load_or_create_key_file
+
     config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     is_new_key = not config.key_path.exists()
     key = load_or_create_key_file(config.key_path)

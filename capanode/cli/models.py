@@ -1,16 +1,14 @@
 """`capanode models`: what this node can serve."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_config
-from capanode.models.catalog import load_catalog
-from capanode.models.library import ModelSummary, list_models, pull, remove
-from capanode.models.progress_bar import ConsoleProgress
-from capanode.models.store import ModelStore
 from protocol.programs.output import bytes_text, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from capanode.models.library import ModelSummary
 
 app = typer.Typer(help="Get, list and remove models.", no_args_is_help=True)
 
@@ -23,6 +21,10 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """What is here, and what the catalog could bring."""
+    from capanode.models.catalog import load_catalog
+    from capanode.models.library import list_models
+    from capanode.models.store import ModelStore
+
     config = load_config(data_dir, config_file, model_store=model_store)
     found = list_models(ModelStore(config.model_store), load_catalog())
     if as_json:
@@ -59,6 +61,13 @@ def pull_command(
     as_json: Json = False,
 ) -> None:
     """Get models, check them byte for byte, and convert them if needed."""
+    from rich.console import Console
+
+    from capanode.models.catalog import load_catalog
+    from capanode.models.library import pull
+    from capanode.models.progress_bar import ConsoleProgress
+    from capanode.models.store import ModelStore
+
     if name is not None and len(names) != 1:
         raise typer.BadParameter("--name goes with one model")
     config = load_config(data_dir, config_file, model_store=model_store)
@@ -80,6 +89,9 @@ def remove_command(
     model_store: ModelStoreDir = None,
 ) -> None:
     """Remove models. A node that serves one keeps it until it is started again."""
+    from capanode.models.library import remove
+    from capanode.models.store import ModelStore
+
     config = load_config(data_dir, config_file, model_store=model_store)
     store = ModelStore(config.model_store)
     for name in names:
@@ -95,6 +107,8 @@ def prune_command(
     as_json: Json = False,
 ) -> None:
     """Delete what no model needs: half-finished downloads, and what crashes left behind."""
+    from capanode.models.store import ModelStore
+
     config = load_config(data_dir, config_file, model_store=model_store)
     freed = ModelStore(config.model_store).collect_garbage()
     if as_json:
@@ -103,7 +117,7 @@ def prune_command(
         say(f"{bytes_text(freed)} freed")
 
 
-def _plain(model: ModelSummary) -> dict[str, object]:
+def _plain(model: "ModelSummary") -> dict[str, object]:
     return {
         "name": model.name,
         "digest": model.digest,

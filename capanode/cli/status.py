@@ -6,8 +6,7 @@ from typing import Any
 import typer
 
 from capanode.cli.options import ConfigFile, DataDir, Json, load_config
-from capanode.outbox_store import WAITING
-from capanode.status import NodeStatus, ask_status
+from capanode.status_socket import ask_status
 from protocol.money import format_credits
 from protocol.pricing import PriceSheet
 from protocol.programs.output import price_text, print_facts, print_json, print_table, time_text
@@ -28,28 +27,6 @@ def status(data_dir: DataDir = None, config_file: ConfigFile = None, as_json: Js
     _print_failures(plain["failures"])
     for warning in plain["warnings"]:
         typer.echo(f"! {warning}")
-
-
-def status_line(status: NodeStatus) -> str:
-    """The node in one line, for `capanode start`."""
-    running = sum(model.running for model in status.models)
-    queued = sum(model.queued for model in status.models)
-    slots = sum(model.slots for model in status.models)
-    rate = sum(model.tokens_per_s for model in status.models)
-    attached = sum(c.state == "attached" for c in status.coordinators)
-    earned = sum(e.amount_nano for e in status.earnings if e.state not in ("refused", WAITING))
-    waiting = sum(earning.jobs for earning in status.earnings if earning.state == WAITING)
-    parts = [
-        f"{running}/{slots} running, {queued} queued",
-        f"{rate:.0f} tokens/s",
-        f"{attached}/{len(status.coordinators)} coordinators",
-        f"{format_credits(earned)} credits handed in",
-    ]
-    if waiting:
-        parts.append(f"{waiting} receipts waiting")
-    if status.draining:
-        parts.insert(0, "draining")
-    return "  ·  ".join([*parts, *(f"! {warning}" for warning in status.warnings)])
 
 
 def _print_node(plain: Mapping[str, Any]) -> None:

@@ -108,7 +108,7 @@ class ServedJob:
         try:
             with self._work:
                 self._payload = await receive_payload(
-                    self._channel, self._job, on_frame=self._admit
+                    self._channel, self._job, on_frame=self._take_frame
                 )
                 self._enter_queue()
                 await self._listen()
@@ -125,10 +125,15 @@ class ServedJob:
         if self._ending is None:
             self.end(LATE)
 
+    def _take_frame(self, is_whole: bool, due_at: float) -> None:
+        """A part of the payload came. Raises RemoteProtocolError."""
+        if self._meter is None:
+            self._admit(is_whole)
+        if self._ticket is not None:
+            self._ticket.upload_due_at = due_at
+
     def _admit(self, is_whole: bool) -> None:
-        """Judge the lease as soon as it is known, once. Raises RemoteProtocolError."""
-        if self._meter is not None:
-            return
+        """Judge the lease as soon as it is known. Raises RemoteProtocolError."""
         terms = self._job.terms
         if terms is None:
             raise RemoteProtocolError("a job starts with JOB_OPEN", code=Code.UNEXPECTED_FRAME)
@@ -141,7 +146,14 @@ class ServedJob:
         # From here on the lease is ours, so that every ending owes a receipt, if only of nothing.
         self._meter = Meter(lease, self._job)
         self._ticket = admission.admit(request, lease, is_whole=is_whole, now_ms=now_ms)
+        self._ticket.evict = self._give_way
         self._work.deadline = work_deadline(lease.message, now_ms)
+        if not is_whole:
+            self._desk.on_change()
+
+    def _give_way(self) -> None:
+        message = "the payload came slowly, and other clients need the room"
+        self.end(JobEnding.of_error(RemoteProtocolError(message, code=Code.BUSY)))
 
     async def _listen(self) -> None:
         """While the job waits or runs. Raises RemoteProtocolError, NetError."""

@@ -15,10 +15,11 @@ UPLOAD_BYTES_PER_S_MIN = 128 * KIB
 
 
 async def receive_payload(
-    channel: Channel, job: NodeJob, *, on_frame: Callable[[bool], None]
+    channel: Channel, job: NodeJob, *, on_frame: Callable[[bool, float], None]
 ) -> bytes:
-    """The whole payload. `on_frame` hears of each frame that the session has taken, and whether the
-    payload is whole with it. Raises RemoteProtocolError, NetError, and what `on_frame` raises."""
+    """The whole payload. `on_frame` hears of each frame that the session has taken, whether the
+    payload is whole with it, and when (in trio's time) more has to come. Raises
+    RemoteProtocolError, NetError, and what `on_frame` raises."""
     opened_at = trio.current_time()
     arrived_bytes = 0
     with trio.move_on_after(LEASE_OPEN_WITHIN_MS / 1000) as scope:
@@ -26,12 +27,12 @@ async def receive_payload(
         while True:
             frame = await channel.receive()
             event = job.receive(frame.type, frame.body)
-            on_frame(isinstance(event, Opened))
+            arrived_bytes += len(frame.body)
+            due_s = UPLOAD_PAUSE_S + arrived_bytes / UPLOAD_BYTES_PER_S_MIN
+            scope.deadline = min(last_at, opened_at + due_s)
+            on_frame(isinstance(event, Opened), scope.deadline)
             if isinstance(event, Opened):
                 return event.payload
             if isinstance(event, CancelRequested):
                 raise RemoteProtocolError("the client cancelled", code=Code.CANCELLED)
-            arrived_bytes += len(frame.body)
-            due_s = UPLOAD_PAUSE_S + arrived_bytes / UPLOAD_BYTES_PER_S_MIN
-            scope.deadline = min(last_at, opened_at + due_s)
     raise RemoteProtocolError("the payload did not arrive", code=Code.DEADLINE_EXCEEDED)

@@ -180,7 +180,7 @@ class Purchase:
             granted.lease,
             self._payload,
             self._key,
-            stop_bytes=_longest_stop(self._spec.job_input),
+            silent_tokens=_silent_tokens(self._spec.job_input),
         )
 
     async def _open_at(self, granted: Granted, job: ClientJob) -> Attempt:
@@ -215,10 +215,15 @@ class Purchase:
         self._last_failure = failure
 
 
-def _longest_stop(job_input: JobInput) -> int:
-    """In bytes: a node holds back as much text as a stop string may have begun."""
-    stops = job_input.stop if isinstance(job_input, GenerationInput) else ()
-    return max((len(stop.encode()) for stop in stops), default=0)
+def _silent_tokens(job_input: JobInput) -> int:
+    """How many tokens this input makes a node send without a text: a node holds back as many bytes
+    as a stop string may have begun, and a model that has to go on after its end-of-text token may
+    repeat it."""
+    if not isinstance(job_input, GenerationInput):
+        return 0
+    if job_input.ignore_eos:
+        return job_input.max_tokens
+    return max((len(stop.encode()) for stop in job_input.stop), default=0)
 
 
 def _unopened(failure: JobFailed, started_at: float) -> Observation:

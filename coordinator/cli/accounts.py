@@ -2,11 +2,10 @@
 
 import os
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.accounts import create_account, credit_account, find_by_name
 from coordinator.cli.options import (
     CommandError,
     ConfigFile,
@@ -16,13 +15,11 @@ from coordinator.cli.options import (
     read_books,
     write_books,
 )
-from coordinator.db.accounts import list_accounts
-from coordinator.ledger.accounts import Account
-from coordinator.vault import Vault
 from protocol.money import format_credits, parse_credits
-from protocol.net.clock import SystemClock
-from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.output import credits_text, print_facts, print_json, print_table, short
+
+if TYPE_CHECKING:
+    from coordinator.ledger.accounts import Account
 
 app = typer.Typer(
     help="Accounts: create them, put money in, look at balances.", no_args_is_help=True
@@ -49,6 +46,11 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Open an account."""
+    from coordinator.accounts import create_account, credit_account
+    from coordinator.vault import Vault
+    from protocol.net.clock import SystemClock
+    from protocol.programs.keyfile import load_or_create_key_file
+
     amount_nano = _parse_amount(opening_credit) if opening_credit is not None else 0
     config = load_config(data_dir, config_file)
     clock = SystemClock()
@@ -79,6 +81,9 @@ def credit(
     as_json: Json = False,
 ) -> None:
     """Put money into an account."""
+    from coordinator.accounts import credit_account, find_by_name
+    from protocol.net.clock import SystemClock
+
     amount_nano = _parse_amount(amount)
     with write_books(load_config(data_dir, config_file)) as conn:
         account = find_by_name(conn, name)
@@ -101,6 +106,9 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Balances of one account, or of all."""
+    from coordinator.accounts import find_by_name
+    from coordinator.db.accounts import list_accounts
+
     config = load_config(data_dir, config_file)
     if name is not None:
         _show(read_books(config, partial(find_by_name, name=name)), as_json)
@@ -124,7 +132,7 @@ def show(
     )
 
 
-def _show(account: Account, as_json: bool) -> None:
+def _show(account: "Account", as_json: bool) -> None:
     if as_json:
         print_json(_plain(account))
         return
@@ -139,7 +147,7 @@ def _show(account: Account, as_json: bool) -> None:
     )
 
 
-def _plain(account: Account) -> dict[str, object]:
+def _plain(account: "Account") -> dict[str, object]:
     return {
         "id": account.id,
         "name": account.label,

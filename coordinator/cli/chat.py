@@ -1,16 +1,13 @@
 """`coordinator chat`: talk to a model in the market, answers streaming in."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import trio
 import typer
 
 from coordinator.buyer.errors import JobFailed
-from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.cli.constraints import takes_constraints
-from coordinator.cli.market_session import MarketSession, open_market, until_interrupted
 from coordinator.cli.options import (
     At,
     ConfigFile,
@@ -26,6 +23,10 @@ from coordinator.cli.results import print_outcome
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import ChatMessage, GenerationInput
 from protocol.programs.output import complain, say, write_answer
+
+if TYPE_CHECKING:
+    from coordinator.buyer.spec import JobSpec
+    from coordinator.cli.market_session import MarketSession
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 PROMPT = "you> "
@@ -46,6 +47,10 @@ def chat(
     coordinator: At = None,
 ) -> None:
     """Talk to a model. Each answer says which node gave it, how fast, and for how much."""
+    import trio
+
+    from coordinator.cli.market_session import open_market, until_interrupted
+
     opening = (ChatMessage("system", system),) if system else ()
 
     async def talk() -> None:
@@ -69,8 +74,10 @@ def chat(
     trio.run(talk)
 
 
-async def _answer(market: MarketSession, spec: JobSpec) -> str | None:
+async def _answer(market: "MarketSession", spec: "JobSpec") -> str | None:
     """Print an answer while it comes. None if there was none; the conversation can go on."""
+    import trio
+
     started_at = trio.current_time()
     answer = ""
     try:
@@ -91,7 +98,9 @@ async def _answer(market: MarketSession, spec: JobSpec) -> str | None:
 
 def _spec(
     model: str, job_input: GenerationInput, objective: Objective, constraints: Constraints
-) -> JobSpec:
+) -> "JobSpec":
+    from coordinator.buyer.spec import JobSpec
+
     units_max, units_expected = units_of(job_input)
     return JobSpec(
         model, Task.CAUSAL_LM, job_input, units_max, units_expected, objective, constraints
@@ -100,6 +109,7 @@ def _spec(
 
 async def _read_line() -> str | None:
     """A line from the terminal, or None at its end. The network goes on meanwhile."""
+    import trio
 
     def read() -> str | None:
         try:

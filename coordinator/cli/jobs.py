@@ -1,20 +1,21 @@
 """`coordinator jobs`: what was bought, where it ran, and how it ended."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.accounts import find_by_name
 from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
-from coordinator.db.engine import Connection
-from coordinator.db.jobs import StoredJob, find_jobs, list_jobs
-from coordinator.db.leases import StoredLease, list_leases_of
-from coordinator.db.receipts import StoredReceipt, list_receipts_of
 from coordinator.ledger.accounts import account_of
 from protocol.ids import JobId, PeerId
 from protocol.job_state import JobState
 from protocol.money import format_credits
 from protocol.programs.output import print_facts, print_json, print_table, short, time_text
+
+if TYPE_CHECKING:
+    from coordinator.db.engine import Connection
+    from coordinator.db.jobs import StoredJob
+    from coordinator.db.leases import StoredLease
+    from coordinator.db.receipts import StoredReceipt
 
 app = typer.Typer(help="Jobs: list them, look at one.", no_args_is_help=True)
 
@@ -24,8 +25,11 @@ OfAccount = Annotated[
 ]
 
 
-def find_the_job(conn: Connection, job_id: str, account: str | None) -> StoredJob:
+def find_the_job(conn: "Connection", job_id: str, account: str | None) -> "StoredJob":
     """The job with this id, of one account if it is named. Raises CommandError, AccountError."""
+    from coordinator.accounts import find_by_name
+    from coordinator.db.jobs import find_jobs
+
     found = find_jobs(conn, JobId(job_id))
     if account is not None:
         client = find_by_name(conn, account).id
@@ -49,8 +53,11 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """The newest jobs."""
+    from coordinator.accounts import find_by_name
+    from coordinator.db.jobs import list_jobs
+    from coordinator.db.receipts import list_receipts_of
 
-    def query(conn: Connection) -> list[tuple[StoredJob, list[StoredReceipt]]]:
+    def query(conn: "Connection") -> "list[tuple[StoredJob, list[StoredReceipt]]]":
         client = PeerId(find_by_name(conn, account).id) if account is not None else None
         older = JobId(before) if before is not None else None
         found = list_jobs(conn, client=client, state=state, before=older, limit=limit)
@@ -88,10 +95,12 @@ def show(
     as_json: Json = False,
 ) -> None:
     """One job with every attempt at it."""
+    from coordinator.db.leases import list_leases_of
+    from coordinator.db.receipts import list_receipts_of
 
     def query(
-        conn: Connection,
-    ) -> tuple[StoredJob, list[StoredLease], list[StoredReceipt]]:
+        conn: "Connection",
+    ) -> "tuple[StoredJob, list[StoredLease], list[StoredReceipt]]":
         job = find_the_job(conn, job_id, account)
         names = (job.client, job.job_id)
         return job, list_leases_of(conn, *names), list_receipts_of(conn, *names)
@@ -121,7 +130,7 @@ def show(
     )
 
 
-def _attempt_row(lease: StoredLease, receipt: StoredReceipt | None) -> tuple[object, ...]:
+def _attempt_row(lease: "StoredLease", receipt: "StoredReceipt | None") -> tuple[object, ...]:
     head = (
         lease.attempt,
         lease.lease_id,
@@ -137,7 +146,7 @@ def _attempt_row(lease: StoredLease, receipt: StoredReceipt | None) -> tuple[obj
     return (*head, *counts, paid, receipt.state.value)
 
 
-def _plain_job(job: StoredJob, receipts: list[StoredReceipt]) -> dict[str, object]:
+def _plain_job(job: "StoredJob", receipts: "list[StoredReceipt]") -> dict[str, object]:
     return {
         "job_id": job.job_id,
         "state": job.state.value,
@@ -163,7 +172,7 @@ def _plain_job(job: StoredJob, receipts: list[StoredReceipt]) -> dict[str, objec
     }
 
 
-def _plain_lease(lease: StoredLease) -> dict[str, object]:
+def _plain_lease(lease: "StoredLease") -> dict[str, object]:
     return {
         "lease_id": lease.lease_id,
         "attempt": lease.attempt,

@@ -1,11 +1,11 @@
 """`coordinator keys`: API keys for people and programs that speak HTTP."""
 
 import os
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.accounts import find_by_name
 from coordinator.cli.options import (
     CommandError,
     ConfigFile,
@@ -15,12 +15,12 @@ from coordinator.cli.options import (
     read_books,
     write_books,
 )
-from coordinator.db.api_keys import ApiKey, create_api_key, list_api_keys, revoke_api_key
-from coordinator.db.custodial_keys import find_custodial_key
-from coordinator.db.engine import Connection
 from protocol.money import format_credits, parse_credits
-from protocol.net.clock import SystemClock
 from protocol.programs.output import print_json, print_table, say, time_text
+
+if TYPE_CHECKING:
+    from coordinator.db.api_keys import ApiKey
+    from coordinator.db.engine import Connection
 
 app = typer.Typer(help="API keys: make, list and revoke them.", no_args_is_help=True)
 
@@ -40,6 +40,11 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key. It is shown once, here, and never again."""
+    from coordinator.accounts import find_by_name
+    from coordinator.db.api_keys import create_api_key
+    from coordinator.db.custodial_keys import find_custodial_key
+    from protocol.net.clock import SystemClock
+
     with write_books(load_config(data_dir, config_file)) as conn:
         owner = find_by_name(conn, account)
         if find_custodial_key(conn, owner.id) is None:
@@ -71,6 +76,9 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """Let no request in with this key any more."""
+    from coordinator.db.api_keys import revoke_api_key
+    from protocol.net.clock import SystemClock
+
     with write_books(load_config(data_dir, config_file)) as conn:
         if not revoke_api_key(conn, key_id, now_ms=SystemClock().now_ms()):
             raise CommandError(f"there is no key {key_id!r} that could be revoked")
@@ -88,8 +96,10 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """Every key with its use; the keys themselves are not stored."""
+    from coordinator.accounts import find_by_name
+    from coordinator.db.api_keys import list_api_keys
 
-    def query(conn: Connection) -> list[ApiKey]:
+    def query(conn: "Connection") -> "list[ApiKey]":
         owner = find_by_name(conn, account).id if account is not None else None
         return list_api_keys(conn, account=owner)
 
@@ -115,8 +125,8 @@ def list_keys(
     )
 
 
-def _plain(key: ApiKey) -> dict[str, object]:
-    return {field: getattr(key, field) for field in ApiKey.__slots__}
+def _plain(key: "ApiKey") -> dict[str, object]:
+    return asdict(key)
 
 
 def _parse_budget(text: str | None) -> int | None:

@@ -1,19 +1,17 @@
 """`coordinator ledger`: the books themselves, and the proof that they are right."""
 
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.accounts import find_by_name
-from coordinator.audit.books import audit
 from coordinator.cli.options import ConfigFile, DataDir, Json, load_config, read_books
-from coordinator.db.engine import Connection
-from coordinator.db.transfers import list_transfers
-from coordinator.ledger.transfers import RecordedTransfer
 from protocol.money import format_credits
-from protocol.programs.keyfile import load_key_file
 from protocol.programs.output import credits_text, print_json, print_table, short, time_text
+
+if TYPE_CHECKING:
+    from coordinator.db.engine import Connection
+    from coordinator.ledger.transfers import RecordedTransfer
 
 app = typer.Typer(help="The ledger: transfers, and an audit of them all.", no_args_is_help=True)
 
@@ -30,8 +28,10 @@ def show(
     as_json: Json = False,
 ) -> None:
     """The newest transfers."""
+    from coordinator.accounts import find_by_name
+    from coordinator.db.transfers import list_transfers
 
-    def query(conn: Connection) -> list[RecordedTransfer]:
+    def query(conn: "Connection") -> "list[RecordedTransfer]":
         account_id = find_by_name(conn, account).id if account is not None else None
         return list_transfers(conn, account=account_id, before=before, limit=limit)
 
@@ -61,6 +61,9 @@ def audit_command(
     data_dir: DataDir = None, config_file: ConfigFile = None, as_json: Json = False
 ) -> None:
     """Prove that balances follow from transfers. Exit code 1 if anything is wrong."""
+    from coordinator.audit.books import audit
+    from protocol.programs.keyfile import load_key_file
+
     config = load_config(data_dir, config_file)
     has_key = config.key_path.exists()
     signer = load_key_file(config.key_path).peer_id if has_key else None
@@ -93,7 +96,7 @@ def audit_command(
         raise typer.Exit(1)
 
 
-def _plain(recorded: RecordedTransfer) -> dict[str, object]:
+def _plain(recorded: "RecordedTransfer") -> dict[str, object]:
     return {
         "sequence": recorded.sequence,
         "created_at_ns": recorded.created_at_ns,

@@ -4,13 +4,11 @@ These join the market as any client does, with a key of their own, and work agai
 """
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import trio
 import typer
 
 from coordinator.cli.constraints import takes_constraints
-from coordinator.cli.market_session import MarketSession, buyer_key, open_market
 from coordinator.cli.options import (
     At,
     ConfigFile,
@@ -22,7 +20,6 @@ from coordinator.cli.options import (
     check_model,
     load_config,
 )
-from protocol.envelope import open_envelope
 from protocol.limits import TOKENS_MAX
 from protocol.messages import Constraints, Objective, Task
 from protocol.money import format_credits
@@ -38,6 +35,9 @@ from protocol.programs.output import (
 )
 from protocol.services import NodesAsk, NodeSummary, QuoteAsk, QuoteReply
 from protocol.tasks import TASKS
+
+if TYPE_CHECKING:
+    from coordinator.cli.market_session import MarketSession
 
 NODE_HEADINGS = (
     "node",
@@ -59,6 +59,8 @@ def whoami(
     as_json: Json = False,
 ) -> None:
     """Print the peer id that you buy with; `accounts create --peer-id` gives it an account."""
+    from coordinator.cli.market_session import buyer_key
+
     peer_id = buyer_key(load_config(data_dir, config_file), key).peer_id
     if as_json:
         print_json({"peer_id": peer_id})
@@ -74,6 +76,9 @@ def balance(
     as_json: Json = False,
 ) -> None:
     """What you have, and what running jobs hold of it."""
+    import trio
+
+    from coordinator.cli.market_session import open_market
 
     async def ask() -> None:
         config = load_config(data_dir, config_file)
@@ -99,6 +104,9 @@ def nodes(
     as_json: Json = False,
 ) -> None:
     """The nodes of the market, as the coordinator sees them now."""
+    import trio
+
+    from coordinator.cli.market_session import open_market
 
     async def ask() -> None:
         config = load_config(data_dir, config_file)
@@ -131,6 +139,9 @@ def quote(
     as_json: Json = False,
 ) -> None:
     """A dry run: which nodes would run such a job, at which cost, and why not the others."""
+    import trio
+
+    from coordinator.cli.market_session import open_market
 
     async def ask() -> None:
         config = load_config(data_dir, config_file)
@@ -148,7 +159,7 @@ def quote(
     trio.run(ask)
 
 
-async def _list_nodes(market: MarketSession, model: str) -> list[NodeSummary]:
+async def _list_nodes(market: "MarketSession", model: str) -> list[NodeSummary]:
     found: list[NodeSummary] = []
     after = ""
     while True:
@@ -173,8 +184,15 @@ def _price_text(price: PriceSheet) -> str:
     return ", ".join(asked) or "free"
 
 
+def _offer_of(summary: NodeSummary) -> NodeOffer:
+    """What the node itself has signed. Raises RemoteProtocolError."""
+    from protocol.envelope import open_envelope
+
+    return open_envelope(summary.offer, NodeOffer, signer=summary.node).message
+
+
 def _node_rows(summary: NodeSummary) -> list[tuple[object, ...]]:
-    offer = open_envelope(summary.offer, NodeOffer, signer=summary.node).message
+    offer = _offer_of(summary)
     rtt = "-" if summary.rtt_ms is None else f"{summary.rtt_ms:.1f} ms"
     head = (
         short(summary.node),
@@ -188,7 +206,7 @@ def _node_rows(summary: NodeSummary) -> list[tuple[object, ...]]:
 
 
 def _plain_node(summary: NodeSummary) -> dict[str, object]:
-    offer = open_envelope(summary.offer, NodeOffer, signer=summary.node).message
+    offer = _offer_of(summary)
     return {
         "node": summary.node,
         "region": offer.region,

@@ -4,23 +4,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import trio
 import typer
 
-from coordinator.db.engine import (
-    Connection,
-    Database,
-    InlineRunner,
-    database_exists,
-    open_database,
-)
 from coordinator.settings import PROGRAM, CoordinatorConfig
 from protocol.errors import CapaError
 from protocol.limits import NAME_CHARS_MAX
 from protocol.messages import Objective
 from protocol.programs import setting_options
+
+if TYPE_CHECKING:
+    from coordinator.db.engine import Connection, Database
 
 T = TypeVar("T")
 
@@ -74,12 +69,14 @@ def load_config(
 
 
 @contextmanager
-def open_books(config: CoordinatorConfig, *, create: bool = False) -> Iterator[Database]:
+def open_books(config: CoordinatorConfig, *, create: bool = False) -> "Iterator[Database]":
     """The database of the coordinator on this machine, whether or not it is running.
 
     Raises CommandError if there is none, unless it may be made: an audit of books that a slip of
     the keyboard has made just now would be green.
     """
+    from coordinator.db.engine import InlineRunner, database_exists, open_database
+
     if create:
         config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     elif not database_exists(config.database):
@@ -95,13 +92,15 @@ def open_books(config: CoordinatorConfig, *, create: bool = False) -> Iterator[D
 
 
 @contextmanager
-def write_books(config: CoordinatorConfig, *, create: bool = False) -> Iterator[Connection]:
+def write_books(config: CoordinatorConfig, *, create: bool = False) -> "Iterator[Connection]":
     """One transaction in the books: durable when the block ends, undone if it raises."""
     with open_books(config, create=create) as database, database.transaction() as conn:
         yield conn
 
 
-def read_books(config: CoordinatorConfig, query: Callable[[Connection], T]) -> T:
+def read_books(config: CoordinatorConfig, query: "Callable[[Connection], T]") -> T:
     """One query on one snapshot, beside a running coordinator and without keeping it waiting."""
+    import trio
+
     with open_books(config) as database:
         return trio.run(partial(database.read, query))

@@ -1,19 +1,18 @@
 """`coordinator receipts`: the signed evidence behind every payment, and checking it anywhere."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coordinator.cli.jobs import OfAccount, find_the_job
 from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
-from coordinator.db.engine import Connection
-from coordinator.db.leases import find_lease
-from coordinator.db.receipts import list_receipts_of
-from coordinator.settling.evidence import read_evidence, write_evidence
-from protocol.countersigning import Proof
 from protocol.programs.output import credits_text, print_facts, print_json
-from protocol.receipts import Evidence, verify_chain
+
+if TYPE_CHECKING:
+    from coordinator.db.engine import Connection
+    from protocol.countersigning import Proof
+    from protocol.receipts import Evidence
 
 app = typer.Typer(help="Receipts: export and verify them.", no_args_is_help=True)
 
@@ -26,8 +25,11 @@ def export(
     config_file: ConfigFile = None,
 ) -> None:
     """Print the signed messages of a job's last receipt, for `receipts verify` anywhere."""
+    from coordinator.db.leases import find_lease
+    from coordinator.db.receipts import list_receipts_of
+    from coordinator.settling.evidence import write_evidence
 
-    def query(conn: Connection) -> str:
+    def query(conn: "Connection") -> str:
         job = find_the_job(conn, job_id, account)
         receipts = list_receipts_of(conn, job.client, job.job_id)
         stored = receipts[-1] if receipts else None
@@ -51,6 +53,9 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every signature and that the messages belong together. Needs no network, no books."""
+    from coordinator.settling.evidence import read_evidence
+    from protocol.receipts import verify_chain
+
     try:
         text = typer.get_text_stream("stdin").read() if str(file) == "-" else file.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -64,7 +69,7 @@ def verify(
     print_facts(facts | {"amount": credits_text(evidence.receipt.message.amount_nano)})
 
 
-def _facts(evidence: Evidence, proof: Proof) -> dict[str, object]:
+def _facts(evidence: "Evidence", proof: "Proof") -> dict[str, object]:
     billed = evidence.receipt.message
     accepted = evidence.acceptance
     agrees = "not there" if accepted is None else "yes" if accepted.message.agrees else "no"

@@ -1,13 +1,15 @@
 """What a job was, and what it cost: as people and programs want to see it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from coordinator.buyer.attempt import AttemptResult, AttemptTerms
 from protocol.money import format_credits
 from protocol.programs.output import say, short
 
+if TYPE_CHECKING:
+    from coordinator.buyer.attempt import AttemptResult, AttemptTerms
 
-def outcome_plain(info: AttemptTerms, outcome: AttemptResult) -> dict[str, Any]:
+
+def outcome_plain(info: "AttemptTerms", outcome: "AttemptResult") -> dict[str, Any]:
     return {
         "job_id": info.job_id,
         "node": info.node,
@@ -23,7 +25,7 @@ def outcome_plain(info: AttemptTerms, outcome: AttemptResult) -> dict[str, Any]:
 
 
 def print_outcome(
-    info: AttemptTerms, outcome: AttemptResult, *, first_output_ms: float, total_ms: float
+    info: "AttemptTerms", outcome: "AttemptResult", *, first_output_ms: float, total_ms: float
 ) -> None:
     """One line under the answer: where, how fast, how much."""
     units = outcome.units

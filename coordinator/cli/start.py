@@ -3,12 +3,10 @@
 from functools import partial
 from typing import Annotated
 
-import trio
 import typer
 
 from coordinator.endpoint import Endpoint
 from coordinator.settings import PROGRAM, CoordinatorConfig
-from protocol.programs.log import configure_logging
 from protocol.programs.output import print_json, say
 from protocol.programs.setting_options import Json, takes_settings
 
@@ -25,6 +23,11 @@ def start(
     as_json: Json = False,
 ) -> None:
     """Serve nodes, clients and the OpenAI-compatible API until Ctrl-C."""
+    import trio
+
+    from coordinator.serve import serve
+    from protocol.programs.log import configure_logging
+
     configure_logging(level=config.log_level, log_format=config.log_format)
 
     def on_ready(endpoint: Endpoint) -> None:
@@ -42,8 +45,5 @@ def start(
             typer.echo(f"  nodes and clients  {address}")
         typer.echo(f"  HTTP API           {endpoint.http}/v1")
         say("Ctrl-C stops it.")
-
-    # Imported here: the commands that only look at the books need neither network nor gateway.
-    from coordinator.serve import serve
 
     trio.run(partial(serve, config, on_ready, accept_clock=accept_clock))

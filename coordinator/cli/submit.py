@@ -2,15 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import trio
 import typer
 
-from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.cli.constraints import takes_constraints
-from coordinator.cli.market_session import MarketSession, open_market, until_interrupted
 from coordinator.cli.options import (
     At,
     CommandError,
@@ -30,6 +27,10 @@ from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import JobInput
 from protocol.programs.output import print_json, write_answer
+
+if TYPE_CHECKING:
+    from coordinator.buyer.spec import JobSpec
+    from coordinator.cli.market_session import MarketSession
 
 
 @takes_constraints
@@ -62,6 +63,10 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Run one job: a prompt, texts to embed (one a line), or an image to classify."""
+    import trio
+
+    from coordinator.cli.market_session import open_market, until_interrupted
+
     content = _read_content(prompt, input_file)
     options = InputOptions(max_tokens, temperature, seed, top_k, raw)
 
@@ -77,7 +82,9 @@ def submit(
     trio.run(buy)
 
 
-async def _run(market: MarketSession, spec: JobSpec, as_json: bool) -> None:
+async def _run(market: "MarketSession", spec: "JobSpec", as_json: bool) -> None:
+    import trio
+
     started_at = trio.current_time()
     chunks = []
     async with market.client.buy(spec, market.key) as stream:
@@ -104,7 +111,9 @@ def _spec(
     objective: Objective,
     constraints: Constraints,
     deadline_s: float,
-) -> JobSpec:
+) -> "JobSpec":
+    from coordinator.buyer.spec import JobSpec
+
     units_max, units_expected = units_of(job_input)
     return JobSpec(
         model=model,

@@ -5,18 +5,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Subquery,
+    and_,
+    bindparam,
+    func,
+    literal_column,
+    select,
+    update,
+)
 
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
 from coordinator.db.digests import row_digest
-from coordinator.db.schema import leases, receipts
-from coordinator.ledger.transfers import Transfer
+from coordinator.db.schema import leases, receipts, transfers
+from coordinator.ledger.transfers import Transfer, TransferKind
 from protocol.countersigning import Delivery
-from protocol.endings import LeaseState
+from protocol.endings import LeaseState, ReceiptState
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import RemoteProtocolError
 from protocol.ids import JobId, LeaseId, PeerId, TransferId
 from protocol.messages import Lease
+
+# A hold, its end, and what the node and the operator get of it.
+_TRANSFERS_PER_LEASE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +62,20 @@ class StoredLease:
     state: LeaseState
     ended_at_ms: int | None
     delivery: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedLease:
+    """How a lease ended, between whom. `receipt_state` is None if it ended without a receipt;
+    `is_signed` if its client signed for what it got; `is_own` if our own gateway bought it."""
+
+    node: PeerId
+    client: PeerId
+    state: LeaseState
+    receipt_state: ReceiptState | None
+    paid_nano: int
+    is_signed: bool
+    is_own: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +206,63 @@ def list_open_leases(conn: Connection) -> list[OpenLeaseRow]:
     return [
         OpenLeaseRow(envelope, LeaseTerms(*terms), delivery, has_receipt)
         for envelope, has_receipt, delivery, *terms in conn.execute(query)
+    ]
+
+
+def recent_holds(*, since_ms: int, limit: int) -> Subquery:
+    """The holds of the last `limit` leases or fewer that were granted since, by our own clock: what
+    clients choose, such as the times in the ids of jobs and leases, cannot hide one. Walks the
+    end of the books only, so that a long history costs nothing."""
+    last = select(func.coalesce(func.max(transfers.c.sequence), 0)).scalar_subquery()
+    return (
+        select(transfers.c.id, transfers.c.debit, transfers.c.job_id, transfers.c.sequence)
+        .where(transfers.c.sequence > last - _TRANSFERS_PER_LEASE * limit)
+        .where(transfers.c.kind == TransferKind.PENDING.value)
+        .where(transfers.c.created_at_ns >= since_ms * 1_000_000)
+        .order_by(transfers.c.sequence.desc())
+        .limit(limit)
+        .subquery()
+    )
+
+
+def is_of_hold(holds: Subquery) -> ColumnElement[bool]:
+    """Joins leases to `recent_holds`; there is no index on holds, but on the jobs of clients."""
+    return and_(
+        leases.c.client == holds.c.debit,
+        leases.c.job_id == holds.c.job_id,
+        leases.c.hold_id == holds.c.id,
+    )
+
+
+def list_ended_leases(conn: Connection, *, since_ms: int, limit: int) -> list[EndedLease]:
+    """Those of the last `limit` leases since then that have ended, in order of their grants."""
+    holds = recent_holds(since_ms=since_ms, limit=limit)
+    query = (
+        select(
+            leases.c.node,
+            leases.c.client,
+            leases.c.state,
+            receipts.c.state,
+            receipts.c.amount_nano,
+            receipts.c.acceptance.is_not(None) | leases.c.delivery.is_not(None),
+            leases.c.api_key_id.is_not(None),
+        )
+        .join(holds, is_of_hold(holds))
+        .outerjoin(receipts, receipts.c.lease_id == leases.c.lease_id)
+        .where(leases.c.state != LeaseState.OPEN.value)
+        .order_by(holds.c.sequence)
+    )
+    return [
+        EndedLease(
+            node,
+            client,
+            LeaseState(state),
+            None if receipt_state is None else ReceiptState(receipt_state),
+            paid_nano or 0,
+            bool(is_signed),
+            bool(is_own),
+        )
+        for node, client, state, receipt_state, paid_nano, is_signed, is_own in conn.execute(query)
     ]
 
 

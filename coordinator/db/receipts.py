@@ -8,10 +8,11 @@ from sqlalchemy import Connection, select
 
 from coordinator.db.bulk import BulkInsert, Record
 from coordinator.db.digests import row_digest
+from coordinator.db.leases import is_of_hold, recent_holds
 from coordinator.db.schema import leases, receipts
 from protocol.endings import ReceiptState
 from protocol.envelope import Signed
-from protocol.ids import ULID_ENTROPY_BYTES, JobId, LeaseId, PeerId, new_ulid
+from protocol.ids import JobId, LeaseId, PeerId
 from protocol.messages import Acceptance, Receipt
 from protocol.pricing import Units
 
@@ -111,19 +112,18 @@ def list_receipts_of(conn: Connection, client: PeerId, job_id: JobId) -> list[St
 def list_settled_receipts(
     conn: Connection, *, since_ms: int, limit: int
 ) -> list[tuple[StoredReceipt, bool]]:
-    """Those that both sides signed and that were paid since, the last `limit` in order of leases;
-    and of each whether our own gateway bought it. The ids of leases begin with their time, so that
-    a long history costs nothing."""
+    """Those of the last `limit` leases since then that both sides signed and that were paid, in
+    order of their grants; and of each whether our own gateway bought it."""
+    holds = recent_holds(since_ms=since_ms, limit=limit)
     query = (
         select(*_COLUMNS, leases.c.api_key_id.is_not(None))
         .join(leases, leases.c.lease_id == receipts.c.lease_id)
-        .where(receipts.c.lease_id >= new_ulid(since_ms, bytes(ULID_ENTROPY_BYTES)))
-        .where(receipts.c.settled_at_ms >= since_ms)
+        .join(holds, is_of_hold(holds))
+        .where(receipts.c.settled_at_ms.is_not(None))
         .where(receipts.c.acceptance.is_not(None))
-        .order_by(receipts.c.lease_id.desc())
-        .limit(limit)
+        .order_by(holds.c.sequence)
     )
-    return [(_receipt(row[:-1]), bool(row[-1])) for row in reversed(conn.execute(query).all())]
+    return [(_receipt(row[:-1]), bool(row[-1])) for row in conn.execute(query)]
 
 
 def damaged_receipts(conn: Connection) -> Iterator[LeaseId]:

@@ -5,8 +5,8 @@ answers and does not sign for them. So strangers get few unopened leases at a ti
 windows; what they pay for, and sign for, earns them more. The standing is told to nodes in the
 lease: 0 is a bad record, 1 a stranger, 9 the best.
 
-Records are of this process and fade in nothing but in number: after a restart all clients are
-strangers again, which costs an honest client a few minutes of small windows.
+Records fade in nothing but number. After a restart they are made again from the leases that ended
+lately (`restoring`), so that a client with a bad record does not begin anew.
 """
 
 from collections import OrderedDict
@@ -57,10 +57,18 @@ class ClientRecord:
 
     @property
     def is_bad(self) -> bool:
-        return self.is_suspect or any(
-            bad >= _BAD_MIN and bad > _BAD_SHARE * (good + bad)
-            for good, bad in ((self.signed, self.unsigned), (self.opened, self.unopened))
-        )
+        return bool(self.complaint)
+
+    @property
+    def complaint(self) -> str:
+        """Why the record is bad, in words that follow "because"; empty if it is not."""
+        if self.is_suspect:
+            return "it differs with many nodes about what they delivered"
+        if _are_many(self.signed, self.unsigned):
+            return f"it did not sign for {self.unsigned:.0f} of its last answers"
+        if _are_many(self.opened, self.unopened):
+            return f"it did not open {self.unopened:.0f} of its last leases"
+        return ""
 
     @property
     def standing(self) -> int:
@@ -84,6 +92,10 @@ class ClientRecord:
         if not self.standing:
             return 1
         return UNOPENED_MAX_OF_STRANGERS << (self.standing - STRANGER)
+
+
+def _are_many(good: float, bad: float) -> bool:
+    return bad >= _BAD_MIN and bad > _BAD_SHARE * (good + bad)
 
 
 def _counted(good: float, bad: float, *, is_good: bool) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from protocol.net.errors import NetError
 from protocol.net.link import ASKING_LIMITS, serve_channels
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream, Transport
-from protocol.offers import LoadReport, NodeOffer
+from protocol.offers import LoadReport
 from protocol.services import (
     AttachAsk,
     AttachReply,
@@ -99,9 +99,11 @@ class ControlServer:
             task_status.started()
 
     async def _attach(self, node: PeerId, ask: AttachAsk) -> AttachReply:
-        # Gossip hands on the offers of others; who attaches with one must be its signer.
-        open_envelope(ask.offer, NodeOffer, signer=node)
-        verdict = self._market.book.accept(ask.offer, now_ms=self._clock.now_ms(), via=node)
+        # Gossip hands on the offers of others; a node attaches with its own. Its size and its
+        # repetitions are looked at before its signature, as in gossip.
+        verdict = self._market.book.accept(
+            ask.offer, now_ms=self._clock.now_ms(), via=node, signer=node
+        )
         if verdict.code not in (None, Code.REPLAYED):
             raise RemoteProtocolError(verdict.message, code=verdict.code)
         self._leases.note_attached(node, ask.load.incarnation_ms)
@@ -129,11 +131,11 @@ class ControlServer:
     def _hear(self, node: PeerId, report: LoadReport) -> None:
         self._heard_at[node] = trio.current_time()
         self._market.book.apply_load(node, report)
-        self._leases.note_opened(node, report.opened)
+        self._leases.note_report(node, opened=report.opened, arriving=report.arriving)
 
     def _detach(self, node: PeerId, why: str) -> None:
         if self._heard_at.pop(node, None) is not None:
-            self._market.book.detach(node, now_ms=self._clock.now_ms())
+            self._market.lose(node)
             log.info("node_detached", node=node, why=why)
 
     async def _drop_silent_forever(self) -> None:

@@ -4,9 +4,6 @@ The connection proves who asks; a lease is granted only to the signer of its req
 stolen request is of no use. How often anyone may ask is bounded, whatever the question.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
-
 import trio
 
 from coordinator.db.accounts import find_account
@@ -44,9 +41,6 @@ ROLE = "coordinator"
 # More clients at once than this, and the idlest is forgotten with what it has asked.
 CLIENTS_MAX = 10_000
 
-Ask = TypeVar("Ask")
-Reply = TypeVar("Reply")
-
 
 class LeaseServer:
     """Serves one stream per client; `handle` is the transport's handler."""
@@ -56,32 +50,27 @@ class LeaseServer:
         self._database = database
         self._asks_per_minute = asks_per_minute
         self._buckets = TokenBuckets(keys_max=CLIENTS_MAX)
-        self._rpc = RpcServer()
-        self._rpc.register(Method.LEASE, LeaseAsk, self._limited(self._lease))
-        self._rpc.register(Method.QUOTE, QuoteAsk, self._limited(self._quote))
-        self._rpc.register(Method.SETTLE, SettleAsk, self._limited(self._settle))
-        self._rpc.register(Method.DELIVERY, DeliveryAsk, self._limited(self._deliver))
-        self._rpc.register(Method.NODES, NodesAsk, self._limited(self._nodes))
-        self._rpc.register(Method.BALANCE, BalanceAsk, self._limited(self._balance))
+        self._rpc = RpcServer(admit=self._take_turn)
+        self._rpc.register(Method.LEASE, LeaseAsk, self._lease)
+        self._rpc.register(Method.QUOTE, QuoteAsk, self._quote)
+        self._rpc.register(Method.SETTLE, SettleAsk, self._settle)
+        self._rpc.register(Method.DELIVERY, DeliveryAsk, self._deliver)
+        self._rpc.register(Method.NODES, NodesAsk, self._nodes)
+        self._rpc.register(Method.BALANCE, BalanceAsk, self._balance)
 
     async def handle(self, stream: Stream) -> None:
         await serve_channels(stream, self._rpc.serve_channel, role=ROLE, limits=ASKING_LIMITS)
 
-    def _limited(
-        self, answer: Callable[[PeerId, Ask], Awaitable[Reply]]
-    ) -> Callable[[PeerId, Ask], Awaitable[Reply]]:
-        async def answer_within_rate(client: PeerId, ask: Ask) -> Reply:
-            rate = Rate.per_minute(self._asks_per_minute)
-            wait_s = self._buckets.take(client, rate, now_s=trio.current_time()).wait_s
-            if wait_s:
-                raise RemoteProtocolError(
-                    f"a client may ask {self._asks_per_minute} times per minute",
-                    code=Code.RATE_LIMITED,
-                    retry_after_ms=max(1, round(1_000 * wait_s)),
-                )
-            return await answer(client, ask)
-
-        return answer_within_rate
+    def _take_turn(self, client: PeerId) -> None:
+        """Raises RemoteProtocolError (RATE_LIMITED)."""
+        rate = Rate.per_minute(self._asks_per_minute)
+        wait_s = self._buckets.take(client, rate, now_s=trio.current_time()).wait_s
+        if wait_s:
+            raise RemoteProtocolError(
+                f"a client may ask {self._asks_per_minute} times per minute",
+                code=Code.RATE_LIMITED,
+                retry_after_ms=max(1, round(1_000 * wait_s)),
+            )
 
     async def _lease(self, client: PeerId, ask: LeaseAsk) -> LeaseGrant:
         request = open_envelope(ask.request, JobRequest, signer=client)

@@ -27,6 +27,7 @@ class Opening(Enum):
     AWAITED = auto()  # no report of it so far; counts against its client
     UNKNOWN = auto()  # not watched: our own gateway's, or restored after a restart
     REPORTED = auto()  # by the node, by our own client, or by a receipt
+    FORGONE = auto()  # not reported, and its client has signed that it got nothing of it
     MISSED = auto()  # it can be opened no more
 
 
@@ -36,8 +37,8 @@ class OpenLease:
     the node's reputation has taken this job in, so that it counts once; `delivered` is what its
     client signed that it got of a job that ended without a receipt; `has_receipt` once one
     is durable that waits for its client, and is paid whatever becomes of the hold meanwhile;
-    `restored_at_ms` is set if an earlier process granted it; `probe` is what `reserve` took of the
-    breakers."""
+    `is_arriving` while its node reports that the payload is not whole; `restored_at_ms` is set if
+    an earlier process granted it; `probe` is what `reserve` took of the breakers."""
 
     lease: Signed[Lease]
     api_key_id: str | None
@@ -46,6 +47,7 @@ class OpenLease:
     is_judged: bool = False
     delivered: Units | None = None
     has_receipt: bool = False
+    is_arriving: bool = False
     restored_at_ms: int = 0
     probe: Probe = NO_PROBE
 

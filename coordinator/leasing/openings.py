@@ -1,8 +1,8 @@
 """Leases that no node has reported as opened: how many a client may have, and when they are over.
 
 A lease takes a seat and holds money before its client has shown that it means to use it. So
-strangers get few such leases at a time (`clients`), and one that can be opened no more gives its
-seat back, and its money if its node is here to tell.
+strangers get few such leases at a time (`clients`), one yields its seat to those who wait, and one
+that can be opened no more gives its seat back, and its money if its node is here to tell.
 """
 
 from collections import Counter
@@ -19,6 +19,9 @@ from protocol.limits import CLOCK_SKEW_MAX_MS
 # A node reports an opening within five seconds; two such reports may be lost.
 REPORTED_WITHIN_MS = 15_000
 ROOM_RETRY_MS = 1_000
+# While others wait, a lease keeps its seat for so long without a job that can run: a client opens
+# one within a second, and an upload that takes longer may well take half a minute.
+YIELD_AFTER_MS = 3_000
 
 
 class TooManyUnopenedError(RemoteProtocolError):
@@ -35,14 +38,16 @@ class Openings:
 
     def check_room(self, client: PeerId) -> None:
         """Raises TooManyUnopenedError (RATE_LIMITED)."""
-        most = self._clients.look_up(client).unopened_max
-        if self._unopened[client] >= most:
-            raise TooManyUnopenedError(
-                f"this client has {most} leases that it has not opened: open them first, or wait "
-                "until they are over",
-                code=Code.RATE_LIMITED,
-                retry_after_ms=ROOM_RETRY_MS,
-            )
+        record = self._clients.look_up(client)
+        if self._unopened[client] < record.unopened_max:
+            return
+        why = f"it gets one at a time, because {record.complaint}; " if record.is_bad else ""
+        raise TooManyUnopenedError(
+            f"this client has {self._unopened[client]} leases that no node has reported as opened; "
+            f"{why}open them, say that nothing came of them, or wait until they are over",
+            code=Code.RATE_LIMITED,
+            retry_after_ms=ROOM_RETRY_MS,
+        )
 
     async def wait_room(self, client: PeerId, *, until: float) -> bool:
         """Whether there may be room now; False if the trio time `until` came first."""
@@ -62,22 +67,25 @@ class Openings:
         self._change(opened, Opening.UNKNOWN)
 
     def note_opened(self, opened: OpenLease) -> None:
-        if opened.opening in (Opening.AWAITED, Opening.UNKNOWN):
+        if opened.opening in (Opening.AWAITED, Opening.FORGONE, Opening.UNKNOWN):
             self._change(opened, Opening.REPORTED)
             self._clients.keep(opened.lease.message.client).note_opened(is_opened=True)
 
     def abandon(self, opened: OpenLease) -> bool:
         """Its client asks for another lease of the same job. Returns whether this one had not been
         opened so far."""
-        if opened.opening is not Opening.AWAITED:
-            return False
-        self._change(opened, Opening.UNKNOWN)
-        return True
+        return self._leave(opened, Opening.UNKNOWN)
+
+    def forgo(self, opened: OpenLease) -> bool:
+        """Its client has signed that it got nothing of it: it could not reach the node, say, and
+        leaves no lease open on purpose. Returns whether this one had not been opened so far."""
+        return self._leave(opened, Opening.FORGONE)
 
     def note_unopened(self, opened: OpenLease) -> None:
         """It can be opened no more."""
+        if opened.opening is not Opening.FORGONE:
+            self._clients.keep(opened.lease.message.client).note_opened(is_opened=False)
         self._change(opened, Opening.MISSED)
-        self._clients.keep(opened.lease.message.client).note_opened(is_opened=False)
 
     def overdue(self, leases: Iterable[OpenLease], now_ms: int) -> list[OpenLease]:
         """Those that can be opened no more, and were not as far as we know."""
@@ -85,8 +93,25 @@ class Openings:
         return [
             opened
             for opened in leases
-            if opened.opening is Opening.AWAITED and opened.lease.message.open_before_ms <= late_ms
+            if opened.opening in (Opening.AWAITED, Opening.FORGONE)
+            and opened.lease.message.open_before_ms <= late_ms
         ]
+
+    def idle(self, leases: Iterable[OpenLease], now_ms: int) -> list[OpenLease]:
+        """Those whose jobs cannot run yet: they are not opened, or their payloads arrive."""
+        since_ms = now_ms - YIELD_AFTER_MS
+        return [
+            opened
+            for opened in leases
+            if (opened.opening is Opening.AWAITED or opened.is_arriving)
+            and opened.lease.message.issued_at_ms <= since_ms
+        ]
+
+    def _leave(self, opened: OpenLease, opening: Opening) -> bool:
+        was_awaited = opened.opening is Opening.AWAITED
+        if was_awaited:
+            self._change(opened, opening)
+        return was_awaited
 
     def _change(self, opened: OpenLease, opening: Opening) -> None:
         was, opened.opening = opened.opening, opening

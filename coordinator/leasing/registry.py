@@ -26,7 +26,6 @@ from protocol.blame import Blame, Observation, blame_for
 from protocol.countersigning import Delivery
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import LeaseId, PeerId, TransferId
-from protocol.messages import Lease
 from protocol.pricing import Units
 
 log = structlog.get_logger(__name__)
@@ -121,6 +120,12 @@ class LeaseRegistry:
         if restored:
             log.info("leases_restored", count=len(restored))
 
+    def remember(self, node: PeerId, client: PeerId, ending: Settlement) -> None:
+        """A lease with a receipt that an earlier process saw end. Call it in order of time."""
+        self.clients.keep(client).note_opened(is_opened=True)
+        if ending.billed_nano:
+            self._compare(node, client, ending)
+
     # What happens while it is open.
 
     def note_attached(self, node: PeerId, incarnation_ms: int) -> None:
@@ -130,13 +135,25 @@ class LeaseRegistry:
             if opened.lease.message.incarnation_ms < incarnation_ms:
                 self._leave_seat(opened)
 
-    def note_opened(self, node: PeerId, leases: Iterable[LeaseId]) -> None:
-        """A node reports that these leases of it were opened."""
+    def note_report(
+        self, node: PeerId, *, opened: Iterable[LeaseId], arriving: Iterable[LeaseId]
+    ) -> None:
+        """A node reports that these leases of it were opened, and of which of those that are open
+        the payloads still arrive."""
         at_node = self._by_node.get(node, {})
-        for lease_id in leases:
-            opened = at_node.get(lease_id)
-            if opened is not None:
-                self.openings.note_opened(opened)
+        for lease_id in opened:
+            if lease_id in at_node:
+                self.openings.note_opened(at_node[lease_id])
+        still = frozenset(arriving)
+        for lease_id, lease in at_node.items():
+            lease.is_arriving = lease_id in still
+
+    def yield_seats(self, now_ms: int) -> None:
+        """Free the seats of leases whose jobs cannot run yet, if others wait for a seat. Their
+        nodes queue them if they come all the same."""
+        if self.turns.is_anyone_waiting:
+            for opened in self.openings.idle(self._by_id.values(), now_ms):
+                self._leave_seat(opened)
 
     def note_receipt(self, opened: OpenLease) -> None:
         """A receipt is durable that is not paid yet: its job runs no more."""
@@ -166,12 +183,14 @@ class LeaseRegistry:
 
     def bound(self, opened: OpenLease, delivery: Delivery) -> None:
         """Its client has signed what it got of a job that ended without a receipt: no more than
-        that will be charged. The first word stands. It frees no seat: a client that lied would have
-        its node given more jobs than it can run."""
+        that will be charged. The first word stands. It frees no seat that a node has reported as
+        opened: a client that lied would have its node given more jobs than it can run."""
         if opened.delivered is not None:
             return
         opened.delivered = delivery.units
         granted = opened.lease.message
+        if delivery.units == Units() and self.openings.forgo(opened):
+            self._leave_seat(opened)
         observation = _observation(delivery)
         # What clients that have paid for nothing say of nodes costs them nothing.
         if observation is not None and self.clients.look_up(granted.client).standing > STRANGER:
@@ -187,8 +206,9 @@ class LeaseRegistry:
         self.openings.note_opened(opened)
         if not self.end(opened):
             return False
-        if ending.billed_nano:
-            self._compare(opened.lease.message, ending)
+        # What our own end has cut, no client was there to sign for.
+        if ending.billed_nano and (ending.is_signed or not opened.was_cut_by_us):
+            self._compare(opened.lease.message.node, opened.lease.message.client, ending)
         if observation is not None:
             self._judge(opened, observation)
         return True
@@ -244,14 +264,14 @@ class LeaseRegistry:
         self._market.book.release(opened.lease.message.lease_id)
         self.turns.wake()
 
-    def _compare(self, lease: Lease, ending: Settlement) -> None:
+    def _compare(self, node: PeerId, client: PeerId, ending: Settlement) -> None:
         """Take into both parties' records how they ended a lease."""
         if ending.paid_nano or not ending.is_agreed:
-            self.tails.note(lease.node, lease.client, is_agreed=ending.is_agreed)
-        record = self.clients.keep(lease.client)
-        record.is_suspect = self.tails.is_suspect(lease.client)
+            self.tails.note(node, client, is_agreed=ending.is_agreed)
+        record = self.clients.keep(client)
+        record.is_suspect = self.tails.is_suspect(client)
         # The silence of a client says nothing where its node is the one to doubt.
-        if ending.paid_nano and (ending.is_signed or not self.tails.is_suspect(lease.node)):
+        if ending.paid_nano and (ending.is_signed or not self.tails.is_suspect(node)):
             record.note_settled(ending.paid_nano, is_signed=ending.is_signed)
 
     def _judge(self, opened: OpenLease, observation: Observation) -> None:

@@ -133,6 +133,10 @@ class Turns:
         queue = self._queues.get(model)
         return len(queue) if queue is not None else 0
 
+    @property
+    def is_anyone_waiting(self) -> bool:
+        return bool(self._queues)
+
     def wake(self) -> None:
         """A seat was given back somewhere."""
         for queue in list(self._queues.values()):

@@ -13,6 +13,8 @@ from protocol.ids import PeerId
 # Three in a row is no coincidence on a node that normally works, and it bounds what one node that
 # swallows every job can cost before it is out.
 FAILURES_TO_OPEN = 3
+# Failures so far apart are no row: a quiet node that crashes once a day is not one that is broken.
+ROW_GAP_MS = 600_000
 # A restart takes seconds; a broken driver lasts until a person looks. Doubling covers both, and the
 # cap keeps a repaired node from waiting longer than a coffee.
 OPEN_BASE_MS = 2_000
@@ -60,6 +62,7 @@ class Breaker:
     """Opens on errors; after a capped exponential wait it lets single probes through."""
 
     failures_in_row: int = 0
+    failed_at_ms: int = 0
     successes_in_row: int = 0
     openings: int = 0
     open_until_ms: int = 0  # 0 while closed
@@ -103,7 +106,10 @@ class Breaker:
         if state is BreakerState.OPEN:
             return False
         self.successes_in_row = 0
+        if now_ms - self.failed_at_ms > ROW_GAP_MS:
+            self.failures_in_row = 0
         self.failures_in_row += 1
+        self.failed_at_ms = now_ms
         is_spared = self.failures_in_row < FAILURES_TO_OPEN and not fails_often
         if state is BreakerState.CLOSED and is_spared:
             return False

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from coordinator.market.breaker import Breaker
 from coordinator.market.seats import SEATS_MAX, after_answer, after_failure
+from coordinator.market.steadiness import Steadiness
 
 # As many as one new node gets. All of them may be lost before the first failure is seen.
 MACHINE_SEATS_AT_START = 4.0
@@ -20,7 +21,7 @@ MACHINE_SEATS_AT_START = 4.0
 _PATIENCE_DOUBLINGS = 6
 
 # Rows of the matrix.
-_BUSY, _SEATS, _OPEN_UNTIL = range(3)
+_BUSY, _SEATS, _OPEN_UNTIL, _UNSTEADY_UNTIL = range(4)
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class _Machine:
     slot: int
     nodes: int = 0
     breaker: Breaker = field(default_factory=Breaker)
+    steadiness: Steadiness = field(default_factory=Steadiness)
 
 
 class Machines:
@@ -38,7 +40,7 @@ class Machines:
         self._known: dict[str, _Machine] = {}
         self._by_slot: dict[int, _Machine] = {}
         self._free_slots: list[int] = []
-        self._matrix: NDArray[np.float64] = np.zeros((3, 64))
+        self._matrix: NDArray[np.float64] = np.zeros((4, 64))
 
     def __len__(self) -> int:
         return len(self._known)
@@ -67,7 +69,7 @@ class Machines:
         slot = self._free_slots.pop() if self._free_slots else len(self._known)
         if slot >= self._matrix.shape[1]:
             self._matrix = np.hstack([self._matrix, np.zeros_like(self._matrix)])
-        self._matrix[:, slot] = (0.0, self._seats_at_start, 0.0)
+        self._matrix[:, slot] = (0.0, self._seats_at_start, 0.0, 0.0)
         return slot
 
     # What happened.
@@ -103,6 +105,12 @@ class Machines:
         breaker.on_no_verdict()
         self._matrix[_OPEN_UNTIL, slot] = breaker.blocked_until_ms
 
+    def on_loss(self, slot: int, now_ms: int) -> None:
+        """A node there went away without notice."""
+        steadiness = self._by_slot[slot].steadiness
+        steadiness.on_loss(now_ms)
+        self._matrix[_UNSTEADY_UNTIL, slot] = steadiness.unsteady_until_ms
+
     # What it says, for many nodes at once. `slots` has one entry per node.
 
     def is_full(self, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -114,3 +122,7 @@ class Machines:
     def is_open(self, slots: NDArray[np.int64], now_ms: int) -> NDArray[np.bool_]:
         is_open: NDArray[np.bool_] = self._matrix[_OPEN_UNTIL] > now_ms
         return is_open[slots]
+
+    def is_unsteady(self, slots: NDArray[np.int64], now_ms: int) -> NDArray[np.bool_]:
+        is_unsteady: NDArray[np.bool_] = self._matrix[_UNSTEADY_UNTIL] > now_ms
+        return is_unsteady[slots]

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from coordinator.market.breaker import BreakerState
 from coordinator.market.client_waits import ClientWaits
 from coordinator.market.matching import Candidate, Job, Match, Reason, match
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.quote import quote_reply, summary
 from coordinator.market.offers import NodeEntry, OfferBook
-from coordinator.market.reputation import Reputation, Source
+from coordinator.market.reputation import NodeStanding, Reputation, Source
 from coordinator.market.standing_rows import NO_RATIOS
+from coordinator.market.steadiness import UNSTEADY
 from coordinator.market.voices import Voices
 from protocol.blame import Blame, Observation
 from protocol.clock import Clock
@@ -203,7 +205,7 @@ class Market:
             stake_nano = lease.ceiling_nano
         weight = self._voices.weigh(node, client, at_stake_nano=stake_nano, now_ms=now_ms)
         source = Source(client, weight, is_first_hand=observation.is_first_hand)
-        self._judge_machine(node, entry, observation, source)
+        self._judge_machine(lease, entry, observation, source)
         if observation.code is None or observation.blame is None:
             self._waits.on_success(client, node)
             self.reputation.record_success(node, source, now_ms=now_ms, ratios=ratios)
@@ -234,8 +236,17 @@ class Market:
         source = Source(client, weight, is_first_hand=is_first_hand)
         self.reputation.record_success(node, source, now_ms=at_ms)
 
+    def lose(self, node: PeerId) -> None:
+        """A node's control stream ended or fell silent: no jobs until it reports or offers anew."""
+        now_ms = self._clock.now_ms()
+        entry = self.book.get(node)
+        if entry is not None and not entry.is_draining:
+            self.reputation.record_loss(node, now_ms=now_ms)
+            self.book.machines.on_loss(entry.machine, now_ms)
+        self.book.detach(node, now_ms=now_ms)
+
     def _judge_machine(
-        self, node: PeerId, entry: NodeEntry | None, observation: Observation, source: Source
+        self, lease: Lease, entry: NodeEntry | None, observation: Observation, source: Source
     ) -> None:
         """What our own client saw of a node counts for its machine, too."""
         if entry is None or not observation.is_first_hand:
@@ -245,8 +256,11 @@ class Market:
             machines.on_success(entry.machine, now_ms, weight=max(source.weight, 0.25))
         elif observation.blame is not Blame.FAILURE:
             machines.on_no_verdict(entry.machine)
-        elif not self.reputation.is_proven(node, now_ms=now_ms):
+        elif not self._had_a_record(lease, now_ms):
             machines.on_failure(entry.machine, now_ms, jitter=self._rng.random())
+
+    def _had_a_record(self, lease: Lease, now_ms: int) -> bool:
+        return self.reputation.had_a_record(lease.node, at_ms=lease.issued_at_ms, now_ms=now_ms)
 
     def _match(self, job: Job, *, limit: int, explain: bool = False) -> Match:
         return match(
@@ -262,7 +276,7 @@ class Market:
     def _summary(self, entry: NodeEntry) -> NodeSummary:
         now_ms = self._clock.now_ms()
         standing = self.reputation.standing(entry.node, now_ms=now_ms)
-        health = standing.breaker.value if standing is not None else "closed"
+        health = "closed" if standing is None else _health(standing)
         return NodeSummary(
             node=entry.node,
             offer=entry.signed.raw,
@@ -273,6 +287,11 @@ class Market:
             health=entry.suspension or health,
             success_rate=standing.success_rate if standing is not None else 1.0,
         )
+
+
+def _health(standing: NodeStanding) -> str:
+    is_closed = standing.breaker is BreakerState.CLOSED
+    return UNSTEADY if is_closed and standing.is_unsteady else standing.breaker.value
 
 
 def _within(job: Job, budget_nano: int | None) -> Job:

@@ -18,6 +18,7 @@ from coordinator.market.breaker import ACCUSERS_TO_OPEN, Breaker, BreakerState, 
 from coordinator.market.seats import SEATS_AT_START
 from coordinator.market.standing_rows import NO_RATIOS, Ratios, StandingRows
 from coordinator.market.standings import FAILURES, REFUSALS, SUCCESSES, Standings
+from coordinator.market.steadiness import Steadiness
 from protocol.blame import Blame
 from protocol.errors import Code
 from protocol.ids import PeerId
@@ -48,6 +49,7 @@ class NodeStanding:
     node: PeerId
     breaker: BreakerState
     blocked_until_ms: int
+    is_unsteady: bool
     success_rate: float
     refusal_rate: float
     first_ratio: float
@@ -69,7 +71,10 @@ class _Record:
     last_code: Code | None = None
     breaker: Breaker = field(default_factory=Breaker)
     cooldown: Cooldown = field(default_factory=Cooldown)
+    steadiness: Steadiness = field(default_factory=Steadiness)
     accusers: set[PeerId] = field(default_factory=set)
+    # When it last failed as a node with a record of its own; what was under way then fails with it.
+    fault_at_ms: int = -1
 
 
 class Reputation:
@@ -176,6 +181,16 @@ class Reputation:
         self._rows.learn(record.slot, ratios, now_ms)
         self._mirror(record)
 
+    def record_loss(self, node: PeerId, *, now_ms: int) -> None:
+        """The node went away without notice."""
+        record = self._record(node)
+        record.steadiness.on_loss(now_ms)
+        self._rows.note_losses(
+            record.slot,
+            lost_until_ms=record.steadiness.remembered_until_ms,
+            unsteady_until_ms=record.steadiness.unsteady_until_ms,
+        )
+
     # What it says.
 
     def standings(self, slots: NDArray[np.int64], *, now_ms: int) -> Standings:
@@ -188,11 +203,17 @@ class Reputation:
         return None if record is None else self._summaries([(node, record)], now_ms)[0]
 
     def is_proven(self, node: PeerId, *, now_ms: int) -> bool:
-        """Whether the node has a recent record of its own."""
+        """Whether the node has a record of its own."""
+        record = self._records.get(node)
+        return record is not None and self._is_proven(record, now_ms)
+
+    def had_a_record(self, node: PeerId, *, at_ms: int, now_ms: int) -> bool:
+        """Whether the node was proven when a job was leased to it at `at_ms`, as far as that says
+        something of its failure now: one crash ends all jobs that are under way."""
         record = self._records.get(node)
         if record is None:
             return False
-        return bool(self.standings(np.array([record.slot]), now_ms=now_ms).is_proven()[0])
+        return self._is_proven(record, now_ms) or at_ms <= record.fault_at_ms
 
     def snapshot(self, *, now_ms: int) -> tuple[NodeStanding, ...]:
         """Every node, in order of ids."""
@@ -214,6 +235,7 @@ class Reputation:
                 node=node,
                 breaker=record.breaker.state(now_ms),
                 blocked_until_ms=max(record.breaker.blocked_until_ms, record.cooldown.until_ms),
+                is_unsteady=record.steadiness.unsteady_until_ms > now_ms,
                 success_rate=success,
                 refusal_rate=refusal,
                 first_ratio=first,
@@ -231,6 +253,9 @@ class Reputation:
 
     # Below: one record, one row.
 
+    def _is_proven(self, record: _Record, now_ms: int) -> bool:
+        return bool(self.standings(np.array([record.slot]), now_ms=now_ms).is_proven()[0])
+
     def _record_failure(self, record: _Record, source: Source, now_ms: int, jitter: float) -> None:
         record.failures += 1
         self._rows.count(record.slot, FAILURES, now_ms, source.weight)
@@ -241,6 +266,8 @@ class Reputation:
             if len(record.accusers) < ACCUSERS_TO_OPEN:
                 return
             record.accusers.clear()
+        if self._is_proven(record, now_ms):
+            record.fault_at_ms = now_ms
         self._rows.lose_seats(record.slot)
         fails_often = self._rows.fails_often(record.slot, now_ms)
         if record.breaker.on_failure(now_ms, fails_often=fails_often, jitter=jitter):

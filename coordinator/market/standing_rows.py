@@ -18,15 +18,18 @@ from coordinator.market.standings import (
     DECAYING,
     DECODE_LOG,
     DECODE_WEIGHT,
+    EARNED,
     FAILURES,
     FAMILIAR,
     FIELDS,
     FIRST_LOG,
     FIRST_WEIGHT,
+    LOST_UNTIL,
     OPEN_UNTIL,
     PRIOR_RATIO,
     SEATS,
     SUCCESSES,
+    UNSTEADY_UNTIL,
     Standings,
 )
 
@@ -111,6 +114,8 @@ class StandingRows:
         growth = self._growth(now_ms)
         row = self._matrix[slot]
         row[column] += weight * growth
+        if column == SUCCESSES:
+            row[EARNED] += weight
         row[FAMILIAR] += weight
 
     def make_unfamiliar(self, slot: int) -> None:
@@ -123,14 +128,21 @@ class StandingRows:
         row[OPEN_UNTIL] = open_until_ms
         row[COOLING_UNTIL] = cooling_until_ms
 
+    def note_losses(self, slot: int, *, lost_until_ms: int, unsteady_until_ms: int) -> None:
+        """What its departures without notice count for, and until when."""
+        row = self._matrix[slot]
+        row[LOST_UNTIL] = lost_until_ms
+        row[UNSTEADY_UNTIL] = unsteady_until_ms
+
     def earn_seats(self, slot: int, weight: float) -> None:
         """It answered a job; `weight` from 0 to 1 is how much of a proof that is."""
         row = self._matrix[slot]
         row[SEATS] = after_answer(float(row[SEATS]), weight)
 
     def lose_seats(self, slot: int) -> None:
-        """It failed a job."""
+        """It failed a job. What it had earned before is no record any more, unless it is recent."""
         row = self._matrix[slot]
+        row[EARNED] = 0.0
         row[SEATS] = after_failure(float(row[SEATS]))
 
     def yield_seats(self, slot: int) -> None:

@@ -27,7 +27,10 @@ DECODE_LOG = 7  # the same per token after it
 DECODE_WEIGHT = 8
 FAMILIAR = 9  # outcomes seen since the node was new, or since its breaker last opened
 SEATS = 10  # earned seats: jobs that it may have at once
-FIELDS = 11
+EARNED = 11  # successes since its last failure; they do not fade
+LOST_UNTIL = 12  # until when its last departure without notice is remembered
+UNSTEADY_UNTIL = 13  # until when it counts as one that goes away often
+FIELDS = 14
 
 DECAYING = [SUCCESSES, FAILURES, REFUSALS, FIRST_WEIGHT, DECODE_WEIGHT]
 
@@ -41,7 +44,8 @@ PRIOR_SUCCESSES = 9.0
 PRIOR_FAILURES = 1.0
 # Without evidence no node refuses; two attempts' worth of doubt about the first refusal.
 PRIOR_ATTEMPTS = 2.0
-# A node with so much recent success has a record of its own, and is not judged by its neighbours.
+# A node with so much success, recent or since its last failure, has a record of its own, and is not
+# judged by its neighbours. A quiet time alone makes no node a stranger again.
 PROVEN_SUCCESSES = 3.0
 
 _PRIOR_LOG = math.log(PRIOR_RATIO)
@@ -63,6 +67,14 @@ class Standings:
 
     def is_cooling(self, now_ms: int) -> Bools:
         return self.rows[:, COOLING_UNTIL] > now_ms
+
+    def is_unsteady(self, now_ms: int) -> Bools:
+        """The node went away without notice several times lately."""
+        return self.rows[:, UNSTEADY_UNTIL] > now_ms
+
+    def was_lost(self, now_ms: int) -> Bools:
+        """The node went away without notice at least once lately."""
+        return self.rows[:, LOST_UNTIL] > now_ms
 
     def success(self) -> Floats:
         """The probability that a job sent there ends well, given that it is not refused."""
@@ -89,8 +101,9 @@ class Standings:
         return self.rows[:, SEATS]
 
     def is_proven(self) -> Bools:
-        """The node has a recent record of its own."""
-        return self.rows[:, SUCCESSES] >= PROVEN_SUCCESSES * self.growth
+        """The node has a record of its own."""
+        is_recent: Bools = self.rows[:, SUCCESSES] >= PROVEN_SUCCESSES * self.growth
+        return is_recent | (self.rows[:, EARNED] >= PROVEN_SUCCESSES)
 
     def measurements(self) -> Floats:
         """Recent measurements behind `first_ratio`; fades with time."""

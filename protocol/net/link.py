@@ -16,13 +16,13 @@ import structlog
 import trio
 
 from protocol.codec import decode, encode
-from protocol.errors import CapaError, Code, ErrorBody, RemoteProtocolError
+from protocol.errors import CapaError, Code, ErrorBody, RemoteProtocolError, leaves
 from protocol.framing import OPENING_TYPES, Frame, FrameType
 from protocol.limits import CHANNELS_PER_PEER_MAX, MESSAGE_CHARS_MAX, MIB, PAYLOAD_BYTES_MAX
 from protocol.net.channels import FRAME_OVERHEAD_BYTES, Channel
 from protocol.net.errors import Backpressure, NetError, NetTimeout, StreamClosed
 from protocol.net.frames import FLUSH_WITHIN_S, HELLO_WITHIN_S, STREAM_CHANNEL, FramedStream
-from protocol.net.serve import Boundary, leaves
+from protocol.net.serve import Boundary
 from protocol.net.transport import Stream
 
 log = structlog.get_logger(__name__)

@@ -77,11 +77,24 @@ async def ask_once(channel: Channel, method: str, ask: Any, reply: type[R]) -> R
     return decode(reply, frame.body)
 
 
+def admit_all(peer: PeerId) -> None:
+    """For services whose askers need no rate."""
+
+
 class RpcServer:
     """Answers peers; `serve_channel` goes to `serve_channels`. What a method raises as
-    RemoteProtocolError reaches the asker; anything else is logged and answered as internal."""
+    RemoteProtocolError reaches the asker; anything else is logged and answered as internal.
 
-    def __init__(self, *, serve_within_s: float = SERVE_WITHIN_S) -> None:
+    `admit` may refuse a peer (RemoteProtocolError) before anything of its question is decoded.
+    """
+
+    def __init__(
+        self,
+        *,
+        admit: Callable[[PeerId], None] = admit_all,
+        serve_within_s: float = SERVE_WITHIN_S,
+    ) -> None:
+        self._admit = admit
         self._serve_within_s = serve_within_s
         self._methods: dict[str, tuple[type[Any], Callable[[PeerId, Any], Awaitable[Any]]]] = {}
 
@@ -100,6 +113,7 @@ class RpcServer:
                 raise RemoteProtocolError(
                     f"expected REQUEST, not {frame.type.name}", code=Code.UNEXPECTED_FRAME
                 )
+            self._admit(channel.peer)
             request = decode(RequestBody, frame.body)
             found = self._methods.get(request.method)
             if found is None:

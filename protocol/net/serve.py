@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import structlog
 import trio
 
-from protocol.errors import RemoteProtocolError
+from protocol.errors import RemoteProtocolError, leaves
 from protocol.ids import PeerId
 from protocol.net.errors import ConnectFailed, NetError, StreamClosed
 from protocol.net.transport import Handler, Stream, Validator
@@ -113,13 +113,6 @@ def opening(what: str) -> Iterator[None]:
     except Exception as error:
         # The boundary of one opening. The library lets errors of its decoders through.
         raise ConnectFailed(f"{what}: {describe(error)}") from error
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """The errors inside a group of groups; the error itself if it is none."""
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    return [error]
 
 
 def describe(error: BaseException) -> str:

@@ -4,8 +4,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
-from protocol.errors import CapaError
-from protocol.net.serve import leaves
+from protocol.errors import CapaError, leaves
 
 
 def run_command(command: Callable[[], object], complain: Callable[[str], None]) -> NoReturn:

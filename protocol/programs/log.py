@@ -9,12 +9,12 @@ import io
 import logging
 import sys
 from collections.abc import MutableMapping
-from enum import StrEnum
 from typing import Any, TextIO
 
 import structlog
 
 from protocol.ids import JobId
+from protocol.programs.log_format import LogFormat
 from protocol.text import LOG_CHARS_MAX, printable
 
 # Names of fields that hold secrets or a customer's content.
@@ -35,19 +35,10 @@ SECRET_FIELDS = frozenset(
 )
 HIDDEN = "[hidden]"
 
-LEVELS = ("debug", "info", "warning", "error")
-
 # A traceback of a deep call, or of a group of errors; a message of a peer's could be any length.
 TRACEBACK_CHARS_MAX = 20_000
 
 _Event = MutableMapping[str, Any]
-
-
-class LogFormat(StrEnum):
-    """For people at a terminal, or for programs that collect logs."""
-
-    CONSOLE = "console"
-    JSON = "json"
 
 
 def configure_logging(

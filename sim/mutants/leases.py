@@ -67,9 +67,23 @@ LEASES = (
     Mutant(
         "strangers may leave any number of leases unopened",
         "coordinator/leasing/openings.py",
-        "if self._unopened[client] >= most:",
-        "if False:",
+        "if self._unopened[client] < record.unopened_max:",
+        "if True:",
         test=f"{_OPENINGS}::test_a_stranger_gets_few_leases_that_it_does_not_open",
+    ),
+    Mutant(
+        "a client that does not open its leases begins anew with each restart",
+        "coordinator/leasing/restoring.py",
+        "        elif past.state is LeaseState.RELEASED and not past.is_signed:\n",
+        "        elif False:\n",
+        test=f"{_REGISTRY}::test_a_client_that_opened_nothing_is_known_after_a_restart",
+    ),
+    Mutant(
+        "an upload keeps its seat while others wait",
+        "coordinator/leasing/openings.py",
+        "(opened.opening is Opening.AWAITED or opened.is_arriving)",
+        "opened.opening is Opening.AWAITED",
+        test=f"{_OPENINGS}::test_leases_whose_jobs_cannot_run_yield_their_seats_to_those_who_wait",
     ),
     Mutant(
         "a node may report leases of other nodes as opened",

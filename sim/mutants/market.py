@@ -21,6 +21,13 @@ MARKET = (
         "::test_three_hundred_self_made_receipts_do_not_wash_a_cutting_node_clean",
     ),
     Mutant(
+        "every job that a crash ends is another failure of the node's machine",
+        "coordinator/market/reputation.py",
+        " or at_ms <= record.fault_at_ms",
+        "",
+        test=f"{_MARKET}/test_machines.py::test_one_crash_after_a_quiet_hour_blocks_no_neighbour",
+    ),
+    Mutant(
         "nodes of one machine are counted apart",
         "coordinator/market/offers/book.py",
         "machine=self.machines.pin(network_of(offer.addresses)),",

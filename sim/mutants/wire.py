@@ -8,6 +8,13 @@ _COUNTERSIGNING = f"{_PROTOCOL}/test_countersigning.py"
 
 WIRE = (
     Mutant(
+        "any number of tokens without a text is an answer",
+        "protocol/client_session.py",
+        "if is_answer and is_long and not self._has_text:",
+        "if False:",
+        test=f"{_PROTOCOL}/test_session.py::test_an_answer_of_tokens_without_a_text_is_none",
+    ),
+    Mutant(
         "an acceptance of another receipt is taken",
         "protocol/receipts.py",
         "counted.receipt_digest == receipt.digest and counted.lease_id == billed.lease_id",

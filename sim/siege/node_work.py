@@ -9,6 +9,7 @@ import trio
 from protocol.client_session import Admitted, Ended, Refused
 from protocol.errors import CapaError, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.keys import SigningKey
 from protocol.limits import KIB, MIB
 from protocol.net.errors import NetError
 from protocol.payload import EmbeddingInput, GenerationInput
@@ -38,7 +39,8 @@ _LONE_WITHIN_S = 30.0
 
 # So many paying accounts make a record of the node's own, and with it seats.
 _WITNESSES = 3
-_UPLOADS = 16
+_UPLOADING_ACCOUNTS = 4
+_UPLOADS_PER_ACCOUNT = 6
 # With what is around it, this is just what a payload may have.
 _UPLOAD_BYTES = 8 * MIB - KIB
 _TRICKLE_BYTES = 16 * KIB
@@ -158,7 +160,7 @@ async def trickled_uploads(ground: Ground) -> AttackResult:
     users = [await ground.open_gateway_account() for _ in range(_WITNESSES)]
     for user in users:
         before = await user.ask_honestly(RECITAL, _ASKS)
-    attacker = await ground.books.open_own()
+    attackers = [await ground.books.open_own() for _ in range(_UPLOADING_ACCOUNTS)]
     job_input = GenerationInput(1, prompt="x" * _UPLOAD_BYTES)
     wish = Wish(RECITAL, job_input, units=Units(100, 1))
     uploads = 0
@@ -172,16 +174,22 @@ async def trickled_uploads(ground: Ground) -> AttackResult:
                     await opened.channel.send(FrameType.JOB_DATA, bytes(_TRICKLE_BYTES))
                     await trio.sleep(_TRICKLE_BYTES / _TRICKLE_BYTES_PER_S)
 
-    async with open_peer(ground.endpoint, attacker) as peer, trio.open_nursery() as attacking:
-        for _ in range(_UPLOADS):
-            attacking.start_soon(upload, peer)
+    async def attack(attacker: SigningKey) -> None:
+        async with open_peer(ground.endpoint, attacker) as peer, trio.open_nursery() as uploading:
+            for _ in range(_UPLOADS_PER_ACCOUNT):
+                uploading.start_soon(upload, peer)
+
+    async with trio.open_nursery() as attacking:
+        for attacker in attackers:
+            attacking.start_soon(attack, attacker)
         await trio.sleep(2.0)
         under = await users[0].ask_honestly(RECITAL, _ASKS, within_s=_UPLOADED_WITHIN_S)
         attacking.cancel_scope.cancel()
     return AttackResult(
         held=before.is_whole and under.is_whole and uploads > 0,
         honest_before=str(before),
-        honest_under=f"{under}, beside {uploads} trickled uploads of 8 MiB of one account",
+        honest_under=f"{under}, beside {uploads} trickled uploads of 8 MiB of "
+        f"{_UPLOADING_ACCOUNTS} accounts",
     )
 
 

@@ -1,5 +1,6 @@
 """Makes attacks one after the other on one market, and tells what became of each."""
 
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import trio
 
-from protocol.errors import CapaError
+from protocol.errors import CapaError, leaves
 from protocol.net.serve import describe
 from sim.siege.attack import ATTACK_WITHIN_S, Attack, AttackResult
 from sim.siege.ground import Ground, open_ground
@@ -64,6 +65,15 @@ async def _make(attack: Attack, ground: Ground) -> SiegeLine:
             result = await attack.run(ground)
             return SiegeLine(attack, result, trio.current_time() - started_at)
     except* (CapaError, OSError, trio.TooSlowError) as errors:
-        failure = describe(errors)
-    result = AttackResult(False, "-", f"the attack could not be made: {failure}")
-    return SiegeLine(attack, result, trio.current_time() - started_at)
+        failure = f"the attack could not be made: {describe(errors)}"
+    except* Exception as errors:
+        # A mistake in one attack must not take the results of the others with it.
+        failure = f"the attack has a mistake: {'; '.join(map(_place_of, leaves(errors)))}"
+    return SiegeLine(attack, AttackResult(False, "-", failure), trio.current_time() - started_at)
+
+
+def _place_of(error: BaseException) -> str:
+    """What was raised, and where, in one line."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__} ({message}) at {Path(last.filename).name}:{last.lineno}"

@@ -27,6 +27,7 @@ _UNFUNDED_ASKS = 60
 _WASHES = 30
 _FRAMES = 6
 _TEXTLESS_TOKENS = 1_000
+_TEXTLESS_ANSWER = 12
 _PIECE = 10
 _NEWCOMERS_RATE = 0.9
 
@@ -154,7 +155,16 @@ async def textless_tokens(ground: Ground) -> AttackResult:
         await job.end(receipt)
         await thief.hand_in(receipt)
 
+    async def answer_nothing(job: StagedJob) -> None:
+        job.accept()
+        for number in range(_TEXTLESS_ANSWER):
+            await job.say(Chunk((number,), ""))
+        receipt = job.sign_said()
+        await job.end(receipt)
+        await brief.hand_in(receipt)
+
     honest, thief = StagedNode("a6-text", answer), StagedNode("a6-textless", send_nothing)
+    brief = StagedNode("a6-brief", answer_nothing)
     user = await ground.open_gateway_account()
 
     async def paid(model: str) -> tuple[int, int]:
@@ -163,17 +173,23 @@ async def textless_tokens(ground: Ground) -> AttackResult:
         await ground.books.wait_no_holds(user.peer_id)
         return owned_nano - ground.books.owned_nano(user.peer_id), reply.status
 
-    async with staged(ground.endpoint, honest, thief):
+    async with staged(ground.endpoint, honest, thief, brief):
         (before, _), (under, status) = await paid("a6-text"), await paid("a6-textless")
+        brief_nano, brief_status = await paid("a6-brief")
         async with open_peer(ground.endpoint) as peer:
             rate = await _success_rate(peer, "a6-textless", thief.peer_id)
+            brief_rate = await _success_rate(peer, "a6-brief", brief.peer_id)
     # What a client signs for before it is sure that no text follows.
     most = cost_nano(PRICE, Units(INPUT_TOKENS, EMPTY_TOKENS_MAX))
     return AttackResult(
-        held=under <= most and before > 0 and status != 200 and rate < _NEWCOMERS_RATE,
+        held=max(under, brief_nano) <= most
+        and before > 0
+        and 200 not in (status, brief_status)
+        and max(rate, brief_rate) < _NEWCOMERS_RATE,
         honest_before=f"paid {before:,} nano for 8 words, success rate {_NEWCOMERS_RATE:.2f}",
         honest_under=f"paid {under:,} nano of {_TEXTLESS_TOKENS:,} tokens without text, "
-        f"success rate {rate:.2f}",
+        f"success rate {rate:.2f}; {brief_nano:,} nano for an answer of {_TEXTLESS_ANSWER}, "
+        f"{brief_rate:.2f}",
     )
 
 

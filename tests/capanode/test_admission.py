@@ -1,6 +1,7 @@
 """What needs no network: replay memory and counting. Refusals are tested whole in test_jobs."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -113,6 +114,26 @@ async def test_uploads_of_all_clients_together_are_bounded() -> None:
         for ticket in tickets:
             market.admission.release(ticket, ran_ms=None)
         assert market.admission.jobs_admitted == 1
+
+
+async def test_the_slowest_upload_of_the_largest_client_gives_way_to_a_newcomer() -> None:
+    """Four accounts with payloads that trickled kept every other upload out for half a minute."""
+    fits = UPLOAD_BYTES_MAX // PAYLOAD_BYTES_MAX
+    async with open_market(Setup(slots=fits + 4)) as market:
+        payload = bytes(PAYLOAD_BYTES_MAX)
+        evicted: list[int] = []
+        for number in range(fits):
+            key = (CLIENT, STRANGER, NODE, COORDINATOR)[number // (fits // 4)]
+            ticket = admit(market, payload, key)
+            ticket.upload_due_at = 100.0 - number
+            ticket.evict = partial(evicted.append, number)
+        newcomer = SigningKey(b"n" * 32)
+        for _ in range(2):
+            admit(market, payload, newcomer)
+        assert len(evicted) == 2
+        assert len({number // (fits // 4) for number in evicted}) == 2, "one of each client"
+        assert {number % (fits // 4) for number in evicted} == {fits // 4 - 1}, "the slowest"
+        admit(market, b"a whole payload is no upload", newcomer, is_whole=True)
 
 
 async def test_a_lease_past_its_deadline_is_not_seated() -> None:

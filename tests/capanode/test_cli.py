@@ -133,9 +133,7 @@ def test_doctor_tells_what_to_do_and_fails_while_the_node_could_not_serve(
     broken = MachineCheck("models", False, "no model", "pull one")
     no_gpu = MachineCheck("gpu", False, "none", "nothing to do")
     for findings, expected in (((broken, no_gpu), 1), ((no_gpu,), 0)):
-        monkeypatch.setattr(
-            "capanode.cli.doctor.examine", lambda _, found=findings: Diagnosis(found)
-        )
+        monkeypatch.setattr("capanode.doctor.examine", lambda _, found=findings: Diagnosis(found))
         code, out, _ = invoke("doctor", "--data-dir", str(tmp_path))
         assert code == expected
         assert "nothing to do" in out

@@ -5,23 +5,26 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from capanode.admission import UPLOAD_BYTES_MAX, UPLOAD_BYTES_PER_CLIENT_MAX
 from capanode.engines.base import Completed, EngineInfo, Produced, Started
 from capanode.errors import OutboxFullError
 from capanode.jobs.closing import ACCEPTANCE_WITHIN_S
 from capanode.jobs.served_job import SIGN_WITHIN_S
 from capanode.jobs.upload import UPLOAD_PAUSE_S
 from capanode.outbox import FULL_RETRY_S
-from protocol.client_session import Admitted, Ended, Refused
+from protocol.client_session import Admitted, ClientJob, Ended, Refused
 from protocol.codec import encode
 from protocol.countersigning import read_proof
 from protocol.endings import Finish
 from protocol.envelope import open_envelope, seal
 from protocol.errors import Code, ErrorBody
 from protocol.framing import FrameType
-from protocol.job_frames import OpenBody
-from protocol.limits import CLOCK_SKEW_MAX_MS
+from protocol.job_frames import OpenBody, Outgoing
+from protocol.keys import SigningKey
+from protocol.limits import CLOCK_SKEW_MAX_MS, PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, DataCollection, IsolationTier, Receipt, Task
-from protocol.payload import Chunk, GenerationInput, salted_digest, tokens_digest
+from protocol.net.channels import Channel
+from protocol.payload import Chunk, GenerationInput, SaltedPayload, salted_digest, tokens_digest
 from protocol.pricing import PriceSheet, Units, cost_nano
 from tests.capanode.fakes import STEP_S, UNITS_MAX, Market, Setup, SlowDisk, open_market
 from tests.protocol.makers import CLIENT, COORDINATOR, SALT, STRANGER, make_opening
@@ -355,6 +358,58 @@ async def test_an_upload_that_stalls_keeps_nobody_waiting_and_is_dropped_soon(
         assert isinstance(await (await market.open(1)).end(), Ended)
         await trio.sleep(UPLOAD_PAUSE_S)
         assert market.server.live_jobs == market.admission.jobs_admitted == 0
+
+
+async def begin_upload(market: Market, payload: bytes) -> tuple[Channel, ClientJob, list[Outgoing]]:
+    """Open a job with a part of its payload; returns the frames with the rest."""
+    request = seal(CLIENT, market.request(payload))
+    lease = seal(COORDINATOR, market.lease(request))
+    job = ClientJob(request, lease, SaltedPayload(payload, SALT), CLIENT)
+    first, *rest = job.open(now_ms=market.clock.now_ms())
+    channel = await market.channel()
+    channel.send_nowait(*first)
+    await trio.sleep(0.1)
+    return channel, job, rest
+
+
+async def test_an_upload_is_told_to_its_coordinator_until_it_is_whole(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_market() as market:
+        opened = market.admission.opened
+        payload = encode(GenerationInput(max_tokens=2, prompt="x" * 300_000))
+        channel, _, rest = await begin_upload(market, payload)
+        assert opened.arriving(COORDINATOR.peer_id) == opened.untold(COORDINATOR.peer_id)
+        assert opened.arriving(STRANGER.peer_id) == ()
+        for frame in rest:
+            channel.send_nowait(*frame)
+        await trio.sleep(0.1)
+        assert opened.arriving(COORDINATOR.peer_id) == ()
+
+
+async def test_an_upload_whose_room_is_needed_is_refused_as_by_a_busy_node(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_market(Setup(slots=64, per_client_max=64)) as market:
+        large = bytes(PAYLOAD_BYTES_MAX)
+        uploads = [
+            await begin_upload(market, large)
+            for _ in range(UPLOAD_BYTES_PER_CLIENT_MAX // PAYLOAD_BYTES_MAX)
+        ]
+        rest = UPLOAD_BYTES_MAX // PAYLOAD_BYTES_MAX - len(uploads)
+        for number in range(rest + 1):
+            key = SigningKey(bytes([64 + number]) * 32)
+            request = seal(key, market.request(large, key=key))
+            lease = seal(COORDINATOR, market.lease(request))
+            now_ms = market.clock.now_ms()
+            market.admission.admit(request, lease, is_whole=False, now_ms=now_ms)
+        channel, job, _ = uploads[0]
+        frame = await channel.receive()
+        answer = refused(job.receive(frame.type, frame.body))
+        assert answer.code is Code.BUSY
+        assert answer.ended is not None
+        assert answer.ended.receipt.message.amount_nano == 0
+        assert market.server.live_jobs == len(uploads) - 1
 
 
 # Refusals without a receipt: the lease is not ours, or not fresh.

@@ -41,3 +41,16 @@ def test_a_report_stays_within_its_bound_and_the_rest_follows() -> None:
     assert len(first) == OPENED_LEASES_MAX
     opened.told(COORDINATOR.peer_id, first)
     assert len(opened.untold(COORDINATOR.peer_id)) == 3
+
+
+def test_uploads_are_told_while_they_arrive_in_every_report() -> None:
+    opened = OpenedLeases()
+    for number in range(OPENED_LEASES_MAX + 1):
+        opened.note_arriving(numbered(number))
+    opened.note_arriving(numbered(0, PeerId("other")))
+    assert len(opened.arriving(COORDINATOR.peer_id)) == OPENED_LEASES_MAX
+    opened.note_arrived(numbered(1).lease_id)
+    opened.note_arrived(numbered(1).lease_id)
+    told = opened.arriving(COORDINATOR.peer_id)
+    assert told[0] == numbered(2).lease_id, "the oldest first, and lease 0 is the other's now"
+    assert opened.arriving(PeerId("other")) == (numbered(0).lease_id,)

@@ -1,7 +1,8 @@
 import pytest
 
 from capanode.measurements import Speed
-from capanode.pricing_policy import Wages, hourly_nano, propose_price
+from capanode.pricing_policy import hourly_nano, propose_price
+from capanode.wages import Wages
 from protocol.messages import Task
 from protocol.money import NANO_PER_CREDIT
 from protocol.offers import Hardware

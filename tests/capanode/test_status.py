@@ -13,11 +13,12 @@ import trio.lowlevel
 import trio.testing
 
 from capanode.benchmark import SpeedCache
-from capanode.cli.status import status_line
+from capanode.cli.screen import status_line
 from capanode.errors import NotRunningError, SocketError
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
-from capanode.status import StatusServer, ask_status, read_status
+from capanode.status import StatusServer, read_status
+from capanode.status_socket import ask_status
 from protocol.messages import IsolationTier
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from protocol.codec import decode, encode
 from protocol.errors import Code, ErrorBody, RemoteProtocolError
+from protocol.limits import CHAT_MESSAGES_MAX, CONTAINERS_MAX
 from protocol.messages import JobRequest, Lease, Receipt
 from protocol.offers import NodeOffer
-from protocol.payload import Chunk, GenerationInput
+from protocol.payload import ChatMessage, Chunk, GenerationInput
 from protocol.pricing import PriceSheet, Units
 from tests.protocol.makers import make_chain, make_request
+from tests.protocol.test_protocol_page import wire_messages
 
 
 class Colour(StrEnum):
@@ -255,3 +257,21 @@ def test_a_code_travels_whether_this_version_lists_it_or_not(code: str) -> None:
 def test_a_code_that_is_not_a_word_is_refused(code: object) -> None:
     data = msgpack.packb({"code": code, "message": ""})
     assert refused(ErrorBody, data) is Code.MALFORMED
+
+
+@pytest.mark.parametrize("cls", wire_messages().values())
+@pytest.mark.parametrize("filler", [[], {}, [[]], {"a": {}}])
+def test_no_message_is_read_with_more_containers_than_any_needs(cls: type, filler: object) -> None:
+    """A quarter of a megabyte of empty maps became 17 megabytes, and a tenth of a second, in a
+    field that nothing reads."""
+    packed = msgpack.packb({"not_a_field": [filler] * CONTAINERS_MAX})
+    with pytest.raises(RemoteProtocolError, match="too many maps and lists") as caught:
+        decode(cls, packed)
+    assert caught.value.code is Code.MALFORMED
+
+
+def test_the_message_with_most_containers_is_read() -> None:
+    chat = GenerationInput(1, messages=(ChatMessage("user", "x"),) * CHAT_MESSAGES_MAX)
+    packed = encode(chat)
+    assert len(packed) > CONTAINERS_MAX, "short messages are not counted"
+    assert decode(GenerationInput, packed) == chat

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import msgpack
 import pytest
@@ -6,11 +7,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec import encode
-from protocol.envelope import open_envelope, seal
+from protocol.envelope import (
+    SignedMessage,
+    open_envelope,
+    open_vouched,
+    read_unverified,
+    seal,
+)
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError
-from protocol.limits import LIST_ITEMS_MAX, NAME_BYTES_MAX, NAME_CHARS_MAX, SIGNED_BYTES_MAX
+from protocol.limits import (
+    LIST_ITEMS_MAX,
+    NAME_BYTES_MAX,
+    NAME_CHARS_MAX,
+    OFFER_BYTES_MAX,
+    SIGNED_BYTES_MAX,
+)
 from protocol.messages import Constraints, JobRequest, Lease, Receipt
+from protocol.offers import NodeOffer
 from tests.protocol.makers import CLIENT, NODE, STRANGER, make_chain, make_request
+from tests.protocol.test_protocol_page import wire_messages
 
 SEALED = seal(CLIENT, make_request())
 
@@ -126,3 +141,28 @@ def test_the_digest_names_the_content_not_the_signature() -> None:
     chain = make_chain()
     assert chain.lease.message.request_digest == chain.request.digest
     assert chain.receipt.message.lease_digest == chain.lease.digest
+
+
+SIGNED: dict[str, type[SignedMessage]] = {
+    cls.KIND: cls for cls in wire_messages().values() if hasattr(cls, "KIND")
+}
+
+
+@pytest.mark.parametrize("cls", SIGNED.values(), ids=SIGNED)
+def test_the_size_of_an_envelope_is_looked_at_before_anything_in_it(
+    cls: type[SignedMessage],
+) -> None:
+    """Attaching decoded an offer, and checked its signature, before its size."""
+    raw = b"\xc1" * (cls.BYTES_MAX + 1)
+    codes = set()
+    for read in (
+        partial(open_envelope, raw, cls),
+        partial(open_vouched, raw, cls, digest=SEALED.digest),
+        partial(read_unverified, raw, cls),
+    ):
+        with pytest.raises(RemoteProtocolError) as caught:
+            read()
+        codes.add(caught.value.code)
+    assert codes == {Code.FRAME_TOO_LARGE}
+    bound = OFFER_BYTES_MAX if cls is NodeOffer else SIGNED_BYTES_MAX
+    assert bound == cls.BYTES_MAX

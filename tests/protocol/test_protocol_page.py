@@ -20,6 +20,7 @@ import coordinator.leasing.control
 import coordinator.leasing.lease_server
 from coordinator.market.breaker import BreakerState
 from coordinator.market.matching.job import Reason
+from coordinator.market.steadiness import UNSTEADY
 from protocol import (
     countersigning,
     job_frames,
@@ -68,6 +69,7 @@ CHOICES: dict[str, list[str]] = {
     "code": ["section 8"],
     "role": sorted(ROLES),
     "hardware_kind": ["cpu", "cuda"],
+    "health": [*BreakerState, UNSTEADY],
     **{
         name: [str(member.value) for member in choice]
         for name, choice in (
@@ -77,7 +79,6 @@ CHOICES: dict[str, list[str]] = {
             ("objective", messages.Objective),
             ("finish", Finish),
             ("receipt_state", ReceiptState),
-            ("health", BreakerState),
             ("reason", Reason),
         )
     },

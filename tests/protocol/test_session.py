@@ -5,6 +5,8 @@ import pytest
 
 from protocol.client_session import (
     CHUNKS_BESIDE_TOKENS_MAX,
+    EMPTY_ANSWER_TOKENS_MAX,
+    EMPTY_TOKENS_MAX,
     Admitted,
     ClientEvent,
     ClientJob,
@@ -21,7 +23,7 @@ from protocol.framing import FrameType
 from protocol.ids import sha256_digest
 from protocol.job_frames import DATA_BYTES, AcceptedBody, OpenBody, Outgoing
 from protocol.job_state import JobState
-from protocol.limits import TOKENS_MAX
+from protocol.limits import TOKENS_MAX, WINDOW_TOKENS_MIN
 from protocol.messages import Receipt
 from protocol.node_session import Accepted, CancelRequested, Countersignature, NodeJob, Opened
 from protocol.payload import TOKEN_ID_MAX, Chunk, OutputDigest, SaltedPayload
@@ -73,10 +75,12 @@ def produce(client: ClientJob, node: NodeJob, *chunks: Chunk) -> list[ClientEven
     return events
 
 
-def start(payload: bytes = PAYLOAD) -> tuple[ClientJob, NodeJob, Opened]:
+def start(payload: bytes = PAYLOAD, *, silent_tokens: int = 0) -> tuple[ClientJob, NodeJob, Opened]:
     request = seal(CLIENT, make_request(payload=payload))
     lease = seal(COORDINATOR, make_lease(request))
-    client, node = ClientJob(request, lease, SaltedPayload(payload, SALT), CLIENT), NodeJob(NODE)
+    salted = SaltedPayload(payload, SALT)
+    client = ClientJob(request, lease, salted, CLIENT, silent_tokens=silent_tokens)
+    node = NodeJob(NODE)
     events = [node.receive(*frame) for frame in client.open(now_ms=NOW_MS)]
     assert events[:-1] == [None] * (len(events) - 1)
     opened = events[-1]
@@ -261,3 +265,53 @@ def test_a_receipt_signed_by_another_key_is_refused() -> None:
 
 def test_the_pinned_digest_is_of_the_salt_and_the_payload() -> None:
     assert make_request().payload_digest == sha256_digest(SALT + PAYLOAD)
+
+
+def textless(count: int) -> tuple[Chunk, ...]:
+    """One token each, as they come from an engine."""
+    return tuple(Chunk((number,)) for number in range(count))
+
+
+def answered(*chunks: Chunk, finish: Finish = Finish.STOP, silent_tokens: int = 0) -> ClientJob:
+    """A whole answer with its receipt. Raises RemoteProtocolError as the client does."""
+    client, node, opened = start(silent_tokens=silent_tokens)
+    client.receive(*admit(node, Units(input_tokens=9), 0))
+    produce(client, node, *chunks)
+    client.receive(*node.receipt(seal(NODE, sign_receipt(opened, chunks, finish=finish))))
+    return client
+
+
+@pytest.mark.parametrize("finish", [Finish.STOP, Finish.LENGTH])
+def test_an_answer_of_tokens_without_a_text_is_none(finish: Finish) -> None:
+    """It was a success, and was paid: a record could be earned with it."""
+    assert answered(*textless(EMPTY_ANSWER_TOKENS_MAX), finish=finish).state is JobState.ENDED
+    chunks = textless(EMPTY_ANSWER_TOKENS_MAX + 1)
+    client, node, opened = start()
+    client.receive(*admit(node, Units(input_tokens=9), 0))
+    produce(client, node, *chunks)
+    receipt = node.receipt(seal(NODE, sign_receipt(opened, chunks, finish=finish)))
+    assert code_of(client.receive, *receipt) is Code.EMPTY_OUTPUT
+    assert client.units_owed == Units(), "nothing that can be read, and nothing before it"
+
+
+def test_a_client_signs_for_one_window_of_tokens_without_a_text() -> None:
+    client, node, _ = start()
+    client.receive(*admit(node, Units(input_tokens=9), 0))
+    events = produce(client, node, *textless(EMPTY_TOKENS_MAX))
+    assert client.units.output_tokens == EMPTY_TOKENS_MAX
+    frames = [event.frames for event in events if isinstance(event, WindowReached)]
+    assert len(frames) == 1 + EMPTY_TOKENS_MAX // WINDOW_TOKENS_MIN
+    one_more, *_ = node.output(Chunk((1,)))
+    assert code_of(client.receive, *one_more) is Code.EMPTY_OUTPUT
+    assert client.units_owed == Units()
+
+
+def test_what_the_client_asked_for_may_be_silent() -> None:
+    """A stop string that is held back, or tokens beyond the end of the text."""
+    silent = textless(EMPTY_ANSWER_TOKENS_MAX + 5)
+    assert answered(*silent, silent_tokens=5).units.output_tokens == len(silent)
+
+
+def test_silence_around_a_text_is_no_fault() -> None:
+    chunks = (*textless(EMPTY_TOKENS_MAX), CHUNKS[0], *textless(EMPTY_TOKENS_MAX))
+    assert answered(*chunks).state is JobState.ENDED

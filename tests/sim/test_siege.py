@@ -31,13 +31,22 @@ async def _fails(ground: Ground) -> AttackResult:
     raise OSError("no socket is left")
 
 
+async def _has_a_mistake(ground: Ground) -> AttackResult:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        int(ground.__class__.__name__)
+    return AttackResult(True, "-", "-")
+
+
 def test_attacks_are_made_on_a_real_market(tmp_path: Path) -> None:
     unmade = Attack("unmade", "Z1", "fails before it has begun", _fails)
+    mistaken = Attack("mistaken", "Z2", "reads a name for a number", _has_a_mistake)
+    attacks = [mistaken, unmade, *attacks_of("early-receipt")]
     heard: list[SiegeLine] = []
-    lines = trio.run(
-        run_siege, [*attacks_of("early-receipt"), unmade], tmp_path, tmp_path, heard.append
-    )
+    lines = trio.run(run_siege, attacks, tmp_path, tmp_path, heard.append)
     assert lines == heard
-    assert [line.result.held for line in lines] == [True, False], lines
+    assert [line.result.held for line in lines] == [False, False, True], lines
+    assert "ValueError (invalid literal" in lines[0].result.honest_under
+    assert "test_siege.py" in lines[0].result.honest_under
     assert "no socket is left" in lines[1].result.honest_under
-    assert set(lines[0].to_json()) >= {"name", "held", "honest_before", "honest_under"}
+    assert set(lines[2].to_json()) >= {"name", "held", "honest_before", "honest_under"}

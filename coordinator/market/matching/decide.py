@@ -149,18 +149,23 @@ def _places(
     ordered = [p for p in dict.fromkeys(found) if p is not None and is_open[p]]
     places = [Placement(position, Why.ORDERED) for position in ordered]
     is_open[ordered] = False
+    is_unsteady = fit.is_unsteady()
     within: Ints = (is_open & ~misses.is_over).nonzero()[0]
     # Without a fallback, a client that gets the new node gets nothing else.
-    curious = explore(field, within, rng=rng) if not ordered and limit > 1 else None
+    steady = within[~is_unsteady[within]]
+    curious = explore(field, steady, rng=rng) if not ordered and limit > 1 else None
     if curious is not None:
         places.append(Placement(curious, Why.EXPLORED))
         within = within[within != curious]
-    # What failed on one machine may well fail on its neighbour: other machines come first.
-    is_near = _is_near_tried(table, fit)
+    # What failed on one machine may well fail on its neighbour, and what goes away often takes its
+    # jobs along: other machines come first, and steady nodes before all.
+    levels = 2 * is_unsteady + _is_near_tried(table, fit)
     over: Ints = (is_open & misses.is_over).nonzero()[0]
-    groups = [among[is_near[among] == near] for near in (False, True) for among in (within, over)]
-    for among in groups:
-        places += rank(field, among, rng=rng, limit=limit - len(places))
+    for level in range(4):
+        for among in (within, over):
+            left = limit - len(places)
+            if left > 0 and len(among):
+                places += rank(field, among[levels[among] == level], rng=rng, limit=left)
     return places
 
 

@@ -56,6 +56,14 @@ class Selection:
     now_ms: int
     is_resting: Bools | None = None
 
+    def is_unsteady(self) -> Bools:
+        """Nodes that go away without notice, and those of machines that do unless they have a
+        record of their own and stayed."""
+        standings, slots = self.standings, self.rows.code(MACHINE)
+        suspects = standings.was_lost(self.now_ms) | ~standings.is_proven()
+        suspects &= self.machines.is_unsteady(slots, self.now_ms)
+        return suspects | standings.is_unsteady(self.now_ms)
+
     def narrowed(self, kept: Ints) -> "Selection":
         """Only the rows at these positions."""
         return Selection(

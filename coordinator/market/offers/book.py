@@ -137,12 +137,18 @@ class OfferBook:
     # Offers.
 
     def accept(
-        self, raw: bytes, *, now_ms: int, via: PeerId, topic: str | None = None
+        self,
+        raw: bytes,
+        *,
+        now_ms: int,
+        via: PeerId,
+        topic: str | None = None,
+        signer: PeerId | None = None,
     ) -> OfferVerdict:
         """Check an offer as it came from the neighbour `via` (on `topic`, if by gossip), and list
-        it if it is good and new."""
+        it if it is good and new, and of `signer` if one is named."""
         try:
-            signed = self._intake.open(raw, now_ms=now_ms, via=via, topic=topic)
+            signed = self._intake.open(raw, now_ms=now_ms, via=via, topic=topic, signer=signer)
         except RemoteProtocolError as error:
             if error.code is not Code.REPLAYED:
                 return OfferVerdict(OfferOutcome.REFUSED, None, error.code, str(error))

@@ -14,7 +14,7 @@ import msgpack
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.gossip_checks import GossipChecks
-from protocol.ids import PeerId
+from protocol.ids import PeerId, public_key_from_peer_id
 from protocol.limits import OFFER_BYTES_MAX, OFFER_INTERVAL_MIN_MS, OFFER_LIFETIME_MAX_MS
 from protocol.offers import NodeOffer
 from protocol.receipts import check_fresh
@@ -42,16 +42,29 @@ class Intake:
         self.signature_checks = 0
 
     def open(
-        self, raw: bytes, *, now_ms: int, via: PeerId, topic: str | None = None
+        self,
+        raw: bytes,
+        *,
+        now_ms: int,
+        via: PeerId,
+        topic: str | None = None,
+        signer: PeerId | None = None,
     ) -> Signed[NodeOffer]:
-        """Raises RemoteProtocolError: REPLAYED for bytes already taken, RATE_LIMITED,
+        """`signer` is who has to have signed it, if that is known before.
+
+        Raises RemoteProtocolError: REPLAYED for bytes already taken, RATE_LIMITED,
         FRAME_TOO_LARGE, WRONG_TOPIC, WRONG_SIGNER, EXPIRED, NOT_YET_VALID, OFFER_IMPLAUSIBLE, or
-        what `open_envelope` raises."""
+        what `open_envelope` raises.
+        """
         self._check_neighbour(raw, now_ms, via)
+        claimed_key = _claimed_key(raw)
+        if signer and claimed_key and claimed_key != public_key_from_peer_id(signer):
+            raise RemoteProtocolError(
+                f"the offer is not signed by {signer}", code=Code.WRONG_SIGNER
+            )
         fingerprint = _fingerprint(raw)
         if fingerprint in self._seen:
             raise RemoteProtocolError("this offer has been taken already", code=Code.REPLAYED)
-        claimed_key = _claimed_key(raw)
         if not self._offers.has_any(claimed_key, OFFERS, now_s=now_ms / 1_000):
             raise RemoteProtocolError(
                 "this node changes its offer too often", code=Code.RATE_LIMITED

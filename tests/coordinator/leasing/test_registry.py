@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.leasing.registry import LeaseRegistry
-from coordinator.leasing.restoring import restore_leases, restore_records
+from coordinator.leasing.restoring import restore_clients, restore_leases, restore_records
 from coordinator.market.breaker import FAILURES_TO_OPEN, BreakerState
 from coordinator.market.market import Market
 from coordinator.market.offers import OfferBook
@@ -20,6 +20,7 @@ from protocol.blame import Blame
 from protocol.endings import Finish, ReceiptState
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import JobId, new_ulid
 from protocol.messages import JobRequest, Lease
 from protocol.services import LoadAck, Method
 from tests.coordinator.lease_requests import signed_request
@@ -200,9 +201,52 @@ async def test_a_node_keeps_its_record_over_a_restart_of_the_coordinator(
         found = fresh.reputation.standing(node, now_ms=now_ms)
         assert found is not None
         assert found.seats > SEATS_AT_START
+        morning_ms = now_ms + 8 * 3_600_000
         later = fresh_market(market)
-        await restore_records(market.database, later, now_ms=now_ms + 3_600_000)
-        assert len(later.reputation) == 0, "what is long past has faded"
+        await restore_records(market.database, later, now_ms=morning_ms)
+        assert later.reputation.is_proven(node, now_ms=morning_ms), "also after a quiet night"
+        much_later = fresh_market(market)
+        await restore_records(market.database, much_later, now_ms=now_ms + 48 * 3_600_000)
+        assert len(much_later.reputation) == 0, "what is long past is forgotten"
+
+
+async def restored_clients(market: SmallMarket) -> LeaseRegistry:
+    """As after a restart of the coordinator."""
+    leases = LeaseRegistry(fresh_market(market))
+    await restore_clients(market.database, leases, now_ms=market.clock.now_ms())
+    return leases
+
+
+async def test_a_client_keeps_its_record_over_a_restart_of_the_coordinator(
+    autojump_clock: MockClock,
+) -> None:
+    """A client that signed for nothing began anew whenever the coordinator did."""
+    async with open_small_market(Script.ANSWER) as market:
+        for _ in range(5):
+            await market.buy()
+        await market.client.wait_settled()
+        before = market.coordinator.leases.clients.look_up(market.buyer.peer_id)
+        assert before.paid_nano > 0
+        leases = await restored_clients(market)
+        assert leases.clients.look_up(market.buyer.peer_id) == before
+
+
+async def test_a_client_that_opened_nothing_is_known_after_a_restart(
+    autojump_clock: MockClock,
+) -> None:
+    """Whatever time it writes into the ids of its jobs."""
+    async with open_small_market(Script.ANSWER) as market:
+        for number in range(4):
+            old = JobId(new_ulid(number * 4_000_000_000_000, bytes([number]) * 10))
+            request = signed_request(market, market.buyer, job_id=old)
+            await market.coordinator.desk.lease(request)
+        node = market.nodes[0]
+        for _ in range(20):
+            await trio.sleep(5)
+            await node.call(Method.LOAD, node.load(), LoadAck)
+        assert market.coordinator.leases.clients.look_up(market.buyer.peer_id).is_bad
+        leases = await restored_clients(market)
+        assert leases.clients.look_up(market.buyer.peer_id).is_bad
 
 
 async def test_a_younger_process_of_a_node_frees_the_seats_of_the_older(

@@ -12,6 +12,7 @@ from coordinator.market.breaker import (
     OPEN_MAX_MS,
     PROBE_TIMEOUT_MS,
     REFUSED_TO_COOL,
+    ROW_GAP_MS,
     SUCCESSES_TO_FORGIVE,
     Breaker,
     BreakerState,
@@ -181,3 +182,12 @@ def test_blaming_the_client_is_free_only_a_few_times() -> None:
     assert cooldown.until_ms > NOW_MS
     cooldown.on_success()
     assert not cooldown.blamed
+
+
+def test_failures_with_a_quiet_time_between_them_are_no_row() -> None:
+    breaker = Breaker()
+    for number in range(3 * FAILURES_TO_OPEN):
+        fail(breaker, NOW_MS + number * (ROW_GAP_MS + 1))
+    assert breaker.state(NOW_MS) is BreakerState.CLOSED
+    fail(breaker, NOW_MS + 3 * FAILURES_TO_OPEN * ROW_GAP_MS, FAILURES_TO_OPEN)
+    assert breaker.state(NOW_MS + 3 * FAILURES_TO_OPEN * ROW_GAP_MS) is BreakerState.OPEN

@@ -229,3 +229,15 @@ def test_what_is_retried_elsewhere_counts_against_the_node() -> None:
     ours = {Code.COORDINATOR_LOST}
     for code in RETRYABLE_ELSEWHERE - ours:
         assert blame_for(code) in (Blame.FAILURE, Blame.REFUSAL), code
+
+
+def test_silence_makes_no_stranger_of_a_node_with_a_record() -> None:
+    reputation = fresh()
+    for _ in range(3):
+        reputation.record_success(node(1), SOURCE, now_ms=NOW_MS)
+    tomorrow = NOW_MS + 24 * HOUR_MS
+    assert reputation.is_proven(node(1), now_ms=tomorrow)
+    fail(reputation, 1, now_ms=tomorrow)
+    assert not reputation.is_proven(node(1), now_ms=tomorrow), "a failure does"
+    assert reputation.had_a_record(node(1), at_ms=tomorrow, now_ms=tomorrow + 1)
+    assert not reputation.had_a_record(node(1), at_ms=tomorrow + 1, now_ms=tomorrow + 1)

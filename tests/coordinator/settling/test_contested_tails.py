@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 from trio.testing import MockClock
 
+from coordinator.leasing.registry import LeaseRegistry
+from coordinator.leasing.restoring import restore_clients
 from coordinator.leasing.tails import SUSPECT_MIN
 from protocol.envelope import seal
 from protocol.ids import PeerId
@@ -49,3 +51,7 @@ async def test_only_a_node_that_differs_with_several_clients_loses_its_tails(
         leases = [await lease_at(market, node) for node in (honest, other)]
         assert [lease.pays_tails for lease in leases] == [True, pays_tails]
         assert leases[1].client_standing > 0, "its clients are believed"
+        restarted = LeaseRegistry(market.coordinator.market)
+        await restore_clients(market.database, restarted, now_ms=market.clock.now_ms())
+        assert restarted.tails.is_suspect(other) is not pays_tails, "also after a restart"
+        assert not restarted.tails.is_suspect(honest)

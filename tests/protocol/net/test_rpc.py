@@ -173,3 +173,20 @@ async def test_wrong_answers_are_the_servers_fault() -> None:
             with pytest.raises(RemoteProtocolError) as caught:
                 await client.call(pair.server.peer_id, method, Ask(1), Reply, timeout_s=5)
             assert caught.value.code is code
+
+
+@virtual_time
+async def test_a_peer_that_is_not_admitted_has_nothing_of_its_question_decoded() -> None:
+    def refuse(peer: PeerId) -> None:
+        raise RemoteProtocolError("too often", code=Code.RATE_LIMITED)
+
+    server = RpcServer(admit=refuse)
+    server.register("double", Ask, double)
+    pair = Pair(Conditions(latency_s=0.01))
+    pair.serve_channels(server.serve_channel)
+    async with pooled(pair) as pool:
+        channel = await pool.open_channel(pair.server.peer_id, timeout_s=5)
+        channel.send_nowait(FrameType.REQUEST, b"\xc1 no message at all")
+        with pytest.raises(RemoteProtocolError) as caught:
+            await channel.receive()
+    assert caught.value.code is Code.RATE_LIMITED

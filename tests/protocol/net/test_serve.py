@@ -2,11 +2,11 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from protocol.errors import Code, RemoteProtocolError
+from protocol.errors import Code, RemoteProtocolError, leaves
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
 from protocol.net.errors import NetTimeout, StreamReset
-from protocol.net.serve import Boundary, describe, guarded, leaves
+from protocol.net.serve import Boundary, describe, guarded
 
 PEER = SigningKey(bytes(32)).peer_id
 

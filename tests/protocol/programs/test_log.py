@@ -8,7 +8,8 @@ import structlog
 import trio
 
 from protocol.ids import JobId
-from protocol.programs.log import HIDDEN, LogFormat, bind_job, configure_logging
+from protocol.programs.log import HIDDEN, bind_job, configure_logging
+from protocol.programs.log_format import LogFormat
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from protocol.programs.kinds import ADDRESSES, CREDITS, PATH, TEXT, choice, count
-from protocol.programs.log import LogFormat
+from protocol.programs.log_format import LogFormat
 from protocol.programs.setting_options import show_config, takes_settings
 from protocol.programs.settings import (
     InDataDir,

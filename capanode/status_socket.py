@@ -1,0 +1,73 @@
+"""The local socket at which a running node says how it is: how it listens, and how to ask.
+
+A program that connects gets one JSON object and the end of the stream. Only the operator's own user
+can connect. What is said there is in `capanode.status`; asking needs nothing of a node.
+"""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from capanode.errors import NotRunningError, SocketError
+
+ANSWER_WITHIN_S = 5.0
+CONNECTIONS_MAX = 8
+# Dozens of models and failures; a file of megabytes is not a node's status.
+_ANSWER_BYTES_MAX = 4 * 1024 * 1024
+# What the kernel takes for the path of a socket.
+_PATH_BYTES_MAX = 100
+
+
+def listen_at(path: Path) -> socket.socket:
+    """A socket at `path` that only this user can connect to. Raises SocketError."""
+    server = socket.socket(socket.AF_UNIX)
+    # No other user may connect, not even in the moment before a chmod.
+    mask = os.umask(0o177)
+    try:
+        path.unlink(missing_ok=True)
+        with _short_path(path) as address:
+            server.bind(address)
+        server.listen(CONNECTIONS_MAX)
+    except OSError as error:
+        server.close()
+        raise SocketError(f"cannot listen at {path}: {error.strerror or error}") from error
+    finally:
+        os.umask(mask)
+    return server
+
+
+def ask_status(path: Path) -> dict[str, Any]:
+    """The status of the node that listens at `path`, as JSON has it. Raises NotRunningError."""
+    data = b""
+    try:
+        with _short_path(path) as address, socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ANSWER_WITHIN_S)
+            connection.connect(address)
+            while piece := connection.recv(64 * 1024):
+                data += piece
+                if len(data) > _ANSWER_BYTES_MAX:
+                    raise NotRunningError(f"what answers at {path} is no node")
+        status: dict[str, Any] = json.loads(data)
+    except (OSError, ValueError) as error:
+        raise NotRunningError(
+            f"no node answers at {path} ({error}): start it with `capanode start`, or name its "
+            "--data-dir"
+        ) from None
+    return status
+
+
+@contextlib.contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    """The path as the kernel takes it: sockets in deep folders are reached through a descriptor."""
+    if len(os.fsencode(path)) <= _PATH_BYTES_MAX:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
