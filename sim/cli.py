@@ -115,7 +115,7 @@ def bench(
         known = ", ".join(BENCHMARKS)
         raise typer.BadParameter(f"there is no benchmark {name!r}; there are {known}")
     if not as_json:
-        typer.echo(f"{benchmark.name}: {benchmark.summary} (up to a minute) …", err=True)
+        typer.echo(f"{benchmark.name}: {benchmark.summary} ({benchmark.takes}) …", err=True)
     started_s = time.monotonic()
     figures = benchmark.run()
     if as_json:

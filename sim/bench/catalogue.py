@@ -32,6 +32,7 @@ class Benchmark:
     name: str
     summary: str
     targets: tuple[Target, ...] = ()
+    takes: str = "up to a minute"
 
     def verdict(self, figure: str, figures: Figures) -> str:
         """The target of a figure, and whether it is met; empty if there is none."""
@@ -89,6 +90,7 @@ BENCHMARKS = {
                 Target("false_ejections", 0.0),
                 Target("refused_while_idle", 0.0),
             ),
+            takes="four minutes",
         ),
         Benchmark(
             "ledger",
