@@ -105,9 +105,9 @@ class Admission:
         )
 
     @property
-    def jobs_admitted(self) -> int:
-        """Jobs that are here now, those whose payload is still arriving included."""
-        return sum(self._clients.values())
+    def uploading(self) -> int:
+        """Jobs whose payloads still arrive."""
+        return len(self._uploads)
 
     def check_evidence(
         self, request: Signed[JobRequest], lease: Signed[Lease], *, now_ms: int

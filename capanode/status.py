@@ -17,7 +17,9 @@ import trio
 from capanode.measurements import Speed
 from capanode.node import Node
 from capanode.outbox_store import Earning
+from capanode.served import ServedModel
 from capanode.status_socket import ANSWER_WITHIN_S, CONNECTIONS_MAX, listen_at
+from capanode.worker.jobs import WorkerState
 from protocol.ids import Digest
 from protocol.offers import Hardware
 from protocol.pricing import PriceSheet
@@ -29,11 +31,13 @@ _SAMPLE_EVERY_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """`tokens_per_s` is what was streamed over the last seconds."""
+    """`tokens_per_s` is what was streamed over the last seconds; `last_ending` why the worker's
+    process last ended, empty if it never did."""
 
     name: str
     digest: Digest
     state: str
+    last_ending: str
     running: int
     queued: int
     slots: int
@@ -62,12 +66,14 @@ class FailureStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """All that `capanode status` shows. `warnings` want something from the operator."""
+    """All that `capanode status` shows. `uploading` are jobs whose payloads still arrive;
+    `warnings` want something from the operator."""
 
     peer_id: str
     software: str
     started_at_ms: int
     draining: bool
+    uploading: int
     addresses: tuple[str, ...]
     region: str
     isolation: str
@@ -107,6 +113,7 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
             name=model.name,
             digest=model.digest,
             state=model.worker.state.value,
+            last_ending=_last_ending(model),
             running=model.seats.running,
             queued=model.seats.queued,
             slots=model.seats.slots,
@@ -124,6 +131,7 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
         software=node.rules.software,
         started_at_ms=node.started_at_ms,
         draining=node.admission.is_draining,
+        uploading=node.admission.uploading,
         addresses=node.transport.addresses,
         region=node.rules.region,
         isolation=node.rules.isolation.value,
@@ -190,5 +198,13 @@ def _warnings(node: Node) -> Iterator[str]:
     if not node.lines:
         yield "no coordinator is listed, so no job can come: set `coordinators`"
     for model in node.models.values():
+        why = _last_ending(model) or "see the log"
         if not model.is_offered:
-            yield f"{model.name} is not offered: its worker ended too often; see the log"
+            yield f"{model.name} is not offered: its worker ended too often, the last time: {why}"
+        elif model.worker.state is WorkerState.RESTARTING:
+            yield f"{model.name} is being started again: {why}"
+
+
+def _last_ending(model: ServedModel) -> str:
+    ending = model.worker.last_ending
+    return "" if ending is None else ending.message

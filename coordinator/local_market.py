@@ -22,6 +22,7 @@ from coordinator.market.offers.table import (
 )
 from protocol.envelope import open_envelope
 from protocol.messages import JobRequest
+from protocol.net.transport import TransportStatistics
 from protocol.pricing import PriceSheet
 
 # A list of models is read by people and dashboards; the book changes with every job.
@@ -50,6 +51,7 @@ class LocalMarket:
         self._started_at = trio.current_time()
         self._client = coordinator.client
         self._book = coordinator.market.book
+        self._transport = coordinator.transport
         self._keys = keys
         self._models: tuple[ModelInfo, ...] = ()
         self._models_until = 0.0
@@ -88,6 +90,9 @@ class LocalMarket:
     def health(self) -> Health:
         nodes = len(self._book)
         return Health(nodes, "" if nodes else "no node offers anything")
+
+    def network(self) -> TransportStatistics:
+        return self._transport.statistics()
 
 
 def list_known_models(conn: Connection, *, now_ms: int) -> frozenset[str]:

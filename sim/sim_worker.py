@@ -13,7 +13,7 @@ import trio
 
 from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.worker.allowance import DEFAULT_TERMS, RunTerms, settle_input
-from capanode.worker.jobs import EventSink, JobBook, WorkerState
+from capanode.worker.jobs import EventSink, JobBook, WorkerExit, WorkerState
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
 from protocol.messages import Task
@@ -120,6 +120,7 @@ class SimWorker:
     ) -> None:
         self._info = EngineInfo(task, machine.slots, CONTEXT_TOKENS, QUANTIZATION)
         self.state = WorkerState.STARTING
+        self.last_ending: WorkerExit | None = None
         self.most_live = 0
         self._task = task
         self._machine = machine

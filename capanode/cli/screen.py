@@ -79,6 +79,8 @@ def status_line(status: NodeStatus) -> str:
     ]
     if waiting:
         parts.append(f"{waiting} receipts waiting")
+    if status.uploading:
+        parts.append(f"{status.uploading} uploading")
     if status.draining:
         parts.insert(0, "draining")
     return "  ·  ".join([*parts, *(f"! {warning}" for warning in status.warnings)])

@@ -41,6 +41,7 @@ def _print_node(plain: Mapping[str, Any]) -> None:
             "hardware": f"{hardware['count']} x {hardware['name']}",
             "isolation": plain["isolation"],
             "state": "draining" if plain["draining"] else "serving",
+            "uploading": plain["uploading"],
         }
     )
 

@@ -39,6 +39,14 @@ class WorkerState(StrEnum):
     STOPPED = "stopped"
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerExit:
+    """Why a worker ended, in the words and the code for the jobs that it had."""
+
+    code: Code
+    message: str
+
+
 class JobWorker(Protocol):
     """What the node's job runner needs of a worker; the simulator has one without a process."""
 
@@ -48,6 +56,11 @@ class JobWorker(Protocol):
     @property
     def info(self) -> EngineInfo | None:
         """What the engine can do; None until it was ready once."""
+        ...
+
+    @property
+    def last_ending(self) -> WorkerExit | None:
+        """Why its process last ended, for the operator; None if it never did."""
         ...
 
     def submit(

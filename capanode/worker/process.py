@@ -8,7 +8,6 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import structlog
 import trio
@@ -18,7 +17,7 @@ from capanode.sandbox.limits import prefer_as_victim, resident_bytes
 from capanode.sandbox.spawn import Sandbox, SandboxedProcess
 from capanode.worker.commands import Command, Ping, Shutdown, encode_command
 from capanode.worker.frames import FrameBuffer, WorkerProtocolError
-from capanode.worker.jobs import JobBook
+from capanode.worker.jobs import JobBook, WorkerExit
 from capanode.worker.outgoing import Outgoing
 from capanode.worker.pace import Pace
 from capanode.worker.reports import Cancelled, LoadFailed, Pong, Report, parse_report
@@ -52,14 +51,6 @@ MEMORY_POLL_S = 0.05
 SHUTDOWN_GRACE_S = 1.0
 # From the end of its stream to the end of the process, and the other way round.
 EXIT_GRACE_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerExit:
-    """Why a worker ended, in the words and the code for the jobs that it had."""
-
-    code: Code
-    message: str
 
 
 class WorkerProcess:

@@ -21,8 +21,8 @@ from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
 from capanode.worker.commands import Cancel, Start
 from capanode.worker.crashes import CrashJournal
 from capanode.worker.frames import JOB_ID_CHARS_MAX
-from capanode.worker.jobs import EventSink, JobBook, WorkerState
-from capanode.worker.process import WorkerExit, WorkerProcess
+from capanode.worker.jobs import EventSink, JobBook, WorkerExit, WorkerState
+from capanode.worker.process import WorkerProcess
 from capanode.worker.runs import Run, Runs, is_end, is_told_again, suspects_of
 from capanode.worker.spec import WorkerSpec
 from protocol.errors import Code, RemoteProtocolError
@@ -100,7 +100,6 @@ class WorkerSupervisor:
 
     @property
     def last_ending(self) -> WorkerExit | None:
-        """Why it last ended, for the operator; None if it never did."""
         return self._last_ending
 
     @property

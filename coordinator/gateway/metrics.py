@@ -7,10 +7,12 @@ one label.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from protocol.messages import Task
+from protocol.net.transport import TransportStatistics
 
 _FIRST_TOKEN_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
@@ -95,6 +97,12 @@ class Metrics:
             ["model_name"],
             registry=self.registry,
         )
+        self._network = Gauge(
+            "capacloud_network",
+            "What the network holds, has carried and has refused since the start",
+            ["figure"],
+            registry=self.registry,
+        )
         self._by_model: dict[str, ModelMetrics] = {}
 
     def of_model(self, model: str) -> ModelMetrics:
@@ -123,6 +131,11 @@ class Metrics:
         ordered = sorted(offers.items(), key=lambda item: (-item[1], item[0]))
         for model, count in ordered[:MODELS_MAX]:
             self._offers.labels(model).set(count)
+
+    def set_network(self, statistics: TransportStatistics) -> None:
+        """The market's network as it is now; each figure by its name."""
+        for figure in fields(statistics):
+            self._network.labels(figure.name).set(getattr(statistics, figure.name))
 
     def render(self) -> bytes:
         """Prometheus' text format."""

@@ -89,11 +89,6 @@ class FramedStream:
         self._ending = False
         self._closed = False
 
-    @property
-    def queued_bytes(self) -> int:
-        """What has been sent here but not yet been taken by the stream."""
-        return self._queued_bytes
-
     async def exchange_hello(self, role: str, *, within_s: float = HELLO_WITHIN_S) -> Hello:
         """Greet, and read the greeting. Before the writer runs.
 

@@ -214,10 +214,16 @@ class Link:
         reason = str(failure) if failure is not None else "the link was closed"
         self._fail_channels(StreamClosed(reason))
         if isinstance(failure, RemoteProtocolError):
-            log.info("link_refused", peer=self.peer, code=failure.code, error=reason)
+            log.info(
+                "link_refused",
+                peer=self.peer,
+                role=self.peer_role,
+                code=failure.code,
+                error=reason,
+            )
             await self._framed.refuse(error_body(failure))
         elif failure is not None:
-            log.debug("link_failed", peer=self.peer, error=reason)
+            log.debug("link_failed", peer=self.peer, role=self.peer_role, error=reason)
             await self._framed.reset()
         else:
             await self._framed.aclose()

@@ -19,7 +19,7 @@ from capanode.outbox_store import OutboxStore
 from capanode.seats import Seats
 from capanode.served import ServedModel
 from capanode.worker.allowance import DEFAULT_TERMS, RunTerms
-from capanode.worker.jobs import EventSink, JobBook, WorkerState
+from capanode.worker.jobs import EventSink, JobBook, WorkerExit, WorkerState
 from protocol.client_session import ClientEvent, ClientJob, Ended, Refused, WindowReached
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
@@ -68,6 +68,7 @@ class FakeWorker:
     def __init__(self, *, slots: int = 2, task: Task = Task.CAUSAL_LM) -> None:
         self.info: EngineInfo | None = EngineInfo(task, slots, 2048, "bf16")
         self.state = WorkerState.READY
+        self.last_ending: WorkerExit | None = None
         self.book = JobBook()
         self.live: dict[str, tuple[GenerationInput, int]] = {}
         self.most_live = 0

@@ -357,7 +357,7 @@ async def test_an_upload_that_stalls_keeps_nobody_waiting_and_is_dropped_soon(
         assert market.server.live_jobs == 1
         assert isinstance(await (await market.open(1)).end(), Ended)
         await trio.sleep(UPLOAD_PAUSE_S)
-        assert market.server.live_jobs == market.admission.jobs_admitted == 0
+        assert market.server.live_jobs == market.admission.uploading == 0
 
 
 async def begin_upload(market: Market, payload: bytes) -> tuple[Channel, ClientJob, list[Outgoing]]:
@@ -381,6 +381,7 @@ async def test_an_upload_is_told_to_its_coordinator_until_it_is_whole(
         channel, _, rest = await begin_upload(market, payload)
         assert opened.arriving(COORDINATOR.peer_id) == opened.untold(COORDINATOR.peer_id)
         assert opened.arriving(STRANGER.peer_id) == ()
+        assert market.admission.uploading == 1
         for frame in rest:
             channel.send_nowait(*frame)
         await trio.sleep(0.1)

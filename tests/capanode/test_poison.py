@@ -17,8 +17,7 @@ from capanode.worker.allowance import RunTerms
 from capanode.worker.commands import Cancel, Command, Start
 from capanode.worker.crashes import STRIKES_MAX
 from capanode.worker.frames import WorkerProtocolError
-from capanode.worker.jobs import JobBook, WorkerState
-from capanode.worker.process import WorkerExit
+from capanode.worker.jobs import JobBook, WorkerExit, WorkerState
 from capanode.worker.spec import WorkerSpec
 from capanode.worker.supervisor import RestartPolicy, WorkerSupervisor
 from protocol.errors import Code, RemoteProtocolError

@@ -17,8 +17,10 @@ from capanode.cli.screen import status_line
 from capanode.errors import NotRunningError, SocketError
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
-from capanode.status import StatusServer, read_status
+from capanode.status import Rates, StatusServer, read_status
 from capanode.status_socket import ask_status
+from capanode.worker.jobs import WorkerExit, WorkerState
+from protocol.errors import Code
 from protocol.messages import IsolationTier
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
@@ -147,3 +149,17 @@ async def test_rates_are_those_of_the_last_seconds(
     assert "0/2 running" in line
     assert "50 tokens/s" in line
     assert "no coordinator" in line
+
+
+async def test_the_operator_sees_why_a_worker_ended(node: Node) -> None:
+    (model,) = node.models.values()
+    worker = model.worker
+    assert isinstance(worker, FakeWorker)
+    worker.last_ending = WorkerExit(Code.OUT_OF_MEMORY, "it ran out of memory")
+    worker.state = WorkerState.RESTARTING
+    status = await read_status(node, Rates(node))
+    assert status.models[0].last_ending == "it ran out of memory"
+    assert "a-model is being started again: it ran out of memory" in status.warnings
+    worker.state = WorkerState.UNAVAILABLE
+    status = await read_status(node, Rates(node))
+    assert "the last time: it ran out of memory" in status_line(status)

@@ -11,6 +11,7 @@ from capanode.worker.jobs import (
     QUEUED_EVENTS_MAX,
     EventSink,
     JobBook,
+    WorkerExit,
     WorkerState,
     open_job,
 )
@@ -169,6 +170,7 @@ class BookWorker:
         self.cancelled: list[str] = []
         self.state = WorkerState.READY
         self.info: EngineInfo | None = None
+        self.last_ending: WorkerExit | None = None
 
     def submit(
         self, job_id: str, payload: bytes, sink: EventSink, *, terms: RunTerms = DEFAULT_TERMS

@@ -18,6 +18,7 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, Response
 from coordinator.gateway.http.routes import Route
 from coordinator.gateway.market_side.market import GatewayMarket, Health, ModelInfo
+from protocol.net.transport import TransportStatistics
 
 # The market's loop answers within a millisecond; a second of silence means that it is stuck.
 _ANSWER_WITHIN_S = 2.0
@@ -100,8 +101,9 @@ async def _look_at_health(context: GatewayContext) -> Response:
 
 
 async def _render_metrics(context: GatewayContext) -> Response:
-    found, models = await context.bridge.call(_look, context.market)
+    found, models, network = await context.bridge.call(_look, context.market)
     context.metrics.set_market(found.nodes, {model.name: model.nodes for model in models})
+    context.metrics.set_network(network)
     # With many models there are thousands of series: half a second of work.
     text = await asyncio.to_thread(context.metrics.render)
     return Response(200, text, _METRICS_TYPE)
@@ -136,5 +138,5 @@ async def _health(market: GatewayMarket) -> Health:
     return market.health()
 
 
-async def _look(market: GatewayMarket) -> tuple[Health, list[ModelInfo]]:
-    return market.health(), list(market.models())
+async def _look(market: GatewayMarket) -> tuple[Health, list[ModelInfo], TransportStatistics]:
+    return market.health(), list(market.models()), market.network()

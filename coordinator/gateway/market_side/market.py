@@ -12,6 +12,7 @@ from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from protocol.ids import Digest
 from protocol.messages import Task
+from protocol.net.transport import TransportStatistics
 from protocol.payload import Chunk
 from protocol.pricing import PriceSheet
 
@@ -77,3 +78,7 @@ class GatewayMarket(Protocol):
         ...
 
     def health(self) -> Health: ...
+
+    def network(self) -> TransportStatistics:
+        """What the market's own network holds, and has refused."""
+        ...

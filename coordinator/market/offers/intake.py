@@ -39,7 +39,6 @@ class Intake:
         self._offers = TokenBuckets(keys_max=_KEYS_MAX)
         self._junk = TokenBuckets(keys_max=_NEIGHBOURS_MAX)
         self._checks = GossipChecks()
-        self.signature_checks = 0
 
     def open(
         self,
@@ -101,7 +100,6 @@ class Intake:
     def _verified(
         self, raw: bytes, now_ms: int, via: PeerId, topic: str | None
     ) -> Signed[NodeOffer]:
-        self.signature_checks += 1
         try:
             signed = open_envelope(raw, NodeOffer)
             check_plausible(signed, now_ms=now_ms)

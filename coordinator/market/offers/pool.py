@@ -58,10 +58,6 @@ class UnprovenPool:
     def __contains__(self, node: PeerId) -> bool:
         return node in self._shares
 
-    @property
-    def bytes_held(self) -> int:
-        return self._shares.size
-
     def admit(
         self, node: PeerId, group: str, cost: int, *, is_book_full: bool
     ) -> list[PeerId] | None:

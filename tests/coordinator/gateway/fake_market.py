@@ -23,6 +23,7 @@ from protocol.errors import Code
 from protocol.ids import Digest, JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Receipt, Task
+from protocol.net.transport import TransportStatistics
 from protocol.payload import (
     Chunk,
     ClassificationOutput,
@@ -133,6 +134,9 @@ class FakeMarket:
     def health(self) -> Health:
         self.looks += 1
         return Health(self.nodes, "" if self.nodes else "no node offers anything")
+
+    def network(self) -> TransportStatistics:
+        return TransportStatistics(connections=7, gossip_rejected=3)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

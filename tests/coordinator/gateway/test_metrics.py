@@ -2,6 +2,7 @@
 
 from coordinator.gateway.metrics import MODELS_MAX, OTHER, Metrics
 from protocol.messages import Task
+from protocol.net.transport import TransportStatistics
 
 
 def test_two_programs_in_one_process_do_not_share_series() -> None:
@@ -37,3 +38,11 @@ def test_jobs_count_by_task_and_outcome() -> None:
     text = metrics.render().decode()
     assert 'capacloud_jobs_total{outcome="node_lost",task="embedding"} 1.0' in text
     assert 'capacloud_job_attempts_total{task="embedding"} 3.0' in text
+
+
+def test_the_network_is_shown_by_the_names_of_its_figures() -> None:
+    metrics = Metrics()
+    metrics.set_network(TransportStatistics(connections=7, gossip_rejected=3))
+    text = metrics.render().decode()
+    assert 'capacloud_network{figure="connections"} 7.0' in text
+    assert 'capacloud_network{figure="gossip_rejected"} 3.0' in text
