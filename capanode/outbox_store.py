@@ -39,7 +39,12 @@ from sqlalchemy.exc import DBAPIError
 
 from capanode.errors import OutboxError, OutboxFullError
 from protocol.ids import LeaseId, PeerId
-from protocol.programs.sqlite import BEGIN_WRITE, BUSY_TIMEOUT_S, configure_connection
+from protocol.programs.sqlite import (
+    BEGIN_WRITE,
+    BUSY_TIMEOUT_S,
+    configure_connection,
+    keep_database_private,
+)
 
 _SCHEMA_VERSION = 1
 
@@ -121,6 +126,8 @@ class OutboxStore:
 
     def __init__(self, path: Path | None) -> None:
         """`None` keeps everything in memory, for simulations. Raises OutboxError."""
+        if path is not None:
+            _keep_private(path)
         self._engine = create_engine(
             f"sqlite:///{path}" if path is not None else "sqlite://",
             poolclass=StaticPool,
@@ -292,6 +299,13 @@ def _to_receipt(row: Any) -> OutboxReceipt:
         tries=row.tries,
         due_ms=row.due_ms,
     )
+
+
+def _keep_private(path: Path) -> None:
+    try:
+        keep_database_private(path)
+    except OSError as error:
+        raise OutboxError(f"the outbox cannot be used: {error}") from error
 
 
 def _configure(connection: sqlite3.Connection, _record: object) -> None:

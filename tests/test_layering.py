@@ -215,6 +215,7 @@ def test_a_class_name_means_one_thing_in_the_whole_tree() -> None:
 # Anywhere else it puts something away and raises again.
 BOUNDARIES = {
     ("protocol/net/serve.py", "run"),  # one conversation
+    ("protocol/net/serve.py", "opening"),  # one dial, or one new stream
     ("protocol/net/serve.py", "validate_safely"),  # one gossiped message
     ("coordinator/gateway/bridge.py", "_capture"),  # one call into trio
     ("coordinator/gateway/http/app.py", "_serve"),  # one request

@@ -3,9 +3,7 @@
 How connections are set up stands in `protocol.programs.sqlite`.
 """
 
-import os
 import sqlite3
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +22,8 @@ from protocol.programs.sqlite import (
     BEGIN_WRITE,
     BUSY_TIMEOUT_S,
     configure_connection,
+    keep_database_private,
 )
-
-# The books say who buys what from whom: they are their owner's alone.
-_MODE = 0o600
 
 # `coordinator.db.bulk` has about ten sizes of some fifteen statements.
 _STATEMENTS_MAX = 512
@@ -68,30 +64,11 @@ def open_engines(url: URL, *, readers_max: int) -> tuple[Engine, Engine]:
 
 
 def keep_private(path: Path) -> None:
-    """Make the database file with mode 0600 if it is missing, and take what others may do with it
-    away if it is not. SQLite gives the files beside it the mode of the database itself.
-
-    Raises StorageError if the file is another user's.
-    """
+    """The books say who buys what from whom: they are their owner's alone. Raises StorageError."""
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE))
-        return
-    except FileExistsError:
-        pass
+        keep_database_private(path)
     except OSError as error:
-        raise StorageError(f"cannot make {path.name}: {error.strerror}") from error
-    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-        try:
-            found = stat.S_IMODE(path.with_name(name).stat().st_mode)
-            if found & ~_MODE:
-                path.with_name(name).chmod(_MODE)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise StorageError(
-                f"cannot keep {name} from other users ({error.strerror}): let its owner run "
-                f"`chmod 600`, or run as its owner"
-            ) from error
+        raise StorageError(str(error)) from error
 
 
 def _configure(engine: Engine, *, begin: str, read_only: bool) -> None:

@@ -166,7 +166,7 @@ async def hostile_listeners(ground: Ground) -> AttackResult:
 
 @asynccontextmanager
 async def _rubbish() -> AsyncIterator[list[int]]:
-    """Listeners that answer whoever dials them, each with other bytes."""
+    """Listeners that answer every dial, each with other bytes."""
 
     def speak(said: bytes) -> Callable[[trio.SocketStream], Awaitable[None]]:
         async def answer_dial(stream: trio.SocketStream) -> None:

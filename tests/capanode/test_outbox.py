@@ -260,3 +260,18 @@ def test_an_acceptance_without_its_receipt_changes_nothing(store: OutboxStore) -
     acceptance = seal(CLIENT, make_acceptance(new_receipt()))
     change = attach_acceptance(acceptance.message.lease_id, acceptance.raw, now_ms=NOW_MS)
     assert store.apply([change]) == 0
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_the_outbox_is_its_owners_alone_in_a_folder_that_is_not(
+    tmp_path: Path, is_new: bool
+) -> None:
+    tmp_path.chmod(0o755)
+    path = tmp_path / "outbox.sqlite"
+    if not is_new:
+        OutboxStore(path).close()
+        path.chmod(0o644)
+    store = OutboxStore(path)
+    modes = {file.name: file.stat().st_mode & 0o077 for file in tmp_path.iterdir()}
+    store.close()
+    assert set(modes.values()) == {0}, modes
