@@ -3,28 +3,13 @@
 Commands only read options and print. Secrets are read from files, never from the command line.
 """
 
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from contracts.abi import load_artifact
-from contracts.deploy import (
-    PUBLIC_TERMS,
-    TRIAL_TERMS,
-    check_token,
-    deploy_settlement,
-    deploy_test_token,
-    scaled_terms,
-)
-from contracts.erc20 import Token
 from contracts.errors import BadConfigurationError
-from contracts.files import create_evm_key, load_leaf
-from contracts.journal import continued_key
-from contracts.session import ChainAccess, Report, Session, key_of, run, short_hash
-from contracts.settlement import SettlementCalls, SettlementReader, decode_events
-from contracts.units import Address, format_tokens, parse_address, parse_tokens
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
 
@@ -64,6 +49,9 @@ def new_key(
     path: Annotated[Path, typer.Argument(help="Where to write it.")], as_json: Json = False
 ) -> None:
     """Create a key for transactions, and print its address."""
+    from contracts.files import create_evm_key
+    from contracts.session import Report
+
     report = Report(as_json)
     report.say("address", create_evm_key(path).address)
     report.end()
@@ -90,24 +78,10 @@ def deploy(
     if (token is None) == (not test_token):
         raise BadConfigurationError("give --token ADDRESS, or --test-token, and not both")
 
-    async def work(session: Session) -> None:
-        sender = session.writer()
-        # Another version of this program has other code to deploy, and does not go on with this.
-        code = b"".join(load_artifact(name).bytecode for name in ("TestToken", "Settlement"))
-        key = continued_key(session.journal, f"deploy-{token}-{trial}-{short_hash(code)}")
-        if token is None:
-            settled_in = await deploy_test_token(sender, key=f"{key}-token")
-        else:
-            settled_in = read_address(token)
-            if not any_token:
-                check_token(session.chain_id, settled_in)
-        decimals = await Token(session.rpc, settled_in).decimals()
-        terms = scaled_terms(TRIAL_TERMS if trial else PUBLIC_TERMS, decimals)
-        address = await deploy_settlement(sender, settled_in, terms, key=key)
-        session.report.say("chain", session.chain_id)
-        session.report.say("token", settled_in)
-        session.report.say("settlement", address)
+    from contracts import commands
+    from contracts.session import ChainAccess, run
 
+    work = partial(commands.deploy, token=token, any_token=any_token, trial=trial)
     run(work, ChainAccess(rpc, chain_id, key_file, confirmations, as_json))
 
 
@@ -125,26 +99,17 @@ def deposit(
     as_json: Json = False,
 ) -> None:
     """Put tokens into escrow with an operator."""
+    from contracts import commands
+    from contracts.session import ChainAccess, run
 
-    async def work(session: Session) -> None:
-        sender, settlement = session.writer(), read_address(contract)
-        calls, reader = SettlementCalls(settlement), SettlementReader(session.rpc, settlement)
-        token = Token(session.rpc, await reader.token())
-        units = read_tokens(amount, await token.decimals())
-        owner, who = read_address(client) if client else sender.address, read_address(operator)
-        call = calls.deposit(owner, who, units)
-        key = key_of(session.journal, "deposit", call)
-        if mint:
-            await sender.send(f"{key}-mint", token.mint(sender.address, units))
-        if await token.allowance(sender.address, settlement) < units:
-            # On its own: another deposit may have used up the allowance that was made for this one.
-            approval = token.approve(settlement, units)
-            await sender.send(key_of(session.journal, "approve", approval), approval)
-        receipt = await sender.send(key, call)
-        session.report.say("transaction", receipt.transaction)
-        channel = await reader.channel(owner, who)
-        session.report.say("balance", format_tokens(channel.balance, await token.decimals()))
-
+    work = partial(
+        commands.deposit,
+        contract=contract,
+        operator=operator,
+        amount=amount,
+        client=client,
+        mint=mint,
+    )
     run(work, ChainAccess(rpc, chain_id, key_file, confirmations, as_json))
 
 
@@ -160,24 +125,10 @@ def exit_command(
 ) -> None:
     """Leave an operator: the first time announces it, after the delay the same command takes the
     escrow back."""
+    from contracts import commands
+    from contracts.session import ChainAccess, run
 
-    async def work(session: Session) -> None:
-        sender, settlement = session.writer(), read_address(contract)
-        calls, reader = SettlementCalls(settlement), SettlementReader(session.rpc, settlement)
-        who, token = read_address(operator), Token(session.rpc, await reader.token())
-        channel = await reader.channel(sender.address, who)
-        call = calls.exit(who) if channel.exit_at else calls.request_exit(who)
-        name = "exit" if channel.exit_at else "request-exit"
-        receipt = await sender.send(key_of(session.journal, name, call), call)
-        session.report.say("transaction", receipt.transaction)
-        if channel.exit_at:
-            (event,) = decode_events(receipt.logs, settlement)
-            paid = format_tokens(event.fields["amount"], await token.decimals())
-            session.report.say("returned", paid)
-        else:
-            announced = await reader.channel(sender.address, who)
-            session.report.say("exit_at", announced.exit_at)
-
+    work = partial(commands.leave, contract=contract, operator=operator)
     run(work, ChainAccess(rpc, chain_id, key_file, confirmations, as_json))
 
 
@@ -192,29 +143,10 @@ def status(
     as_json: Json = False,
 ) -> None:
     """What the contract holds for whom. Amounts are token units, times are Unix seconds."""
+    from contracts import commands
+    from contracts.session import ChainAccess, run
 
-    async def work(session: Session) -> None:
-        reader, say = SettlementReader(session.rpc, read_address(contract)), session.report.say
-        say("token", await reader.token())
-        say("deposits_paused", await reader.is_paused())
-        for name, value in asdict(await reader.terms()).items():
-            say(name, value)
-        if operator is None:
-            return
-        who = read_address(operator)
-        for prefix, state in (
-            ("operator", await reader.operator(who)),
-            ("active_root", await reader.active_root(who)),
-            ("pending_root", await reader.pending_root(who)),
-        ):
-            for name, value in asdict(state).items():
-                say(f"{prefix}.{name}", value.hex() if isinstance(value, bytes) else value)
-        if client is not None:
-            for name, value in asdict(await reader.channel(read_address(client), who)).items():
-                say(f"channel.{name}", value)
-        if payee is not None:
-            say("paid", await reader.paid(who, read_address(payee)))
-
+    work = partial(commands.show, contract=contract, operator=operator, client=client, payee=payee)
     run(work, ChainAccess(rpc, chain_id, as_json=as_json))
 
 
@@ -230,30 +162,11 @@ def claim(
     as_json: Json = False,
 ) -> None:
     """Have a payee paid what the active root holds for it. Anyone may pay for the transaction."""
+    from contracts import commands
+    from contracts.session import ChainAccess, run
 
-    async def work(session: Session) -> None:
-        sender, settlement, item = session.writer(), read_address(contract), load_leaf(leaf)
-        call = SettlementCalls(settlement).claim(read_address(operator), item)
-        receipt = await sender.send(key_of(session.journal, "claim", call), call)
-        session.report.say("transaction", receipt.transaction)
-        events = decode_events(receipt.logs, settlement)
-        session.report.say("paid", sum(event.fields["amount"] for event in events))
-
+    work = partial(commands.claim, contract=contract, operator=operator, leaf=leaf)
     run(work, ChainAccess(rpc, chain_id, key_file, confirmations, as_json))
-
-
-def read_address(text: str) -> Address:
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise BadConfigurationError(str(error)) from error
-
-
-def read_tokens(text: str, decimals: int) -> int:
-    try:
-        return parse_tokens(text, decimals)
-    except ValueError as error:
-        raise BadConfigurationError(str(error)) from error
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import httpx
 import pytest
@@ -15,6 +15,7 @@ from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http import server_protocol
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
+from protocol.net.descriptors import server_descriptors
 from protocol.net.errors import AddressInUse, AddressInvalid
 from tests.coordinator.gateway.fake_market import FakeMarket, Script
 from tests.integration.openai_api import WITHIN_S, Served, read_all, served_gateway
@@ -98,6 +99,21 @@ async def test_a_descriptor_that_is_no_listening_socket_is_said_so() -> None:
             gateway = Gateway(GatewayConfig(descriptor=descriptor), FakeMarket(), Metrics())
             with pytest.raises(AddressInvalid, match=str(descriptor)):
                 await gateway.run()
+
+
+def test_connections_stay_within_the_gateways_share_of_the_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The network of the same process, and its books, need theirs."""
+    places = server_descriptors(0)
+    monkeypatch.setattr("coordinator.gateway.server.raise_descriptor_limit", lambda: 0)
+    with ExitStack() as stack:
+        served = stack.enter_context(served_gateway())
+        held = [stack.enter_context(served.connect()) for _ in range(places)]
+        refused = stack.enter_context(served.connect())
+        assert refused.recv(65_536).startswith(b"HTTP/1.1 503 ")
+        held[0].sendall(served.request_bytes(BODY))
+        assert held[0].recv(65_536).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_stopping_gateway_lets_a_stream_finish() -> None:
