@@ -55,6 +55,11 @@ class ClientRecord:
         if is_signed:
             self.paid_nano += paid_nano
 
+    def note_signed_late(self, paid_nano: int) -> None:
+        """It has signed after all for an answer that was counted as unsigned."""
+        self.signed, self.unsigned = self.signed + 1.0, max(self.unsigned - 1.0, 0.0)
+        self.paid_nano += paid_nano
+
     @property
     def is_bad(self) -> bool:
         return bool(self.complaint)

@@ -9,7 +9,7 @@ Nothing lasts before the hold is durable: `reserve` takes what `cancel` gives ba
 becomes of leases that are never opened is in `openings`.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -29,6 +29,10 @@ from protocol.ids import LeaseId, PeerId, TransferId
 from protocol.pricing import Units
 
 log = structlog.get_logger(__name__)
+
+# Leases that were paid whole without a word of their clients, who may have been cut off and still
+# hand it in; a client tries for a minute or two. About 300 bytes each.
+LONE_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class LeaseRegistry:
         self._by_node: dict[PeerId, dict[LeaseId, OpenLease]] = {}
         self._last_of_job: dict[JobKey, OpenLease] = {}
         self._counts: Counter[PeerId] = Counter()
+        self._lone: OrderedDict[LeaseId, tuple[PeerId, PeerId, int]] = OrderedDict()
 
     # Reading.
 
@@ -209,9 +214,23 @@ class LeaseRegistry:
         # What our own end has cut, no client was there to sign for.
         if ending.billed_nano and (ending.is_signed or not opened.was_cut_by_us):
             self._compare(opened.lease.message.node, opened.lease.message.client, ending)
+            self._keep_lone(opened, ending)
         if observation is not None:
             self._judge(opened, observation)
         return True
+
+    def note_late_word(self, lease_id: LeaseId) -> None:
+        """The client agrees with a receipt that was paid without its word. Only where that was all
+        that the node billed: a client must not make good by a late word what it has gained by its
+        silence. The word is not stored: it counts until a restart."""
+        lone = self._lone.pop(lease_id, None)
+        if lone is None:
+            return
+        node, client, paid_nano = lone
+        self.tails.note(node, client, is_agreed=True)
+        record = self.clients.keep(client)
+        record.note_signed_late(paid_nano)
+        record.is_suspect = self.tails.is_suspect(client)
 
     def expire(self, opened: OpenLease) -> None:
         """A lease's hold is given back because no receipt came. If its node had reported it as
@@ -273,6 +292,14 @@ class LeaseRegistry:
         # The silence of a client says nothing where its node is the one to doubt.
         if ending.paid_nano and (ending.is_signed or not self.tails.is_suspect(node)):
             record.note_settled(ending.paid_nano, is_signed=ending.is_signed)
+
+    def _keep_lone(self, opened: OpenLease, ending: Settlement) -> None:
+        if ending.is_signed or ending.paid_nano != ending.billed_nano:
+            return
+        granted = opened.lease.message
+        self._lone[granted.lease_id] = (granted.node, granted.client, ending.paid_nano)
+        if len(self._lone) > LONE_MAX:
+            self._lone.popitem(last=False)
 
     def _judge(self, opened: OpenLease, observation: Observation) -> None:
         """Take the job's outcome into its node's reputation, once."""

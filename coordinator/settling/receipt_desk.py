@@ -82,12 +82,14 @@ class ReceiptDesk:
                 "the receipt is not signed by the node that it names", code=Code.WRONG_SIGNER
             )
         settled = self.recall(receipt.raw)
-        if settled is not None:
-            return settled
         lease_id = receipt.message.lease_id
         opened = self._leases.get(lease_id)
-        if opened is None:
-            return await self._accept_again(receipt, lease_id)
+        if settled is None and opened is None:
+            settled = await self._accept_again(receipt, lease_id)
+        if settled is not None:
+            self._take_late_word(receipt, acceptance)
+            return settled
+        assert opened is not None, "what was said of a lease that has ended is settled or refused"
         check_receipt(receipt, opened.lease)
         if acceptance is not None:
             check_acceptance(acceptance, receipt)
@@ -216,6 +218,15 @@ class ReceiptDesk:
             raise RemoteProtocolError("there is no such lease", code=Code.NOT_FOUND)
         if stored.delivery != delivery.raw:
             raise RemoteProtocolError("the lease has ended", code=Code.EXPIRED)
+
+    def _take_late_word(
+        self, receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None
+    ) -> None:
+        """Of a client that could not say before that it agrees. Raises RemoteProtocolError."""
+        if acceptance is not None:
+            check_acceptance(acceptance, receipt)
+            if acceptance.message.agrees:
+                self._leases.note_late_word(receipt.message.lease_id)
 
     async def _accept_again(self, receipt: Signed[Receipt], lease_id: LeaseId) -> SettleReply:
         """A receipt for a lease that is not open: one that we have, or one that comes too late."""

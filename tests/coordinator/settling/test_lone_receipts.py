@@ -9,6 +9,7 @@ from trio.testing import MockClock
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
+from protocol.ids import sha256_digest
 from protocol.messages import Receipt
 from protocol.net.channels import Channel
 from protocol.node_session import NodeJob, Opened
@@ -126,3 +127,29 @@ async def test_a_node_gains_at_most_a_window_beyond_what_it_sent(
         paid_nano = spent(market)
         assert charge_nano(PRICE, least, Finish.STOP) <= paid_nano
         assert paid_nano <= charge_nano(PRICE, most, Finish.STOP)
+
+
+async def test_a_client_that_was_cut_off_may_still_say_that_it_agrees(
+    autojump_clock: MockClock,
+) -> None:
+    """What it signed did not arrive in time. The node lost nothing, and the client's record must
+    not say for ever that it does not sign."""
+    async with open_small_market(Script.ANSWER) as market:
+        async with market.client.buy(market.spec(), market.buyer) as stream:
+            _ = [chunk async for chunk in stream]
+            market.network.kill(market.buyer.peer_id)
+            result = stream.result
+        assert result is not None
+        await market.nodes[0].hand_in(result.receipt)
+        await trio.sleep(LONE_RECEIPT_IS_DUE_S)
+        assert spent(market) == result.amount_nano, "the links that did arrive cover all of it"
+        record = market.coordinator.leases.clients.look_up(market.buyer.peer_id)
+        assert (record.signed, record.unsigned) == (0.0, 1.0)
+        other = seal(
+            market.buyer, replace(result.acceptance.message, receipt_digest=sha256_digest(b""))
+        )
+        with pytest.raises(RemoteProtocolError):
+            await market.coordinator.desk.settle(result.receipt, other)
+        for _ in range(2):
+            await market.coordinator.desk.settle(result.receipt, result.acceptance)
+            assert (record.signed, record.unsigned) == (1.0, 0.0), "and only once"
