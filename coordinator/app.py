@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from coordinator.buyer.client import MarketClient
+from coordinator.buyer.leaser import Leaser
 from coordinator.db.engine import Database
 from coordinator.db.heads import check_books
 from coordinator.db.writer import LedgerWriter
@@ -107,7 +108,7 @@ class Coordinator:
             transport, self.market, self.leases, self.receipts, clock=clock, rng=runtime.child_rng()
         )
         self.pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=runtime.child_rng())
-        self.client = MarketClient(self.pool, self.desk, clock=clock, entropy=runtime.entropy)
+        self.client = MarketClient(self.pool, self._leaser(), clock=clock, entropy=runtime.entropy)
         self._clock = clock
         self._stopping = trio.Event()
         transport.handle(LEASE_PROTOCOL, self._lease_server.handle)
@@ -135,6 +136,10 @@ class Coordinator:
             task_status.started()
             await self._stopping.wait()
             await self.client.wait_settled(within_s=SETTLED_WITHIN_S)
+
+    def _leaser(self) -> Leaser:
+        """Where our own client leases and settles."""
+        return self.desk
 
     def stop(self) -> None:
         """End `run` when the receipts of our own client are handed in."""

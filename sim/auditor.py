@@ -8,8 +8,8 @@ mistake in either is not made twice. What one lease's evidence must look like is
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from protocol.countersigning import Delivery
 from protocol.envelope import Signed
@@ -17,7 +17,16 @@ from protocol.errors import Code
 from protocol.ids import JobId, LeaseId, PeerId
 from protocol.messages import Acceptance, Lease, Receipt
 from sim.book_rows import Acknowledgement
-from sim.evidence import PENDING, BrokenRule, Case, HandInAnswer, Rule, breaches, captured_nano
+from sim.evidence import (
+    PENDING,
+    BrokenRule,
+    Case,
+    HandInAnswer,
+    Rule,
+    breaches,
+    captured_nano,
+    gift_breaches,
+)
 
 _BASIS_POINTS = 10_000
 
@@ -25,22 +34,27 @@ _BASIS_POINTS = 10_000
 @dataclass(frozen=True, slots=True)
 class Balances:
     """What the coordinator says at the end, in nano-credits by account: what is there, and how much
-    of it is held."""
+    of it is held. `gifts` are the leases that the operator paid for, `spent_nano` is by API key."""
 
     posted_nano: Mapping[str, int]
     held_nano: Mapping[str, int]
     operator_nano: int
     escrow_nano: int
+    goodwill_nano: int = 0
+    gifts: Collection[str] = frozenset()
+    spent_nano: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class _Capture:
-    """Money that moved because of one lease."""
+    """Money that moved because of one lease. If it is a gift, the operator has paid it."""
 
     client: PeerId
     node: PeerId
     amount_nano: int
     share_nano: int
+    api_key_id: str | None
+    is_gift: bool
 
 
 class Auditor:
@@ -51,16 +65,22 @@ class Auditor:
         self._fee_bps = fee_bps
         self._credited: defaultdict[str, int] = defaultdict(int)
         self._cases: defaultdict[LeaseId, Case] = defaultdict(Case)
+        self._process = 0
 
     # Evidence.
 
-    def credited(self, account: PeerId, amount_nano: int) -> None:
+    def credited(self, account: str, amount_nano: int) -> None:
         """The world put money in."""
         self._credited[account] += amount_nano
 
-    def leased(self, lease: Signed[Lease]) -> None:
-        """A client got a lease."""
-        self._cases[lease.message.lease_id].lease = lease
+    def coordinator_started(self) -> None:
+        """What its own client bought in an earlier process is cut."""
+        self._process += 1
+
+    def leased(self, lease: Signed[Lease], *, api_key_id: str | None = None) -> None:
+        """A client got a lease; the coordinator's own client for an API key."""
+        case = self._cases[lease.message.lease_id]
+        case.lease, case.api_key_id, case.process = lease, api_key_id, self._process
 
     def receipted(self, receipt: Signed[Receipt]) -> None:
         """A node signed a receipt, or a client got one."""
@@ -76,13 +96,14 @@ class Auditor:
         durable."""
         case = self._cases[delivery.message.lease_id]
         case.delivery = delivery.message
-        case.is_declared = case.is_declared or is_declared
+        if is_declared:
+            case.declared = delivery.raw
 
     def answered(self, receipt: Signed[Receipt], state: str, amount_nano: int) -> None:
         """The coordinator acknowledged a hand-in."""
         self.receipted(receipt)
         case = self._cases[receipt.message.lease_id]
-        case.answers.append(HandInAnswer(receipt.digest, state, amount_nano))
+        case.answers.append(HandInAnswer(receipt.digest, state, amount_nano, self._process))
 
     def refused(self, receipt: Signed[Receipt], code: Code) -> None:
         """The coordinator refused a hand-in."""
@@ -116,44 +137,69 @@ class Auditor:
                 raw = case.receipts[answer.receipt].raw
                 yield Acknowledgement(lease_id, raw, answer.state != PENDING, answer.amount_nano)
 
+    def declared(self) -> dict[str, bytes]:
+        """The words of clients that the coordinator has acknowledged, by lease."""
+        words = ((lease_id, case.declared) for lease_id, case in self._cases.items())
+        return {lease_id: word for lease_id, word in words if word is not None}
+
     @property
     def credited_nano(self) -> int:
         return sum(self._credited.values())
 
-    def captured_nano(self) -> int:
-        """What clients have paid, by the evidence."""
-        return sum(capture.amount_nano for capture in self._captures())
+    def captured_nano(self, gifts: Collection[str] = ()) -> int:
+        """What clients have paid, by the evidence; the operator has paid for `gifts`."""
+        return sum(c.amount_nano for c in self._captures(gifts) if not c.is_gift)
 
     def audit(self, reported: Balances) -> tuple[BrokenRule, ...]:
         """Every breach that the evidence or the reported balances show; empty if all is well."""
         found: list[BrokenRule] = []
         for lease_id, case in self._cases.items():
+            is_gift = lease_id in reported.gifts
             found += [
                 BrokenRule(rule, f"{lease_id}: {what}")
-                for rule, what in breaches(case, self._coordinator)
+                for rule, what in (
+                    *breaches(case, self._coordinator),
+                    *gift_breaches(case, is_gift=is_gift, now=self._process),
+                )
             ]
         found += self._compare(reported)
         return tuple(found)
 
-    def _captures(self) -> Iterable[_Capture]:
+    def _captures(self, gifts: Collection[str]) -> Iterable[_Capture]:
         """The money that must have moved, by the evidence."""
-        for case in self._cases.values():
+        for lease_id, case in self._cases.items():
             if case.lease is None or not case.answers:
                 continue
             amount_nano = captured_nano(case)
             granted = case.lease.message
             share_nano = amount_nano * (_BASIS_POINTS - self._fee_bps) // _BASIS_POINTS
-            yield _Capture(granted.client, granted.node, amount_nano, share_nano)
+            yield _Capture(
+                granted.client,
+                granted.node,
+                amount_nano,
+                share_nano,
+                case.api_key_id,
+                is_gift=lease_id in gifts,
+            )
 
     def _compare(self, reported: Balances) -> Iterable[BrokenRule]:
         """Our books against the coordinator's."""
         paid: defaultdict[str, int] = defaultdict(int)
         earned: defaultdict[str, int] = defaultdict(int)
-        fees_nano = 0
-        for capture in self._captures():
-            paid[capture.client] += capture.amount_nano
+        spent: defaultdict[str, int] = defaultdict(int)
+        fees_nano = given_nano = 0
+        for capture in self._captures(reported.gifts):
+            charged_nano = 0 if capture.is_gift else capture.amount_nano
+            paid[capture.client] += charged_nano
+            given_nano += capture.amount_nano - charged_nano
+            if capture.api_key_id is not None:
+                spent[capture.api_key_id] += charged_nano
             earned[capture.node] += capture.share_nano
             fees_nano += capture.amount_nano - capture.share_nano
+        yield from _compare_keys(spent, reported.spent_nano)
+        if reported.goodwill_nano != -given_nano:
+            detail = f"it gave {-reported.goodwill_nano}, of its cuts {given_nano}"
+            yield BrokenRule(Rule.OPERATOR_PAYS_CUTS, detail)
         accounts = {*self._credited, *reported.posted_nano, *earned}
         for account in sorted(accounts):
             yield from self._compare_account(account, reported, paid[account], earned[account])
@@ -161,6 +207,7 @@ class Auditor:
             detail = f"the operator has {reported.operator_nano}, fees were {fees_nano}"
             yield BrokenRule(Rule.FEE_IS_REMAINDER, detail)
         everything = sum(reported.posted_nano.values()) + reported.operator_nano
+        everything += reported.goodwill_nano
         if everything + reported.escrow_nano != sum(self._credited.values()):
             detail = f"credited {sum(self._credited.values())}, found {everything}"
             yield BrokenRule(Rule.MONEY_IS_CONSERVED, detail)
@@ -183,3 +230,10 @@ class Auditor:
             yield BrokenRule(Rule.NODE_IS_PAID, detail)
         else:
             yield BrokenRule(Rule.NO_STRANGERS, detail)
+
+
+def _compare_keys(spent: Mapping[str, int], reported: Mapping[str, int]) -> Iterable[BrokenRule]:
+    for key_id in {**spent, **reported}:
+        if spent.get(key_id, 0) != reported.get(key_id, 0):
+            detail = f"{key_id} spent {reported.get(key_id)}, by the evidence {spent.get(key_id)}"
+            yield BrokenRule(Rule.KEY_IS_CHARGED, detail)

@@ -19,8 +19,7 @@ _ENDINGS = {
     "released": {"void"},
     "expired": {"expire"},
 }
-# What brings money into escrow because of a receipt, and what takes it out.
-_CHARGES = ("capture", "goodwill")
+# What takes money out of escrow because of a receipt.
 _LEGS = ("capture_node", "capture_fee")
 
 
@@ -61,6 +60,8 @@ class LeaseRow:
     hold_id: str
     ceiling_nano: int
     state: str
+    api_key_id: str | None = None
+    delivery: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,8 @@ def read_rows(conn: Sql) -> BookRows:
         "FROM transfers ORDER BY sequence"
     )
     leases = conn.exec_driver_sql(
-        "SELECT lease_id, job_id, client, hold_id, ceiling_nano, state FROM leases"
+        "SELECT lease_id, job_id, client, hold_id, ceiling_nano, state, api_key_id, delivery "
+        "FROM leases"
     )
     receipts = conn.exec_driver_sql(
         "SELECT lease_id, job_id, receipt, amount_nano, state FROM receipts"
@@ -116,13 +118,31 @@ def read_rows(conn: Sql) -> BookRows:
     )
 
 
+def read_gifts(conn: Sql) -> frozenset[str]:
+    """The leases that the operator has paid for instead of the client."""
+    rows = conn.exec_driver_sql(
+        "SELECT lease_id FROM receipts JOIN leases USING (lease_id) "
+        "WHERE receipts.state <> 'pending' AND receipts.amount_nano > 0 "
+        "AND leases.state IN ('released', 'expired')"
+    )
+    return frozenset(row[0] for row in rows)
+
+
 def check_promises(
-    rows: BookRows, leases: Iterable[str], promises: Iterable[Acknowledgement]
+    rows: BookRows,
+    leases: Iterable[str],
+    promises: Iterable[Acknowledgement],
+    deliveries: Mapping[str, bytes],
 ) -> Iterator[str]:
-    """What was told to a client or node is in the books, whatever has happened since."""
+    """What was told to a client or node is in the books, whatever has happened since. `deliveries`
+    are the acknowledged words of clients that got no receipt, by lease."""
     for lease_id in leases:
         if lease_id not in rows.leases:
             yield f"lease {lease_id} was granted, and is not in the books"
+    for lease_id, delivery in deliveries.items():
+        lease = rows.leases.get(lease_id)
+        if lease is None or lease.delivery != delivery:
+            yield f"the client's word on {lease_id} was acknowledged, and is not in the books"
     for promise in promises:
         row = rows.receipts.get(promise.lease_id)
         if row is None:
@@ -213,22 +233,31 @@ def _check_lease(
 
 
 def _check_payments(rows: BookRows) -> Iterator[str]:
-    """Each job's receipts, what was charged for it, and what was paid out, are one sum."""
+    """Each job's receipts, what was charged for it, and what was paid out, are one sum. A lease
+    whose hold was not captured is paid by the operator."""
     billed: Counter[str] = Counter()
+    billed_as_gift: Counter[str] = Counter()
     for receipt in rows.receipts.values():
+        lease = rows.leases.get(receipt.lease_id)
         if receipt.state != _PENDING:
-            billed[receipt.job_id] += receipt.amount_nano
-    charged: Counter[str] = Counter()
-    paid: Counter[str] = Counter()
+            is_gift = lease is not None and lease.state != "settled"
+            (billed_as_gift if is_gift else billed)[receipt.job_id] += receipt.amount_nano
+    moved: dict[str, Counter[str]] = {code: Counter() for code in ("capture", "goodwill", *_LEGS)}
     for row in rows.transfers:
-        if row.kind not in ("posted", "post") or row.job_id is None:
-            continue
-        charged[row.job_id] += row.amount_nano if row.code in _CHARGES else 0
-        paid[row.job_id] += row.amount_nano if row.code in _LEGS else 0
-    for job_id in {**billed, **charged, **paid}:
-        found = (billed[job_id], charged[job_id], paid[job_id])
-        if len(set(found)) > 1:
-            told = "receipts of {}, charges of {}, payments of {}".format(*found)
+        if row.kind in ("posted", "post") and row.job_id is not None and row.code in moved:
+            moved[row.code][row.job_id] += row.amount_nano
+    charged, given = moved["capture"], moved["goodwill"]
+    paid = moved["capture_node"] + moved["capture_fee"]
+    for job_id in {**billed, **billed_as_gift, **charged, **given, **paid}:
+        if billed[job_id] != charged[job_id]:
+            yield f"job {job_id} has receipts of {billed[job_id]}, charges of {charged[job_id]}"
+        if billed_as_gift[job_id] != given[job_id]:
+            told = (
+                f"receipts of {billed_as_gift[job_id]} for the operator, who gave {given[job_id]}"
+            )
+            yield f"job {job_id} has {told}"
+        if charged[job_id] + given[job_id] != paid[job_id]:
+            told = f"charges of {charged[job_id] + given[job_id]}, payments of {paid[job_id]}"
             yield f"job {job_id} has {told}"
 
 

@@ -23,7 +23,7 @@ from protocol.countersigning import Delivery
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.grants import NO_ATTEMPTS, EarlierAttempts, Granted, Payer
-from protocol.ids import PeerId
+from protocol.ids import JobId, PeerId
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.net.pool import StreamPool
@@ -64,6 +64,7 @@ class JobReport:
     end: End = End.FAILED
     code: Code | None = None
     message: str = ""
+    job_id: JobId | None = None
     node: PeerId | None = None
     attempts: int = 0
     first_output_ms: float | None = None
@@ -79,6 +80,11 @@ class JobReport:
         self.token_ids += chunk.token_ids
         self.text += chunk.text
         self.data += chunk.data
+
+    def take_terms(self, job: Purchase) -> None:
+        assert job.terms is not None, "a job that was opened says where it runs"
+        self.job_id, self.node = job.terms.job_id, job.terms.node
+        self.attempts = job.terms.attempts
 
 
 class SimClient:
@@ -116,6 +122,8 @@ class SimClient:
         return sum(pool.statistics().channels for pool in pools)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        # A machine that starts has asked a time server; its clock is set wrong later, if at all.
+        self.steady.now_ms()
         async with trio.open_nursery() as nursery:
             for part in (self._transport, self._lease_pool, self.job_pool):
                 await nursery.start(part.run)
@@ -128,6 +136,9 @@ class SimClient:
 
 class Buyer(SimClient):
     """An honest client."""
+
+    # What may come of its jobs is what may come of those of all.
+    honest_codes: frozenset[Code] = frozenset()
 
     def __init__(self, *args: Any, rng: random.Random, **kwargs: Any) -> None:
         super().__init__(*args, rng=rng, **kwargs)
@@ -154,7 +165,7 @@ class Buyer(SimClient):
         enough = report.planned.cancel_after
         async with self._market.buy(spec, self.key) as job:
             report.first_output_ms = 1000 * (trio.current_time() - started_at)
-            _take_info(report, job)
+            report.take_terms(job)
             async for chunk in job:
                 if report.chunks == enough:
                     report.end = End.CANCELLED
@@ -162,12 +173,6 @@ class Buyer(SimClient):
                 report.take(chunk)
             report.end = End.ANSWERED
             report.outcome = job.result
-
-
-def _take_info(report: JobReport, job: Purchase) -> None:
-    assert job.terms is not None, "a job that was opened says where it runs"
-    report.node = job.terms.node
-    report.attempts = job.terms.attempts
 
 
 class WatchedLeaser:
@@ -191,7 +196,7 @@ class WatchedLeaser:
         for delivery in earlier.deliveries:
             self._auditor.delivered(delivery)
         granted = await self._inner.lease(request, earlier=earlier, payer=payer)
-        self._auditor.leased(granted.lease)
+        self._auditor.leased(granted.lease, api_key_id=payer.api_key_id if payer else None)
         return granted
 
     async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:

@@ -33,6 +33,8 @@ class Rule(StrEnum):
     ANSWERS_AGREE = "the coordinator tells everybody the same of a receipt"
     CLIENT_PAYS_RECEIPTS = "a client pays exactly its captured receipts"
     NODE_IS_PAID = "a node gets its share of each captured receipt"
+    OPERATOR_PAYS_CUTS = "the operator pays exactly for what its own end has cut"
+    KEY_IS_CHARGED = "an API key is charged the captures of its leases"
     FEE_IS_REMAINDER = "the operator gets what is left of each captured receipt"
     MONEY_IS_CONSERVED = "all balances add up to what was credited"
     NOTHING_HELD = "no money is held when no job runs"
@@ -52,25 +54,40 @@ class BrokenRule:
 
 @dataclass(frozen=True, slots=True)
 class HandInAnswer:
-    """What the coordinator said to one hand-in."""
+    """What the coordinator said to one hand-in, and in which of its processes."""
 
     receipt: Digest
     state: str
     amount_nano: int
+    process: int = 0
 
 
 @dataclass(slots=True)
 class Case:
     """All that was seen of one lease. `delivery` is the client's word without a receipt, and
-    `is_declared` once the coordinator has acknowledged it."""
+    `declared` the envelope that the coordinator has acknowledged. Its own client bought it for
+    an `api_key_id`, in one of its processes."""
 
     lease: Signed[Lease] | None = None
+    api_key_id: str | None = None
+    process: int = 0
     receipts: dict[Digest, Signed[Receipt]] = field(default_factory=dict)
     acceptances: dict[Digest, Signed[Acceptance]] = field(default_factory=dict)
     delivery: Delivery | None = None
-    is_declared: bool = False
+    declared: bytes | None = None
     answers: list[HandInAnswer] = field(default_factory=list)
     refusals: list[tuple[Digest, Code]] = field(default_factory=list)
+
+    def is_cut(self, now: int) -> bool:
+        """The process that bought it had ended when it was settled; a node that has left does not
+        hear of that, and then it is settled at the latest in process `now`."""
+        final = [answer.process for answer in self.answers if answer.state != PENDING]
+        return self.api_key_id is not None and self.process < min(final, default=now)
+
+    @property
+    def is_signed(self) -> bool:
+        """Its client has said what it got, although perhaps not to the coordinator."""
+        return bool(self.acceptances) or self.delivery is not None
 
 
 def breaches(case: Case, coordinator: PeerId) -> Iterable[tuple[Rule, str]]:
@@ -89,6 +106,17 @@ def breaches(case: Case, coordinator: PeerId) -> Iterable[tuple[Rule, str]]:
         if digest not in case.receipts or not acceptance.message.agrees:
             yield Rule.COUNTS_AGREE, f"the client counted {acceptance.message.units}"
     yield from _judge_answers(case)
+
+
+def gift_breaches(case: Case, *, is_gift: bool, now: int) -> Iterable[tuple[Rule, str]]:
+    """What is wrong with who has paid for a lease, in process `now` of the coordinator."""
+    is_cut = case.is_cut(now)
+    is_paid = bool(case.answers) and captured_nano(case) > 0
+    if is_gift and (not is_cut or case.declared is not None):
+        what = "it is given away, and was not cut or its client's word was acknowledged"
+        yield Rule.OPERATOR_PAYS_CUTS, what
+    if not is_gift and is_cut and is_paid and not case.is_signed:
+        yield Rule.OPERATOR_PAYS_CUTS, "it was cut, and its client pays"
 
 
 def captured_nano(case: Case) -> int:
@@ -138,7 +166,8 @@ def _judge_answers(case: Case) -> Iterable[tuple[Rule, str]]:
         billed_nano = case.receipts[answer.receipt].message.amount_nano
         is_pending = answer.state == PENDING
         earned_nano = billed_nano if is_pending else _earned_nano(case, answer.receipt)
-        if answer.amount_nano not in (earned_nano, _undeclared_nano(case, answer)):
+        possible = (earned_nano, _undeclared_nano(case, answer), _cut_nano(case, answer))
+        if answer.amount_nano not in possible:
             yield Rule.CAPTURE_IS_EARNED, f"{answer.amount_nano} paid for {earned_nano}"
 
 
@@ -155,7 +184,7 @@ def _earned_nano(case: Case, digest: Digest) -> int:
     acceptance = case.acceptances.get(digest)
     if case.lease is None or (acceptance is not None and acceptance.message.agrees):
         return billed.amount_nano
-    if acceptance is None and case.delivery is not None and case.is_declared:
+    if acceptance is None and case.delivery is not None and case.declared is not None:
         return word_nano(billed, case.lease.message, case.delivery.units)
     if acceptance is None:
         return lone_nano(billed, case.lease.message)
@@ -169,3 +198,10 @@ def _undeclared_nano(case: Case, answer: HandInAnswer) -> int:
         return answer.amount_nano if answer.state == PENDING else -1
     billed = case.receipts[answer.receipt].message
     return word_nano(billed, case.lease.message, case.delivery.units)
+
+
+def _cut_nano(case: Case, answer: HandInAnswer) -> int:
+    """What a receipt is worth if its client's process has ended before its word reached anyone."""
+    if case.lease is None or case.declared is not None or not case.is_cut(answer.process):
+        return -1
+    return lone_nano(case.receipts[answer.receipt].message, case.lease.message)

@@ -143,6 +143,24 @@ class Demand:
     deadline_s: tuple[float, float] = (20.0, 60.0)
     credit_nano: int = NANO_PER_CREDIT
     poor_credit_nano: int = 150_000
+    # Of all bursts, those that come from one API key; of the other jobs, those with any key.
+    gateway_burst_share: float = 0.2
+    gateway_share: float = 0.2
+    # Of the gateway's jobs, those whose body trickles in: their key was looked up long before its
+    # money is held.
+    slow_body_share: float = 0.2
+    slow_body_s: tuple[float, float] = (1.0, 10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlan:
+    """An API key of the gateway, of the account with a number; None is no limit, or never.
+    `revoked_at_s` counts from when the chaos begins."""
+
+    account: int = 0
+    budget_nano: int | None = None
+    requests_per_minute: int | None = None
+    revoked_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +169,7 @@ class WorldOptions:
 
     nodes: int = 5
     clients: int = 3
+    api_keys: tuple[KeyPlan, ...] = (KeyPlan(),)
     fee_bps: int = 500
     chaos_s: float = 40.0
     network: Network = field(default_factory=Network)
@@ -162,6 +181,7 @@ def draw_options(seed: int) -> WorldOptions:
     """The world of a seed: in each a node is killed and a partition heals, the rest as it falls."""
     rng = random.Random(f"options {seed}")
     return WorldOptions(
+        api_keys=_draw_keys(random.Random(f"keys {seed}")),
         fee_bps=rng.choice((0, 250, 500, 1_111)),
         network=Network(
             latency_s=(0.001, rng.choice((0.01, 0.08, 0.15))),
@@ -192,5 +212,20 @@ def draw_options(seed: int) -> WorldOptions:
             burst=rng.randint(2, 12),
             cancel_share=rng.uniform(0.1, 0.3),
             poor_credit_nano=rng.randint(60_000, 300_000),
+        ),
+    )
+
+
+def _draw_keys(rng: random.Random) -> tuple[KeyPlan, ...]:
+    """One that may do everything, one with little money, one that is revoked, and one that has both
+    a limit and money for some jobs."""
+    return (
+        KeyPlan(account=0),
+        KeyPlan(account=1, budget_nano=rng.randint(30_000, 250_000)),
+        KeyPlan(account=rng.randrange(2), revoked_at_s=rng.uniform(2.0, 35.0)),
+        KeyPlan(
+            account=0,
+            budget_nano=rng.randint(100_000, 500_000),
+            requests_per_minute=rng.randint(2, 12),
         ),
     )

@@ -3,6 +3,7 @@
 Every job comes with its one right answer, so that whatever arrives can be compared with it.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from protocol.ids import PeerId
 from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
 from protocol.payload import EmbeddingInput, GenerationInput
 from protocol.pricing import Units
-from sim.options import Demand, WorldOptions
+from sim.options import Demand, KeyPlan, WorldOptions
 from sim.sim_worker import CONTEXT_TOKENS, PlannedAnswer, SimInput, answer_of
 
 # Models by task; every node offers the first, every other node the second.
@@ -25,16 +26,18 @@ _TEXTS_MAX = 6
 
 @dataclass(frozen=True, slots=True)
 class PlannedJob:
-    """A job of client number `client`, asked for `at_s` after the chaos begins. `is_bad` if no node
-    may answer it; `cancel_after` chunks its client has had enough."""
+    """A job of buyer number `buyer` (the clients come first, then the API keys), asked for `at_s`
+    after the chaos begins. `is_bad` if no node may answer it; `cancel_after` chunks its buyer has
+    had enough. At the gateway, its body takes `body_s`."""
 
     number: int
-    client: int
+    buyer: int
     at_s: float
     spec: JobSpec
     answer: PlannedAnswer
     is_bad: bool = False
     cancel_after: int | None = None
+    body_s: float = 0.0
 
     @property
     def name(self) -> str:
@@ -45,39 +48,49 @@ def plan_jobs(
     options: WorldOptions, nodes: Sequence[PeerId], rng: random.Random
 ) -> tuple[PlannedJob, ...]:
     """The demand of the chaos phase, in order of time."""
-    times = sorted(_plan_times(options, rng))
+    asked = sorted(_plan_times(options, rng))
     return tuple(
-        _plan_job(number, at_s, options, nodes, rng) for number, at_s in enumerate(times, 1)
+        _plan_job(number, at_s, buyer, options, nodes, rng)
+        for number, (at_s, buyer) in enumerate(asked, 1)
     )
 
 
 def plan_probes(options: WorldOptions, rng: random.Random) -> tuple[PlannedJob, ...]:
-    """What must be answered once nothing fails any more: a job of each client that has money."""
+    """What has to be answered once nothing fails any more, or refused for the reason that its buyer
+    has: a job of each client that has money, and of each API key."""
     job_input = _generation(options.demand, rng)
+    keys = range(options.clients, options.clients + len(options.api_keys))
     return tuple(
         PlannedJob(
-            number=options.demand.jobs + 1 + client,
-            client=client,
+            number=options.demand.jobs + 1 + buyer,
+            buyer=buyer,
             at_s=0.0,
             spec=_spec(job_input, answer_of(job_input), deadline_s=60.0),
             answer=answer_of(job_input),
         )
-        for client in range(options.clients - 1)
+        for buyer in (*range(options.clients - 1), *keys)
     )
 
 
-def _plan_times(options: WorldOptions, rng: random.Random) -> Iterator[float]:
-    """Jobs come in bursts."""
-    demand = options.demand
+def _plan_times(options: WorldOptions, rng: random.Random) -> Iterator[tuple[float, int]]:
+    """When which buyer asks. Jobs come in bursts; some bursts are of one program with a key."""
+    demand, keys = options.demand, len(options.api_keys)
     for number in range(demand.jobs):
         if number % demand.burst == 0:
             burst_at_s = rng.uniform(0.0, options.chaos_s)
-        yield burst_at_s + rng.uniform(0.0, demand.burst_s)
+            is_of_one = keys and rng.random() < demand.gateway_burst_share
+            burst_key = rng.randrange(keys) if is_of_one else None
+        key = burst_key
+        if key is None and keys and rng.random() < demand.gateway_share:
+            key = rng.randrange(keys)
+        buyer = rng.randrange(options.clients) if key is None else options.clients + key
+        yield burst_at_s + rng.uniform(0.0, demand.burst_s), buyer
 
 
 def _plan_job(
     number: int,
     at_s: float,
+    buyer: int,
     options: WorldOptions,
     nodes: Sequence[PeerId],
     rng: random.Random,
@@ -85,9 +98,11 @@ def _plan_job(
     demand = options.demand
     is_embedding = rng.random() < demand.embedding_share
     job_input = _texts(rng) if is_embedding else _generation(demand, rng)
+    key = options.api_keys[buyer - options.clients] if buyer >= options.clients else None
     is_bad = rng.random() < demand.bad_input_share
     if is_bad:
-        job_input = _too_long(rng)
+        # The gateway claims what an input can come to: there only the model's context is too short.
+        job_input = _too_long(rng, 100 if key is None else CONTEXT_TOKENS + 1)
     answer = answer_of(job_input)
     is_impatient = rng.random() < demand.cancel_share
     spec = _spec(
@@ -100,13 +115,22 @@ def _plan_job(
     )
     return PlannedJob(
         number=number,
-        client=rng.randrange(options.clients),
+        buyer=buyer,
         at_s=at_s,
         spec=spec,
         answer=answer,
         is_bad=is_bad,
         cancel_after=rng.randrange(4) if is_impatient else None,
+        body_s=0.0 if key is None else _body_s(key, at_s, demand, rng),
     )
+
+
+def _body_s(key: KeyPlan, at_s: float, demand: Demand, rng: random.Random) -> float:
+    """A body that may be under way when its key is revoked ends right after that."""
+    revoked_in_s = math.inf if key.revoked_at_s is None else key.revoked_at_s - at_s
+    if 0.0 < revoked_in_s < demand.slow_body_s[1]:
+        return revoked_in_s + rng.random()
+    return rng.uniform(*demand.slow_body_s) if rng.random() < demand.slow_body_share else 0.0
 
 
 def _spec(
@@ -142,9 +166,9 @@ def _generation(demand: Demand, rng: random.Random) -> GenerationInput:
     )
 
 
-def _too_long(rng: random.Random) -> GenerationInput:
-    """Longer than claimed; every other one is longer than the model's context too."""
-    words = rng.choice((100, CONTEXT_TOKENS + 1))
+def _too_long(rng: random.Random, words_min: int) -> GenerationInput:
+    """Longer than claimed; every other one at least is longer than the model's context too."""
+    words = rng.choice((words_min, CONTEXT_TOKENS + 1))
     return GenerationInput(max_tokens=4, prompt=_prompt(words, rng))
 
 

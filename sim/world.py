@@ -9,7 +9,7 @@ No thread, no socket, no clock but trio's virtual one; all chance comes from the
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -17,11 +17,14 @@ import trio
 
 from coordinator.audit.books import audit
 from coordinator.db.engine import Connection
+from protocol.errors import Code
+from protocol.ids import JobId
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.programs.runtime import child_rng
-from sim.auditor import Balances
-from sim.book_rows import check_ended, check_promises, check_rows, read_rows
-from sim.buyer import JobReport
+from sim.api_user import ApiUser
+from sim.auditor import Auditor, Balances
+from sim.book_rows import BookRows, check_ended, check_promises, check_rows, read_rows
+from sim.buyer import Buyer, JobReport
 from sim.checkers import (
     check_book,
     check_channels,
@@ -34,6 +37,14 @@ from sim.checkers import (
 )
 from sim.determinism import run_deterministically
 from sim.faults import carry_out, plan_faults
+from sim.key_rows import (
+    KeyedLease,
+    KeyRow,
+    check_budgets,
+    check_charges,
+    read_keys,
+    read_open_leases,
+)
 from sim.options import WorldOptions, draw_options
 from sim.parties import make_parties, read_balances
 from sim.switches import make_switches
@@ -109,6 +120,8 @@ class SimWorld:
         self._rng = rng
         self._violations: dict[str, None] = {}
         self._reports: list[JobReport] = []
+        # When the holds of jobs that came through the gateway have to be over, in virtual time.
+        self._holds_until: dict[JobId, float] = {}
         self._faults: Counter[str] = Counter()
         self._honest_shares = honest_shares(options.faults)
         trace.add("world", "options", seed=seed, options=options)
@@ -160,6 +173,8 @@ class SimWorld:
         self.trace.add("world", "chaos_began", faults=len(faults), jobs=len(jobs))
         for planned in jobs:
             nursery.start_soon(self._run_job, planned)
+        for user in self._parties.users:
+            nursery.start_soon(self._revoke_in_time, user)
         switches = make_switches(self._parties, self.options.faults, self.trace)
         await carry_out(faults, switches, self.trace)
 
@@ -180,16 +195,29 @@ class SimWorld:
         await trio.sleep(planned.at_s)
         self._reports.append(await self._buy(planned))
 
+    async def _revoke_in_time(self, user: ApiUser) -> None:
+        if user.plan.revoked_at_s is None:
+            return
+        await trio.sleep(user.plan.revoked_at_s)
+        with self._parties.coordinator.books() as conn:
+            user.revoke(conn, now_ms=self._parties.clock.now_ms())
+        self.trace.add(user.name, "key_revoked")
+
     async def _run_probe(self, planned: PlannedJob) -> JobReport:
+        refusals = _refusals_of(self._buyer_of(planned))
         for _ in range(PROBE_TRIES):
             report = await self._buy(planned)
-            if report.outcome is not None:
+            if report.code in refusals or (report.outcome is not None and None in refusals):
                 return report
             await trio.sleep(PROBE_AGAIN_S)
         raise Stuck(f"{planned.name} is not answered although nothing fails: {report.code}")
 
+    def _buyer_of(self, planned: PlannedJob) -> Buyer | ApiUser:
+        buyers: tuple[Buyer | ApiUser, ...] = (*self._parties.buyers, *self._parties.users)
+        return buyers[planned.buyer]
+
     async def _buy(self, planned: PlannedJob) -> JobReport:
-        buyer = self._parties.buyers[planned.client]
+        buyer = self._buyer_of(planned)
         with Voice(buyer.name).speaking():
             self.trace.add(buyer.name, "job_asked", job=planned.name, model=planned.spec.model)
             report = await buyer.buy(planned)
@@ -205,8 +233,12 @@ class SimWorld:
             tokens=len(report.token_ids),
             total_ms=round(report.total_ms, 3),
         )
+        if isinstance(buyer, ApiUser) and report.job_id is not None:
+            within_s = planned.spec.deadline_s + RECEIPT_GRACE_MS / 1000 + HOLD_LATE_MS / 1000
+            self._holds_until[report.job_id] = trio.current_time() + within_s
         is_garbled = report.node in self._garblers
-        for violation in check_job(report, honest=self._honest_shares, is_garbled=is_garbled):
+        honest = {*self._honest_shares, *buyer.honest_codes}
+        for violation in check_job(report, honest=honest, is_garbled=is_garbled):
             self._violate(violation)
         return report
 
@@ -246,14 +278,34 @@ class SimWorld:
                 yield from check_idle(f"{node.name}'s {model.name}", model)
         for buyer in self._parties.buyers:
             yield from check_channels(buyer.name, buyer.channels_open, 0)
+        channels = coordinator.pool.statistics().channels
+        yield from check_channels(self._parties.coordinator.host.name, channels, 0)
 
     async def _look_forever(self) -> None:
         while True:
             await trio.sleep(LOOK_EVERY_S)
             with self._parties.coordinator.books() as conn:
                 balances = read_balances(conn)
+                keys = read_keys(conn)
+                leases = read_open_leases(conn)
             for violation in self._look(balances.held_nano):
                 self._violate(violation)
+            for violation in (*check_budgets(keys), *self._check_key_holds(leases)):
+                self._violate(violation)
+
+    def _check_key_holds(self, leases: Iterable[KeyedLease]) -> Iterator[str]:
+        """No hold of a key outlives its purchase by more than a deadline and what a receipt may be
+        late; a coordinator that was away gives receipts that time again."""
+        coordinator = self._parties.coordinator
+        if coordinator.current is None:
+            return
+        grace_s = (RECEIPT_GRACE_MS + HOLD_LATE_MS) / 1000
+        now = trio.current_time()
+        for lease in leases:
+            until = self._holds_until.get(JobId(lease.job_id), now)
+            late_s = now - max(until, coordinator.started_at + grace_s)
+            if late_s > 0:
+                yield f"lease {lease.lease_id} has money of its key {late_s:g} s too long"
 
     def _look(self, held_nano: Mapping[str, int]) -> Iterator[str]:
         coordinator = self._parties.coordinator.current
@@ -273,9 +325,19 @@ class SimWorld:
         rows, auditor = read_rows(conn), self._parties.auditor
         for violation in (
             *check_rows(rows),
-            *check_promises(rows, auditor.leases(), auditor.promises()),
+            *self._check_keys(rows, read_keys(conn)),
+            *_check_promises(rows, auditor),
         ):
             self._violate(f"the books after a power cut: {violation}")
+
+    def _check_keys(self, rows: BookRows, keys: Sequence[KeyRow]) -> Iterator[str]:
+        revoked_after = {
+            user.key_id: user.revoked_after
+            for user in self._parties.users
+            if user.revoked_after is not None
+        }
+        yield from check_budgets(keys)
+        yield from check_charges(rows, keys, revoked_after)
 
     def _violate(self, what: str) -> None:
         if what not in self._violations:
@@ -288,9 +350,11 @@ class SimWorld:
             own = audit(conn)
             balances = read_balances(conn)
             rows = read_rows(conn)
+            keys = read_keys(conn)
         auditor = self._parties.auditor
-        promised = check_promises(rows, auditor.leases(), auditor.promises())
-        for finding in (*check_rows(rows), *check_ended(rows), *promised):
+        promised = _check_promises(rows, auditor)
+        keyed = self._check_keys(rows, keys)
+        for finding in (*check_rows(rows), *keyed, *check_ended(rows), *promised):
             self._violate(f"the rows of the books: {finding}")
         for violation in check_shares(self._reports, self._honest_shares):
             self._violate(violation)
@@ -306,6 +370,7 @@ class SimWorld:
         names = self._parties.names()
         money = {names[account]: nano for account, nano in balances.posted_nano.items()}
         money["operator"] = balances.operator_nano
+        money["goodwill"] = balances.goodwill_nano
         self.trace.add("world", "ended", **{k.replace("-", "_"): v for k, v in money.items()})
         return WorldResult(
             seed=self.seed,
@@ -314,7 +379,7 @@ class SimWorld:
             probes=probes,
             credited_nano=self._parties.auditor.credited_nano,
             money_nano=dict(sorted(money.items())),
-            captured_nano=self._parties.auditor.captured_nano(),
+            captured_nano=self._parties.auditor.captured_nano(balances.gifts),
             leases=self._parties.auditor.leases_seen,
             faults=dict(sorted(self._faults.items())),
             network=dict(sorted(self._parties.network.counts.items())),
@@ -324,3 +389,14 @@ class SimWorld:
             virtual_s=trio.current_time(),
             violations=tuple(self._violations),
         )
+
+
+def _check_promises(rows: BookRows, auditor: Auditor) -> Iterator[str]:
+    return check_promises(rows, auditor.leases(), auditor.promises(), auditor.declared())
+
+
+def _refusals_of(buyer: Buyer | ApiUser) -> frozenset[Code | None]:
+    """How a job of this buyer may end where nothing fails; None is an answer."""
+    if isinstance(buyer, ApiUser) and buyer.revoked_after is not None:
+        return frozenset({Code.UNKNOWN_API_KEY})
+    return frozenset({None, *buyer.honest_codes})

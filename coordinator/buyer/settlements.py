@@ -53,9 +53,14 @@ class Settlements:
         """Hand receipts in and collect those of abandoned attempts, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._background = nursery
-            for _ in range(SETTLERS):
-                nursery.start_soon(self._settle_forever)
-            task_status.started()
+            try:
+                for _ in range(SETTLERS):
+                    nursery.start_soon(self._settle_forever)
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                # Before the nursery closes: a closed one refuses new tasks with a crash.
+                self._background = None
 
     async def wait_settled(self, *, within_s: float = SETTLED_WITHIN_S) -> None:
         """Returns when every word is handed in, or the time is over."""

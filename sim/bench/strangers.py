@@ -110,14 +110,15 @@ class _Market:
         self._clock.now_ms()
         self._network = MemoryNetwork(child_rng(rng))
         key = SigningKey.generate(rng.randbytes)
+        self._auditor = Auditor(key.peer_id, fee_bps=500)
         self._coordinator = SimCoordinator(
             key,
             self._network,
             MarketRules(),
             lambda: Runtime(self._clock, child_rng(rng).randbytes, child_rng(rng)),
             rng=child_rng(rng),
+            auditor=self._auditor,
         )
-        self._auditor = Auditor(key.peer_id, fee_bps=500)
         self._accounts = [SigningKey.generate(rng.randbytes) for _ in range(_ACCOUNTS)]
         self._honest: list[SimNode] = []
         self._toll = Toll()

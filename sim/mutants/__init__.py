@@ -4,6 +4,7 @@ A bug that survives means that a test is missing. Nothing here imports the marke
 process that runs a mutant reads this table before it may import what the mutant changes.
 """
 
+from sim.mutants.keys import KEYS
 from sim.mutants.leases import LEASES
 from sim.mutants.market import MARKET
 from sim.mutants.money import MONEY
@@ -12,7 +13,7 @@ from sim.mutants.node import NODE
 from sim.mutants.settling import SETTLING
 from sim.mutants.wire import WIRE
 
-MUTANTS: tuple[Mutant, ...] = (*MONEY, *SETTLING, *LEASES, *WIRE, *MARKET, *NODE)
+MUTANTS: tuple[Mutant, ...] = (*MONEY, *KEYS, *SETTLING, *LEASES, *WIRE, *MARKET, *NODE)
 
 
 def find_mutant(name: str) -> Mutant:

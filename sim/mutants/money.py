@@ -77,28 +77,6 @@ MONEY = (
         test=f"{_LEDGER}/test_machine.py::test_a_chain_happens_wholly_or_not_at_all",
     ),
     Mutant(
-        "the budget is not checked at the hold",
-        "coordinator/ledger/key_budgets.py",
-        "return Result.EXCEEDS_BUDGET",
-        "return Result.CREATED",
-        test=f"{_LEDGER}/test_key_budgets.py::test_holds_add_up_against_the_budget_until_they_end",
-    ),
-    Mutant(
-        "holds of one commit do not share their key's budget",
-        "coordinator/ledger/key_budgets.py",
-        "self._taken_nano[key] += amount_nano\n",
-        "self._taken_nano[key] += 0\n",
-        test=f"{_LEDGER}/test_key_budgets.py::test_holds_of_one_group_commit_share_one_budget",
-    ),
-    Mutant(
-        "a revoked key is not noticed at the hold",
-        "coordinator/ledger/key_budgets.py",
-        "if funds is None or funds.is_revoked:",
-        "if funds is None:",
-        test=f"{_LEDGER}/test_key_budgets.py"
-        "::test_a_revoked_key_holds_nothing_and_its_open_holds_are_still_paid",
-    ),
-    Mutant(
         "a transfer's amount is left out of the hash chain",
         "coordinator/ledger/hash_chain.py",
         "(sequence, created_at_ns, *transfer)",

@@ -109,6 +109,7 @@ SETTLING = (
         "coordinator/settling/payments.py",
         "is_gift = is_lone and opened.was_cut_by_us",
         "is_gift = False",
+        seeds=20,
         test=f"{_SETTLING}/test_cut_answers.py"
         "::test_an_answer_that_a_restart_of_ours_has_cut_is_paid_by_the_operator",
     ),

@@ -228,6 +228,68 @@ def test_wrong_balances_are_caught(name: str) -> None:
     assert expected <= rules_of(auditor, reported)
 
 
+KEY = "key-1"
+
+
+def cut(auditor: Auditor, *, is_accepted: bool = False, is_declared: bool = False) -> Job:
+    """A job that the coordinator's own client bought in a process that ended before the receipt."""
+    job = make_job(0)
+    auditor.leased(job.lease, api_key_id=KEY)
+    if is_declared:
+        said = Delivery(
+            job.lease.message.lease_id,
+            job.lease.digest,
+            CLIENT.peer_id,
+            UNITS,
+            job.receipt.message.output_digest,
+            Code.NODE_LOST,
+            issued_at_ms=0,
+        )
+        auditor.delivered(seal(CLIENT, said), is_declared=True)
+    auditor.coordinator_started()
+    if is_accepted:
+        auditor.accepted(job.acceptance)
+    auditor.answered(job.receipt, "settled", job.receipt.message.amount_nano)
+    return job
+
+
+def given(job: Job) -> Balances:
+    """The operator has paid for it."""
+    paid = balances()
+    posted = {**paid.posted_nano, CLIENT.peer_id: CREDIT_NANO}
+    return replace(
+        paid,
+        posted_nano=posted,
+        goodwill_nano=-CHARGE_NANO,
+        gifts=frozenset({job.lease.message.lease_id}),
+    )
+
+
+def charged() -> Balances:
+    """Its API key has paid for it."""
+    return replace(balances(), spent_nano={KEY: CHARGE_NANO})
+
+
+def test_the_operator_pays_for_what_its_own_end_has_cut() -> None:
+    auditor = make_auditor()
+    job = cut(auditor)
+    assert rules_of(auditor, given(job)) == set()
+    assert rules_of(auditor, charged()) == {Rule.OPERATOR_PAYS_CUTS}
+    too_little = replace(given(job), goodwill_nano=-CHARGE_NANO + 1)
+    assert Rule.OPERATOR_PAYS_CUTS in rules_of(auditor, too_little)
+    assert auditor.captured_nano(given(job).gifts) == 0
+
+
+@pytest.mark.parametrize("word", ["is_accepted", "is_declared"])
+def test_an_answer_that_its_client_signed_for_is_charged_to_its_key(word: str) -> None:
+    auditor = make_auditor()
+    job = cut(auditor, **{word: True})
+    assert rules_of(auditor, charged()) == set()
+    assert Rule.KEY_IS_CHARGED in rules_of(auditor, balances())
+    if word == "is_declared":
+        assert Rule.OPERATOR_PAYS_CUTS in rules_of(auditor, given(job))
+
+
 def no_lease(auditor: Auditor) -> None:
     job = make_job(1)
     auditor.answered(job.receipt, "settled", job.receipt.message.amount_nano)

@@ -47,7 +47,9 @@ HONEST = BookRows(
     ),
     leases={
         "lease-1": LeaseRow("lease-1", "job-1", "client", "hold-1", 50, "settled"),
-        "lease-2": LeaseRow("lease-2", "job-2", "client", "hold-2", 20, "released"),
+        "lease-2": LeaseRow(
+            "lease-2", "job-2", "client", "hold-2", 20, "released", delivery=b"nothing came"
+        ),
         "lease-3": LeaseRow("lease-3", "job-3", "client", "hold-3", 30, "open"),
     },
     receipts={
@@ -68,11 +70,12 @@ PROMISES = (
     Acknowledgement("lease-1", b"one", True, 40),
     Acknowledgement("lease-3", b"three", False, 10),
 )
+DELIVERIES = {"lease-2": b"nothing came"}
 
 
 def test_honest_rows_agree() -> None:
     assert list(check_rows(HONEST)) == []
-    assert list(check_promises(HONEST, HONEST.leases, PROMISES)) == []
+    assert list(check_promises(HONEST, HONEST.leases, PROMISES, DELIVERIES)) == []
     assert len(list(check_ended(HONEST))) == 3
 
 
@@ -108,6 +111,12 @@ def paid_twice() -> BookRows:
     return replace(HONEST, transfers=(*HONEST.transfers, again))
 
 
+def given_away() -> BookRows:
+    """The operator pays for the first job, and its receipt says so."""
+    rows = [replace(row, code="goodwill", kind="posted") for row in HONEST.transfers[2:3]]
+    return replace(HONEST, transfers=(*HONEST.transfers[:2], *rows, *HONEST.transfers[3:]))
+
+
 WRONG: dict[str, Callable[[], BookRows]] = {
     "a transfer's number is skipped": lambda: replace(
         HONEST, transfers=(*HONEST.transfers[:-1], replace(RUNNING, sequence=9))
@@ -119,6 +128,7 @@ WRONG: dict[str, Callable[[], BookRows]] = {
     "a lease ended and its hold did not": lambda: with_lease("lease-3", "expired"),
     "a hold is open and unknown as such": lambda: replace(HONEST, open_holds=frozenset()),
     "a receipt was billed more": lambda: with_receipt("lease-1", amount_nano=41),
+    "the operator pays for a captured lease": given_away,
     "a receipt waits for an ended hold": lambda: with_receipt("lease-1", state="pending"),
     "a receipt is of another job": lambda: with_receipt("lease-1", job_id="job-2"),
     "an account is missing": lambda: replace(HONEST, accounts=HONEST.accounts[1:]),
@@ -140,11 +150,15 @@ def test_rows_that_contradict_each_other_are_noticed(name: str) -> None:
         replace(HONEST, receipts={}),
         with_receipt("lease-1", amount_nano=39),
         with_receipt("lease-1", state="pending"),
+        replace(
+            HONEST,
+            leases={**HONEST.leases, "lease-2": replace(HONEST.leases["lease-2"], delivery=None)},
+        ),
     ],
-    ids=["a lease", "a receipt", "its amount", "that it was settled"],
+    ids=["a lease", "a receipt", "its amount", "that it was settled", "a client's word"],
 )
 def test_what_was_acknowledged_and_is_lost_is_noticed(rows: BookRows) -> None:
-    assert list(check_promises(rows, HONEST.leases, PROMISES))
+    assert list(check_promises(rows, HONEST.leases, PROMISES, DELIVERIES))
 
 
 def test_the_checks_know_neither_ledger_nor_database() -> None:

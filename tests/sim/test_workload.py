@@ -23,7 +23,8 @@ def test_the_demand_is_what_the_options_say(seed: int) -> None:
     planned = jobs(seed)
     assert [job.number for job in planned] == list(range(1, options.demand.jobs + 1))
     assert [job.at_s for job in planned] == sorted(job.at_s for job in planned)
-    assert {job.client for job in planned} <= set(range(options.clients))
+    buyers = options.clients + len(options.api_keys)
+    assert {job.buyer for job in planned} <= set(range(buyers))
     assert {job.spec.model for job in planned} <= set(MODELS.values())
     assert planned == jobs(seed)
 
@@ -47,8 +48,8 @@ def test_jobs_come_in_bursts() -> None:
     assert gaps[True] > gaps[False] or options.demand.burst <= 2
 
 
-def test_probes_are_ordinary_jobs_of_the_clients_with_money() -> None:
+def test_probes_are_ordinary_jobs_of_the_clients_with_money_and_of_each_key() -> None:
     options = draw_options(3)
     probes = plan_probes(options, Random(3))
-    assert [probe.client for probe in probes] == [0, 1]
+    assert [probe.buyer for probe in probes] == [0, 1, 3, 4, 5, 6]
     assert not any(probe.is_bad or probe.cancel_after is not None for probe in probes)

@@ -25,6 +25,7 @@ import coordinator.settling.receipt_desk
 from capanode.engines.base import EngineEvent
 from coordinator.ledger.machine import Chain
 from coordinator.ledger.postings import LeaseFunds, capture
+from protocol.errors import Code
 from protocol.ids import PeerId
 from sim.buyer import End
 from sim.faults import FaultKind
@@ -54,9 +55,12 @@ EFFECTS = (
     "gossip_overtaken",
     "worker_crashed",
     "leases_restored",
+    "key_revoked",
 )
+# What may come of a job because of its API key.
+KEY_CODES = {Code.UNKNOWN_API_KEY, Code.BUDGET_EXCEEDED, Code.RATE_LIMITED}
 # Here jobs run at the moment of the kill.
-LATE_SEED = 2
+LATE_SEED = 10
 # A small world is enough to see that a fault in the programs is seen.
 SMALL = WorldOptions(
     chaos_s=8.0,
@@ -77,7 +81,8 @@ def test_every_job_ends_and_the_books_balance(seed: int) -> None:
     result = world(seed)
     assert not result.violations, "\n".join((seed_line(seed), *result.violations))
     assert len(result.jobs) == result.options.demand.jobs
-    assert len(result.probes) == result.options.clients - 1
+    options = result.options
+    assert len(result.probes) == options.clients - 1 + len(options.api_keys)
 
 
 def test_the_seeds_cover_every_fault_and_every_way_to_end() -> None:
@@ -97,7 +102,10 @@ def test_the_seeds_cover_every_fault_and_every_way_to_end() -> None:
     assert min(events[effect] for effect in EFFECTS) > 0, events
     # Chaos that stops the market would prove nothing of it.
     assert ends[End.ANSWERED] > ends.total() / 3
-    assert any(job.attempts > 1 for seed in COVERING for job in world(seed).jobs)
+    jobs = [job for seed in COVERING for job in world(seed).jobs]
+    assert any(job.attempts > 1 for job in jobs)
+    assert {job.code for job in jobs} >= KEY_CODES
+    assert any(world(seed).money_nano["goodwill"] for seed in COVERING)
 
 
 def test_a_seed_gives_the_same_trace_in_every_process() -> None:
@@ -138,11 +146,12 @@ def test_nothing_fails_where_nothing_is_broken() -> None:
 
 
 def test_a_coordinator_that_is_away_past_all_timeouts_pays_when_it_is_back() -> None:
-    """Nodes finish their jobs meanwhile, and hand the receipts in after the holds' timeouts."""
+    """Nodes finish their jobs meanwhile, and hand the receipts in after the holds' timeouts. A user
+    of its gateway would get nothing as long."""
     faults = replace(SMALL.faults, coordinator_kills=1, coordinator_kill_lasts_s=(200.0, 240.0))
     demand = Demand(jobs=90, burst=2, tokens=(60, 100), cancel_share=0.0, bad_input_share=0.0)
     result = run_world(
-        LATE_SEED, options=replace(SMALL, chaos_s=300.0, faults=faults, demand=demand)
+        LATE_SEED, options=replace(SMALL, api_keys=(), chaos_s=300.0, faults=faults, demand=demand)
     )
     assert not result.violations, "\n".join(result.violations)
     assert result.events["receipt_paid_late"] > 0
@@ -190,7 +199,7 @@ def test_a_bug_in_a_handler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(coordinator.settling.receipt_desk.ReceiptDesk, "accept", broken)
-    result = run_world(1, options=SMALL)
+    result = run_world(1, options=replace(SMALL, api_keys=()))
     assert any("handler_crashed" in violation for violation in result.violations)
     assert any("ZeroDivisionError: a bug" in violation for violation in result.violations)
 
