@@ -47,7 +47,7 @@ async def read_body(
         if not was_evicted:
             raise
         task.uncancel()
-        raise _too_slow("the body stalled, and newer requests of this account came") from None
+        raise _too_slow("the body came slowly, and other requests needed its place") from None
     finally:
         place.end_reading()
 

@@ -4,7 +4,8 @@ The rule is the dynamic threshold of shared packet buffers: an account may hold 
 times what is free. One account alone gets three quarters, and several greedy ones leave room for
 the next. An account at its limit loses its own idlest unfinished body, so that abandoned uploads do
 not keep it from sending new requests; an account below its even share, when too little is free,
-takes the place of the idlest unfinished body of the account that holds most.
+takes the place of the idlest unfinished body of the account that holds most, and the bytes of such
+bodies while that account holds more than it.
 """
 
 from collections import OrderedDict
@@ -61,9 +62,18 @@ class FairPlaces:
 
     def grow(self, place: "Place", size: int) -> None:
         holding = self._holdings[place.account]
-        if holding.body_bytes + size > _ALPHA * (self._bytes_free - size):
-            raise _full("holds more bytes of request bodies than this account's share")
+        while holding.body_bytes + size > _ALPHA * (self._bytes_free - size):
+            self._make_room_for_bytes(holding, size)
         self._take(place, holding, size)
+
+    def _make_room_for_bytes(self, holding: _Holding, size: int) -> None:
+        """Evict one body that still arrives, of an account that holds more; its bytes count as free
+        at once. Raises ApiError (429)."""
+        reading = (other for other in self._holdings.values() if other.reading)
+        loser = max(reading, key=lambda other: other.body_bytes, default=holding)
+        if loser.body_bytes <= holding.body_bytes + size:
+            raise _full("holds more bytes of request bodies than this account's share")
+        next(iter(loser.reading)).evict()
 
     def shrink_to(self, place: "Place", size: int) -> None:
         if size < place.body_bytes:
@@ -115,8 +125,9 @@ class Place:
         self._places.end_reading(self)
 
     def evict(self) -> None:
-        """Give up the body that is being read."""
+        """Give up the body that is being read, and its bytes."""
         self._places.end_reading(self)
+        self._places.shrink_to(self, 0)
         self._evict()
 
     def grow(self, size: int) -> None:

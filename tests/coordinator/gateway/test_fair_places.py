@@ -40,6 +40,39 @@ def test_endless_bodies_of_any_number_of_accounts_keep_no_account_out(greedy: in
     assert len(late) == share
 
 
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(1, 100))
+def test_slow_bodies_of_any_number_of_accounts_leave_each_its_bytes(greedy: int, step: int) -> None:
+    """Five accounts that filled the room one after the other left less than a megabyte of it."""
+    bytes_max = 12_000
+    places = FairPlaces(places_max=10_000, bytes_max=bytes_max)
+    evicted: list[int] = []
+    for account in map(str, range(greedy)):
+        for number in range(1_000):
+            place = places.enter(account)
+            place.begin_reading(lambda number=number: evicted.append(number))  # type: ignore[misc]
+            try:
+                place.grow(100)
+            except ApiError:
+                break
+    late = places.enter("late")
+    late.begin_reading(lambda: evicted.append(-1))
+    while late.body_bytes + step <= bytes_max // (greedy + 2):
+        late.grow(step)
+    assert -1 not in evicted
+
+
+def test_a_running_request_keeps_its_bytes() -> None:
+    places = FairPlaces(places_max=100, bytes_max=4_000)
+    for account in "ab":
+        running = places.enter(account)
+        running.begin_reading(lambda: pytest.fail("its body is whole"))
+        running.grow(3_000 if account == "a" else 700)
+        running.end_reading()
+    with pytest.raises(ApiError):
+        places.enter("c").grow(900)
+
+
 def test_what_is_left_can_be_taken_again() -> None:
     places = FairPlaces(places_max=40, bytes_max=1)
     for _ in range(3):
