@@ -46,7 +46,6 @@ from protocol.net.transport import (
     STREAMS_PER_CONNECTION_MAX,
     Gossip,
     Handler,
-    PeerEvent,
     TransportStatistics,
     Validator,
 )
@@ -178,9 +177,6 @@ class Libp2pTransport:
 
     def connected_peers(self) -> frozenset[PeerId]:
         return self._connections.peers()
-
-    def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
-        return self._connections.events()
 
     async def ping(self, peer: PeerId, *, timeout_s: float) -> float:
         connection = self._connections.live(peer)

@@ -10,8 +10,6 @@ from libp2p.peer.id import ID
 from protocol.ids import PeerId
 from protocol.net.libp2p_admission import CONNECTIONS_PER_PEER_MAX, SocketPlaces
 from protocol.net.libp2p_yamux import Mux
-from protocol.net.transport import PeerEvent
-from protocol.net.watchers import Watchers
 
 # Closing a connection takes the library a fixed 0.1 s; all are closed at once, within this.
 CLOSE_WITHIN_S = 2.0
@@ -28,7 +26,6 @@ class PeerConnections:
         self._forget = forget
         self._counts = counts
         self._by_peer: dict[PeerId, list[SwarmConn]] = {}
-        self._watchers = Watchers()
 
     def __len__(self) -> int:
         return sum(map(len, self._by_peer.values()))
@@ -45,15 +42,10 @@ class PeerConnections:
         """Those with a connection that works."""
         return frozenset(peer for peer in self._by_peer if self.live(peer) is not None)
 
-    def events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
-        return self._watchers.add()
-
     def register(self, peer: PeerId, connection: SwarmConn) -> None:
         """A handshake is done. The caller waits for the end with `wait_end`."""
         connections = self._by_peer.setdefault(peer, [])
         connections.append(connection)
-        if len(connections) == 1:
-            self._watchers.tell(PeerEvent(peer, connected=True))
         for surplus in connections[:-CONNECTIONS_PER_PEER_MAX]:
             mux_of(surplus).drop()
 
@@ -70,7 +62,6 @@ class PeerConnections:
             if not connections:
                 del self._by_peer[peer]
                 self._forget(mux.peer_id)
-                self._watchers.tell(PeerEvent(peer, connected=False))
 
     async def close(self, peer: PeerId) -> None:
         """Close every connection to the peer, in good order if it reads."""

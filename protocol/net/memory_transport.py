@@ -29,11 +29,9 @@ from protocol.net.transport import (
     STREAMS_PER_CONNECTION_MAX,
     Gossip,
     Handler,
-    PeerEvent,
     TransportStatistics,
     Validator,
 )
-from protocol.net.watchers import Watchers
 
 if TYPE_CHECKING:
     from protocol.net.memory import MemoryNetwork
@@ -56,7 +54,6 @@ class MemoryTransport:
         self._handlers: dict[str, Handler] = {}
         self._connections: dict[PeerId, MemoryConnection] = {}
         self._dials = Dials()
-        self._watchers = Watchers()
         self._gossip = MemoryGossip(network, peer_id, self._connections)
         self._counts: Counter[str] = Counter()
 
@@ -132,9 +129,6 @@ class MemoryTransport:
     def connected_peers(self) -> frozenset[PeerId]:
         return frozenset(self._connections)
 
-    def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
-        return self._watchers.add()
-
     async def ping(self, peer: PeerId, *, timeout_s: float) -> float:
         connection = self._connection(peer)
         started_at = trio.current_time()
@@ -203,7 +197,6 @@ class MemoryTransport:
             stream.on_connection_lost(f"{peer}: {reason}")
         if self._connections.get(peer) is connection:
             del self._connections[peer]
-            self._watchers.tell(PeerEvent(peer, connected=False))
 
     def give_up(self, connection: MemoryConnection) -> None:
         """The peer has been silent for too long."""
@@ -278,7 +271,6 @@ class MemoryTransport:
                 # Its news is still under way, or the peer's key runs twice. Latest wins.
                 owner.lose(stale, "the peer connected anew")
             owner._connections[peer] = connection
-            owner._watchers.tell(PeerEvent(peer, connected=True))
 
     def _connection(self, peer: PeerId) -> MemoryConnection:
         connection = self._connections.get(peer)

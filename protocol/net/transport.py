@@ -32,10 +32,6 @@ RECEIVE_BYTES_MAX = 64 * 1024
 # silence at the 257th outbound stream, so a peer of that kind must never get near it.
 STREAMS_PER_CONNECTION_MAX = 200
 
-# Events waiting for one watcher. A watcher this far behind is stuck; `connected_peers` tells it the
-# state when it comes back.
-PEER_EVENTS_MAX = 4096
-
 
 class Stream(Protocol):
     """A byte stream to one peer, both ways. One task may send while another receives."""
@@ -75,14 +71,6 @@ class Stream(Protocol):
 Handler = Callable[[Stream], Awaitable[None]]
 # Judges a message by its bytes and the neighbour that passed it on.
 Validator = Callable[[bytes, PeerId], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class PeerEvent:
-    """The first connection to a peer opened, or the last one is gone."""
-
-    peer: PeerId
-    connected: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,10 +150,6 @@ class Transport(Protocol):
         ...
 
     def connected_peers(self) -> frozenset[PeerId]: ...
-
-    def peer_events(self) -> trio.MemoryReceiveChannel[PeerEvent]:
-        """A new watcher; it sees what happens from now on. Close it when done."""
-        ...
 
     async def ping(self, peer: PeerId, *, timeout_s: float) -> float:
         """One round trip in seconds. Raises ConnectFailed, NetTimeout."""

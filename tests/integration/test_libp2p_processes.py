@@ -14,9 +14,9 @@ from protocol.ids import PeerId
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.errors import NetTimeout, StreamClosed
 from protocol.net.libp2p import Libp2pTransport
-from protocol.net.transport import PeerEvent, Stream
+from protocol.net.transport import Stream
 from tests.integration.libp2p_peer import SINK
-from tests.protocol.net.contract import ECHO, key_of
+from tests.protocol.net.contract import ECHO, key_of, wait_gone
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -65,7 +65,6 @@ async def test_frozen_peer_is_noticed_within_ten_seconds(
 ) -> None:
     child, address = process
     peer, stream = await open_and_talk(client, address)
-    events = client.peer_events()
     os.kill(child.pid, signal.SIGSTOP)
     frozen_at = trio.current_time()
     with pytest.raises(NetTimeout):
@@ -73,7 +72,7 @@ async def test_frozen_peer_is_noticed_within_ten_seconds(
     with trio.fail_after(30):
         with pytest.raises(StreamClosed):
             await stream.receive_some()
-        assert await events.receive() == PeerEvent(peer, connected=False)
+        await wait_gone(client, peer)
     assert trio.current_time() - frozen_at < 10
     assert client.statistics().peers_timed_out == 1
     # It was only asleep.
@@ -108,10 +107,9 @@ async def test_killed_peer_is_noticed_at_once(
 ) -> None:
     child, address = process
     peer, stream = await open_and_talk(client, address)
-    events = client.peer_events()
     child.kill()
     with trio.fail_after(3):
         with pytest.raises(StreamClosed):
             await stream.receive_some()
-        assert await events.receive() == PeerEvent(peer, connected=False)
+        await wait_gone(client, peer)
     assert client.connected_peers() == frozenset()
