@@ -12,10 +12,11 @@ from coordinator.ledger.accounts import Account, AccountId, AccountKind, account
 from coordinator.ledger.postings import credit
 from coordinator.vault import Vault
 from protocol.clock import Clock, Entropy
-from protocol.errors import Code
+from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import ULID_ENTROPY_BYTES, TransferId, new_ulid, parse_peer_id, parse_ulid
 from protocol.keys import SigningKey
 from protocol.limits import NAME_CHARS_MAX
+from protocol.text import printable
 
 # A market with more accounts than this finds them by id.
 _NAMES_MAX = 100_000
@@ -40,8 +41,14 @@ def create_account(
 
     Raises AccountError if the name is taken or no name, RemoteProtocolError for a bad peer id.
     """
-    if not 0 < len(name) <= NAME_CHARS_MAX or name != name.strip():
-        raise AccountError(f"{name!r} is not a name: one to {NAME_CHARS_MAX} characters")
+    if not 0 < len(name) <= NAME_CHARS_MAX or name != name.strip() or not name.isprintable():
+        raise AccountError(
+            f"{printable(name, chars_max=NAME_CHARS_MAX)!r} is not a name: it needs one to "
+            f"{NAME_CHARS_MAX} printable characters, without spaces at its ends"
+        )
+    # A name that is also an id would lead commands to the wrong one of two accounts.
+    if _is_peer_id(name) or find_account(conn, AccountId(name)) is not None:
+        raise AccountError(f"{name!r} is an id: choose a name that no account can have as its id")
     if any(account.label == name for account in list_accounts(conn, limit=_NAMES_MAX)):
         raise AccountError(f"there is an account called {name!r} already")
     now_ms = clock.now_ms()
@@ -85,3 +92,11 @@ def find_by_name(conn: Connection, name: str) -> Account:
     if not named:
         raise AccountError(f"there is no account {name!r}: `coordinator accounts show` lists them")
     return named[0]
+
+
+def _is_peer_id(text: str) -> bool:
+    try:
+        parse_peer_id(text)
+    except RemoteProtocolError:
+        return False
+    return True

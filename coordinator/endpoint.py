@@ -10,11 +10,13 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """`addresses` are full multiaddrs, `http` is the gateway's base URL."""
+    """`addresses` are full multiaddrs, `http` is the gateway's base URL. `dial_private` is the
+    coordinator's setting: what reaches its nodes reaches them from its own machine."""
 
     peer_id: str
     addresses: tuple[str, ...]
     http: str
+    dial_private: tuple[str, ...] = ()
 
 
 def write_endpoint(path: Path, endpoint: Endpoint) -> None:
@@ -28,6 +30,11 @@ def read_endpoint(path: Path) -> Endpoint | None:
     """None if no coordinator has written one, or the file is none of ours."""
     try:
         plain = json.loads(path.read_text())
-        return Endpoint(plain["peer_id"], tuple(plain["addresses"]), plain["http"])
+        return Endpoint(
+            plain["peer_id"],
+            tuple(plain["addresses"]),
+            plain["http"],
+            tuple(plain["dial_private"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None

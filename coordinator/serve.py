@@ -65,7 +65,7 @@ async def serve(
                     "market", coordinator.run, ask=coordinator.stop, within_s=MARKET_STOP_WITHIN_S
                 )
                 url = await stages.start("gateway", gateway.run)
-                endpoint = Endpoint(key.peer_id, transport.addresses, url)
+                endpoint = Endpoint(key.peer_id, transport.addresses, url, config.dial_private)
                 write_endpoint(config.endpoint_path, endpoint)
                 settle_garbage_collection()
                 on_ready(endpoint)

@@ -13,14 +13,17 @@ AMOUNT_NANO_MAX = 2**62
 
 BASIS_POINTS = 10_000
 
-_CREDITS_PATTERN = re.compile(r"([0-9]{1,10})(?:\.([0-9]{1,9}))?")
+_CREDITS_PATTERN = re.compile(r"([0-9]{1,30})(?:\.([0-9]{1,9}))?")
 
 
 def parse_credits(text: str) -> int:
     """Nano-credits of a decimal such as `12.5`. Raises ValueError, also on a tenth decimal."""
     match = _CREDITS_PATTERN.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not an amount of credits; write for example 12.5")
+        raise ValueError(
+            f"{text[:50]!r} is not an amount of credits: write a number such as 12.5, "
+            "without a sign and with up to nine decimals"
+        )
     whole, fraction = match.group(1), match.group(2) or ""
     amount_nano = int(whole) * NANO_PER_CREDIT + int(fraction.ljust(9, "0"))
     if amount_nano > AMOUNT_NANO_MAX:

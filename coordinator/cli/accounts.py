@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coordinator.cli.options import (
-    CommandError,
     ConfigFile,
     DataDir,
     Json,
     load_config,
     read_books,
+    read_typed,
     write_books,
 )
+from protocol.ids import parse_peer_id, parse_ulid
 from protocol.money import format_credits, parse_credits
+from protocol.programs.commands import UsageError
 from protocol.programs.output import credits_text, print_facts, print_json, print_table, short
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ def create(
     from protocol.programs.keyfile import load_or_create_key_file
 
     amount_nano = _parse_amount(opening_credit) if opening_credit is not None else 0
+    if peer_id is not None:
+        read_typed(parse_peer_id, peer_id)
     config = load_config(data_dir, config_file)
     clock = SystemClock()
     with write_books(config, create=True) as conn:
@@ -85,13 +89,14 @@ def credit(
     from protocol.net.clock import SystemClock
 
     amount_nano = _parse_amount(amount)
+    ulid = read_typed(parse_ulid, transfer_id) if transfer_id is not None else None
     with write_books(load_config(data_dir, config_file)) as conn:
         account = find_by_name(conn, name)
         account = credit_account(
             conn,
             account.id,
             amount_nano,
-            transfer_id=transfer_id,
+            transfer_id=ulid,
             clock=SystemClock(),
             entropy=os.urandom,
         )
@@ -159,10 +164,7 @@ def _plain(account: "Account") -> dict[str, object]:
 
 
 def _parse_amount(text: str) -> int:
-    try:
-        amount_nano = parse_credits(text)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+    amount_nano = read_typed(parse_credits, text)
     if not amount_nano:
-        raise CommandError("an amount of nothing changes nothing")
+        raise UsageError("an amount of nothing changes nothing")
     return amount_nano

@@ -49,14 +49,14 @@ def chat(
     """Talk to a model. Each answer says which node gave it, how fast, and for how much."""
     import trio
 
-    from coordinator.cli.market_session import open_market, until_interrupted
+    from coordinator.cli.market_session import open_command_market, until_interrupted
 
     opening = (ChatMessage("system", system),) if system else ()
 
     async def talk() -> None:
         config = load_config(data_dir, config_file)
         async with (
-            open_market(config, at=coordinator, key_path=key) as market,
+            open_command_market(config, at=coordinator, key_path=key) as market,
             until_interrupted(),
         ):
             say(f"Talking to {model}. {HELP}")

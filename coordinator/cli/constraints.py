@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 import typer
 
-from coordinator.cli.options import CommandError
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.messages import NO_CONSTRAINTS, Constraints, DataCollection, IsolationTier, PriceCap
 from protocol.money import parse_credits
+from protocol.programs.commands import UsageError
 
 Credits = str | None
 Names = list[str] | None
@@ -51,7 +51,7 @@ def read_constraints(
         DataCollection, _option("Whether the node may keep what you send.")
     ] = NO_CONSTRAINTS.data_collection,
 ) -> Constraints:
-    """Raises CommandError for a value that is none."""
+    """Raises UsageError for a value that is none."""
     try:
         return Constraints(
             max_price=PriceCap(
@@ -71,7 +71,7 @@ def read_constraints(
             data_collection=data_collection,
         )
     except (ValueError, RemoteProtocolError) as error:
-        raise CommandError(str(error)) from None
+        raise UsageError(str(error)) from None
 
 
 def takes_constraints(command: Callable[..., None]) -> Callable[..., None]:

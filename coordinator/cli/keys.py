@@ -13,6 +13,7 @@ from coordinator.cli.options import (
     Json,
     load_config,
     read_books,
+    read_typed,
     write_books,
 )
 from protocol.money import format_credits, parse_credits
@@ -130,9 +131,4 @@ def _plain(key: "ApiKey") -> dict[str, object]:
 
 
 def _parse_budget(text: str | None) -> int | None:
-    if text is None:
-        return None
-    try:
-        return parse_credits(text)
-    except ValueError as error:
-        raise CommandError(str(error)) from None
+    return read_typed(parse_credits, text) if text is not None else None

@@ -78,11 +78,11 @@ def balance(
     """What you have, and what running jobs hold of it."""
     import trio
 
-    from coordinator.cli.market_session import open_market
+    from coordinator.cli.market_session import open_command_market
 
     async def ask() -> None:
         config = load_config(data_dir, config_file)
-        async with open_market(config, at=coordinator, key_path=key) as market:
+        async with open_command_market(config, at=coordinator, key_path=key) as market:
             reply = await market.leaser.balance()
         if as_json:
             print_json({"available_nano": reply.available_nano, "held_nano": reply.held_nano})
@@ -106,11 +106,11 @@ def nodes(
     """The nodes of the market, as the coordinator sees them now."""
     import trio
 
-    from coordinator.cli.market_session import open_market
+    from coordinator.cli.market_session import open_command_market
 
     async def ask() -> None:
         config = load_config(data_dir, config_file)
-        async with open_market(config, at=coordinator, key_path=key) as market:
+        async with open_command_market(config, at=coordinator, key_path=key) as market:
             found = await _list_nodes(market, model)
         if as_json:
             print_json([_plain_node(summary) for summary in found])
@@ -141,11 +141,11 @@ def quote(
     """A dry run: which nodes would run such a job, at which cost, and why not the others."""
     import trio
 
-    from coordinator.cli.market_session import open_market
+    from coordinator.cli.market_session import open_command_market
 
     async def ask() -> None:
         config = load_config(data_dir, config_file)
-        async with open_market(config, at=coordinator, key_path=key) as market:
+        async with open_command_market(config, at=coordinator, key_path=key) as market:
             task = await market.task_of(model)
             units = _quote_units(task, tokens_in, tokens_out)
             reply = await market.leaser.quote(

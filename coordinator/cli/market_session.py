@@ -11,7 +11,7 @@ import trio
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.remote import RemoteLeaser
 from coordinator.cli.options import CommandError
-from coordinator.endpoint import read_endpoint
+from coordinator.endpoint import Endpoint, read_endpoint
 from coordinator.settings import CoordinatorConfig
 from protocol.envelope import open_envelope
 from protocol.errors import RemoteProtocolError
@@ -21,7 +21,9 @@ from protocol.messages import Task
 from protocol.net.dial_policy import ALLOW_LOOPBACK, LOOPBACK, PUBLIC_ONLY, DialPolicy
 from protocol.net.pool import StreamPool
 from protocol.offers import NodeOffer
+from protocol.programs.commands import UsageError
 from protocol.programs.keyfile import load_or_create_key_file
+from protocol.programs.log import configure_logging
 from protocol.programs.runtime import system_runtime
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
 
@@ -58,13 +60,13 @@ async def open_market(
     """Join the market of the coordinator at `at`, or of the one that runs on this machine."""
     from protocol.net.libp2p import Libp2pTransport  # half a second, which others need not pay
 
-    address = at if at is not None else _local_address(config)
+    address, policy = find_coordinator(config, at)
     try:
         coordinator = parse_peer_id(address.rpartition("/p2p/")[2])
     except RemoteProtocolError:
-        raise CommandError(f"{address!r} does not end in /p2p/ and a peer id") from None
+        raise UsageError(f"{address!r} does not end in /p2p/ and a peer id") from None
     key = buyer_key(config, key_path)
-    transport = Libp2pTransport(key, (), policy=_policy(config, address))
+    transport = Libp2pTransport(key, (), policy=policy)
     runtime = system_runtime().steadied()
     lease_pool, job_pool = (
         StreamPool(transport, protocol, role=ROLE, rng=runtime.rng)
@@ -88,6 +90,18 @@ async def open_market(
 
 
 @asynccontextmanager
+async def open_command_market(
+    config: CoordinatorConfig, *, at: str | None, key_path: Path | None
+) -> AsyncIterator[MarketSession]:
+    """`open_market` for a process that is one command: what is logged goes to stderr."""
+    # What a client logs at "info" says nothing that the command does not say.
+    level = "warning" if config.sources["log_level"] == "default" else config.log_level
+    configure_logging(level=level, log_format=config.log_format)
+    async with open_market(config, at=at, key_path=key_path) as session:
+        yield session
+
+
+@asynccontextmanager
 async def until_interrupted() -> AsyncIterator[None]:
     """The first Ctrl-C cancels the block and raises KeyboardInterrupt when that has ended: around
     it, what was bought is signed for. Left to itself, the interrupt would hit any of our tasks."""
@@ -108,20 +122,28 @@ async def until_interrupted() -> AsyncIterator[None]:
         raise KeyboardInterrupt
 
 
-def _policy(config: CoordinatorConfig, coordinator: str) -> DialPolicy:
-    """Where the nodes of this coordinator may be: also on this machine, if it is here itself."""
-    policy = config.dial_policy.with_trusted([coordinator])
-    host = coordinator.split("/")[2] if coordinator.count("/") > 2 else ""
+def find_coordinator(config: CoordinatorConfig, at: str | None) -> tuple[str, DialPolicy]:
+    """Its address, and where its nodes may be: where it goes itself if it runs here (also if only a
+    flag of its start says so), and on this machine if its address is.
+
+    Raises CommandError if `at` is None and no coordinator runs with this data directory.
+    """
+    if at is None:
+        endpoint = _local_endpoint(config)
+        at = endpoint.addresses[0]
+        config = replace(config, dial_private=(*config.dial_private, *endpoint.dial_private))
+    policy = config.dial_policy.with_trusted([at])
+    host = at.split("/")[2] if at.count("/") > 2 else ""
     if ALLOW_LOOPBACK.allows(host) and not PUBLIC_ONLY.allows(host):
-        return replace(policy, networks=(*policy.networks, *LOOPBACK))
-    return policy
+        policy = replace(policy, networks=(*policy.networks, *LOOPBACK))
+    return at, policy
 
 
-def _local_address(config: CoordinatorConfig) -> str:
+def _local_endpoint(config: CoordinatorConfig) -> Endpoint:
     endpoint = read_endpoint(config.endpoint_path)
     if endpoint is None or not endpoint.addresses:
         raise CommandError(
             f"no coordinator runs with data directory {config.data_dir}: start one, or name one "
             "with --coordinator"
         )
-    return endpoint.addresses[0]
+    return endpoint

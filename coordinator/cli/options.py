@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from coordinator.settings import PROGRAM, CoordinatorConfig
-from protocol.errors import CapaError
+from protocol.errors import CapaError, RemoteProtocolError
 from protocol.limits import NAME_CHARS_MAX
 from protocol.messages import Objective
 from protocol.programs import setting_options
+from protocol.programs.commands import UsageError
 
 if TYPE_CHECKING:
     from coordinator.db.engine import Connection, Database
@@ -60,6 +61,14 @@ Goal = Annotated[Objective, typer.Option(help="What matters more.")]
 
 class CommandError(CapaError):
     """A command cannot do what was asked; the message says what to do."""
+
+
+def read_typed(parse: Callable[[str], T], text: str) -> T:
+    """What was typed, parsed. Raises UsageError."""
+    try:
+        return parse(text)
+    except (ValueError, RemoteProtocolError) as error:
+        raise UsageError(str(error)) from None
 
 
 def load_config(

@@ -58,8 +58,10 @@ def verify(
 
     try:
         text = typer.get_text_stream("stdin").read() if str(file) == "-" else file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"cannot read {file}: {error}") from None
+    except OSError as error:
+        raise CommandError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CommandError(f"cannot read {file}: it is not text") from None
     evidence = read_evidence(text)
     facts = _facts(evidence, verify_chain(evidence))
     if as_json:

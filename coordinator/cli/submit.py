@@ -25,7 +25,8 @@ from coordinator.cli.results import outcome_plain, print_outcome
 from coordinator.cli.tasks import TASK_COMMANDS, InputOptions, read_input
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
-from protocol.payload import JobInput
+from protocol.payload import SEED_MAX, JobInput
+from protocol.programs.commands import UsageError
 from protocol.programs.output import print_json, write_answer
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def submit(
     ] = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 1.0,
-    seed: Annotated[int | None, typer.Option(min=0, help="The same seed, the same answer.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=SEED_MAX, help="The same seed, the same answer.")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, max=1_000, help="Labels of an image.")] = 5,
     raw: Annotated[
         bool, typer.Option(help="Continue the text; do not answer it as a chat.")
@@ -65,14 +68,14 @@ def submit(
     """Run one job: a prompt, texts to embed (one a line), or an image to classify."""
     import trio
 
-    from coordinator.cli.market_session import open_market, until_interrupted
+    from coordinator.cli.market_session import open_command_market, until_interrupted
 
     content = _read_content(prompt, input_file)
     options = InputOptions(max_tokens, temperature, seed, top_k, raw)
 
     async def buy() -> None:
         config = load_config(data_dir, config_file)
-        async with open_market(config, at=coordinator, key_path=key) as market:
+        async with open_command_market(config, at=coordinator, key_path=key) as market:
             task = await market.task_of(model)
             job_input = read_input(task, content, options)
             spec = _spec(model, task, job_input, objective, constraints, deadline_s)
@@ -129,16 +132,20 @@ def _spec(
 
 def _read_content(prompt: str | None, file: Path | None) -> bytes:
     if prompt is not None and file is not None:
-        raise CommandError("give either a prompt or --input")
-    if prompt is not None:
-        return prompt.encode()
-    if file is None and sys.stdin.isatty():
-        raise CommandError("give a prompt, --input FILE, or pipe the input in")
-    try:
-        is_piped = file is None or str(file) == "-"
-        content = sys.stdin.buffer.read() if is_piped else Path(str(file)).read_bytes()
-    except OSError as error:
-        raise CommandError(f"cannot read {file}: {error.strerror}") from None
-    if not 0 < len(content) <= PAYLOAD_BYTES_MAX:
+        raise UsageError("give either a prompt or --input")
+    if prompt is None and file is None and sys.stdin.isatty():
+        raise UsageError("give a prompt, --input FILE, or pipe the input in")
+    content = prompt.encode() if prompt is not None else _read_file(file)
+    if not content:
+        raise CommandError("the input is empty")
+    if len(content) > PAYLOAD_BYTES_MAX:
         raise CommandError(f"the input has {len(content)} bytes; up to {PAYLOAD_BYTES_MAX} can go")
     return content
+
+
+def _read_file(file: Path | None) -> bytes:
+    try:
+        is_piped = file is None or str(file) == "-"
+        return sys.stdin.buffer.read() if is_piped else Path(str(file)).read_bytes()
+    except OSError as error:
+        raise CommandError(f"cannot read {file}: {error.strerror}") from None

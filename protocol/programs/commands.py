@@ -7,18 +7,23 @@ from typing import NoReturn
 from protocol.errors import CapaError, leaves
 
 
+class UsageError(CapaError):
+    """What was typed or set cannot be meant: doing it again will not help. Programs exit with 2."""
+
+
 def run_command(command: Callable[[], object], complain: Callable[[str], None]) -> NoReturn:
-    """Run a program's command line, then exit: 0 done, 1 failed, 130 interrupted.
+    """Run a program's command line, then exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
     Errors of ours are told by `complain`, each once, and so is a file or folder that the system
-    does not let us use; a bug keeps its traceback. Wrong usage exits with 2 before it comes here.
+    does not let us use; a bug keeps its traceback. Typer exits with 2 by itself.
     """
     code = 0
     try:
         command()
     except* CapaError as group:
-        complain(_sentence(str(error) for error in leaves(group)))
-        code = 1
+        errors = list(leaves(group))
+        complain(_sentence(map(str, errors)))
+        code = 2 if all(isinstance(error, UsageError) for error in errors) else 1
     except* OSError as group:
         files, bugs = group.split(_names_a_file)
         if bugs is not None:

@@ -17,7 +17,7 @@ from dataclasses import MISSING, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from protocol.errors import CapaError
+from protocol.programs.commands import UsageError
 from protocol.programs.kinds import ValueKind
 
 # A hand-written file has a few kilobytes; more is not a configuration.
@@ -28,7 +28,7 @@ _METADATA = "setting"
 C = TypeVar("C")
 
 
-class SettingError(CapaError):
+class SettingError(UsageError):
     """A setting cannot be read; the message names it, where it came from and what was expected."""
 
 
@@ -238,8 +238,9 @@ def _read(setting: Setting, raw: Any, source: str) -> Any:
     try:
         return setting.kind.read(raw)
     except ValueError as error:
+        shown = ", ".join(map(str, raw)) if isinstance(raw, list) else str(raw)
         raise SettingError(
-            f"{setting.name} = {str(raw)[:100]!r} (from {source}): expected {error}"
+            f"{setting.name} = {shown[:100]!r} (from {source}): expected {error}"
         ) from None
 
 

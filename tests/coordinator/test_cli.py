@@ -3,10 +3,12 @@ tests/integration."""
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 import typer
 from typer.testing import CliRunner
 
@@ -16,16 +18,19 @@ from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.options import CommandError
 from coordinator.db.api_keys import authenticate
 from coordinator.db.engine import InlineRunner, open_database
-from protocol.errors import CapaError
+from protocol.errors import CapaError, leaves
 from protocol.messages import NO_CONSTRAINTS, Constraints, DataCollection, IsolationTier, PriceCap
+from protocol.programs.commands import UsageError
 from tests.protocol.makers import NODE, STRANGER
 
 
 @pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def _as_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
         if name.startswith("COORDINATOR_"):
             monkeypatch.delenv(name)
+    yield
+    structlog.reset_defaults()
 
 
 def invoke(*arguments: str, data_dir: Path) -> str:
@@ -84,8 +89,37 @@ def test_every_constraint_can_be_typed() -> None:
 
 @pytest.mark.parametrize("option", ["--max-cost=much", "--only=somebody", "--max-price-in=-1"])
 def test_a_constraint_that_is_none_is_named(option: str) -> None:
-    with pytest.raises(CommandError):
+    with pytest.raises(UsageError):
         constraints_of(option)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("accounts", "create", "ada", "--credit=-5"),
+        ("accounts", "create", "ada", "--credit=99999999999"),
+        ("accounts", "create", "ada", "--credit=0"),
+        ("accounts", "create", "ada", "--peer-id=somebody"),
+        ("accounts", "credit", "ada", "1", "--id=mine"),
+        ("submit", "a-model", "a prompt", "--input=file"),
+        ("submit", "a-model", "a prompt", "--coordinator=/ip4/127.0.0.1/tcp/4100"),
+        ("config", "show", "--config=/nowhere/coordinator.toml"),
+    ],
+    ids=" ".join,
+)
+def test_an_argument_that_cannot_be_meant_is_wrong_usage(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, [*command, f"--data-dir={tmp_path / 'data'}"])
+    errors = leaves(result.exception) if result.exception is not None else []
+    assert [type(error) for error in errors if not isinstance(error, UsageError)] == []
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("command", [("submit", "a-model", ""), ("submit", "a-model")])
+def test_an_empty_input_is_not_bought(command: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(CommandError, match="the input is empty"):
+        invoke(*command, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("command", [("quote",), ("submit",), ("chat",), ("nodes", "--model")])
@@ -133,6 +167,18 @@ def test_an_account_is_opened_before_the_coordinator_has_ever_run(tmp_path: Path
     assert (home / "coordinator.key").stat().st_mode & 0o077 == 0
     audit = invoke_json("ledger", "audit", data_dir=home)
     assert (audit["green"], audit["transfers"]) == (True, 1)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "\x1b[2J", " padded", "", "x" * 129])
+def test_a_name_that_would_spoil_a_table_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(AccountError, match="is not a name"):
+        invoke("accounts", "create", name, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["operator", "issuance", NODE.peer_id])
+def test_a_name_is_not_the_id_of_an_account(name: str, tmp_path: Path) -> None:
+    with pytest.raises(AccountError, match="is an id"):
+        invoke("accounts", "create", name, data_dir=tmp_path)
 
 
 def test_credit_under_the_same_id_is_given_once(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from protocol.errors import CapaError
+from protocol.programs.commands import UsageError
 
 PROGRAMS = ("capanode.cli", "coordinator.cli", "sim.cli", "contracts.cli")
 
@@ -50,6 +51,14 @@ def test_errors_of_tasks_are_told_once_each(
 ) -> None:
     assert run(group(CapaError("one"), CapaError("two"), CapaError("one"))) == 1
     assert capsys.readouterr().err.strip() == "error: one; two"
+
+
+def test_what_cannot_be_meant_is_wrong_usage(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(UsageError("'x' is not a peer id")) == 2
+    assert capsys.readouterr().err.strip() == "error: 'x' is not a peer id"
+    assert run(group(UsageError("one"), CapaError("two"))) == 1
 
 
 def test_a_file_that_cannot_be_used_is_named(
