@@ -34,7 +34,7 @@ def read_endpoint(path: Path) -> Endpoint | None:
             plain["peer_id"],
             tuple(plain["addresses"]),
             plain["http"],
-            tuple(plain["dial_private"]),
+            tuple(plain.get("dial_private", ())),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -2,9 +2,11 @@
 
 import errno
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +68,44 @@ def test_a_file_that_cannot_be_used_is_named(
 ) -> None:
     assert run(PermissionError(errno.EACCES, "Permission denied", "/etc/capanode")) == 1
     assert capsys.readouterr().err.startswith("error: /etc/capanode: Permission denied: choose")
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(errno.EPIPE, ""), (errno.ENOSPC, "error: cannot write: No space left")]
+)
+def test_an_output_that_takes_no_more_is_no_bug(
+    run: Callable[[BaseException], int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    told: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    assert run(group(OSError(number, os.strerror(number)))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert bool(said) == bool(told)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">/dev/full"])
+def test_a_command_copes_with_streams_that_are_closed_or_full(closed: str, tmp_path: Path) -> None:
+    program = f"{sys.executable} -m coordinator"
+    ran = subprocess.run(
+        ["/bin/sh", "-c", f"{program} submit m --data-dir {tmp_path} {closed}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    assert ran.returncode == 1
+    assert ran.stderr.strip() in ("", "error: the input is empty")
+    ran = subprocess.run(
+        ["/bin/sh", "-c", f"{program} config show --data-dir {tmp_path} {closed}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in ran.stderr
 
 
 def test_a_system_call_that_fails_for_no_file_is_a_bug(
