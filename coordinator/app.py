@@ -11,6 +11,7 @@ from functools import partial
 import structlog
 import trio
 
+from coordinator.bounds import DEFAULT_BOUNDS, MarketBounds
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.leaser import Leaser
 from coordinator.db.engine import Database
@@ -18,6 +19,7 @@ from coordinator.db.heads import check_books
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.head_signer import sign_heads_forever
+from coordinator.leasing.clients import Clients
 from coordinator.leasing.control import ControlServer
 from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.lease_server import ROLE, LeaseServer
@@ -27,7 +29,7 @@ from coordinator.market.market import Market
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
 from coordinator.settling.payments import Payments
-from coordinator.settling.receipt_desk import SWEEP_MAX, ReceiptDesk
+from coordinator.settling.receipt_desk import ReceiptDesk
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
 from protocol.net.pool import StreamPool
@@ -44,8 +46,6 @@ from protocol.services import (
 
 log = structlog.get_logger(__name__)
 
-# Offers, holds and silent clients are looked through this often; their own times are much longer.
-SWEEP_EVERY_S = 2.0
 # A refresh of a thousand nodes in one shard may arrive at once.
 GOSSIP_QUEUE_MAX = 4_096
 # Receipts are handed in to ourselves: longer than this, and the database is in trouble.
@@ -74,13 +74,15 @@ class Coordinator:
         database: Database,
         rules: MarketRules,
         runtime: Runtime,
+        *,
+        bounds: MarketBounds = DEFAULT_BOUNDS,
     ) -> None:
         runtime = runtime.steadied()
         clock = runtime.clock
         self.key = key
         self.transport = transport
         self.database = database
-        self.writer = LedgerWriter(database, clock)
+        self.writer = LedgerWriter(database, clock, batch_max=bounds.batch_max)
         reputation = Reputation(rng=runtime.child_rng())
         self.market = Market(
             OfferBook(reputation, catalogue=rules.catalogue),
@@ -89,9 +91,18 @@ class Coordinator:
             rng=runtime.child_rng(),
             stopwatch_ns=runtime.stopwatch_ns,
         )
-        self.leases = LeaseRegistry(self.market)
+        self.leases = LeaseRegistry(
+            self.market, Clients(bounds.windows, clients_max=bounds.clients_remembered_max)
+        )
         payments = Payments(database, self.writer, clock=clock, fee_bps=rules.fee_bps)
-        self.receipts = ReceiptDesk(database, self.leases, payments, clock=clock)
+        self.receipts = ReceiptDesk(
+            database,
+            self.leases,
+            payments,
+            clock=clock,
+            sweep_max=bounds.sweep_max,
+            remembered_max=bounds.receipts_remembered_max,
+        )
         self.desk = LeaseDesk(
             key,
             self.market,
@@ -100,6 +111,7 @@ class Coordinator:
             self.writer,
             database=database,
             clock=clock,
+            open_within_ms=bounds.lease_open_within_ms,
         )
         self._lease_server = LeaseServer(
             self.desk, database, asks_per_minute=rules.client_asks_per_minute
@@ -110,6 +122,7 @@ class Coordinator:
         self.pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=runtime.child_rng())
         self.client = MarketClient(self.pool, self._leaser(), clock=clock, entropy=runtime.entropy)
         self._clock = clock
+        self._bounds = bounds
         self._stopping = trio.Event()
         transport.handle(LEASE_PROTOCOL, self._lease_server.handle)
         transport.handle(CONTROL_PROTOCOL, self.control.handle)
@@ -124,10 +137,7 @@ class Coordinator:
         async with open_stages() as stages:
             await stages.start("books", self.writer.run)
             await stages.start("books", self._sign_heads)
-            now_ms = self._clock.now_ms()
-            await restore_records(self.database, self.market, now_ms=now_ms)
-            await restore_clients(self.database, self.leases, now_ms=now_ms)
-            await restore_leases(self.database, self.leases, now_ms=now_ms)
+            await self._restore()
             await stages.start("network", self._take_offers)
             for part in (self.transport, self.pool, self.client, self.control):
                 await stages.start("network", part.run)
@@ -136,6 +146,17 @@ class Coordinator:
             task_status.started()
             await self._stopping.wait()
             await self.client.wait_settled(within_s=SETTLED_WITHIN_S)
+
+    async def _restore(self) -> None:
+        """Take up what an earlier process left behind."""
+        now_ms, bounds = self._clock.now_ms(), self._bounds
+        await restore_records(
+            self.database, self.market, now_ms=now_ms, answers_max=bounds.answers_restored_max
+        )
+        await restore_clients(
+            self.database, self.leases, now_ms=now_ms, ended_max=bounds.leases_restored_max
+        )
+        await restore_leases(self.database, self.leases, now_ms=now_ms)
 
     def _leaser(self) -> Leaser:
         """Where our own client leases and settles."""
@@ -169,13 +190,13 @@ class Coordinator:
     async def _sweep_forever(self, *, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
         while True:
-            await trio.sleep(SWEEP_EVERY_S)
+            await trio.sleep(self._bounds.sweep_every_s)
             now_ms = self._clock.now_ms()
             self.market.book.expire(now_ms)
             self.leases.jobs.forget(now_ms)
             self.leases.yield_seats(now_ms)
             try:
-                while await self.receipts.sweep() == SWEEP_MAX:
+                while await self.receipts.sweep() == self._bounds.sweep_max:
                     pass
                 while await self.receipts.expire():
                     pass

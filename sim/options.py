@@ -5,8 +5,10 @@ written into the trace first.
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from coordinator.bounds import DEFAULT_BOUNDS, MarketBounds
+from coordinator.leasing.clients import WindowRange
 from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.money import NANO_PER_CREDIT
 from protocol.net.memory_wire import Conditions
@@ -170,6 +172,8 @@ class WorldOptions:
     nodes: int = 5
     clients: int = 3
     api_keys: tuple[KeyPlan, ...] = (KeyPlan(),)
+    machines: tuple[SimMachine, ...] = MACHINES
+    bounds: MarketBounds = DEFAULT_BOUNDS
     fee_bps: int = 500
     chaos_s: float = 40.0
     network: Network = field(default_factory=Network)
@@ -182,6 +186,8 @@ def draw_options(seed: int) -> WorldOptions:
     rng = random.Random(f"options {seed}")
     return WorldOptions(
         api_keys=_draw_keys(random.Random(f"keys {seed}")),
+        machines=_draw_machines(random.Random(f"machines {seed}")),
+        bounds=_draw_bounds(random.Random(f"bounds {seed}")),
         fee_bps=rng.choice((0, 250, 500, 1_111)),
         network=Network(
             latency_s=(0.001, rng.choice((0.01, 0.08, 0.15))),
@@ -213,6 +219,34 @@ def draw_options(seed: int) -> WorldOptions:
             cancel_share=rng.uniform(0.1, 0.3),
             poor_credit_nano=rng.randint(60_000, 300_000),
         ),
+    )
+
+
+def _draw_machines(rng: random.Random) -> tuple[SimMachine, ...]:
+    """Machines whose prices leave a rest per token, so that it shows where a charge is rounded."""
+    return tuple(replace(machine, price=_odd(machine.price, rng)) for machine in MACHINES)
+
+
+def _odd(price: PriceSheet, rng: random.Random) -> PriceSheet:
+    return PriceSheet(
+        input_nano_per_mtok=int(price.input_nano_per_mtok * rng.uniform(0.8, 1.25)) | 1,
+        output_nano_per_mtok=int(price.output_nano_per_mtok * rng.uniform(0.8, 1.25)) | 1,
+        request_nano=rng.choice((0, rng.randint(1, 99))),
+    )
+
+
+def _draw_bounds(rng: random.Random) -> MarketBounds:
+    """Bounds that a world reaches, or that none does."""
+    return MarketBounds(
+        sweep_every_s=rng.choice((0.5, 2.0, 5.0)),
+        sweep_max=rng.choice((1, 3, 500)),
+        batch_max=rng.choice((16, 64, 1_000)),
+        receipts_remembered_max=rng.choice((1, 8, 4_096)),
+        clients_remembered_max=rng.choice((2, 4, 50_000)),
+        answers_restored_max=rng.choice((4, 2_000)),
+        leases_restored_max=rng.choice((4, 20_000)),
+        lease_open_within_ms=rng.choice((8_000, 15_000, 30_000)),
+        windows=WindowRange(rng.choice((16, 23, 48)), rng.choice((64, 256))),
     )
 
 

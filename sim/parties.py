@@ -36,7 +36,7 @@ from sim.book_rows import read_gifts
 from sim.buyer import Buyer, SimClient
 from sim.key_rows import read_keys
 from sim.machine_clock import MachineClock
-from sim.options import MACHINES, KeyPlan, WorldOptions
+from sim.options import KeyPlan, WorldOptions
 from sim.sim_coordinator import COORDINATOR_NAME, SimCoordinator, address_of
 from sim.sim_node import SimNode
 from sim.sim_worker import Ailments
@@ -177,6 +177,7 @@ class _Casting:
             rng=child_rng(self._rng),
             auditor=auditor,
             clock=clock,
+            bounds=self._options.bounds,
         )
         return coordinator, auditor
 
@@ -185,7 +186,7 @@ class _Casting:
         return SimNode(
             f"node-{number + 1}",
             SigningKey.generate(self._rng.randbytes),
-            self._rng.choice(MACHINES),
+            self._rng.choice(self._options.machines),
             self.network,
             self._skewed_clock(),
             rng=child_rng(self._rng),
@@ -255,7 +256,7 @@ class _Casting:
             vice,
             f"bad-node-{number + 1}",
             SigningKey.generate(self._rng.randbytes),
-            tempting(MACHINES[-1]),
+            tempting(self._options.machines[-1]),
             self.network,
             self._skewed_clock(),
             rng=child_rng(self._rng),

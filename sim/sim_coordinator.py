@@ -9,6 +9,7 @@ from typing import Any
 import trio
 
 from coordinator.app import Coordinator, MarketRules
+from coordinator.bounds import DEFAULT_BOUNDS, MarketBounds
 from coordinator.buyer.leaser import Leaser
 from coordinator.db.engine import Connection
 from protocol.ids import PeerId
@@ -45,6 +46,7 @@ class SimCoordinator:
         rng: random.Random,
         auditor: Auditor,
         clock: MachineClock | None = None,
+        bounds: MarketBounds = DEFAULT_BOUNDS,
     ) -> None:
         self.key = key
         # Of its machine; None if nothing shall happen to it.
@@ -58,6 +60,7 @@ class SimCoordinator:
         self._auditor = auditor
         self._network = network
         self._rules = rules
+        self._bounds = bounds
         self._make_runtime = make_runtime
 
     @property
@@ -100,6 +103,7 @@ class SimCoordinator:
                 database,
                 self._rules,
                 self._make_runtime(),
+                bounds=self._bounds,
             )
             async with trio.open_nursery() as nursery:
                 await nursery.start(program.run)

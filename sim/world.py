@@ -63,8 +63,8 @@ PROBE_TRIES = 6
 PROBE_AGAIN_S = 20.0
 LOOK_EVERY_S = 1.0
 POLL_EVERY_S = 0.25
-# A coordinator looks for expired holds every two seconds.
-HOLD_LATE_MS = 5_000
+# A coordinator's sweep waits for the disk.
+SWEEP_TAKES_MS = 1_000
 
 
 class Stuck(Exception):
@@ -124,6 +124,8 @@ class SimWorld:
         self._holds_until: dict[JobId, float] = {}
         self._faults: Counter[str] = Counter()
         self._honest_shares = honest_shares(options.faults)
+        # A hold may time out right after a sweep.
+        self._hold_late_ms = int(2_000 * options.bounds.sweep_every_s) + SWEEP_TAKES_MS
         trace.add("world", "options", seed=seed, options=options)
         self._parties = make_parties(options, rng, trace)
         self._garblers = {
@@ -234,7 +236,7 @@ class SimWorld:
             total_ms=round(report.total_ms, 3),
         )
         if isinstance(buyer, ApiUser) and report.job_id is not None:
-            within_s = planned.spec.deadline_s + RECEIPT_GRACE_MS / 1000 + HOLD_LATE_MS / 1000
+            within_s = planned.spec.deadline_s + RECEIPT_GRACE_MS / 1000 + self._hold_late_ms / 1000
             self._holds_until[report.job_id] = trio.current_time() + within_s
         is_garbled = report.node in self._garblers
         honest = {*self._honest_shares, *buyer.honest_codes}
@@ -299,7 +301,7 @@ class SimWorld:
         coordinator = self._parties.coordinator
         if coordinator.current is None:
             return
-        grace_s = (RECEIPT_GRACE_MS + HOLD_LATE_MS) / 1000
+        grace_s = (RECEIPT_GRACE_MS + self._hold_late_ms) / 1000
         now = trio.current_time()
         for lease in leases:
             until = self._holds_until.get(JobId(lease.job_id), now)
@@ -312,7 +314,7 @@ class SimWorld:
         if coordinator is not None:
             now_ms = self._parties.clock.now_ms()
             yield from check_holds(
-                coordinator.leases, held_nano, now_ms=now_ms, late_ms=HOLD_LATE_MS
+                coordinator.leases, held_nano, now_ms=now_ms, late_ms=self._hold_late_ms
             )
         for node in self._parties.nodes:
             for model in node.models:
@@ -356,7 +358,12 @@ class SimWorld:
         keyed = self._check_keys(rows, keys)
         for finding in (*check_rows(rows), *keyed, *check_ended(rows), *promised):
             self._violate(f"the rows of the books: {finding}")
-        for violation in check_shares(self._reports, self._honest_shares):
+        unexplained = [
+            report
+            for report in self._reports
+            if report.code not in self._buyer_of(report.planned).honest_codes
+        ]
+        for violation in check_shares(unexplained, self._honest_shares):
             self._violate(violation)
         for alarm in self.trace.alarms:
             self._violate(alarm)

@@ -34,13 +34,10 @@ from protocol.clock import Clock
 log = structlog.get_logger(__name__)
 
 # Past this the commit takes longer than the fdatasync that it saves.
-_BATCH_MAX = 1_000
+BATCH_MAX = 1_000
 
 # Ten full batches are about half a second of work: longer, and the client had better hear "busy".
-_QUEUE_MAX = 10 * _BATCH_MAX
-
-# Holds expired by one call: one batch, so that a sweep after an outage does not starve the market.
-_SWEEP_MAX = _BATCH_MAX
+_QUEUE_MAX = 10 * BATCH_MAX
 
 
 _Answer = outcome.Value[object] | outcome.Error
@@ -67,7 +64,8 @@ class _Waiting:
 class LedgerWriter:
     """Group commit over one database. `run` must be running for `submit` to work."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, *, batch_max: int = BATCH_MAX) -> None:
+        self._batch_max = batch_max
         self._database = database
         self._clock = clock
         self._is_running = False
@@ -85,7 +83,7 @@ class LedgerWriter:
                 await trio.lowlevel.checkpoint_if_cancelled()
                 while not self._queue:
                     await self._idle.park()
-                batch = list(self._queue)[:_BATCH_MAX]
+                batch = list(self._queue)[: self._batch_max]
                 for waiting in batch:
                     del self._queue[waiting]
                     waiting.is_taken = True
@@ -133,7 +131,9 @@ class LedgerWriter:
         """Give back every hold whose timeout has come, oldest first; returns those that this call
         ended. `records_of` says what else to write with each, `is_kept` which ones stay due. Call
         again while it returns any; a hold that finds no room in the books stays due too."""
-        due = await self._database.read(list_due_holds, self._clock.now_ms(), limit=_SWEEP_MAX)
+        # One batch, so that a sweep after an outage does not starve the market.
+        limit = self._batch_max
+        due = await self._database.read(list_due_holds, self._clock.now_ms(), limit=limit)
         expired: list[Transfer] = []
 
         async def expire_one(hold: Transfer) -> None:

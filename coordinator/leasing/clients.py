@@ -86,12 +86,6 @@ class ClientRecord:
         return STRANGER + steps
 
     @property
-    def window_tokens(self) -> int:
-        """How much output may lack the client's signature; doubles every two steps."""
-        doublings = max(self.standing - STRANGER, 0) // 2
-        return min(WINDOW_TOKENS_MIN << doublings, WINDOW_TOKENS_MAX)
-
-    @property
     def unopened_max(self) -> int:
         """How many leases may be open that no node has reported as opened."""
         if not self.standing:
@@ -109,10 +103,29 @@ def _counted(good: float, bad: float, *, is_good: bool) -> tuple[float, float]:
     return good * keep + is_good, bad * keep + (not is_good)
 
 
-class Clients:
-    """The records of clients seen lately."""
+@dataclass(frozen=True, slots=True)
+class WindowRange:
+    """How much output may lack a client's signature: from a stranger's window to the widest."""
 
-    def __init__(self, *, clients_max: int = CLIENTS_MAX) -> None:
+    first_tokens: int = WINDOW_TOKENS_MIN
+    widest_tokens: int = WINDOW_TOKENS_MAX
+
+    def of(self, record: ClientRecord) -> int:
+        """The window of a client with this record; doubles every two steps of its standing."""
+        doublings = max(record.standing - STRANGER, 0) // 2
+        return min(self.first_tokens << doublings, self.widest_tokens)
+
+
+ALL_WINDOWS = WindowRange()
+
+
+class Clients:
+    """The records of clients seen lately, and which windows they get."""
+
+    def __init__(
+        self, windows: WindowRange = ALL_WINDOWS, *, clients_max: int = CLIENTS_MAX
+    ) -> None:
+        self.windows = windows
         self._clients_max = clients_max
         self._records: OrderedDict[PeerId, ClientRecord] = OrderedDict()
 

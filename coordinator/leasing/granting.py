@@ -65,6 +65,7 @@ class LeaseDesk:
         *,
         database: Database,
         clock: Clock,
+        open_within_ms: int = LEASE_OPEN_WITHIN_MS,
     ) -> None:
         self._key = key
         self._market = market
@@ -74,6 +75,7 @@ class LeaseDesk:
         self._database = database
         self._funds = Funds(database)
         self._clock = clock
+        self._open_within_ms = open_within_ms
 
     @property
     def coordinator(self) -> PeerId:
@@ -222,9 +224,9 @@ class LeaseDesk:
             units_max=asked.units_max,
             ceiling_nano=candidate.ceiling_nano,
             issued_at_ms=now_ms,
-            open_before_ms=min(now_ms + LEASE_OPEN_WITHIN_MS, deadline_at_ms),
+            open_before_ms=min(now_ms + self._open_within_ms, deadline_at_ms),
             deadline_at_ms=deadline_at_ms,
-            window_tokens=record.window_tokens,
+            window_tokens=self._leases.clients.windows.of(record),
             client_standing=record.standing,
             pays_tails=not self._leases.tails.is_suspect(candidate.node),
             incarnation_ms=candidate.offer.message.incarnation_ms,

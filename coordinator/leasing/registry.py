@@ -49,10 +49,10 @@ class Settlement:
 class LeaseRegistry:
     """All open leases by id, and what they have taken of the market and of clients."""
 
-    def __init__(self, market: Market) -> None:
+    def __init__(self, market: Market, clients: Clients | None = None) -> None:
         self.jobs = LeasedJobs()
         self.turns = Turns()
-        self.clients = Clients()
+        self.clients = clients if clients is not None else Clients()
         self.tails = Tails()
         self.openings = Openings(self.clients)
         self._market = market

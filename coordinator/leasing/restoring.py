@@ -21,8 +21,8 @@ from protocol.pricing import Units
 
 # Most of what is older has faded, but not that a node has a record of its own: a dozen answers to
 # one client make one, and a quiet night before a restart takes it from no node.
-REMEMBERED_MS = 24 * 3_600_000
-REMEMBERED_MAX = 2_000
+ANSWERS_SINCE_MS = 24 * 3_600_000
+ANSWERS_MAX = 2_000
 # The records of clients do not fade with time, and no signature is checked again for them: a day of
 # a small market, of a large one the last minutes.
 ENDED_SINCE_MS = 24 * 3_600_000
@@ -44,10 +44,12 @@ async def restore_leases(database: Database, leases: LeaseRegistry, *, now_ms: i
     leases.restore(restored, now_ms=now_ms)
 
 
-async def restore_records(database: Database, market: Market, *, now_ms: int) -> None:
-    """Count the answers that were paid lately for their nodes."""
+async def restore_records(
+    database: Database, market: Market, *, now_ms: int, answers_max: int = ANSWERS_MAX
+) -> None:
+    """Count the last answers that were paid for their nodes."""
     rows = await database.read(
-        list_settled_receipts, since_ms=now_ms - REMEMBERED_MS, limit=REMEMBERED_MAX
+        list_settled_receipts, since_ms=now_ms - ANSWERS_SINCE_MS, limit=answers_max
     )
     answers = [
         (stored, is_own)
@@ -64,10 +66,12 @@ async def restore_records(database: Database, market: Market, *, now_ms: int) ->
         )
 
 
-async def restore_clients(database: Database, leases: LeaseRegistry, *, now_ms: int) -> None:
+async def restore_clients(
+    database: Database, leases: LeaseRegistry, *, now_ms: int, ended_max: int = ENDED_MAX
+) -> None:
     """Take the ends of leases into the records of their clients, and of the pairs of parties."""
     ended = await database.read(
-        list_ended_leases, since_ms=now_ms - ENDED_SINCE_MS, limit=ENDED_MAX
+        list_ended_leases, since_ms=now_ms - ENDED_SINCE_MS, limit=ended_max
     )
     for past in ended:
         if past.receipt_state is not None:

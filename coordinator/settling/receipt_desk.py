@@ -56,7 +56,11 @@ class ReceiptDesk:
         payments: Payments,
         *,
         clock: Clock,
+        sweep_max: int = SWEEP_MAX,
+        remembered_max: int = REMEMBERED_MAX,
     ) -> None:
+        self._sweep_max = sweep_max
+        self._remembered_max = remembered_max
         self._database = database
         self._leases = leases
         self._payments = payments
@@ -102,7 +106,8 @@ class ReceiptDesk:
         return await self._store(receipt, acceptance, opened, is_due=is_due)
 
     async def sweep(self) -> int:
-        """Pay the lone receipts that are due. Returns how many; call again if many."""
+        """Pay the lone receipts that are due, at most `sweep_max`. Returns how many were paid; call
+        again if it was that many."""
         now_ms = self._clock.now_ms()
         due = [
             opened
@@ -110,7 +115,7 @@ class ReceiptDesk:
             if opened.has_receipt and opened.lone_receipt_due_ms <= now_ms
         ]
         paid = 0
-        for opened in due[:SWEEP_MAX]:
+        for opened in due[: self._sweep_max]:
             paid += await self._pay_stored(opened)
         return paid
 
@@ -253,7 +258,7 @@ class ReceiptDesk:
 
     def _remember(self, raw: bytes, reply: SettleReply) -> None:
         self._settled[raw] = reply
-        if len(self._settled) > REMEMBERED_MAX:
+        if len(self._settled) > self._remembered_max:
             del self._settled[next(iter(self._settled))]
 
     async def _check_same(self, receipt: Signed[Receipt], lease_id: LeaseId) -> None:

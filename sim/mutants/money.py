@@ -11,6 +11,7 @@ MONEY = (
         "protocol/money.py",
         "return -(-numerator // denominator)",
         "return numerator // denominator",
+        seeds=3,
         test="tests/protocol/test_money.py::test_a_charge_rounds_up_once_per_job",
     ),
     Mutant(

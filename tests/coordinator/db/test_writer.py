@@ -125,15 +125,10 @@ async def test_what_queues_during_a_commit_shares_the_next(
 
 
 async def test_a_batch_has_a_size(
-    database: Database,
-    runner: GatedRunner,
-    clock: HandClock,
-    ulid: Ulids,
-    nursery: trio.Nursery,
-    monkeypatch: pytest.MonkeyPatch,
+    database: Database, runner: GatedRunner, clock: HandClock, ulid: Ulids, nursery: trio.Nursery
 ) -> None:
-    monkeypatch.setattr(coordinator.db.writer, "_BATCH_MAX", 10)
-    writer = await started(nursery, database, clock)
+    writer = LedgerWriter(database, clock, batch_max=10)
+    await nursery.start(writer.run)
     async with trio.open_nursery() as submitters:
         for _ in range(35):
             submitters.start_soon(writer.submit, pay(ulid()))

@@ -1,6 +1,7 @@
 """What a client's record entitles it to."""
 
 from coordinator.leasing.clients import (
+    ALL_WINDOWS,
     FIRST_STEP_NANO,
     STANDING_MAX,
     STRANGER,
@@ -14,7 +15,7 @@ from protocol.limits import WINDOW_TOKENS_MAX, WINDOW_TOKENS_MIN
 
 def test_a_stranger_gets_the_smallest_window_and_few_unopened_leases() -> None:
     record = Clients().look_up(PeerId("a"))
-    assert (record.standing, record.window_tokens) == (STRANGER, WINDOW_TOKENS_MIN)
+    assert (record.standing, ALL_WINDOWS.of(record)) == (STRANGER, WINDOW_TOKENS_MIN)
     assert record.unopened_max == UNOPENED_MAX_OF_STRANGERS
 
 
@@ -23,7 +24,7 @@ def test_what_is_paid_and_signed_for_earns_wider_windows_up_to_the_largest() -> 
     windows = []
     for _ in range(2 * STANDING_MAX):
         record.note_settled(max(record.paid_nano, FIRST_STEP_NANO), is_signed=True)
-        windows.append(record.window_tokens)
+        windows.append(ALL_WINDOWS.of(record))
     assert windows == sorted(windows)
     assert (windows[-1], record.standing) == (WINDOW_TOKENS_MAX, STANDING_MAX)
 

@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator.app import SWEEP_EVERY_S
+from coordinator.bounds import SWEEP_EVERY_S
 from coordinator.buyer.errors import JobFailed
 from coordinator.db.bulk import Record
 from coordinator.db.jobs import find_jobs
