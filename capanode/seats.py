@@ -35,7 +35,7 @@ class Seats:
 
     @property
     def queued(self) -> int:
-        """Waiting for a slot, or for the rest of their payload."""
+        """Waiting for a slot."""
         return len(self._taken) - len(self._running)
 
     @property
