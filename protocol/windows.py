@@ -76,23 +76,34 @@ class WindowTerms:
 
 
 class HashChain:
-    """The owner's side: `link(0)` is the anchor, each further link is known to the owner alone."""
+    """The owner's side: `link(0)` is the anchor, each further link is known to the owner alone.
+
+    It is made when its first link is asked for: a long one takes milliseconds and a quarter of a
+    megabyte, which a lease must not cost before it is known who signed it.
+    """
 
     def __init__(self, secret: bytes, length: int) -> None:
-        sha256, link = hashlib.sha256, secret
+        self._secret = secret
+        self._length = length
+        self._links: list[bytes] = []
+
+    @property
+    def anchor(self) -> bytes:
+        return self.link(0)
+
+    def link(self, index: int) -> bytes:
+        if not self._links:
+            self._make()
+        return self._links[index]
+
+    def _make(self) -> None:
+        sha256, link = hashlib.sha256, self._secret
         links = [link]
-        for _ in range(length):
+        for _ in range(self._length):
             link = sha256(link).digest()
             links.append(link)
         links.reverse()
         self._links = links
-
-    @property
-    def anchor(self) -> bytes:
-        return self._links[0]
-
-    def link(self, index: int) -> bytes:
-        return self._links[index]
 
 
 class ChainReader:

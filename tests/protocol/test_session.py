@@ -1,4 +1,6 @@
+import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import msgpack
 import pytest
@@ -183,6 +185,29 @@ def test_a_payload_other_than_the_pinned_one_is_refused() -> None:
 def test_a_payload_longer_than_announced_is_refused() -> None:
     body = OpenBody(CHAIN.request.raw, CHAIN.lease.raw, OPENING, SALT, PAYLOAD + b"more")
     assert code_of(NodeJob(NODE).receive, FrameType.JOB_OPEN, encode(body)) is Code.DIGEST_MISMATCH
+
+
+def test_opening_a_job_costs_no_chain_before_it_is_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node computed 4,096 links for a lease before it looked who had signed it."""
+    hashed = 0
+
+    def sha256(data: bytes) -> object:
+        nonlocal hashed
+        hashed += 1
+        return hashlib.sha256(data)
+
+    request = seal(CLIENT, make_request())
+    lease = seal(COORDINATOR, make_lease(request))
+    frames = ClientJob(request, lease, SALTED, CLIENT).open(now_ms=NOW_MS)
+    monkeypatch.setattr("protocol.windows.hashlib", SimpleNamespace(sha256=sha256))
+    node = NodeJob(NODE)
+    for frame in frames:
+        node.receive(*frame)
+    assert hashed == 0
+    admit(node, Units(input_tokens=9))
+    assert hashed > 0
 
 
 def test_frames_out_of_order_are_refused() -> None:
