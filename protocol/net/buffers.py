@@ -8,6 +8,7 @@ share; when the process is at its bound, the fullest connection of the fullest b
 from collections.abc import Callable
 
 from protocol.limits import KIB, MIB
+from protocol.net.pace import WorkPace
 from protocol.net.shares import Shares
 
 # All connections of a process together: sixty payloads of the largest size under way.
@@ -20,12 +21,13 @@ _STEP_BYTES = 64 * KIB
 
 
 class Holding:
-    """What one connection holds. `drop` ends the connection."""
+    """What one connection holds, and how fast it may make us work. `drop` ends the connection."""
 
-    __slots__ = ("_booked", "_buffers", "_drop", "held_bytes")
+    __slots__ = ("_booked", "_buffers", "_drop", "held_bytes", "pace")
 
     def __init__(self, buffers: "Buffers", drop: Callable[[], None]) -> None:
         self.held_bytes = 0
+        self.pace = WorkPace()
         self._booked = 0
         self._buffers = buffers
         self._drop = drop

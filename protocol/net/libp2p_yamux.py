@@ -102,7 +102,7 @@ class Mux(IMuxedConn):
         remote = conn.get_remote_address()
         self.block = block_of(remote[0] if remote is not None else "")
         self.memory = buffers.open(self.block, self.drop)
-        self._reader = MuxReader(self)
+        self._reader = MuxReader(self, self.memory.pace)
         self._pings = 0
         self._pongs: dict[int, trio.Event] = {}
         self._life = trio.CancelScope()
@@ -242,7 +242,7 @@ class Mux(IMuxedConn):
         while True:
             await trio.sleep_until(self._heard_at + PING_AFTER_S)
             asked_at = trio.current_time()
-            if asked_at - self._heard_at < PING_AFTER_S:
+            if asked_at < self._heard_at + PING_AFTER_S:
                 continue
             with trio.move_on_after(PONG_WITHIN_S):
                 await self.ping()
@@ -255,6 +255,7 @@ class Mux(IMuxedConn):
         while data := await self._read():
             self._heard_at = trio.current_time()
             self._reader.feed(data)
+            await self.memory.pace.wait()
 
     async def _read(self) -> bytes:
         """What comes next. Raises ProtocolViolation if a frame takes too long."""

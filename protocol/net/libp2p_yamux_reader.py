@@ -13,10 +13,13 @@ from protocol.net.libp2p_yamux_stream import (
     DATA,
     GO_AWAY,
     HEADER,
+    PING,
+    SYN,
     WINDOW_BYTES_MAX,
     MuxStream,
     ProtocolViolation,
 )
+from protocol.net.pace import FRAME_COST, STREAM_COST, WorkPace
 
 # A frame of the largest window, over a slow line. A peer that takes longer holds up every other
 # stream of its connection.
@@ -37,9 +40,10 @@ class MuxReader:
     """Cuts the bytes of one connection into frames. `due_at` is trio's time by which the frame
     that has arrived in part must be whole; infinite between frames."""
 
-    def __init__(self, receiver: _Receiver) -> None:
+    def __init__(self, receiver: _Receiver, pace: WorkPace) -> None:
         self.due_at = math.inf
         self._receiver = receiver
+        self._pace = pace
         self._buffer = bytearray()
         # The frame of data that is under way: its stream, flags and rest.
         self._body: tuple[MuxStream | None, int] = (None, 0)
@@ -72,6 +76,10 @@ class MuxReader:
     def _on_header(self, version: int, kind: int, flags: int, stream_id: int, length: int) -> None:
         if version != VERSION or kind > GO_AWAY:
             raise ProtocolViolation(f"frame of version {version}, type {kind}")
+        if flags & SYN and kind < PING:
+            self._pace.spend(STREAM_COST)
+        elif kind != DATA or not length:
+            self._pace.spend(FRAME_COST)
         if kind != DATA:
             self._receiver.on_control(kind, flags, stream_id, length)
             return

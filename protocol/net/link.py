@@ -22,6 +22,7 @@ from protocol.limits import CHANNELS_PER_PEER_MAX, MESSAGE_CHARS_MAX, MIB, PAYLO
 from protocol.net.channels import FRAME_OVERHEAD_BYTES, Channel
 from protocol.net.errors import Backpressure, NetError, NetTimeout, StreamClosed
 from protocol.net.frames import FLUSH_WITHIN_S, HELLO_WITHIN_S, STREAM_CHANNEL, FramedStream
+from protocol.net.pace import CHANNEL_COST
 from protocol.net.serve import Boundary
 from protocol.net.transport import Stream
 
@@ -205,6 +206,7 @@ class Link:
         while frames := await self._framed.receive_batch():
             for frame in frames:
                 self._dispatch(frame)
+                await self._memory.pace.wait()
         both.cancel()
 
     async def _end(self) -> None:
@@ -262,6 +264,7 @@ class Link:
                 reason = f"channel {frame.channel} was used on this stream before"
                 self._send_ending(frame.channel, ErrorBody(Code.UNEXPECTED_FRAME, reason))
             return None
+        self._memory.pace.spend(CHANNEL_COST)
         channel = self._add_channel(frame.channel)
         channels_max = self._limits.channels_max
         if len(self._channels) > channels_max or self._serving >= channels_max + LATE_HANDLERS_MAX:

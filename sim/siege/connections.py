@@ -1,20 +1,24 @@
 """D1: attacks on scarce places before a peer has said who it is."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from itertools import count
 
 import trio
 
 from coordinator.endpoint import Endpoint
+from protocol.codec import encode
 from protocol.errors import CapaError
+from protocol.framing import HEADER, VERSION, Frame, FrameType, encode_frame
 from protocol.limits import MIB
 from protocol.net.descriptors import raise_descriptor_limit
-from protocol.services import NodesAsk
+from protocol.net.frames import Hello
+from protocol.services import LEASE_PROTOCOL, NodesAsk
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.gateway_user import Service
 from sim.siege.ground import Ground, open_other_coordinator, watched_memory
 from sim.siege.peer import open_peer
-from sim.siege.raw_connection import connect_raw
+from sim.siege.raw_connection import RawConnection, connect_raw
 from sim.siege.small_coordinator import DESCRIPTORS
 
 _CONNECTS = 4
@@ -31,6 +35,10 @@ _FRAME_BYTES = 4 * MIB
 _MISSING_BYTES = 1_000
 _PARTIAL_MEMORY_MIB_MAX = 24
 _DRIP_EVERY_S = 1.0
+
+_HELLO = encode_frame(Frame(FrameType.HELLO, 0, encode(Hello((VERSION,), "client"))))
+_AT_ONCE = 500
+_FLOODED_S_MAX = 1.5
 
 
 async def silent_handshakes(ground: Ground) -> AttackResult:
@@ -92,6 +100,44 @@ async def partial_frames(ground: Ground) -> AttackResult:
     )
 
 
+async def frame_floods(ground: Ground) -> AttackResult:
+    """Strangers send frames without data at full speed: pings, streams, conversations."""
+    port = _port_of(ground.endpoint.addresses[0])
+    before = await _connect(ground.endpoint)
+
+    async def flood(make: Callable[[int], bytes], greeting: bytes) -> None:
+        while True:
+            connection = await connect_raw(port)
+            async with trio.open_nursery() as draining:
+                draining.start_soon(connection.drain)
+                with suppress(trio.BrokenResourceError):
+                    await connection.send(greeting)
+                    for start in count(_AT_ONCE, _AT_ONCE):
+                        frames = map(make, range(start, start + _AT_ONCE))
+                        await connection.send(b"".join(frames))
+
+    async with trio.open_nursery() as nursery:
+        for make, greeting in (
+            (RawConnection.ping, b""),
+            (lambda n: RawConnection.open_stream(2 * n + 1, "/siege/1"), b""),
+            (_unknown_frame, RawConnection.open_stream(1, LEASE_PROTOCOL, _HELLO)),
+        ):
+            nursery.start_soon(flood, make, greeting)
+        await trio.sleep(_FILLS_WITHIN_S)
+        under = await _connect(ground.endpoint)
+        nursery.cancel_scope.cancel()
+    return AttackResult(
+        held=before.is_whole and under.is_whole and under.slowest_s <= _FLOODED_S_MAX,
+        honest_before=f"new clients: {before}",
+        honest_under=f"{under}, beside floods of pings, streams and frames",
+    )
+
+
+def _unknown_frame(number: int) -> bytes:
+    """On a channel of its own, of a type that no version has."""
+    return RawConnection.data(1, HEADER.pack(VERSION, 200, number, 0))
+
+
 async def _connect(endpoint: Endpoint) -> Service:
     """New clients, one after the other, shake hands and ask which nodes there are."""
     answered, slowest_s = 0, 0.0
@@ -135,6 +181,7 @@ def _port_of(address: str) -> int:
 
 
 ATTACKS = (
+    Attack("frame-floods", "D1", "send frames without data at full speed", frame_floods),
     Attack("silent-handshakes", "D1", "connect often and say nothing", silent_handshakes),
     Attack("idle-descriptors", "D1", "hold descriptors by idle HTTP", idle_descriptors),
     Attack("partial-frames", "D1", "send almost all of large frames", partial_frames),

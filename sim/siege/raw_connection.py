@@ -6,6 +6,7 @@ Our transport sends whole frames only; an attacker need not. Source: the libp2p 
 
 import os
 import struct
+from contextlib import suppress
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -20,7 +21,8 @@ _NOISE = b"Noise_XX_25519_ChaChaPoly_SHA256"
 _HANDSHAKE_PREFIX = b"noise-libp2p-static-key:"
 _SEALED_BYTES_MAX = 65_519
 _YAMUX_HEADER = struct.Struct("!BBHII")  # version, type, flags, stream, length
-_YAMUX_DATA = 0
+_YAMUX_DATA, _YAMUX_PING = 0, 2
+_YAMUX_SYN = 1
 
 
 class RawConnection:
@@ -55,6 +57,27 @@ class RawConnection:
     async def begin_frame(self, stream_id: int, size: int) -> None:
         """The head of a Yamux DATA frame, whose body may follow or not."""
         await self.send(_YAMUX_HEADER.pack(0, _YAMUX_DATA, 0, stream_id, size))
+
+    @staticmethod
+    def ping(number: int) -> bytes:
+        """A Yamux frame that asks for an answer."""
+        return _YAMUX_HEADER.pack(0, _YAMUX_PING, _YAMUX_SYN, 0, number)
+
+    @staticmethod
+    def open_stream(stream_id: int, protocol_id: str, data: bytes = b"") -> bytes:
+        """A Yamux frame that opens a stream, proposes its protocol and sends the first data."""
+        body = _line("/multistream/1.0.0") + _line(protocol_id) + data
+        return _YAMUX_HEADER.pack(0, _YAMUX_DATA, _YAMUX_SYN, stream_id, len(body)) + body
+
+    @staticmethod
+    def data(stream_id: int, body: bytes) -> bytes:
+        return _YAMUX_HEADER.pack(0, _YAMUX_DATA, 0, stream_id, len(body)) + body
+
+    async def drain(self) -> None:
+        """Take what comes, and forget it, until the connection ends."""
+        with suppress(trio.BrokenResourceError):
+            while await self._stream.receive_some():
+                pass
 
     async def _agree(self, protocol_id: str) -> None:
         await self._stream.send_all(_line("/multistream/1.0.0") + _line(protocol_id))

@@ -43,6 +43,7 @@ from protocol.net.libp2p_yamux_stream import (
     WRITE_BYTES_MAX,
     MuxStream,
 )
+from protocol.net.pace import FRAME_COST, STREAM_COST, WORK
 from tests.protocol.net.contract import key_of
 from tests.protocol.net.virtual import virtual_time
 
@@ -427,9 +428,35 @@ async def test_flood_of_pings_without_reading_ends_the_connection() -> None:
         nursery.start_soon(mux.start)
         for _ in range(40):
             await right.write(frame(PING, SYN, 0, 1) * 5000)
-        with trio.fail_after(5):
+        # Not at once: frames without data are read at a bounded pace.
+        with trio.fail_after(60):
             await mux.event_closed.wait()
         assert not mux.timed_out
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "cost"),
+    [(PING, SYN, FRAME_COST), (WINDOW_UPDATE, RST, FRAME_COST), (WINDOW_UPDATE, SYN, STREAM_COST)],
+    ids=["pings", "resets", "streams"],
+)
+@virtual_time
+async def test_frames_without_data_are_read_at_a_bounded_pace(
+    kind: int, flags: int, cost: int
+) -> None:
+    left, right = queue_pair()
+    mux = mux_on(left)
+    at_once = 32
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mux.start)
+        for start in range(0, 4 * WORK.burst // cost, at_once):
+            numbers = range(start, start + at_once)
+            frames = [frame(kind, flags, 0 if kind == PING else 2 * n + 2, 1) for n in numbers]
+            await right.write(b"".join(frames))
+        await trio.sleep(1)
+        assert left.receive.statistics().current_buffer_used > 0
+        await trio.sleep(4 * WORK.burst / WORK.per_s)
+        assert left.receive.statistics().current_buffer_used == 0
         nursery.cancel_scope.cancel()
 
 

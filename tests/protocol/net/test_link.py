@@ -13,6 +13,7 @@ from protocol.net.channels import Channel
 from protocol.net.errors import NetTimeout, StreamClosed
 from protocol.net.frames import FramedStream, Hello
 from protocol.net.link import LATE_HANDLERS_MAX, error_body
+from protocol.net.pace import CHANNEL_COST, WORK
 from protocol.net.transport import Stream
 from tests.protocol.net.contract import receive_all
 from tests.protocol.net.pairs import CHANNELS, Pair, echo
@@ -246,6 +247,34 @@ async def test_opening_and_closing_in_a_loop_is_bounded_by_the_work_that_runs() 
         await stream.send_all(encode_frame(hello) + flood)
         await trio.sleep(1)
         assert peak == 8 + LATE_HANDLERS_MAX
+
+
+@virtual_time
+async def test_conversations_are_begun_at_a_bounded_pace() -> None:
+    closed = 0
+
+    async def ends_at_once(_: Channel) -> None:
+        """Done."""
+
+    async def count_closed(framed: FramedStream) -> None:
+        nonlocal closed
+        while frames := await framed.receive_batch():
+            closed += sum(frame.type is FrameType.CLOSE for frame in frames)
+
+    pair = Pair()
+    pair.serve_channels(ends_at_once)
+    count = 4 * WORK.burst // CHANNEL_COST
+    async with pair.running() as nursery:
+        stream = await pair.client.open_stream(pair.server.peer_id, CHANNELS, timeout_s=5)
+        framed = FramedStream(stream)
+        await framed.exchange_hello("client")
+        nursery.start_soon(count_closed, framed)
+        for number in range(1, count + 1):
+            await stream.send_all(encode_frame(Frame(FrameType.REQUEST, number, b"")))
+        await trio.sleep(1)
+        assert closed < count
+        await trio.sleep(4 * WORK.burst / WORK.per_s)
+        assert closed == count
 
 
 @virtual_time
