@@ -8,6 +8,7 @@ from typing import Any
 
 import trio
 
+from coordinator.buyer.spec import DEADLINE_S
 from protocol.client_session import ClientJob
 from protocol.clock import Clock
 from protocol.codec import encode
@@ -28,7 +29,7 @@ from sim.vices import Habit
 from sim.workload import MODELS
 
 _PAUSE_S = (0.5, 2.5)
-_DEADLINE_S = 20.0
+_ACTS_WITHIN_S = 20.0
 _OPEN_WITHIN_S = 5.0
 _PROMPT_WORDS = 40
 _TOKENS = 60
@@ -59,7 +60,7 @@ class BadClient(SimClient):
             if not self.is_active:
                 continue
             code: Code | str = "-"
-            with Voice(self.name).speaking(), trio.move_on_after(_DEADLINE_S):
+            with Voice(self.name).speaking(), trio.move_on_after(_ACTS_WITHIN_S):
                 try:
                     await act()
                 except RemoteProtocolError as error:
@@ -112,7 +113,7 @@ class BadClient(SimClient):
             objective=Objective.PRICE,
             constraints=NO_CONSTRAINTS,
             issued_at_ms=now_ms,
-            deadline_at_ms=now_ms + int(1_000 * _DEADLINE_S),
+            deadline_at_ms=now_ms + int(1_000 * DEADLINE_S),
         )
         signed = seal(self.key, request)
         return signed, await self.leaser.lease(signed), payload

@@ -142,6 +142,9 @@ class Demand:
     bad_input_share: float = 0.05
     embedding_share: float = 0.15
     tokens: tuple[int, int] = (4, 100)
+    # Of all jobs, those with the deadline that programs give where their users say nothing; and
+    # what the other users say.
+    usual_deadline_share: float = 0.6
     deadline_s: tuple[float, float] = (20.0, 60.0)
     credit_nano: int = NANO_PER_CREDIT
     poor_credit_nano: int = 150_000

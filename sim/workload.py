@@ -8,7 +8,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from coordinator.buyer.spec import JobSpec
+from coordinator.buyer.spec import DEADLINE_S, JobSpec
+from coordinator.gateway.config import GatewayConfig
 from protocol.ids import PeerId
 from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
 from protocol.payload import EmbeddingInput, GenerationInput
@@ -18,6 +19,9 @@ from sim.sim_worker import CONTEXT_TOKENS, PlannedAnswer, SimInput, answer_of
 
 # Models by task; every node offers the first, every other node the second.
 MODELS = {Task.CAUSAL_LM: "sim-lm", Task.EMBEDDING: "sim-embedder"}
+
+# The deadlines of programs whose users say nothing: of a client, and of the gateway.
+_USUAL_DEADLINES_S = {False: DEADLINE_S, True: GatewayConfig().job_within_s}
 
 _WORDS = ("graph", "tensor", "market", "lease", "token", "river", "seed", "clock", "fault", "peer")
 _PROMPT_WORDS = (3, 60)
@@ -65,11 +69,26 @@ def plan_probes(options: WorldOptions, rng: random.Random) -> tuple[PlannedJob, 
             number=options.demand.jobs + 1 + buyer,
             buyer=buyer,
             at_s=0.0,
-            spec=_spec(job_input, answer_of(job_input), deadline_s=60.0),
+            spec=_spec(
+                job_input,
+                answer_of(job_input),
+                deadline_s=_USUAL_DEADLINES_S[buyer >= options.clients],
+            ),
             answer=answer_of(job_input),
         )
         for buyer in (*range(options.clients - 1), *keys)
     )
+
+
+def longest_s(demand: Demand) -> float:
+    """How long a job may take from when it is asked for."""
+    return demand.slow_body_s[1] + max(*_USUAL_DEADLINES_S.values(), demand.deadline_s[1])
+
+
+def _deadline_s(demand: Demand, rng: random.Random, *, is_at_gateway: bool) -> float:
+    if rng.random() < demand.usual_deadline_share:
+        return _USUAL_DEADLINES_S[is_at_gateway]
+    return round(rng.uniform(*demand.deadline_s), 1)
 
 
 def _plan_times(options: WorldOptions, rng: random.Random) -> Iterator[tuple[float, int]]:
@@ -110,7 +129,7 @@ def _plan_job(
         answer,
         objective=rng.choice(tuple(Objective)),
         constraints=_constraints(nodes, rng),
-        deadline_s=round(rng.uniform(*demand.deadline_s), 1),
+        deadline_s=_deadline_s(demand, rng, is_at_gateway=key is not None),
         is_understated=is_bad,
     )
     return PlannedJob(

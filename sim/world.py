@@ -50,19 +50,24 @@ from sim.parties import make_parties, read_balances
 from sim.switches import make_switches
 from sim.trace import Trace, Voice
 from sim.vices import Vice
-from sim.workload import PlannedJob, plan_jobs, plan_probes
+from sim.workload import PlannedJob, longest_s, plan_jobs, plan_probes
 
 # Attaching is a dial and two round trips; with a second between tries.
 READY_WITHIN_S = 30.0
-# A job's deadline, and the patience of the party that waits for its receipt.
-JOBS_END_WITHIN_S = 90.0
-# The longest deadline, the grace of its hold, and the coordinator's own rounds.
-SETTLED_WITHIN_S = 60.0 + RECEIPT_GRACE_MS / 1000 + 60.0
+# What a party that was cut off takes to notice the deadline of a job.
+NOTICED_WITHIN_S = 30.0
+# A receipt may be late by the grace of its hold; then come the coordinator's own rounds.
+PAID_AFTER_S = RECEIPT_GRACE_MS / 1000 + 60.0
+# A node asks about a receipt that waits at intervals that double.
+ASKED_WITHIN = 2.0
 # A breaker that opened in the chaos forgives within this; a client would come back as well.
 PROBE_TRIES = 6
 PROBE_AGAIN_S = 20.0
 LOOK_EVERY_S = 1.0
-POLL_EVERY_S = 0.25
+# When nothing fails, minutes are waited for deadlines in which little happens.
+QUIET_LOOK_EVERY_S = 5.0
+# While the world waits for something, it looks for that so often between two looks at everything.
+POLLS_PER_LOOK = 4
 # A coordinator's sweep waits for the disk.
 SWEEP_TAKES_MS = 1_000
 
@@ -120,6 +125,7 @@ class SimWorld:
         self._rng = rng
         self._violations: dict[str, None] = {}
         self._reports: list[JobReport] = []
+        self._look_every_s = LOOK_EVERY_S
         # When the holds of jobs that came through the gateway have to be over, in virtual time.
         self._holds_until: dict[JobId, float] = {}
         self._faults: Counter[str] = Counter()
@@ -183,13 +189,17 @@ class SimWorld:
     async def _demand_progress(self) -> tuple[JobReport, ...]:
         self._parties.network.heal()
         self.trace.add("world", "quiet_began")
+        demand = self.options.demand
+        jobs_end_s = longest_s(demand)
         await self._wait_until(
-            lambda: len(self._reports) == self.options.demand.jobs, JOBS_END_WITHIN_S, "jobs end"
+            lambda: len(self._reports) == demand.jobs, jobs_end_s + NOTICED_WITHIN_S, "jobs end"
         )
         await self._wait_until(self._is_market_open, READY_WITHIN_S, "all nodes are back")
         probes = plan_probes(self.options, child_rng(self._rng))
         answered = tuple([await self._run_probe(planned) for planned in probes])
-        await self._wait_until(self._is_settled, SETTLED_WITHIN_S, "everything is settled")
+        within_s = ASKED_WITHIN * (jobs_end_s + PAID_AFTER_S)
+        self._look_every_s = QUIET_LOOK_EVERY_S
+        await self._wait_until(self._is_settled, within_s, "everything is settled")
         self.trace.add("world", "settled")
         return answered
 
@@ -245,10 +255,11 @@ class SimWorld:
         return report
 
     async def _wait_until(self, is_true: Callable[[], bool], within_s: float, what: str) -> None:
-        for _ in range(int(within_s / POLL_EVERY_S)):
+        gives_up_at = trio.current_time() + within_s
+        while trio.current_time() < gives_up_at:
             if is_true():
                 return
-            await trio.sleep(POLL_EVERY_S)
+            await trio.sleep(self._look_every_s / POLLS_PER_LOOK)
         left = "; ".join(self._left_over())
         raise Stuck(f"{what}: not within {within_s:g} s ({left})")
 
@@ -285,7 +296,7 @@ class SimWorld:
 
     async def _look_forever(self) -> None:
         while True:
-            await trio.sleep(LOOK_EVERY_S)
+            await trio.sleep(self._look_every_s)
             with self._parties.coordinator.books() as conn:
                 balances = read_balances(conn)
                 keys = read_keys(conn)

@@ -7,6 +7,9 @@ from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
 from protocol.payload import JobInput
 from protocol.pricing import Units
 
+# The longest that a job may take if its buyer says nothing: most answers take seconds.
+DEADLINE_S = 120.0
+
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
@@ -20,5 +23,5 @@ class JobSpec:
     units_expected: Units
     objective: Objective = Objective.BALANCED
     constraints: Constraints = NO_CONSTRAINTS
-    deadline_s: float = 120.0
+    deadline_s: float = DEADLINE_S
     payer: Payer | None = None
