@@ -7,7 +7,7 @@ failure is decided in `purchase`.
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -175,15 +175,22 @@ class Attempt:
         )
 
     async def _next_output(self) -> Chunk | None:
-        """The next chunk, or None at a clean end."""
+        """The next chunk, or None at a clean end. Tokens before the first text come with it: until
+        there is something to show, another node may be tried."""
+        silent: list[int] = []
         while True:
             event = await self._receive()
             if isinstance(event, Chunk):
+                if self._first_output_at is None and not (event.text or event.data):
+                    silent.extend(event.token_ids)
+                    continue
                 if self._first_output_at is None:
                     self._first_output_at = trio.current_time()
+                if silent:
+                    event = replace(event, token_ids=(*silent, *event.token_ids))
                 return event
             if isinstance(event, Ended):
-                return None
+                return Chunk(tuple(silent)) if silent else None
 
     async def _receive(self) -> ClientEvent:
         """One event from the node. Raises JobFailed, and remembers it."""

@@ -25,6 +25,7 @@ from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import credit
+from protocol.client_session import EMPTY_TOKENS_MAX
 from protocol.clock import Clock
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
@@ -90,6 +91,7 @@ class Script(Enum):
     OVERCHARGE = auto()  # bills a token more than it sent
     HANG = auto()  # accepts, then says nothing until it is cancelled
     BILL_AND_STALL = auto()  # hands a receipt for the whole ceiling in, then says nothing
+    TEXTLESS = auto()  # sends tokens that show no text
     STALL_MIDWAY = auto()  # after two chunks says nothing until it is cancelled
 
 
@@ -201,6 +203,8 @@ class ScriptedNode:
                 await self._wait_acceptance(job, channel)
                 return
             sent.append(Chunk((number,), word))
+            if self.script is Script.TEXTLESS:
+                sent[-1] = Chunk(tuple(range(1 + EMPTY_TOKENS_MAX // len(WORDS))))
             for frame in job.output(sent[-1]):
                 channel.send_nowait(*frame)
             await trio.sleep(0.01)

@@ -12,7 +12,7 @@ from protocol.errors import Code
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Task
 from protocol.money import split_fee
-from protocol.payload import ImageInput
+from protocol.payload import Chunk, ImageInput
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
 from tests.coordinator.small_market import (
@@ -82,6 +82,46 @@ async def test_a_node_that_delivers_nothing_is_replaced_unseen(
         await trio.sleep(200)  # a hold without a receipt lives until its lease is over
         market.assert_books_are_closed()
         assert market.coordinator.market.book.get(only_first) is not None
+
+
+async def test_a_node_whose_tokens_show_no_text_is_replaced_unseen(
+    autojump_clock: MockClock,
+) -> None:
+    """Its tokens were passed on as a first output, so that no other node was tried."""
+    async with open_small_market(Script.TEXTLESS, Script.ANSWER) as market:
+        bad = market.nodes[0]
+        for _ in range(20):
+            chunks = await market.buy()
+            assert [chunk.text for chunk in chunks] == list(WORDS)
+            if bad.jobs_opened:
+                break
+        assert bad.jobs_opened
+        standing = market.coordinator.market.reputation.standing(
+            bad.key.peer_id, now_ms=market.clock.now_ms()
+        )
+        assert standing is None or standing.successes == 0
+
+
+async def test_tokens_before_the_first_text_come_with_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.coordinator.small_market.WORDS", ("", "", *WORDS))
+    async with open_small_market(Script.ANSWER) as market:
+        chunks = await market.buy()
+        assert [chunk.text for chunk in chunks] == list(WORDS)
+        assert chunks[0].token_ids == (0, 1, 2)
+        await market.client.wait_settled()
+        assert_paid(market, 0, cost_of(2 + len(WORDS)))
+
+
+async def test_an_answer_that_only_a_stop_string_ended_is_whole(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.coordinator.small_market.WORDS", ("", ""))
+    async with open_small_market(Script.ANSWER) as market:
+        assert await market.buy() == [Chunk((0, 1))]
+        await market.client.wait_settled()
+        assert_paid(market, 0, cost_of(2))
 
 
 async def test_the_clients_own_mistake_is_not_tried_elsewhere(autojump_clock: MockClock) -> None:
