@@ -132,6 +132,7 @@ class JobRequest:
         check(0 < len(self.model) <= NAME_CHARS_MAX, "the model's name is empty or too long")
         check(is_digest(self.payload_digest), "the payload digest is not a sha256")
         check(0 < self.payload_bytes <= PAYLOAD_BYTES_MAX, "the payload's size is out of range")
+        check(self.units_max != Units(), "the job may not use anything")
         check(self.units_expected.fits_in(self.units_max), "expected units exceed the maximum")
         check_stamps(self.issued_at_ms, self.deadline_at_ms)
         check(

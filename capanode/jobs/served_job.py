@@ -319,7 +319,8 @@ class ServedJob:
         job_id = terms.request.message.job_id if terms is not None else ""
         units = self._meter.units if self._meter is not None else Units()
         log.info(
-            "job_ended",
+            # Without a lease of ours anyone can cause this line (`protocol.programs.log_limits`).
+            "job_ended" if self._meter is not None else "job_turned_away",
             job_id=job_id,
             finish=ending.finish.value,
             code=ending.code,

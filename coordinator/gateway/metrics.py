@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from protocol.messages import Task
 from protocol.net.transport import TransportStatistics
+from protocol.text import printable
 
 _FIRST_TOKEN_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
@@ -109,7 +110,7 @@ class Metrics:
         """The series of a model that a job ran on."""
         found = self._by_model.get(model)
         if found is None:
-            label = model if len(self._by_model) < MODELS_MAX else OTHER
+            label = printable(model) if len(self._by_model) < MODELS_MAX else OTHER
             found = self._by_model.get(label)
             if found is None:
                 found = self._by_model[label] = ModelMetrics(self, label)
@@ -130,7 +131,7 @@ class Metrics:
         self._offers.clear()
         ordered = sorted(offers.items(), key=lambda item: (-item[1], item[0]))
         for model, count in ordered[:MODELS_MAX]:
-            self._offers.labels(model).set(count)
+            self._offers.labels(printable(model)).set(count)
 
     def set_network(self, statistics: TransportStatistics) -> None:
         """The market's network as it is now; each figure by its name."""

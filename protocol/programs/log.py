@@ -8,6 +8,7 @@ copied into bug reports.
 import io
 import logging
 import sys
+import time
 from collections.abc import MutableMapping
 from typing import Any, TextIO
 
@@ -15,6 +16,7 @@ import structlog
 
 from protocol.ids import JobId
 from protocol.programs.log_format import LogFormat
+from protocol.programs.log_limits import StrangersLines
 from protocol.text import LOG_CHARS_MAX, printable
 
 # Names of fields that hold secrets or a customer's content.
@@ -57,6 +59,7 @@ def configure_logging(
         escape_text,
     ]
     if stamped:
+        shared.insert(0, StrangersLines(time.monotonic))
         shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
     final = _final_processors(log_format, colors=output.isatty())
     structlog.configure(

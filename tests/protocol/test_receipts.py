@@ -213,3 +213,9 @@ def test_what_delivered_nothing_is_free() -> None:
 def test_no_units_cost_nothing_not_even_the_price_per_request(finish: Finish) -> None:
     assert charge_nano(replace(PRICE, request_nano=7), Units(), finish) == 0
     assert cost_nano(replace(PRICE, request_nano=7), Units(input_tokens=1)) == 27
+
+
+def test_a_request_that_may_use_nothing_is_refused() -> None:
+    """Its hold would be of nothing, at every price."""
+    with pytest.raises(ValueError, match="anything"):
+        replace(make_request(), units_max=Units(), units_expected=Units())

@@ -32,6 +32,16 @@ def test_the_offer_gauges_follow_the_book() -> None:
     assert 'model_name="a"' not in text
 
 
+def test_a_name_of_a_strangers_model_cannot_steer_a_terminal() -> None:
+    metrics = Metrics()
+    metrics.set_market(1, {"\x1b[2Jowned\u202e": 1})
+    metrics.of_model("\x1b[2Jowned").images.inc()
+    text = metrics.render().decode()
+    assert "owned" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+
+
 def test_jobs_count_by_task_and_outcome() -> None:
     metrics = Metrics()
     metrics.count_job(Task.EMBEDDING, "node_lost", attempts=3)
