@@ -30,7 +30,7 @@ class Rule(StrEnum):
     ONE_CAPTURE = "a lease is captured at most once"
     CAPTURE_IS_EARNED = "what is captured is what both sides signed for"
     WORK_IS_PAID = "a receipt of work is not refused for good"
-    ANSWERS_AGREE = "the coordinator tells everybody the same of a receipt"
+    ANSWERS_AGREE = "the coordinator tells all parties the same of a receipt"
     CLIENT_PAYS_RECEIPTS = "a client pays exactly its captured receipts"
     NODE_IS_PAID = "a node gets its share of each captured receipt"
     OPERATOR_PAYS_CUTS = "the operator pays exactly for what its own end has cut"

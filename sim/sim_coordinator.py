@@ -29,7 +29,7 @@ COORDINATOR_PORT = 4100
 
 
 def address_of(coordinator: PeerId) -> str:
-    """Where everybody finds it."""
+    """Where other parties find it."""
     return f"/memory/{COORDINATOR_PORT}/p2p/{coordinator}"
 
 

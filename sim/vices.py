@@ -9,7 +9,7 @@ class Vice(StrEnum):
     SILENT = "silent"  # takes jobs and says nothing
     STALLING = "stalling"  # says nothing after three tokens
     DRIPPING = "dripping"  # one token each five seconds
-    REFUSING = "refusing"  # is busy for everybody
+    REFUSING = "refusing"  # is busy for every client
     GARBAGE = "garbage"  # other tokens than the right ones
     FLAPPING = "flapping"  # loses power every three seconds
 

@@ -152,7 +152,7 @@ def _socket_path(canary: Path) -> Path:
 
 @contextmanager
 def _listeners(canary: Path) -> Iterator[tuple[socket.socket, ...]]:
-    """Sockets of the host that take datagrams from everybody, by a path and by an abstract name."""
+    """Sockets of the host that take datagrams from any process, by path and by abstract name."""
     path = _socket_path(canary)
     with ExitStack() as stack:
         listeners = []

@@ -30,7 +30,7 @@ COOL_BASE_MS = 250
 COOL_MAX_MS = 60_000
 # A single client can make an honest node refuse. Refusals to this many keep the node from all.
 REFUSED_TO_COOL = 3
-# A node may say that the client is at fault; one that says so of everybody refuses under another
+# A node may say that the client is at fault; one that says so of all refuses under another
 # name. A single client could make any node say it, and so counts once.
 BLAMES_FORGIVEN = 5
 # Strangers' reports of failures open the breaker when so many of them agree.

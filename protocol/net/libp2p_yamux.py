@@ -4,7 +4,7 @@ py-libp2p has one. What ours does otherwise, on the same wire format, at a quart
 round trip (75 against 310 µs of CPU on each side, 0.14 against 0.62 ms, measured side by side):
 
 - One task writes, joining what has gathered. A writer that is cancelled half-way would cut a Noise
-  message in two and lose the connection for everybody; a caller of ours can be cancelled any time.
+  message in two and lose all streams; a caller of ours can be cancelled any time.
 - Silence is death: a peer that answers no ping is gone, at the cost of twelve bytes per ping. The
   library's check opens a stream for each probe, and hangs on a frozen peer whose socket is full.
 - A writer waits as long as its caller likes; the library resets a stream after five seconds.

@@ -93,7 +93,7 @@ class MemoryNetwork:
         self._rearrange()
 
     def heal(self) -> None:
-        """Everybody reaches everybody. Connections that survived go on where they stopped."""
+        """All parties reach each other. Connections that survived go on where they stopped."""
         self._cuts.clear()
         self.partition()
 

@@ -60,7 +60,7 @@ class PoolStatistics:
 
 
 class _Opening:
-    """A stream being opened, and everybody who waits for it."""
+    """A stream being opened, and the callers that wait for it."""
 
     def __init__(self) -> None:
         self.addresses: dict[str, None] = {}
@@ -160,7 +160,7 @@ class StreamPool:
         return opening.link
 
     async def _open_and_carry(self, peer: PeerId, opening: _Opening) -> None:
-        """Open the link, hand it to everybody who waits, and carry it until it ends."""
+        """Open the link, hand it to all that wait, and carry it until it ends."""
         try:
             link = await self._open(peer, opening)
         except (NetError, RemoteProtocolError) as error:

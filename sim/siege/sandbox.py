@@ -147,7 +147,7 @@ def _working_sandboxes() -> list[Sandbox]:
 
 @contextmanager
 def _host(folder: Path) -> Iterator[SiegedHost]:
-    """Datagram sockets that everybody may send to, and a handler for signals."""
+    """Datagram sockets that any process may send to, and a handler for signals."""
     with tempfile.TemporaryDirectory(prefix="capa-siege-") as public:
         path = Path(public) / "socket"
         Path(public).chmod(0o755)
