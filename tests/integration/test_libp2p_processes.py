@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from protocol.ids import PeerId
 from protocol.net.dial_policy import ALLOW_LOOPBACK
@@ -74,6 +75,7 @@ async def test_frozen_peer_is_noticed_within_ten_seconds(
             await stream.receive_some()
         await wait_gone(client, peer)
     assert trio.current_time() - frozen_at < 10
+    await wait_all_tasks_blocked()  # A connection is counted a turn after it works no more.
     assert client.statistics().peers_timed_out == 1
     # It was only asleep.
     os.kill(child.pid, signal.SIGCONT)
