@@ -74,7 +74,8 @@ def _key(config: NodeConfig) -> MachineCheck:
     try:
         key = load_key_file(config.key_path)
     except KeyFileError as error:
-        return MachineCheck("key", False, str(error), "run `capanode init`, or name its --data-dir")
+        advice = "" if config.key_path.exists() else "run `capanode init`, or name its --data-dir"
+        return MachineCheck("key", False, str(error), advice)
     mode = stat.S_IMODE(config.data_dir.stat().st_mode)
     if mode & 0o077:
         advice = f"run `chmod 700 {config.data_dir}`"

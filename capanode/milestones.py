@@ -81,4 +81,4 @@ def node_ready(
 
 def draining(jobs: int) -> Milestone:
     """The node takes no more jobs."""
-    return Milestone("draining", f"finishing {jobs} jobs", {"jobs": jobs})
+    return Milestone("draining", f"finishing {jobs} job{'s' * (jobs != 1)}", {"jobs": jobs})

@@ -254,7 +254,7 @@ def attach_acceptance(lease_id: LeaseId, acceptance: bytes, *, now_ms: int) -> C
 
 
 def acknowledge(stored: OutboxReceipt, *, state: str) -> Change:
-    """The coordinator has it: forget the receipt, count the money. Twice is once."""
+    """The coordinator has it: forget the receipt, count the money. Idempotent."""
     earned = {
         "coordinator": stored.coordinator,
         "state": state,

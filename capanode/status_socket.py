@@ -53,8 +53,9 @@ def ask_status(path: Path) -> dict[str, Any]:
                     raise NotRunningError(f"what answers at {path} is no node")
         status: dict[str, Any] = json.loads(data)
     except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
         raise NotRunningError(
-            f"no node answers at {path} ({error}): start it with `capanode start`, or name its "
+            f"no node answers at {path} ({why}): start it with `capanode start`, or name its "
             "--data-dir"
         ) from None
     return status

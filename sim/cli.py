@@ -212,6 +212,8 @@ def chaos(
     missed = misses(figures)
     if as_json:
         typer.echo(json.dumps(figures))
+        for target in missed:
+            typer.echo(f"missed: {target}", err=True)
     else:
         print_report(figures, missed)
     if missed:

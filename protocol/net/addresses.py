@@ -13,7 +13,7 @@ PORT_MAX = 65_535
 def split_peer_id(address: str) -> tuple[str, PeerId]:
     """`/…/p2p/ID` as `/…` and the ID. Raises AddressInvalid.
 
-    An address without an identity is useless to us: anybody could answer at it.
+    An address without an identity is useless to us: any host could answer at it.
     """
     place, separator, text = address.rpartition("/p2p/")
     if not separator or not place or len(address) > ADDRESS_CHARS_MAX:

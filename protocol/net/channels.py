@@ -33,7 +33,7 @@ class _Owner(Protocol):
 
 
 class Channel:
-    """One conversation. Anybody may send; one task receives."""
+    """One conversation. Any task may send; one task receives."""
 
     __slots__ = ("_arrived", "_buffer", "_failure", "_owner", "buffered_bytes", "number", "peer")
 

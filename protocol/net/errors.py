@@ -1,6 +1,6 @@
 """What can go wrong on the network, by type. A peer's *bytes* being wrong is RemoteProtocolError.
 
-None of these accuses anybody: networks fail. Callers retry on another address or another peer.
+None of these accuses a peer: networks fail. Callers retry on another address or another peer.
 """
 
 from protocol.errors import CapaError

@@ -68,7 +68,7 @@ class Hello:
 
 
 class FramedStream:
-    """Sends and receives frames. One task runs `run_writer`, one task receives, anybody sends."""
+    """Sends and receives frames. One task runs `run_writer`, one task receives, any task sends."""
 
     def __init__(self, stream: Stream, *, queue_bytes_max: int = QUEUE_BYTES_MAX) -> None:
         self.peer: PeerId = stream.peer

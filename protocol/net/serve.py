@@ -87,7 +87,7 @@ def boundary(handler: Handler, name: str) -> Boundary[Stream]:
 
 
 def guarded(validate: Validator, name: str) -> Validator:
-    """A validator that refuses what makes it raise: gossip is anybody's bytes."""
+    """A validator that refuses what makes it raise: any peer can send gossip."""
 
     def validate_safely(data: bytes, via: PeerId) -> bool:
         try:

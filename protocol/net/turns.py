@@ -20,8 +20,8 @@ class Turn:
 
 
 class GroupTurns:
-    """At most `at_once` turns. Waiters of one group are served in order, groups in rotation: a
-    crowd of one group delays itself."""
+    """At most `at_once` turns. Waiters of one group are served in order, groups in rotation: many
+    waiters of one group delay only each other."""
 
     def __init__(self, at_once: int) -> None:
         self._free = at_once

@@ -50,6 +50,8 @@ def find(config: NodeConfig, subject: str) -> MachineCheck:
 def test_a_fresh_folder_lacks_a_key_and_a_model_and_says_how_to_get_them(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     assert "capanode init" in find(config, "key").advice
+    config.key_path.write_text("not a key")
+    assert "capanode init" not in find(config, "key").advice, "it would keep that file"
     assert "capanode models pull" in find(config, "models").advice
     assert not examine(config).can_serve
 

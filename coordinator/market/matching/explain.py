@@ -23,7 +23,7 @@ from coordinator.market.reputation import Reputation
 from coordinator.market.standings import COOLING_UNTIL, OPEN_UNTIL, Bools, Ints
 from protocol.ids import PeerId
 
-# One page of a terminal; the counts cover everyone.
+# One page of a terminal; the counts cover all nodes.
 REJECTIONS_MAX = 64
 
 # Sooner than this nothing changes but the load of retries; later than this is not "soon".

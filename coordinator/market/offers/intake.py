@@ -1,4 +1,4 @@
-"""What a raw offer must pass before anybody looks at what it offers.
+"""What a raw offer must pass before its content is looked at.
 
 A signature check costs about a tenth of a millisecond, which is what a flood is after. So sizes,
 repetitions and budgets come first, and every check is charged to a peer that can be held to it:

@@ -1,4 +1,4 @@
-"""What is refused before anybody looks at its meaning."""
+"""What is refused before its meaning is looked at."""
 
 import json
 from typing import Any
