@@ -5,7 +5,7 @@ answers and does not sign for them. So strangers get few unopened leases at a ti
 windows; what they pay for, and sign for, earns them more. The standing is told to nodes in the
 lease: 0 is a bad record, 1 a stranger, 9 the best.
 
-Records fade only as new ones replace them. After a restart they are made again from the leases that ended
+Records fade only as new jobs follow. After a restart they are made again from the leases that ended
 lately (`restoring`), so that a client with a bad record does not begin anew.
 """
 
