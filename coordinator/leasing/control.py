@@ -106,7 +106,11 @@ class ControlServer:
         )
         if verdict.code not in (None, Code.REPLAYED):
             raise RemoteProtocolError(verdict.message, code=verdict.code)
-        self._leases.note_attached(node, ask.load.incarnation_ms)
+        entry = self._market.book.get(node)
+        if entry is not None:
+            # By the offer, which is signed and whose changes are few: by its load report a node
+            # could free its seats as often as it likes.
+            self._leases.note_attached(node, entry.offer.incarnation_ms)
         self._hear(node, ask.load)
         # Measured at once: a node without a round trip is taken for one across an ocean.
         await self._measure(node)

@@ -83,6 +83,11 @@ class OpenLease:
         return is_of_before and self.delivered is None
 
     @property
+    def is_watched_by_us(self) -> bool:
+        """Our own gateway bought it in this process, and tells how it goes (`observe`)."""
+        return self.api_key_id is not None and not self.restored_at_ms
+
+    @property
     def is_over(self) -> bool:
         """Whether its job runs no more at its node, although it is not paid."""
         return self.has_receipt or self.delivered is not None or self.was_cut_by_us

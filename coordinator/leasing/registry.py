@@ -135,9 +135,11 @@ class LeaseRegistry:
 
     def note_attached(self, node: PeerId, incarnation_ms: int) -> None:
         """A node is here: the leases of its earlier processes run no more, and free their seats.
-        Their receipts may still come, from the node's outbox."""
+        Their receipts may still come, from the node's outbox. Of its own leases our gateway sees
+        for itself when they end: a node that only says that it restarted gets no more of them."""
         for opened in self._by_node.get(node, {}).values():
-            if opened.lease.message.incarnation_ms < incarnation_ms:
+            is_older = opened.lease.message.incarnation_ms < incarnation_ms
+            if is_older and not opened.is_watched_by_us:
                 self._leave_seat(opened)
 
     def note_report(

@@ -11,6 +11,7 @@ from sim.siege import (
     money,
     node_work,
     privacy,
+    restarts,
     sandbox,
     standing,
 )
@@ -27,6 +28,7 @@ ATTACKS: tuple[Attack, ...] = (
     *http_framing.ATTACKS,
     *node_work.ATTACKS,
     *privacy.ATTACKS,
+    *restarts.ATTACKS,
 )
 
 

@@ -16,7 +16,7 @@ def test_every_attack_has_a_name_of_its_own() -> None:
 
 
 def test_every_known_row_has_an_attack() -> None:
-    rows = "A1 A2 A3 A4 A5 A6 B1 B3 C1 D1 D2 D3 D4 D6 E1 E2 P"
+    rows = "A1 A2 A3 A4 A5 A6 B1 B3 C1 D1 D2 D3 D4 D6 E1 E2 F2 P"
     assert {attack.row for attack in ATTACKS} == set(rows.split())
 
 

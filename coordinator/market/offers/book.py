@@ -321,6 +321,7 @@ class OfferBook:
         for state in old_states.values():
             self._seating.leave(entry, state)
         self._seating.move(entry, network_of(offer.addresses))
+        self._seating.seat_early(entry)
         if has_restarted:
             entry.is_attached = entry.is_draining = False
         if entry.lost_at_ms is not None and offer.issued_at_ms > entry.lost_at_ms:

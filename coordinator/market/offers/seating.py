@@ -42,6 +42,8 @@ class Seating:
     def release(self, lease_id: LeaseId) -> None:
         """The leased job ended, or never began; unknown ids are ignored."""
         where = self._leases.pop(lease_id, None)
+        if where is not None:
+            self._forget_early(lease_id, where[0])
         entry = self._entries.get(where[0]) if where else None
         state = entry.models.get(where[1]) if entry and where else None
         if entry is not None and state is not None and lease_id in state.leases:
@@ -57,18 +59,20 @@ class Seating:
     # What becomes of the nodes.
 
     def seat_early(self, entry: NodeEntry) -> None:
-        """The node is about to be listed: seat the leases that were granted before, unless they
-        have ended meanwhile. Its rows are published after this."""
+        """The node is about to be listed, or lists other models: seat the leases that were granted
+        before. Those of models that it does not list wait on. Its rows are published after this."""
         for lease_id in self._early.pop(entry.node, ()):
-            where = self._leases.get(lease_id)
-            state = entry.models.get(where[1]) if where else None
+            state = entry.models.get(self._leases[lease_id][1])
             if state is not None:
                 self._seat(entry, state, lease_id)
+            else:
+                self._early.setdefault(entry.node, []).append(lease_id)
 
     def leave(self, entry: NodeEntry, state: ModelState) -> None:
-        """The model is gone, and the jobs there with it."""
-        for lease_id in state.leases:
-            self._leases.pop(lease_id, None)
+        """The model is not offered any more. Its leases take their seats again if it is offered
+        once more before they end: a node must not free them by changing its offer."""
+        if state.leases:
+            self._early.setdefault(entry.node, []).extend(sorted(state.leases))
         self._machines.change_busy(entry.machine, -len(state.leases))
 
     def move(self, entry: NodeEntry, network: str) -> None:
@@ -80,6 +84,13 @@ class Seating:
         self._machines.unpin(entry.network)
         entry.network, entry.machine = network, self._machines.pin(network)
         self._machines.change_busy(entry.machine, seated)
+
+    def _forget_early(self, lease_id: LeaseId, node: PeerId) -> None:
+        early = self._early.get(node, [])
+        if lease_id in early:
+            early.remove(lease_id)
+            if not early:
+                del self._early[node]
 
     def _seat(self, entry: NodeEntry, state: ModelState, lease_id: LeaseId) -> None:
         state.grant(lease_id)

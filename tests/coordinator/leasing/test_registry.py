@@ -22,7 +22,7 @@ from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import JobId, new_ulid
 from protocol.messages import JobRequest, Lease
-from protocol.services import LoadAck, Method
+from protocol.services import AttachAsk, AttachReply, LoadAck, Method
 from tests.coordinator.lease_requests import signed_request
 from tests.coordinator.small_market import Script, SmallMarket, give_credit, open_small_market
 from tests.protocol.makers import STRANGER
@@ -318,3 +318,35 @@ async def test_a_purchase_goes_on_as_its_next_part(autojump_clock: MockClock) ->
         leased.append((await desk.lease(second)).lease.message)
         assert [lease.attempt for lease in leased] == [0, 1]
         assert await code_of_lease(market, first) is Code.ALREADY_EXISTS
+
+
+async def seats_after(market: SmallMarket, *, leased_by_gateway: bool, load_ahead_ms: int) -> int:
+    """Of a lease whose node then attaches as a process that began later."""
+    node = market.nodes[0]
+    granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+    opened = market.coordinator.leases.get(granted.lease.message.lease_id)
+    assert opened is not None
+    opened.api_key_id = "key" if leased_by_gateway else None
+    await trio.sleep(1)
+    later = replace(
+        node.offer(sequence=1).message,
+        incarnation_ms=node.incarnation_ms + (0 if load_ahead_ms else 1),
+    )
+    load = replace(node.load(), incarnation_ms=later.incarnation_ms + load_ahead_ms)
+    await node.call(Method.ATTACH, AttachAsk(seal(node.key, later).raw, load), AttachReply)
+    return busy(market)
+
+
+@pytest.mark.parametrize(
+    ("leased_by_gateway", "load_ahead_ms", "seats"),
+    [(True, 0, 1), (False, 0, 0), (False, 10_000, 1)],
+    ids=["our gateway sees for itself", "a client elsewhere", "only its load report is younger"],
+)
+async def test_a_node_frees_no_seats_by_saying_that_it_restarted(
+    autojump_clock: MockClock, leased_by_gateway: bool, load_ahead_ms: int, seats: int
+) -> None:
+    """A silent node got as many jobs as it liked, four more with each such word."""
+    async with open_small_market(Script.ANSWER) as market:
+        assert seats == await seats_after(
+            market, leased_by_gateway=leased_by_gateway, load_ahead_ms=load_ahead_ms
+        )

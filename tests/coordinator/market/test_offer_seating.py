@@ -1,10 +1,14 @@
 """Our own leases in the book: they count once, from their grant to their end."""
 
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
+
+import pytest
 
 from coordinator.market.offers.table import BUSY
 from protocol.ids import LeaseId
-from tests.coordinator.market_makers import MODEL, NOW_MS, Market, node
+from tests.coordinator.market_makers import MODEL, NOW_MS, Market, node, node_offer
 
 LEASES = [LeaseId(f"lease {number}") for number in range(10)]
 
@@ -66,3 +70,23 @@ def test_jobs_that_follow_each_other_quickly_do_not_fill_a_node() -> None:
         market.book.grant(new, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
         assert busy(market) == 1
         market.book.release(new)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [[{"models": ()}, {}], [{"incarnation_ms": NOW_MS - 10}]],
+    ids=["withdrawn and offered again", "another process"],
+)
+def test_a_node_frees_no_seats_by_changing_its_offer(changes: list[dict[str, Any]]) -> None:
+    market = Market()
+    market.add(1)
+    for lease in LEASES[:3]:
+        market.book.grant(lease, node(1), MODEL, expires_at_ms=NOW_MS + 60_000)
+    for sequence, change in enumerate(changes, start=2):
+        offer = node_offer(1, sequence=sequence, issued_at_ms=NOW_MS + sequence)
+        market.insert(1, replace(offer, **change))
+    assert busy(market) == 3
+    market.book.release(LEASES[0])
+    assert busy(market) == 2
+    market.book.expire(NOW_MS + 60_000)
+    assert busy(market) == 0
