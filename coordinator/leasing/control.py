@@ -107,10 +107,13 @@ class ControlServer:
         if verdict.code not in (None, Code.REPLAYED):
             raise RemoteProtocolError(verdict.message, code=verdict.code)
         self._leases.note_attached(node, ask.load.incarnation_ms)
+        # A node attaches again with each offer that it signs.
+        is_back = node not in self._heard_at
         self._hear(node, ask.load)
         # Measured at once: a node without a round trip is taken for one across an ocean.
         await self._measure(node)
-        log.info("node_attached", node=node)
+        if is_back:
+            log.info("node_attached", node=node)
         return AttachReply(REPORT_EVERY_MS)
 
     async def _load(self, node: PeerId, report: LoadReport) -> LoadAck:
