@@ -41,11 +41,7 @@ def create_account(
 
     Raises AccountError if the name is taken or no name, RemoteProtocolError for a bad peer id.
     """
-    if not 0 < len(name) <= NAME_CHARS_MAX or name != name.strip() or not name.isprintable():
-        raise AccountError(
-            f"{printable(name, chars_max=NAME_CHARS_MAX)!r} is not a name: it needs one to "
-            f"{NAME_CHARS_MAX} printable characters, without spaces at its ends"
-        )
+    check_name(name)
     # A name that is also an id would lead commands to the wrong one of two accounts.
     if _is_peer_id(name) or find_account(conn, AccountId(name)) is not None:
         raise AccountError(f"{name!r} is an id: choose a name that no account can have as its id")
@@ -63,6 +59,15 @@ def create_account(
     if custodial is not None:
         store_custodial_key(conn, account.id, vault.seal(custodial, entropy), now_ms=now_ms)
     return account
+
+
+def check_name(name: str) -> None:
+    """Raises AccountError for what would spoil a table."""
+    if not 0 < len(name) <= NAME_CHARS_MAX or name != name.strip() or not name.isprintable():
+        raise AccountError(
+            f"{printable(name, chars_max=NAME_CHARS_MAX)!r} is not a name: it needs one to "
+            f"{NAME_CHARS_MAX} printable characters, without spaces at its ends"
+        )
 
 
 def credit_account(

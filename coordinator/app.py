@@ -183,7 +183,8 @@ class Coordinator:
         """Judge gossip once, as it comes: what is not news to us is not passed on either."""
         now_ms = self._clock.now_ms()
         verdict = self.market.book.accept(data, now_ms=now_ms, via=via, topic=topic)
-        if verdict.is_news:
+        # What an attaching node brought before gossip did names no node: it is known.
+        if verdict.is_news and verdict.node is not None:
             log.info("offer", node=verdict.node, outcome=verdict.outcome.value)
         return verdict.is_news
 

@@ -15,7 +15,10 @@ def check(condition: bool, message: str) -> None:
 def check_names(names: tuple[str, ...], what: str) -> None:
     check(len(names) <= LIST_ITEMS_MAX, f"{what} lists too many items")
     sizes = [len(name.encode()) for name in names]
-    check(all(0 < size <= NAME_BYTES_MAX for size in sizes), f"{what} has a bad name")
+    check(
+        all(0 < size <= NAME_BYTES_MAX for size in sizes),
+        f"{what} needs names of 1 to {NAME_BYTES_MAX} bytes",
+    )
 
 
 def check_optional_digest(text: str | None, what: str) -> None:

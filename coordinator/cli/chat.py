@@ -10,6 +10,7 @@ from coordinator.buyer.units import units_of
 from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.options import (
     At,
+    CommandError,
     ConfigFile,
     DataDir,
     Goal,
@@ -52,8 +53,10 @@ def chat(
     from coordinator.cli.market_session import open_command_market, until_interrupted
 
     opening = (ChatMessage("system", system),) if system else ()
+    has_failed = False
 
     async def talk() -> None:
+        nonlocal has_failed
         config = load_config(data_dir, config_file)
         async with (
             open_command_market(config, at=coordinator, key_path=key) as market,
@@ -68,10 +71,14 @@ def chat(
                 asked = (*history, ChatMessage("user", line))
                 job_input = GenerationInput(max_tokens, asked, temperature=temperature)
                 answer = await _answer(market, _spec(model, job_input, objective, constraints))
+                has_failed = answer is None
                 if answer is not None:
                     history = (*asked, ChatMessage("assistant", answer))
 
     trio.run(talk)
+    # A script knows by the exit code alone that its last question has no answer.
+    if has_failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 async def _answer(market: "MarketSession", spec: "JobSpec") -> str | None:
@@ -108,14 +115,22 @@ def _spec(
 
 
 async def _read_line() -> str | None:
-    """A line from the terminal, or None at its end. The network goes on meanwhile."""
+    """A line from the terminal, or None at its end. The network goes on meanwhile.
+
+    Raises CommandError if it is not text.
+    """
     import trio
 
     def read() -> str | None:
         try:
-            return input(PROMPT if sys.stdin.isatty() else "").strip()
+            line = input(PROMPT if sys.stdin.isatty() else "").strip()
+            line.encode()
         except EOFError:
             return None
+        # In some locales what is no text is read as surrogates, and shows when it is encoded.
+        except UnicodeError:
+            raise CommandError("the input is not UTF-8 text") from None
+        return line
 
     line = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
     return line or None

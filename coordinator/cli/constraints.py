@@ -13,6 +13,7 @@ import typer
 
 from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
+from protocol.limits import JOB_DURATION_MAX_MS
 from protocol.messages import NO_CONSTRAINTS, Constraints, DataCollection, IsolationTier, PriceCap
 from protocol.money import parse_credits
 from protocol.programs.commands import UsageError
@@ -34,7 +35,10 @@ def read_constraints(
     ] = None,
     max_price_image: Annotated[Credits, _option("Credits for an image at most.")] = None,
     max_latency_ms: Annotated[
-        int | None, _option("Expected milliseconds to the first output at most.", min=1)
+        int | None,
+        _option(
+            "Expected milliseconds to the first output at most.", min=1, max=JOB_DURATION_MAX_MS
+        ),
     ] = None,
     only: Annotated[Names, _option("Only this node (peer id); may be repeated.")] = None,
     ignore: Annotated[Names, _option("Not this node; may be repeated.")] = None,

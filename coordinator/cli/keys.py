@@ -41,11 +41,13 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Make a key. It is shown once, here, and never again."""
-    from coordinator.accounts import find_by_name
+    from coordinator.accounts import check_name, find_by_name
     from coordinator.db.api_keys import create_api_key
     from coordinator.db.custodial_keys import find_custodial_key
     from protocol.net.clock import SystemClock
 
+    if name:
+        check_name(name)
     with write_books(load_config(data_dir, config_file)) as conn:
         owner = find_by_name(conn, account)
         if find_custodial_key(conn, owner.id) is None:

@@ -51,6 +51,8 @@ def read_input(task: Task, content: bytes, options: InputOptions) -> JobInput:
     """Raises CommandError if the content is no input for the task."""
     try:
         return TASK_COMMANDS[task].read(content, options)
+    except UnicodeDecodeError:
+        raise CommandError("the input is not UTF-8 text") from None
     except ValueError as error:
         raise CommandError(f"this is no input for {task.value}: {error}") from None
 

@@ -111,10 +111,13 @@ class ControlServer:
             # By the offer, which is signed and whose changes are few: by its load report a node
             # could free its seats as often as it likes.
             self._leases.note_attached(node, entry.offer.incarnation_ms)
+        # A node attaches again with each offer that it signs.
+        is_back = node not in self._heard_at
         self._hear(node, ask.load)
         # Measured at once: a node without a round trip is taken for one across an ocean.
         await self._measure(node)
-        log.info("node_attached", node=node)
+        if is_back:
+            log.info("node_attached", node=node)
         return AttachReply(REPORT_EVERY_MS)
 
     async def _load(self, node: PeerId, report: LoadReport) -> LoadAck:

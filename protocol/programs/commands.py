@@ -23,6 +23,7 @@ def run_command(command: Callable[[], object], complain: Callable[[str], None]) 
     code = 0
     _open_missing_streams()
     try:
+        _check_arguments(sys.argv[1:])
         command()
     except* CapaError as group:
         errors = list(leaves(group))
@@ -40,6 +41,15 @@ def run_command(command: Callable[[], object], complain: Callable[[str], None]) 
         code = 130
     # Not in there: what leaves an `except*` is put into a group, which ends in a traceback.
     sys.exit(code)
+
+
+def _check_arguments(arguments: Iterable[str]) -> None:
+    """Names, prompts and paths go into messages and JSON, which carry UTF-8 only."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError("an argument is not UTF-8 text") from None
 
 
 def _sentence(told: Iterable[str]) -> str:

@@ -16,10 +16,18 @@ from coordinator.accounts import AccountError
 from coordinator.cli import app
 from coordinator.cli.constraints import takes_constraints
 from coordinator.cli.options import CommandError
+from coordinator.cli.tasks import InputOptions, read_input
 from coordinator.db.api_keys import authenticate
 from coordinator.db.engine import InlineRunner, open_database
 from protocol.errors import CapaError, leaves
-from protocol.messages import NO_CONSTRAINTS, Constraints, DataCollection, IsolationTier, PriceCap
+from protocol.messages import (
+    NO_CONSTRAINTS,
+    Constraints,
+    DataCollection,
+    IsolationTier,
+    PriceCap,
+    Task,
+)
 from protocol.programs.commands import UsageError
 from tests.protocol.makers import NODE, STRANGER
 
@@ -129,6 +137,11 @@ def test_a_name_that_no_model_can_have_is_wrong_usage(command: tuple[str, ...]) 
     assert "at most 128 characters" in result.output
 
 
+def test_a_time_beyond_every_job_is_wrong_usage() -> None:
+    result = CliRunner().invoke(app, ["submit", "a-model", "hi", f"--max-latency-ms={10**20}"])
+    assert result.exit_code == 2
+
+
 JOB = "01KDVDNA00Q4B6775ZS7SA7EZ9"
 
 
@@ -173,12 +186,21 @@ def test_an_account_is_opened_before_the_coordinator_has_ever_run(tmp_path: Path
 def test_a_name_that_would_spoil_a_table_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(AccountError, match="is not a name"):
         invoke("accounts", "create", name, data_dir=tmp_path)
+    if name:
+        with pytest.raises(AccountError, match="is not a name"):
+            invoke("keys", "create", "ada", f"--name={name}", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["operator", "issuance", NODE.peer_id])
 def test_a_name_is_not_the_id_of_an_account(name: str, tmp_path: Path) -> None:
     with pytest.raises(AccountError, match="is an id"):
         invoke("accounts", "create", name, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("task", [Task.CAUSAL_LM, Task.EMBEDDING])
+def test_an_input_that_is_no_text_is_told_so(task: Task) -> None:
+    with pytest.raises(CommandError, match="the input is not UTF-8 text"):
+        read_input(task, b"\xff\xfe", InputOptions(8, 0.0, None, 5, False))
 
 
 def test_credit_under_the_same_id_is_given_once(tmp_path: Path) -> None:

@@ -231,6 +231,9 @@ def test_the_command_line_buys_every_task(market: RunningMarket) -> None:
     assert len(talk.stdout.strip().splitlines()) >= 2
     assert talk.stderr.count("[node") == 2
     assert talk.stderr.count("error:") == 1
+    unanswered = market.try_command("chat", "no-such-model", stdin="Hello!\n")
+    assert unanswered.returncode == 1
+    assert unanswered.stderr.count("error:") == 1
     balance = json.loads(market.command("balance", "--json"))
     assert 0 < balance["available_nano"] < 10**9
 

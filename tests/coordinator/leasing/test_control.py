@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from coordinator.leasing.control import SILENT_AFTER_S
@@ -74,6 +75,17 @@ async def test_a_node_that_goes_away_often_without_a_goodbye_is_unsteady(
             )
         (summary,) = market.coordinator.market.nodes(NodesAsk()).nodes
         assert summary.health == health
+
+
+async def test_a_refreshed_offer_is_no_new_arrival(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        with capture_logs() as logs:
+            await trio.sleep(5)
+            refreshed = AttachAsk(node.offer(sequence=2).raw, node.load())
+            await node.call(Method.ATTACH, refreshed, AttachReply)
+        assert "node_attached" not in [entry["event"] for entry in logs]
+        assert market.coordinator.control.attached == 1
 
 
 async def code_of_attach(market: SmallMarket, offer: bytes) -> Code | None:

@@ -63,6 +63,16 @@ def test_what_cannot_be_meant_is_wrong_usage(
     assert run(group(UsageError("one"), CapaError("two"))) == 1
 
 
+def test_an_argument_that_is_no_text_is_wrong_usage(
+    run: Callable[[BaseException], int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "submit", os.fsdecode(b"\xff")])
+    assert run(AssertionError("the command must not run")) == 2
+    assert capsys.readouterr().err.strip() == "error: an argument is not UTF-8 text"
+
+
 def test_a_file_that_cannot_be_used_is_named(
     run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
