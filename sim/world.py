@@ -26,6 +26,8 @@ from sim.auditor import Auditor, Balances
 from sim.book_rows import BookRows, check_ended, check_promises, check_rows, read_rows
 from sim.buyer import Buyer, JobReport
 from sim.checkers import (
+    check_bad_client,
+    check_bad_node,
     check_book,
     check_channels,
     check_holds,
@@ -369,6 +371,13 @@ class SimWorld:
         keyed = self._check_keys(rows, keys)
         for finding in (*check_rows(rows), *keyed, *check_ended(rows), *promised):
             self._violate(f"the rows of the books: {finding}")
+        for node in self._parties.bad_nodes:
+            leased = auditor.jobs_at(node.key.peer_id)
+            for violation in check_bad_node(node.name, node.vice, leased, self._reports):
+                self._violate(violation)
+        for client in self._parties.bad_clients:
+            for violation in check_bad_client(client.name, client.habit, client.codes):
+                self._violate(violation)
         unexplained = [
             report
             for report in self._reports
