@@ -120,15 +120,15 @@ class Auditor:
         """Those that clients have got."""
         return tuple(lease_id for lease_id, case in self._cases.items() if case.lease is not None)
 
-    def job_ids(self) -> tuple[JobId, ...]:
-        """Those that clients have chosen."""
-        cases = self._cases.values()
-        return tuple(case.lease.message.job_id for case in cases if case.lease is not None)
+    def job_ids(self, *, but_of: PeerId) -> tuple[JobId, ...]:
+        """Those that all other clients have chosen."""
+        leases = (case.lease.message for case in self._cases.values() if case.lease is not None)
+        return tuple(lease.job_id for lease in leases if lease.client != but_of)
 
-    def leases_of(self, party: PeerId) -> int:
-        """How many a node has got."""
-        cases = self._cases.values()
-        return sum(case.lease.message.node == party for case in cases if case.lease is not None)
+    def jobs_at(self, node: PeerId) -> tuple[JobId, ...]:
+        """The jobs that a node was leased, once for each lease."""
+        leases = (case.lease.message for case in self._cases.values() if case.lease is not None)
+        return tuple(lease.job_id for lease in leases if lease.node == node)
 
     def promises(self) -> Iterable[Acknowledgement]:
         """What the coordinator has acknowledged."""

@@ -4,6 +4,7 @@ A bad client has an account with money in it. While it `is_active` it acts every
 """
 
 import random
+from collections import Counter
 from typing import Any
 
 import trio
@@ -44,6 +45,9 @@ class BadClient(SimClient):
         super().__init__(*args, rng=rng, **kw)
         self.is_active = False
         self.habit = habit
+        # What it was told so far.
+        self.codes: Counter[Code] = Counter()
+        self._squatted: set[JobId] = set()
         self._trace = trace
         self._rng = rng
 
@@ -65,6 +69,7 @@ class BadClient(SimClient):
                     await act()
                 except RemoteProtocolError as error:
                     code = error.code
+                    self.codes[error.code] += 1
                 except NetError:
                     code = "disconnected"
             self._trace.add(self.name, "misbehaved", habit=self.habit, code=code)
@@ -88,9 +93,13 @@ class BadClient(SimClient):
                     nursery.start_soon(self._run_in_vain, request, granted, payload)
 
     async def _squat(self) -> None:
-        """Lease under an id that another client has chosen, and take the answer."""
-        taken = self.auditor.job_ids()
-        await self._run(*await self._lease(self._rng.choice(taken) if taken else None))
+        """Lease under an id that another client has chosen, once each, and take the answer."""
+        others = self.auditor.job_ids(but_of=self.key.peer_id)
+        taken = [job_id for job_id in others if job_id not in self._squatted]
+        job_id = self._rng.choice(taken) if taken else None
+        if job_id is not None:
+            self._squatted.add(job_id)
+        await self._run(*await self._lease(job_id))
 
     async def _lease(
         self, job_id: JobId | None = None

@@ -156,7 +156,7 @@ class Buyer(SimClient):
         try:
             await self._consume(planned.spec, report, started_at)
         except JobFailed as failure:
-            report.code, report.message = failure.code, str(failure)
+            report.code, report.message, report.job_id = failure.code, str(failure), failure.job_id
             report.end = End.CUT if failure.delivered else End.FAILED
         report.total_ms = 1000 * (trio.current_time() - started_at)
         return report

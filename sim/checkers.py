@@ -10,10 +10,12 @@ from capanode.served import ServedModel
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.market.offers import OfferBook
 from protocol.errors import Code
+from protocol.ids import JobId
 from protocol.limits import CHANNELS_PER_PEER_MAX
 from sim.buyer import End, JobReport
 from sim.options import Faults
 from sim.sim_worker import SimWorker, text_of
+from sim.vices import Habit, Vice
 
 # What may honestly happen to a job, and to which share of a world's jobs. All other codes accuse
 # a party of a mistake that none here makes. The shares are about twice what sixty worlds
@@ -34,6 +36,20 @@ HONEST_SHARES = {
     # A client that cannot reach its nodes leaves leases unopened.
     Code.RATE_LIMITED: 0.15,
 }
+# How often one bad node is leased before all know it: its first seats, a probe now and then, and
+# the same again after a restart of the coordinator, with a quarter more than 120 worlds had. A node
+# that makes up answers is not found out by anything that a market does so far.
+LEASES_OF_BAD_NODES = {
+    Vice.SILENT: 16,
+    Vice.STALLING: 16,
+    Vice.DRIPPING: 16,
+    Vice.FLAPPING: 16,
+    Vice.REFUSING: 25,
+}
+# An answer that has begun is not begun anew elsewhere.
+LOST_AT_BAD_NODE_MAX = 12
+_ID_IS_TAKEN = frozenset({Code.ALREADY_EXISTS, Code.REPLAYED})
+_BLAMED = frozenset({Code.NODE_LOST, Code.BUSY, Code.WORKER_CRASHED, Code.DEADLINE_EXCEEDED})
 # Of few jobs, a few are a large share.
 _ALWAYS_ALLOWED = 5
 _STORAGE_FULL_SHARE = 0.5
@@ -49,6 +65,29 @@ def honest_shares(faults: Faults) -> dict[Code, float]:
     if faults.disk_fulls:
         return {**HONEST_SHARES, Code.STORAGE_FULL: _STORAGE_FULL_SHARE}
     return HONEST_SHARES
+
+
+def check_bad_node(
+    name: str, vice: Vice, leased: Sequence[JobId], reports: Sequence[JobReport]
+) -> Iterator[str]:
+    """What one bad machine may cost: how often it is leased, and how many jobs end because of it.
+    `leased` has a job for each of its leases."""
+    most = LEASES_OF_BAD_NODES.get(vice)
+    if most is None:
+        return
+    if len(leased) > most:
+        yield f"{name} is {vice}, and was leased {len(leased)} times; {most} are enough to see it"
+    jobs = set(leased)
+    lost = [r for r in reports if r.job_id in jobs and r.code in _BLAMED and r.outcome is None]
+    if len(lost) > LOST_AT_BAD_NODE_MAX:
+        yield f"{len(lost)} jobs ended because {name} is {vice}, of at most {LOST_AT_BAD_NODE_MAX}"
+
+
+def check_bad_client(name: str, habit: Habit, codes: Collection[Code]) -> Iterator[str]:
+    """Clients choose the ids of their jobs, and may choose the same: none can keep another from
+    leasing, or be kept."""
+    if habit is Habit.SQUATTING and not _ID_IS_TAKEN.isdisjoint(codes):
+        yield f"{name} was told that the job id of another client is taken"
 
 
 def check_shares(reports: Sequence[JobReport], shares: Mapping[Code, float]) -> Iterator[str]:

@@ -31,10 +31,18 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
-Models = Annotated[
-    Path,
-    typer.Option("--models", help="A model store; `make models` fills the default one."),
-]
+def _existing_store(models: Path) -> Path:
+    if not models.is_dir():
+        raise typer.BadParameter(
+            f"there is no model store {models}: `make models` fills {DEFAULT_MODELS}"
+        )
+    return models
+
+
+_STORE_HELP = "A model store; `make models` fills the default one."
+Models = Annotated[Path, typer.Option("--models", help=_STORE_HELP, callback=_existing_store)]
+# For what needs models in some cases only.
+AnyModels = Annotated[Path, typer.Option("--models", help=_STORE_HELP)]
 Folder = Annotated[
     Path | None,
     typer.Option("--folder", help="Keys, books and logs go here. Default: one that is removed."),
@@ -130,7 +138,7 @@ def siege(
     name: Annotated[
         str | None, typer.Argument(help="One attack, or a row such as A1. Default: all.")
     ] = None,
-    models: Models = DEFAULT_MODELS,
+    models: AnyModels = DEFAULT_MODELS,
     folder: Folder = None,
     as_json: Json = False,
 ) -> None:

@@ -68,6 +68,11 @@ class Parties:
         names = {str(party.key.peer_id): party.name for party in parties}
         return names | {str(account): name for name, account in self.gateway_accounts.items()}
 
+    def buyer_of(self, number: int) -> Buyer | ApiUser:
+        """The clients come first, then the API keys."""
+        buyers: tuple[Buyer | ApiUser, ...] = (*self.buyers, *self.users)
+        return buyers[number]
+
     def set_links(self, *, of: PeerId | None = None, extra_latency_s: float = 0.0) -> None:
         """Set the distances between all parties, or from one to all others."""
         for (a, b), usual in self.links.items():

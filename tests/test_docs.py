@@ -68,3 +68,13 @@ def test_sentences_of_pages_say_who_does_what() -> None:
         for number, line in enumerate(text.splitlines(), 1)
         if not line.startswith("|") and vague.search(re.sub(r'"[^"]*("|$)', "", line))
     ]
+
+
+def test_the_links_of_pages_lead_somewhere() -> None:
+    broken = {
+        (page, target)
+        for page, text in pages()
+        for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text)
+        if not (ROOT / page).parent.joinpath(target).exists()
+    }
+    assert not broken

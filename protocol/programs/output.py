@@ -9,7 +9,7 @@ from typing import Any
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from protocol.money import format_credits
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
@@ -18,8 +18,8 @@ from protocol.text import ANSWER_MARKS, printable
 # A sentence of ours may have lines. Whatever else moves a cursor is shown, not done.
 LINES = "\n"
 
-# Wide enough for a digest and a sentence where there is no terminal to fit into.
-_WIDTH_WITHOUT_TERMINAL = 200
+# Where there is no terminal to fit into, a row is one line: `grep` and `awk` read lines.
+_WIDTH_WITHOUT_TERMINAL = 10_000
 
 
 def complain(message: str) -> None:
@@ -44,7 +44,8 @@ def print_json(value: Any) -> None:
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Columns for people. Nothing is cut: a terminal that is too narrow wraps."""
-    table = Table(*headings, box=SIMPLE_HEAD, pad_edge=False)
+    columns = [Column(heading, overflow="fold") for heading in headings]
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*(printable(str(cell), keep=LINES) for cell in row))
     console = Console()

@@ -114,6 +114,13 @@ LEASES = (
         test=f"{_REGISTRY}::test_a_lone_receipt_is_no_success_of_its_node",
     ),
     Mutant(
+        "two clients that choose the same job id share its leases",
+        "coordinator/ledger/postings.py",
+        'f"lease/{client}/{attempt}"',
+        'f"lease/{attempt}"',
+        seeds=18,
+    ),
+    Mutant(
         "a job is over by its client's clock",
         "coordinator/leasing/leased_jobs.py",
         "return now_ms + asked.deadline_at_ms - asked.issued_at_ms",

@@ -40,6 +40,7 @@ MARKET = (
         "coordinator/market/seats.py",
         "SEATS_AT_START = 4.0",
         "SEATS_AT_START = 4_000.0",
+        seeds=8,
         test=f"{_MARKET}/test_seats.py"
         "::test_a_claim_of_a_thousand_slots_is_worth_what_it_has_answered",
     ),
@@ -48,6 +49,7 @@ MARKET = (
         "coordinator/market/seats.py",
         "return max(seats / 2, SEATS_MIN)",
         "return max(seats, SEATS_MIN)",
+        seeds=8,
         test=f"{_MARKET}/test_seats.py::test_a_failure_halves_what_a_node_has_earned",
     ),
     Mutant(

@@ -25,6 +25,7 @@ SETTLING = (
         "coordinator/settling/verdicts.py",
         "window_tokens - input_tokens)",
         "window_tokens)",
+        seeds=4,
         test=f"{_VERDICTS}"
         "::test_before_the_first_link_one_window_is_paid_input_and_output_together",
     ),

@@ -15,12 +15,17 @@ from coordinator.market.reputation import Reputation
 from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code
+from protocol.ids import JobId, derive_ulid
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Task
 from protocol.pricing import PriceSheet, Units
 from sim.buyer import End, JobReport
 from sim.checkers import (
     HONEST_SHARES,
+    LEASES_OF_BAD_NODES,
+    LOST_AT_BAD_NODE_MAX,
+    check_bad_client,
+    check_bad_node,
     check_book,
     check_channels,
     check_holds,
@@ -32,6 +37,7 @@ from sim.checkers import (
 )
 from sim.options import NO_FAULTS, SimMachine, WorldOptions
 from sim.sim_worker import Ailments, SimWorker, text_of
+from sim.vices import Habit, Vice
 from sim.workload import PlannedJob, plan_probes
 from tests.coordinator.market_makers import NOW_MS, node_offer, sealed
 from tests.protocol.makers import (
@@ -170,6 +176,28 @@ def test_a_code_that_is_more_frequent_than_faults_explain_is_a_violation() -> No
     reports += [failed(Code.BUSY)] * 20
     (violation,) = check_shares(reports, HONEST_SHARES)
     assert "40 of 110 jobs failed with busy" in violation
+
+
+def test_a_bad_machine_costs_a_bounded_number_of_leases_and_jobs() -> None:
+    most = LEASES_OF_BAD_NODES[Vice.STALLING]
+    jobs = [derive_ulid(LEASE_ID, f"job/{number}") for number in range(most + 1)]
+    leased = list(map(JobId, jobs))
+    lost = [replace(failed(Code.NODE_LOST), job_id=job_id) for job_id in leased]
+
+    def check(leases: int, losses: int, vice: Vice = Vice.STALLING) -> list[str]:
+        return list(check_bad_node("bad", vice, leased[:leases], lost[:losses]))
+
+    assert not check(most, LOST_AT_BAD_NODE_MAX)
+    assert check(most + 1, 0)
+    assert check(most, LOST_AT_BAD_NODE_MAX + 1)
+    assert not check(most + 1, most + 1, Vice.GARBAGE)
+
+
+def test_a_client_may_choose_the_job_id_of_another() -> None:
+    taken = [Code.BUSY, Code.REPLAYED]
+    assert list(check_bad_client("bad", Habit.SQUATTING, taken))
+    assert not list(check_bad_client("bad", Habit.SQUATTING, [Code.BUSY]))
+    assert not list(check_bad_client("bad", Habit.REPLAYING, taken))
 
 
 def test_a_full_disk_is_honest_only_where_a_disk_was_full() -> None:

@@ -85,3 +85,12 @@ def test_a_trace_that_cannot_be_written_is_wrong_usage(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["run", "--trace", str(tmp_path / "no" / "file")])
     assert ran.exit_code == 2
     assert "cannot be written" in " ".join(ran.stderr.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_a_model_store_that_is_not_there_is_wrong_usage(command: str, tmp_path: Path) -> None:
+    missing = tmp_path / "typo"
+    ran = CliRunner().invoke(app, [command, "--models", str(missing)])
+    assert ran.exit_code == 2
+    assert "there is no model store" in " ".join(ran.stderr.replace("│", " ").split())
+    assert not missing.exists()
