@@ -7,6 +7,7 @@ import typer
 
 from coordinator.endpoint import Endpoint
 from coordinator.settings import PROGRAM, CoordinatorConfig
+from protocol.programs.log_format import LogFormat
 from protocol.programs.output import print_json, say
 from protocol.programs.setting_options import Json, takes_settings
 
@@ -44,6 +45,8 @@ def start(
         for address in endpoint.addresses:
             typer.echo(f"  nodes and clients  {address}")
         typer.echo(f"  HTTP API           {endpoint.http}/v1")
-        say("Ctrl-C stops it.")
+        # A collector of logs reads stderr then.
+        if config.log_format is LogFormat.CONSOLE:
+            say("Ctrl-C stops it.")
 
     trio.run(partial(serve, config, on_ready, accept_clock=accept_clock))
