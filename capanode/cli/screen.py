@@ -3,12 +3,16 @@
 import json
 from dataclasses import asdict
 
+import structlog
 import trio
 
 from capanode.milestones import Milestone
 from capanode.outbox_store import WAITING
 from capanode.status import NodeStatus
 from protocol.money import format_credits
+from protocol.programs.commands import drop_stdout
+
+log = structlog.get_logger(__name__)
 
 # A script or a log file gets a line a minute, a terminal one that changes in place every second.
 _LINE_EVERY_S = 60.0
@@ -33,7 +37,7 @@ class JsonLines:
         self._print({"event": "stopped"})
 
     def _print(self, value: object) -> None:
-        print(json.dumps(value, ensure_ascii=False), flush=True)
+        _show(json.dumps(value, ensure_ascii=False))
 
 
 class Screen:
@@ -45,21 +49,30 @@ class Screen:
         self._last = ""
 
     def milestone(self, milestone: Milestone) -> None:
-        print(f"{_CLEAR_LINE if self._on_terminal else ''}{milestone.words}", flush=True)
+        _show(f"{_CLEAR_LINE if self._on_terminal else ''}{milestone.words}")
         if milestone.name == "ready":
-            print(f"peer id {milestone.facts['peer_id']}; Ctrl-C stops the node", flush=True)
+            _show(f"peer id {milestone.facts['peer_id']}; Ctrl-C stops the node")
 
     def status(self, status: NodeStatus) -> None:
         line = status_line(status)
         if self._on_terminal:
-            print(f"{_CLEAR_LINE}{line}", end="", flush=True)
+            _show(f"{_CLEAR_LINE}{line}", end="")
         elif line != self._last and trio.current_time() >= self._next_at:
             self._next_at = trio.current_time() + _LINE_EVERY_S
             self._last = line
-            print(line, flush=True)
+            _show(line)
 
     def close(self) -> None:
-        print(f"{_CLEAR_LINE if self._on_terminal else ''}stopped", flush=True)
+        _show(f"{_CLEAR_LINE if self._on_terminal else ''}stopped")
+
+
+def _show(text: str, *, end: str = "\n") -> None:
+    """A reader that went away, or a full disk, does not end a node that has jobs."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        drop_stdout()
+        log.warning("output_closed", error=error.strerror)
 
 
 def status_line(status: NodeStatus) -> str:

@@ -43,6 +43,17 @@ def run_command(command: Callable[[], object], complain: Callable[[str], None]) 
     sys.exit(code)
 
 
+def drop_stdout() -> None:
+    """For an output that takes no more: what is still in its buffer would fail once more when the
+    interpreter ends."""
+    sys.stdout = _Nowhere()
+
+
+class _Nowhere(io.TextIOBase):
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 def _check_arguments(arguments: Iterable[str]) -> None:
     """Names, prompts and paths go into messages and JSON, which carry UTF-8 only."""
     for argument in arguments:
@@ -76,7 +87,6 @@ def _trouble(error: BaseException) -> str | None:
     """None for a reader of our output that has seen enough, such as `head`."""
     assert isinstance(error, OSError)
     if error.filename is None:
-        # What is still in its buffer would fail once more when the interpreter ends.
-        sys.stdout = io.StringIO()
+        drop_stdout()
         return None if error.errno == errno.EPIPE else f"cannot write: {error.strerror}"
     return f"{error.filename}: {error.strerror}: choose another place, or see to its permissions"
