@@ -60,6 +60,26 @@ _NO_VERDICT = frozenset(
 )
 
 
+# What only a coordinator, a gateway or the client itself can know. A node that says so would pass
+# its own failure off as theirs.
+_NOT_FOR_NODES = frozenset(
+    {
+        Code.ALREADY_EXISTS,
+        Code.BUDGET_EXCEEDED,
+        Code.CANCELLED,
+        Code.COORDINATOR_LOST,
+        Code.NODE_LOST,
+        Code.NO_NODE_FITS,
+        Code.NOT_FOUND,
+        Code.OUT_OF_FUNDS,
+        Code.UNKNOWN_ACCOUNT,
+        Code.UNKNOWN_API_KEY,
+    }
+)
+# What a node finds in an input, and another one finds there, too.
+_FOUND_IN_INPUT = _CLIENTS_FAULT - {Code.POISON_INPUT, Code.UNSIGNED}
+
+
 class Blame(Enum):
     """What the code of an unfinished job says about the node."""
 
@@ -83,6 +103,17 @@ class Observation:
     has_receipt: bool
     retry_after_ms: int | None = None
     is_first_hand: bool = True
+
+
+def may_node_say(code: Code) -> bool:
+    """Whether a job that was not cancelled may be ended by its node with this code."""
+    return code not in _NOT_FOR_NODES
+
+
+def needs_second_opinion(code: Code) -> bool:
+    """Whether a node's word blames the input, which one node could say of every input. Not of one
+    that ended its worker: that is not tried again."""
+    return code in _FOUND_IN_INPUT
 
 
 def blame_for(code: Code) -> Blame:

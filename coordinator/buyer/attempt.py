@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from coordinator.buyer.errors import JobFailed
-from protocol.blame import Observation, blame_for
+from protocol.blame import Observation, blame_for, may_node_say
 from protocol.client_session import Admitted, ClientEvent, ClientJob, Ended, Refused, WindowReached
 from protocol.clock import Clock
 from protocol.countersigning import Delivery
@@ -57,6 +57,10 @@ class AttemptResult:
     amount_nano: int
     receipt: Signed[Receipt]
     acceptance: Signed[Acceptance]
+
+
+# A node's word, which ends up in the client's `Retry-After`.
+RETRY_AFTER_MAX_MS = 60_000
 
 
 class Attempt:
@@ -210,6 +214,9 @@ class Attempt:
         elif isinstance(event, Refused):
             if event.ended is not None:
                 self._countersign(event.ended)
+            if not may_node_say(event.code):
+                reason = f"the node ended the job by {event.code}, which is not its to say"
+                raise self._fail(reason, Code.INTERNAL, is_breach=True)
             raise self._fail(event.message, event.code, event.retry_after_ms)
         return event
 
@@ -248,7 +255,9 @@ class Attempt:
         self._failure = JobFailed(
             message,
             code=code,
-            retry_after_ms=retry_after_ms,
+            retry_after_ms=None
+            if retry_after_ms is None
+            else min(max(retry_after_ms, 0), RETRY_AFTER_MAX_MS),
             delivered=self._first_output_at is not None,
             is_breach=is_breach,
         )

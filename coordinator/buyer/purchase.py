@@ -12,7 +12,7 @@ from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.leaser import Leaser
 from coordinator.buyer.settlements import Settlements
 from coordinator.buyer.spec import JobSpec
-from protocol.blame import Observation, blame_for
+from protocol.blame import Observation, blame_for, needs_second_opinion
 from protocol.client_session import ClientJob
 from protocol.clock import Clock
 from protocol.countersigning import Delivery
@@ -66,6 +66,7 @@ class Purchase:
         self._receipts: list[Signed[Receipt]] = []
         self._deliveries: list[Signed[Delivery]] = []
         self._last_failure: JobFailed | None = None
+        self._was_input_blamed = False
         self._attempt: Attempt | None = None
 
     @property
@@ -209,7 +210,12 @@ class Purchase:
             code=failure.code,
             attempt=lease.attempt,
         )
-        if not (failure.is_breach or failure.code in RETRYABLE_ELSEWHERE):
+        if not failure.is_breach and needs_second_opinion(failure.code):
+            # One node could say so of every input; a second one that agrees is believed.
+            if self._was_input_blamed:
+                raise failure
+            self._was_input_blamed = True
+        elif not (failure.is_breach or failure.code in RETRYABLE_ELSEWHERE):
             raise failure
         self._exclude.append(lease.node)
         self._last_failure = failure

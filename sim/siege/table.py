@@ -11,6 +11,7 @@ from sim.siege import (
     money,
     node_work,
     privacy,
+    refusals,
     restarts,
     sandbox,
     standing,
@@ -28,6 +29,7 @@ ATTACKS: tuple[Attack, ...] = (
     *http_framing.ATTACKS,
     *node_work.ATTACKS,
     *privacy.ATTACKS,
+    *refusals.ATTACKS,
     *restarts.ATTACKS,
 )
 

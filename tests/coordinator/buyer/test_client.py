@@ -124,13 +124,15 @@ async def test_an_answer_that_only_a_stop_string_ended_is_whole(
         assert_paid(market, 0, cost_of(2))
 
 
-async def test_the_clients_own_mistake_is_not_tried_elsewhere(autojump_clock: MockClock) -> None:
-    async with open_small_market(Script.BAD_INPUT, Script.BAD_INPUT) as market:
+async def test_the_clients_own_mistake_is_one_if_a_second_node_finds_it_too(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(*[Script.BAD_INPUT] * 3) as market:
         with pytest.raises(JobFailed, match="no") as caught:
             await market.buy()
         assert caught.value.code is Code.PROMPT_TOO_LONG
         assert not caught.value.delivered
-        assert sum(node.jobs_opened for node in market.nodes) == 1
+        assert sum(node.jobs_opened for node in market.nodes) == 2
         await market.client.wait_settled()
         market.assert_books_are_closed()
 

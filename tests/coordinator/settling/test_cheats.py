@@ -1,5 +1,6 @@
 """What a node or a client may try on the way from a lease to a receipt, and what it gets for it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgpack
@@ -7,6 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from coordinator.buyer.attempt import RETRY_AFTER_MAX_MS
 from coordinator.buyer.errors import JobFailed
 from coordinator.market.breaker import BreakerState
 from coordinator.market.market import NODES_PAGE
@@ -325,3 +327,57 @@ async def test_the_words_of_a_paid_receipt_count_only_with_their_nodes_signature
         with pytest.raises(RemoteProtocolError) as caught:
             await market.coordinator.receipts.accept(seal(market.buyer, receipt.message), None)
         assert caught.value.code is Code.WRONG_SIGNER
+
+
+def end_all_jobs_by(code: Code) -> Callable[[list[ScriptedNode]], None]:
+    """The first node, which is the cheapest one, says so of every job."""
+
+    def adjust(nodes: list[ScriptedNode]) -> None:
+        node = nodes[0]
+        node.price = PriceSheet(1, 1)
+
+        async def serve(channel: Channel) -> None:
+            job = NodeJob(node.key)
+            await _receive_opened(job, channel)
+            node.jobs_opened += 1
+            channel.send_nowait(*job.error(code, "no", receipt=None))
+            await trio.sleep(1)
+
+        node.serve_job = serve  # type: ignore[method-assign]  # a script of its own
+
+    return adjust
+
+
+@pytest.mark.parametrize(("said_ms", "told_ms"), [(2**62, RETRY_AFTER_MAX_MS), (-5, 0)])
+async def test_a_node_does_not_send_a_client_away_for_ever(
+    autojump_clock: MockClock, said_ms: int, told_ms: int
+) -> None:
+    def adjust(nodes: list[ScriptedNode]) -> None:
+        async def serve(channel: Channel) -> None:
+            job = NodeJob(nodes[0].key)
+            await _receive_opened(job, channel)
+            frame = job.error(Code.BUSY, "no", receipt=None, retry_after_ms=said_ms)
+            channel.send_nowait(*frame)
+            await trio.sleep(1)
+
+        nodes[0].serve_job = serve  # type: ignore[method-assign]  # a script of its own
+
+    async with open_small_market(Script.ANSWER, adjust=adjust) as market:
+        with pytest.raises(JobFailed) as caught:
+            await market.buy()
+        assert caught.value.retry_after_ms == told_ms
+
+
+@pytest.mark.parametrize(
+    "code", [Code.INVALID_INPUT, Code.OUT_OF_FUNDS, Code.CANCELLED, Code.UNKNOWN_API_KEY]
+)
+async def test_a_node_cannot_lay_its_failure_at_the_clients_door(
+    autojump_clock: MockClock, code: Code
+) -> None:
+    """One cheap node ended every request of a market by such a word, and nothing counted against
+    it."""
+    adjust = end_all_jobs_by(code)
+    async with open_small_market(Script.ANSWER, Script.ANSWER, adjust=adjust) as market:
+        for _ in range(6):
+            assert len(await market.buy()) == len(WORDS)
+        assert market.nodes[0].jobs_opened > 0
