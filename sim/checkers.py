@@ -40,10 +40,11 @@ HONEST_SHARES = {
 # the same again after a restart of the coordinator, with a quarter more than 120 worlds had. A node
 # that makes up answers is not found out by anything that a market does so far.
 LEASES_OF_BAD_NODES = {
-    Vice.SILENT: 16,
-    Vice.STALLING: 16,
-    Vice.DRIPPING: 16,
-    Vice.FLAPPING: 16,
+    # An input that another node found wrong is leased once more, perhaps to it.
+    Vice.SILENT: 20,
+    Vice.STALLING: 20,
+    Vice.DRIPPING: 20,
+    Vice.FLAPPING: 20,
     Vice.REFUSING: 25,
 }
 # An answer that has begun is not begun anew elsewhere.

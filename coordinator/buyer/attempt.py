@@ -214,7 +214,9 @@ class Attempt:
         elif isinstance(event, Refused):
             if event.ended is not None:
                 self._countersign(event.ended)
-            if not may_node_say(event.code):
+            # We sign whatever there is to sign; after output a slow reader of ours may have waited.
+            is_false = event.code is Code.UNSIGNED and self._first_output_at is None
+            if is_false or not may_node_say(event.code):
                 reason = f"the node ended the job by {event.code}, which is not its to say"
                 raise self._fail(reason, Code.INTERNAL, is_breach=True)
             raise self._fail(event.message, event.code, event.retry_after_ms)

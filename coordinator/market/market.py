@@ -210,7 +210,8 @@ class Market:
             self._waits.on_success(client, node)
             self.reputation.record_success(node, source, now_ms=now_ms, ratios=ratios)
             return
-        if observation.blame is Blame.REFUSAL:
+        if observation.blame is Blame.REFUSAL or observation.code is Code.POISON_INPUT:
+            # Also of an input that it says ended its worker: it could say so of every input.
             self._waits.on_refusal(
                 client,
                 node,

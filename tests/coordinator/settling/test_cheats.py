@@ -369,7 +369,8 @@ async def test_a_node_does_not_send_a_client_away_for_ever(
 
 
 @pytest.mark.parametrize(
-    "code", [Code.INVALID_INPUT, Code.OUT_OF_FUNDS, Code.CANCELLED, Code.UNKNOWN_API_KEY]
+    "code",
+    [Code.INVALID_INPUT, Code.OUT_OF_FUNDS, Code.CANCELLED, Code.UNKNOWN_API_KEY, Code.UNSIGNED],
 )
 async def test_a_node_cannot_lay_its_failure_at_the_clients_door(
     autojump_clock: MockClock, code: Code
@@ -381,3 +382,19 @@ async def test_a_node_cannot_lay_its_failure_at_the_clients_door(
         for _ in range(6):
             assert len(await market.buy()) == len(WORDS)
         assert market.nodes[0].jobs_opened > 0
+
+
+async def test_a_node_that_calls_an_input_poison_is_left_alone_by_its_client(
+    autojump_clock: MockClock,
+) -> None:
+    """It is not tried elsewhere, so each such word costs the client a request."""
+    adjust = end_all_jobs_by(Code.POISON_INPUT)
+    async with open_small_market(Script.ANSWER, Script.ANSWER, adjust=adjust) as market:
+        lost = 0
+        for _ in range(10):
+            try:
+                async with market.coordinator.client.buy(market.spec(), market.buyer) as answer:
+                    assert [chunk.text async for chunk in answer] == list(WORDS)
+            except JobFailed:
+                lost += 1
+        assert lost == market.nodes[0].jobs_opened <= 5
