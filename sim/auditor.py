@@ -125,10 +125,13 @@ class Auditor:
         leases = (case.lease.message for case in self._cases.values() if case.lease is not None)
         return tuple(lease.job_id for lease in leases if lease.client != but_of)
 
-    def jobs_at(self, node: PeerId) -> tuple[JobId, ...]:
-        """The jobs that a node was leased, once for each lease."""
-        leases = (case.lease.message for case in self._cases.values() if case.lease is not None)
-        return tuple(lease.job_id for lease in leases if lease.node == node)
+    def jobs_at(self, node: PeerId) -> dict[int, list[JobId]]:
+        """The jobs that a node was leased, once for each lease, by process of the coordinator."""
+        jobs: dict[int, list[JobId]] = {}
+        for case in self._cases.values():
+            if case.lease is not None and case.lease.message.node == node:
+                jobs.setdefault(case.process, []).append(case.lease.message.job_id)
+        return jobs
 
     def promises(self) -> Iterable[Acknowledgement]:
         """What the coordinator has acknowledged."""

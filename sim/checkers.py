@@ -36,17 +36,10 @@ HONEST_SHARES = {
     # A client that cannot reach its nodes leaves leases unopened.
     Code.RATE_LIMITED: 0.15,
 }
-# How often one bad node is leased before all know it: its first seats, a probe now and then, and
-# the same again after a restart of the coordinator, with a quarter more than 120 worlds had. A node
-# that makes up answers is not found out by anything that a market does so far.
-LEASES_OF_BAD_NODES = {
-    # An input that another node found wrong is leased once more, perhaps to it.
-    Vice.SILENT: 20,
-    Vice.STALLING: 20,
-    Vice.DRIPPING: 20,
-    Vice.FLAPPING: 20,
-    Vice.REFUSING: 25,
-}
+# How often one bad node is leased before a coordinator knows it: its first seats, and a probe now
+# and then. With restarts of the coordinator that forget it, 120 worlds had up to 14 in one process.
+# A node that makes up answers is not found out by anything that a market does so far.
+LEASES_OF_BAD_NODE_MAX = 16
 # An answer that has begun is not begun anew elsewhere.
 LOST_AT_BAD_NODE_MAX = 12
 _ID_IS_TAKEN = frozenset({Code.ALREADY_EXISTS, Code.REPLAYED})
@@ -69,16 +62,16 @@ def honest_shares(faults: Faults) -> dict[Code, float]:
 
 
 def check_bad_node(
-    name: str, vice: Vice, leased: Sequence[JobId], reports: Sequence[JobReport]
+    name: str, vice: Vice, leased: Mapping[int, Sequence[JobId]], reports: Sequence[JobReport]
 ) -> Iterator[str]:
     """What one bad machine may cost: how often it is leased, and how many jobs end because of it.
-    `leased` has a job for each of its leases."""
-    most = LEASES_OF_BAD_NODES.get(vice)
-    if most is None:
+    `leased` has a job for each of its leases, by process of the coordinator."""
+    if vice is Vice.GARBAGE:
         return
-    if len(leased) > most:
-        yield f"{name} is {vice}, and was leased {len(leased)} times; {most} are enough to see it"
-    jobs = set(leased)
+    most = max(map(len, leased.values()), default=0)
+    if most > LEASES_OF_BAD_NODE_MAX:
+        yield f"{name} is {vice}, and was leased {most} times, of at most {LEASES_OF_BAD_NODE_MAX}"
+    jobs = {job_id for at_once in leased.values() for job_id in at_once}
     lost = [r for r in reports if r.job_id in jobs and r.code in _BLAMED and r.outcome is None]
     if len(lost) > LOST_AT_BAD_NODE_MAX:
         yield f"{len(lost)} jobs ended because {name} is {vice}, of at most {LOST_AT_BAD_NODE_MAX}"

@@ -139,7 +139,7 @@ def _bad_node(parties: Parties, trace: Trace, fault: Fault) -> Iterator[str]:
     yield node.name
     node.is_active = False
     node.host.switch_off()
-    leases = len(parties.auditor.jobs_at(node.key.peer_id))
+    leases = sum(map(len, parties.auditor.jobs_at(node.key.peer_id).values()))
     if leases:
         trace.add(node.name, "bad_node_was_leased", vice=node.vice, leases=leases)
 

@@ -22,7 +22,7 @@ from protocol.pricing import PriceSheet, Units
 from sim.buyer import End, JobReport
 from sim.checkers import (
     HONEST_SHARES,
-    LEASES_OF_BAD_NODES,
+    LEASES_OF_BAD_NODE_MAX,
     LOST_AT_BAD_NODE_MAX,
     check_bad_client,
     check_bad_node,
@@ -179,18 +179,20 @@ def test_a_code_that_is_more_frequent_than_faults_explain_is_a_violation() -> No
 
 
 def test_a_bad_machine_costs_a_bounded_number_of_leases_and_jobs() -> None:
-    most = LEASES_OF_BAD_NODES[Vice.STALLING]
+    most = LEASES_OF_BAD_NODE_MAX
     jobs = [derive_ulid(LEASE_ID, f"job/{number}") for number in range(most + 1)]
     leased = list(map(JobId, jobs))
     lost = [replace(failed(Code.NODE_LOST), job_id=job_id) for job_id in leased]
 
     def check(leases: int, losses: int, vice: Vice = Vice.STALLING) -> list[str]:
-        return list(check_bad_node("bad", vice, leased[:leases], lost[:losses]))
+        return list(check_bad_node("bad", vice, {1: leased[:leases]}, lost[:losses]))
 
     assert not check(most, LOST_AT_BAD_NODE_MAX)
     assert check(most + 1, 0)
     assert check(most, LOST_AT_BAD_NODE_MAX + 1)
     assert not check(most + 1, most + 1, Vice.GARBAGE)
+    twice = {1: leased[:most], 2: leased[:most]}
+    assert not list(check_bad_node("bad", Vice.SILENT, twice, lost[:1]))
 
 
 def test_a_client_may_choose_the_job_id_of_another() -> None:
