@@ -149,17 +149,17 @@ def _places(
     ordered = [p for p in dict.fromkeys(found) if p is not None and is_open[p]]
     places = [Placement(position, Why.ORDERED) for position in ordered]
     is_open[ordered] = False
-    is_unsteady = fit.is_unsteady()
+    is_last = fit.is_last_resort()
     within: Ints = (is_open & ~misses.is_over).nonzero()[0]
     # Without a fallback, a client that gets the new node gets nothing else.
-    steady = within[~is_unsteady[within]]
-    curious = explore(field, steady, rng=rng) if not ordered and limit > 1 else None
+    trusted = within[~is_last[within]]
+    curious = explore(field, trusted, rng=rng) if not ordered and limit > 1 else None
     if curious is not None:
         places.append(Placement(curious, Why.EXPLORED))
         within = within[within != curious]
-    # What failed on one machine may well fail on its neighbour, and what goes away often takes its
-    # jobs along: other machines come first, and steady nodes before all.
-    levels = 2 * is_unsteady + _is_near_tried(table, fit)
+    # What failed on one machine may well fail on its neighbour: other machines come first. Nodes
+    # that go away often, and strangers from where others failed, come last of all.
+    levels = 2 * is_last + _is_near_tried(table, fit)
     over: Ints = (is_open & misses.is_over).nonzero()[0]
     for level in range(4):
         for among in (within, over):

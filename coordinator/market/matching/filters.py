@@ -56,12 +56,14 @@ class Selection:
     now_ms: int
     is_resting: Bools | None = None
 
-    def is_unsteady(self) -> Bools:
-        """Nodes that go away without notice, and those of machines that do unless they have a
-        record of their own and stayed."""
+    def is_last_resort(self) -> Bools:
+        """Nodes that go away without notice, and those of machines that do or that failed several
+        times, unless they have a record of their own (and stayed)."""
         standings, slots = self.standings, self.rows.code(MACHINE)
-        suspects = standings.was_lost(self.now_ms) | ~standings.is_proven()
+        is_unproven = ~standings.is_proven()
+        suspects = is_unproven | standings.was_lost(self.now_ms)
         suspects &= self.machines.is_unsteady(slots, self.now_ms)
+        suspects |= is_unproven & self.machines.is_open(slots, self.now_ms)
         return suspects | standings.is_unsteady(self.now_ms)
 
     def narrowed(self, kept: Ints) -> "Selection":
@@ -169,9 +171,7 @@ def _is_full(selection: Selection) -> Bools:
 
 def _is_on_unproven_machine(selection: Selection) -> Bools:
     """Nodes without a record share what their machine may take."""
-    slots = selection.rows.code(MACHINE)
-    rejected = selection.machines.is_full(slots)
-    rejected |= selection.machines.is_open(slots, selection.now_ms)
+    rejected = selection.machines.is_full(selection.rows.code(MACHINE))
     rejected &= ~selection.standings.is_proven()
     return rejected
 

@@ -12,12 +12,23 @@ from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.messages import Lease
 from protocol.pricing import Units
-from protocol.services import QuoteAsk
+from protocol.services import QuoteAsk, QuoteReply
 from tests.clocks import HandClock
-from tests.coordinator.market_makers import MODEL, NOW_MS, key, model_offer, node, node_offer
+from tests.coordinator.market_makers import (
+    CREDIT,
+    MODEL,
+    NOW_MS,
+    key,
+    model_offer,
+    node,
+    node_offer,
+)
 from tests.protocol.makers import CLIENT, make_lease, make_request
 
 BLOCK = "/ip4/10.0.9.{}/tcp/4001"
+# A node elsewhere, which is dear.
+OUTSIDER = 99
+DEAR = 100 * CREDIT
 PRICED = Units(input_tokens=10_000, output_tokens=10_000)
 ANSWERED = Observation(
     code=None,
@@ -31,7 +42,7 @@ CRASHED = replace(ANSWERED, code=Code.NODE_LOST, blame=Blame.FAILURE, has_receip
 
 
 class Block:
-    """A market whose nodes are all in one address block."""
+    """A market whose nodes are all in one address block, but for a dear one elsewhere."""
 
     def __init__(self, *nodes: int) -> None:
         self.clock = HandClock(wall_ms=NOW_MS)
@@ -49,13 +60,14 @@ class Block:
     def offer(self) -> None:
         """All nodes renew their offers."""
         now_ms = self.clock.now_ms()
-        for number in self.nodes:
+        for number in (*self.nodes, OUTSIDER):
+            is_outside = number == OUTSIDER
             offer = node_offer(
                 number,
-                model_offer(slots=64),
+                model_offer(slots=64, price_nano=DEAR if is_outside else CREDIT),
                 sequence=now_ms - NOW_MS,
                 issued_at_ms=now_ms,
-                address=BLOCK.format(number),
+                address="/ip4/10.7.7.7/tcp/4001" if is_outside else BLOCK.format(number),
             )
             verdict = self.market.book.insert(seal(key(number), offer), now_ms=now_ms)
             assert verdict.code is None, verdict
@@ -81,10 +93,18 @@ class Block:
 
     def blocked(self) -> dict[int, set[str]]:
         """By node, why it gets no jobs now."""
-        request = make_request()
-        ask = QuoteAsk(MODEL, request.task, Units(10, 10), Units(10, 10))
-        rejected = {each.node: each.reasons for each in self.market.quote(ask).rejections}
+        rejected = {each.node: each.reasons for each in self._quote().rejections}
         return {number: set(rejected.get(node(number), ())) for number in self.nodes}
+
+    def last_resorts(self) -> set[int]:
+        """Nodes that get jobs only where the dear one cannot take them."""
+        places = [candidate.node for candidate in self._quote().candidates]
+        behind = places[places.index(node(OUTSIDER)) + 1 :]
+        return {number for number in self.nodes if node(number) in behind}
+
+    def _quote(self) -> QuoteReply:
+        request = make_request()
+        return self.market.quote(QuoteAsk(MODEL, request.task, Units(10, 10), Units(10, 10)))
 
 
 def test_one_crash_after_a_quiet_hour_blocks_no_neighbour() -> None:
@@ -98,14 +118,18 @@ def test_one_crash_after_a_quiet_hour_blocks_no_neighbour() -> None:
     reasons = block.blocked()
     assert reasons[1] == {Reason.BREAKER_OPEN.value}
     assert reasons[2] == reasons[3] == set()
+    assert block.last_resorts() == set()
     block.pass_s(10)
     assert block.blocked()[1] == set(), "and the node itself may be tried again"
 
 
-def test_strangers_that_fail_still_shut_their_block_out() -> None:
+def test_strangers_that_fail_put_their_block_behind_all_others() -> None:
+    """And no further: a newcomer that happens to be their neighbour gets what no other can take."""
     block = Block(1, 2, 3)
+    assert block.last_resorts() == set()
     block.crash(1, jobs=3)
-    assert all(Reason.MACHINE_UNPROVEN.value in why for why in block.blocked().values())
+    assert block.blocked()[1] == {Reason.BREAKER_OPEN.value}
+    assert block.last_resorts() == {2, 3}
 
 
 def test_a_node_that_goes_on_failing_after_the_quiet_is_a_stranger() -> None:
@@ -115,4 +139,4 @@ def test_a_node_that_goes_on_failing_after_the_quiet_is_a_stranger() -> None:
     block.crash(1, jobs=8)
     block.pass_s(10)
     block.crash(1, jobs=3)
-    assert Reason.MACHINE_UNPROVEN.value in block.blocked()[2]
+    assert block.last_resorts() == {2}
