@@ -62,14 +62,15 @@ KEYS = (
         "coordinator/leasing/restoring.py",
         "            row.terms.api_key_id,\n",
         "            None,\n",
-        seeds=20,
+        seeds=25,
     ),
     Mutant(
         "the operator pays although the client has signed",
         "coordinator/leasing/open_lease.py",
         "return is_of_before and self.delivered is None",
         "return is_of_before",
-        seeds=20,
+        test="tests/coordinator/settling/test_deliveries.py"
+        "::test_the_word_of_a_client_on_a_cut_answer_survives_a_restart",
     ),
     Mutant(
         "a lease for a key does not name it in its hold",

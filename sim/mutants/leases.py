@@ -118,7 +118,7 @@ LEASES = (
         "coordinator/ledger/postings.py",
         'f"lease/{client}/{attempt}"',
         'f"lease/{attempt}"',
-        seeds=18,
+        seeds=25,
     ),
     Mutant(
         "a job is over by its client's clock",

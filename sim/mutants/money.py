@@ -26,7 +26,7 @@ MONEY = (
         "coordinator/ledger/postings.py",
         "provider_nano, fee_nano = split_fee(amount_nano, fee_bps)",
         "fee_nano, provider_nano = split_fee(amount_nano, fee_bps)",
-        seeds=2,
+        seeds=5,
     ),
     Mutant(
         "a repeated posting is executed again under another id",
@@ -47,7 +47,7 @@ MONEY = (
         "coordinator/ledger/machine.py",
         "debit.debits_pending -= hold.amount_nano * sign",
         "debit.debits_pending -= amount",
-        seeds=2,
+        seeds=5,
     ),
     Mutant(
         "a capture may take more than was held",
@@ -110,7 +110,7 @@ MONEY = (
         "coordinator/db/writer.py",
         "                if not is_kept(hold):",
         "                if False:",
-        seeds=2,
+        seeds=5,
     ),
     Mutant(
         "rows of a posting that was refused are written all the same",
@@ -125,7 +125,7 @@ MONEY = (
         "coordinator/db/jobs.py",
         "attempt = _ANY_ATTEMPT if state is JobState.SETTLED else lease.attempt",
         "attempt = -1",
-        seeds=1,
+        seeds=5,
     ),
     Mutant(
         "a job that was paid can expire with another hold",

@@ -32,14 +32,14 @@ NODE = (
         "capanode/seats.py",
         "        self._running.discard(lease_id)\n",
         "",
-        seeds=1,
+        seeds=5,
     ),
     Mutant(
         "more jobs run than there are slots",
         "capanode/seats.py",
         "        if len(self._running) < self.slots:\n",
         "        if True:\n",
-        seeds=1,
+        seeds=8,
     ),
     Mutant(
         "a client sees its receipt before it is durable",

@@ -95,7 +95,7 @@ SETTLING = (
         "coordinator/settling/payments.py",
         "                await post(is_late=False)\n                return\n",
         "                await post(is_late=False)\n",
-        seeds=1,
+        seeds=5,
     ),
     Mutant(
         "a receipt that came in time, and is paid late, finds its hold gone",
