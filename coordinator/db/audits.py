@@ -184,7 +184,8 @@ def contradicting_spending(conn: Connection) -> list[ContradictingSpending]:
 
 
 # What ended a lease's hold, and after an expiry the capture that was made of it late: in the same
-# chain, so it is the very next transfer.
+# chain, so it is the very next transfer, and posted at once because no hold is left. A capture that
+# resolves a hold may stand there too: of another client, that chose the same job id.
 _resolution = transfers.alias("resolution")
 _late = transfers.alias("late")
 _is_paid_late = _late.c.id.is_not(None)
@@ -215,6 +216,7 @@ def _with_resolution(query: Select[Any]) -> Select[Any]:
                 _resolution.c.kind == TransferKind.EXPIRE.value,
                 _late.c.sequence == _resolution.c.sequence + 1,
                 _late.c.code == TransferCode.CAPTURE.value,
+                _late.c.kind == TransferKind.POSTED.value,
                 _late.c.job_id == _resolution.c.job_id,
             ),
         )

@@ -1,12 +1,14 @@
 """The audit's look at leases and receipts: what they say must be what the books say."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import text
 
 from coordinator.audit.books import audit
 from coordinator.audit.findings import Check, Finding
+from coordinator.db.accounts import open_account
 from coordinator.db.bulk import Record, run_records
 from coordinator.db.engine import Connection
 from coordinator.db.heads import check_books, store_head
@@ -15,27 +17,32 @@ from coordinator.db.leases import record_lease_end
 from coordinator.db.receipts import record_receipt
 from coordinator.db.writer import post_one
 from coordinator.errors import DamagedBooksError
+from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.machine import Chain
 from coordinator.ledger.postings import (
     capture,
     capture_from_operator,
     capture_late,
+    credit,
     expire,
     hold,
+    lease_id_of,
     release,
 )
 from coordinator.ledger.transfers import Transfer, TransferCode
 from protocol.endings import LeaseState, ReceiptState
-from protocol.ids import JobId
+from protocol.ids import JobId, TransferId, derive_ulid
 from protocol.job_state import JobState
 from tests.coordinator.evidence import CHAIN, EXPIRES_AT_MS, FUNDS, LEASE, leased
-from tests.protocol.makers import COORDINATOR, NODE, NOW_MS
+from tests.protocol.makers import COORDINATOR, NODE, NOW_MS, STRANGER
 
 AMOUNT_NANO = CHAIN.receipt.message.amount_nano
 CAPTURE = capture(FUNDS, AMOUNT_NANO, LEASE.node, fee_bps=500)
 RELEASE = release(FUNDS)
 EXPIRE = expire(hold(FUNDS, timeout_at_ms=EXPIRES_AT_MS).transfers[0])
 LATE = capture_late(FUNDS, AMOUNT_NANO, LEASE.node, fee_bps=500)
+
+OTHER_CREDIT = TransferId(derive_ulid(LEASE.job_id, "credit of another client"))
 
 GIFT = capture_from_operator(FUNDS, AMOUNT_NANO, LEASE.node, fee_bps=500, is_late=False)
 LATE_GIFT = capture_from_operator(FUNDS, AMOUNT_NANO, LEASE.node, fee_bps=500, is_late=True)
@@ -92,6 +99,23 @@ def test_a_lease_that_ended_as_its_hold_did_is_green(
 ) -> None:
     resolve(conn, chain)
     run_records(conn, end(state))
+    assert audit(conn).is_green
+
+
+def test_a_payment_of_another_client_for_the_same_job_id_is_not_taken_for_a_late_one(
+    conn: Connection,
+) -> None:
+    """It came right after the expiry, and the audit was red for as long as the books are kept."""
+    other = STRANGER.peer_id
+    open_account(conn, Account(account_of(other), AccountKind.CLIENT))
+    post_one(conn, credit(OTHER_CREDIT, account_of(other), 10_000), now_ms=NOW_MS)
+    lease_id = lease_id_of(other, LEASE.job_id, 0)
+    funds = replace(FUNDS, lease_id=lease_id, client=other)
+    post_one(conn, hold(funds, timeout_at_ms=EXPIRES_AT_MS + 1), now_ms=NOW_MS)
+    resolve(conn, EXPIRE)
+    run_records(conn, end(LeaseState.EXPIRED))
+    paid = capture(funds, AMOUNT_NANO, LEASE.node, fee_bps=500)
+    post_one(conn, paid, now_ms=EXPIRES_AT_MS)
     assert audit(conn).is_green
 
 
