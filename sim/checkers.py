@@ -18,8 +18,8 @@ from sim.sim_worker import SimWorker, text_of
 from sim.vices import Habit, Vice
 
 # What may honestly happen to a job, and to which share of a world's jobs. All other codes accuse
-# a party of a mistake that none here makes. The shares are about twice what sixty worlds
-# had at most: more of it, and something is broken that the codes do not tell.
+# a party of a mistake that none here makes. The shares are well above what 180 worlds had
+# at most: more of it, and something is broken that the codes do not tell.
 HONEST_SHARES = {
     Code.NO_NODE_FITS: 0.25,
     Code.UNKNOWN_MODEL: 0.3,
@@ -29,7 +29,7 @@ HONEST_SHARES = {
     Code.MODEL_UNAVAILABLE: 0.15,
     Code.WORKER_CRASHED: 0.25,
     Code.DEADLINE_EXCEEDED: 0.05,
-    Code.NODE_LOST: 0.3,
+    Code.NODE_LOST: 0.4,
     Code.COORDINATOR_LOST: 0.7,
     # The node was restarted and has made new offers, of which the client did not know.
     Code.PRICE_MISMATCH: 0.05,

@@ -8,6 +8,7 @@ import trio
 
 from coordinator.audit.books import audit
 from coordinator.db.engine import Connection
+from protocol.errors import Code
 from protocol.ids import JobId
 from protocol.limits import RECEIPT_GRACE_MS
 from sim.api_user import ApiUser
@@ -80,6 +81,13 @@ class Inspector:
         honest = {*self._honest_shares, *buyer.honest_codes}
         for violation in check_job(report, honest=honest, is_garbled=is_garbled):
             self.violate(violation)
+
+    def _is_explained(self, report: JobReport) -> bool:
+        """Whether its end says nothing about the market: what a key's own limits refuse, and a lost
+        coordinator for a user of the gateway, who asks once."""
+        buyer = self._parties.buyer_of(report.planned.buyer)
+        is_cut_off = isinstance(buyer, ApiUser) and report.code is Code.COORDINATOR_LOST
+        return is_cut_off or report.code in buyer.honest_codes
 
     def is_market_open(self) -> bool:
         coordinator = self._parties.coordinator.current
@@ -192,11 +200,7 @@ class Inspector:
         for client in self._parties.bad_clients:
             for violation in check_bad_client(client.name, client.habit, client.codes):
                 self.violate(violation)
-        unexplained = [
-            report
-            for report in reports
-            if report.code not in self._parties.buyer_of(report.planned.buyer).honest_codes
-        ]
+        unexplained = [report for report in reports if not self._is_explained(report)]
         for violation in check_shares(unexplained, self._honest_shares):
             self.violate(violation)
         for alarm in self._trace.alarms:

@@ -48,10 +48,7 @@ class MemoryConnection:
             self.owner.network.counts["wires_silenced"] += 1
             self.wire.silence()
             self._silences += 1
-            self.owner.agenda.add(
-                trio.current_time() + self.owner.network.liveness_s,
-                partial(self._give_up, self._silences),
-            )
+            self._watch()
         elif not silent and self.wire.is_silent:
             self.wire.resume()
             if self.mate is not None and self.mate.mate is None:
@@ -62,13 +59,18 @@ class MemoryConnection:
                     partial(self.owner.lose, self, "the peer had closed the connection"),
                 )
 
-    def _give_up(self, silence: int) -> None:
-        if self.wire.is_silent and self._silences == silence:
-            mate = self.mate
-            self.owner.give_up(self)
-            # Its pings arrive and are not answered. If it is silent itself, it has its own watch.
-            if mate is not None and not mate.wire.is_silent:
-                mate.owner.give_up(mate)
+    def _watch(self) -> None:
+        """Both sides notice that pings are not answered: ours do not arrive, and the answers to the
+        other side's do not. Each has a watch of its own, because either may be killed meanwhile."""
+        due = trio.current_time() + self.owner.network.liveness_s
+        self.owner.agenda.add(due, partial(self._give_up, self, self._silences))
+        if self.mate is not None:
+            self.other.agenda.add(due, partial(self._give_up, self.mate, self._silences))
+
+    def _give_up(self, side: "MemoryConnection", silence: int) -> None:
+        """One side gives the connection up, unless it has ended for it or our wire has spoken."""
+        if side.mate is not None and self.wire.is_silent and self._silences == silence:
+            side.owner.give_up(side)
 
 
 class OpenAnswer:

@@ -214,6 +214,25 @@ async def test_peer_that_was_killed_behind_a_partition_is_noticed_when_it_heals(
 
 
 @virtual_time
+@pytest.mark.parametrize("is_mended", [True, False])
+async def test_peer_that_was_killed_while_it_was_not_heard_is_given_up(
+    pair: Pair, network: MemoryNetwork, is_mended: bool
+) -> None:
+    """The watch of a cut connection ended with the process that could not be heard."""
+    client, server = pair
+    stream = await client.open_stream(server.peer_id, ECHO, timeout_s=1)
+    network.cut(server.peer_id, client.peer_id)
+    await trio.sleep(1)
+    network.kill(server.peer_id)
+    if is_mended:
+        network.mend(server.peer_id, client.peer_id)
+    with trio.fail_after(LIVENESS_S), pytest.raises(StreamClosed):
+        await receive_all(stream)
+    assert client.connected_peers() == frozenset()
+    assert client.statistics().peers_timed_out == 1
+
+
+@virtual_time
 async def test_killed_peer_comes_back_at_its_old_address(
     pair: Pair, network: MemoryNetwork, nursery: trio.Nursery
 ) -> None:
