@@ -148,8 +148,8 @@ def test_doctor_tells_what_to_do_and_fails_while_the_node_could_not_serve(
         (("start",), {}, 1, "create one with `init`"),
         (("status",), {}, 1, "start it with `capanode start`"),
         (("models", "rm", "nothing"), {}, 1, "no model 'nothing'"),
-        (("config", "show"), {"CAPANODE_DRAIN_S": "soon"}, 1, "environment CAPANODE_DRAIN_S"),
-        (("start", "--model", "a,slots=none"), {}, 1, "flag --model"),
+        (("config", "show"), {"CAPANODE_DRAIN_S": "soon"}, 2, "environment CAPANODE_DRAIN_S"),
+        (("start", "--model", "a,slots=none"), {}, 2, "flag --model"),
         (("start", "--nonsense"), {}, 2, "No such option"),
     ],
 )
