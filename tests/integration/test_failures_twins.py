@@ -1,4 +1,4 @@
-"""Somebody copies a node's folder to a second machine: two nodes sign with one key."""
+"""A node's folder is copied to a second machine: two nodes sign with one key."""
 
 import json
 import shutil
@@ -26,9 +26,10 @@ def make_twin(frail: FrailMarket, original: LocalNode) -> LocalNode:
 def test_two_nodes_with_one_key_are_found_out(frail: FrailMarket) -> None:
     original, other = frail.nodes
     twin = make_twin(frail, original)
-    started_at = time.monotonic()
     assert twin.peer_id == original.peer_id
     try:
+        frail.wait(lambda: "coordinator_attached" in twin.process.log_tail())
+        started_at = time.monotonic()
         # Only what the original signs clearly after its twin began shows that both are alive.
         frail.wait(lambda: time.monotonic() - started_at > CLOCK_SKEW_MAX_MS / 1_000 + 1)
         frail.worker_of(original).kill()  # It announces that, and when the model is back.

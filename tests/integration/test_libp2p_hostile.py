@@ -35,6 +35,7 @@ from protocol.net.libp2p import Libp2pTransport
 from protocol.net.libp2p_admission import (
     CONNECTIONS_PER_PEER_MAX,
     FIRST_BYTE_WITHIN_S,
+    QUIET_AFTER_S,
     STRANGERS_MAX,
 )
 from tests.protocol.net.contract import (
@@ -215,6 +216,8 @@ async def test_strangers_who_never_finish_keep_nobody_out(
             strangers.append(stranger)
             if first_bytes:
                 await stranger.send_all(first_bytes)
+        # From one address block: those that have been silent for a while give way, and no others.
+        await trio.sleep(2 * QUIET_AFTER_S)
         await friend.disconnect(ours.peer_id)
         await check_alive(friend, ours)
     finally:
