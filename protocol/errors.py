@@ -12,8 +12,8 @@ from protocol.vocabulary import OpenVocabulary
 class Code(OpenVocabulary):
     """Why something was refused or failed, as sent on the wire.
 
-    The vocabulary is open. A code that this version does not list is passed on as it came; it is
-    in none of the sets below, so it is not retried, and it counts as a failure of who sent it.
+    The vocabulary is open. A code that this version does not list is passed on as it came, and
+    counts as a failure of who sent it: another node is tried, the same party is not asked again.
     """
 
     # The bytes are wrong.
@@ -109,6 +109,11 @@ RETRYABLE_LATER = frozenset(
         Code.INTERNAL,
     }
 )
+
+
+def may_succeed_elsewhere(code: Code) -> bool:
+    """Whether another node is worth a try after this one ended a job so."""
+    return code in RETRYABLE_ELSEWHERE or not code.is_known
 
 
 class CapaError(Exception):

@@ -17,7 +17,7 @@ from protocol.client_session import ClientJob
 from protocol.clock import Clock
 from protocol.countersigning import Delivery
 from protocol.envelope import Signed
-from protocol.errors import RETRYABLE_ELSEWHERE, Code, RemoteProtocolError
+from protocol.errors import Code, RemoteProtocolError, may_succeed_elsewhere
 from protocol.grants import EarlierAttempts, Granted, check_terms
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
@@ -215,7 +215,7 @@ class Purchase:
             if self._was_input_blamed:
                 raise failure
             self._was_input_blamed = True
-        elif not (failure.is_breach or failure.code in RETRYABLE_ELSEWHERE):
+        elif not (failure.is_breach or may_succeed_elsewhere(failure.code)):
             raise failure
         self._exclude.append(lease.node)
         self._last_failure = failure

@@ -85,6 +85,7 @@ class Script(Enum):
     REFUSE = auto()  # busy, with a signed receipt of zero
     REFUSE_BARE = auto()  # busy, without a receipt
     BAD_INPUT = auto()  # the client's fault
+    LATER_CODE = auto()  # refuses with a code of a later version
     VANISH_AT_ONCE = auto()  # drops the channel before any output
     VANISH_MIDWAY = auto()  # drops it after two chunks
     CRASH_MIDWAY = auto()  # after two chunks an error, with a receipt for them
@@ -93,6 +94,14 @@ class Script(Enum):
     BILL_AND_STALL = auto()  # hands a receipt for the whole ceiling in, then says nothing
     TEXTLESS = auto()  # sends tokens that show no text
     STALL_MIDWAY = auto()  # after two chunks says nothing until it is cancelled
+
+
+# With a signed receipt of zero.
+_REFUSALS = {
+    Script.REFUSE: Code.BUSY,
+    Script.BAD_INPUT: Code.PROMPT_TOO_LONG,
+    Script.LATER_CODE: Code("moon_phase"),
+}
 
 
 @dataclass
@@ -167,8 +176,8 @@ class ScriptedNode:
         if self.script is Script.REFUSE_BARE:
             channel.send_nowait(*job.error(Code.BUSY, "full", receipt=None))
             return
-        if self.script in (Script.REFUSE, Script.BAD_INPUT):
-            code = Code.BUSY if self.script is Script.REFUSE else Code.PROMPT_TOO_LONG
+        code = _REFUSALS.get(self.script)
+        if code is not None:
             receipt = self.sign(job, (), Finish.REFUSED, code=code.value)
             channel.send_nowait(*job.error(code, "no", receipt=receipt))
             await self._wait_acceptance(job, channel)

@@ -1,6 +1,6 @@
 import pytest
 
-from protocol.errors import RETRYABLE_ELSEWHERE, RETRYABLE_LATER, Code
+from protocol.errors import RETRYABLE_ELSEWHERE, RETRYABLE_LATER, Code, may_succeed_elsewhere
 
 
 def test_a_listed_word_is_the_member() -> None:
@@ -24,8 +24,10 @@ def test_peers_cannot_make_the_vocabulary_grow() -> None:
     assert "moon_phase" not in listed
 
 
-def test_a_word_of_a_later_version_is_not_retried() -> None:
+def test_a_word_of_a_later_version_is_no_reason_to_ask_the_same_party_again() -> None:
     assert Code("moon_phase") not in RETRYABLE_ELSEWHERE | RETRYABLE_LATER
+    assert may_succeed_elsewhere(Code("moon_phase"))
+    assert not may_succeed_elsewhere(Code.INVALID_INPUT)
 
 
 @pytest.mark.parametrize("text", ["", "Moon", "moon phase", "moon\n", "m" * 65, "7moon"])
