@@ -121,6 +121,7 @@ def test_one_crash_after_a_quiet_hour_blocks_no_neighbour() -> None:
     assert block.last_resorts() == set()
     block.pass_s(10)
     assert block.blocked()[1] == set(), "and the node itself may be tried again"
+    assert block.last_resorts() == set()
 
 
 def test_strangers_that_fail_put_their_block_behind_all_others() -> None:
