@@ -29,7 +29,7 @@ HONEST_SHARES = {
     Code.MODEL_UNAVAILABLE: 0.15,
     Code.WORKER_CRASHED: 0.25,
     Code.DEADLINE_EXCEEDED: 0.05,
-    Code.NODE_LOST: 0.4,
+    Code.NODE_LOST: 0.3,
     Code.COORDINATOR_LOST: 0.7,
     # The node was restarted and has made new offers, of which the client did not know.
     Code.PRICE_MISMATCH: 0.05,
@@ -41,8 +41,8 @@ HONEST_SHARES = {
 # An input that another node found wrong is leased once more, which made 18 of them in one world.
 # A node that makes up answers is not found out by anything that a market does so far.
 LEASES_OF_BAD_NODE_MAX = 20
-# An answer that has begun is not begun anew elsewhere. Of 240 worlds one had 16.
-LOST_AT_BAD_NODE_MAX = 18
+# An answer that has begun is not begun anew elsewhere. Of one process too, as it forgets failures.
+LOST_AT_BAD_NODE_MAX = 12
 _ID_IS_TAKEN = frozenset({Code.ALREADY_EXISTS, Code.REPLAYED})
 _BLAMED = frozenset({Code.NODE_LOST, Code.BUSY, Code.WORKER_CRASHED, Code.DEADLINE_EXCEEDED})
 # Of few jobs, a few are a large share.
@@ -72,10 +72,15 @@ def check_bad_node(
     most = max(map(len, leased.values()), default=0)
     if most > LEASES_OF_BAD_NODE_MAX:
         yield f"{name} is {vice}, and was leased {most} times, of at most {LEASES_OF_BAD_NODE_MAX}"
-    jobs = {job_id for at_once in leased.values() for job_id in at_once}
-    lost = [r for r in reports if r.job_id in jobs and r.code in _BLAMED and r.outcome is None]
-    if len(lost) > LOST_AT_BAD_NODE_MAX:
-        yield f"{len(lost)} jobs ended because {name} is {vice}, of at most {LOST_AT_BAD_NODE_MAX}"
+    lost = {report.job_id for report in reports if ended_at_node(report)}
+    most = max((len(lost.intersection(jobs)) for jobs in leased.values()), default=0)
+    if most > LOST_AT_BAD_NODE_MAX:
+        yield f"{most} jobs ended because {name} is {vice}, of at most {LOST_AT_BAD_NODE_MAX}"
+
+
+def ended_at_node(report: JobReport) -> bool:
+    """Whether the client lost its answer because of what a node did."""
+    return report.code in _BLAMED and report.outcome is None
 
 
 def check_bad_client(name: str, habit: Habit, codes: Collection[Code]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from sim.checkers import (
     check_job,
     check_model,
     check_shares,
+    ended_at_node,
     honest_shares,
 )
 from sim.key_rows import (
@@ -61,6 +62,10 @@ class Inspector:
         self._honest_shares = honest_shares(options.faults)
         # A hold may time out right after a sweep.
         self._hold_late_ms = int(2_000 * options.bounds.sweep_every_s) + SWEEP_TAKES_MS
+        # Those with a bound of their own (`check_bad_node`).
+        self._bad_nodes = {
+            node.key.peer_id for node in parties.bad_nodes if node.vice is not Vice.GARBAGE
+        }
         self._garblers = {
             node.key.peer_id for node in parties.bad_nodes if node.vice is Vice.GARBAGE
         }
@@ -83,11 +88,13 @@ class Inspector:
             self.violate(violation)
 
     def _is_explained(self, report: JobReport) -> bool:
-        """Whether its end says nothing about the market: what a key's own limits refuse, and a lost
-        coordinator for a user of the gateway, who asks once."""
+        """Whether its end says nothing about the market: what a key's own limits refuse, a lost
+        coordinator for a user of the gateway, who asks once, and a bad node, which has a bound of
+        its own."""
         buyer = self._parties.buyer_of(report.planned.buyer)
         is_cut_off = isinstance(buyer, ApiUser) and report.code is Code.COORDINATOR_LOST
-        return is_cut_off or report.code in buyer.honest_codes
+        is_at_bad_node = report.node in self._bad_nodes and ended_at_node(report)
+        return is_cut_off or is_at_bad_node or report.code in buyer.honest_codes
 
     def is_market_open(self) -> bool:
         coordinator = self._parties.coordinator.current
