@@ -19,12 +19,13 @@ from capanode.worker.commands import Command, Ping, Shutdown, encode_command
 from capanode.worker.frames import FrameBuffer, WorkerProtocolError
 from capanode.worker.jobs import JobBook, WorkerExit
 from capanode.worker.outgoing import Outgoing
-from capanode.worker.pace import Pace
 from capanode.worker.reports import Cancelled, LoadFailed, Pong, Report, parse_report
 from capanode.worker.spec import EXIT_OUT_OF_MEMORY, WorkerSpec
 from capanode.worker.stderr_log import LogLine, StderrLog
 from protocol.errors import Code
-from protocol.limits import MIB
+from protocol.limits import KIB, MIB
+from protocol.pace import Pace
+from protocol.token_buckets import Rate
 
 _RECEIVE_BYTES = 256 * 1024
 _STDERR_BYTES = 16 * 1024
@@ -32,14 +33,13 @@ _STDERR_BYTES = 16 * 1024
 # What a worker may make the node do, in µs of its time: half a core for one that talks without end.
 # The largest engines on the fastest cards yield half as many tokens as that allows. An event of a
 # job that was cancelled is dropped at once, so a backlog of them does not hold up other jobs.
-_COST_PER_S = 500_000.0
-_COST_BURST = 100_000.0
+_COST = Rate(per_s=500_000.0, burst=100_000)
 _READ_COST = 50
 _DELIVERED_COST = 25
 _DROPPED_COST = 4
 # A worker prints a few lines at its start and one for a job that failed. A read of one byte costs
 # as much as one of a line.
-_STDERR_BYTES_PER_S = 64.0 * 1024
+_STDERR = Rate(per_s=64.0 * KIB, burst=256 * KIB)
 _STDERR_BYTES_PER_READ = 256
 _LAST_READS_MAX = 8
 
@@ -116,7 +116,7 @@ class WorkerProcess:
 
     async def _receive(self) -> None:
         buffer = FrameBuffer()
-        pace = Pace(per_s=_COST_PER_S, burst=_COST_BURST)
+        pace = Pace(_COST)
         while True:
             await trio.lowlevel.wait_readable(self._channel)
             try:
@@ -214,7 +214,7 @@ class WorkerProcess:
                 self._end(Code.OUT_OF_MEMORY, what)
 
     async def _read_stderr(self) -> None:
-        pace = Pace(per_s=_STDERR_BYTES_PER_S, burst=4 * _STDERR_BYTES_PER_S)
+        pace = Pace(_STDERR)
         while True:
             await trio.lowlevel.wait_readable(self._process.stderr_fd)
             read = self._log_stderr()

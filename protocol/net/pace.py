@@ -8,6 +8,7 @@ that carry data cost nothing here, as their bytes are paced by their consumers.
 
 import trio
 
+from protocol.pace import Pace
 from protocol.token_buckets import Rate
 
 # What is lawful stays far below: a link at full speed returns credit six hundred times a second,
@@ -23,23 +24,20 @@ STREAM_COST = 64
 class WorkPace:
     """The work of one connection. It may go into debt by what was read at once."""
 
-    __slots__ = ("_at", "_left", "_rate")
+    __slots__ = ("_pace", "_spent")
 
-    def __init__(self, rate: Rate = WORK) -> None:
-        self._rate = rate
-        self._left = float(rate.burst)
-        self._at = 0.0
+    def __init__(self) -> None:
+        self._pace = Pace(WORK)
+        self._spent = 0
 
     def spend(self, cost: int) -> None:
-        self._left -= cost
+        self._spent += cost
 
     async def wait(self) -> None:
         """Before reading on. Returns at once, without a checkpoint, while there is no debt."""
-        if self._left >= 0.0:
+        if not self._spent:
             return
-        now_s = trio.current_time()
-        earned = (now_s - self._at) * self._rate.per_s
-        self._left = min(float(self._rate.burst), self._left + earned)
-        self._at = now_s
-        if self._left < 0.0:
-            await trio.sleep(-self._left / self._rate.per_s)
+        pause_s = self._pace.pause_s(self._spent, trio.current_time())
+        self._spent = 0
+        if pause_s:
+            await trio.sleep(pause_s)
