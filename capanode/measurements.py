@@ -15,8 +15,9 @@ from capanode.errors import BenchmarkError
 from capanode.worker.jobs import JobWorker, open_job
 from protocol.codec import encode
 from protocol.errors import RemoteProtocolError
+from protocol.generation import GenerationInput
 from protocol.offers import TOKENS_PER_S_MAX
-from protocol.payload import EmbeddingInput, GenerationInput, ImageInput
+from protocol.payload import EmbeddingInput, ImageInput
 from protocol.pricing import Units
 
 # Long enough for the mean to settle, short enough that a start takes a second or two.

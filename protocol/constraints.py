@@ -25,6 +25,8 @@ def broken_constraint(constraints: Constraints, offer: NodeOffer, model: ModelOf
     keeps_data = offer.data_collection is DataCollection.ALLOW
     if keeps_data and constraints.data_collection is DataCollection.DENY:
         return "data_collection"
+    if not set(constraints.features) <= set(model.features):
+        return "features"
     return None
 
 

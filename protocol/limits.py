@@ -12,12 +12,13 @@ FRAME_BYTES_MAX = 256 * KIB
 # One job's input. A 12-megapixel photograph as JPEG is 4–6 MB; 8 MiB takes it with room.
 PAYLOAD_BYTES_MAX = 8 * MIB
 
-# One job's whole output: 131,072 tokens of 8 bytes, or 256 embeddings of 1,024 floats.
-OUTPUT_BYTES_MAX = 4 * MIB
+# One job's whole output: 131,072 tokens of 8 bytes with their scores, or 2,048 embeddings of 1,024
+# floats.
+OUTPUT_BYTES_MAX = 9 * MIB
 
 # Maps and lists in one message, nested ones included. An empty one is a byte on the wire and 64 in
-# memory, so size alone is no bound; the message that needs most is a chat of CHAT_MESSAGES_MAX.
-CONTAINERS_MAX = 4_096
+# memory, so size alone is no bound; what needs most is a chat of CHAT_MESSAGES_MAX with tool calls.
+CONTAINERS_MAX = 16_384
 
 # A signed message names a handful of ids and numbers. An offer lists models, which is the longest.
 SIGNED_BYTES_MAX = 32 * KIB
@@ -42,8 +43,16 @@ TOKENS_MAX = 1_048_576
 CHAT_MESSAGES_MAX = 2_048
 STOP_STRINGS_MAX = 8
 STOP_CHARS_MAX = 128
-EMBEDDING_TEXTS_MAX = 256
+# As at OpenAI.
+EMBEDDING_TEXTS_MAX = 2_048
 LABELS_MAX = 1_000
+TOOLS_MAX = 128
+TOOL_CALLS_MAX = 128
+# A JSON schema, a grammar, or what a chat template is given: longer ones take seconds to compile.
+FORMAT_CHARS_MAX = 64 * KIB
+LOGIT_BIASES_MAX = 1_024
+STOP_TOKENS_MAX = 128
+TOP_LOGPROBS_MAX = 20
 
 # Jobs at once on one client–node stream: twice what the largest engine runs, so queues can form.
 CHANNELS_PER_PEER_MAX = 256

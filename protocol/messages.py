@@ -89,9 +89,11 @@ class Constraints:
     regions: tuple[str, ...] = ()
     isolation: IsolationTier = IsolationTier.LANDLOCK
     data_collection: DataCollection = DataCollection.ALLOW
+    # What the model must be able to do: see `protocol.features`.
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for what in ("order", "only", "ignore", "quantizations", "regions"):
+        for what in ("order", "only", "ignore", "quantizations", "regions", "features"):
             check_names(getattr(self, what), what)
 
 

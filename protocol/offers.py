@@ -7,7 +7,7 @@ market's to decide.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from protocol.fields import check, check_stamps
+from protocol.fields import check, check_names, check_stamps
 from protocol.ids import Digest, LeaseId, PeerId, is_digest
 from protocol.limits import (
     ADDRESS_CHARS_MAX,
@@ -45,7 +45,8 @@ class Hardware:
 @dataclass(frozen=True, slots=True)
 class ModelOffer:
     """One model on one node. Speeds are the node's claims, in tokens per second (images per second
-    for classifiers): `prefill_tps` and `decode_tps` of a single stream."""
+    for classifiers): `prefill_tps` and `decode_tps` of a single stream. `features` are words of
+    `protocol.features.Feature`; unknown ones of a later version are passed on."""
 
     name: str
     manifest_digest: Digest
@@ -57,6 +58,7 @@ class ModelOffer:
     prefill_tps: int
     decode_tps: int
     price: PriceSheet
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check(0 < len(self.name) <= NAME_CHARS_MAX, "the model's name is empty or too long")
@@ -67,6 +69,7 @@ class ModelOffer:
         check(0 <= self.queue_max <= SLOTS_MAX, "the queue is out of range")
         check(0 <= self.prefill_tps <= TOKENS_PER_S_MAX, "the prefill speed is out of range")
         check(0 <= self.decode_tps <= TOKENS_PER_S_MAX, "the decode speed is out of range")
+        check_names(self.features, "features")
 
 
 @dataclass(frozen=True, slots=True)

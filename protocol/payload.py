@@ -13,73 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from protocol.fields import check
+from protocol.generation import SEED_MAX, GenerationInput, check_token_ids
 from protocol.ids import Digest
 from protocol.limits import (
-    CHAT_MESSAGES_MAX,
     EMBEDDING_TEXTS_MAX,
     LABELS_MAX,
     NAME_CHARS_MAX,
     PAYLOAD_BYTES_MAX,
     SALT_BYTES,
-    STOP_CHARS_MAX,
-    STOP_STRINGS_MAX,
-    TOKENS_MAX,
 )
-
-SEED_MAX = 2**63 - 1
-# No vocabulary comes near it, and it fits the four bytes that the output digest takes.
-TOKEN_ID_MAX = 2**31 - 1
-
-
-def _check_token_ids(token_ids: tuple[int, ...]) -> None:
-    # Not one by one in Python: a million of them may come for free.
-    is_good = not token_ids or (min(token_ids) >= 0 and max(token_ids) <= TOKEN_ID_MAX)
-    check(is_good, "a token id is out of range")
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    role: str
-    content: str
-
-    def __post_init__(self) -> None:
-        check(0 < len(self.role) <= NAME_CHARS_MAX, "a message's role is empty or too long")
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationInput:
-    """Exactly one of `messages`, `prompt` and `prompt_tokens`. `prefix_tokens` are output tokens
-    that were already delivered: the answer continues after them (they count as input)."""
-
-    max_tokens: int
-    messages: tuple[ChatMessage, ...] = ()
-    prompt: str | None = None
-    prompt_tokens: tuple[int, ...] = ()
-    prefix_tokens: tuple[int, ...] = ()
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        given = (bool(self.messages), self.prompt is not None, bool(self.prompt_tokens))
-        check(sum(given) == 1, "give one of messages, prompt and prompt_tokens")
-        check(len(self.messages) <= CHAT_MESSAGES_MAX, "too many messages")
-        check(0 < self.max_tokens <= TOKENS_MAX, "max_tokens is out of range")
-        for tokens in (self.prompt_tokens, self.prefix_tokens):
-            check(len(tokens) <= TOKENS_MAX, "too many tokens")
-            _check_token_ids(tokens)
-        check(0.0 <= self.temperature <= 2.0, "temperature lies between 0 and 2")
-        check(0.0 < self.top_p <= 1.0, "top_p lies above 0 and up to 1")
-        check(0 <= self.top_k <= TOKENS_MAX, "top_k is out of range")
-        check(self.seed is None or 0 <= self.seed <= SEED_MAX, "the seed is out of range")
-        check(len(self.stop) <= STOP_STRINGS_MAX, "too many stop strings")
-        check(
-            all(0 < len(text) <= STOP_CHARS_MAX for text in self.stop),
-            "a stop string is empty or too long",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +52,14 @@ JobInput = GenerationInput | EmbeddingInput | ImageInput
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a streamed answer: text for people, token ids to meter and to resume with, `data`
-    for tasks that answer in bytes."""
+    for tasks that answer in bytes, and for a generation's scores (`protocol.generation`)."""
 
     token_ids: tuple[int, ...] = ()
     text: str = ""
     data: bytes = b""
 
     def __post_init__(self) -> None:
-        _check_token_ids(self.token_ids)
+        check_token_ids(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

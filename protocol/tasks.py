@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from protocol.codec import decode
 from protocol.errors import Code, RemoteProtocolError
+from protocol.generation import GenerationInput
 from protocol.messages import Task
-from protocol.payload import EmbeddingInput, GenerationInput, ImageInput, JobInput
+from protocol.payload import EmbeddingInput, ImageInput, JobInput
 
 
 @dataclass(frozen=True, slots=True)

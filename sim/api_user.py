@@ -12,7 +12,8 @@ from coordinator.db.api_keys import revoke_api_key
 from coordinator.db.engine import Connection
 from coordinator.gateway.orders import GenerationOrder, Order, PlainOrder, Routing
 from protocol.errors import Code
-from protocol.payload import Chunk, GenerationInput
+from protocol.generation import GenerationInput
+from protocol.payload import Chunk
 from sim.buyer import End, JobReport
 from sim.options import KeyPlan
 from sim.sim_gateway import ApiRequest, Event, SimGateway

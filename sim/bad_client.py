@@ -16,13 +16,14 @@ from protocol.codec import encode
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.generation import GenerationInput
 from protocol.grants import Granted
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, new_ulid
 from protocol.limits import SALT_BYTES
 from protocol.messages import NO_CONSTRAINTS, JobRequest, Objective, Task
 from protocol.net.errors import NetError
 from protocol.net.pool import Channel
-from protocol.payload import Chunk, GenerationInput, SaltedPayload
+from protocol.payload import Chunk, SaltedPayload
 from protocol.pricing import Units
 from sim.buyer import SimClient
 from sim.trace import Trace, Voice

@@ -16,8 +16,9 @@ from capanode.worker.allowance import DEFAULT_TERMS, RunTerms, settle_input
 from capanode.worker.jobs import EventSink, JobBook, WorkerExit, WorkerState
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
+from protocol.generation import GenerationInput
 from protocol.messages import Task
-from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput
+from protocol.payload import EmbeddingInput, EmbeddingOutput
 from protocol.pricing import Units
 from protocol.tasks import decode_input
 from sim.options import SimMachine

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from coordinator.buyer.spec import DEADLINE_S, JobSpec
 from coordinator.gateway.config import GatewayConfig
+from protocol.generation import GenerationInput
 from protocol.ids import PeerId
 from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
-from protocol.payload import EmbeddingInput, GenerationInput
+from protocol.payload import EmbeddingInput
 from protocol.pricing import Units
 from sim.options import Demand, KeyPlan, WorldOptions
 from sim.sim_worker import CONTEXT_TOKENS, PlannedAnswer, SimInput, answer_of

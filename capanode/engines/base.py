@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from protocol.errors import CapaError, Code
+from protocol.generation import GenerationInput
 from protocol.messages import Task
-from protocol.payload import EmbeddingInput, GenerationInput, ImageInput
+from protocol.payload import EmbeddingInput, ImageInput
 from protocol.pricing import Units
 
 EngineInput = GenerationInput | EmbeddingInput | ImageInput

@@ -40,8 +40,8 @@ from capanode.engines.sampling import SamplingParameters, choose_tokens
 from capanode.engines.slots import Slots
 from capanode.engines.weights import Weights, read_json, read_optional_json
 from protocol.errors import Code
+from protocol.generation import GenerationInput
 from protocol.messages import Task
-from protocol.payload import GenerationInput
 
 # Prompts are prefilled in chunks of this many tokens. Bigger ones are hardly more efficient (0.25
 # ms a token on two cores) and would hold running answers up for longer than about 35 ms.

@@ -18,7 +18,7 @@ from capanode.engines.detokenize import TokenBytes
 from capanode.engines.tokenizer import BoundedTokenizer, load_tokenizer
 from capanode.engines.weights import read_optional_json
 from protocol.errors import Code
-from protocol.payload import ChatMessage, GenerationInput
+from protocol.generation import ChatMessage, GenerationInput
 
 
 class PromptReader:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from capanode.engines.base import Produced
 from capanode.worker.frames import WorkerProtocolError
 from protocol.errors import Code, RemoteProtocolError
+from protocol.generation import GenerationInput
 from protocol.limits import OUTPUT_BYTES_MAX, TOKENS_MAX
-from protocol.payload import GenerationInput, JobInput
+from protocol.payload import JobInput
 
 # A token may be told in two events (its id, and later the text that was held back). What comes
 # beside tokens: the last of the held text, the pieces of an answer without tokens.

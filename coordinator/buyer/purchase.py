@@ -18,6 +18,7 @@ from protocol.clock import Clock
 from protocol.countersigning import Delivery
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError, may_succeed_elsewhere
+from protocol.generation import GenerationInput
 from protocol.grants import EarlierAttempts, Granted, check_terms
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
@@ -25,7 +26,7 @@ from protocol.limits import ATTEMPTS_MAX
 from protocol.messages import JobRequest, Receipt
 from protocol.net.errors import NetError
 from protocol.net.pool import StreamPool
-from protocol.payload import Chunk, GenerationInput, JobInput, SaltedPayload
+from protocol.payload import Chunk, JobInput, SaltedPayload
 from protocol.pricing import Units
 
 log = structlog.get_logger(__name__)

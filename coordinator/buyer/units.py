@@ -5,8 +5,9 @@ bytes of the text bound its tokens; chat templates add a little per message. Wha
 released with the receipt, so the bound costs nothing but a larger hold for some seconds.
 """
 
+from protocol.generation import GenerationInput
 from protocol.limits import TOKENS_MAX
-from protocol.payload import EmbeddingInput, GenerationInput, JobInput
+from protocol.payload import EmbeddingInput, JobInput
 from protocol.pricing import Units
 
 # English text has about four bytes a token.

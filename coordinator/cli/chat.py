@@ -21,8 +21,8 @@ from coordinator.cli.options import (
     load_config,
 )
 from coordinator.cli.results import print_outcome
+from protocol.generation import ChatMessage, GenerationInput
 from protocol.messages import Constraints, Objective, Task
-from protocol.payload import ChatMessage, GenerationInput
 from protocol.programs.output import complain, say, write_answer
 
 if TYPE_CHECKING:

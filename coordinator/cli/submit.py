@@ -23,9 +23,10 @@ from coordinator.cli.options import (
 )
 from coordinator.cli.results import outcome_plain, print_outcome
 from coordinator.cli.tasks import TASK_COMMANDS, InputOptions, read_input
+from protocol.generation import SEED_MAX
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
-from protocol.payload import SEED_MAX, JobInput
+from protocol.payload import JobInput
 from protocol.programs.commands import UsageError
 from protocol.programs.output import print_json, write_answer
 

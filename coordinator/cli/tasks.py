@@ -9,14 +9,13 @@ import typer
 
 from coordinator.cli.options import CommandError
 from protocol.codec import decode
+from protocol.generation import ChatMessage, GenerationInput
 from protocol.messages import Task
 from protocol.payload import (
-    ChatMessage,
     Chunk,
     ClassificationOutput,
     EmbeddingInput,
     EmbeddingOutput,
-    GenerationInput,
     ImageInput,
     JobInput,
 )

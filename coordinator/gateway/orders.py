@@ -9,10 +9,11 @@ from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, error_of, invalid
 from coordinator.gateway.market_side.market import ModelInfo
 from protocol.errors import Code
+from protocol.generation import GenerationInput
 from protocol.grants import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
-from protocol.payload import GenerationInput, JobInput
+from protocol.payload import JobInput
 from protocol.pricing import Units
 
 # An answer's length where the request sets none. All of it is held until the answer has ended.

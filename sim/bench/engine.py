@@ -25,7 +25,7 @@ from capanode.engines.causal_lm import CausalLM
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
-from protocol.payload import GenerationInput
+from protocol.generation import GenerationInput
 
 DEFAULT_STORE = Path(".capacloud/models")
 MODEL = "smollm2-135m-instruct"

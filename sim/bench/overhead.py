@@ -23,7 +23,7 @@ from capanode.models.library import ensure
 from capanode.models.store import ModelStore
 from coordinator.cli.market_session import open_market
 from coordinator.settings import CoordinatorConfig
-from protocol.payload import ChatMessage, GenerationInput
+from protocol.generation import ChatMessage, GenerationInput
 from sim.bench.http_buyer import HttpBuyer
 from sim.demo import CHAT_MODEL, open_account, wait_nodes
 from sim.latency import LATENCY_CLASSES

@@ -22,13 +22,13 @@ from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import credit
 from coordinator.market.breaker import BreakerState
 from protocol.errors import Code
+from protocol.generation import GenerationInput
 from protocol.ids import ULID_ENTROPY_BYTES, TransferId, new_ulid
 from protocol.keys import SigningKey
 from protocol.messages import Task
 from protocol.money import NANO_PER_CREDIT
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
-from protocol.payload import GenerationInput
 from protocol.pricing import Units
 from protocol.programs.runtime import Runtime, child_rng
 from sim.auditor import Auditor

@@ -9,10 +9,11 @@ import trio
 from protocol.client_session import Admitted, Ended, Refused
 from protocol.errors import CapaError, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.generation import GenerationInput
 from protocol.keys import SigningKey
 from protocol.limits import KIB, MIB
 from protocol.net.errors import NetError
-from protocol.payload import EmbeddingInput, GenerationInput
+from protocol.payload import EmbeddingInput
 from protocol.pricing import Units
 from sim.chaos.model import NAME as RECITAL
 from sim.siege.attack import Attack, AttackResult

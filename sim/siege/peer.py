@@ -19,6 +19,7 @@ from protocol.codec import encode
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.generation import GenerationInput
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
 from protocol.keys import SigningKey
 from protocol.limits import SALT_BYTES
@@ -29,7 +30,7 @@ from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
 from protocol.offers import NodeOffer
-from protocol.payload import EmbeddingInput, GenerationInput, SaltedPayload
+from protocol.payload import EmbeddingInput, SaltedPayload
 from protocol.pricing import Units
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import trio
 
 from protocol.codec import encode
+from protocol.generation import GenerationInput
 from protocol.limits import SALT_BYTES
-from protocol.payload import Chunk, GenerationInput
+from protocol.payload import Chunk
 from sim.siege.attack import Attack, AttackResult
 from sim.siege.books import SiegeBooks
 from sim.siege.ground import Ground

@@ -25,6 +25,7 @@ from protocol.codec import encode
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.generation import GenerationInput
 from protocol.ids import Digest, JobId, LeaseId, PeerId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.manifest import ModelFile, ModelManifest, manifest_digest
@@ -34,7 +35,7 @@ from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
 from protocol.net.pool import StreamPool
 from protocol.offers import Hardware, NodeOffer
-from protocol.payload import GenerationInput, SaltedPayload
+from protocol.payload import SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner, Runner
 from protocol.services import JOB_PROTOCOL

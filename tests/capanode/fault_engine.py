@@ -23,8 +23,8 @@ from capanode.engines.base import (
     Started,
 )
 from protocol.errors import Code
+from protocol.generation import GenerationInput
 from protocol.messages import Task
-from protocol.payload import GenerationInput
 from protocol.pricing import Units
 
 

@@ -19,12 +19,13 @@ from protocol.endings import Finish
 from protocol.envelope import open_envelope, seal
 from protocol.errors import Code, ErrorBody
 from protocol.framing import FrameType
+from protocol.generation import GenerationInput
 from protocol.job_frames import OpenBody, Outgoing
 from protocol.keys import SigningKey
 from protocol.limits import CLOCK_SKEW_MAX_MS, PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, DataCollection, IsolationTier, Receipt, Task
 from protocol.net.channels import Channel
-from protocol.payload import Chunk, GenerationInput, SaltedPayload, salted_digest, tokens_digest
+from protocol.payload import Chunk, SaltedPayload, salted_digest, tokens_digest
 from protocol.pricing import PriceSheet, Units, cost_nano
 from tests.capanode.fakes import STEP_S, UNITS_MAX, Market, Setup, SlowDisk, open_market
 from tests.protocol.makers import CLIENT, COORDINATOR, SALT, STRANGER, make_opening

@@ -30,6 +30,7 @@ from protocol.codec import encode
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.generation import GenerationInput
 from protocol.ids import JobId, LeaseId, PeerId, derive_ulid, new_ulid
 from protocol.limits import OFFER_INTERVAL_MIN_MS, OFFER_REFRESH_MS
 from protocol.manifest import manifest_digest
@@ -41,7 +42,7 @@ from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
 from protocol.offers import LoadReport, NodeOffer
-from protocol.payload import GenerationInput, SaltedPayload
+from protocol.payload import SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner
 from protocol.programs.runtime import Runtime

@@ -15,7 +15,8 @@ from capanode.worker.main import _describe, _is_out_of_memory, log
 from capanode.worker.reports import Cancelled, Pong
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
-from protocol.payload import EmbeddingInput, GenerationInput
+from protocol.generation import GenerationInput
+from protocol.payload import EmbeddingInput
 from tests.capanode.fault_engine import FaultEngine
 from tests.capanode.worker_thread import WorkerThread
 

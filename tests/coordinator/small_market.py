@@ -30,6 +30,7 @@ from protocol.clock import Clock
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
+from protocol.generation import GenerationInput
 from protocol.ids import PeerId, TransferId, new_ulid, sha256_digest
 from protocol.job_frames import Outgoing
 from protocol.keys import SigningKey
@@ -51,7 +52,7 @@ from protocol.node_session import (
     Opened,
 )
 from protocol.offers import Hardware, LoadReport, ModelLoad, ModelOffer, NodeOffer
-from protocol.payload import Chunk, GenerationInput, OutputDigest
+from protocol.payload import Chunk, OutputDigest
 from protocol.pricing import PriceSheet, Units
 from protocol.programs.runtime import Runtime
 from protocol.receipts import draft_receipt

@@ -17,6 +17,7 @@ from protocol.codec import decode, encode
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code, ErrorBody, RemoteProtocolError
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
+from protocol.generation import ChatMessage, GenerationInput
 from protocol.ids import ULID_ENTROPY_BYTES, JobId, PeerId, new_ulid
 from protocol.job_frames import JobErrorBody, OpenBody
 from protocol.keys import SigningKey
@@ -29,7 +30,7 @@ from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
 from protocol.net.transport import Stream
 from protocol.offers import NodeOffer
-from protocol.payload import ChatMessage, GenerationInput, salted_digest
+from protocol.payload import salted_digest
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL, NodesAsk
 from tests.integration.frail_market import CHAT, FrailMarket
 from tests.protocol.makers import SALT, make_opening

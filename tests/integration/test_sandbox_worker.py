@@ -25,7 +25,7 @@ from capanode.worker.spec import WorkerSpec
 from capanode.worker.supervisor import RestartPolicy, WorkerStartError, WorkerSupervisor
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
-from protocol.payload import GenerationInput
+from protocol.generation import GenerationInput
 from tests.capanode.sandbox_makers import (
     REPOSITORY,
     SMALL_LIMITS,

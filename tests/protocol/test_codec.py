@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from protocol.codec import decode, encode
 from protocol.errors import Code, ErrorBody, RemoteProtocolError
+from protocol.generation import ChatMessage, GenerationInput
 from protocol.limits import CHAT_MESSAGES_MAX, CONTAINERS_MAX
 from protocol.messages import JobRequest, Lease, Receipt
 from protocol.offers import NodeOffer
-from protocol.payload import ChatMessage, Chunk, GenerationInput
+from protocol.payload import Chunk
 from protocol.pricing import PriceSheet, Units
 from tests.protocol.makers import make_chain, make_request
 from tests.protocol.test_protocol_page import wire_messages

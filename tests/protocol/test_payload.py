@@ -6,15 +6,13 @@ import pytest
 
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
+from protocol.generation import SEED_MAX, ChatMessage, GenerationInput
 from protocol.ids import sha256_digest
 from protocol.messages import Task
 from protocol.payload import (
-    SEED_MAX,
-    ChatMessage,
     Chunk,
     EmbeddingInput,
     EmbeddingOutput,
-    GenerationInput,
     ImageInput,
     OutputDigest,
     derive_seed,

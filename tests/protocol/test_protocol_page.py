@@ -23,6 +23,7 @@ from coordinator.market.matching.job import Reason
 from coordinator.market.steadiness import UNSTEADY
 from protocol import (
     countersigning,
+    generation,
     job_frames,
     manifest,
     messages,
@@ -35,6 +36,7 @@ from protocol import (
 from protocol.blame import Blame, blame_for
 from protocol.endings import Finish, ReceiptState
 from protocol.errors import RETRYABLE_ELSEWHERE, Code, ErrorBody
+from protocol.features import Feature
 from protocol.framing import VERSION, FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId
 from protocol.job_state import TRANSITIONS, JobEvent, JobState
@@ -45,7 +47,7 @@ from protocol.offers import Hardware
 from protocol.services import Method, offer_topic
 from tests.protocol.page import page_text, rows_under, words_of
 
-MESSAGE_MODULES = (messages, offers, services, payload, pricing, manifest)
+MESSAGE_MODULES = (messages, offers, services, payload, generation, pricing, manifest)
 OTHER_MESSAGES: tuple[type, ...] = (
     Hello,
     RequestBody,
@@ -77,6 +79,9 @@ CHOICES: dict[str, list[str]] = {
             ("isolation_tier", messages.IsolationTier),
             ("data_collection", messages.DataCollection),
             ("objective", messages.Objective),
+            ("tool_choice", generation.ToolChoice),
+            ("format_kind", generation.FormatKind),
+            ("feature", Feature),
             ("finish", Finish),
             ("receipt_state", ReceiptState),
             ("reason", Reason),

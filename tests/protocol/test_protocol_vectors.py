@@ -12,6 +12,7 @@ from protocol.endings import Finish
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
+from protocol.generation import GenerationInput
 from protocol.ids import JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey, verify
 from protocol.manifest import ModelFile, ModelManifest, encode_manifest, manifest_digest
@@ -33,7 +34,6 @@ from protocol.node_session import NodeJob, Opened
 from protocol.offers import Hardware, ModelOffer, NodeOffer
 from protocol.payload import (
     Chunk,
-    GenerationInput,
     OutputDigest,
     SaltedPayload,
     derive_seed,

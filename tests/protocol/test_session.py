@@ -22,13 +22,14 @@ from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
+from protocol.generation import TOKEN_ID_MAX
 from protocol.ids import sha256_digest
 from protocol.job_frames import DATA_BYTES, AcceptedBody, OpenBody, Outgoing
 from protocol.job_state import JobState
 from protocol.limits import TOKENS_MAX, WINDOW_TOKENS_MIN
 from protocol.messages import Receipt
 from protocol.node_session import Accepted, CancelRequested, Countersignature, NodeJob, Opened
-from protocol.payload import TOKEN_ID_MAX, Chunk, OutputDigest, SaltedPayload
+from protocol.payload import Chunk, OutputDigest, SaltedPayload
 from protocol.pricing import Units
 from tests.protocol.makers import (
     CLIENT,

@@ -8,8 +8,9 @@ from capanode.engines.base import Completed, EngineEvent, Failed, Produced, Star
 from capanode.worker.jobs import JobWorker, WorkerState, open_job
 from protocol.codec import decode, encode
 from protocol.errors import Code, RemoteProtocolError
+from protocol.generation import GenerationInput
 from protocol.messages import Task
-from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput
+from protocol.payload import EmbeddingInput, EmbeddingOutput
 from protocol.pricing import PriceSheet, Units
 from sim.options import SimMachine
 from sim.sim_worker import CONTEXT_TOKENS, Ailments, SimWorker, answer_of, text_of

@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
+from protocol.generation import GenerationInput
 from protocol.ids import PeerId
-from protocol.payload import GenerationInput
 from sim.options import draw_options
 from sim.sim_worker import CONTEXT_TOKENS, answer_of
 from sim.workload import MODELS, PlannedJob, plan_jobs, plan_probes

@@ -17,7 +17,8 @@ from capanode.engines.base import (
 )
 from capanode.engines.causal_lm import PREFILL_CHUNK_TOKENS, CausalLM
 from protocol.errors import Code
-from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, tokens_digest
+from protocol.generation import ChatMessage, GenerationInput
+from protocol.payload import EmbeddingInput, tokens_digest
 from protocol.pricing import Units
 from tests.capanode.engines.tiny_models import (
     END,

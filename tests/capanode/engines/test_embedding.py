@@ -15,7 +15,8 @@ from capanode.engines.base import Completed, EngineRefusal, ModelLoadError, Star
 from capanode.engines.embedding import TextEmbedder
 from protocol.codec import decode
 from protocol.errors import Code
-from protocol.payload import EmbeddingInput, EmbeddingOutput, GenerationInput, tokens_digest
+from protocol.generation import GenerationInput
+from protocol.payload import EmbeddingInput, EmbeddingOutput, tokens_digest
 from protocol.pricing import Units
 from tests.capanode.engines.tiny_models import Transcript, run
 

@@ -27,14 +27,9 @@ from capanode.engines.tokenizer import CHUNK_CHARS, BoundedTokenizer, load_token
 from capanode.worker.commands import Shutdown, Start
 from protocol.codec import encode
 from protocol.errors import Code
+from protocol.generation import ChatMessage, GenerationInput
 from protocol.limits import MIB, PAYLOAD_BYTES_MAX
-from protocol.payload import (
-    ChatMessage,
-    EmbeddingInput,
-    GenerationInput,
-    ImageInput,
-    JobInput,
-)
+from protocol.payload import EmbeddingInput, ImageInput, JobInput
 from tests.capanode.engines import test_embedding, test_image, tiny_models
 from tests.capanode.worker_thread import WorkerThread
 

@@ -9,9 +9,9 @@ import pytest
 from coordinator.buyer.errors import JobFailed
 from protocol.endings import Finish
 from protocol.errors import Code
+from protocol.generation import ChatMessage, GenerationInput
 from protocol.grants import Payer
 from protocol.messages import Objective, Task
-from protocol.payload import ChatMessage, GenerationInput
 from tests.coordinator.gateway.fake_market import DIGESTS, NODE_KEY, Script
 from tests.coordinator.gateway.harness import Harness
 

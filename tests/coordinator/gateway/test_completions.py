@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from protocol.payload import GenerationInput
+from protocol.generation import GenerationInput
 from tests.coordinator.gateway.harness import Harness
 from tests.coordinator.gateway.test_chat import ANSWER, asked, error_of, events
 

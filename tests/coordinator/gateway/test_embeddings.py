@@ -53,7 +53,7 @@ def test_one_text_is_a_list_of_one(gateway: Harness) -> None:
         ({"input": [1, 2, 3]}, "input"),
         ({"input": [[1, 2], [3]]}, "input"),
         ({"input": {"a": 1}}, "input"),
-        ({"input": ["a"] * 257}, "input"),
+        ({"input": ["a"] * 2_049}, "input"),
         ({"dimensions": 8}, "dimensions"),
         ({"encoding_format": "int8"}, "encoding_format"),
     ],

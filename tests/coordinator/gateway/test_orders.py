@@ -14,10 +14,11 @@ from coordinator.gateway.orders import (
     Routing,
     check_text_size,
 )
+from protocol.generation import ChatMessage, GenerationInput
 from protocol.grants import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX, TOKENS_MAX
 from protocol.messages import NO_CONSTRAINTS, Objective, Task
-from protocol.payload import ChatMessage, EmbeddingInput, GenerationInput, ImageInput
+from protocol.payload import EmbeddingInput, ImageInput
 from tests.coordinator.gateway.fake_market import CLIENT_KEY, FakeMarket
 
 CALLER = Caller("key-1", CLIENT_KEY)

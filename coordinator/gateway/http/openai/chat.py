@@ -11,8 +11,8 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, read_list
 from coordinator.gateway.orders import GenerationOrder, check_text_size
+from protocol.generation import ChatMessage, GenerationInput
 from protocol.limits import CHAT_MESSAGES_MAX
-from protocol.payload import ChatMessage, GenerationInput
 
 # `developer` is OpenAI's newer word for `system`, which is the one that models were taught.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}

@@ -11,8 +11,8 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text
 from coordinator.gateway.orders import GenerationOrder, check_text_size
+from protocol.generation import GenerationInput
 from protocol.limits import TOKENS_MAX
-from protocol.payload import GenerationInput
 
 _TOKEN_ID_MAX = 2**31 - 1
 # As at OpenAI.

@@ -1,0 +1,25 @@
+"""What a model can do beyond its task, as offers list it and as clients ask for it.
+
+A word that is not here is one of a later version: offers may list it, and it changes nothing.
+"""
+
+from enum import StrEnum
+
+
+class Feature(StrEnum):
+    """A capability of one model at one node."""
+
+    # It has a chat template: messages can be given.
+    CHAT = "chat"
+    # It is told of tools and writes calls in the form of `protocol.chat_formats`.
+    TOOLS = "tools"
+    # It writes its reasoning before the answer, in the form of `protocol.chat_formats`.
+    REASONING = "reasoning"
+    # `format` of an input is enforced.
+    STRUCTURED_OUTPUTS = "structured_outputs"
+    LOGPROBS = "logprobs"
+    # Penalties, min_p, biases, min_tokens and stop tokens.
+    SAMPLING = "sampling"
+    # `tokenizes_only`.
+    TOKENIZE = "tokenize"
+    VISION = "vision"
