@@ -14,6 +14,7 @@ from coordinator.gateway.http.event_stream import open_event_stream
 from coordinator.gateway.http.jobs import finish_job, finished_headers
 from coordinator.gateway.http.requests import Request, Scope
 from coordinator.gateway.http.responses import Reply, Response, header
+from coordinator.gateway.http.strict_json import Fields
 from protocol.messages import Task
 
 # A node's output of this size takes milliseconds to write as text.
@@ -36,18 +37,21 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class JobRoute:
-    """A POST that buys one job: `read` makes the call of a request, which says the rest."""
+    """A POST that buys one job. `read` makes its call from the fields of a JSON object, which came
+    as a request's body or as a line of a batch; the call says the rest. `read_body` is for a route
+    whose requests may have a body of another kind."""
 
     template: str
     task: Task
     dialect: Dialect
-    read: Callable[[GatewayContext, Request], Awaitable[JobCall]]
+    read: Callable[[Fields], JobCall]
+    read_body: Callable[[GatewayContext, Request], Awaitable[JobCall]] | None = None
 
     def to_route(self) -> Route:
         return Route("POST", self.template, self._serve, self.dialect)
 
     async def _serve(self, context: GatewayContext, request: Request) -> Reply:
-        call = await self.read(context, request)
+        call = await self._read_call(context, request)
         request.keep(call.order.input_bytes)
         # The body may have taken a minute: the key may have been revoked meanwhile.
         await context.identify(request)
@@ -63,6 +67,11 @@ class JobRoute:
         )
         headers = finished_headers(context, request, finished)
         return Response(200, answer, headers=headers)
+
+    async def _read_call(self, context: GatewayContext, request: Request) -> JobCall:
+        if self.read_body is not None:
+            return await self.read_body(context, request)
+        return self.read(await context.read_json(request))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,9 @@
 from typing import Any
 
 from coordinator.gateway.errors import ApiError, invalid, unsupported
-from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.openai.generation import GenerationCall, TextForm
 from coordinator.gateway.http.openai.sampling import NO_TOOLS, read_sampling, read_streaming
 from coordinator.gateway.http.openai.sse import CHAT_CHOICE
-from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, read_list
 from coordinator.gateway.orders import GenerationOrder, check_text_size
@@ -30,9 +28,8 @@ def _choice(text: str, finish_reason: str) -> dict[str, Any]:
 FORM = TextForm("chatcmpl", "chat.completion", "chat.completion.chunk", _choice, CHAT_CHOICE)
 
 
-async def read_chat(context: GatewayContext, request: Request) -> GenerationCall:
-    """Raises ApiError, ClientGone."""
-    fields = await context.read_json(request)
+def read_chat(fields: Fields) -> GenerationCall:
+    """Raises ApiError (400, 413)."""
     return GenerationCall(read_order(fields), read_streaming(fields), FORM)
 
 

@@ -3,11 +3,9 @@
 from typing import Any
 
 from coordinator.gateway.errors import invalid, unsupported
-from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.openai.generation import GenerationCall, TextForm
 from coordinator.gateway.http.openai.sampling import read_sampling, read_streaming
 from coordinator.gateway.http.openai.sse import TEXT_CHOICE
-from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text
 from coordinator.gateway.orders import GenerationOrder, check_text_size
@@ -28,9 +26,8 @@ def _choice(text: str, finish_reason: str) -> dict[str, Any]:
 FORM = TextForm("cmpl", "text_completion", "text_completion", _choice, TEXT_CHOICE)
 
 
-async def read_completion(context: GatewayContext, request: Request) -> GenerationCall:
-    """Raises ApiError, ClientGone."""
-    fields = await context.read_json(request)
+def read_completion(fields: Fields) -> GenerationCall:
+    """Raises ApiError (400, 413)."""
     return GenerationCall(read_order(fields), read_streaming(fields), FORM)
 
 

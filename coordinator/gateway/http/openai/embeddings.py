@@ -8,8 +8,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from coordinator.gateway.errors import error_of, invalid, unsupported
-from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, read_list
@@ -55,12 +53,7 @@ class EmbeddingCall:
         return to_json(np.frombuffer(vector, "<f4").tolist())
 
 
-async def read_embedding(context: GatewayContext, request: Request) -> EmbeddingCall:
-    """Raises ApiError, ClientGone."""
-    return read_call(await context.read_json(request))
-
-
-def read_call(fields: Fields) -> EmbeddingCall:
+def read_embedding(fields: Fields) -> EmbeddingCall:
     """Raises ApiError (400, 413)."""
     if fields.raw("dimensions") is not None:
         raise unsupported("vectors have the model's own length: leave it out", "dimensions")

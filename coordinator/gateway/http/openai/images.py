@@ -65,11 +65,15 @@ class ClassificationCall:
         raise AssertionError("labels are not streamed")
 
 
-async def read_classification(context: GatewayContext, request: Request) -> ClassificationCall:
+def read_classification(fields: Fields) -> ClassificationCall:
+    """Raises ApiError (400, 413)."""
+    return ClassificationCall(_order(fields, _read_base64(fields)))
+
+
+async def read_classification_body(context: GatewayContext, request: Request) -> ClassificationCall:
     """Raises ApiError, ClientGone."""
     if request.content_type != "multipart/form-data":
-        fields = await context.read_json(request)
-        return ClassificationCall(_order(fields, _read_base64(fields)))
+        return read_classification(await context.read_json(request))
     form = read_form(await context.read_body(request), request.header(b"content-type") or "")
     image = form.files.get("image", form.files.get("file"))
     if not image:

@@ -4,7 +4,10 @@ from coordinator.gateway.http.openai.chat import read_chat
 from coordinator.gateway.http.openai.completions import read_completion
 from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.openai.embeddings import read_embedding
-from coordinator.gateway.http.openai.images import read_classification
+from coordinator.gateway.http.openai.images import (
+    read_classification,
+    read_classification_body,
+)
 from coordinator.gateway.http.openai.models import list_models, retrieve_model
 from coordinator.gateway.http.routes import JobRoute, Route
 from protocol.messages import Task
@@ -13,7 +16,13 @@ JOB_ROUTES = (
     JobRoute("/v1/chat/completions", Task.CAUSAL_LM, OPENAI, read_chat),
     JobRoute("/v1/completions", Task.CAUSAL_LM, OPENAI, read_completion),
     JobRoute("/v1/embeddings", Task.EMBEDDING, OPENAI, read_embedding),
-    JobRoute("/v1/images/classifications", Task.IMAGE_CLASSIFICATION, OPENAI, read_classification),
+    JobRoute(
+        "/v1/images/classifications",
+        Task.IMAGE_CLASSIFICATION,
+        OPENAI,
+        read_classification,
+        read_body=read_classification_body,
+    ),
 )
 
 ROUTES = (
