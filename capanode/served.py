@@ -65,6 +65,8 @@ class ServedModel:
             prefill_tps=self.speed.prefill_tps,
             decode_tps=self.speed.decode_tps,
             price=self.price,
+            features=info.features,
+            chat_format=info.chat_format,
         )
 
     def load(self) -> ModelLoad:

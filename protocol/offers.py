@@ -46,7 +46,8 @@ class Hardware:
 class ModelOffer:
     """One model on one node. Speeds are the node's claims, in tokens per second (images per second
     for classifiers): `prefill_tps` and `decode_tps` of a single stream. `features` are words of
-    `protocol.features.Feature`; unknown ones of a later version are passed on."""
+    `protocol.features.Feature`; unknown ones of a later version are passed on. `chat_format` names
+    an entry of `protocol.chat_formats`, and is empty for a model that does not chat."""
 
     name: str
     manifest_digest: Digest
@@ -59,6 +60,7 @@ class ModelOffer:
     decode_tps: int
     price: PriceSheet
     features: tuple[str, ...] = ()
+    chat_format: str = ""
 
     def __post_init__(self) -> None:
         check(0 < len(self.name) <= NAME_CHARS_MAX, "the model's name is empty or too long")
@@ -70,6 +72,7 @@ class ModelOffer:
         check(0 <= self.prefill_tps <= TOKENS_PER_S_MAX, "the prefill speed is out of range")
         check(0 <= self.decode_tps <= TOKENS_PER_S_MAX, "the decode speed is out of range")
         check_names(self.features, "features")
+        check(len(self.chat_format) <= NAME_CHARS_MAX, "the chat format's name is too long")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,9 @@ class EngineInfo:
     quantization: str
     # What computes, as receipts state it: see `capanode.engines.profile`.
     profile: str = ""
+    # Words of `protocol.features.Feature`, and a name of `protocol.chat_formats`.
+    features: tuple[str, ...] = ()
+    chat_format: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,8 @@ class CausalLM:
             context_tokens=cache.shape.context_tokens,
             quantization=DTYPE_NAMES[model.dtype],
             profile=str(_profile_of(model, cache)),
+            features=reader.features,
+            chat_format="" if reader.chat is None else reader.chat.name,
         )
 
     @classmethod

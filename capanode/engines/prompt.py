@@ -14,10 +14,12 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from capanode.engines.base import EngineRefusal, ModelLoadError
+from capanode.engines.chat_format import read_model_chat
 from capanode.engines.detokenize import TokenBytes
 from capanode.engines.tokenizer import BoundedTokenizer, load_tokenizer
 from capanode.engines.weights import read_optional_json
 from protocol.errors import Code
+from protocol.features import Feature
 from protocol.generation import ChatMessage, GenerationInput
 
 
@@ -30,13 +32,21 @@ class PromptReader:
         self._tokenizer = BoundedTokenizer(
             tokenizer, tokens_max=context_tokens, token_chars_max=self.token_bytes.longest
         )
-        self._template = _load_template(model_dir)
+        source = _read_template(model_dir)
+        self._template = None if source is None else _compile_template(source)
+        self.chat = None if source is None else read_model_chat(source)
         config = read_optional_json(model_dir / "tokenizer_config.json")
         self._names = {
             name: _token_text(config.get(name)) for name in ("bos_token", "eos_token", "pad_token")
         }
         self._context_tokens = context_tokens
         self._vocab_size = vocab_size
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        if self.chat is None:
+            return ()
+        return (Feature.CHAT, Feature.REASONING) if self.chat.reasons else (Feature.CHAT,)
 
     def read(self, job_input: GenerationInput) -> list[int]:
         """The prompt with the tokens already answered after it. Raises EngineRefusal."""
@@ -96,7 +106,7 @@ class PromptReader:
             )
 
 
-def _load_template(model_dir: Path) -> Template | None:
+def _read_template(model_dir: Path) -> str | None:
     """The chat template from its own file or the tokenizer's config. Raises ModelLoadError."""
     path = model_dir / "chat_template.jinja"
     if path.exists():
@@ -112,6 +122,11 @@ def _load_template(model_dir: Path) -> Template | None:
         source = named.get("default")
     if not isinstance(source, str):
         raise ModelLoadError("the chat template is not text")
+    return source
+
+
+def _compile_template(source: str) -> Template:
+    """Raises ModelLoadError."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )

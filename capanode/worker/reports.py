@@ -19,7 +19,9 @@ from capanode.worker.frames import (
     WorkerProtocolError,
     make_frame,
 )
+from protocol.chat_formats import CHAT_FORMATS
 from protocol.errors import Code
+from protocol.features import Feature
 from protocol.limits import KIB, MESSAGE_CHARS_MAX, NAME_CHARS_MAX, OUTPUT_BYTES_MAX, TOKENS_MAX
 from protocol.messages import Task
 from protocol.offers import SLOTS_MAX
@@ -66,7 +68,7 @@ Report = EngineInfo | list[EngineEvent] | Pong | Cancelled | LoadFailed
 
 def encode_ready(info: EngineInfo) -> bytes:
     facts = (info.task, info.slots, info.context_tokens, info.quantization, info.profile)
-    return make_frame((Kind.READY, *facts))
+    return make_frame((Kind.READY, *facts, info.features, info.chat_format))
 
 
 def encode_pong(number: int) -> bytes:
@@ -152,15 +154,28 @@ def parse_report(header: Any, blob: memoryview) -> Report:
             int(context_tokens),
             str(quantization),
             str(profile),
+            list(features),
+            str(chat_format),
         ]:
             if (
                 task not in set(Task)
                 or not 0 < slots <= SLOTS_MAX
                 or not 0 <= context_tokens <= TOKENS_MAX
                 or max(len(quantization), len(profile)) > NAME_CHARS_MAX
+                or not set(map(type, features)) <= {str}
+                or not set(features) <= set(Feature)
+                or (chat_format and chat_format not in CHAT_FORMATS)
             ):
                 raise WorkerProtocolError("the worker describes an engine that cannot be")
-            return EngineInfo(Task(task), slots, context_tokens, quantization, profile)
+            return EngineInfo(
+                Task(task),
+                slots,
+                context_tokens,
+                quantization,
+                profile,
+                tuple(features),
+                chat_format,
+            )
         case [Kind.LOAD_FAILED, str(message)]:
             return LoadFailed(message[:MESSAGE_CHARS_MAX])
     raise WorkerProtocolError("a report is of no known kind or shape")

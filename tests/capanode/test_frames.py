@@ -90,7 +90,7 @@ def test_one_step_is_one_frame() -> None:
 
 
 def test_step_that_exceeds_a_frame_is_split() -> None:
-    events = [Produced(f"job{number}", (), "", bytes(OUTPUT_BYTES_MAX)) for number in range(9)]
+    events = [Produced(f"job{number}", (), "", bytes(BLOB_BYTES_MAX // 4)) for number in range(9)]
     frames = list(encode_events(events))
     assert len(frames) == 3
     assert [event for report in parse_all(b"".join(frames)) for event in report] == events
@@ -109,7 +109,7 @@ def test_commands_survive(command: Command) -> None:
 
 
 def test_other_reports_survive() -> None:
-    info = EngineInfo(Task.EMBEDDING, 8, 512, "bf16", "bert/1 weights=bf16")
+    info = EngineInfo(Task.EMBEDDING, 8, 512, "bf16", "bert/1 weights=bf16", ("chat",), "hermes")
     stream = (
         encode_ready(info) + encode_pong(3) + encode_cancelled("job") + encode_load_failed("no")
     )

@@ -34,6 +34,7 @@ from protocol import (
     windows,
 )
 from protocol.blame import Blame, blame_for
+from protocol.chat_formats import CHAT_FORMATS
 from protocol.endings import Finish, ReceiptState
 from protocol.errors import RETRYABLE_ELSEWHERE, Code, ErrorBody
 from protocol.features import Feature
@@ -194,6 +195,17 @@ def test_choices_have_the_words_of_the_page() -> None:
     assert listed == CHOICES
     for kind in listed["hardware_kind"]:
         Hardware(kind, "", 0, 1)
+
+
+def test_chat_formats_have_the_marks_of_the_page() -> None:
+    rows = rows_under("chat format", "around a call", "key", "reasoning between")
+    assert [name for name, *_ in rows] == list(CHAT_FORMATS)
+    for (_, calls, key, reasoning), chat_format in zip(rows, CHAT_FORMATS.values(), strict=True):
+        assert key == chat_format.arguments_key
+        assert reasoning == f"{chat_format.reasoning_open} … {chat_format.reasoning_close}"
+        for mark in (chat_format.call_open, chat_format.call_close):
+            assert mark in calls
+        assert ("JSON list" in calls) is chat_format.is_list
 
 
 def test_every_type_on_the_page_is_explained_there() -> None:
