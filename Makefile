@@ -6,12 +6,17 @@ INSTALLED := .venv/.installed
 MODELS := .capacloud/models
 DEMO_MODELS := smollm2-135m-instruct all-minilm-l6-v2 efficientnet-lite0
 
-.PHONY: help setup models demo test bench lint format types contracts contracts-proof
+
+# Other gateways, each in an environment of its own: nothing of ours imports them.
+BENCHED := .capacloud/bench
+
+.PHONY: help setup models demo test bench bench-deps lint format types contracts contracts-proof
 
 help:
 	@echo "make demo     set up, then run a whole market on this machine and show a job of each kind"
 	@echo "make test     set up, then run all tests"
 	@echo "make bench    set up, then run all benchmarks and print one table (some minutes)"
+	@echo "make bench-deps  install what the gateway benchmark compares with (a minute, 800 MB)"
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
 	@echo "make contracts  compile the settlement contract into contracts/artifacts"
 	@echo "make contracts-proof  all mutants of it, and a long run of its state machine (a quarter of an hour)"
@@ -40,6 +45,16 @@ test: models
 
 bench: models
 	@$(BIN)/python -m sim bench $(BENCH_FLAGS)
+
+bench-deps: $(BENCHED)/litellm/bin/litellm $(BENCHED)/vllm-router/bin/vllm-router
+
+$(BENCHED)/litellm/bin/litellm:
+	@$(PYTHON) -m venv $(BENCHED)/litellm
+	@$(BENCHED)/litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==1.108.7'
+
+$(BENCHED)/vllm-router/bin/vllm-router:
+	@$(PYTHON) -m venv $(BENCHED)/vllm-router
+	@$(BENCHED)/vllm-router/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-router==0.1.17' setproctitle
 
 lint: setup
 	$(BIN)/ruff format --check .

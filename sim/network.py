@@ -36,7 +36,7 @@ class NetworkError(CapaError):
 @dataclass(frozen=True, slots=True)
 class NodePlan:
     """What one node serves, asks and how far away it is. Prices are credits per million tokens,
-    and per image."""
+    and per image. `program` is the module that runs, `options` what it is told besides."""
 
     name: str
     models: tuple[str, ...]
@@ -46,6 +46,8 @@ class NodePlan:
     latency: LatencyClass
     slots: int = 8
     threads: int = 2
+    program: str = "capanode"
+    options: tuple[str, ...] = ()
 
 
 def plan_nodes(count: int, models: Sequence[str]) -> list[NodePlan]:
@@ -146,12 +148,12 @@ class LocalNetwork:
         )
         if made.returncode:
             raise NetworkError(f"cannot set up {plan.name}: {made.stderr.decode().strip()}")
-        port = _free_port()
+        port = free_port()
         inbound_port = await self._distant(port, plan.latency)
         outbound_port = await self._distant(_port_of(self.endpoint.addresses[0]), plan.latency)
         process = ChildProcess(
             plan.name,
-            "capanode",
+            plan.program,
             [
                 "start",
                 f"--data-dir={data_dir}",
@@ -162,6 +164,7 @@ class LocalNetwork:
                 f"--model-store={self._model_store}",
                 "--log-format=json",
                 *(f"--model={_model_text(plan, model)}" for model in plan.models),
+                *plan.options,
             ],
             log_path=self._logs / f"{plan.name}.log",
         )
@@ -240,7 +243,7 @@ def _port_of(address: str) -> int:
     return int(address.partition("/tcp/")[2].partition("/")[0])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that was free a moment ago; a node that loses the race says so."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -32,11 +32,13 @@ class ChildProcess:
         *,
         log_path: Path,
         descriptors: Sequence[int] = (),
+        python: str = sys.executable,
     ) -> None:
-        """`descriptors` are open files of ours that the program inherits."""
+        """`descriptors` are open files of ours that the program inherits; `python` may be that of
+        another environment."""
         self.name = name
         self.log_path = log_path
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._command = [python, "-m", module, *arguments]
         self._descriptors = tuple(descriptors)
         self._process: trio.Process | None = None
         self._was_killed = False

@@ -68,6 +68,21 @@ BENCHMARKS = {
             ),
         ),
         Benchmark(
+            "gateway",
+            "what door and market add to a mock engine, beside LiteLLM's proxy and vLLM's router",
+            (
+                Target("added_ms_p50", 1.5),
+                Target("long_prompt_added_ms_p50", 50.0),
+                Target("jobs_per_core_s", 500.0, at_least=True),
+                Target("litellm_ratio_rps", 20.0, at_least=True),
+                Target("litellm_ratio_added", 14.0, at_least=True),
+                Target("chunk_cpu_us", 100.0),
+                Target("streams_ok", 1_000.0, at_least=True),
+                Target("stream_memory_kb", 60.0),
+            ),
+            takes="three minutes; `make bench-deps` installs what it is compared with",
+        ),
+        Benchmark(
             "engine",
             "causal_lm against transformers' generate on the same weights",
             tuple(Target(f"ratio_{n}", 1.0, at_least=True) for n in (1, 8, 32)),
