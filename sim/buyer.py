@@ -11,12 +11,12 @@ from typing import Any
 
 import trio
 
-from coordinator.buyer.attempt import AttemptResult
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.leaser import Leaser
 from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.remote import RemoteLeaser
+from coordinator.buyer.result import PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from protocol.blame import Observation
 from protocol.countersigning import Delivery
@@ -73,7 +73,7 @@ class JobReport:
     text: str = ""
     data: bytes = b""
     chunks: int = 0
-    outcome: AttemptResult | None = None
+    outcome: PurchaseResult | None = None
 
     def take(self, chunk: Chunk) -> None:
         self.chunks += 1

@@ -143,7 +143,7 @@ def _check_answered(report: JobReport, *, is_garbled: bool) -> Iterator[str]:
         return
     if (outcome.units, outcome.finish.value) != (answer.units, answer.reason):
         yield f"{planned.name} is billed {outcome.units} ({outcome.finish}), not {answer.units}"
-    if not outcome.acceptance.message.agrees:
+    if not outcome.agrees:
         yield f"{planned.name}: the client's count is not its node's"
 
 

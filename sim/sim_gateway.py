@@ -12,9 +12,9 @@ import trio
 
 from coordinator.app import Coordinator
 from coordinator.auth import ApiKeyDesk
-from coordinator.buyer.attempt import AttemptResult
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.purchase import Purchase
+from coordinator.buyer.result import PurchaseResult
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.errors import ApiError
@@ -39,7 +39,7 @@ class ApiRequest:
 
 
 # In this order: the purchase once it has output, its chunks, and how it ended.
-Event = Purchase | Chunk | AttemptResult | JobFailed
+Event = Purchase | Chunk | PurchaseResult | JobFailed
 
 
 class ApiCall:

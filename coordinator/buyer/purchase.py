@@ -10,6 +10,7 @@ import trio
 from coordinator.buyer.attempt import Attempt, AttemptResult, AttemptTerms
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.leaser import Leaser
+from coordinator.buyer.result import PurchasePart, PurchaseResult
 from coordinator.buyer.settlements import Settlements
 from coordinator.buyer.spec import JobSpec
 from protocol.blame import Observation, blame_for, needs_second_opinion
@@ -76,9 +77,10 @@ class Purchase:
         return self._attempt.terms if self._attempt is not None else None
 
     @property
-    def result(self) -> AttemptResult | None:
+    def result(self) -> PurchaseResult | None:
         """None before the iteration has ended."""
-        return self._attempt.result if self._attempt is not None else None
+        ended = self._attempt.result if self._attempt is not None else None
+        return PurchaseResult.over([PurchasePart.of(ended)], ended.finish) if ended else None
 
     @property
     def granted(self) -> Granted:
@@ -86,7 +88,7 @@ class Purchase:
         assert self._attempt is not None, "the purchase was not opened"
         return self._attempt.granted
 
-    def ended(self) -> tuple[AttemptTerms, AttemptResult]:
+    def ended(self) -> tuple[AttemptTerms, PurchaseResult]:
         """Where it ran and how it ended, of a purchase that was read to its end."""
         terms, result = self.terms, self.result
         assert terms is not None, "the purchase was not opened"

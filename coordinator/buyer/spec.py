@@ -1,6 +1,7 @@
 """What a buyer asks for."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from protocol.grants import Payer
 from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
@@ -11,10 +12,19 @@ from protocol.pricing import Units
 DEADLINE_S = 120.0
 
 
+class Continuation(StrEnum):
+    """What follows when a node fails in the middle of an answer."""
+
+    CONTINUE = "continue"  # another node goes on from the last token that was delivered
+    RESTART = "restart"  # another node begins anew, if no part of the answer was shown yet
+    OFF = "off"  # the failure is told
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """What to run, and what it may cost. `units_expected` guides matching only; `payer` is
-    whose budget the job counts against, where the coordinator is in the same process."""
+    whose budget the job counts against, where the coordinator is in the same process.
+    `is_shown_whole` says that nobody sees a part of the answer before all of it is there."""
 
     model: str
     task: Task
@@ -25,3 +35,6 @@ class JobSpec:
     constraints: Constraints = NO_CONSTRAINTS
     deadline_s: float = DEADLINE_S
     payer: Payer | None = None
+    continuation: Continuation = Continuation.CONTINUE
+    is_shown_whole: bool = False
+    hedge: bool = False

@@ -6,10 +6,11 @@ from protocol.money import format_credits
 from protocol.programs.output import say, short
 
 if TYPE_CHECKING:
-    from coordinator.buyer.attempt import AttemptResult, AttemptTerms
+    from coordinator.buyer.attempt import AttemptTerms
+    from coordinator.buyer.result import PurchaseResult
 
 
-def outcome_plain(info: "AttemptTerms", outcome: "AttemptResult") -> dict[str, Any]:
+def outcome_plain(info: "AttemptTerms", outcome: "PurchaseResult") -> dict[str, Any]:
     return {
         "job_id": info.job_id,
         "node": info.node,
@@ -20,12 +21,12 @@ def outcome_plain(info: "AttemptTerms", outcome: "AttemptResult") -> dict[str, A
         "output_tokens": outcome.units.output_tokens,
         "images": outcome.units.images,
         "amount_nano": outcome.amount_nano,
-        "counts_agree": outcome.acceptance.message.agrees,
+        "counts_agree": outcome.agrees,
     }
 
 
 def print_outcome(
-    info: "AttemptTerms", outcome: "AttemptResult", *, first_output_ms: float, total_ms: float
+    info: "AttemptTerms", outcome: "PurchaseResult", *, first_output_ms: float, total_ms: float
 ) -> None:
     """One line under the answer: where, how fast, how much."""
     units = outcome.units

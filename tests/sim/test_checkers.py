@@ -9,6 +9,7 @@ import pytest
 from capanode.seats import Seats
 from capanode.served import ServedModel
 from coordinator.buyer.attempt import AttemptResult
+from coordinator.buyer.result import PurchasePart, PurchaseResult
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
@@ -63,8 +64,15 @@ def answered() -> JobReport:
         token_ids=answer.token_ids,
         text=answer.text,
         chunks=len(answer.token_ids),
-        outcome=AttemptResult(
-            Finish(answer.reason), answer.units, 5, chain.receipt, chain.acceptance
+        outcome=PurchaseResult.over(
+            [
+                PurchasePart.of(
+                    AttemptResult(
+                        Finish(answer.reason), answer.units, 5, chain.receipt, chain.acceptance
+                    )
+                )
+            ],
+            Finish(answer.reason),
         ),
     )
 

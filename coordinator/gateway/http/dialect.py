@@ -3,7 +3,7 @@
 
 from typing import Protocol
 
-from coordinator.buyer.attempt import AttemptResult
+from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.errors import Headers, Problem
 from coordinator.gateway.http.responses import Response, header
 from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer
@@ -44,7 +44,7 @@ class StreamWriter(Protocol):
         """One piece of the answer."""
         ...
 
-    def last(self, outcome: AttemptResult) -> bytes:
+    def last(self, outcome: PurchaseResult) -> bytes:
         """Everything after the last token."""
         ...
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from coordinator.buyer.attempt import AttemptResult
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.result import PurchaseResult
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.bridge import BatchStream
 from coordinator.gateway.errors import Headers, api_error_of
@@ -21,7 +21,7 @@ from coordinator.gateway.market_side.running import StartedAnswer, run_streaming
 from coordinator.gateway.metrics import ModelMetrics
 from protocol.payload import Chunk
 
-Chunks = BatchStream[StartedAnswer, Chunk, AttemptResult]
+Chunks = BatchStream[StartedAnswer, Chunk, PurchaseResult]
 
 
 async def open_event_stream(
@@ -138,7 +138,7 @@ class EventStream:
         for _ in range(tokens):
             metrics.inter_token_s.observe((now - last_at) / tokens)
 
-    def _finish(self, outcome: AttemptResult) -> bytes:
+    def _finish(self, outcome: PurchaseResult) -> bytes:
         opened = self._chunks.head
         assert opened is not None, "a job that ended was open"
         opening = self._open() if self._writer is None else b""

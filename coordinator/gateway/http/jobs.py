@@ -2,8 +2,8 @@
 
 import structlog
 
-from coordinator.buyer.attempt import AttemptResult
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.errors import ApiError, Headers, error_of
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.requests import Request
@@ -84,7 +84,7 @@ def count_finished(
     context: GatewayContext,
     request: Request,
     opened: StartedAnswer,
-    outcome: AttemptResult,
+    outcome: PurchaseResult,
     order: Order,
 ) -> None:
     model = context.metrics.of_model(order.routing.model)
@@ -116,12 +116,17 @@ def opened_headers(context: GatewayContext, request: Request, opened: StartedAns
 
 def finished_headers(context: GatewayContext, request: Request, finished: WholeAnswer) -> Headers:
     """What is known only in the end."""
-    outcome = finished.outcome
-    return (
+    outcome, receipt = finished.outcome, finished.outcome.receipt
+    headers = (
         *opened_headers(context, request, finished.opened),
         header("x-capacloud-amount-nano", outcome.amount_nano),
-        header("x-capacloud-queue-ms", outcome.receipt.message.queued_ms),
-        header("x-capacloud-receipt", outcome.receipt.digest),
+    )
+    if receipt is None:
+        return headers
+    return (
+        *headers,
+        header("x-capacloud-queue-ms", receipt.message.queued_ms),
+        header("x-capacloud-receipt", receipt.digest),
     )
 
 

@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from coordinator.buyer.attempt import AttemptResult, AttemptTerms
+from coordinator.buyer.attempt import AttemptTerms
+from coordinator.buyer.result import PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from protocol.ids import Digest
@@ -47,7 +48,7 @@ class RunningJob(Protocol):
     def terms(self) -> AttemptTerms | None: ...
 
     @property
-    def result(self) -> AttemptResult | None:
+    def result(self) -> PurchaseResult | None:
         """None before the iteration has ended."""
         ...
 

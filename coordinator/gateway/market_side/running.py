@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import trio
 
-from coordinator.buyer.attempt import AttemptResult, AttemptTerms
+from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import GatewayMarket, RunningJob
@@ -41,7 +42,7 @@ class WholeAnswer:
 
     opened: StartedAnswer
     chunks: list[Chunk]
-    outcome: AttemptResult
+    outcome: PurchaseResult
 
     @property
     def data(self) -> bytes:
@@ -71,7 +72,7 @@ async def run_streaming(
     caller: Caller,
     order: Order,
     limits: JobLimits,
-) -> AttemptResult:
+) -> PurchaseResult:
     """Run a job and feed its chunks. Raises JobFailed, ApiError."""
     model = await wait_model(market, order.routing.model, within_s=limits.model_within_s)
     spec = order.to_spec(caller, model, deadline_s=limits.job_within_s)
@@ -90,7 +91,7 @@ def _opened(job: RunningJob, started_at: float) -> StartedAnswer:
     return StartedAnswer(info, trio.current_time() - started_at - info.lease_ms / 1_000)
 
 
-def _outcome(job: RunningJob) -> AttemptResult:
+def _outcome(job: RunningJob) -> PurchaseResult:
     outcome = job.result
     assert outcome is not None, "a job that was read to its end says how it ended"
     if outcome.finish not in _ANSWERED:

@@ -56,7 +56,7 @@ async def test_an_answer_arrives_whole_and_is_paid_exactly(autojump_clock: MockC
         assert text == list(WORDS)
         _, outcome = stream.ended()
         assert outcome.finish is Finish.STOP
-        assert outcome.acceptance.message.agrees
+        assert outcome.agrees
         assert outcome.amount_nano == cost_of(len(WORDS))
         await market.client.wait_settled()
         assert_paid(market, 0, cost_of(len(WORDS)))
@@ -228,7 +228,8 @@ async def test_an_overcharge_is_disputed_and_the_smaller_charge_is_paid(
         async with market.client.buy(market.spec(), market.buyer) as stream:
             assert [chunk.text async for chunk in stream] == list(WORDS)
         _, outcome = stream.ended()
-        assert not outcome.acceptance.message.agrees
+        assert not outcome.agrees
+        assert outcome.receipt is not None
         assert outcome.receipt.message.amount_nano == cost_of(len(WORDS) + 1)
         assert outcome.units.output_tokens == len(WORDS)
         assert outcome.amount_nano == cost_of(len(WORDS))

@@ -13,6 +13,7 @@ import trio
 
 from coordinator.buyer.attempt import AttemptResult, AttemptTerms
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.result import PurchasePart, PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import Health, ModelInfo
@@ -154,7 +155,7 @@ class FakeJob:
 
     def __init__(self, market: FakeMarket, spec: JobSpec) -> None:
         self.terms: AttemptTerms | None = None
-        self.result: AttemptResult | None = None
+        self.result: PurchaseResult | None = None
         self._market = market
         self._script = market.script
         self._spec = spec
@@ -223,7 +224,7 @@ def chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
             yield Chunk((index,), text)
 
 
-def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> AttemptResult:
+def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> PurchaseResult:
     if spec.task is Task.IMAGE_CLASSIFICATION:
         units = Units(images=1)
     else:
@@ -263,4 +264,5 @@ def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> AttemptResul
             issued_at_ms=NOW_MS,
         ),
     )
-    return AttemptResult(billed.finish, units, billed.amount_nano, receipt, acceptance)
+    attempt = AttemptResult(billed.finish, units, billed.amount_nano, receipt, acceptance)
+    return PurchaseResult.over([PurchasePart.of(attempt)], billed.finish)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.buyer.attempt import AttemptResult
+from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.http.openai.sampling import Streaming
 from coordinator.gateway.http.openai.sse import ChoiceShape, Envelope, Events
 from coordinator.gateway.http.responses import to_json
@@ -78,11 +78,11 @@ class GenerationWriter:
     def text(self, text: str) -> bytes:
         return self.events.text(text)
 
-    def last(self, outcome: AttemptResult) -> bytes:
+    def last(self, outcome: PurchaseResult) -> bytes:
         return self.events.last(API_FINISH_REASONS[outcome.finish], _usage_of(outcome))
 
 
-def _usage_of(outcome: AttemptResult) -> dict[str, int]:
+def _usage_of(outcome: PurchaseResult) -> dict[str, int]:
     """OpenAI's counts, as metered and signed by the node, and what they cost."""
     units = outcome.units
     return {

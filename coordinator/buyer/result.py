@@ -1,0 +1,69 @@
+"""How a purchase ended: one value over all the attempts that it took."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from coordinator.buyer.attempt import AttemptResult
+from protocol.endings import Finish
+from protocol.envelope import Signed
+from protocol.errors import Code
+from protocol.ids import PeerId
+from protocol.messages import Receipt
+from protocol.pricing import Units
+
+
+@dataclass(frozen=True, slots=True)
+class PurchasePart:
+    """What one node delivered, by our own count, and the most that we are charged for it. `receipt`
+    is None if the node has not sent one; `code` says why it was left before the answer's end."""
+
+    node: PeerId
+    units: Units
+    amount_nano: int
+    receipt: Signed[Receipt] | None = None
+    agrees: bool = True
+    code: Code | None = None
+
+    @classmethod
+    def of(cls, result: AttemptResult, *, code: Code | None = None) -> Self:
+        """Of an attempt whose node has signed for it."""
+        node, agrees = result.receipt.message.node, result.acceptance.message.agrees
+        return cls(node, result.units, result.amount_nano, result.receipt, agrees, code)
+
+
+@dataclass(frozen=True, slots=True)
+class PurchaseResult:
+    """The whole answer's ending: `units` are the prompt as its first node counted it and all output,
+    `amount_nano` is the sum over `parts`, one for each node that delivered or charges something.
+    `reason` says why an answer ended early, where it did: `deadline_exceeded`."""
+
+    finish: Finish
+    units: Units
+    amount_nano: int
+    parts: tuple[PurchasePart, ...]
+    reason: Code | None = None
+
+    @classmethod
+    def over(
+        cls, parts: Sequence[PurchasePart], finish: Finish, *, reason: Code | None = None
+    ) -> Self:
+        """The sum of the parts, of which there is at least one."""
+        units = Units(
+            input_tokens=parts[0].units.input_tokens,
+            output_tokens=sum(part.units.output_tokens for part in parts),
+            images=max(part.units.images for part in parts),
+        )
+        amount_nano = sum(part.amount_nano for part in parts)
+        return cls(finish, units, amount_nano, tuple(parts), reason)
+
+    @property
+    def receipt(self) -> Signed[Receipt] | None:
+        """The last one that a node signed."""
+        signed = [part.receipt for part in self.parts if part.receipt is not None]
+        return signed[-1] if signed else None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether each node counted what we did."""
+        return all(part.agrees for part in self.parts)
