@@ -9,7 +9,7 @@ from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import Code
 from protocol.ids import PeerId
-from protocol.messages import Receipt
+from protocol.messages import Acceptance, Receipt
 from protocol.pricing import Units
 
 
@@ -22,21 +22,21 @@ class PurchasePart:
     units: Units
     amount_nano: int
     receipt: Signed[Receipt] | None = None
-    agrees: bool = True
+    acceptance: Signed[Acceptance] | None = None
     code: Code | None = None
 
     @classmethod
     def of(cls, result: AttemptResult, *, code: Code | None = None) -> Self:
         """Of an attempt whose node has signed for it."""
-        node, agrees = result.receipt.message.node, result.acceptance.message.agrees
-        return cls(node, result.units, result.amount_nano, result.receipt, agrees, code)
+        node, signed = result.receipt.message.node, (result.receipt, result.acceptance)
+        return cls(node, result.units, result.amount_nano, *signed, code)
 
 
 @dataclass(frozen=True, slots=True)
 class PurchaseResult:
-    """The whole answer's ending: `units` are the prompt as its first node counted it and all output,
-    `amount_nano` is the sum over `parts`, one for each node that delivered or charges something.
-    `reason` says why an answer ended early, where it did: `deadline_exceeded`."""
+    """The whole answer's ending: `units` are the prompt as its first node counted it, and all
+    output; `amount_nano` is the sum over `parts`, one for each node that delivered or charges
+    something. `reason` says why an answer ended early, where it did: `deadline_exceeded`."""
 
     finish: Finish
     units: Units
@@ -66,4 +66,5 @@ class PurchaseResult:
     @property
     def agrees(self) -> bool:
         """Whether each node counted what we did."""
-        return all(part.agrees for part in self.parts)
+        signed = [part.acceptance for part in self.parts if part.acceptance is not None]
+        return all(acceptance.message.agrees for acceptance in signed)

@@ -24,7 +24,7 @@ class Continuation(StrEnum):
 class JobSpec:
     """What to run, and what it may cost. `units_expected` guides matching only; `payer` is
     whose budget the job counts against, where the coordinator is in the same process.
-    `is_shown_whole` says that nobody sees a part of the answer before all of it is there."""
+    An answer that `is_shown_whole` is kept from its reader until all of it is there."""
 
     model: str
     task: Task

@@ -140,16 +140,19 @@ async def test_a_client_that_was_cut_off_may_still_say_that_it_agrees(
             market.network.kill(market.buyer.peer_id)
             result = stream.result
         assert result is not None
-        await market.nodes[0].hand_in(result.receipt)
+        (part,) = result.parts
+        assert part.receipt is not None
+        assert part.acceptance is not None
+        await market.nodes[0].hand_in(part.receipt)
         await trio.sleep(LONE_RECEIPT_IS_DUE_S)
         assert spent(market) == result.amount_nano, "the links that did arrive cover all of it"
         record = market.coordinator.leases.clients.look_up(market.buyer.peer_id)
         assert (record.signed, record.unsigned) == (0.0, 1.0)
         other = seal(
-            market.buyer, replace(result.acceptance.message, receipt_digest=sha256_digest(b""))
+            market.buyer, replace(part.acceptance.message, receipt_digest=sha256_digest(b""))
         )
         with pytest.raises(RemoteProtocolError):
-            await market.coordinator.desk.settle(result.receipt, other)
+            await market.coordinator.desk.settle(part.receipt, other)
         for _ in range(2):
-            await market.coordinator.desk.settle(result.receipt, result.acceptance)
+            await market.coordinator.desk.settle(part.receipt, part.acceptance)
             assert (record.signed, record.unsigned) == (1.0, 0.0), "and only once"
