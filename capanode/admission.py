@@ -223,7 +223,9 @@ class Admission:
                 f"this node does not have model {granted.model_digest[:12]}…",
                 code=Code.UNKNOWN_MODEL,
             )
-        price = self._offers.price_of(granted.offer_digest, model.digest, now_ms=now_ms)
+        price = self._offers.price_of(
+            granted.offer_digest, model.digest, now_ms=now_ms, is_batch=asked.is_batch
+        )
         if price is None:
             raise RemoteProtocolError(
                 "the lease rests on an offer that this node does not make any more",

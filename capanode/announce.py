@@ -62,13 +62,13 @@ class OwnOffers:
     """The offers that a lease may still rest on, with the prices that they promised."""
 
     def __init__(self) -> None:
-        self._offers: OrderedDict[Digest, tuple[int, dict[Digest, PriceSheet]]] = OrderedDict()
+        self._offers: OrderedDict[Digest, tuple[int, dict[Digest, ModelOffer]]] = OrderedDict()
 
     def remember(self, offer: Signed[NodeOffer]) -> None:
-        prices = {model.manifest_digest: model.price for model in offer.message.models}
+        models = {model.manifest_digest: model for model in offer.message.models}
         # A lease granted just before the offer expired may be opened a little later.
         until_ms = offer.message.expires_at_ms + LEASE_OPEN_WITHIN_MS + CLOCK_SKEW_MAX_MS
-        self._offers[offer.digest] = (until_ms, prices)
+        self._offers[offer.digest] = (until_ms, models)
         while len(self._offers) > OFFERS_REMEMBERED_MAX:
             self._offers.popitem(last=False)
 
@@ -76,10 +76,13 @@ class OwnOffers:
         """True if it was us, since we started, and not too long ago."""
         return now_ms < self._offers.get(offer, (0, {}))[0]
 
-    def price_of(self, offer: Digest, model: Digest, *, now_ms: int) -> PriceSheet | None:
+    def price_of(
+        self, offer: Digest, model: Digest, *, now_ms: int, is_batch: bool = False
+    ) -> PriceSheet | None:
         """What we asked for `model` in this offer; None if we did not, or too long ago."""
-        until_ms, prices = self._offers.get(offer, (0, {}))
-        return prices.get(model) if now_ms < until_ms else None
+        until_ms, models = self._offers.get(offer, (0, {}))
+        offered = models.get(model) if now_ms < until_ms else None
+        return None if offered is None else offered.asked_price(is_batch=is_batch)
 
 
 class Announcer:

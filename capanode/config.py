@@ -14,7 +14,8 @@ from capanode.settings import COORDINATORS, MODELS, CoordinatorAddress, ModelSet
 from capanode.wages import DEFAULT_WAGES
 from protocol.messages import DataCollection
 from protocol.net.dial_policy import DialPolicy, parse_networks
-from protocol.offers import SLOTS_MAX
+from protocol.offers import BATCH_PERCENT_DEFAULT, SLOTS_MAX
+from protocol.pricing import PERCENT
 from protocol.programs.kinds import ADDRESSES, CREDITS, NETWORKS, PATH, TEXT, choice, count
 from protocol.programs.log_format import LEVELS, LogFormat
 from protocol.programs.settings import InDataDir, new_config_text, resolve_settings, setting
@@ -100,6 +101,11 @@ class NodeConfig:
         DEFAULT_WAGES.gpu_gib_hour_nano,
         CREDITS,
         "Target revenue of one GiB of busy GPU memory per hour (an 80 GiB card: 1.60).",
+    )
+    batch_percent: int = setting(
+        BATCH_PERCENT_DEFAULT,
+        count(1, PERCENT, "percent"),
+        "What a batch job pays of your prices: it takes only seats that are idle, and gives way.",
     )
     drain_s: int = setting(
         30,

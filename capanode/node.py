@@ -48,7 +48,7 @@ from protocol.messages import DataCollection, IsolationTier
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Transport
-from protocol.offers import Hardware, LoadReport, ModelOffer
+from protocol.offers import BATCH_PERCENT_DEFAULT, Hardware, LoadReport, ModelOffer
 from protocol.programs.runtime import Runtime
 from protocol.programs.shutdown import Stages, open_stages
 from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL
@@ -72,6 +72,7 @@ class NodeRules:
     queue_max: int = 16
     per_client_max: int = 64
     wages: Wages = DEFAULT_WAGES
+    batch_percent: int = BATCH_PERCENT_DEFAULT
     drain_s: float = 30.0
 
 
@@ -198,6 +199,7 @@ class Node:
             seats=Seats(slots=info.slots, queue_max=self.rules.queue_max),
             speed=speed,
             price=plan.price or propose_price(info.task, speed, hourly_nano=hourly),
+            batch_percent=self.rules.batch_percent,
         )
         self.models[plan.digest] = model
         self._tell(model_ready(model, is_proposed=plan.price is None))

@@ -1,5 +1,8 @@
 """Who sits at one model: jobs that run, and jobs that wait for a slot in order of arrival.
 
+Jobs of batches wait behind all others, and one that runs is told to give way to a job that would
+have to wait for its slot.
+
 A seat is taken when a job's payload has arrived as a whole: an upload, which its client can make as
 slow as it likes, keeps no other client out. Synchronous and without I/O; deadlines are the jobs'
 own.
@@ -27,6 +30,9 @@ class Seats:
         self._taken: set[LeaseId] = set()
         self._running: set[LeaseId] = set()
         self._waiting: dict[LeaseId, Callable[[], None]] = {}
+        self._batch_waiting: dict[LeaseId, Callable[[], None]] = {}
+        # How those that run, or wait, are told to give way; the last one that started goes first.
+        self._give_way: dict[LeaseId, Callable[[], None]] = {}
         self._duration_ms = _DURATION_GUESS_MS
 
     @property
@@ -58,16 +64,34 @@ class Seats:
         self.check_room()
         self._taken.add(lease_id)
 
-    def enter(self, lease_id: LeaseId, start: Callable[[], None]) -> int:
+    def enter(
+        self,
+        lease_id: LeaseId,
+        start: Callable[[], None],
+        *,
+        give_way: Callable[[], None] | None = None,
+    ) -> int:
         """Call `start` as soon as a slot is free; returns the place in the queue, 0 if there was no
-        need to queue. `start` must be quick and must not raise; it may be called at once."""
+        need to queue. `start` must be quick and must not raise; it may be called at once.
+
+        A job of a batch has `give_way`, called at most once, to leave soon or to ignore it."""
         assert lease_id in self._taken, "a job enters the seat that it took"
         if len(self._running) < self.slots:
             self._running.add(lease_id)
+            if give_way is not None:
+                self._give_way[lease_id] = give_way
             start()
             return 0
+        if give_way is not None:
+            self._batch_waiting[lease_id] = start
+            self._give_way[lease_id] = give_way
+            return len(self._waiting) + len(self._batch_waiting)
         self._waiting[lease_id] = start
-        return len(self._waiting)
+        place = len(self._waiting)
+        yielding = next((id_ for id_ in reversed(self._give_way) if id_ in self._running), None)
+        if yielding is not None:
+            self._give_way.pop(yielding)()
+        return place
 
     def leave(self, lease_id: LeaseId, *, ran_ms: float | None = None) -> None:
         """Free the seat, and start who waits longest. Leaving twice does nothing."""
@@ -75,10 +99,12 @@ class Seats:
             return
         self._taken.discard(lease_id)
         self._waiting.pop(lease_id, None)
+        self._batch_waiting.pop(lease_id, None)
+        self._give_way.pop(lease_id, None)
         self._running.discard(lease_id)
         if ran_ms is not None:
             self._duration_ms += _NEWEST_WEIGHT * (ran_ms - self._duration_ms)
-        while self._waiting and len(self._running) < self.slots:
-            following = next(iter(self._waiting))
+        while len(self._running) < self.slots and (queue := self._waiting or self._batch_waiting):
+            following = next(iter(queue))
             self._running.add(following)
-            self._waiting.pop(following)()
+            queue.pop(following)()

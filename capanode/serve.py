@@ -144,6 +144,7 @@ def _rules(
         queue_max=config.queue_max,
         per_client_max=config.per_client_max,
         wages=Wages(config.price_cpu_core_hour, config.price_gpu_gib_hour),
+        batch_percent=config.batch_percent,
         drain_s=config.drain_s,
     )
 

@@ -11,7 +11,7 @@ from capanode.seats import Seats
 from capanode.worker.jobs import JobWorker, WorkerState
 from protocol.ids import Digest
 from protocol.manifest import ModelManifest
-from protocol.offers import ModelLoad, ModelOffer
+from protocol.offers import BATCH_PERCENT_DEFAULT, ModelLoad, ModelOffer
 from protocol.pricing import PriceSheet
 
 
@@ -37,6 +37,7 @@ class ServedModel:
     seats: Seats
     speed: Speed
     price: PriceSheet
+    batch_percent: int = BATCH_PERCENT_DEFAULT
     jobs_done: int = 0
     output_tokens_done: int = 0
 
@@ -67,6 +68,7 @@ class ServedModel:
             price=self.price,
             features=info.features,
             chat_format=info.chat_format,
+            batch_percent=self.batch_percent,
         )
 
     def load(self) -> ModelLoad:

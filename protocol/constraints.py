@@ -7,14 +7,16 @@ from protocol.offers import ModelOffer, NodeOffer
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
 
 
-def broken_constraint(constraints: Constraints, offer: NodeOffer, model: ModelOffer) -> str | None:
+def broken_constraint(
+    constraints: Constraints, offer: NodeOffer, model: ModelOffer, *, is_batch: bool = False
+) -> str | None:
     """The name of a constraint that this model of this offer does not meet, or None.
 
     `max_latency_ms` is about an estimate and `max_cost_nano` about a job: an offer says neither.
     """
     if not _is_allowed(constraints, offer.node):
         return "only, ignore or order"
-    if _is_dearer(model.price, constraints.max_price):
+    if _is_dearer(model.asked_price(is_batch=is_batch), constraints.max_price):
         return "max_price"
     if constraints.quantizations and model.quantization not in constraints.quantizations:
         return "quantizations"

@@ -67,12 +67,13 @@ def check_terms(granted: Granted, request: Signed[JobRequest]) -> None:
         raise RemoteProtocolError(
             "the lease is for another model than the request", code=Code.DIGEST_MISMATCH
         )
-    if [m.price for m in leased] != [lease.price]:
+    is_batch = request.message.is_batch
+    if [m.asked_price(is_batch=is_batch) for m in leased] != [lease.price]:
         raise RemoteProtocolError(
             "the lease's price is not the one that the node offers", code=Code.PRICE_MISMATCH
         )
     constraints = request.message.constraints
-    broken = broken_constraint(constraints, offer.message, leased[0])
+    broken = broken_constraint(constraints, offer.message, leased[0], is_batch=is_batch)
     if broken is not None:
         raise RemoteProtocolError(
             f"the leased node does not meet the request's {broken}", code=Code.DIGEST_MISMATCH

@@ -108,6 +108,7 @@ class JobRequest:
     is the client's guess, for matching only. `payload_digest` pins the input without showing it: it
     is salted (see `protocol.payload`). A purchase that goes on after a cut asks again with the same
     job id and a higher `part`; `delivered_digest` is the output digest of what it has by then.
+    A batch job runs only where a seat is idle, lets others go first, and pays the batch price.
     """
 
     KIND: ClassVar[str] = "job_request"
@@ -128,6 +129,7 @@ class JobRequest:
     deadline_at_ms: int
     part: int = 0
     delivered_digest: Digest | None = None
+    is_batch: bool = False
 
     def __post_init__(self) -> None:
         parse_ulid(self.job_id)

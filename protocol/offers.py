@@ -19,12 +19,14 @@ from protocol.limits import (
     TOKENS_MAX,
 )
 from protocol.messages import DataCollection, IsolationTier, Task
-from protocol.pricing import PriceSheet
+from protocol.pricing import PERCENT, PriceSheet, share_of
 
 # A node with more concurrent jobs than this is several nodes.
 SLOTS_MAX = 4_096
 # Faster than any hardware of this decade, per stream or in all.
 TOKENS_PER_S_MAX = 10_000_000
+# The convention of batch interfaces: half the price.
+BATCH_PERCENT_DEFAULT = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class ModelOffer:
     price: PriceSheet
     features: tuple[str, ...] = ()
     chat_format: str = ""
+    # What a batch job pays of each price, on seats that would be idle.
+    batch_percent: int = BATCH_PERCENT_DEFAULT
 
     def __post_init__(self) -> None:
         check(0 < len(self.name) <= NAME_CHARS_MAX, "the model's name is empty or too long")
@@ -73,6 +77,11 @@ class ModelOffer:
         check(0 <= self.decode_tps <= TOKENS_PER_S_MAX, "the decode speed is out of range")
         check_names(self.features, "features")
         check(len(self.chat_format) <= NAME_CHARS_MAX, "the chat format's name is too long")
+        check(0 < self.batch_percent <= PERCENT, "the batch price is out of range")
+
+    def asked_price(self, *, is_batch: bool) -> PriceSheet:
+        """What a job pays here: the one rule for coordinator, client and node."""
+        return share_of(self.price, self.batch_percent) if is_batch else self.price
 
 
 @dataclass(frozen=True, slots=True)

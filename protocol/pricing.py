@@ -8,6 +8,7 @@ from protocol.limits import TOKENS_MAX
 from protocol.money import AMOUNT_NANO_MAX, divide_up
 
 TOKENS_PER_PRICE = 1_000_000
+PERCENT = 100
 
 # A thousand credits for one image or a million tokens: any dearer is a typing mistake.
 PRICE_NANO_MAX = 1_000 * 1_000_000_000
@@ -116,6 +117,12 @@ PRICE_POSITIONS = (
         unit=None,
     ),
 )
+
+
+def share_of(sheet: PriceSheet, percent: int) -> PriceSheet:
+    """So much of every price, each rounded up."""
+    prices = {p.field: divide_up(p.of(sheet) * percent, PERCENT) for p in PRICE_POSITIONS}
+    return PriceSheet(**prices)
 
 
 def prices_of(sheet: PriceSheet) -> dict[str, int]:

@@ -155,6 +155,13 @@ class ServedJob:
         message = "the payload came slowly, and other clients need the room"
         self.end(JobEnding.of_error(RemoteProtocolError(message, code=Code.BUSY)))
 
+    def _give_way_to_live(self) -> None:
+        """A job that is not of a batch waits for this one's slot."""
+        # What has been delivered is paid: cut here, it would be lost.
+        if self._meter is not None and not self._meter.produced.output_tokens:
+            message = "a batch job gives way to one that is waited for"
+            self.end(JobEnding.of_error(RemoteProtocolError(message, code=Code.BUSY)))
+
     async def _listen(self) -> None:
         """While the job waits or runs. Raises RemoteProtocolError, NetError."""
         with self._signing:
@@ -181,7 +188,13 @@ class ServedJob:
         assert self._ticket is not None
         self._desk.admission.take_seat(self._ticket)
         seats = self._ticket.model.seats
-        self._queue_position = seats.enter(self._ticket.lease_id, self._start)
+        terms = self._job.terms
+        assert terms is not None
+        self._queue_position = seats.enter(
+            self._ticket.lease_id,
+            self._start,
+            give_way=self._give_way_to_live if terms.request.message.is_batch else None,
+        )
         self._desk.on_change()
 
     def _start(self) -> None:

@@ -81,7 +81,7 @@ class MarketClient:
         return seal(
             key,
             JobRequest(
-                job_id=JobId(new_ulid(now_ms, self._entropy(ULID_ENTROPY_BYTES))),
+                job_id=spec.job_id or JobId(new_ulid(now_ms, self._entropy(ULID_ENTROPY_BYTES))),
                 client=key.peer_id,
                 coordinator=self._leaser.coordinator,
                 model=spec.model,
@@ -94,5 +94,6 @@ class MarketClient:
                 constraints=spec.constraints,
                 issued_at_ms=now_ms,
                 deadline_at_ms=now_ms + int(1000 * spec.deadline_s),
+                is_batch=spec.is_batch,
             ),
         )

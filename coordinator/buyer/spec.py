@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from protocol.grants import Payer
+from protocol.ids import JobId
 from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
 from protocol.payload import JobInput
 from protocol.pricing import Units
@@ -23,8 +24,9 @@ class Continuation(StrEnum):
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """What to run, and what it may cost. `units_expected` guides matching only; `payer` is
-    whose budget the job counts against, where the coordinator is in the same process.
-    An answer that `is_shown_whole` is kept from its reader until all of it is there."""
+    whose budget the job counts against, where the coordinator is in the same process; `job_id` is
+    for a buyer that may ask again for the same job. An answer that `is_shown_whole` is kept from
+    its reader until all of it is there."""
 
     model: str
     task: Task
@@ -38,3 +40,5 @@ class JobSpec:
     continuation: Continuation = Continuation.CONTINUE
     is_shown_whole: bool = False
     hedge: bool = False
+    is_batch: bool = False
+    job_id: JobId | None = None

@@ -113,6 +113,7 @@ class LeaseDesk:
                     partial(self._grant_or_recall, request, frozenset(earlier.nodes), payer),
                     within_s=max(gives_up_at - trio.current_time(), 0.0),
                     is_choosy=bool(asked.constraints.only or asked.constraints.order),
+                    is_batch=asked.is_batch,
                 )
             except TooManyUnopenedError:
                 if not await self._leases.openings.wait_room(asked.client, until=gives_up_at):
@@ -162,7 +163,9 @@ class LeaseDesk:
         self._funds.check_ceiling(request.message.client, candidate.ceiling_nano)
         terms = self._terms(request, candidate, attempt, now_ms, deadline_at_ms)
         lease = seal(self._key, terms)
-        await self._hold(request, _open_lease(lease, candidate, payer))
+        opened = _open_lease(lease, candidate, payer)
+        opened.is_batch = request.message.is_batch
+        await self._hold(request, opened)
         log.info(
             "lease_granted",
             job_id=lease.message.job_id,
@@ -220,7 +223,7 @@ class LeaseDesk:
             coordinator=self.coordinator,
             offer_digest=candidate.offer.digest,
             model_digest=candidate.model.manifest_digest,
-            price=candidate.model.price,
+            price=candidate.price,
             units_max=asked.units_max,
             ceiling_nano=candidate.ceiling_nano,
             issued_at_ms=now_ms,

@@ -50,6 +50,7 @@ class OpenLease:
     is_arriving: bool = False
     restored_at_ms: int = 0
     probe: Probe = NO_PROBE
+    is_batch: bool = False
 
     @property
     def funds(self) -> LeaseFunds:

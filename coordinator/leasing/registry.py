@@ -305,6 +305,8 @@ class LeaseRegistry:
 
     def _judge(self, opened: OpenLease, observation: Observation) -> None:
         """Take the job's outcome into its node's reputation, once."""
+        if opened.is_batch and observation.blame is Blame.REFUSAL:
+            return  # a node that makes room for live jobs must not rest for it
         if not opened.is_judged:
             opened.is_judged = True
             self._market.judge(opened.lease.message, opened.claim, observation)

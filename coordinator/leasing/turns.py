@@ -2,8 +2,8 @@
 
 A request that finds no free seat waits for its turn instead of being sent away, up to a deadline.
 Turns go round among clients: the client that was granted least while the queue lasted is next, and
-within one client the request that came first. A request that cannot wait longer is told when a seat
-should be free, from how often one became free lately.
+within one client the request that came first. Requests of batches come after all others. A request
+that cannot wait longer is told when a seat should be free, from how often one became free lately.
 """
 
 from collections import OrderedDict
@@ -36,6 +36,7 @@ _INTERVAL_GAIN = 0.2
 class _Waiter:
     client: PeerId
     number: int
+    is_batch: bool
     asked_in: int = -1
     turn: trio.Event = field(default_factory=trio.Event)
 
@@ -55,7 +56,7 @@ class _ModelQueue:
     def __len__(self) -> int:
         return sum(len(waiters) for waiters in self._waiting.values())
 
-    def enter(self, client: PeerId) -> _Waiter:
+    def enter(self, client: PeerId, *, is_batch: bool) -> _Waiter:
         """Raises RemoteProtocolError (RATE_LIMITED)."""
         waiters = self._waiting.setdefault(client, OrderedDict())
         if len(waiters) >= WAITING_PER_CLIENT_MAX or len(self) >= WAITING_MAX:
@@ -65,7 +66,7 @@ class _ModelQueue:
                 retry_after_ms=self.retry_after_ms(),
             )
         self._entered += 1
-        waiter = waiters[self._entered] = _Waiter(client, self._entered)
+        waiter = waiters[self._entered] = _Waiter(client, self._entered, is_batch)
         return waiter
 
     def leave(self, waiter: _Waiter) -> None:
@@ -109,14 +110,16 @@ class _ModelQueue:
         return int(min(max(wait_ms, _RETRY_MIN_MS), _RETRY_MAX_MS))
 
     def _next(self, before_round: int) -> _Waiter | None:
-        """The first of the client that was granted least, among those not yet asked."""
-        best: tuple[int, int] | None = None
+        """The first of the client that was granted least, among those not yet asked; of batches,
+        when no other waits."""
+        best: tuple[bool, int, int] | None = None
         chosen = None
         for client, waiters in self._waiting.items():
-            waiter = next((w for w in waiters.values() if w.asked_in < before_round), None)
+            unasked = (w for w in waiters.values() if w.asked_in < before_round)
+            waiter = min(unasked, key=lambda w: w.is_batch, default=None)
             if waiter is None:
                 continue
-            rank = (self._granted.get(client, 0), waiter.number)
+            rank = (waiter.is_batch, self._granted.get(client, 0), waiter.number)
             if best is None or rank < best:
                 best, chosen = rank, waiter
         return chosen
@@ -150,12 +153,14 @@ class Turns:
         *,
         within_s: float,
         is_choosy: bool = False,
+        is_batch: bool = False,
     ) -> T:
         """What `grant` returns, once it is this client's turn and `grant` finds a seat.
 
         `grant` raises NO_NODE_FITS with a time to retry while all seats are taken; any other error
         passes through. `is_choosy` if the request names its nodes: those may be idle although
-        others wait for the model, so it is tried at once. Raises RemoteProtocolError.
+        others wait for the model, so it is tried at once. A batch waits until no other request
+        does. Raises RemoteProtocolError.
         """
         gives_up_at = trio.current_time() + within_s
         refusal = None
@@ -167,7 +172,7 @@ class Turns:
                     raise
                 refusal = error
         queue = self._queues.setdefault(model, _ModelQueue())
-        waiter = queue.enter(client)
+        waiter = queue.enter(client, is_batch=is_batch)
         try:
             while await _wait_turn(queue, waiter, gives_up_at):
                 try:

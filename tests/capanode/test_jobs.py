@@ -27,7 +27,7 @@ from protocol.messages import Constraints, DataCollection, IsolationTier, Receip
 from protocol.net.channels import Channel
 from protocol.payload import Chunk, SaltedPayload, salted_digest, tokens_digest
 from protocol.pricing import PriceSheet, Units, cost_nano
-from tests.capanode.fakes import STEP_S, UNITS_MAX, Market, Setup, SlowDisk, open_market
+from tests.capanode.fakes import STEP_S, UNITS_MAX, Client, Market, Setup, SlowDisk, open_market
 from tests.protocol.makers import CLIENT, COORDINATOR, SALT, STRANGER, make_opening
 
 
@@ -793,3 +793,37 @@ async def test_the_payload_again_is_not_taken_before_the_job_is_accepted(
         queued.channel.send_nowait(FrameType.JOB_DATA, b"once more")
         assert refused(await queued.end()).code is Code.UNEXPECTED_FRAME
         assert isinstance(await running.end(), Ended)
+
+
+async def open_batch(market: Market, *, is_full_price: bool = False) -> Client:
+    payload = encode(GenerationInput(max_tokens=5, prompt="hello"))
+    request = seal(CLIENT, market.request(payload, is_batch=True))
+    price = market.model.offer().asked_price(is_batch=not is_full_price)
+    return await market.open_as(
+        request, seal(COORDINATOR, market.lease(request, price=price)), payload
+    )
+
+
+async def test_a_batch_job_that_has_delivered_nothing_gives_way_for_free(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_market(Setup(slots=1, queue_max=2)) as market:
+        batch = await open_batch(market)
+        live = await market.open(5)
+        refusal = refused(await batch.end())
+        assert refusal.code is Code.BUSY
+        assert refusal.ended is not None
+        assert refusal.ended.receipt.message.amount_nano == 0
+        ended = await live.end()
+        assert isinstance(ended, Ended)
+        assert ended.receipt.message.queued_ms < 1_000 * STEP_S
+
+
+async def test_a_batch_job_pays_the_batch_price_and_no_other(autojump_clock: MockClock) -> None:
+    async with open_market() as market:
+        ended = await (await open_batch(market)).end()
+        assert isinstance(ended, Ended)
+        half = market.model.offer().asked_price(is_batch=True)
+        assert ended.receipt.message.amount_nano == cost_nano(half, ended.receipt.message.units)
+        dear = refused(await (await open_batch(market, is_full_price=True)).end())
+        assert dear.code is Code.PRICE_MISMATCH

@@ -98,3 +98,18 @@ def test_a_job_that_starts_while_another_leaves_may_leave_at_once_too() -> None:
     seats.leave(lease(0))
     assert started == [0, 2]
     assert (seats.running, seats.queued) == (1, 0)
+
+
+def test_jobs_of_batches_wait_behind_all_others_and_give_way_when_they_run() -> None:
+    seats = Seats(slots=1, queue_max=4)
+    started: list[int] = []
+    for number in range(4):
+        seats.take(lease(number))
+    seats.enter(lease(0), starter(started, 0), give_way=lambda: seats.leave(lease(0)))
+    assert seats.enter(lease(1), starter(started, 1), give_way=lambda: None) == 1
+    seats.enter(lease(2), starter(started, 2))
+    assert started == [0, 2]
+    assert seats.enter(lease(3), starter(started, 3)) == 1
+    seats.leave(lease(2))
+    seats.leave(lease(3))
+    assert started == [0, 2, 3, 1]

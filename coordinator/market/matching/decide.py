@@ -105,11 +105,13 @@ def _ranked(
         model = entry.model(table.model) if entry is not None else None
         if entry is None or model is None or not fits_exactly(entry.offer, model, fit.job):
             continue
+        price = model.asked_price(is_batch=fit.job.is_batch)
         yield Candidate(
             offer=entry.signed,
             model=model,
-            cost_nano=cost_nano(model.price, fit.job.expected),
-            ceiling_nano=cost_nano(model.price, fit.job.maximum),
+            price=price,
+            cost_nano=cost_nano(price, fit.job.expected),
+            ceiling_nano=cost_nano(price, fit.job.maximum),
             latency=estimates.latency(place.position),
             score=float(scores.primary[place.position]),
             success=float(success[place.position]),

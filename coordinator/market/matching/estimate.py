@@ -70,7 +70,7 @@ def estimate(selection: Selection) -> Estimates:
     first_ms = rows.value(RTT_MS) + (queue_ms + start_ms) * first_ratio
     is_generation = units.output_tokens > 0
     return Estimates(
-        cost_nano=costs(rows, units),
+        cost_nano=costs(rows, units, is_batch=selection.job.is_batch),
         rtt_ms=rows.value(RTT_MS),
         queue_ms=queue_ms * first_ratio,
         prefill_ms=start_ms * first_ratio,

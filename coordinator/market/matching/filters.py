@@ -13,6 +13,7 @@ from coordinator.market.machines import Machines
 from coordinator.market.matching.job import Job, Reason
 from coordinator.market.offers.entry import TASK_CODES
 from coordinator.market.offers.table import (
+    BATCH_SHARE,
     BUSY,
     COLLECTS,
     CONTEXT,
@@ -24,6 +25,7 @@ from coordinator.market.offers.table import (
     QUANTIZATION,
     REGION,
     ROOM,
+    SLOTS,
     STANDING,
     SUSPENDED,
     TASK,
@@ -81,7 +83,7 @@ class Selection:
 Filter = Callable[[Selection], Bools | None]
 
 
-def costs(rows: Rows, units: Units) -> Floats:
+def costs(rows: Rows, units: Units, *, is_batch: bool) -> Floats:
     """Each node's charge for `units`, unrounded; skips the positions that the job does not use."""
     cost: Floats | None = None
     for column, position in PRICES:
@@ -90,7 +92,7 @@ def costs(rows: Rows, units: Units) -> Floats:
             part = rows.value(column) * (count / position.per)
             cost = part if cost is None else cost + part
     assert cost is not None, "one price is for the job itself"
-    return cost
+    return cost * rows.value(BATCH_SHARE) if is_batch else cost
 
 
 def _has_wrong_task(selection: Selection) -> Bools:
@@ -109,11 +111,12 @@ def _has_too_short_context(selection: Selection) -> Bools | None:
 
 def _asks_more_than_max_price(selection: Selection) -> Bools | None:
     cap = selection.job.constraints.max_price
+    share: Floats | float = selection.rows.value(BATCH_SHARE) if selection.job.is_batch else 1.0
     rejected: Bools | None = None
     for column, position in PRICES:
         limit_nano = getattr(cap, position.cap_field)
         if limit_nano is not None:
-            above = selection.rows.value(column) > limit_nano
+            above = selection.rows.value(column) * share > limit_nano
             rejected = above if rejected is None else rejected | above
     return rejected
 
@@ -122,7 +125,8 @@ def _may_cost_more_than_max(selection: Selection) -> Bools | None:
     limit_nano = selection.job.constraints.max_cost_nano
     if limit_nano is None:
         return None
-    return np.ceil(costs(selection.rows, selection.job.maximum)) > limit_nano
+    job = selection.job
+    return np.ceil(costs(selection.rows, job.maximum, is_batch=job.is_batch)) > limit_nano
 
 
 def _has_other_quantization(selection: Selection) -> Bools | None:
@@ -164,9 +168,11 @@ def _is_expired(selection: Selection) -> Bools:
 
 
 def _is_full(selection: Selection) -> Bools:
-    """Claims are a ceiling; below it, a node has the seats that it has earned."""
+    """Claims are a ceiling; below it, a node has the seats that it has earned. A batch job takes
+    none in the queue: only what would be idle."""
     seats = np.floor(selection.standings.seats())
-    return selection.rows.value(BUSY) >= np.minimum(selection.rows.value(ROOM), seats)
+    claimed = selection.rows.value(SLOTS if selection.job.is_batch else ROOM)
+    return selection.rows.value(BUSY) >= np.minimum(claimed, seats)
 
 
 def _is_on_unproven_machine(selection: Selection) -> Bools:
@@ -289,7 +295,7 @@ def position_of(table: ModelTable, rows: Rows, node: PeerId) -> int | None:
 
 def fits_exactly(offer: NodeOffer, model: ModelOffer, job: Job) -> bool:
     """The last word on what columns hold only approximately: words as hashes, charges as floats."""
-    if broken_constraint(job.constraints, offer, model) is not None:
+    if broken_constraint(job.constraints, offer, model, is_batch=job.is_batch) is not None:
         return False
-    limit_nano = job.constraints.max_cost_nano
-    return limit_nano is None or cost_nano(model.price, job.maximum) <= limit_nano
+    limit_nano, price = job.constraints.max_cost_nano, model.asked_price(is_batch=job.is_batch)
+    return limit_nano is None or cost_nano(price, job.maximum) <= limit_nano

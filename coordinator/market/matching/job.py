@@ -9,7 +9,7 @@ from protocol.envelope import Signed
 from protocol.ids import PeerId
 from protocol.messages import NO_CONSTRAINTS, Constraints, JobRequest, Objective, Task
 from protocol.offers import ModelOffer, NodeOffer
-from protocol.pricing import Units
+from protocol.pricing import PriceSheet, Units
 from protocol.services import QuoteAsk
 
 
@@ -81,6 +81,7 @@ class Job:
     deadline_at_ms: int | None = None
     exclude: frozenset[PeerId] = frozenset()
     resting: Mapping[PeerId, int] = field(default_factory=dict)
+    is_batch: bool = False
 
     @classmethod
     def of_request(cls, request: JobRequest, *, exclude: frozenset[PeerId]) -> "Job":
@@ -93,6 +94,7 @@ class Job:
             request.constraints,
             request.deadline_at_ms,
             exclude,
+            is_batch=request.is_batch,
         )
 
     @classmethod
@@ -133,6 +135,7 @@ class Candidate:
 
     offer: Signed[NodeOffer]
     model: ModelOffer
+    price: PriceSheet
     cost_nano: int
     ceiling_nano: int
     latency: Latency

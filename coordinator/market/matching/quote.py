@@ -50,7 +50,7 @@ def _candidate(candidate: Candidate) -> QuoteCandidate:
         prefill_ms=round(latency.prefill_ms),
         decode_ms=round(latency.decode_ms),
         score=candidate.score,
-        price=candidate.model.price,
+        price=candidate.price,
         region=offer.region,
         isolation=offer.isolation.value,
         reasons=tuple(_reasons_for(candidate)),

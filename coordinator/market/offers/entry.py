@@ -17,7 +17,7 @@ from protocol.envelope import Signed
 from protocol.ids import Digest, LeaseId, PeerId, is_digest
 from protocol.messages import DataCollection, Task
 from protocol.offers import ModelLoad, ModelOffer, NodeOffer
-from protocol.pricing import PRICE_POSITIONS
+from protocol.pricing import PERCENT, PRICE_POSITIONS
 
 TASK_CODES = {task: code for code, task in enumerate(Task)}
 
@@ -121,6 +121,7 @@ class NodeEntry:
             state.busy,
             RTT_UNKNOWN_MS if self.rtt_ms is None else self.rtt_ms,
             self.expires_at_ms,
+            model.batch_percent / PERCENT,
         ]
 
     def row_codes(self, state: ModelState) -> list[int]:

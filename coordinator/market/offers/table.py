@@ -30,7 +30,8 @@ ROOM = _NEXT + 4  # slots and queue together
 BUSY = _NEXT + 5  # jobs there now, as far as we know
 RTT_MS = _NEXT + 6
 EXPIRES_MS = _NEXT + 7
-VALUES = _NEXT + 8
+BATCH_SHARE = _NEXT + 8  # of its prices that a batch job pays
+VALUES = _NEXT + 9
 
 # Rows of `codes`.
 TASK = 0

@@ -33,6 +33,16 @@ def test_terms_as_asked_and_offered_are_taken() -> None:
     check_terms(granted(), REQUEST)
 
 
+def test_a_batch_pays_the_batch_price_and_no_other() -> None:
+    request = seal(CLIENT, replace(REQUEST.message, is_batch=True))
+    half = MODEL.asked_price(is_batch=True)
+    check_terms(granted(request_digest=request.digest, price=half), request)
+    for price, asked in ((MODEL.price, request), (half, REQUEST)):
+        with pytest.raises(RemoteProtocolError) as caught:
+            check_terms(granted(request_digest=asked.digest, price=price), asked)
+        assert caught.value.code is Code.PRICE_MISMATCH
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

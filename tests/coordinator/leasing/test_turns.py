@@ -1,5 +1,7 @@
 """Fair turns for seats, in virtual time."""
 
+from functools import partial
+
 import pytest
 import trio
 from trio.testing import MockClock
@@ -21,7 +23,14 @@ class Seats:
         self.granted: list[PeerId] = []
         self.refused: list[tuple[PeerId, RemoteProtocolError]] = []
 
-    async def ask(self, client: PeerId, *, within_s: float = 30.0, is_choosy: bool = False) -> None:
+    async def ask(
+        self,
+        client: PeerId,
+        *,
+        within_s: float = 30.0,
+        is_choosy: bool = False,
+        is_batch: bool = False,
+    ) -> None:
         async def grant() -> None:
             if not self.free:
                 raise BUSY
@@ -30,7 +39,9 @@ class Seats:
             self.nursery.start_soon(self._work)
 
         try:
-            await self.turns.take("m", client, grant, within_s=within_s, is_choosy=is_choosy)
+            await self.turns.take(
+                "m", client, grant, within_s=within_s, is_choosy=is_choosy, is_batch=is_batch
+            )
         except RemoteProtocolError as error:
             self.refused.append((client, error))
 
@@ -89,6 +100,19 @@ async def test_a_newcomer_does_not_overtake_those_who_wait(autojump_clock: MockC
         seats.free = 1
         await seats.ask(MODEST)
         assert seats.granted == [HUNGRY, MODEST]
+
+
+async def test_a_batch_waits_until_no_other_request_does(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        seats = Seats(Turns(), nursery, seats=1, job_s=1.0)
+        nursery.start_soon(seats.ask, HUNGRY)
+        await trio.sleep(0.1)
+        for _ in range(3):
+            nursery.start_soon(partial(seats.ask, MODEST, is_batch=True))
+        await trio.sleep(0.1)
+        for _ in range(3):
+            nursery.start_soon(seats.ask, HUNGRY)
+    assert seats.granted == [HUNGRY] * 4 + [MODEST] * 3
 
 
 async def test_a_seat_that_becomes_free_without_our_doing_is_found(

@@ -453,3 +453,25 @@ def test_the_choice_is_repeatable_from_the_seed() -> None:
 
     assert choices(1) == choices(1)
     assert choices(1) != choices(2)
+
+
+def test_a_batch_takes_only_a_seat_that_is_idle_and_pays_less() -> None:
+    market = market_of(model_offer())
+    batch = a_job(is_batch=True)
+    (candidate,) = market.match(batch).candidates
+    assert candidate.price == PriceSheet(CREDIT // 8, CREDIT // 2)
+    assert candidate.ceiling_nano == cost_nano(candidate.price, batch.maximum)
+    market.load(0, 4, 0)
+    assert market.match(batch).counts == {Reason.BUSY: 1}
+    assert market.match(a_job()).candidates
+
+
+def test_caps_of_a_batch_are_held_against_its_own_price() -> None:
+    market = market_of(model_offer())
+    cap = Constraints(max_price=PriceCap(completion_nano_per_mtok=CREDIT // 2))
+    assert market.match(a_job(is_batch=True, constraints=cap)).candidates
+    assert market.match(a_job(constraints=cap)).counts == {Reason.PRICE_ABOVE_MAX: 1}
+    most_nano = cost_nano(PriceSheet(CREDIT // 8, CREDIT // 2), a_job().maximum)
+    cost = Constraints(max_cost_nano=most_nano)
+    assert market.match(a_job(is_batch=True, constraints=cost)).candidates
+    assert not market.match(a_job(constraints=cost)).candidates
