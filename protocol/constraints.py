@@ -13,6 +13,7 @@ def broken_constraint(
     """The name of a constraint that this model of this offer does not meet, or None.
 
     `max_latency_ms` is about an estimate and `max_cost_nano` about a job: an offer says neither.
+    What is preferred breaks nothing.
     """
     if not _is_allowed(constraints, offer.node):
         return "only, ignore or order"

@@ -38,6 +38,11 @@ MESSAGE_CHARS_MAX = 1_000
 # Lists in constraints (`only`, `ignore`, `order`, regions).
 LIST_ITEMS_MAX = 64
 
+# Beginnings of an input by which its node is chosen: a session, a conversation, its system text.
+AFFINITIES_MAX = 4
+# Two conversations of one client never meet by chance, and a signed request stays small.
+AFFINITY_BYTES = 16
+
 # What one job may hold: the longest context in the field is far below a million tokens.
 TOKENS_MAX = 1_048_576
 CHAT_MESSAGES_MAX = 2_048

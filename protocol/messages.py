@@ -14,6 +14,8 @@ from protocol.endings import Finish
 from protocol.fields import check, check_names, check_optional_digest, check_stamps
 from protocol.ids import Digest, JobId, LeaseId, PeerId, is_digest, parse_ulid
 from protocol.limits import (
+    AFFINITIES_MAX,
+    AFFINITY_BYTES,
     JOB_DURATION_MAX_MS,
     NAME_CHARS_MAX,
     PARTS_MAX,
@@ -91,6 +93,9 @@ class Constraints:
     data_collection: DataCollection = DataCollection.ALLOW
     # What the model must be able to do: see `protocol.features`.
     features: tuple[str, ...] = ()
+    # Wishes: nodes that should not meet them come after those that should.
+    preferred_latency_ms: int | None = None
+    preferred_tps: int | None = None
 
     def __post_init__(self) -> None:
         for what in ("order", "only", "ignore", "quantizations", "regions", "features"):
@@ -109,6 +114,8 @@ class JobRequest:
     is salted (see `protocol.payload`). A purchase that goes on after a cut asks again with the same
     job id and a higher `part`; `delivered_digest` is the output digest of what it has by then.
     A batch job runs only where a seat is idle, lets others go first, and pays the batch price.
+    `affinity` are keyed hashes of how its input begins, longest beginning first: requests that
+    share one do well on the node that has seen it. They say nothing to others than the client.
     """
 
     KIND: ClassVar[str] = "job_request"
@@ -130,6 +137,7 @@ class JobRequest:
     part: int = 0
     delivered_digest: Digest | None = None
     is_batch: bool = False
+    affinity: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         parse_ulid(self.job_id)
@@ -146,6 +154,11 @@ class JobRequest:
         check(0 <= self.part < PARTS_MAX, "the part is out of range")
         check_optional_digest(self.delivered_digest, "the digest of what was delivered")
         check(self.part > 0 or self.delivered_digest is None, "the first part follows no output")
+        check(len(self.affinity) <= AFFINITIES_MAX, "there are too many affinity keys")
+        check(
+            all(len(key) == AFFINITY_BYTES for key in self.affinity),
+            f"an affinity key has {AFFINITY_BYTES} bytes",
+        )
 
 
 @dataclass(frozen=True, slots=True)

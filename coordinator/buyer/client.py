@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from coordinator.buyer.affinity import affinity_of
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.leaser import Leaser
 from coordinator.buyer.purchase import Purchase
@@ -95,5 +96,6 @@ class MarketClient:
                 issued_at_ms=now_ms,
                 deadline_at_ms=now_ms + int(1000 * spec.deadline_s),
                 is_batch=spec.is_batch,
+                affinity=affinity_of(spec.job_input, spec.session, key),
             ),
         )

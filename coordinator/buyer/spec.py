@@ -42,3 +42,5 @@ class JobSpec:
     hedge: bool = False
     is_batch: bool = False
     job_id: JobId | None = None
+    # A name of the user's own: what has the same one goes to the same node where it can.
+    session: str = ""

@@ -275,6 +275,7 @@ class LeaseDesk:
         if posted is not Result.CREATED:
             raise _leased_before()
         self._leases.confirm(opened)
+        self._market.note_affinity(request.message, granted.node)
         self._funds.note_hold(granted.client)
 
     async def _recall(self, client: PeerId, job_id: JobId) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from coordinator.market.affinities import Affinities
 from coordinator.market.breaker import BreakerState
 from coordinator.market.client_waits import ClientWaits
 from coordinator.market.matching import Candidate, Job, Match, Reason, match
@@ -60,6 +61,7 @@ _ADVICE = {
     Reason.LATENCY_ABOVE_MAX: "raise max_latency",
     Reason.CONTEXT_TOO_SHORT: "shorten the prompt or lower max_tokens",
     Reason.ISOLATION_TOO_WEAK: "accept a weaker isolation tier",
+    Reason.FEATURES: "leave out what the model cannot do, or set require_parameters to false",
 }
 
 
@@ -110,6 +112,7 @@ class Market:
         self.reputation = reputation
         self._voices = Voices()
         self._waits = ClientWaits()
+        self._affinities = Affinities()
         self._clock = clock
         self._rng = rng
         self._stopwatch_ns = stopwatch_ns
@@ -132,6 +135,7 @@ class Market:
             Job.of_request(request, exclude=exclude),
             deadline_at_ms=deadline_at_ms,
             resting=self._waits.nodes(request.client, self._clock.now_ms()),
+            cache_at=self._affinities.find(request.client, request.affinity),
         )
         # Two, because matching never lets a newcomer be the only choice.
         found = self._match(_within(job, budget_nano), limit=2)
@@ -159,6 +163,10 @@ class Market:
         is_nodes = self.reputation.start_attempt(lease.node, now_ms=now_ms)
         self.book.grant(lease.lease_id, lease.node, lease.model_digest, expires_at_ms=expires_at_ms)
         return Probe(is_nodes, machine)
+
+    def note_affinity(self, request: JobRequest, node: PeerId) -> None:
+        """The money of this node's lease is held: the next input that begins alike may go there."""
+        self._affinities.note(request.client, request.affinity, node)
 
     def cancel(self, lease: Lease, probe: Probe) -> None:
         """No job follows a `reserve`: give back the seat, and the probe if it took one."""

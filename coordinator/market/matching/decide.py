@@ -13,6 +13,7 @@ from coordinator.market.matching.estimate import (
     deadline_misses,
     estimate,
     latency_misses,
+    wish_misses,
 )
 from coordinator.market.matching.explain import explained, hopeless
 from coordinator.market.matching.filters import (
@@ -29,7 +30,13 @@ from coordinator.market.offers.table import BUSY, MACHINE, SLOTS, ModelTable
 from coordinator.market.reputation import Reputation
 from coordinator.market.standings import Bools, Ints
 from protocol.limits import ATTEMPTS_MAX
+from protocol.messages import Objective
 from protocol.pricing import cost_nano
+
+# A node that has a cache may have so many jobs more than the least busy one.
+CACHE_WORTH_JOBS = 2
+# And be so much slower than what counts as equal otherwise.
+CACHE_WORTH = 1.3
 
 
 def match(
@@ -123,13 +130,17 @@ def _ranked(
 
 
 def _limits(fit: Selection, estimates: Estimates) -> Misses:
-    """Rows that should miss `max_latency` or the deadline, and those that will for certain."""
+    """Rows that should miss `max_latency`, the deadline or a wish, and those that miss one of the
+    first two for certain."""
     is_over: Bools = np.zeros(fit.rows.size, np.bool_)
     is_certain: Bools = np.zeros(fit.rows.size, np.bool_)
     for misses in (latency_misses(fit, estimates), deadline_misses(fit, estimates)):
         if misses is not None:
             is_over |= misses.is_over
             is_certain |= misses.is_certain
+    unwished = wish_misses(fit, estimates)
+    if unwished is not None:
+        is_over |= unwished
     return Misses(is_over, is_certain)
 
 
@@ -155,7 +166,11 @@ def _places(
     within: Ints = (is_open & ~misses.is_over).nonzero()[0]
     # Without a fallback, a client that gets the new node gets nothing else.
     trusted = within[~is_last[within]]
-    curious = explore(field, trusted, rng=rng) if not ordered and limit > 1 else None
+    kept = None if ordered else _keeper(table, fit, trusted, field)
+    if kept is not None:
+        places.append(Placement(kept, Why.KEEPS_CACHE))
+        within = within[within != kept]
+    curious = explore(field, trusted, rng=rng) if not places and limit > 1 else None
     if curious is not None:
         places.append(Placement(curious, Why.EXPLORED))
         within = within[within != curious]
@@ -169,6 +184,22 @@ def _places(
             if left > 0 and len(among):
                 places += rank(field, among[levels[among] == level], rng=rng, limit=left)
     return places
+
+
+def _keeper(table: ModelTable, fit: Selection, among: Ints, field: Field) -> int | None:
+    """The node that ran how the input begins, if it is near-equal to the best and hardly busier
+    than the least busy: what its cache saves is a prefill, and a queue costs more."""
+    node = fit.job.cache_at
+    position = None if node is None else position_of(table, fit.rows, node)
+    if position is None or position not in among:
+        return None
+    busy, slots = fit.rows.value(BUSY), fit.rows.value(SLOTS)
+    if busy[position] > busy[among].min() + CACHE_WORTH_JOBS or busy[position] >= slots[position]:
+        return None
+    primary, near = field.scores.primary, field.scores.near
+    # Prices are exact; a time that was corrected by one measurement may move by more than the rest.
+    near = near if fit.job.objective is Objective.PRICE else near * CACHE_WORTH
+    return position if primary[position] <= primary[among].min() * near else None
 
 
 def _is_near_tried(table: ModelTable, fit: Selection) -> Bools:

@@ -15,6 +15,7 @@ import numpy as np
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.filters import Selection, costs
 from coordinator.market.matching.job import Latency
+from coordinator.market.offers.entry import RTT_UNKNOWN_MS
 from coordinator.market.offers.table import BUSY, DECODE_MS, PREFILL_MS, RTT_MS, SLOTS
 from coordinator.market.standings import Bools, Floats
 
@@ -27,6 +28,8 @@ OVERHEAD_MS = 5.0
 CERTAIN_MEASUREMENTS = 3.0
 # Even a good estimate is an average; only a miss by half again is certain to be one.
 CERTAIN_MISS = 1.5
+
+_MS_PER_S = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +106,23 @@ def latency_misses(selection: Selection, estimates: Estimates) -> Misses | None:
     limit_ms = selection.job.constraints.max_latency_ms
     if limit_ms is None:
         return None
-    return _misses(selection, estimates.first_output_ms, limit_ms)
+    found = _misses(selection, estimates.first_output_ms, limit_ms)
+    # No output comes before a round trip, and that was measured, or else is no claim of the node's.
+    rtt_ms = estimates.rtt_ms
+    is_too_far = (rtt_ms > limit_ms) & (rtt_ms != RTT_UNKNOWN_MS)
+    return Misses(found.is_over, found.is_certain | is_too_far)
+
+
+def wish_misses(selection: Selection, estimates: Estimates) -> Bools | None:
+    """Rows that should not meet what the client would rather have. None if it has no wishes."""
+    constraints = selection.job.constraints
+    missed: Bools | None = None
+    if constraints.preferred_latency_ms is not None:
+        missed = estimates.first_output_ms > constraints.preferred_latency_ms
+    if constraints.preferred_tps:
+        is_slow = estimates.unit_ms * constraints.preferred_tps > _MS_PER_S
+        missed = is_slow if missed is None else missed | is_slow
+    return missed
 
 
 def deadline_misses(selection: Selection, estimates: Estimates) -> Misses | None:

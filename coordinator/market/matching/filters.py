@@ -19,6 +19,7 @@ from coordinator.market.offers.table import (
     CONTEXT,
     DRAINING,
     EXPIRES_MS,
+    FEATURES,
     FLAGS,
     MACHINE,
     PRICES,
@@ -35,6 +36,7 @@ from coordinator.market.offers.table import (
     ModelTable,
     Rows,
     code_of,
+    features_mask,
 )
 from coordinator.market.reputation import Reputation
 from coordinator.market.standings import Bools, Floats, Ints, Standings
@@ -159,6 +161,14 @@ def _collects_data(selection: Selection) -> Bools | None:
     return rejected
 
 
+def _lacks_features(selection: Selection) -> Bools | None:
+    wanted = features_mask(selection.job.constraints.features)
+    if not wanted:
+        return None
+    rejected: Bools = (selection.rows.code(FEATURES) & wanted) != wanted
+    return rejected
+
+
 def _has_flag(flag: int) -> Filter:
     return lambda selection: (selection.rows.code(FLAGS) & flag) != 0
 
@@ -201,6 +211,7 @@ FILTERS: tuple[tuple[Reason, Filter], ...] = (
     (Reason.REGION, _is_in_other_region),
     (Reason.ISOLATION_TOO_WEAK, _is_isolated_too_weakly),
     (Reason.DATA_COLLECTION, _collects_data),
+    (Reason.FEATURES, _lacks_features),
     (Reason.EXPIRED, _is_expired),
     (Reason.BUSY, _is_full),
     (Reason.MACHINE_UNPROVEN, _is_on_unproven_machine),

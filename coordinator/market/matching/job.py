@@ -32,6 +32,7 @@ class Reason(StrEnum):
     REGION = "region"
     ISOLATION_TOO_WEAK = "isolation_too_weak"
     DATA_COLLECTION = "data_collection"
+    FEATURES = "features"
     LATENCY_ABOVE_MAX = "latency_above_max"
     DEADLINE_TOO_SOON = "deadline_too_soon"
     # What the node cannot do at all.
@@ -60,6 +61,7 @@ class Why(StrEnum):
     """How a candidate got its place."""
 
     ORDERED = "ordered"  # the client put it there
+    KEEPS_CACHE = "keeps_cache"  # it ran the conversation so far
     EXPLORED = "explored"  # new here, and it was the turn of a new one
     BEST = "best"  # no other score comes near
     LESS_LOADED = "less_loaded"  # of two near-equals drawn at random
@@ -70,7 +72,8 @@ class Why(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Job:
     """What matching needs to know of a job. `exclude` are nodes that were already tried, `resting`
-    nodes that refused this client lately, and until when."""
+    nodes that refused this client lately, and until when; `cache_at` is the node that ran how the
+    input begins."""
 
     model: str
     task: Task
@@ -82,6 +85,7 @@ class Job:
     exclude: frozenset[PeerId] = frozenset()
     resting: Mapping[PeerId, int] = field(default_factory=dict)
     is_batch: bool = False
+    cache_at: PeerId | None = None
 
     @classmethod
     def of_request(cls, request: JobRequest, *, exclude: frozenset[PeerId]) -> "Job":

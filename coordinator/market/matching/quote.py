@@ -10,6 +10,7 @@ from protocol.services import QuoteCandidate, QuoteRejection, QuoteReply
 
 _WHY_TEXT = {
     Why.ORDERED: "in the order you gave",
+    Why.KEEPS_CACHE: "has run this conversation so far",
     Why.EXPLORED: "new here, and it is the turn of a new node",
     Why.BEST: "best score",
     Why.LESS_LOADED: "less loaded of two near-equals",
@@ -96,6 +97,8 @@ def _detail(reason: Reason, entry: NodeEntry | None, state: ModelState | None, j
         Reason.QUANTIZATION: model.quantization,
         Reason.REGION: entry.offer.region or "not stated",
         Reason.ISOLATION_TOO_WEAK: entry.offer.isolation.value,
+        Reason.FEATURES: "lacks "
+        + ", ".join(sorted(set(job.constraints.features) - set(model.features))),
         Reason.WRONG_TASK: model.task.value,
         Reason.CONTEXT_TOO_SHORT: f"{model.context_tokens} tokens",
         Reason.BUSY: f"{state.busy} jobs for {model.slots} slots and {model.queue_max} places",

@@ -12,6 +12,7 @@ from coordinator.market.offers.table import (
     UNREACHABLE,
     ModelTable,
     code_of,
+    features_mask,
 )
 from protocol.envelope import Signed
 from protocol.ids import Digest, LeaseId, PeerId, is_digest
@@ -135,4 +136,5 @@ class NodeEntry:
             self.flags(state),
             self.slot,
             self.machine,
+            features_mask(state.offer.features),
         ]

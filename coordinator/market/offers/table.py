@@ -12,6 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol.features import Feature
 from protocol.ids import PeerId
 from protocol.pricing import PRICE_POSITIONS
 
@@ -42,7 +43,8 @@ COLLECTS = 4
 FLAGS = 5
 STANDING = 6  # the node's row in the reputation matrix
 MACHINE = 7  # its machine's row (`market.machines`)
-CODES = 8
+FEATURES = 8  # a bit for each (`features_mask`)
+CODES = 9
 
 # Bits of FLAGS: any of them keeps jobs away.
 UNREACHABLE = 1
@@ -52,6 +54,10 @@ SUSPENDED = 8
 
 _ROWS_MIN = 1
 
+_FEATURE_BITS = {feature.value: bit for bit, feature in enumerate(Feature)}
+# Of an int64 that stays positive.
+_MASK_BITS = 62
+
 
 @lru_cache(maxsize=4096)
 def code_of(text: str) -> int:
@@ -59,6 +65,18 @@ def code_of(text: str) -> int:
     strangers, so a table of all words ever seen would be a leak; matching compares the words
     themselves before it names a node."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
+
+
+def features_mask(features: Iterable[str]) -> int:
+    """A bit for each word. Words of later versions share the bits that are left: matching compares
+    the words themselves before it names a node."""
+    mask = 0
+    for word in features:
+        bit = _FEATURE_BITS.get(word)
+        if bit is None:
+            bit = len(_FEATURE_BITS) + code_of(word) % (_MASK_BITS - len(_FEATURE_BITS))
+        mask |= 1 << bit
+    return mask
 
 
 def tie_of(node: PeerId) -> int:

@@ -185,6 +185,8 @@ def test_embeddings_and_images_have_no_decode() -> None:
         (Constraints(regions=("us", "asia")), Reason.REGION),
         (Constraints(isolation=IsolationTier.BWRAP), Reason.ISOLATION_TOO_WEAK),
         (Constraints(data_collection=DataCollection.DENY), Reason.DATA_COLLECTION),
+        (Constraints(features=("tools", "logprobs")), Reason.FEATURES),
+        (Constraints(features=("of a later version",)), Reason.FEATURES),
         (Constraints(ignore=(node(0),)), Reason.IGNORED),
         (Constraints(only=(node(5),)), Reason.NOT_IN_ONLY),
         (Constraints(order=(node(5),), allow_fallbacks=False), Reason.NOT_IN_ORDER),
@@ -196,6 +198,59 @@ def test_a_constraint_that_is_not_met_is_named(constraints: Constraints, reason:
     market.insert(0, offer)
     assert market.match(a_job()).candidates
     assert counts(market, a_job(constraints=constraints)) == {reason: 1}
+
+
+def test_features_are_compared_word_by_word() -> None:
+    words = ("tools", "chat", "of a later version")
+    able, unable = replace(model_offer(), features=words), model_offer(price_nano=CREDIT // 10)
+    market = market_of(able, unable)
+    for wanted in (("tools",), words, ("of a later version",)):
+        found = market.match(a_job(constraints=Constraints(features=wanted)))
+        assert [candidate.node for candidate in found.candidates] == [node(0)]
+    unlike = market.match(a_job(constraints=Constraints(features=("another later one",))))
+    assert unlike.candidates == ()
+
+
+def test_a_node_beyond_max_latency_by_its_round_trip_alone_is_not_tried() -> None:
+    market = Market()
+    market.add(0, model_offer(), rtt_ms=40.0)
+    job = a_job(constraints=Constraints(max_latency_ms=39))
+    assert counts(market, job) == {Reason.LATENCY_ABOVE_MAX: 1}
+
+
+def test_wishes_order_nodes_and_exclude_none() -> None:
+    market = market_of(
+        model_offer(decode_tps=20), model_offer(decode_tps=200, price_nano=CREDIT * 9)
+    )
+    cheap = a_job(objective=Objective.PRICE)
+    assert market.first(cheap) == node(0)
+    wished = replace(cheap, constraints=Constraints(preferred_tps=100))
+    assert [c.node for c in market.match(wished).candidates] == [node(1), node(0)]
+    soon = replace(cheap, constraints=Constraints(preferred_latency_ms=1))
+    assert len(market.match(soon).candidates) == 2
+
+
+def test_a_conversation_goes_back_to_its_node_until_that_is_busy() -> None:
+    market = market_of(*(model_offer(slots=8) for _ in range(8)))
+    for seed in range(8):
+        market.rng.seed(seed)
+        job = a_job(objective=Objective.PRICE, expected=Units(500, 100))
+        again = replace(job, cache_at=node(5))
+        assert market.first(again) == node(5)
+        assert market.match(again).candidates[0].why is Why.KEEPS_CACHE
+    market.load(5, running=2, queued=0)
+    assert market.first(again) == node(5)
+    market.load(5, running=3, queued=0)
+    assert market.first(again) != node(5)
+
+
+def test_a_cache_is_worth_no_higher_price_and_no_broken_constraint() -> None:
+    market = market_of(model_offer(), model_offer(price_nano=2 * CREDIT))
+    job = a_job(objective=Objective.PRICE)
+    assert market.first(replace(job, cache_at=node(1))) == node(0)
+    barred = replace(job, cache_at=node(0), constraints=Constraints(ignore=(node(0),)))
+    assert market.first(barred) == node(1)
+    assert market.first(replace(job, cache_at=node(77))) == node(0)
 
 
 def test_limits_are_inclusive() -> None:

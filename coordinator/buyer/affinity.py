@@ -1,0 +1,48 @@
+"""How an input begins, as keys that say nothing to others: a request carries them, so that a
+conversation goes back to the node that keeps its cache.
+
+The hashes are keyed with a secret of the buyer: nobody can try guesses of a text against them.
+"""
+
+import hmac
+from collections.abc import Iterator, Sequence
+
+from protocol.codec import encode
+from protocol.generation import ChatMessage, GenerationInput
+from protocol.keys import SigningKey
+from protocol.limits import AFFINITY_BYTES
+from protocol.payload import JobInput
+
+_PURPOSE = "affinity"
+# A shorter system text is read again faster than a node is chosen for it.
+_SYSTEM_CHARS_MIN = 1_024
+
+
+def affinity_of(job_input: JobInput, session: str, key: SigningKey) -> tuple[bytes, ...]:
+    """The keys of an input, longest beginning first; none for one that has no beginning in common
+    with others. A session's name stands for all of them."""
+    if session:
+        return (_keyed(key, b"session", session.encode()),)
+    if not isinstance(job_input, GenerationInput):
+        return ()
+    return tuple(_keyed(key, b"messages", beginning) for beginning in _beginnings(job_input))
+
+
+def _beginnings(job_input: GenerationInput) -> Iterator[bytes]:
+    messages = job_input.messages
+    first_user = next((i for i, m in enumerate(messages) if m.role == "user"), None)
+    if first_user is None:
+        return
+    yield _encoded(messages[: first_user + 1])
+    system = messages[:first_user]
+    if sum(len(message.content) for message in system) >= _SYSTEM_CHARS_MIN:
+        yield _encoded(system)
+
+
+def _encoded(messages: Sequence[ChatMessage]) -> bytes:
+    return b"".join(map(encode, messages))
+
+
+def _keyed(key: SigningKey, kind: bytes, beginning: bytes) -> bytes:
+    secret = key.derive_secret(_PURPOSE)
+    return hmac.digest(secret, kind + b"\0" + beginning, "sha256")[:AFFINITY_BYTES]
