@@ -1,7 +1,7 @@
 """How an input begins, as keys that say nothing to others: a request carries them, so that a
 conversation goes back to the node that keeps its cache.
 
-The hashes are keyed with a secret of the buyer: nobody can try guesses of a text against them.
+The hashes are keyed with a secret of the buyer, so that others cannot try guesses of a text.
 """
 
 import hmac
