@@ -269,6 +269,63 @@ receipts = Table(
     sqlite_strict=True,
 )
 
+# Files of HTTP users. Their bytes are sealed and lie in a folder (`coordinator.batches.blobs`).
+files = Table(
+    "files",
+    metadata,
+    ulid("id", primary_key=True),
+    Column("account", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    amount("bytes"),
+    stamp("created_at_ms"),
+    stamp("expires_at_ms"),
+    Index("ix_files_account_id", "account", "id"),
+    Index("ix_files_expires_at_ms", "expires_at_ms"),
+    sqlite_strict=True,
+)
+
+# What a batch asks for, then how far it is. Which of its lines are answered stands in its log
+# (`coordinator.batches.line_log`); the counts here are a cache of that.
+batches = Table(
+    "batches",
+    metadata,
+    ulid("id", primary_key=True),
+    Column("account", Text, ForeignKey("accounts.id"), nullable=False),
+    Column("api_key_id", Text, ForeignKey("api_keys.id"), nullable=False),
+    Column("endpoint", Text, nullable=False),
+    # Not a foreign key: a file may be deleted when its batch has ended.
+    ulid("input_file_id"),
+    amount("output_lifetime_s", nullable=True),
+    Column("labels", Text, nullable=False),
+    stamp("created_at_ms"),
+    stamp("expires_at_ms"),
+    # How often a process has taken it up: the ids of its jobs differ from those of an earlier one.
+    Column("takes", Integer, nullable=False),
+    Column("status", Text, nullable=False),
+    stamp("in_progress_at_ms", nullable=True),
+    stamp("finalizing_at_ms", nullable=True),
+    stamp("cancelling_at_ms", nullable=True),
+    stamp("ended_at_ms", nullable=True),
+    amount("total"),
+    amount("completed"),
+    amount("failed"),
+    amount("input_tokens"),
+    amount("output_tokens"),
+    amount("cost_nano"),
+    Column("errors", Text, nullable=False),
+    Column("output_file_id", Text),
+    Column("error_file_id", Text),
+    Index("ix_batches_account_id", "account", "id"),
+    Index(
+        "ix_batches_open",
+        "id",
+        sqlite_where=text("ended_at_ms IS NULL"),
+        postgresql_where=text("ended_at_ms IS NULL"),
+    ),
+    sqlite_strict=True,
+)
+
 # The books are append-only even for someone with a database shell. A correction is a new transfer.
 for _verb in ("UPDATE", "DELETE"):
     event.listen(
