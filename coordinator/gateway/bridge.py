@@ -266,7 +266,8 @@ class BatchStream(Generic[Head, Item, Result]):
             self._is_silent = True
             self._crossing.wake()
         self._heard = False
-        self._timer = self._loop.call_later(self._silence_s, self._note_silence)
+        # Half of the time: the item before may have come right after the look before.
+        self._timer = self._loop.call_later(self._silence_s / 2, self._note_silence)
 
 
 class _Crossing(Generic[Result]):

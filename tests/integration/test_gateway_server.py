@@ -1,5 +1,6 @@
 """The gateway on real sockets: how it starts and stops, and what it does to rude clients."""
 
+import gzip
 import json
 import os
 import socket
@@ -184,6 +185,38 @@ def test_a_large_upload_is_refused_before_it_is_sent(served: Served) -> None:
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 413")
     assert b'"input_too_large"' in answer
+
+
+def test_a_client_that_asks_before_its_upload_is_told_at_once(served: Served) -> None:
+    """100 before the body is sent, or the refusal instead of it."""
+    head, _, content = served.request_bytes(BODY).partition(b"\r\n\r\n")
+    expecting = head + b"\r\nexpect: 100-continue\r\n\r\n"
+    with served.connect() as connection:
+        connection.sendall(expecting)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 100")
+        connection.sendall(content)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
+    refusals = {
+        b"413": expecting.replace(b"content-length: ", b"content-length: 99999999"),
+        b"415": expecting.replace(b"\r\nexpect", b"\r\ncontent-encoding: zstd\r\nexpect"),
+        b"401": expecting.replace(b"Bearer ", b"Bearer x"),
+    }
+    for status, request in refusals.items():
+        with served.connect() as connection:
+            connection.sendall(request)
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_compressed_body_arrives_in_chunks(served: Served) -> None:
+    head, _, content = served.request_bytes(BODY).partition(b"\r\n\r\n")
+    head = head.partition(b"content-length")[0] + b"content-encoding: gzip\r\n"
+    packed = gzip.compress(content)
+    with served.connect() as connection:
+        connection.sendall(head + b"transfer-encoding: chunked\r\n\r\n")
+        for byte in packed:
+            connection.sendall(b"1\r\n%c\r\n" % byte)
+        connection.sendall(b"0\r\n\r\n")
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200")
 
 
 def test_an_upload_without_a_length_is_counted() -> None:

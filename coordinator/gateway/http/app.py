@@ -6,17 +6,16 @@ import structlog
 
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.errors import api_error_of, error_of
+from coordinator.gateway.http.all_routes import make_routes
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.cors import Cors
 from coordinator.gateway.http.dialect import Dialect, problem_response
 from coordinator.gateway.http.fair_places import FairPlaces
 from coordinator.gateway.http.openai.dialect import OPENAI
-from coordinator.gateway.http.openai.routes import ROUTES as OPENAI_ROUTES
 from coordinator.gateway.http.rate_limit import RateLimits
 from coordinator.gateway.http.requests import ClientGone, Request, Scope
 from coordinator.gateway.http.responses import Receive, Reply, Send, header
 from coordinator.gateway.http.routes import Route, Router
-from coordinator.gateway.http.system_routes import make_system_routes
 from protocol.errors import Code
 
 log = structlog.get_logger(__name__)
@@ -38,7 +37,7 @@ class GatewayApp:
         self._places = FairPlaces(
             places_max=context.config.requests_max, bytes_max=context.config.bodies_bytes_max
         )
-        self._router = Router((*OPENAI_ROUTES, *make_system_routes()))
+        self._router = Router(make_routes())
         self._cors = Cors(context.config.cors_origins)
         self._running = 0
         context.metrics.watch_requests(lambda: self._running)

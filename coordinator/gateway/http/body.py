@@ -5,6 +5,7 @@ import asyncio
 from coordinator.gateway.errors import ApiError, Problem, error_of
 from coordinator.gateway.http.fair_places import Place
 from coordinator.gateway.http.responses import Receive
+from coordinator.gateway.http.unpacking import Unpacker
 from protocol.errors import Code
 
 # A phone on a bad line has sent its first bytes by then.
@@ -21,11 +22,18 @@ class ClientGone(Exception):
 
 
 async def read_body(
-    receive: Receive, place: Place, *, announced: int, bytes_max: int, within_s: float
+    receive: Receive,
+    place: Place,
+    *,
+    announced: int,
+    bytes_max: int,
+    within_s: float,
+    unpacker: Unpacker | None = None,
 ) -> bytearray:
-    """All of it. Raises ApiError (408, 413, 429) and ClientGone.
+    """All of it. Raises ApiError (400, 408, 413, 429) and ClientGone.
 
-    `announced` is the content length, or 0. The bytes are held in `place` as they arrive.
+    `announced` is the content length, or 0. The bytes are held in `place` as they arrive, unpacked
+    ones as well: `bytes_max` is for what is held.
     """
     if announced > bytes_max:
         raise _too_large(bytes_max)
@@ -40,7 +48,9 @@ async def read_body(
 
     place.begin_reading(evict)
     try:
-        return await _collect(receive, place, bytes_max=bytes_max, within_s=within_s)
+        return await _collect(
+            receive, place, bytes_max=bytes_max, within_s=within_s, unpacker=unpacker
+        )
     except TimeoutError:
         raise _too_slow("the body arrived too slowly") from None
     except asyncio.CancelledError:
@@ -52,26 +62,47 @@ async def read_body(
         place.end_reading()
 
 
-async def _collect(receive: Receive, place: Place, *, bytes_max: int, within_s: float) -> bytearray:
+async def _collect(
+    receive: Receive,
+    place: Place,
+    *,
+    bytes_max: int,
+    within_s: float,
+    unpacker: Unpacker | None,
+) -> bytearray:
     # One buffer: a list of pieces of one byte each would cost forty times as much.
     body = bytearray()
+    received = 0
     loop = asyncio.get_running_loop()
     started_at = loop.time()
+
+    def hold(piece: bytes) -> None:
+        if len(body) + len(piece) > bytes_max:
+            raise _too_large(bytes_max)
+        place.grow(len(piece))
+        body.extend(piece)
+
     async with asyncio.timeout(min(GRACE_S, within_s)) as limit:
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 raise ClientGone
             part = message.get("body", b"")
-            if len(body) + len(part) > bytes_max:
-                raise _too_large(bytes_max)
-            place.grow(len(part))
-            body += part
+            received += len(part)
+            if unpacker is None:
+                hold(part)
+            else:
+                for piece in unpacker.unpack(part):
+                    hold(piece)
+                    # Between two pieces others get their turn, and the deadline its effect.
+                    await asyncio.sleep(0)
             if not message.get("more_body", False):
+                if unpacker is not None:
+                    unpacker.check_end()
                 return body
             if part:
                 place.note_progress()
-                allowed_s = min(GRACE_S + len(body) / BYTES_PER_S_MIN, within_s)
+                allowed_s = min(GRACE_S + received / BYTES_PER_S_MIN, within_s)
                 limit.reschedule(started_at + allowed_s)
 
 

@@ -13,7 +13,8 @@ _PREFLIGHT_AGE_S = 600
 _EXPOSED = (
     "x-request-id, retry-after, retry-after-ms, x-capacloud-job-id, x-capacloud-node, "
     "x-capacloud-attempts, x-capacloud-price-nano, x-capacloud-amount-nano, "
-    "x-capacloud-overhead-ms"
+    "x-capacloud-overhead-ms, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
+    "x-ratelimit-reset-requests, x-should-retry, request-id, server-timing"
 )
 
 
@@ -47,7 +48,8 @@ class Cors:
             raise ApiError(
                 Problem(
                     403,
-                    "this page may not call the gateway: its origin is not in cors_origins",
+                    "this page may not call the gateway: its operator has to list the origin in "
+                    "the setting cors_origins (flag --cors-origins)",
                     kind=ProblemKind.PERMISSION,
                     code="origin_not_allowed",
                 )
@@ -59,7 +61,7 @@ class Cors:
             204,
             b"",
             headers=(
-                header("access-control-allow-methods", "GET, POST, OPTIONS"),
+                header("access-control-allow-methods", "GET, HEAD, POST, DELETE, OPTIONS"),
                 header(
                     "access-control-allow-headers",
                     request.header(b"access-control-request-headers") or "authorization",

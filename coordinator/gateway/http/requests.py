@@ -10,6 +10,7 @@ from coordinator.gateway.http.fair_places import Place
 from coordinator.gateway.http.json_bounds import SMALL_BYTES
 from coordinator.gateway.http.responses import Receive
 from coordinator.gateway.http.strict_json import Fields, Json, parse_object
+from coordinator.gateway.http.unpacking import unpacker_of
 
 __all__ = ["ClientGone", "Request", "Scope"]
 
@@ -61,7 +62,7 @@ class Request:
 
         Large bodies are parsed in a thread, as many at once as `parsing` allows.
         """
-        if self.content_type not in ("application/json", ""):
+        if not _is_json(self.content_type):
             raise _wrong_media(f"send application/json, not {self.content_type[:128]}")
         body = await self.body(bytes_max=bytes_max, within_s=within_s)
         if len(body) <= SMALL_BYTES:
@@ -76,10 +77,7 @@ class Request:
         From here on, the request's task is cancelled when the client hangs up.
         """
         assert self.place is not None, "only requests of a caller have a body that is read"
-        encoding = self.header(b"content-encoding")
-        if encoding not in (None, "identity"):
-            # A few kilobytes may unpack to gigabytes.
-            raise _wrong_media(f"send the body without content-encoding, not as {encoding[:32]}")
+        unpacker = unpacker_of(self.header(b"content-encoding"))
         announced = self.header(b"content-length") or ""
         body = await read_body(
             self._receive,
@@ -87,6 +85,7 @@ class Request:
             announced=int(announced[:20]) if announced.isdecimal() else 0,
             bytes_max=bytes_max,
             within_s=within_s,
+            unpacker=unpacker,
         )
         self._watch = asyncio.ensure_future(self._cancel_when_gone(asyncio.current_task()))
         return body
@@ -108,6 +107,12 @@ class Request:
         if message["type"] == "http.disconnect" and task is not None:
             self.is_gone = True
             task.cancel()
+
+
+def _is_json(content_type: str) -> bool:
+    """Clients without a JSON library say `text/plain`, or nothing."""
+    is_json = content_type in ("application/json", "text/json", "text/plain", "")
+    return is_json or (content_type.startswith("application/") and content_type.endswith("+json"))
 
 
 def _wrong_media(message: str) -> ApiError:

@@ -1,7 +1,8 @@
 """What a route is, and finding the one of a request. The tables stand in the dialects' folders."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import re
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from starlette.routing import Match
@@ -19,6 +20,8 @@ from protocol.messages import Task
 
 # A node's output of this size takes milliseconds to write as text.
 _LARGE_BYTES = 64 * 1024
+
+_SLASHES = re.compile("//+")
 
 Handler = Callable[[GatewayContext, Request], Awaitable[Reply]]
 
@@ -83,7 +86,11 @@ class Found:
 
 
 class Router:
-    """Finds routes by method and path. HEAD is answered where GET is."""
+    """Finds routes by method and path. HEAD is answered where GET is.
+
+    Base URLs with a slash too many, or with the version twice or not at all, are common: they are
+    answered as if they were right.
+    """
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self._routes = [
@@ -94,20 +101,23 @@ class Router:
     def find(self, scope: Scope) -> Found:
         """Raises ApiError (404, 405)."""
         allowed: list[str] = []
-        for route, pattern in self._routes:
-            match, found = pattern.matches(scope)
-            if match is Match.FULL:
-                return Found(route, found["path_params"])
-            if match is Match.PARTIAL:
-                allowed += sorted(pattern.methods or ())
-        if allowed:
-            raise _not_allowed(str(scope["path"]), allowed)
+        for path in _readings(str(scope["path"])):
+            asked = {"type": "http", "method": scope["method"], "path": path}
+            for route, pattern in self._routes:
+                match, found = pattern.matches(asked)
+                if match is Match.FULL:
+                    return Found(route, found["path_params"])
+                if match is Match.PARTIAL:
+                    allowed += sorted(pattern.methods or ())
+            if allowed:
+                raise _not_allowed(path, allowed)
         raise self._not_found(scope)
 
     def _not_found(self, scope: Scope) -> ApiError:
         path = str(scope["path"])
         message = f"there is no {scope['method']} {path[:128]}"
-        meant = next((t for t in self._templates() if _is_meant(path, t)), None)
+        words = path[:256].split("/")
+        meant = next((t for t in self._templates() if words[-2:] == t.split("/")[-2:]), None)
         if meant is not None:
             message += f": use {meant}"
         return ApiError(Problem(404, message, code="unknown_url"))
@@ -116,12 +126,19 @@ class Router:
         return [route.template for route, _ in self._routes if "{" not in route.template]
 
 
-def _is_meant(path: str, template: str) -> bool:
-    """Base URLs with a slash too many, or with the version twice or not at all, are common."""
-    words = [word for word in path[:256].split("/") if word]
-    wanted = [word for word in template.split("/") if word]
-    unversioned = wanted[1:] if len(wanted) > 2 else wanted
-    return words[-len(wanted) :] == wanted or words == unversioned
+_VERSION = "/v1"
+
+
+def _readings(path: str) -> Iterator[str]:
+    """What a path may mean, the plainest first."""
+    path = _SLASHES.sub("/", path).rstrip("/") or "/"
+    yield path
+    bare = path
+    while bare.startswith(_VERSION + "/"):
+        bare = bare.removeprefix(_VERSION)
+    yield _VERSION + bare
+    # A few routes, such as /health, have no version.
+    yield bare
 
 
 def _not_allowed(path: str, allowed: list[str]) -> ApiError:

@@ -1,8 +1,6 @@
 """The application around its routes: keys, limits, bodies, errors, and clients that hang up."""
 
 import asyncio
-import gzip
-import json
 from typing import Any
 
 import httpx
@@ -68,7 +66,8 @@ def test_a_key_has_its_rate(gateway: Harness) -> None:
         (b"{", "application/json", 400, "invalid_json"),
         (b"[]", "application/json", 400, "invalid_json"),
         (b'{"model": NaN}', "application/json; charset=utf-8", 400, "invalid_json"),
-        (b"{}", "text/plain", 415, "unsupported_media_type"),
+        (b"{}", "text/plain", 400, "missing_required_parameter"),
+        (b"<a/>", "text/html", 415, "unsupported_media_type"),
         (b"a=b", "application/x-www-form-urlencoded", 415, "unsupported_media_type"),
         (b"x", "multipart/form-data; boundary=x", 415, "unsupported_media_type"),
         (b"{}", "application/json", 400, "missing_required_parameter"),
@@ -82,16 +81,6 @@ def test_bodies_that_are_no_request(
     )
     assert response.status_code == status
     assert error_of(response)["code"] == code
-
-
-def test_a_compressed_body_is_refused(gateway: Harness) -> None:
-    response = gateway.request(
-        "POST",
-        PATH,
-        content=gzip.compress(json.dumps(body()).encode()),
-        headers={"content-type": "application/json", "content-encoding": "gzip"},
-    )
-    assert response.status_code == 415
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -127,23 +116,19 @@ def test_a_body_that_stalls_is_given_up() -> None:
 
 
 def test_unknown_paths_and_methods(gateway: Harness) -> None:
-    response = gateway.post("/v1/responses", {})
+    response = gateway.post("/v1/edits", {})
     assert response.status_code == 404
     assert error_of(response)["code"] == "unknown_url"
     response = gateway.get(PATH)
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert gateway.request("HEAD", "/health").status_code == 200
-    assert gateway.get("/v1/models/").status_code == 404
 
 
 @pytest.mark.parametrize(
     ("path", "meant"),
     [
-        ("/v1/v1/chat/completions", "/v1/chat/completions"),
-        ("/v1//chat/completions", "/v1/chat/completions"),
-        ("/v1/chat/completions/", "/v1/chat/completions"),
-        ("/chat/completions", "/v1/chat/completions"),
         ("/api/v1/embeddings", "/v1/embeddings"),
+        ("/openai/deployments/x/chat/completions", "/v1/chat/completions"),
         ("/healthz", None),
         ("/", None),
     ],
