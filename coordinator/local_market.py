@@ -1,6 +1,6 @@
 """The market as the gateway needs it, where gateway and coordinator share a process."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -21,12 +21,17 @@ from coordinator.market.offers.table import (
     ModelTable,
 )
 from protocol.envelope import open_envelope
+from protocol.ids import PeerId
 from protocol.messages import JobRequest
 from protocol.net.transport import TransportStatistics
+from protocol.offers import ModelOffer
 from protocol.pricing import PriceSheet
 
 # A list of models is read by people and dashboards; the book changes with every job.
 _MODELS_TTL_S = 1.0
+
+# A list of features does not get longer by more nodes of a model.
+_NODES_LOOKED_AT = 1_000
 
 # Nodes whose coordinator comes back attach again within this time.
 STARTING_S = 10.0
@@ -55,6 +60,8 @@ class LocalMarket:
         self._keys = keys
         self._models: tuple[ModelInfo, ...] = ()
         self._models_until = 0.0
+        # Only of names that the book has, or had when last asked for.
+        self._infos: dict[str, tuple[float, ModelInfo]] = {}
 
     async def authenticate(self, secret: str) -> Caller | None:
         return await self._keys.authenticate(secret)
@@ -75,8 +82,19 @@ class LocalMarket:
         return is_starting or name in self._known
 
     def model(self, name: str) -> ModelInfo | None:
+        """At most a second old, but for whether there is any node: every request asks for one."""
         table = self._book.table(name)
-        return _info_of(self._book, table, name) if table is not None and len(table) else None
+        if table is None or not len(table):
+            self._infos.pop(name, None)
+            return None
+        now = trio.current_time()
+        known = self._infos.get(name)
+        if known is not None and now < known[0]:
+            return known[1]
+        info = _info_of(self._book, table, name)
+        if info is not None:
+            self._infos[name] = (now + _MODELS_TTL_S, info)
+        return info
 
     def models(self) -> Sequence[ModelInfo]:
         """In order of names, at most a second old."""
@@ -106,13 +124,13 @@ def list_known_models(conn: Connection, *, now_ms: int) -> frozenset[str]:
 
 
 def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:
-    """One node's offer stands for what they share; prices and contexts are of all."""
+    """One node's offer stands for what they share; prices and contexts are of all, and features
+    and quantizations of the first thousand."""
     entry = book.get(table.nodes[0])
-    offers = [state.offer for state in entry.models.values()] if entry is not None else []
-    named = [offer for offer in offers if name in (offer.manifest_digest, offer.name)]
-    if entry is None or not named:
+    offers = list(_offers_of(book, table.nodes[:_NODES_LOOKED_AT], name))
+    if entry is None or not offers:
         return None
-    (offer,) = named
+    offer = offers[0]
     rows = table.rows()
     columns = [rows.value(column) for column, _ in PRICES]
     return ModelInfo(
@@ -125,4 +143,14 @@ def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:
         price_from=PriceSheet(*(int(column.min()) for column in columns)),
         price_to=PriceSheet(*(int(column.max()) for column in columns)),
         first_seen_s=entry.offer.incarnation_ms // 1_000,
+        features=frozenset(word for item in offers for word in item.features),
+        chat_format=offer.chat_format,
+        quantizations=tuple(sorted({item.quantization for item in offers})),
     )
+
+
+def _offers_of(book: OfferBook, nodes: Iterable[PeerId], name: str) -> Iterator[ModelOffer]:
+    for node in nodes:
+        entry = book.get(node)
+        offers = [state.offer for state in entry.models.values()] if entry is not None else []
+        yield from (offer for offer in offers if name in (offer.manifest_digest, offer.name))

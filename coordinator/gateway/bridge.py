@@ -175,11 +175,13 @@ class Feed(Generic[Head, Item]):
         return len(self.items) < self._buffer_max
 
     async def wait_room(self) -> None:
-        self._room = trio.Event()
+        # The choices of one request write into one feed, and wait together.
+        room = self._room = self._room or trio.Event()
         # Only now, or the reader may have taken everything before it could know that we wait.
         if len(self.items) >= self._buffer_max:
-            await self._room.wait()
-        self._room = None
+            await room.wait()
+        if self._room is room:
+            self._room = None
 
     # The asyncio side.
 

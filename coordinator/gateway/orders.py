@@ -6,6 +6,7 @@ from typing import ClassVar
 from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.gateway.caller import Caller
+from coordinator.gateway.chat.features import check_features, features_of
 from coordinator.gateway.errors import ApiError, error_of, invalid
 from coordinator.gateway.market_side.market import ModelInfo
 from protocol.errors import Code
@@ -66,6 +67,8 @@ class GenerationOrder:
         """
         _check_task(self, model)
         job_input = self.job_input
+        if model is not None:
+            check_features(job_input, model.name, model.features)
         context = model.context_tokens if model is not None else 0
         if not context:
             return _spec(self, job_input, units_of(job_input), caller, deadline_s)
@@ -145,6 +148,11 @@ def _spec(
     deadline_s: float,
 ) -> JobSpec:
     units_max, units_expected = units
+    constraints = order.routing.constraints
+    needed = features_of(job_input) if isinstance(job_input, GenerationInput) else ()
+    if needed:
+        features = (*constraints.features, *needed)
+        constraints = replace(constraints, features=tuple(dict.fromkeys(map(str, features))))
     return JobSpec(
         model=order.routing.model,
         task=order.task,
@@ -152,7 +160,7 @@ def _spec(
         units_max=units_max,
         units_expected=units_expected,
         objective=order.routing.objective,
-        constraints=order.routing.constraints,
+        constraints=constraints,
         deadline_s=deadline_s,
         payer=Payer(caller.key_id),
     )

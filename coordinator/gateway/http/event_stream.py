@@ -3,10 +3,9 @@
 from typing import Any
 
 from coordinator.buyer.errors import JobFailed
-from coordinator.buyer.result import PurchaseResult
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.bridge import BatchStream
-from coordinator.gateway.errors import Headers, api_error_of
+from coordinator.gateway.errors import Headers, api_error_of, error_of
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.dialect import Dialect, JobCall, StreamWriter
 from coordinator.gateway.http.jobs import (
@@ -17,11 +16,17 @@ from coordinator.gateway.http.jobs import (
 )
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Send
-from coordinator.gateway.market_side.running import StartedAnswer, run_streaming
+from coordinator.gateway.market_side.running import (
+    ChoiceEnd,
+    ChoiceItem,
+    StartedAnswer,
+    run_streaming,
+)
 from coordinator.gateway.metrics import ModelMetrics
+from protocol.errors import RemoteProtocolError
 from protocol.payload import Chunk
 
-Chunks = BatchStream[StartedAnswer, Chunk, PurchaseResult]
+Chunks = BatchStream[StartedAnswer, ChoiceItem, None]
 
 
 async def open_event_stream(
@@ -38,16 +43,16 @@ async def open_event_stream(
         run_streaming,
         context.market,
         request.caller,
-        call.order,
+        call.orders,
         context.job_limits,
         buffer_max=config.stream_chunks_max,
         silence_s=config.keepalive_s,
     )
     try:
-        first: list[Chunk] = await anext(chunks, [])
+        first: list[ChoiceItem] = await anext(chunks, [])
     except JobFailed as failure:
         chunks.close()
-        raise job_error(context, request, call.order, failure) from failure
+        raise job_error(context, request, call.orders[0], failure) from failure
     except BaseException:
         # Cancelled, too: without a reader the job would run on at its client's expense.
         chunks.close()
@@ -68,7 +73,7 @@ class EventStream:
         dialect: Dialect,
         *,
         chunks: Chunks,
-        first: list[Chunk],
+        first: list[ChoiceItem],
     ) -> None:
         self._context = context
         self._request = request
@@ -79,6 +84,7 @@ class EventStream:
         self._writer: StreamWriter | None = None
         self._metrics: ModelMetrics | None = None
         self._last_at = 0.0
+        self._sent_at = 0.0
 
     async def send_to(self, send: Send, more_headers: Headers) -> None:
         """One send per batch: what arrived while the last one was written goes out together."""
@@ -88,14 +94,20 @@ class EventStream:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
             await send(_body(self._render(self._first)))
+            self._sent_at = self._context.monotonic()
             async for batch in self._chunks:
                 body = self._render(batch)
-                if body:
-                    await send(_body(body))
-            last = self._finish(self._chunks.result)
+                if body or self._is_silent():
+                    self._sent_at = self._context.monotonic()
+                    await send(_body(body or self._dialect.keepalive))
+            assert self._writer is not None, "a stream that did not fail has output, or ends"
+            last = self._writer.last()
         except JobFailed as failure:
-            error = job_error(self._context, self._request, self._call.order, failure)
+            error = job_error(self._context, self._request, self._call.orders[0], failure)
             last = self._dialect.error_event(error.problem)
+        except RemoteProtocolError as error:
+            broken = error_of(error.code, str(error), is_billed=True)
+            last = self._dialect.error_event(broken.problem)
         except CoordinatorError as error:
             last = self._dialect.error_event(api_error_of(error).problem)
         finally:
@@ -108,43 +120,64 @@ class EventStream:
             return ()
         return opened_headers(self._context, self._request, opened)
 
-    def _render(self, batch: list[Chunk]) -> bytes:
+    def _render(self, batch: list[ChoiceItem]) -> bytes:
         """The events of a batch as one; empty if it adds nothing that can be seen."""
         if not batch:
             return self._dialect.keepalive
-        opening = self._open() if self._writer is None else b""
-        self._measure(batch)
-        assert self._writer is not None
-        text = batch[0].text if len(batch) == 1 else "".join(chunk.text for chunk in batch)
-        return opening + self._writer.text(text) if text else opening
+        written = [self._open()] if self._writer is None else []
+        writer = self._writer
+        assert writer is not None
+        chunks: list[Chunk] = []
+        of = batch[0][0]
+        tokens = 0
+        for choice, item in batch:
+            if chunks and (choice != of or not isinstance(item, Chunk)):
+                written.append(writer.add(of, chunks))
+                chunks = []
+            if isinstance(item, Chunk):
+                of = choice
+                chunks.append(item)
+                tokens += len(item.token_ids)
+            else:
+                written.append(self._end(writer, choice, item))
+        if chunks:
+            written.append(writer.add(of, chunks))
+        if tokens:
+            self._measure(tokens)
+        return b"".join(written)
+
+    def _end(self, writer: StreamWriter, choice: int, item: ChoiceEnd | JobFailed) -> bytes:
+        context, request, order = self._context, self._request, self._call.orders[choice]
+        if isinstance(item, JobFailed):
+            return writer.fail(choice, job_error(context, request, order, item).problem)
+        if item.opened is not self._chunks.head:
+            count_opened(context, request, item.opened)
+        count_finished(context, request, item.opened, item.outcome, order)
+        return writer.end(choice, item.outcome)
+
+    def _is_silent(self) -> bool:
+        """Whether output came that shows nothing, and has for long."""
+        silent_s = self._context.monotonic() - self._sent_at
+        return silent_s > self._context.config.keepalive_s
 
     def _open(self) -> bytes:
         """The job's identity is known: begin the answer."""
         opened = self._chunks.head
         assert opened is not None, "output comes from a job that is open"
         self._writer = self._call.writer(opened, self._context.now_s())
-        self._metrics = self._context.metrics.of_model(self._call.order.routing.model)
+        self._metrics = self._context.metrics.of_model(self._call.orders[0].routing.model)
         count_opened(self._context, self._request, opened)
         return self._writer.first()
 
-    def _measure(self, batch: list[Chunk]) -> None:
+    def _measure(self, tokens: int) -> None:
         now = self._context.monotonic()
         metrics, last_at, self._last_at = self._metrics, self._last_at, now
         assert metrics is not None
         if not last_at:
             metrics.first_token_s.observe(now - self._request.started_at)
             return
-        tokens = sum([len(chunk.token_ids) for chunk in batch])
         for _ in range(tokens):
             metrics.inter_token_s.observe((now - last_at) / tokens)
-
-    def _finish(self, outcome: PurchaseResult) -> bytes:
-        opened = self._chunks.head
-        assert opened is not None, "a job that ended was open"
-        opening = self._open() if self._writer is None else b""
-        assert self._writer is not None
-        count_finished(self._context, self._request, opened, outcome, self._call.order)
-        return opening + self._writer.last(outcome)
 
 
 def _body(body: bytes) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """One job for one request: its errors, its headers and its numbers."""
 
+from collections.abc import Sequence
+
 import structlog
 
 from coordinator.buyer.errors import JobFailed
@@ -23,18 +25,26 @@ _CONTEXT_WORDS = "maximum context length"
 _BILLED = "; what had been delivered by then was charged"
 
 
-async def finish_job(context: GatewayContext, request: Request, order: Order) -> WholeAnswer:
-    """Run a job and return its whole answer. Raises ApiError."""
+async def finish_jobs(
+    context: GatewayContext, request: Request, orders: Sequence[Order]
+) -> list[WholeAnswer | ApiError]:
+    """Run jobs and return their whole answers. Raises ApiError if none has one."""
     assert request.caller is not None, "jobs are for callers only"
     try:
-        finished = await context.bridge.call(
-            run_whole, context.market, request.caller, order, context.job_limits
+        ends = await context.bridge.call(
+            run_whole, context.market, request.caller, orders, context.job_limits
         )
     except JobFailed as failure:
-        raise job_error(context, request, order, failure) from failure
-    count_opened(context, request, finished.opened)
-    count_finished(context, request, finished.opened, finished.outcome, order)
-    return finished
+        raise job_error(context, request, orders[0], failure) from failure
+    answers: list[WholeAnswer | ApiError] = []
+    for end, order in zip(ends, orders, strict=True):
+        if isinstance(end, JobFailed):
+            answers.append(job_error(context, request, order, end))
+            continue
+        count_opened(context, request, end.opened)
+        count_finished(context, request, end.opened, end.outcome, order)
+        answers.append(end)
+    return answers
 
 
 def job_error(
@@ -114,12 +124,15 @@ def opened_headers(context: GatewayContext, request: Request, opened: StartedAns
     )
 
 
-def finished_headers(context: GatewayContext, request: Request, finished: WholeAnswer) -> Headers:
-    """What is known only in the end."""
-    outcome, receipt = finished.outcome, finished.outcome.receipt
+def finished_headers(
+    context: GatewayContext, request: Request, answers: Sequence[WholeAnswer | ApiError]
+) -> Headers:
+    """What is known only in the end. The amount is of all jobs, the rest of the first answer."""
+    found = [answer for answer in answers if isinstance(answer, WholeAnswer)]
+    receipt = found[0].outcome.receipt
     headers = (
-        *opened_headers(context, request, finished.opened),
-        header("x-capacloud-amount-nano", outcome.amount_nano),
+        *opened_headers(context, request, found[0].opened),
+        header("x-capacloud-amount-nano", sum(answer.outcome.amount_nano for answer in found)),
     )
     if receipt is None:
         return headers

@@ -12,10 +12,11 @@ from coordinator.gateway.errors import ApiError, Problem
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.dialect import Dialect, JobCall
 from coordinator.gateway.http.event_stream import open_event_stream
-from coordinator.gateway.http.jobs import finish_job, finished_headers
+from coordinator.gateway.http.jobs import finish_jobs, finished_headers
 from coordinator.gateway.http.requests import Request, Scope
 from coordinator.gateway.http.responses import Reply, Response, header
 from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.market_side.running import WholeAnswer
 from protocol.messages import Task
 
 # A node's output of this size takes milliseconds to write as text.
@@ -40,9 +41,9 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class JobRoute:
-    """A POST that buys one job. `read` makes its call from the fields of a JSON object, which came
-    as a request's body or as a line of a batch; the call says the rest. `read_body` is for a route
-    whose requests may have a body of another kind."""
+    """A POST that buys a job, or several. `read` makes its call from the fields of a JSON object,
+    which came as a request's body or as a line of a batch; the call says the rest. `read_body` is
+    for a route whose requests may have a body of another kind."""
 
     template: str
     task: Task
@@ -55,20 +56,22 @@ class JobRoute:
 
     async def _serve(self, context: GatewayContext, request: Request) -> Reply:
         call = await self._read_call(context, request)
-        request.keep(call.order.input_bytes)
+        request.keep(sum(order.input_bytes for order in call.orders))
         # The body may have taken a minute: the key may have been revoked meanwhile.
         await context.identify(request)
         if call.is_streamed:
             return await open_event_stream(context, request, call, self.dialect)
-        finished = await finish_job(context, request, call.order)
-        is_large = sum(len(chunk.data) for chunk in finished.chunks) > _LARGE_BYTES
-        arguments = (finished, context.now_s())
+        answers = await finish_jobs(context, request, call.orders)
+        whole = [answer for answer in answers if isinstance(answer, WholeAnswer)]
+        data_bytes = sum(len(chunk.data) for answer in whole for chunk in answer.chunks)
+        is_large = data_bytes > _LARGE_BYTES
+        arguments = (answers, context.now_s())
         answer = (
             await asyncio.to_thread(call.answer, *arguments)
             if is_large
             else call.answer(*arguments)
         )
-        headers = finished_headers(context, request, finished)
+        headers = finished_headers(context, request, answers)
         return Response(200, answer, headers=headers)
 
     async def _read_call(self, context: GatewayContext, request: Request) -> JobCall:

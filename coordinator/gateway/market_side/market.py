@@ -20,7 +20,8 @@ from protocol.pricing import PriceSheet
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One model name and who offers it now. Prices are the lowest and highest of each position."""
+    """One model name and who offers it now. Prices are the lowest and highest of each position,
+    `features` and `quantizations` those that any of its nodes has."""
 
     name: str
     digest: Digest
@@ -31,6 +32,9 @@ class ModelInfo:
     price_from: PriceSheet
     price_to: PriceSheet
     first_seen_s: int
+    features: frozenset[str] = frozenset()
+    chat_format: str = ""
+    quantizations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

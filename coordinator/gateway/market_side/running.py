@@ -1,5 +1,10 @@
-"""Running one job in trio: from a caller's order to its chunks and its outcome."""
+"""Running the jobs of one request in trio: from a caller's orders to their chunks and outcomes.
 
+Most requests are one job. Those for several answers, or with several prompts, are one job for each;
+they are called choices, and each may fail alone.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
@@ -9,7 +14,7 @@ from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.market_side.market import GatewayMarket, RunningJob
+from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo, RunningJob
 from coordinator.gateway.market_side.waiting import wait_model
 from coordinator.gateway.orders import Order
 from protocol.endings import Finish
@@ -18,6 +23,9 @@ from protocol.payload import Chunk
 
 # How a job may end that has an answer.
 _ANSWERED = (Finish.STOP, Finish.LENGTH, Finish.COMPLETE)
+
+# Of one request. More would let one request take every seat of a model.
+CHOICES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +38,12 @@ class JobLimits:
 
 @dataclass(frozen=True, slots=True)
 class StartedAnswer:
-    """A job that has output. `node_s` is how long the node took from the lease until then."""
+    """A job that has output. `node_s` is how long the node took from the lease until then; `model`
+    is what was known of the model, None if nothing."""
 
     info: AttemptTerms
     node_s: float
+    model: ModelInfo | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,42 +63,130 @@ class WholeAnswer:
         return "".join(chunk.text for chunk in self.chunks)
 
 
+@dataclass(frozen=True, slots=True)
+class ChoiceEnd:
+    """How one choice of a stream ended."""
+
+    opened: StartedAnswer
+    outcome: PurchaseResult
+
+
+# A choice's number, and what came of it.
+ChoiceItem = tuple[int, Chunk | ChoiceEnd | JobFailed]
+
+
 async def run_whole(
-    market: GatewayMarket, caller: Caller, order: Order, limits: JobLimits
-) -> WholeAnswer:
-    """Run a job to its end. Raises JobFailed, ApiError."""
-    model = await wait_model(market, order.routing.model, within_s=limits.model_within_s)
-    spec = order.to_spec(caller, model, deadline_s=limits.job_within_s)
-    started_at = trio.current_time()
-    async with market.open_job(caller, spec) as job:
-        chunks = [chunk async for chunk in job]
-        opened = _opened(job, started_at)
-    return WholeAnswer(opened, chunks, _outcome(job))
+    market: GatewayMarket, caller: Caller, orders: Sequence[Order], limits: JobLimits
+) -> list[WholeAnswer | JobFailed]:
+    """Run jobs to their ends. Raises JobFailed if none has an answer, and ApiError."""
+    run = _Run(market, caller, limits, await _find_model(market, orders, limits))
+    if len(orders) == 1:
+        return [await run.whole(orders[0])]
+    found: dict[int, WholeAnswer | JobFailed] = {}
+    limiter = trio.CapacityLimiter(CHOICES_AT_ONCE)
+
+    async def run_choice(index: int) -> None:
+        async with limiter:
+            try:
+                found[index] = await run.whole(orders[index])
+            except JobFailed as failure:
+                found[index] = failure
+
+    run.check(orders)
+    async with trio.open_nursery() as nursery:
+        for index in range(len(orders)):
+            nursery.start_soon(run_choice, index)
+    answers = [found[index] for index in range(len(orders))]
+    _raise_if_none([answer for answer in answers if isinstance(answer, JobFailed)], orders)
+    return answers
 
 
 async def run_streaming(
-    feed: Feed[StartedAnswer, Chunk],
+    feed: Feed[StartedAnswer, ChoiceItem],
     market: GatewayMarket,
     caller: Caller,
-    order: Order,
+    orders: Sequence[Order],
     limits: JobLimits,
-) -> PurchaseResult:
-    """Run a job and feed its chunks. Raises JobFailed, ApiError."""
-    model = await wait_model(market, order.routing.model, within_s=limits.model_within_s)
-    spec = order.to_spec(caller, model, deadline_s=limits.job_within_s)
-    started_at = trio.current_time()
-    async with market.open_job(caller, spec) as job:
-        feed.head = _opened(job, started_at)
-        async for chunk in job:
-            if not feed.put(chunk):
-                await feed.wait_room()
-    return _outcome(job)
+) -> None:
+    """Run jobs and feed their chunks and ends; the feed's head is the first that has output.
+
+    Raises JobFailed if none has an answer, and ApiError.
+    """
+    run = _Run(market, caller, limits, await _find_model(market, orders, limits))
+    if len(orders) == 1:
+        await run.into(feed, 0, orders[0])
+        return
+    failures: dict[int, JobFailed] = {}
+    limiter = trio.CapacityLimiter(CHOICES_AT_ONCE)
+
+    async def run_choice(index: int) -> None:
+        async with limiter:
+            try:
+                await run.into(feed, index, orders[index])
+            except JobFailed as failure:
+                failures[index] = failure
+
+    run.check(orders)
+    async with trio.open_nursery() as nursery:
+        for index in range(len(orders)):
+            nursery.start_soon(run_choice, index)
+    _raise_if_none(list(failures.values()), orders)
+    for item in failures.items():
+        feed.put(item)
 
 
-def _opened(job: RunningJob, started_at: float) -> StartedAnswer:
-    info = job.terms
-    assert info is not None, "a job that is open says where it runs"
-    return StartedAnswer(info, trio.current_time() - started_at - info.lease_ms / 1_000)
+def _raise_if_none(failures: Sequence[JobFailed], orders: Sequence[Order]) -> None:
+    """A failure is shown beside the other choices; where all failed it is the request's."""
+    if len(failures) == len(orders):
+        # One that was paid for must not be sent again.
+        raise next((failure for failure in failures if failure.delivered), failures[0])
+
+
+async def _find_model(
+    market: GatewayMarket, orders: Sequence[Order], limits: JobLimits
+) -> ModelInfo | None:
+    return await wait_model(market, orders[0].routing.model, within_s=limits.model_within_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What the jobs of one request share."""
+
+    market: GatewayMarket
+    caller: Caller
+    limits: JobLimits
+    model: ModelInfo | None
+
+    def check(self, orders: Sequence[Order]) -> None:
+        """Raises ApiError before any job is bought, if one of them cannot be."""
+        for order in orders:
+            order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
+
+    async def whole(self, order: Order) -> WholeAnswer:
+        spec = order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
+        started_at = trio.current_time()
+        async with self.market.open_job(self.caller, spec) as job:
+            chunks = [chunk async for chunk in job]
+            opened = self._opened(job, started_at)
+        return WholeAnswer(opened, chunks, _outcome(job))
+
+    async def into(self, feed: Feed[StartedAnswer, ChoiceItem], index: int, order: Order) -> None:
+        spec = order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
+        started_at = trio.current_time()
+        async with self.market.open_job(self.caller, spec) as job:
+            opened = self._opened(job, started_at)
+            if feed.head is None:
+                feed.head = opened
+            async for chunk in job:
+                if not feed.put((index, chunk)):
+                    await feed.wait_room()
+        feed.put((index, ChoiceEnd(opened, _outcome(job))))
+
+    def _opened(self, job: RunningJob, started_at: float) -> StartedAnswer:
+        info = job.terms
+        assert info is not None, "a job that is open says where it runs"
+        node_s = trio.current_time() - started_at - info.lease_ms / 1_000
+        return StartedAnswer(info, node_s, self.model)
 
 
 def _outcome(job: RunningJob) -> PurchaseResult:

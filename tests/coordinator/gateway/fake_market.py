@@ -21,6 +21,7 @@ from protocol.codec import encode
 from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code
+from protocol.features import Feature
 from protocol.ids import Digest, JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Receipt, Task
@@ -82,6 +83,8 @@ class FakeMarket:
     nodes: int = 3
     expected: set[str] = field(default_factory=set)
     hidden: set[str] = field(default_factory=set)
+    features: frozenset[str] = frozenset(Feature) - {Feature.REASONING, Feature.VISION}
+    chat_format: str = "hermes"
     gate: trio.Event = field(default_factory=trio.Event)
     waiting: trio.Event = field(default_factory=trio.Event)
     cancellation: trio.Event = field(default_factory=trio.Event)
@@ -128,6 +131,9 @@ class FakeMarket:
                 price_from=PRICE,
                 price_to=dearer,
                 first_seen_s=NOW_MS // 1_000,
+                features=self.features if task is Task.CAUSAL_LM else frozenset(),
+                chat_format=self.chat_format if task is Task.CAUSAL_LM else "",
+                quantizations=("bf16",),
             )
             for task in Task
         ]

@@ -11,16 +11,17 @@ from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.openai.sse import (
     CHAT_CHOICE,
     TEXT_CHOICE,
+    ChoiceEvents,
     Envelope,
-    Events,
+    closing_events,
 )
 from protocol.errors import Code
 
 ENVELOPE = Envelope("chatcmpl-1", "chat.completion.chunk", 1_700_000_000, 'a "model"', "abc")
 
 
-def events(*, include_usage: bool = False) -> Events:
-    return Events(ENVELOPE, CHAT_CHOICE, include_usage=include_usage)
+def events(*, include_usage: bool = False) -> ChoiceEvents:
+    return ChoiceEvents(ENVELOPE, CHAT_CHOICE, include_usage=include_usage)
 
 
 def test_a_chat_event_byte_for_byte() -> None:
@@ -38,43 +39,35 @@ def parse(data: bytes) -> list[dict[str, object]]:
     return [json.loads(block[6:]) for block in blocks[:-1] if block != "data: [DONE]"]
 
 
-def test_the_first_event_says_who_speaks() -> None:
-    (event,) = parse(events().first())
-    assert event["choices"] == [
-        {
-            "index": 0,
-            "delta": {"role": "assistant", "content": ""},
-            "logprobs": None,
-            "finish_reason": None,
-        }
-    ]
-
-
 def test_the_last_events_end_the_stream() -> None:
-    data = events().last("length", {"total_tokens": 3})
-    (event,) = parse(data)
+    (event,) = parse(events().piece({"delta": {}}, finish_reason="length"))
     assert event["choices"] == [
         {"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}
     ]
     assert "usage" not in event
-    assert data.endswith(b"data: [DONE]\n\n")
+    assert closing_events(ENVELOPE, None) == b"data: [DONE]\n\n"
 
 
 def test_usage_is_null_until_an_event_of_its_own() -> None:
     asked = events(include_usage=True)
-    assert all(event["usage"] is None for event in parse(asked.first() + asked.text("a")))
-    finish, usage = parse(asked.last("stop", {"total_tokens": 3}))
-    assert finish["usage"] is None
+    assert all(event["usage"] is None for event in parse(asked.piece({}) + asked.text("a")))
+    (usage,) = parse(closing_events(ENVELOPE, {"total_tokens": 3}))
     assert (usage["choices"], usage["usage"]) == ([], {"total_tokens": 3})
 
 
+def test_usage_may_be_counted_on() -> None:
+    asked = events(include_usage=True)
+    asked.count({"total_tokens": 3})
+    assert [event["usage"] for event in parse(asked.piece({}) + asked.text("a"))] == [
+        {"total_tokens": 3}
+    ] * 2
+
+
 def test_completions_have_their_own_shape() -> None:
-    plain = Events(ENVELOPE, TEXT_CHOICE, include_usage=False)
-    assert plain.first() == b""
+    plain = ChoiceEvents(ENVELOPE, TEXT_CHOICE, 2, include_usage=False)
     (event,) = parse(plain.text("hi"))
-    assert event["choices"] == [{"index": 0, "text": "hi", "logprobs": None, "finish_reason": None}]
-    (last,) = parse(plain.last("stop", {}))
-    assert last["choices"] == [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}]
+    assert event["choices"] == [{"index": 2, "text": "hi", "logprobs": None, "finish_reason": None}]
+    assert plain.piece({"text": "hi"}) == plain.text("hi")
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=40))
@@ -100,7 +93,8 @@ def test_an_error_event_is_openais_object(code: Code) -> None:
 def test_line_breaks_of_unicode_are_escaped() -> None:
     """Many clients split lines at them, although the format does not."""
     text = "a\u2028b\u2029c\u0085d é"
-    data = events().text(text)
-    assert len(data.decode().splitlines()) == 2
-    (event,) = parse(data)
-    assert text in json.dumps(event, ensure_ascii=False)
+    argument = {"tool_calls": [{"function": {"arguments": text}}]}
+    for data in (events().text(text), events().piece({"delta": argument})):
+        assert len(data.decode().splitlines()) == 2
+        (event,) = parse(data)
+        assert text in json.dumps(event, ensure_ascii=False)

@@ -3,9 +3,9 @@
 from typing import Any
 
 from coordinator.gateway.errors import ApiError, invalid, unsupported
-from coordinator.gateway.http.openai.generation import GenerationCall, TextForm
+from coordinator.gateway.http.openai.forms import ChatForm, FormNames
+from coordinator.gateway.http.openai.generation import GenerationCall
 from coordinator.gateway.http.openai.sampling import NO_TOOLS, read_sampling, read_streaming
-from coordinator.gateway.http.openai.sse import CHAT_CHOICE
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, read_list
 from coordinator.gateway.orders import GenerationOrder, check_text_size
@@ -16,21 +16,14 @@ from protocol.limits import CHAT_MESSAGES_MAX
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 
-def _choice(text: str, finish_reason: str) -> dict[str, Any]:
-    return {
-        "index": 0,
-        "message": {"role": "assistant", "content": text, "refusal": None},
-        "logprobs": None,
-        "finish_reason": finish_reason,
-    }
-
-
-FORM = TextForm("chatcmpl", "chat.completion", "chat.completion.chunk", _choice, CHAT_CHOICE)
+NAMES = FormNames("chatcmpl", "chat.completion", "chat.completion.chunk")
 
 
 def read_chat(fields: Fields) -> GenerationCall:
     """Raises ApiError (400, 413)."""
-    return GenerationCall(read_order(fields), read_streaming(fields), FORM)
+    return GenerationCall(
+        (read_order(fields),), read_streaming(fields), NAMES, lambda _: ChatForm()
+    )
 
 
 def read_order(fields: Fields) -> GenerationOrder:

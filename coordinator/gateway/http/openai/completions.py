@@ -3,9 +3,9 @@
 from typing import Any
 
 from coordinator.gateway.errors import invalid, unsupported
-from coordinator.gateway.http.openai.generation import GenerationCall, TextForm
+from coordinator.gateway.http.openai.forms import FormNames, TextForm
+from coordinator.gateway.http.openai.generation import GenerationCall
 from coordinator.gateway.http.openai.sampling import read_sampling, read_streaming
-from coordinator.gateway.http.openai.sse import TEXT_CHOICE
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text
 from coordinator.gateway.orders import GenerationOrder, check_text_size
@@ -19,16 +19,14 @@ _OUTPUT_TOKENS_DEFAULT = 16
 _TOKEN_BYTES = 8
 
 
-def _choice(text: str, finish_reason: str) -> dict[str, Any]:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-
-FORM = TextForm("cmpl", "text_completion", "text_completion", _choice, TEXT_CHOICE)
+NAMES = FormNames("cmpl", "text_completion", "text_completion")
 
 
 def read_completion(fields: Fields) -> GenerationCall:
     """Raises ApiError (400, 413)."""
-    return GenerationCall(read_order(fields), read_streaming(fields), FORM)
+    return GenerationCall(
+        (read_order(fields),), read_streaming(fields), NAMES, lambda _: TextForm()
+    )
 
 
 def read_order(fields: Fields) -> GenerationOrder:

@@ -25,6 +25,16 @@ _CODES = {
 }
 
 
+def error_object(problem: Problem) -> dict[str, str | None]:
+    """All four keys are always there."""
+    return {
+        "message": problem.message,
+        "type": _TYPES[problem.kind],
+        "param": problem.param,
+        "code": _CODES.get(problem.code, problem.code),
+    }
+
+
 class OpenAIDialect:
     # Disable caching, compression and proxy buffering for event streams.
     stream_headers: Headers = (
@@ -36,14 +46,7 @@ class OpenAIDialect:
     keepalive = b": keepalive\n\n"
 
     def error_body(self, problem: Problem) -> bytes:
-        """All four keys are always there."""
-        error = {
-            "message": problem.message,
-            "type": _TYPES[problem.kind],
-            "param": problem.param,
-            "code": _CODES.get(problem.code, problem.code),
-        }
-        return json.dumps({"error": error}).encode()
+        return json.dumps({"error": error_object(problem)}).encode()
 
     def error_event(self, problem: Problem) -> bytes:
         """Without [DONE] after it: nothing was done."""

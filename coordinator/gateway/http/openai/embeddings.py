@@ -2,16 +2,18 @@
 own float32 little-endian, which needs no conversion here."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
 from coordinator.gateway.errors import error_of, invalid, unsupported
+from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
 from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, read_list
-from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer
+from coordinator.gateway.market_side.running import StartedAnswer
 from coordinator.gateway.orders import PlainOrder, check_text_size
 from protocol.codec import decode
 from protocol.errors import Code, RemoteProtocolError
@@ -31,7 +33,12 @@ class EmbeddingCall:
     is_base64: bool
     is_streamed: bool = False
 
-    def answer(self, finished: WholeAnswer, created_s: int) -> bytes:
+    @property
+    def orders(self) -> tuple[PlainOrder]:
+        return (self.order,)
+
+    def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
+        finished = only_answer(choices)
         output = _read_output(finished.data, self.texts)
         tokens = finished.outcome.units.input_tokens
         cost_nano = finished.outcome.amount_nano

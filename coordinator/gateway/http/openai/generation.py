@@ -1,93 +1,186 @@
 """What chat and completions share: a parsed request for text, its answer and its events."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from coordinator.buyer.result import PurchaseResult
+from coordinator.gateway.chat.answer import AnswerParts, read_answer
+from coordinator.gateway.chat.events import AnswerEvent, TextDelta
+from coordinator.gateway.chat.parser import AnswerParser, parser_of
+from coordinator.gateway.errors import ApiError, Problem, error_of
+from coordinator.gateway.http.dialect import ChoiceAnswer
+from coordinator.gateway.http.openai.dialect import error_object
+from coordinator.gateway.http.openai.forms import ChoiceForm, FormNames
 from coordinator.gateway.http.openai.sampling import Streaming
-from coordinator.gateway.http.openai.sse import ChoiceShape, Envelope, Events
+from coordinator.gateway.http.openai.sse import ChoiceEvents, Envelope, closing_events
 from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer
 from coordinator.gateway.orders import GenerationOrder
 from protocol.endings import API_FINISH_REASONS
+from protocol.errors import RemoteProtocolError
+from protocol.features import Feature
+from protocol.payload import Chunk
 
 # Enough of the manifest's digest to tell models apart; `GET /v1/models` has all of it.
 FINGERPRINT_CHARS = 16
 
-
-@dataclass(frozen=True, slots=True)
-class TextForm:
-    """How one endpoint writes an answer: `choice` makes the one choice of a whole answer from its
-    text and finish reason, `chunk_choice` writes those of a stream."""
-
-    id_prefix: str
-    whole_object: str
-    chunk_object: str
-    choice: Callable[[str, str], dict[str, Any]]
-    chunk_choice: ChoiceShape
+# What a choice that failed beside others says, in OpenRouter's word.
+_FAILED = "error"
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationCall:
-    """A `JobCall` for text."""
+    """A `JobCall` for text. `make_form` makes the form of the choice with that number."""
 
-    order: GenerationOrder
+    orders: Sequence[GenerationOrder]
     streaming: Streaming
-    form: TextForm
+    names: FormNames
+    make_form: Callable[[int], ChoiceForm]
 
     @property
     def is_streamed(self) -> bool:
         return self.streaming.is_streamed
 
-    def answer(self, finished: WholeAnswer, created_s: int) -> bytes:
-        reason = API_FINISH_REASONS[finished.outcome.finish]
-        envelope = self._envelope(finished.opened, self.form.whole_object, created_s)
+    def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
+        whole = [choice for choice in choices if isinstance(choice, WholeAnswer)]
+        envelope = self._envelope(whole[0].opened, self.names.whole, created_s)
         answer = envelope.to_plain() | {
-            "choices": [self.form.choice(finished.text, reason)],
-            "usage": _usage_of(finished.outcome),
+            "choices": [self._choice(number, choice) for number, choice in enumerate(choices)],
+            "usage": _usage_of([choice.outcome for choice in whole]),
         }
         return to_json(answer)
 
     def writer(self, opened: StartedAnswer, created_s: int) -> "GenerationWriter":
-        envelope = self._envelope(opened, self.form.chunk_object, created_s)
-        include_usage = self.streaming.include_usage
-        return GenerationWriter(
-            Events(envelope, self.form.chunk_choice, include_usage=include_usage)
+        envelope = self._envelope(opened, self.names.chunk, created_s)
+        return GenerationWriter(self, envelope, opened)
+
+    def parser(self, number: int, opened: StartedAnswer) -> AnswerParser | None:
+        model = opened.model
+        return parser_of(
+            self.orders[number].job_input,
+            model.chat_format if model is not None else "",
+            lambda call: f"call_{opened.info.job_id}{number:02x}{call:02x}",
+            reasons=model is not None and Feature.REASONING in model.features,
         )
+
+    def _choice(self, number: int, choice: ChoiceAnswer) -> dict[str, object]:
+        form = self.make_form(number)
+        if isinstance(choice, ApiError):
+            return {"index": number, **form.whole(AnswerParts()), **_failure(choice.problem)}
+        finish = choice.outcome.finish
+        try:
+            parts = read_answer(self.parser(number, choice.opened), choice.chunks, finish)
+        except RemoteProtocolError as error:
+            raise error_of(error.code, str(error), is_billed=True) from error
+        return {"index": number, **form.whole(parts), "finish_reason": parts.finish_reason}
 
     def _envelope(self, opened: StartedAnswer, object_name: str, created_s: int) -> Envelope:
         return Envelope(
-            id=f"{self.form.id_prefix}-{opened.info.job_id}",
+            id=f"{self.names.id_prefix}-{opened.info.job_id}",
             object_name=object_name,
             created=created_s,
-            model=self.order.routing.model,
+            model=self.orders[0].routing.model,
             system_fingerprint=opened.info.model_digest[:FINGERPRINT_CHARS],
         )
 
 
-@dataclass(frozen=True, slots=True)
 class GenerationWriter:
     """A `StreamWriter`."""
 
-    events: Events
+    def __init__(self, call: GenerationCall, envelope: Envelope, opened: StartedAnswer) -> None:
+        streaming = call.streaming
+        self._envelope = envelope
+        self._streaming = streaming
+        self._prompt_tokens = opened.info.input_units.input_tokens
+        self._outcomes: list[PurchaseResult] = []
+        self._choices = [self._choice(call, number, opened) for number in range(len(call.orders))]
+
+    def _choice(self, call: GenerationCall, number: int, opened: StartedAnswer) -> "_ChoiceWriter":
+        form = call.make_form(number)
+        include_usage = self._streaming.include_usage
+        events = ChoiceEvents(self._envelope, form.shape, number, include_usage=include_usage)
+        return _ChoiceWriter(form, events, call.parser(number, opened))
 
     def first(self) -> bytes:
-        return self.events.first()
+        return b"".join(choice.first() for choice in self._choices)
 
-    def text(self, text: str) -> bytes:
-        return self.events.text(text)
+    def add(self, choice: int, chunks: Sequence[Chunk]) -> bytes:
+        writer = self._choices[choice]
+        if self._streaming.continuous_usage:
+            writer.count(chunks, self._prompt_tokens)
+        return writer.add(chunks)
 
-    def last(self, outcome: PurchaseResult) -> bytes:
-        return self.events.last(API_FINISH_REASONS[outcome.finish], _usage_of(outcome))
+    def end(self, choice: int, outcome: PurchaseResult) -> bytes:
+        self._outcomes.append(outcome)
+        return self._choices[choice].end(outcome)
+
+    def fail(self, choice: int, problem: Problem) -> bytes:
+        return self._choices[choice].fail(problem)
+
+    def last(self) -> bytes:
+        include_usage = self._streaming.include_usage
+        return closing_events(self._envelope, _usage_of(self._outcomes) if include_usage else None)
 
 
-def _usage_of(outcome: PurchaseResult) -> dict[str, int]:
-    """OpenAI's counts, as metered and signed by the node, and what they cost."""
-    units = outcome.units
+@dataclass(slots=True)
+class _ChoiceWriter:
+    """Writes the events of one choice."""
+
+    form: ChoiceForm
+    events: ChoiceEvents
+    parser: AnswerParser | None
+    tokens: int = 0
+
+    def first(self) -> bytes:
+        piece = self.form.first()
+        return b"" if piece is None else self.events.piece(piece[0], logprobs=piece[1])
+
+    def count(self, chunks: Sequence[Chunk], prompt_tokens: int) -> None:
+        self.tokens += sum(len(chunk.token_ids) for chunk in chunks)
+        self.events.count(_counts(prompt_tokens, self.tokens))
+
+    def add(self, chunks: Sequence[Chunk]) -> bytes:
+        if self.parser is not None:
+            return self._write(self.parser.add(chunks))
+        text = chunks[0].text if len(chunks) == 1 else "".join(chunk.text for chunk in chunks)
+        return self.events.text(text) if text else b""
+
+    def end(self, outcome: PurchaseResult) -> bytes:
+        events, reason = b"", API_FINISH_REASONS[outcome.finish]
+        if self.parser is not None:
+            last, reason = self.parser.finish(outcome.finish)
+            events = self._write(last)
+        return events + self.events.piece(self.form.last(), finish_reason=reason)
+
+    def fail(self, problem: Problem) -> bytes:
+        failure = _failure(problem)
+        piece = self.form.last() | {"error": failure["error"]}
+        return self.events.piece(piece, finish_reason=_FAILED)
+
+    def _write(self, events: list[AnswerEvent]) -> bytes:
+        if len(events) == 1 and isinstance(events[0], TextDelta):
+            return self.events.text(events[0].text)
+        pieces = self.form.pieces(events)
+        return b"".join(self.events.piece(item, logprobs=scores) for item, scores in pieces)
+
+
+def _failure(problem: Problem) -> dict[str, object]:
+    return {"finish_reason": _FAILED, "error": error_object(problem)}
+
+
+def _counts(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     return {
-        "prompt_tokens": units.input_tokens,
-        "completion_tokens": units.output_tokens,
-        "total_tokens": units.input_tokens + units.output_tokens,
-        "cost_nano": outcome.amount_nano,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
     }
+
+
+def _usage_of(outcomes: Sequence[PurchaseResult]) -> dict[str, int]:
+    """OpenAI's counts, as metered and signed by nodes, and what they cost. Each choice was a job
+    that read its prompt, so a prompt counts as often as it was answered."""
+    counts = _counts(
+        sum(outcome.units.input_tokens for outcome in outcomes),
+        sum(outcome.units.output_tokens for outcome in outcomes),
+    )
+    return counts | {"cost_nano": sum(outcome.amount_nano for outcome in outcomes)}

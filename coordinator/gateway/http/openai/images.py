@@ -2,18 +2,20 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 from coordinator.gateway.errors import ApiError, error_of, invalid
 from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
 from coordinator.gateway.http.multipart import read_form
 from coordinator.gateway.http.openai.generation import FINGERPRINT_CHARS
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, parse_object
-from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer
+from coordinator.gateway.market_side.running import StartedAnswer
 from coordinator.gateway.orders import PlainOrder
 from protocol.codec import decode
 from protocol.errors import Code, RemoteProtocolError
@@ -41,7 +43,12 @@ class ClassificationCall:
     order: PlainOrder
     is_streamed: bool = False
 
-    def answer(self, finished: WholeAnswer, created_s: int) -> bytes:
+    @property
+    def orders(self) -> tuple[PlainOrder]:
+        return (self.order,)
+
+    def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
+        finished = only_answer(choices)
         try:
             output = decode(ClassificationOutput, finished.data)
         except RemoteProtocolError as error:

@@ -105,6 +105,7 @@ class Streaming:
 
     is_streamed: bool
     include_usage: bool
+    continuous_usage: bool = False
 
 
 def read_sampling(fields: Fields, *, max_tokens_default: int = OUTPUT_TOKENS_DEFAULT) -> Sampling:
@@ -137,7 +138,10 @@ def read_streaming(fields: Fields) -> Streaming:
     options = fields.fields("stream_options")
     if options is not None and not is_streamed:
         raise invalid("stream_options is for streams: set stream to true", "stream_options")
-    return Streaming(is_streamed, options is not None and bool(options.flag("include_usage")))
+    if options is None:
+        return Streaming(is_streamed, include_usage=False)
+    continuous = bool(options.flag("continuous_usage_stats"))
+    return Streaming(is_streamed, bool(options.flag("include_usage")), continuous)
 
 
 def _check_unsupported(fields: Fields) -> None:

@@ -1,8 +1,10 @@
 """Server-sent events as OpenAI's clients read them. Pure: text in, bytes out.
 
-Every streamed token passes here, so an event is two constant halves around the token's JSON text.
+Every streamed token passes here, so the event of a plain token is two constant halves around the
+token's JSON text.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from json import JSONEncoder
 
@@ -11,7 +13,14 @@ DONE = b"data: [DONE]\n\n"
 # Only CR and LF end a line of an event stream, but many clients split at these as well.
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
-_encode = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+Usage = Mapping[str, int]
+
+
+def _encode(value: object) -> str:
+    text = _to_json(value)
+    return text if text.isascii() else text.translate(_LINE_BREAKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,62 +45,57 @@ class Envelope:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceShape:
-    """How one endpoint writes a choice: `opening` and `closing` go around the JSON text of a token,
-    `first` is a whole choice that opens the stream (empty for none), and `last` is a template for
-    the one that ends it, around the JSON text of the finish reason."""
+    """How one endpoint writes a piece of text in a choice: `opening` and `closing` go around its
+    JSON text."""
 
-    first: str
     opening: str
     closing: str
-    last: tuple[str, str]
 
 
-CHAT_CHOICE = ChoiceShape(
-    first='{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,'
-    '"finish_reason":null}',
-    opening='{"index":0,"delta":{"content":',
-    closing='},"logprobs":null,"finish_reason":null}',
-    last=('{"index":0,"delta":{},"logprobs":null,"finish_reason":', "}"),
-)
-TEXT_CHOICE = ChoiceShape(
-    first="",
-    opening='{"index":0,"text":',
-    closing=',"logprobs":null,"finish_reason":null}',
-    last=('{"index":0,"text":"","logprobs":null,"finish_reason":', "}"),
-)
+CHAT_CHOICE = ChoiceShape('"delta":{"content":', "}")
+TEXT_CHOICE = ChoiceShape('"text":', "")
 
 
-class Events:
-    """Encodes the events of one stream."""
+class ChoiceEvents:
+    """Encodes the events of one choice. With `include_usage` every event has the key: null until
+    the stream's end, or what `count` said last."""
 
-    def __init__(self, envelope: Envelope, shape: ChoiceShape, *, include_usage: bool) -> None:
-        self._shape = shape
-        self._include_usage = include_usage
-        head = _encode(envelope.to_plain()).removesuffix("}")
-        self._head = f'data: {head},"choices":['
-        # With usage asked for, every event carries the key; null until the last one.
-        self._tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
+    def __init__(
+        self, envelope: Envelope, shape: ChoiceShape, index: int = 0, *, include_usage: bool
+    ) -> None:
+        self._head = _head(envelope) + f'{{"index":{index},'
         self._before = self._head + shape.opening
-        self._after = shape.closing + self._tail
+        self._middle = shape.closing + ',"logprobs":null,"finish_reason":null}'
+        self._tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
+        self._after = self._middle + self._tail
 
-    def first(self) -> bytes:
-        """What opens the stream, before any text."""
-        return self._event(self._shape.first) if self._shape.first else b""
+    def count(self, usage: Usage) -> None:
+        """What the next events say of usage."""
+        self._tail = f'],"usage":{_encode(usage)}}}\n\n'
+        self._after = self._middle + self._tail
 
     def text(self, text: str) -> bytes:
-        """One piece of the answer."""
-        encoded = _encode(text)
-        if not text.isascii():
-            encoded = encoded.translate(_LINE_BREAKS)
-        return (self._before + encoded + self._after).encode()
+        """A piece of text."""
+        return (self._before + _encode(text) + self._after).encode()
 
-    def last(self, finish_reason: str, usage: dict[str, int]) -> bytes:
-        """Everything from the last token on."""
-        before, after = self._shape.last
-        events = self._event(before + _encode(finish_reason) + after)
-        if self._include_usage:
-            events += f'{self._head}],"usage":{_encode(usage)}}}\n\n'.encode()
-        return events + DONE
+    def piece(
+        self,
+        content: Mapping[str, object],
+        *,
+        logprobs: Mapping[str, object] | None = None,
+        finish_reason: str | None = None,
+    ) -> bytes:
+        """Any other event: `content` stands before the two keys that every choice has."""
+        choice = {**content, "logprobs": logprobs, "finish_reason": finish_reason}
+        return (self._head + _encode(choice).removeprefix("{") + self._tail).encode()
 
-    def _event(self, choice: str) -> bytes:
-        return (self._head + choice + self._tail).encode()
+
+def closing_events(envelope: Envelope, usage: Usage | None) -> bytes:
+    """What ends a stream; `usage` is None where it was not asked for."""
+    if usage is None:
+        return DONE
+    return f'{_head(envelope)}],"usage":{_encode(usage)}}}\n\n'.encode() + DONE
+
+
+def _head(envelope: Envelope) -> str:
+    return f'data: {_encode(envelope.to_plain()).removesuffix("}")},"choices":['
