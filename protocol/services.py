@@ -51,20 +51,40 @@ class Method(StrEnum):
     RECEIPT = "receipt"  # ReceiptAsk → SettleReply (control)
 
 
+# Nothing on Earth is that far away.
+ROUND_TRIP_MAX_US = 60_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RoundTrip:
+    """How far a node is from the client, as the client measured it."""
+
+    node: PeerId
+    rtt_us: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rtt_us <= ROUND_TRIP_MAX_US:
+            raise ValueError("a round trip is out of range")
+
+
 @dataclass(frozen=True, slots=True)
 class LeaseAsk:
     """Lease this request. `exclude` are nodes that the client has tried; `receipts` are their
     signed refusals, which free the holds of the earlier attempts at once, and `deliveries` the
-    client's words on those that ended without a receipt."""
+    client's words on those that ended without a receipt. `round_trips` replace the coordinator's
+    own measurements for this choice: it stands elsewhere."""
 
     request: bytes
     exclude: tuple[PeerId, ...] = ()
     receipts: tuple[bytes, ...] = ()
     deliveries: tuple[bytes, ...] = ()
+    round_trips: tuple[RoundTrip, ...] = ()
 
     def __post_init__(self) -> None:
         if max(map(len, (self.exclude, self.receipts, self.deliveries))) > LIST_ITEMS_MAX:
             raise ValueError("too many earlier attempts")
+        if len(self.round_trips) > LIST_ITEMS_MAX:
+            raise ValueError("too many round trips")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import capanode.config
+import coordinator.buyer_config
 import coordinator.settings
 from protocol.programs.settings import settings_table
 
@@ -19,6 +20,7 @@ DOCS = ROOT / "docs"
     [
         ("capanode", capanode.config.NodeConfig),
         ("coordinator", coordinator.settings.CoordinatorConfig),
+        ("buyers", coordinator.buyer_config.BuyerConfig),
     ],
 )
 def test_the_page_for_operators_lists_the_settings_as_they_are(program: str, config: type) -> None:

@@ -31,6 +31,7 @@ ROOMS = {
     "leasing": {"market", "ledger", "db"},
     "settling": {"leasing", "ledger", "db"},
     "gateway": {"buyer"},
+    "edge": {"buyer", "gateway", "buyer_config"},
 }
 COMMON = {"errors"}
 

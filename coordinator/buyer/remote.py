@@ -1,6 +1,7 @@
 """A coordinator on another machine, as a `Leaser`: for the command line and for
 gateways that run next to their users."""
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from protocol.blame import Observation
@@ -24,6 +25,7 @@ from protocol.services import (
     NodesReply,
     QuoteAsk,
     QuoteReply,
+    RoundTrip,
     SettleAsk,
     SettleReply,
 )
@@ -36,14 +38,21 @@ ANSWER_WITHIN_S = 10.0
 
 
 class RemoteLeaser:
-    """Asks `coordinator` at `addresses` over LEASE_PROTOCOL. Its answers are verified here."""
+    """Asks `coordinator` at `addresses` over LEASE_PROTOCOL. Its answers are verified here.
+    `round_trips` says how far away nodes are from this client, where it measures that."""
 
     def __init__(
-        self, pool: StreamPool, coordinator: PeerId, *, addresses: tuple[str, ...]
+        self,
+        pool: StreamPool,
+        coordinator: PeerId,
+        *,
+        addresses: tuple[str, ...],
+        round_trips: Callable[[], tuple[RoundTrip, ...]] = tuple,
     ) -> None:
         self._rpc = RpcClient(pool)
         self._coordinator = coordinator
         self._addresses = addresses
+        self._round_trips = round_trips
 
     @property
     def coordinator(self) -> PeerId:
@@ -61,6 +70,7 @@ class RemoteLeaser:
             earlier.nodes,
             tuple(receipt.raw for receipt in earlier.receipts),
             tuple(delivery.raw for delivery in earlier.deliveries),
+            self._round_trips(),
         )
         grant = await self._call(Method.LEASE, ask, LeaseGrant)
         return Granted(

@@ -35,6 +35,8 @@ class GatewayConfig:
     reader_within_s: float = 60.0
     # How long requests in flight may go on once the gateway is told to stop.
     shutdown_within_s: float = 10.0
+    # Whether callers show an API key. Without, only programs of this machine may be reached by it.
+    needs_key: bool = True
     # Origins whose pages may call us from a browser; "*" for any. Empty: none may.
     cors_origins: tuple[str, ...] = ()
     # Whether GET /metrics answers other machines, too. It always answers this one, unless a proxy

@@ -5,6 +5,7 @@ the money being there. Everything between the request and the commit is synchron
 is counted against its node before the next one is matched.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -26,7 +27,7 @@ from coordinator.ledger.postings import hold, lease_id_of
 from coordinator.ledger.refusals import IdTakenError
 from coordinator.ledger.transfers import Result
 from coordinator.market.market import Market
-from coordinator.market.matching import Candidate
+from coordinator.market.matching import NO_ROUND_TRIPS, Candidate
 from protocol.blame import Observation
 from protocol.clock import Clock
 from protocol.countersigning import Delivery
@@ -88,9 +89,11 @@ class LeaseDesk:
         earlier: EarlierAttempts = NO_ATTEMPTS,
         payer: Payer | None = None,
         wait_s: float = TURN_WITHIN_S,
+        rtt_ms: Mapping[PeerId, float] = NO_ROUND_TRIPS,
     ) -> Granted:
         """See `Leaser.lease`. The caller vouches that the request comes from its client. If all
-        fitting nodes are busy, it waits for its turn up to `wait_s` and to the job's deadline."""
+        fitting nodes are busy, it waits for its turn up to `wait_s` and to the job's deadline.
+        `rtt_ms` is how far nodes are from a client that stands elsewhere."""
         now_ms = self._clock.now_ms()
         check_request(request, coordinator=self.coordinator, now_ms=now_ms)
         for receipt in earlier.receipts:
@@ -110,7 +113,13 @@ class LeaseDesk:
                 return await self._leases.turns.take(
                     asked.model,
                     asked.client,
-                    partial(self._grant_or_recall, request, frozenset(earlier.nodes), payer),
+                    partial(
+                        self._grant_or_recall,
+                        request,
+                        frozenset(earlier.nodes),
+                        payer,
+                        rtt_ms=rtt_ms,
+                    ),
                     within_s=max(gives_up_at - trio.current_time(), 0.0),
                     is_choosy=bool(asked.constraints.only or asked.constraints.order),
                     is_batch=asked.is_batch,
@@ -120,11 +129,16 @@ class LeaseDesk:
                     raise
 
     async def _grant_or_recall(
-        self, request: Signed[JobRequest], exclude: frozenset[PeerId], payer: Payer | None
+        self,
+        request: Signed[JobRequest],
+        exclude: frozenset[PeerId],
+        payer: Payer | None,
+        *,
+        rtt_ms: Mapping[PeerId, float],
     ) -> Granted:
         budget_nano = None
         try:
-            return await self._grant(request, exclude, payer)
+            return await self._grant(request, exclude, payer, rtt_ms=rtt_ms)
         except _LeasedBeforeError:
             await self._recall(request.message.client, request.message.job_id)
         except RemoteProtocolError as error:
@@ -132,7 +146,7 @@ class LeaseDesk:
                 raise
             # A cheaper node may do.
             budget_nano = await self._left_nano(payer)
-        return await self._grant(request, exclude, payer, budget_nano=budget_nano)
+        return await self._grant(request, exclude, payer, rtt_ms=rtt_ms, budget_nano=budget_nano)
 
     async def _grant(
         self,
@@ -140,6 +154,7 @@ class LeaseDesk:
         exclude: frozenset[PeerId],
         payer: Payer | None,
         *,
+        rtt_ms: Mapping[PeerId, float],
         budget_nano: int | None = None,
     ) -> Granted:
         now_ms = self._clock.now_ms()
@@ -158,6 +173,7 @@ class LeaseDesk:
             exclude=exclude,
             deadline_at_ms=deadline_at_ms,
             budget_nano=budget_nano,
+            rtt_ms=rtt_ms,
         )
         candidate = choice.candidate
         self._funds.check_ceiling(request.message.client, candidate.ceiling_nano)

@@ -79,7 +79,12 @@ class LeaseServer:
             tuple(open_envelope(raw, Receipt) for raw in ask.receipts),
             tuple(open_envelope(raw, Delivery, signer=client) for raw in ask.deliveries),
         )
-        granted = await self._desk.lease(request, earlier=earlier, wait_s=REMOTE_TURN_WITHIN_S)
+        granted = await self._desk.lease(
+            request,
+            earlier=earlier,
+            wait_s=REMOTE_TURN_WITHIN_S,
+            rtt_ms={trip.node: trip.rtt_us / 1_000 for trip in ask.round_trips},
+        )
         return LeaseGrant(
             granted.lease.raw,
             granted.offer.raw,

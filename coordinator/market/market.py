@@ -5,14 +5,21 @@ asks. Synchronous and without I/O; the answers that travel are `protocol.service
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from coordinator.market.affinities import Affinities
 from coordinator.market.breaker import BreakerState
 from coordinator.market.client_waits import ClientWaits
-from coordinator.market.matching import Candidate, Job, Match, Reason, match
+from coordinator.market.matching import (
+    NO_ROUND_TRIPS,
+    Candidate,
+    Job,
+    Match,
+    Reason,
+    match,
+)
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.quote import quote_reply, summary
 from coordinator.market.offers import NodeEntry, OfferBook
@@ -124,9 +131,11 @@ class Market:
         exclude: frozenset[PeerId],
         deadline_at_ms: int,
         budget_nano: int | None = None,
+        rtt_ms: Mapping[PeerId, float] = NO_ROUND_TRIPS,
     ) -> Choice:
         """`deadline_at_ms` is the request's by our clock, which may differ from its client's;
-        `budget_nano` is what the job may cost at most, whatever it asks for.
+        `budget_nano` is what the job may cost at most, whatever it asks for. `rtt_ms` is what its
+        client measured of nodes.
 
         Raises RemoteProtocolError: UNKNOWN_MODEL, NO_NODE_FITS, BUDGET_EXCEEDED.
         """
@@ -136,6 +145,7 @@ class Market:
             deadline_at_ms=deadline_at_ms,
             resting=self._waits.nodes(request.client, self._clock.now_ms()),
             cache_at=self._affinities.find(request.client, request.affinity),
+            rtt_ms=rtt_ms,
         )
         # Two, because matching never lets a newcomer be the only choice.
         found = self._match(_within(job, budget_nano), limit=2)

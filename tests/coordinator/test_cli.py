@@ -235,3 +235,20 @@ def is_known(data_dir: Path, secret: str) -> bool:
             return authenticate(conn, secret) is not None
     finally:
         database.close()
+
+
+def test_a_gateway_without_a_market_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name a market with --coordinator"):
+        invoke("gateway", data_dir=tmp_path)
+
+
+def test_keys_of_a_gateway_are_made_listed_and_revoked(tmp_path: Path) -> None:
+    made = invoke_json("gateway", "keys", "create", "ada", "--budget=2", data_dir=tmp_path)
+    assert made["key"].startswith("sk-capa-")
+    (row,) = invoke_json("gateway", "keys", "list", data_dir=tmp_path)
+    assert (row["name"], row["budget_nano"], row["revoked_at_ms"]) == ("ada", 2 * 10**9, None)
+    assert "key" not in row
+    invoke("gateway", "keys", "revoke", row["id"], data_dir=tmp_path)
+    with pytest.raises(CommandError, match="could be revoked"):
+        invoke("gateway", "keys", "revoke", row["id"], data_dir=tmp_path)
+    assert "revoked" in invoke("gateway", "keys", "list", data_dir=tmp_path)

@@ -11,6 +11,7 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.cors import Cors
 from coordinator.gateway.http.dialect import Dialect, problem_response
 from coordinator.gateway.http.fair_places import FairPlaces
+from coordinator.gateway.http.local_only import check_local
 from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.rate_limit import RateLimits
 from coordinator.gateway.http.requests import ClientGone, Request, Scope
@@ -89,6 +90,7 @@ class GatewayApp:
     ) -> Reply:
         """Let the request in, or raise ApiError; `headers` gains what the key's limits say."""
         if not route.is_public:
+            check_local(request, self._context.config)
             await self._context.identify(request)
             caller = request.caller
             assert caller is not None, "an identified request has a caller"

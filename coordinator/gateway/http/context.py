@@ -42,6 +42,7 @@ class GatewayContext:
         callers = Callers(
             lambda secret: bridge.call(market.authenticate, secret),
             monotonic=lambda: runtime.stopwatch_ns() / 1e9,
+            needs_key=config.needs_key,
         )
         return cls(bridge, market, metrics, config, runtime, callers)
 

@@ -7,6 +7,23 @@ Everything is arithmetic on the columns of one model's table; nothing here waits
 """
 
 from coordinator.market.matching.decide import match
-from coordinator.market.matching.job import Candidate, Job, Match, Reason, Rejection, Why
+from coordinator.market.matching.job import (
+    NO_ROUND_TRIPS,
+    Candidate,
+    Job,
+    Match,
+    Reason,
+    Rejection,
+    Why,
+)
 
-__all__ = ["Candidate", "Job", "Match", "Reason", "Rejection", "Why", "match"]
+__all__ = [
+    "NO_ROUND_TRIPS",
+    "Candidate",
+    "Job",
+    "Match",
+    "Reason",
+    "Rejection",
+    "Why",
+    "match",
+]

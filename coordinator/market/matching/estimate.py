@@ -16,7 +16,7 @@ from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.filters import Selection, costs
 from coordinator.market.matching.job import Latency
 from coordinator.market.offers.entry import RTT_UNKNOWN_MS
-from coordinator.market.offers.table import BUSY, DECODE_MS, PREFILL_MS, RTT_MS, SLOTS
+from coordinator.market.offers.table import BUSY, DECODE_MS, PREFILL_MS, SLOTS
 from coordinator.market.standings import Bools, Floats
 
 # Admission, frames and the first sampling. Without it, short prompts on fast nodes would claim to
@@ -70,11 +70,12 @@ def estimate(selection: Selection) -> Estimates:
     queue_ms = _queue_wait(rows.value(BUSY), rows.value(SLOTS), own_ms)
     start_ms = prefill_ms + step_ms + OVERHEAD_MS
     decode_ms = step_ms * decode_ratio * max(units.output_tokens - 1, 0)
-    first_ms = rows.value(RTT_MS) + (queue_ms + start_ms) * first_ratio
+    rtt_ms = selection.rtt_ms()
+    first_ms = rtt_ms + (queue_ms + start_ms) * first_ratio
     is_generation = units.output_tokens > 0
     return Estimates(
         cost_nano=costs(rows, units, is_batch=selection.job.is_batch),
-        rtt_ms=rows.value(RTT_MS),
+        rtt_ms=rtt_ms,
         queue_ms=queue_ms * first_ratio,
         prefill_ms=start_ms * first_ratio,
         decode_ms=decode_ms,

@@ -26,6 +26,7 @@ from coordinator.market.offers.table import (
     QUANTIZATION,
     REGION,
     ROOM,
+    RTT_MS,
     SLOTS,
     STANDING,
     SUSPENDED,
@@ -51,7 +52,8 @@ from protocol.tasks import TASKS
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Some rows of one table with the standing of their nodes and machines, for one job at one
-    time. `is_resting` marks nodes that refused this client lately; None if there are none."""
+    time. `is_resting` marks nodes that refused this client lately, `client_rtt_ms` are round trips
+    with what the client measured itself; None if there are none."""
 
     rows: Rows
     standings: Standings
@@ -59,6 +61,11 @@ class Selection:
     job: Job
     now_ms: int
     is_resting: Bools | None = None
+    client_rtt_ms: Floats | None = None
+
+    def rtt_ms(self) -> Floats:
+        """From the client where it told us, from here where it did not."""
+        return self.rows.value(RTT_MS) if self.client_rtt_ms is None else self.client_rtt_ms
 
     def is_last_resort(self) -> Bools:
         """Nodes that go away without notice, and those of machines that do or that failed several
@@ -79,6 +86,7 @@ class Selection:
             self.job,
             self.now_ms,
             None if self.is_resting is None else self.is_resting[kept],
+            None if self.client_rtt_ms is None else self.client_rtt_ms[kept],
         )
 
 
@@ -265,7 +273,17 @@ def selection_of(
     if resting:
         is_resting = np.zeros(rows.size, np.bool_)
         is_resting[resting] = True
-    return Selection(rows, standings, machines, job, now_ms, is_resting)
+    client_rtt_ms = _client_rtt_ms(table, rows, job) if job.rtt_ms else None
+    return Selection(rows, standings, machines, job, now_ms, is_resting, client_rtt_ms)
+
+
+def _client_rtt_ms(table: ModelTable, rows: Rows, job: Job) -> Floats:
+    rtt_ms = rows.value(RTT_MS).copy()
+    for node, measured_ms in job.rtt_ms.items():
+        position = position_of(table, rows, node)
+        if position is not None:
+            rtt_ms[position] = measured_ms
+    return rtt_ms
 
 
 def fitting(table: ModelTable, selection: Selection) -> tuple[Selection, Ints]:

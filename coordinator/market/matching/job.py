@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 from coordinator.market.matching.claim import Claim
 from protocol.envelope import Signed
@@ -69,11 +70,16 @@ class Why(StrEnum):
     NEXT = "next"  # by score, after the near-equals
 
 
+# Of a client that stands where we stand.
+NO_ROUND_TRIPS: Mapping[PeerId, float] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What matching needs to know of a job. `exclude` are nodes that were already tried, `resting`
     nodes that refused this client lately, and until when; `cache_at` is the node that ran how the
-    input begins."""
+    input begins, and `rtt_ms` are the client's own round trips to nodes, which count instead of
+    ours."""
 
     model: str
     task: Task
@@ -86,6 +92,7 @@ class Job:
     resting: Mapping[PeerId, int] = field(default_factory=dict)
     is_batch: bool = False
     cache_at: PeerId | None = None
+    rtt_ms: Mapping[PeerId, float] = field(default_factory=lambda: NO_ROUND_TRIPS)
 
     @classmethod
     def of_request(cls, request: JobRequest, *, exclude: frozenset[PeerId]) -> "Job":
