@@ -1,6 +1,8 @@
 """Who sent an HTTP request."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from protocol.keys import SigningKey
 
@@ -11,8 +13,10 @@ CALLER_TTL_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, and how many a minute it may send; None is no limit."""
+    """Who sent a request, and how many a minute it may send; None is no limit. `provider` is what
+    the key says of routing where a request does not."""
 
     key_id: str
     signing_key: SigningKey
     requests_per_minute: int | None = None
+    provider: Mapping[str, Any] = field(default_factory=dict)

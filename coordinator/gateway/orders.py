@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from coordinator.buyer.spec import JobSpec
+from coordinator.buyer.spec import Continuation, JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.chat.features import check_features, features_of
@@ -40,6 +40,9 @@ class Routing:
     model: str
     objective: Objective
     constraints: Constraints
+    session: str = ""
+    hedge: bool = False
+    continuation: Continuation = Continuation.CONTINUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,4 +166,7 @@ def _spec(
         constraints=constraints,
         deadline_s=deadline_s,
         payer=Payer(caller.key_id),
+        session=order.routing.session,
+        hedge=order.routing.hedge,
+        continuation=order.routing.continuation,
     )

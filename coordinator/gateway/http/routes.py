@@ -15,6 +15,7 @@ from coordinator.gateway.http.event_stream import open_event_stream
 from coordinator.gateway.http.jobs import finish_jobs, finished_headers
 from coordinator.gateway.http.requests import Request, Scope
 from coordinator.gateway.http.responses import Reply, Response, header
+from coordinator.gateway.http.routing_params import routed
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.running import WholeAnswer
 from protocol.messages import Task
@@ -77,7 +78,7 @@ class JobRoute:
     async def _read_call(self, context: GatewayContext, request: Request) -> JobCall:
         if self.read_body is not None:
             return await self.read_body(context, request)
-        return self.read(await context.read_json(request))
+        return self.read(routed(await context.read_json(request), request))
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,10 @@ class Fields:
         """The value as parsed; None if absent."""
         return self._values.get(name)
 
+    def with_value(self, name: str, value: Any) -> "Fields":
+        """The same fields with one of them replaced."""
+        return Fields({**self._values, name: value}, self._path)
+
     def unknown(self, known: Collection[str]) -> list[str]:
         """The names that are not among `known`, without those that are null."""
         return [

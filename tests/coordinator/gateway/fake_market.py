@@ -40,6 +40,7 @@ NOW_MS = 1_800_000_000_000
 API_KEY = "sk-capa-test"
 LIMITED_KEY = "sk-capa-limited"
 OTHER_KEY = "sk-capa-other"
+ROUTED_KEY = "sk-capa-routed"
 NODE_KEY = SigningKey(bytes(31) + b"n")
 CLIENT_KEY = SigningKey(bytes(31) + b"c")
 OTHER_CLIENT_KEY = SigningKey(bytes(31) + b"d")
@@ -98,6 +99,8 @@ class FakeMarket:
             return Caller("key-1", CLIENT_KEY)
         if secret == OTHER_KEY:
             return Caller("key-3", OTHER_CLIENT_KEY)
+        if secret == ROUTED_KEY:
+            return Caller("key-4", CLIENT_KEY, provider={"zdr": True, "sort": "price"})
         if secret == LIMITED_KEY:
             return Caller("key-2", CLIENT_KEY, requests_per_minute=2)
         return None

@@ -2,8 +2,13 @@
 
 import pytest
 
+from coordinator.buyer.spec import Continuation
 from coordinator.gateway.errors import ApiError
-from coordinator.gateway.http.routing_params import read_routing
+from coordinator.gateway.http.routing_params import (
+    read_provider_header,
+    read_routing,
+    with_provider,
+)
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.orders import Routing
 from protocol.messages import NO_CONSTRAINTS, DataCollection, IsolationTier, Objective, PriceCap
@@ -43,7 +48,12 @@ def test_everything_at_once() -> None:
             "region": ["eu", "us"],
             "isolation": "bwrap",
             "require_parameters": True,
-            "something_new": {"x": 1},
+            "preferred_min_throughput": {"p50": 50, "p90": 20},
+            "preferred_max_latency": 0.5,
+            "enforce_distillable_text": False,
+            "session": "s-1",
+            "hedge": True,
+            "continuation": "off",
         }
     )
     constraints = routing.constraints
@@ -59,6 +69,11 @@ def test_everything_at_once() -> None:
     assert constraints.max_latency_ms == 1_500
     assert constraints.regions == ("eu", "us")
     assert constraints.isolation is IsolationTier.BWRAP
+    assert constraints.preferred_tps == 50
+    assert constraints.preferred_latency_ms == 500
+    assert routing.session == "s-1"
+    assert routing.hedge
+    assert routing.continuation is Continuation.OFF
 
 
 @pytest.mark.parametrize(
@@ -87,13 +102,52 @@ def test_zero_data_retention_means_deny() -> None:
 
 def test_a_latency_by_percentile_counts_its_median() -> None:
     assert read({"max_latency": {"p50": 1, "p99": 4}}).constraints.max_latency_ms == 1_000
-    assert read({"preferred_max_latency": {"p90": 2}}).constraints.max_latency_ms == 2_000
+    preferred = read({"preferred_max_latency": {"p90": 2}}).constraints
+    assert preferred.preferred_latency_ms == 2_000
+    assert preferred.max_latency_ms is None
+
+
+def test_a_session_has_several_names() -> None:
+    named = Fields({"model": "m", "session_id": "a", "provider": {"sort": "price"}})
+    assert read_routing(named).session == "a"
+    assert read_routing(Fields({"model": "m", "prompt_cache_key": "b"})).session == "b"
+    own = Fields({"model": "m", "session_id": "a", "provider": {"session": "c"}})
+    assert read_routing(own).session == "c"
+
+
+def test_the_request_goes_before_its_header_and_that_before_the_key() -> None:
+    key = {"sort": "price", "zdr": True, "region": "eu"}
+    stated = read_provider_header('{"sort": "latency", "region": "us"}')
+    fields = with_provider(Fields({"model": "m", "provider": {"region": "asia"}}), key, stated)
+    routing = read_routing(fields)
+    assert routing.objective is Objective.LATENCY
+    assert routing.constraints.regions == ("asia",)
+    assert routing.constraints.data_collection is DataCollection.DENY
+    assert read_routing(with_provider(Fields({"model": "m"}), key)).objective is Objective.PRICE
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "price", '{"a":' + " " * 5_000 + "1}"])
+def test_a_header_that_is_no_object_is_refused_by_its_name(text: str) -> None:
+    with pytest.raises(ApiError, match="x-capacloud-provider") as caught:
+        read_provider_header(text)
+    assert caught.value.problem.status == 400
 
 
 @pytest.mark.parametrize(
     ("provider", "param"),
     [
         ("fast", "provider"),
+        ({"something_new": {"x": 1}}, "provider.something_new"),
+        ({"max_price": {"output": 0}}, "provider.max_price.output"),
+        ({"sort": {"by": "price", "partiton": "none"}}, "provider.sort.partiton"),
+        ({"sort": {"by": "price", "partition": "all"}}, "provider.sort.partition"),
+        ({"max_latency": {"p95": 1}}, "provider.max_latency.p95"),
+        ({"preferred_min_throughput": "fast"}, "provider.preferred_min_throughput"),
+        ({"enforce_distillable_text": True}, "provider.enforce_distillable_text"),
+        ({"require_parameters": "yes"}, "provider.require_parameters"),
+        ({"continuation": "maybe"}, "provider.continuation"),
+        ({"session": ""}, "provider.session"),
+        ({"hedge": 1}, "provider.hedge"),
         ({"order": ["openai"]}, "provider.order"),
         ({"order": 5}, "provider.order"),
         ({"only": [NODE] * 65}, "provider.only"),

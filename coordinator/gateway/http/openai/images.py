@@ -13,7 +13,7 @@ from coordinator.gateway.http.multipart import read_form
 from coordinator.gateway.http.openai.generation import FINGERPRINT_CHARS
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import to_json
-from coordinator.gateway.http.routing_params import read_routing
+from coordinator.gateway.http.routing_params import read_routing, routed
 from coordinator.gateway.http.strict_json import Fields, check_text, parse_object
 from coordinator.gateway.market_side.running import StartedAnswer
 from coordinator.gateway.orders import PlainOrder
@@ -90,7 +90,7 @@ async def read_classification_body(context: GatewayContext, request: Request) ->
             "image",
             code="missing_required_parameter",
         )
-    return ClassificationCall(_order(_form_fields(form.texts), image))
+    return ClassificationCall(_order(routed(_form_fields(form.texts), request), image))
 
 
 def _order(fields: Fields, image: bytes) -> PlainOrder:
