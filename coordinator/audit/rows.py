@@ -11,12 +11,14 @@ from coordinator.db.custodial_keys import damaged_custodial_keys
 from coordinator.db.engine import Connection
 from coordinator.db.heads import structural_damage
 from coordinator.db.jobs import damaged_jobs
+from coordinator.db.key_routings import damaged_key_routings
 from coordinator.db.leases import damaged_leases
 from coordinator.db.receipts import damaged_receipts
 
 _DAMAGED = (
     ("account", damaged_accounts),
     ("API key", damaged_api_keys),
+    ("routing of API key", damaged_key_routings),
     ("custodial key of account", damaged_custodial_keys),
     ("job", damaged_jobs),
     ("lease", damaged_leases),

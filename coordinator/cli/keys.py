@@ -1,5 +1,6 @@
 """`coordinator keys`: API keys for people and programs that speak HTTP."""
 
+import json
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from coordinator.cli.options import (
     write_books,
 )
 from protocol.money import format_credits, parse_credits
+from protocol.programs.commands import UsageError
 from protocol.programs.output import print_json, print_table, say, time_text
 
 if TYPE_CHECKING:
@@ -36,6 +38,13 @@ def create(
     requests_per_minute: Annotated[
         int | None, typer.Option(min=1, max=1_000_000, show_default="no limit")
     ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help="What its requests say of routing if they do not: a provider object as JSON.",
+            show_default="nothing",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     as_json: Json = False,
@@ -44,10 +53,12 @@ def create(
     from coordinator.accounts import check_name, find_by_name
     from coordinator.db.api_keys import create_api_key
     from coordinator.db.custodial_keys import find_custodial_key
+    from coordinator.db.key_routings import store_key_routing
     from protocol.net.clock import SystemClock
 
     if name:
         check_name(name)
+    routing = _parse_provider(provider)
     with write_books(load_config(data_dir, config_file)) as conn:
         owner = find_by_name(conn, account)
         if find_custodial_key(conn, owner.id) is None:
@@ -64,6 +75,8 @@ def create(
             budget_nano=_parse_budget(budget),
             requests_per_minute=requests_per_minute,
         )
+        if routing is not None:
+            store_key_routing(conn, key.id, routing)
     if as_json:
         print_json({"key": secret, **_plain(key)})
         return
@@ -130,6 +143,22 @@ def list_keys(
 
 def _plain(key: "ApiKey") -> dict[str, object]:
     return asdict(key)
+
+
+def _parse_provider(text: str | None) -> str | None:
+    """As it will be read with each request. Raises UsageError."""
+    from coordinator.gateway.errors import ApiError
+    from coordinator.gateway.http.routing_params import read_provider_header, read_routing
+    from coordinator.gateway.http.strict_json import Fields
+
+    if text is None:
+        return None
+    try:
+        provider = dict(read_provider_header(text))
+        read_routing(Fields({"model": "any", "provider": provider}))
+    except ApiError as error:
+        raise UsageError(f"--provider: {error}") from None
+    return json.dumps(provider)
 
 
 def _parse_budget(text: str | None) -> int | None:

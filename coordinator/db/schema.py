@@ -172,6 +172,16 @@ api_keys = Table(
     sqlite_strict=True,
 )
 
+# What an API key says of routing where a request does not: a `provider` object as JSON.
+key_routings = Table(
+    "key_routings",
+    metadata,
+    Column("api_key_id", Text, ForeignKey("api_keys.id"), primary_key=True),
+    Column("provider", Text, nullable=False),
+    sha256("digest"),
+    sqlite_strict=True,
+)
+
 # Keys that the gateway signs with for users who only have an API key. Sealed: a copy of the
 # database alone must not let anyone sign.
 custodial_keys = Table(
@@ -323,6 +333,28 @@ batches = Table(
         sqlite_where=text("ended_at_ms IS NULL"),
         postgresql_where=text("ended_at_ms IS NULL"),
     ),
+    sqlite_strict=True,
+)
+
+# Answers of the gateway that a client may fetch again, sealed. `name` says by what: an idempotency
+# key's hash, or the id of a generation. The seal proves the row, so it has no digest.
+kept_answers = Table(
+    "kept_answers",
+    metadata,
+    Column("account", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    # Of the request: another one under the same name is refused.
+    sha256("request_digest"),
+    ulid("job_id"),
+    # None while the answer is not there.
+    Column("sealed", LargeBinary),
+    amount("bytes"),
+    stamp("created_at_ms"),
+    stamp("expires_at_ms"),
+    PrimaryKeyConstraint("account", "name"),
+    Index("ix_kept_answers_expires_at_ms", "expires_at_ms"),
+    # With the bytes, so that adding them up reads no answer.
+    Index("ix_kept_answers_account", "account", "created_at_ms", "bytes"),
     sqlite_strict=True,
 )
 

@@ -10,6 +10,7 @@ from coordinator.accounts import create_account
 from coordinator.auth import ApiKeyDesk
 from coordinator.db.api_keys import create_api_key, revoke_api_key
 from coordinator.db.engine import Database, InlineRunner, open_database
+from coordinator.db.key_routings import store_key_routing
 from coordinator.ledger.accounts import Account, account_of
 from coordinator.vault import Vault, VaultError
 from protocol.keys import SigningKey
@@ -88,3 +89,12 @@ async def test_another_coordinators_key_opens_nothing(books: Books) -> None:
     stranger = Vault(SigningKey(bytes(31) + b"s"))
     with pytest.raises(VaultError):
         await ApiKeyDesk(books.database, stranger).authenticate(secret)
+
+
+async def test_a_key_brings_what_it_says_of_routing(books: Books) -> None:
+    secret, key_id = books.key(books.account("ada"))
+    with books.database.transaction() as conn:
+        store_key_routing(conn, key_id, '{"zdr": true}')
+    caller = await ApiKeyDesk(books.database, books.vault).authenticate(secret)
+    assert caller is not None
+    assert caller.provider == {"zdr": True}

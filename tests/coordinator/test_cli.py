@@ -252,3 +252,11 @@ def test_keys_of_a_gateway_are_made_listed_and_revoked(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="could be revoked"):
         invoke("gateway", "keys", "revoke", row["id"], data_dir=tmp_path)
     assert "revoked" in invoke("gateway", "keys", "list", data_dir=tmp_path)
+
+
+def test_a_key_is_made_with_what_it_says_of_routing(tmp_path: Path) -> None:
+    invoke("accounts", "create", "ada", data_dir=tmp_path)
+    invoke("keys", "create", "ada", '--provider={"zdr": true}', data_dir=tmp_path)
+    for wrong in ("fast", '{"colour": "red"}', '{"max_latency": "x"}', "[]"):
+        with pytest.raises(UsageError, match="--provider"):
+            invoke("keys", "create", "ada", f"--provider={wrong}", data_dir=tmp_path)

@@ -139,6 +139,8 @@ def read_provider_header(text: str | None) -> Mapping[str, Any]:
         return parse_object(text.encode("latin-1"))
     except ApiError as error:
         raise _bad_header(f"is a JSON object: {error}") from None
+    except UnicodeEncodeError:
+        raise _bad_header("has ASCII only: write other characters as \\u escapes") from None
 
 
 def _bad_header(rule: str) -> ApiError:
