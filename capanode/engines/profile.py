@@ -16,7 +16,7 @@ BERT = "bert/1"
 EFFICIENTNET = "efficientnet/1"
 
 # How the next token is drawn: see `capanode.engines.sampling`.
-SAMPLER = "inverse-cdf/1"
+SAMPLER = "gumbel-1"
 
 DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 

@@ -1,26 +1,40 @@
-"""Choosing the next token of many rows at once.
+"""Choosing the next token of many rows at once, by the sampler `gumbel-1` of docs/protocol.md.
 
-Randomness has no state: the draw for a job's n-th output token is a hash of (seed, n). A job so
-samples the same tokens in every batch, and an answer that is continued elsewhere goes on
-with the draws that it would have had.
+A row's token is the one with the greatest sum of scaled logit and noise (`capanode.engines.noise`)
+among those that the filters leave. A row is chosen alike whatever rows are beside it.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import add, neg
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from capanode.engines.noise import RowNoise, gumbel, rough_gumbel
+
 # Reductions over a whole vocabulary go by blocks: torch's bfloat16 argmax is not vectorised, but
 # its maximum is (20 us instead of 160 us a row).
 _BLOCK = 128
 
-# Truncated sampling looks at this many likeliest tokens first. A nucleus that reaches further is
-# drawn from by rejection: sorting a whole vocabulary costs 30 times as much.
+# How many columns of tokens are looked at first, how many times more if that was not enough, and
+# how many of their tokens are compared exactly.
+_FIRST_COLUMNS = 24
+_MORE_COLUMNS = 8
+_CONTENDERS = 4
+# `rough_gumbel` is closer than this.
+_ROUGHNESS = 1e-3
+
+# Filters look at this many likeliest tokens first: sorting a whole vocabulary costs 30 times as
+# much.
 _CANDIDATES = 64
-_REJECTIONS_MAX = 16
+# Where a nucleus reaches further, so many tokens are tried before the vocabulary is sorted.
+_TRIED = 32
+
+# Below it scaled logits leave what float32 holds; nothing but the likeliest token is drawn anyway.
+_TEMPERATURE_MIN = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,174 +43,202 @@ class SamplingParameters:
     top_p: float
     top_k: int  # 0 is no limit
     seed: int
+    min_p: float = 0.0
 
     @property
     def is_greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature < _TEMPERATURE_MIN or self.top_k == 1
 
     @property
-    def is_truncated(self) -> bool:
-        return self.top_p < 1 or self.top_k > 0
+    def is_filtered(self) -> bool:
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+    @property
+    def width(self) -> int:
+        """How many of the likeliest tokens to look at; from the row alone."""
+        return max(_CANDIDATES, 1 << (self.top_k - 1).bit_length()) if self.top_k else _CANDIDATES
 
 
-def uniform_draw(seed: int, index: int, attempt: int = 0) -> float:
-    """A number in [0, 1) that depends on nothing but a job's seed and the token's index."""
-    text = b"".join(number.to_bytes(8, "big") for number in (seed, index, attempt))
-    return (int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 11) * 2.0**-53
+_Rows = Sequence[SamplingParameters]
 
 
-def choose_tokens(
-    logits: Tensor, parameters: Sequence[SamplingParameters], indices: Sequence[int]
-) -> list[int]:
+def choose_tokens(logits: Tensor, parameters: _Rows, indices: Sequence[int]) -> list[int]:
     """One token for each row of `logits` [n, vocab]; `indices` count each job's output tokens."""
-    greedy = [row for row, wanted in enumerate(parameters) if wanted.is_greedy]
-    if len(greedy) == len(parameters):
-        return _ints(_likeliest(logits))
-    drawn = [row for row, wanted in enumerate(parameters) if not wanted.is_greedy]
-    truncated = [row for row in drawn if parameters[row].is_truncated]
-    whole = [row for row in drawn if not parameters[row].is_truncated]
-    tokens = dict(zip(greedy, _ints(_likeliest(logits[greedy])), strict=True)) if greedy else {}
-    for rows, choose in ((truncated, _draw_truncated), (whole, _draw_whole)):
-        if rows:
-            wanted = [parameters[row] for row in rows]
-            chosen = logits if len(rows) == len(parameters) else logits[rows]
-            drawn_tokens = choose(_weights(chosen, wanted), wanted, [indices[row] for row in rows])
-            tokens |= zip(rows, drawn_tokens, strict=True)
+    groups: dict[tuple[_Choose, int], list[int]] = defaultdict(list)
+    for row, wanted in enumerate(parameters):
+        groups[_way_of(wanted)].append(row)
+    tokens: dict[int, int] = {}
+    for (choose, width), rows in groups.items():
+        chosen = logits if len(rows) == len(parameters) else logits[rows]
+        wanted_rows = [parameters[row] for row in rows]
+        found = choose(chosen, wanted_rows, [indices[row] for row in rows], width)
+        tokens |= zip(rows, found, strict=True)
     return [tokens[row] for row in range(len(parameters))]
 
 
-def _likeliest(logits: Tensor) -> Tensor:
+def _way_of(wanted: SamplingParameters) -> "tuple[_Choose, int]":
+    if wanted.is_greedy:
+        return _choose_likeliest, 0
+    return (
+        (_choose_filtered, wanted.width)
+        if wanted.is_filtered
+        else (_choose_unfiltered, _FIRST_COLUMNS)
+    )
+
+
+def _choose_likeliest(logits: Tensor, _rows: _Rows, _indices: Sequence[int], _: int) -> list[int]:
     """argmax over the last dimension, the first of equals."""
     count, vocab = logits.shape
     if vocab % _BLOCK:
-        return logits.float().argmax(-1)
+        return _ints(logits.float().argmax(-1))
     blocks = logits.view(count, -1, _BLOCK)
     block = blocks.amax(-1).float().argmax(-1)
     inside = blocks[torch.arange(count, device=logits.device), block].float().argmax(-1)
-    return block * _BLOCK + inside
+    return _ints(block * _BLOCK + inside)
 
 
-def _weights(logits: Tensor, wanted: Sequence[SamplingParameters]) -> Tensor:
-    """Probabilities up to a factor, float32; the likeliest token has 1."""
-    temperatures = torch.tensor([[row.temperature] for row in wanted], device=logits.device)
-    shifted = logits.float().sub_(logits.amax(-1, keepdim=True))
-    return shifted.div_(temperatures).exp_()
-
-
-def _draw_truncated(
-    weights: Tensor, wanted: Sequence[SamplingParameters], indices: Sequence[int]
+def _choose_unfiltered(
+    logits: Tensor, wanted: _Rows, indices: Sequence[int], columns: int
 ) -> list[int]:
-    """Draw from the `top_k` likeliest tokens, and of those from the nucleus with mass `top_p`."""
-    tokens: dict[int, int] = {}
-    narrow = [row for row, one in enumerate(wanted) if one.top_k <= _CANDIDATES]
-    wide = [row for row, one in enumerate(wanted) if one.top_k > _CANDIDATES]
-    for rows, width in (
-        (narrow, _CANDIDATES),
-        (wide, max((wanted[row].top_k for row in wide), default=0)),
-    ):
-        if rows:
-            chosen = weights if len(rows) == len(wanted) else weights[rows]
-            found = _draw_candidates(
-                chosen, [wanted[row] for row in rows], [indices[row] for row in rows], width
-            )
-            tokens |= {
-                row: token for row, token in zip(rows, found, strict=True) if token is not None
-            }
-    rest = [row for row in narrow if row not in tokens]
-    if rest:
-        nuclei = [wanted[row] for row in rest], [indices[row] for row in rest]
-        tokens |= zip(rest, _draw_nucleus(weights[rest], *nuclei), strict=True)
-    return [tokens[row] for row in range(len(wanted))]
+    """The vocabulary is read as a table of `_BLOCK` rows, whose columns have at most the sum of
+    their greatest logit and their greatest noise: only the tokens of the best ones are looked at,
+    and if another column could still hold the best token, of more of them."""
+    noise, temperatures = _noise_of(wanted, indices, logits), _column(wanted, logits, "temperature")
+    count, vocab = logits.shape
+    if vocab % _BLOCK:
+        logits = functional.pad(logits, (0, -vocab % _BLOCK), value=-torch.inf)
+    table = logits.view(count, _BLOCK, -1)
+    every = table.shape[2]
+    bounds = rough_gumbel(noise.column_minima(logits.shape[1], _BLOCK))
+    bounds.add_(table.amax(1).float().div_(temperatures))
+    columns = min(columns, every)
+    best = bounds.topk(min(columns + 1, every))
+    places = torch.arange(0, logits.shape[1], every, device=logits.device)[:, None]
+    ids = (best.indices[:, None, :columns] + places).view(count, -1)
+    scaled = logits.gather(1, ids).float().div_(temperatures)
+    tokens, sums = _greatest_sums(ids, scaled, noise.hashes(ids, logits.shape[1]))
+    if columns < every:
+        for row, bound in enumerate(_floats(best.values[:, columns])):
+            if bound < sums[row] - _ROUGHNESS:
+                continue
+            one = slice(row, row + 1)
+            more = _MORE_COLUMNS * columns
+            (tokens[row],) = _choose_unfiltered(logits[one], wanted[one], indices[one], more)
+    return tokens
 
 
-def _draw_candidates(
-    weights: Tensor, wanted: Sequence[SamplingParameters], indices: Sequence[int], width: int
-) -> list[int | None]:
-    """Draw among each row's `width` likeliest tokens; None where its nucleus reaches further."""
-    vocab, device = weights.shape[1], weights.device
+def _greatest_sums(ids: Tensor, scaled: Tensor, hashes: Tensor) -> tuple[list[int], list[float]]:
+    """Each row's token with the greatest sum of `scaled` and noise, the least of equals, and that
+    sum. All are [n, k]; tokens that may not be chosen have −inf."""
+    best = rough_gumbel(hashes).add_(scaled).topk(min(_CONTENDERS, ids.shape[1])).indices
+    gathered = (ids.gather(1, best), scaled.gather(1, best), hashes.gather(1, best))
+    chosen = [
+        max(zip(map(add, logits, map(gumbel, noises)), map(neg, tokens), strict=True))
+        for tokens, logits, noises in zip(*(part.tolist() for part in gathered), strict=True)
+    ]
+    return [-token for _, token in chosen], [total for total, _ in chosen]
+
+
+def _choose_filtered(
+    logits: Tensor, wanted: _Rows, indices: Sequence[int], width: int
+) -> list[int]:
+    """Among each row's `width` likeliest tokens; `_choose_wide` where its filters leave more."""
+    noise, temperatures = _noise_of(wanted, indices, logits), _column(wanted, logits, "temperature")
+    vocab, device = logits.shape[1], logits.device
     width = min(width, vocab)
-    values, ids = weights.topk(width)
+    values, ids = logits.topk(width)
+    scaled = values.float().div_(temperatures)
+    top = scaled[:, :1]
+    weights = (scaled - top).exp_()
     limits = torch.tensor([[row.top_k or vocab] for row in wanted], device=device)
-    values.masked_fill_(torch.arange(width, device=device) >= limits, 0)
-    ends = values.cumsum(-1)
-    # With a top_k the nucleus is a share of those k's mass; without, of everything.
-    is_limited = limits < vocab
-    total = torch.where(is_limited, ends[:, -1:], weights.sum(-1, keepdim=True))
-    nucleus = total * torch.tensor([[row.top_p] for row in wanted], device=device)
-    reaches = is_limited | (ends[:, -1:] >= nucleus) | (width == vocab)
-    values.masked_fill_(ends - values >= nucleus, 0)
-    ends = values.double().cumsum(-1)
-    draws = _draws(wanted, indices, 0, device)
-    tokens = ids.gather(1, _first_above(ends, draws * ends[:, -1:]))
-    return [
-        token if is_found else None
-        for token, is_found in zip(_ints(tokens[:, 0]), _ints(reaches[:, 0]), strict=True)
-    ]
-
-
-def _draw_nucleus(
-    weights: Tensor, wanted: Sequence[SamplingParameters], indices: Sequence[int]
-) -> list[int]:
-    """Draw from the whole distribution until the token lies in the nucleus, that is until less than
-    `top_p` of the mass is likelier than it. One draw succeeds with probability `top_p` or more."""
-    tokens: dict[int, int] = {}
-    bounds = weights.sum(-1) * torch.tensor([row.top_p for row in wanted], device=weights.device)
-    rows = list(range(len(wanted)))
-    for attempt in range(1, _REJECTIONS_MAX + 1):
-        chosen = weights[rows]
-        drawn = _draw_whole(
-            chosen, [wanted[row] for row in rows], [indices[row] for row in rows], attempt
+    last = limits.clamp(max=width) - 1
+    least = scaled.gather(1, last).masked_fill_(limits >= vocab, -torch.inf)
+    weights.masked_fill_(scaled < least, 0)
+    ends = weights.cumsum(-1)
+    shares = _column(wanted, logits, "top_p")
+    if any(row.top_p < 1 and not row.top_k for row in wanted):
+        everything = (
+            logits.to(torch.float32, copy=True)
+            .div_(temperatures)
+            .sub_(top)
+            .exp_()
+            .sum(-1, keepdim=True)
         )
-        own = chosen.gather(1, torch.tensor(drawn, device=weights.device)[:, None])
-        likelier = chosen.masked_fill_(chosen <= own, 0).sum(-1)
-        accepted = _ints(likelier < bounds[rows])
-        tokens |= {row: token for row, token, ok in zip(rows, drawn, accepted, strict=True) if ok}
-        rows = [row for row, ok in zip(rows, accepted, strict=True) if not ok]
-        if not rows:
-            return [tokens[row] for row in range(len(wanted))]
-    last = [wanted[row] for row in rows], [indices[row] for row in rows]
-    found = _draw_candidates(weights[rows], *last, weights.shape[1])
-    tokens |= {row: token for row, token in zip(rows, found, strict=True) if token is not None}
-    return [tokens[row] for row in range(len(wanted))]
+        total = torch.where(limits < vocab, ends[:, -1:], everything)
+    else:
+        total = ends[:, -1:]
+    # The last token with too little before it, and its equals, are the least likely that stay.
+    edge = ((ends - weights) < shares * total).sum(-1, keepdim=True).sub_(1).clamp_(min=0)
+    has_share = shares < 1
+    least = torch.where(has_share, torch.maximum(least, scaled.gather(1, edge)), least)
+    minimum = top + _column(wanted, logits, "min_p").log_()
+    least = torch.maximum(least, minimum)
+    left = scaled.masked_fill(scaled < least, -torch.inf)
+    found, _ = _greatest_sums(ids, left, noise.hashes(ids, vocab))
+    if width < vocab:
+        for row, (is_wide,) in enumerate((scaled[:, -1:] >= least).tolist()):
+            if is_wide:
+                found[row] = _choose_wide(logits[row : row + 1], wanted[row], indices[row])
+    return found
 
 
-def _draw_whole(
-    weights: Tensor,
-    wanted: Sequence[SamplingParameters],
-    indices: Sequence[int],
-    attempt: int = 0,
-) -> list[int]:
-    """Draw from the whole distribution: find the block of tokens, then the token in it."""
-    count, device = len(wanted), weights.device
-    if weights.shape[1] % _BLOCK:
-        weights = functional.pad(weights, (0, -weights.shape[1] % _BLOCK))
-    blocks = weights.view(count, -1, _BLOCK)
-    ends = blocks.sum(-1).double().cumsum(-1)
-    target = _draws(wanted, indices, attempt, device) * ends[:, -1:]
-    block = _first_above(ends, target)
-    inside = blocks[torch.arange(count, device=device), block[:, 0]].double().cumsum(-1)
-    before = functional.pad(ends, (1, 0)).gather(1, block)
-    return _ints((block * _BLOCK + _first_above(inside, target - before))[:, 0])
+def _choose_wide(logits: Tensor, wanted: SamplingParameters, index: int) -> int:
+    """One row ([1, vocab]) whose filters leave more than its candidates.
 
-
-def _first_above(ends: Tensor, target: Tensor) -> Tensor:
-    """Where the cumulative weights `ends` first exceed `target`, both [n, ...] in float64.
-
-    Rounding may put the target past all weight: then it is the last place that has any.
+    The tokens with the greatest sums are tried in order: the first that passes is the greatest of
+    those that pass, and most do. Only if none of them does is the vocabulary sorted.
     """
-    place = torch.searchsorted(ends, target, right=True)
-    return torch.minimum(place, (ends < ends[:, -1:]).sum(-1, keepdim=True))
+    noise, vocab = RowNoise([wanted.seed], [index], logits.device), logits.shape[1]
+    scaled = logits.float() / wanted.temperature
+    weights = (scaled - scaled.amax()).exp_()
+    hashes = noise.all_hashes(vocab)
+    if not wanted.top_k:
+        total, tried = weights.sum(), rough_gumbel(hashes).add_(scaled).topk(_TRIED).indices[0]
+        minimum = scaled.amax() + scaled.new_tensor(wanted.min_p).log()
+        sums = zip(scaled[0, tried].tolist(), hashes[0, tried].tolist(), _ints(tried), strict=True)
+        for _, token in sorted((-z - gumbel(noise), token) for z, noise, token in sums):
+            own = scaled[0, token]
+            likelier = weights.masked_fill(scaled <= own, 0).sum()
+            if bool((likelier < wanted.top_p * total) & (own >= minimum)):
+                return token
+    left = scaled.masked_fill(scaled < _least_likely(scaled[0], weights[0], wanted), -torch.inf)
+    ids = torch.arange(vocab, device=logits.device)[None]
+    return _greatest_sums(ids, left, hashes)[0][0]
 
 
-def _draws(
-    wanted: Sequence[SamplingParameters], indices: Sequence[int], attempt: int, device: torch.device
-) -> Tensor:
-    draws = [
-        [uniform_draw(row.seed, index, attempt)] for row, index in zip(wanted, indices, strict=True)
-    ]
-    return torch.tensor(draws, dtype=torch.float64, device=device)
+def _least_likely(scaled: Tensor, weights: Tensor, wanted: SamplingParameters) -> Tensor:
+    """The scaled logit that a token needs to pass the filters."""
+    order = scaled.sort(descending=True)
+    least = scaled.new_tensor(-torch.inf)
+    if 0 < wanted.top_k < len(scaled):
+        least = order.values[wanted.top_k - 1]
+    ends = weights[order.indices].masked_fill_(order.values < least, 0).cumsum(-1)
+    if wanted.top_p < 1:
+        before = functional.pad(ends, (1, 0))[:-1]
+        edge = (before < wanted.top_p * ends[-1]).sum() - 1
+        least = torch.maximum(least, order.values[edge.clamp(min=0)])
+    if wanted.min_p > 0:
+        least = torch.maximum(least, order.values[0] + scaled.new_tensor(wanted.min_p).log())
+    return least
+
+
+def _noise_of(wanted: _Rows, indices: Sequence[int], logits: Tensor) -> RowNoise:
+    return RowNoise([row.seed for row in wanted], indices, logits.device)
+
+
+def _column(wanted: _Rows, logits: Tensor, name: str) -> Tensor:
+    values = [[getattr(row, name)] for row in wanted]
+    return torch.tensor(values, dtype=torch.float32, device=logits.device)
+
+
+def _floats(tensor: Tensor) -> list[float]:
+    values: list[float] = tensor.tolist()
+    return values
 
 
 def _ints(tensor: Tensor) -> list[int]:
     values: list[int] = tensor.tolist()
     return values
+
+
+_Choose = Callable[[Tensor, _Rows, Sequence[int], int], list[int]]
