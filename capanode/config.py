@@ -168,7 +168,8 @@ def new_node_config_text(chosen: Mapping[str, str]) -> str:
 _MODELS_COMMENT = (
     "",
     "# What to serve; all that the store holds if none is listed (`capanode models list`).",
-    "# Prices are in credits: per million tokens in and out, per image, per request.",
+    "# Prices are in credits: per million tokens in and out, per image, per request, per thousand",
+    "# tensor elements.",
     "# Slots and threads that you leave out fit the machine; prices are proposed from its speed.",
     '# [models."smollm2-135m-instruct"]',
     "# slots = 16",

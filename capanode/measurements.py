@@ -3,6 +3,7 @@
 Each runs a few short jobs on a worker that has nothing else to do, and says how fast they were.
 """
 
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from protocol.generation import GenerationInput
 from protocol.offers import TOKENS_PER_S_MAX
 from protocol.payload import EmbeddingInput, ImageInput
 from protocol.pricing import Units
+from protocol.tensors import ELEMENT_BYTES, NamedTensor, TensorInput, TensorMetadata
 
 # Long enough for the mean to settle, short enough that a start takes a second or two.
 _PROMPT_WORDS = 200
@@ -27,12 +29,16 @@ _BATCH = 8
 _TEXTS = 8
 _IMAGES = 4
 _IMAGE_PIXELS = 64
+_TENSOR_JOBS = 4
+# A small batch, as clients send them.
+_TENSOR_ROWS = 32
+_TENSOR_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
     """What the start-up benchmark measured, per second: input tokens of one job, output tokens (or
-    images) of one job, and of several jobs at once."""
+    images, or elements of tensors) of one job, and of several jobs at once."""
 
     prefill_tps: int
     decode_tps: int
@@ -99,6 +105,32 @@ async def measure_images(worker: JobWorker, info: EngineInfo) -> Speed:
         worker, payload, min(info.slots, _IMAGES), lambda units: units.images
     )
     return Speed(prefill_tps=single, decode_tps=single, batched_tps=max(batched, single))
+
+
+async def measure_tensors(worker: JobWorker, info: EngineInfo) -> Speed:
+    """Jobs of some rows of zeros. Raises BenchmarkError."""
+    assert info.signature is not None, "a tensor model says what it takes"
+    wanted = info.signature.inputs
+    row_bytes = sum(ELEMENT_BYTES[t.datatype] * math.prod(t.shape[1:]) for t in wanted)
+    rows = max(1, min(_TENSOR_ROWS, _TENSOR_BYTES // row_bytes))
+    job_input = TensorInput(tuple(_zeros(tensor, rows) for tensor in wanted))
+    payload = encode(job_input)
+    await _run(worker, payload, "warm-up")
+    started_at = trio.current_time()
+    for number in range(_TENSOR_JOBS):
+        await _run(worker, payload, f"tensor-{number}")
+    elements = _TENSOR_JOBS * job_input.elements
+    single = _per_second(elements, trio.current_time() - started_at)
+    batched = await _run_together(
+        worker, payload, min(info.slots, _BATCH), lambda units: units.tensor_elements
+    )
+    return Speed(prefill_tps=single, decode_tps=single, batched_tps=max(batched, single))
+
+
+def _zeros(tensor: TensorMetadata, rows: int) -> NamedTensor:
+    shape = (rows, *tensor.shape[1:])
+    size = math.prod(shape) * ELEMENT_BYTES[tensor.datatype]
+    return NamedTensor(tensor.name, tensor.datatype, shape, bytes(size))
 
 
 async def _run_together(

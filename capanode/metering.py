@@ -18,7 +18,7 @@ from protocol.limits import KIB
 from protocol.messages import Lease, Receipt
 from protocol.node_session import NodeJob
 from protocol.payload import Chunk, salted_digest
-from protocol.pricing import Units
+from protocol.pricing import UNIT_NAMES, Units
 from protocol.receipts import draft_receipt
 
 # With four bytes to a character this stays far below a frame, whatever the script.
@@ -49,12 +49,12 @@ class Meter:
     @property
     def units(self) -> Units:
         """What has been delivered."""
-        return Units(self._input.input_tokens, self._job.window.sent_tokens, self._input.images)
+        return replace(self._input, output_tokens=self._job.window.sent_tokens)
 
     @property
     def produced(self) -> Units:
         """What the worker made, sent or not."""
-        return Units(self._input.input_tokens, self._produced_tokens, self._input.images)
+        return replace(self._input, output_tokens=self._produced_tokens)
 
     def accept(self, started: Started, *, profile: str = "") -> None:
         """`profile` is what computes. Raises RemoteProtocolError if the input counts as more than
@@ -63,8 +63,7 @@ class Meter:
         leased = self._lease.message.units_max
         if input_units.output_tokens or not input_units.fits_in(leased):
             raise RemoteProtocolError(
-                f"the input counts {input_units.input_tokens} tokens and {input_units.images} "
-                f"images, the lease allows {leased.input_tokens} and {leased.images}",
+                f"the input counts {_counts(input_units)}, the lease allows {_counts(leased)}",
                 code=Code.INPUT_TOO_LARGE,
             )
         self._input = input_units
@@ -116,6 +115,11 @@ class Meter:
         if self._started is None or not self._started.input_digest:
             return None
         return salted_digest(bytes.fromhex(self._started.input_digest), salt)
+
+
+def _counts(units: Units) -> str:
+    counts = (f"{getattr(units, name)} {name}" for name in UNIT_NAMES if name != "output_tokens")
+    return ", ".join(counts)
 
 
 def chunks_of(event: Produced) -> Iterator[Chunk]:

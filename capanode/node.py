@@ -37,7 +37,7 @@ from capanode.outbox import Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.pricing_policy import hourly_nano, propose_price
 from capanode.seats import Seats
-from capanode.served import ModelWorker, ServedModel
+from capanode.served import ModelWorker, ServedModel, within_signature_room
 from capanode.settings import CoordinatorAddress
 from capanode.wages import DEFAULT_WAGES, Wages
 from capanode.workers import ModelPlan, WorkerPool
@@ -239,7 +239,8 @@ class Node:
     def _offered_models(self) -> tuple[ModelOffer, ...]:
         if self.admission.is_draining:
             return ()
-        return tuple(model.offer() for model in self.models.values() if model.is_offered)
+        offers = tuple(model.offer() for model in self.models.values() if model.is_offered)
+        return within_signature_room(offers)
 
     def _worker_changed(self) -> None:
         self.announcer.changed()

@@ -1,6 +1,7 @@
 """One model that the node serves: its worker, its seats, its speed and its price together."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import trio
@@ -9,7 +10,9 @@ from capanode.engines.base import EngineInfo
 from capanode.measurements import Speed
 from capanode.seats import Seats
 from capanode.worker.jobs import JobWorker, WorkerState
+from protocol.codec import encode
 from protocol.ids import Digest
+from protocol.limits import KIB
 from protocol.manifest import ModelManifest
 from protocol.offers import BATCH_PERCENT_DEFAULT, ModelLoad, ModelOffer
 from protocol.pricing import PriceSheet
@@ -24,6 +27,10 @@ class ModelWorker(JobWorker, Protocol):
         """Keep the worker running until cancelled. `started` once it is ready for jobs; raises
         NodeError if it never gets there."""
         ...
+
+
+# Of the 16 KiB of an offer: some ten tensor models say what they take and answer.
+SIGNATURES_BYTES_MAX = 2 * KIB
 
 
 @dataclass(slots=True)
@@ -69,9 +76,22 @@ class ServedModel:
             features=info.features,
             chat_format=info.chat_format,
             batch_percent=self.batch_percent,
+            signature=info.signature,
         )
 
     def load(self) -> ModelLoad:
         return ModelLoad(
             self.digest, self.seats.running, self.seats.queued, available=self.is_available
         )
+
+
+def within_signature_room(offers: Sequence[ModelOffer]) -> tuple[ModelOffer, ...]:
+    """The offers, without the signatures that would make the node's offer too large to travel. Such
+    a model is sold all the same: its clients have to know what it takes."""
+    room = SIGNATURES_BYTES_MAX
+    kept = []
+    for offer in offers:
+        size = len(encode(offer.signature)) if offer.signature is not None else 0
+        kept.append(offer if size <= room else replace(offer, signature=None))
+        room -= size if size <= room else 0
+    return tuple(kept)

@@ -8,7 +8,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from capanode.engines.base import EngineInfo
-from capanode.measurements import Speed, measure_embedding, measure_generation, measure_images
+from capanode.measurements import (
+    Speed,
+    measure_embedding,
+    measure_generation,
+    measure_images,
+    measure_tensors,
+)
 from capanode.worker.jobs import JobWorker
 from protocol.messages import Task
 
@@ -23,6 +29,8 @@ class NodeTaskSpec:
     architectures: tuple[str, ...]
     # What its model folder must hold beside config.json and the weights.
     model_files: tuple[str, ...]
+    # What its engine computes in whatever its files hold; None is the type of most weights.
+    dtype: str | None
     # How many jobs the engine is asked to run at once on a CPU. It takes fewer if its cache has no
     # room: what it says when it is ready is what the node offers.
     cpu_slots: int
@@ -37,6 +45,7 @@ NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
         engine="capanode.engines.causal_lm:CausalLM",
         architectures=("LlamaForCausalLM",),
         model_files=("tokenizer.json",),
+        dtype=None,
         cpu_slots=16,
         measure=measure_generation,
         # A busy node batches, so output is priced by what several streams get done together.
@@ -46,6 +55,7 @@ NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
         engine="capanode.engines.embedding:TextEmbedder",
         architectures=("BertModel",),
         model_files=("tokenizer.json",),
+        dtype=None,
         cpu_slots=4,
         measure=measure_embedding,
         earned_by={"input_per_mtok": "prefill_tps"},
@@ -54,9 +64,26 @@ NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
         engine="capanode.engines.image:ImageClassifier",
         architectures=("EfficientNetLite",),
         model_files=("labels.json",),
+        dtype=None,
         cpu_slots=4,
         measure=measure_images,
         earned_by={"image": "batched_tps"},
+    ),
+    Task.TENSOR: NodeTaskSpec(
+        engine="capanode.engines.tensor:TensorEngine",
+        architectures=(
+            "TensorPerceptron",
+            "TensorTrees",
+            "TensorConvolutions",
+            "TensorForecaster",
+        ),
+        model_files=(),
+        # Trees are mostly indices.
+        dtype="fp32",
+        # Jobs are small: what a step costs is mostly the same for one row and for many.
+        cpu_slots=64,
+        measure=measure_tensors,
+        earned_by={"tensor_per_kelement": "batched_tps"},
     ),
 }
 

@@ -146,6 +146,7 @@ def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:
         features=frozenset(word for item in offers for word in item.features),
         chat_format=offer.chat_format,
         quantizations=tuple(sorted({item.quantization for item in offers})),
+        signature=offer.signature,
     )
 
 

@@ -117,6 +117,7 @@ class ClientJob:
             input_tokens=self._input_units.input_tokens,
             output_tokens=self._output_tokens,
             images=self._input_units.images,
+            tensor_elements=self._input_units.tensor_elements,
         )
 
     @property

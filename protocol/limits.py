@@ -51,6 +51,15 @@ STOP_CHARS_MAX = 128
 # As at OpenAI.
 EMBEDDING_TEXTS_MAX = 2_048
 LABELS_MAX = 1_000
+# A model of tables has one input, one with several towers a handful.
+TENSORS_MAX = 32
+TENSOR_RANK_MAX = 8
+# Strings are read one by one: so many take some tens of milliseconds.
+TENSOR_STRINGS_MAX = 65_536
+# Elements that one job may be metered for: as many as its payload has bytes.
+TENSOR_ELEMENTS_MAX = PAYLOAD_BYTES_MAX
+# Rows that the answer to a row may depend on. They travel with each part of a stream.
+WINDOW_ROWS_MAX = 4_096
 TOOLS_MAX = 128
 TOOL_CALLS_MAX = 128
 # A JSON schema, a grammar, or what a chat template is given: longer ones take seconds to compile.

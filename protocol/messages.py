@@ -36,6 +36,7 @@ class Task(StrEnum):
     CAUSAL_LM = "causal_lm"
     EMBEDDING = "embedding"
     IMAGE_CLASSIFICATION = "image_classification"
+    TENSOR = "tensor"
 
 
 class IsolationTier(StrEnum):
@@ -74,6 +75,7 @@ class PriceCap:
     completion_nano_per_mtok: int | None = None
     image_nano: int | None = None
     request_nano: int | None = None
+    tensor_nano_per_kelement: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from protocol.limits import (
 )
 from protocol.messages import DataCollection, IsolationTier, Task
 from protocol.pricing import PERCENT, PriceSheet, share_of
+from protocol.tensors import ModelSignature
 
 # A node with more concurrent jobs than this is several nodes.
 SLOTS_MAX = 4_096
@@ -46,10 +47,11 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class ModelOffer:
-    """One model on one node. Speeds are the node's claims, in tokens per second (images per second
-    for classifiers): `prefill_tps` and `decode_tps` of a single stream. `features` are words of
-    `protocol.features.Feature`; unknown ones of a later version are passed on. `chat_format` names
-    an entry of `protocol.chat_formats`, and is empty for a model that does not chat."""
+    """One model on one node. Speeds are the node's claims, `prefill_tps` and `decode_tps` of a
+    single stream: in tokens per second, or images or tensor elements where the task counts those.
+    `features` are words of `protocol.features.Feature`; unknown ones of a later version are passed
+    on. `chat_format` names an entry of `protocol.chat_formats`, and is empty for a model that does
+    not chat. `signature` is what a tensor model takes and answers."""
 
     name: str
     manifest_digest: Digest
@@ -65,6 +67,7 @@ class ModelOffer:
     chat_format: str = ""
     # What a batch job pays of each price, on seats that would be idle.
     batch_percent: int = BATCH_PERCENT_DEFAULT
+    signature: ModelSignature | None = None
 
     def __post_init__(self) -> None:
         check(0 < len(self.name) <= NAME_CHARS_MAX, "the model's name is empty or too long")

@@ -22,6 +22,7 @@ from protocol.limits import (
     PAYLOAD_BYTES_MAX,
     SALT_BYTES,
 )
+from protocol.tensors import TensorInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class ImageInput:
         check(0 < self.top_k <= LABELS_MAX, "top_k is out of range")
 
 
-JobInput = GenerationInput | EmbeddingInput | ImageInput
+JobInput = GenerationInput | EmbeddingInput | ImageInput | TensorInput
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from protocol.limits import TOKENS_MAX
+from protocol.limits import TENSOR_ELEMENTS_MAX, TOKENS_MAX
 from protocol.money import AMOUNT_NANO_MAX, divide_up
 
 TOKENS_PER_PRICE = 1_000_000
 PERCENT = 100
+ELEMENTS_PER_PRICE = 1_000
 
 # A thousand credits for one image or a million tokens: any dearer is a typing mistake.
 PRICE_NANO_MAX = 1_000 * 1_000_000_000
@@ -19,17 +20,20 @@ IMAGES_MAX = 4_096
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What is metered. Tokens are the model's own; an image is one image, whatever its size."""
+    """What is metered. Tokens are the model's own; an image is one image, whatever its size.
+    Elements of tensors are those of the input: see `protocol.tensors.TensorInput.elements`."""
 
     input_tokens: int = 0
     output_tokens: int = 0
     images: int = 0
+    tensor_elements: int = 0
 
     def __post_init__(self) -> None:
         if not (
             0 <= self.input_tokens <= TOKENS_MAX
             and 0 <= self.output_tokens <= TOKENS_MAX
             and 0 <= self.images <= IMAGES_MAX
+            and 0 <= self.tensor_elements <= TENSOR_ELEMENTS_MAX
         ):
             raise ValueError("units are out of range")
 
@@ -43,12 +47,14 @@ UNIT_NAMES = tuple(field.name for field in fields(Units))
 
 @dataclass(frozen=True, slots=True)
 class PriceSheet:
-    """Prices in nano-credits: per million tokens in and out, per image, per request."""
+    """Prices in nano-credits: per million tokens in and out, per image, per request, per thousand
+    elements of tensors."""
 
     input_nano_per_mtok: int = 0
     output_nano_per_mtok: int = 0
     image_nano: int = 0
     request_nano: int = 0
+    tensor_nano_per_kelement: int = 0
 
     def __post_init__(self) -> None:
         if not all(0 <= position.of(self) <= PRICE_NANO_MAX for position in PRICE_POSITIONS):
@@ -115,6 +121,15 @@ PRICE_POSITIONS = (
         cap_field="request_nano",
         cap_name="request",
         unit=None,
+    ),
+    PricePosition(
+        name="tensor_per_kelement",
+        label="tensor/k",
+        field="tensor_nano_per_kelement",
+        cap_field="tensor_nano_per_kelement",
+        cap_name="tensor",
+        unit="tensor_elements",
+        per=ELEMENTS_PER_PRICE,
     ),
 )
 

@@ -10,13 +10,14 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.generation import GenerationInput
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, ImageInput, JobInput
+from protocol.tensors import TensorInput
 
 
 @dataclass(frozen=True, slots=True)
 class TaskSpec:
     """One task on the wire."""
 
-    input_type: type[GenerationInput] | type[EmbeddingInput] | type[ImageInput]
+    input_type: type[JobInput]
     # An answer that is streamed token by token; others come in one piece.
     is_stream: bool
     # The fields of Units that this task counts.
@@ -40,6 +41,12 @@ TASKS: Mapping[Task, TaskSpec] = {
     ),
     Task.IMAGE_CLASSIFICATION: TaskSpec(
         input_type=ImageInput, is_stream=False, units=("images",), prices=("image",)
+    ),
+    Task.TENSOR: TaskSpec(
+        input_type=TensorInput,
+        is_stream=False,
+        units=("tensor_elements",),
+        prices=("tensor_per_kelement",),
     ),
 }
 

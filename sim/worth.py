@@ -7,6 +7,7 @@ from protocol.messages import Lease, Receipt
 from protocol.pricing import PriceSheet, Units
 
 _PER_MTOK = 1_000_000
+_PER_KELEMENT = 1_000
 # Of a client's hash chains; see docs/protocol.md.
 _LINKS_MAX = 4_096
 _INPUT_STEPS = 64
@@ -14,13 +15,14 @@ _INPUT_STEPS = 64
 
 def charge_nano(price: PriceSheet, units: Units) -> int:
     """The price of units, rounded up once; no units, no price per request either."""
-    if not (units.input_tokens or units.output_tokens or units.images):
+    if units == Units():
         return 0
-    tokens = (
+    parts = (
         price.input_nano_per_mtok * units.input_tokens
         + price.output_nano_per_mtok * units.output_tokens
+        + price.tensor_nano_per_kelement * units.tensor_elements * (_PER_MTOK // _PER_KELEMENT)
     )
-    whole, rest = divmod(tokens, _PER_MTOK)
+    whole, rest = divmod(parts, _PER_MTOK)
     return whole + bool(rest) + price.image_nano * units.images + price.request_nano
 
 

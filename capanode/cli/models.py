@@ -1,5 +1,6 @@
 """`capanode models`: what this node can serve."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -79,6 +80,24 @@ def pull_command(
             print_json({"name": name or model.manifest.name, "digest": model.digest})
         else:
             typer.echo(f"{name or model.manifest.name}  {model.digest}")
+
+
+@app.command("add")
+def add_command(
+    path: Annotated[
+        Path,
+        typer.Argument(help="A folder with config.json and model.safetensors, or a .gguf file."),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What to call it; else as the folder.", show_default=False)
+    ] = None,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    model_store: ModelStoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Take over a model from this machine, for example one that you trained: `pull file:PATH`."""
+    pull_command([f"file:{path}"], name, data_dir, config_file, model_store, as_json)
 
 
 @app.command("rm")

@@ -13,8 +13,9 @@ from protocol.generation import GenerationInput
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, ImageInput
 from protocol.pricing import Units
+from protocol.tensors import ModelSignature, TensorInput
 
-EngineInput = GenerationInput | EmbeddingInput | ImageInput
+EngineInput = GenerationInput | EmbeddingInput | ImageInput | TensorInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class EngineInfo:
     # Words of `protocol.features.Feature`, and a name of `protocol.chat_formats`.
     features: tuple[str, ...] = ()
     chat_format: str = ""
+    # What a tensor model takes and answers.
+    signature: ModelSignature | None = None
 
 
 @dataclass(frozen=True, slots=True)

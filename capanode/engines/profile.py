@@ -14,6 +14,7 @@ from protocol.limits import NAME_CHARS_MAX
 LLAMA = "llama/1"
 BERT = "bert/1"
 EFFICIENTNET = "efficientnet/1"
+TENSOR = "tensor/1"
 
 # How the next token is drawn: see `capanode.engines.sampling`.
 SAMPLER = "gumbel-1"

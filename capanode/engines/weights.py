@@ -81,9 +81,15 @@ class Weights:
         if self._shapes[name] != tuple(shape):
             raise ModelLoadError(f"{name} has shape {self._shapes[name]}, not {tuple(shape)}")
         tensor: torch.Tensor = self._readers[name].get_tensor(name)
-        if not tensor.is_floating_point():
+        if tensor.is_floating_point() != dtype.is_floating_point:
             raise ModelLoadError(f"{name} holds {tensor.dtype}, which this engine does not run")
         return tensor.to(dtype)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Raises ModelLoadError if there is no such tensor."""
+        if name not in self._shapes:
+            raise ModelLoadError(f"the weights lack {name}")
+        return self._shapes[name]
 
 
 def _weight_files(model_dir: Path) -> list[Path]:

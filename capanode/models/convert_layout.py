@@ -51,7 +51,7 @@ def convert_layout(
     if missing:
         raise ValueError(f"the model has no {missing[0]}")
     weights = _weight_files(source)
-    dtype = _dtype(weights)
+    dtype = _dtype(weights, NODE_TASKS[task].dtype)
     files = [*weights, *(source / name for name in _CONFIG_FILES if (source / name).exists())]
     total = sum(file.stat().st_size for file in files)
     done = 0
@@ -90,12 +90,15 @@ def _weight_files(source: Path) -> list[Path]:
     return shards
 
 
-def _dtype(weights: list[Path]) -> str:
-    """The type of most of the weights by size; every header is checked on the way."""
+def _dtype(weights: list[Path], computed: str | None) -> str:
+    """What the engine computes in, or else the type of most of the weights by size. Every header is
+    checked on the way."""
     sizes: dict[str, int] = {}
     for path in weights:
         for tensor in read_header(path):
             sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.nbytes
+    if computed is not None:
+        return computed
     largest = max(sizes, key=lambda name: sizes[name], default="none")
     if largest not in _DTYPE_NAMES:
         raise ValueError(f"weights of type {largest} are read by no engine here")

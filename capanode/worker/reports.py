@@ -20,12 +20,21 @@ from capanode.worker.frames import (
     make_frame,
 )
 from protocol.chat_formats import CHAT_FORMATS
-from protocol.errors import Code
+from protocol.codec import decode, encode
+from protocol.errors import Code, RemoteProtocolError
 from protocol.features import Feature
-from protocol.limits import KIB, MESSAGE_CHARS_MAX, NAME_CHARS_MAX, OUTPUT_BYTES_MAX, TOKENS_MAX
+from protocol.limits import (
+    KIB,
+    MESSAGE_CHARS_MAX,
+    NAME_CHARS_MAX,
+    OFFER_BYTES_MAX,
+    OUTPUT_BYTES_MAX,
+    TOKENS_MAX,
+)
 from protocol.messages import Task
 from protocol.offers import SLOTS_MAX
-from protocol.pricing import Units
+from protocol.pricing import UNIT_NAMES, Units
+from protocol.tensors import ModelSignature
 
 # Outputs up to here are cheaper inside the header than as part of the blob.
 INLINE_BYTES_MAX = 4 * KIB
@@ -68,7 +77,8 @@ Report = EngineInfo | list[EngineEvent] | Pong | Cancelled | LoadFailed
 
 def encode_ready(info: EngineInfo) -> bytes:
     facts = (info.task, info.slots, info.context_tokens, info.quantization, info.profile)
-    return make_frame((Kind.READY, *facts, info.features, info.chat_format))
+    signature = encode(info.signature) if info.signature is not None else b""
+    return make_frame((Kind.READY, *facts, info.features, info.chat_format, signature))
 
 
 def encode_pong(number: int) -> bytes:
@@ -126,8 +136,8 @@ def _event_item(event: EngineEvent) -> tuple[tuple[object, ...], bytes, int]:
     return item, b"", 128 + 4 * len(message)
 
 
-def _plain(units: Units) -> tuple[int, int, int]:
-    return units.input_tokens, units.output_tokens, units.images
+def _plain(units: Units) -> tuple[int, int, int, int]:
+    return units.input_tokens, units.output_tokens, units.images, units.tensor_elements
 
 
 def parse_report(header: Any, blob: memoryview) -> Report:
@@ -156,6 +166,7 @@ def parse_report(header: Any, blob: memoryview) -> Report:
             str(profile),
             list(features),
             str(chat_format),
+            bytes(signature),
         ]:
             if (
                 task not in set(Task)
@@ -175,10 +186,21 @@ def parse_report(header: Any, blob: memoryview) -> Report:
                 profile,
                 tuple(features),
                 chat_format,
+                _parse_signature(signature),
             )
         case [Kind.LOAD_FAILED, str(message)]:
             return LoadFailed(message[:MESSAGE_CHARS_MAX])
     raise WorkerProtocolError("a report is of no known kind or shape")
+
+
+def _parse_signature(data: bytes) -> ModelSignature | None:
+    """Raises WorkerProtocolError."""
+    if len(data) > OFFER_BYTES_MAX:
+        raise WorkerProtocolError("a model's signature is too long")
+    try:
+        return decode(ModelSignature, data) if data else None
+    except RemoteProtocolError as error:
+        raise WorkerProtocolError(str(error)) from None
 
 
 def _parse_events(items: list[Any], blob: memoryview) -> list[EngineEvent]:
@@ -255,8 +277,10 @@ def _items(item: list[Any], count: int) -> list[Any]:
 
 
 def _parse_units(plain: object) -> Units:
-    if type(plain) is not list or len(plain) != 3 or not all(type(n) is int for n in plain):
-        raise WorkerProtocolError("units are not three numbers")
+    if type(plain) is not list or len(plain) != len(UNIT_NAMES):
+        raise WorkerProtocolError("units are not the numbers that they should be")
+    if not all(type(number) is int for number in plain):
+        raise WorkerProtocolError("units are not numbers")
     try:
         return Units(*plain)
     except ValueError as error:

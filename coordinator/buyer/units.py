@@ -9,6 +9,7 @@ from protocol.generation import GenerationInput
 from protocol.limits import TOKENS_MAX
 from protocol.payload import EmbeddingInput, JobInput
 from protocol.pricing import Units
+from protocol.tensors import TensorInput
 
 # English text has about four bytes a token.
 BYTES_PER_TOKEN = 4
@@ -31,6 +32,9 @@ def units_of(job_input: JobInput) -> tuple[Units, Units]:
             Units(input_tokens=min(text_bytes + marks, TOKENS_MAX)),
             Units(input_tokens=min(text_bytes // BYTES_PER_TOKEN + marks, TOKENS_MAX)),
         )
+    if isinstance(job_input, TensorInput):
+        units = Units(tensor_elements=job_input.elements)
+        return units, units
     return Units(images=1), Units(images=1)
 
 

@@ -34,6 +34,9 @@ def read_constraints(
         Credits, _option("Credits for a million output tokens at most.")
     ] = None,
     max_price_image: Annotated[Credits, _option("Credits for an image at most.")] = None,
+    max_price_tensor: Annotated[
+        Credits, _option("Credits for a thousand tensor elements at most.")
+    ] = None,
     max_latency_ms: Annotated[
         int | None,
         _option(
@@ -62,6 +65,7 @@ def read_constraints(
                 prompt_nano_per_mtok=_nano(max_price_in),
                 completion_nano_per_mtok=_nano(max_price_out),
                 image_nano=_nano(max_price_image),
+                tensor_nano_per_kelement=_nano(max_price_tensor),
             ),
             max_cost_nano=_nano(max_cost),
             max_latency_ms=max_latency_ms,

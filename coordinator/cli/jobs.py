@@ -125,7 +125,19 @@ def show(
     )
     by_lease = {receipt.lease_id: receipt for receipt in receipts}
     print_table(
-        ("attempt", "lease", "node", "hold", "state", "in", "out", "images", "paid", "receipt"),
+        (
+            "attempt",
+            "lease",
+            "node",
+            "hold",
+            "state",
+            "in",
+            "out",
+            "images",
+            "elements",
+            "paid",
+            "receipt",
+        ),
         [_attempt_row(lease, by_lease.get(lease.lease_id)) for lease in leases],
     )
 
@@ -139,10 +151,10 @@ def _attempt_row(lease: "StoredLease", receipt: "StoredReceipt | None") -> tuple
         lease.state.value,
     )
     if receipt is None:
-        return (*head, "-", "-", "-", "-", "none")
+        return (*head, "-", "-", "-", "-", "-", "none")
     units = receipt.units
     paid = format_credits(receipt.amount_nano)
-    counts = (units.input_tokens, units.output_tokens, units.images)
+    counts = (units.input_tokens, units.output_tokens, units.images, units.tensor_elements)
     return (*head, *counts, paid, receipt.state.value)
 
 
@@ -164,6 +176,7 @@ def _plain_job(job: "StoredJob", receipts: "list[StoredReceipt]") -> dict[str, o
                 "input_tokens": receipt.units.input_tokens,
                 "output_tokens": receipt.units.output_tokens,
                 "images": receipt.units.images,
+                "tensor_elements": receipt.units.tensor_elements,
                 "amount_nano": receipt.amount_nano,
                 "state": receipt.state.value,
             }

@@ -24,7 +24,7 @@ from protocol.limits import TOKENS_MAX
 from protocol.messages import Constraints, Objective, Task
 from protocol.money import format_credits
 from protocol.offers import NodeOffer
-from protocol.pricing import PRICE_POSITIONS, PriceSheet, Units
+from protocol.pricing import ELEMENTS_PER_PRICE, PRICE_POSITIONS, PriceSheet, Units
 from protocol.programs.output import (
     credits_text,
     print_facts,
@@ -171,7 +171,7 @@ async def _list_nodes(market: "MarketSession", model: str) -> list[NodeSummary]:
 
 
 def _quote_units(task: Task, tokens_in: int, tokens_out: int) -> Units:
-    counts = Units(tokens_in, tokens_out, images=1)
+    counts = Units(tokens_in, tokens_out, images=1, tensor_elements=ELEMENTS_PER_PRICE)
     return Units(**{unit: getattr(counts, unit) for unit in TASKS[task].units})
 
 

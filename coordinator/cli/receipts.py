@@ -85,6 +85,7 @@ def _facts(evidence: "Evidence", proof: "Proof") -> dict[str, object]:
         "input_tokens": billed.units.input_tokens,
         "output_tokens": billed.units.output_tokens,
         "images": billed.units.images,
+        "tensor_elements": billed.units.tensor_elements,
         "amount_nano": billed.amount_nano,
         "client_agrees": agrees,
         "client_opened": "yes" if proof.is_opened else "no",

@@ -20,6 +20,7 @@ def outcome_plain(info: "AttemptTerms", outcome: "PurchaseResult") -> dict[str, 
         "input_tokens": outcome.units.input_tokens,
         "output_tokens": outcome.units.output_tokens,
         "images": outcome.units.images,
+        "tensor_elements": outcome.units.tensor_elements,
         "amount_nano": outcome.amount_nano,
         "counts_agree": outcome.agrees,
     }
@@ -31,6 +32,8 @@ def print_outcome(
     """One line under the answer: where, how fast, how much."""
     units = outcome.units
     used = f"{units.images} image" if units.images else f"{units.input_tokens} tokens in"
+    if units.tensor_elements:
+        used = f"{units.tensor_elements} elements"
     if units.output_tokens:
         used += f", {units.output_tokens} out"
     rate = ""

@@ -66,7 +66,7 @@ def submit(
     coordinator: At = None,
     as_json: Json = False,
 ) -> None:
-    """Run one job: a prompt, texts to embed (one a line), or an image to classify."""
+    """Run one job: a prompt, texts to embed (one a line), an image, or tensors as JSON."""
     import trio
 
     from coordinator.cli.market_session import open_command_market, until_interrupted

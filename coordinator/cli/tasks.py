@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from coordinator.cli.options import CommandError
+from coordinator.cli.tensors import read_tensors, show_tensors, tensors_result
 from protocol.codec import decode
 from protocol.generation import ChatMessage, GenerationInput
 from protocol.messages import Task
@@ -20,6 +21,7 @@ from protocol.payload import (
     JobInput,
 )
 from protocol.programs.output import print_table
+from protocol.tensors import TensorInput
 
 # Enough of a vector to see that it is one.
 VECTOR_NUMBERS_SHOWN = 6
@@ -106,6 +108,10 @@ def _show_labels(result: dict[str, Any]) -> None:
     print_table(("label", "probability"), rows)
 
 
+def _read_tensors(content: bytes, _options: InputOptions) -> TensorInput:
+    return read_tensors(content)
+
+
 def _data_of(chunks: list[Chunk]) -> bytes:
     return b"".join(chunk.data for chunk in chunks)
 
@@ -114,4 +120,5 @@ TASK_COMMANDS: Mapping[Task, TaskCommand] = {
     Task.CAUSAL_LM: TaskCommand(_read_generation, _text_result, _end_line),
     Task.EMBEDDING: TaskCommand(_read_embedding, _vectors_result, _show_vectors),
     Task.IMAGE_CLASSIFICATION: TaskCommand(_read_image, _labels_result, _show_labels),
+    Task.TENSOR: TaskCommand(_read_tensors, tensors_result, show_tensors),
 }

@@ -16,13 +16,14 @@ def one_of(column: str, values: Iterable[StrEnum], *, name: str) -> CheckConstra
     return CheckConstraint(f"{column} IN ({listed})", name=name)
 
 
-def amount(name: str, *, nullable: bool = False) -> Column[int]:
-    """Nano-credits or a count: 0..2^62."""
+def amount(name: str, *, nullable: bool = False, default: int | None = None) -> Column[int]:
+    """Nano-credits or a count: 0..2^62. A `default` is for rows that were there before it."""
     return Column(
         name,
         Int64,
         CheckConstraint(f"{name} BETWEEN 0 AND {AMOUNT_NANO_MAX}", name=f"{name}_in_range"),
         nullable=nullable,
+        server_default=None if default is None else str(default),
     )
 
 

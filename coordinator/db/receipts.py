@@ -48,18 +48,23 @@ _FIELDS = (
     "state",
     "settled_at_ms",
 )
-_COLUMNS = [*(receipts.c[field] for field in _FIELDS), receipts.c.received_at_ms]
+_COLUMNS = [
+    *(receipts.c[field] for field in _FIELDS),
+    receipts.c.received_at_ms,
+    receipts.c.tensor_elements,
+]
 
 # A receipt is first stored while its client has its say, and again when it is paid. The words that
 # were paid are the ones to keep: a node may have signed others before.
 _UPSERT = BulkInsert(
     receipts,
-    (*_FIELDS, "digest", "received_at_ms"),
+    (*_FIELDS, "digest", "received_at_ms", "tensor_elements"),
     on_conflict=(
         "ON CONFLICT (lease_id) DO UPDATE SET receipt = excluded.receipt, "
         "acceptance = excluded.acceptance, amount_nano = excluded.amount_nano, "
         "input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, "
-        "images = excluded.images, state = excluded.state, "
+        "images = excluded.images, tensor_elements = excluded.tensor_elements, "
+        "state = excluded.state, "
         "settled_at_ms = excluded.settled_at_ms, digest = excluded.digest "
         "WHERE receipts.state = 'pending'"
     ),
@@ -90,7 +95,8 @@ def record_receipt(
         state.value,
         now_ms if state is ReceiptState.SETTLED else None,
     )
-    return Record(_UPSERT, (*values, row_digest("receipts", *values), now_ms))
+    elements = billed.units.tensor_elements
+    return Record(_UPSERT, (*values, _digest_of(values, elements), now_ms, elements))
 
 
 def find_receipt(conn: Connection, lease_id: LeaseId) -> StoredReceipt | None:
@@ -129,14 +135,21 @@ def list_settled_receipts(
 def damaged_receipts(conn: Connection) -> Iterator[LeaseId]:
     """Receipts that are not as they were written."""
     columns = [receipts.c[field] for field in _FIELDS]
-    for digest, *values in conn.execute(select(receipts.c.digest, *columns)):
-        if digest != row_digest("receipts", *values):
+    query = select(receipts.c.digest, receipts.c.tensor_elements, *columns)
+    for digest, elements, *values in conn.execute(query):
+        if digest != _digest_of(values, elements):
             yield values[0]
 
 
+def _digest_of(values: Sequence[Any], tensor_elements: int) -> bytes:
+    """Without elements of tensors it is the digest of the time before they were counted."""
+    counted = (tensor_elements,) if tensor_elements else ()
+    return row_digest("receipts", *values, *counted)
+
+
 def _receipt(row: Sequence[Any]) -> StoredReceipt:
-    lease_id, client, job_id, node, receipt, acceptance, amount_nano, *units = row[:10]
-    state, settled, received = row[10:]
+    lease_id, client, job_id, node, receipt, acceptance, amount_nano = row[:7]
+    state, settled, received, elements = row[10:]
     return StoredReceipt(
         lease_id,
         client,
@@ -145,7 +158,7 @@ def _receipt(row: Sequence[Any]) -> StoredReceipt:
         receipt,
         acceptance,
         amount_nano,
-        Units(*units),
+        Units(row[7], row[8], row[9], elements),
         ReceiptState(state),
         received,
         settled,

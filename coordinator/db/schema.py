@@ -273,6 +273,7 @@ receipts = Table(
     stamp("settled_at_ms", nullable=True),
     sha256("digest"),
     stamp("received_at_ms"),
+    amount("tensor_elements", default=0),
     one_of("state", ReceiptState, name="state_known"),
     CheckConstraint("(state = 'settled') = (settled_at_ms IS NOT NULL)", name="stamped_if_settled"),
     Index("ix_receipts_client_job_id", "client", "job_id"),

@@ -46,6 +46,7 @@ class ModelMetrics:
         self.prompt_tokens = metrics.prompt_tokens.labels(model)
         self.generation_tokens = metrics.generation_tokens.labels(model)
         self.images = metrics.images.labels(model)
+        self.tensor_elements = metrics.tensor_elements.labels(model)
         self._success = metrics.success
         self._model = model
 
@@ -70,6 +71,7 @@ class Metrics:
         self.prompt_tokens = self._counter("prompt_tokens", "Metered input tokens")
         self.generation_tokens = self._counter("generation_tokens", "Metered output tokens")
         self.images = self._counter("images", "Metered images")
+        self.tensor_elements = self._counter("tensor_elements", "Metered elements of tensors")
         self.success = self._counter(
             "request_success", "Jobs that ended as they should", "model_name", "finished_reason"
         )

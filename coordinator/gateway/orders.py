@@ -27,6 +27,7 @@ _NAMES = {
     Task.CAUSAL_LM: "text generation",
     Task.EMBEDDING: "embeddings",
     Task.IMAGE_CLASSIFICATION: "image classification",
+    Task.TENSOR: "tensors",
 }
 
 # Keys and lengths of the encoded input, around its texts.

@@ -9,7 +9,7 @@
   over (`OpenLease.lone_receipt_due_ms`), and then only for what the client signed by its links, and
   one window more if the lease says so. Without a job opening it is worth nothing: the client may
   never have come. Before the first link one window is paid at most, input and output together.
-- An answer in one piece (embedding, image) has no windows: there the exposure is that one job.
+- An answer in one piece (embedding, image, tensors) has no windows: the exposure is that one job.
 
 The rules are the same for every buyer, the coordinator's own gateway included.
 """
@@ -76,6 +76,7 @@ def lone_amount_nano(receipt: Receipt, lease: Lease, proof: Proof) -> int:
             input_tokens=min(billed.input_tokens, proof.input_tokens_max),
             output_tokens=min(billed.output_tokens, proof.output_tokens + window_tokens),
             images=billed.images,
+            tensor_elements=billed.tensor_elements,
         )
     else:
         input_tokens = min(billed.input_tokens, window_tokens)
@@ -95,6 +96,7 @@ def _at_least(counted: Units, proof: Proof, billed: Units) -> Units:
         input_tokens=max(counted.input_tokens, min(proof.input_tokens_min, billed.input_tokens)),
         output_tokens=max(counted.output_tokens, min(proof.output_tokens, billed.output_tokens)),
         images=counted.images,
+        tensor_elements=counted.tensor_elements,
     )
 
 

@@ -108,11 +108,11 @@ same('REQUEST: body', hex(encode('delivery_ask', { delivery: delivery.bytes })),
 
 const chain = new Chain(windows.outputLinks)
 same('a chain of our own', isLinkOf(chain.anchor, windows.outputLinks, chain.link(windows.outputLinks)), true)
-for (const [input, output, images, prices, finish, amount, feeBps, provider] of charges) {
-  const [a, b, c, d] = prices.split('/').map(price => Number(price.trim().replaceAll(',', '')))
-  const sheet = { input_nano_per_mtok: a, output_nano_per_mtok: b, image_nano: c, request_nano: d }
-  const made = charge({ input_tokens: input, output_tokens: output, images }, sheet, finish)
-  same(`charge of ${input}+${output}+${images} ${finish}`, made, amount.replaceAll(',', ''))
+for (const [input, output, images, elements, prices, finish, amount, feeBps, provider] of charges) {
+  const [a, b, c, d, e] = prices.split('/').map(price => Number(price.trim().replaceAll(',', '')))
+  const sheet = { input_nano_per_mtok: a, output_nano_per_mtok: b, image_nano: c, request_nano: d, tensor_nano_per_kelement: e }
+  const made = charge({ input_tokens: input, output_tokens: output, images, tensor_elements: elements.replaceAll(',', '') }, sheet, finish)
+  same(`charge of ${input}+${output}+${images}+${elements} ${finish}`, made, amount.replaceAll(',', ''))
   same(`provider's share of ${amount}`, providerShare(made, Number(feeBps)), provider.replaceAll(',', ''))
 }
 

@@ -31,6 +31,7 @@ from protocol import (
     payload,
     pricing,
     services,
+    tensors,
     windows,
 )
 from protocol.blame import Blame, blame_for
@@ -48,7 +49,7 @@ from protocol.offers import Hardware
 from protocol.services import Method, offer_topic
 from tests.protocol.page import page_text, rows_under, words_of
 
-MESSAGE_MODULES = (messages, offers, services, payload, generation, pricing, manifest)
+MESSAGE_MODULES = (messages, offers, services, payload, tensors, generation, pricing, manifest)
 OTHER_MESSAGES: tuple[type, ...] = (
     Hello,
     RequestBody,
@@ -82,6 +83,7 @@ CHOICES: dict[str, list[str]] = {
             ("objective", messages.Objective),
             ("tool_choice", generation.ToolChoice),
             ("format_kind", generation.FormatKind),
+            ("datatype", tensors.Datatype),
             ("feature", Feature),
             ("finish", Finish),
             ("receipt_state", ReceiptState),

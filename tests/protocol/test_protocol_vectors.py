@@ -288,7 +288,7 @@ def test_the_delivery_on_the_page_is_one_that_a_coordinator_takes() -> None:
 
 
 def test_charges_and_shares_are_those_of_the_page() -> None:
-    units = ("input_tokens", "output_tokens", "images")
+    units = ("input_tokens", "output_tokens", "images", "tensor_elements")
     for row in rows_under(*units, "prices", "finish", "charge", "fee_bps", "provider"):
         *counts, prices, finish, charge, fee_bps, provider = (c.replace(",", "") for c in row)
         sheet = PriceSheet(*map(int, prices.split(" / ")))

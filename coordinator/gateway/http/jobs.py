@@ -102,6 +102,7 @@ def count_finished(
     model.prompt_tokens.inc(outcome.units.input_tokens)
     model.generation_tokens.inc(outcome.units.output_tokens)
     model.images.inc(outcome.units.images)
+    model.tensor_elements.inc(outcome.units.tensor_elements)
     model.count_success(API_FINISH_REASONS[outcome.finish])
     context.metrics.count_job(order.task, outcome.finish.value, attempts=opened.info.attempts)
 

@@ -16,6 +16,7 @@ from protocol.messages import Task
 from protocol.net.transport import TransportStatistics
 from protocol.payload import Chunk
 from protocol.pricing import PriceSheet
+from protocol.tensors import ModelSignature
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class ModelInfo:
     features: frozenset[str] = frozenset()
     chat_format: str = ""
     quantizations: tuple[str, ...] = ()
+    # What a tensor model takes and answers.
+    signature: ModelSignature | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def estimate(selection: Selection) -> Estimates:
     """Costs and times of the expected units on every row."""
     rows, standings, units = selection.rows, selection.standings, selection.job.expected
     first_ratio, decode_ratio = standings.first_ratio(), standings.decode_ratio()
-    input_units = units.input_tokens + units.images
+    input_units = units.input_tokens + units.images + units.tensor_elements
     prefill_ms = rows.value(PREFILL_MS) * input_units
     step_ms = rows.value(DECODE_MS) if units.output_tokens else np.zeros(rows.size)
     own_ms = prefill_ms + step_ms * units.output_tokens + OVERHEAD_MS

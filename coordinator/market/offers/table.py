@@ -23,7 +23,7 @@ Ties = NDArray[np.uint64]
 # Rows of `values`. Prices are below 2^53, so a float64 holds them exactly.
 PRICES = tuple(enumerate(PRICE_POSITIONS))
 _NEXT = len(PRICES)
-PREFILL_MS = _NEXT  # claimed, per input token or image
+PREFILL_MS = _NEXT  # claimed, per input token, image or tensor element
 DECODE_MS = _NEXT + 1  # claimed, per output token
 CONTEXT = _NEXT + 2
 SLOTS = _NEXT + 3

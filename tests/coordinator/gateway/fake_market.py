@@ -35,6 +35,15 @@ from protocol.payload import (
     Label,
 )
 from protocol.pricing import PriceSheet, Units, cost_nano
+from protocol.tensors import (
+    Datatype,
+    ModelSignature,
+    NamedTensor,
+    TensorInput,
+    TensorMetadata,
+    TensorOutput,
+    join_strings,
+)
 
 NOW_MS = 1_800_000_000_000
 API_KEY = "sk-capa-test"
@@ -46,15 +55,28 @@ CLIENT_KEY = SigningKey(bytes(31) + b"c")
 OTHER_CLIENT_KEY = SigningKey(bytes(31) + b"d")
 COORDINATOR = SigningKey(bytes(31) + b"m").peer_id
 PRICE = PriceSheet(
-    input_nano_per_mtok=20_000_000, output_nano_per_mtok=80_000_000, image_nano=5_000
+    input_nano_per_mtok=20_000_000,
+    output_nano_per_mtok=80_000_000,
+    image_nano=5_000,
+    tensor_nano_per_kelement=1_000,
 )
 DIGESTS = {task: sha256_digest(task.value.encode()) for task in Task}
 NAMES = {
     Task.CAUSAL_LM: "tiny-chat",
     Task.EMBEDDING: "tiny-embedder",
     Task.IMAGE_CLASSIFICATION: "tiny/classifier",
+    Task.TENSOR: "tiny-sums",
 }
 VECTOR = (0.5, -0.25, 1.0)
+# Each row's sum, and its name; a row is told from its neighbours by a window of three.
+SIGNATURE = ModelSignature(
+    inputs=(TensorMetadata("x", Datatype.FP32, (-1, 2)),),
+    outputs=(
+        TensorMetadata("sum", Datatype.FP32, (-1,)),
+        TensorMetadata("name", Datatype.BYTES, (-1,)),
+    ),
+    window_rows=3,
+)
 
 
 @dataclass
@@ -137,6 +159,7 @@ class FakeMarket:
                 features=self.features if task is Task.CAUSAL_LM else frozenset(),
                 chat_format=self.chat_format if task is Task.CAUSAL_LM else "",
                 quantizations=("bf16",),
+                signature=SIGNATURE if task is Task.TENSOR else None,
             )
             for task in Task
         ]
@@ -228,14 +251,35 @@ def chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
     elif isinstance(spec.job_input, ImageInput):
         labels = (Label("military uniform", 0.75), Label("bow tie", 0.125))
         yield Chunk(data=encode(ClassificationOutput(labels[: spec.job_input.top_k])))
+    elif isinstance(spec.job_input, TensorInput):
+        yield Chunk(data=encode(sums_of(spec.job_input)))
     else:
         for index, text in enumerate(script.tokens):
             yield Chunk((index,), text)
 
 
+def sums_of(job_input: TensorInput) -> TensorOutput:
+    """The tensor model: the sum of the numbers of each row after the context."""
+    (tensor,) = job_input.inputs
+    numbers = struct.unpack(f"<{tensor.elements}f", tensor.data)
+    sums = [a + b for a, b in zip(numbers[::2], numbers[1::2], strict=True)]
+    sums = sums[job_input.context_rows :]
+    made = {
+        "sum": NamedTensor(
+            "sum", Datatype.FP32, (len(sums),), struct.pack(f"<{len(sums)}f", *sums)
+        ),
+        "name": NamedTensor(
+            "name", Datatype.BYTES, (len(sums),), join_strings(f"{n:g}".encode() for n in sums)
+        ),
+    }
+    return TensorOutput(tuple(made[name] for name in job_input.outputs or made))
+
+
 def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> PurchaseResult:
     if spec.task is Task.IMAGE_CLASSIFICATION:
         units = Units(images=1)
+    elif isinstance(spec.job_input, TensorInput):
+        units = Units(tensor_elements=spec.job_input.elements)
     else:
         units = Units(7, sum(len(chunk.token_ids) for chunk in chunks))
     lease_id = LeaseId(derive_ulid(_JOB_ID, "lease/0"))

@@ -231,7 +231,7 @@ async def test_offers_as_large_as_they_may_be_still_fit_a_page(autojump_clock: M
                 100,
                 PRICE,
             )
-            for number in range(43)
+            for number in range(38)
         )
         for node in nodes:
             small = node.offer

@@ -5,10 +5,12 @@ import { numbers } from './page.mjs'
 
 export const charge = (units, price, finish) => {
   const of = (source, name) => BigInt(source[name] ?? 0)
-  const [input, output, images] = ['input_tokens', 'output_tokens', 'images'].map(name => of(units, name))
-  if (input + output + images === 0n || finish === 'refused' || (finish === 'failed' && output === 0n)) return 0
-  const tokens = input * of(price, 'input_nano_per_mtok') + output * of(price, 'output_nano_per_mtok')
-  return Number((tokens + 999_999n) / 1_000_000n + images * of(price, 'image_nano') + of(price, 'request_nano'))
+  const [input, output, images, elements] =
+    ['input_tokens', 'output_tokens', 'images', 'tensor_elements'].map(name => of(units, name))
+  if (input + output + images + elements === 0n || finish === 'refused' || (finish === 'failed' && output === 0n)) return 0
+  const millionths = input * of(price, 'input_nano_per_mtok') + output * of(price, 'output_nano_per_mtok') +
+    1000n * elements * of(price, 'tensor_nano_per_kelement')
+  return Number((millionths + 999_999n) / 1_000_000n + images * of(price, 'image_nano') + of(price, 'request_nano'))
 }
 
 export const providerShare = (amount, feeBps) => Number(BigInt(amount) * BigInt(10_000 - feeBps) / 10_000n)

@@ -56,7 +56,7 @@ const readers = {
   'code|elsewhere|caused by|means': rows => {
     for (const [code, elsewhere] of rows) if (elsewhere === 'yes') retryable.add(code)
   },
-  'input_tokens|output_tokens|images|prices|finish|charge|fee_bps|provider': rows => charges.push(...rows)
+  'input_tokens|output_tokens|images|tensor_elements|prices|finish|charge|fee_bps|provider': rows => charges.push(...rows)
 }
 for (const { header, rows } of tables()) readers[header]?.(rows)
 
