@@ -10,7 +10,7 @@ DEMO_MODELS := smollm2-135m-instruct all-minilm-l6-v2 efficientnet-lite0
 # Other gateways, each in an environment of its own: nothing of ours imports them.
 BENCHED := .capacloud/bench
 
-.PHONY: help setup models demo test bench bench-deps lint format types contracts contracts-proof
+.PHONY: help setup models demo test bench bench-deps lint format types api-docs contracts contracts-proof
 
 help:
 	@echo "make demo     set up, then run a whole market on this machine and show a job of each kind"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench    set up, then run all benchmarks and print one table (some minutes)"
 	@echo "make bench-deps  install what the gateway benchmark compares with (a minute, 800 MB)"
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
+	@echo "make api-docs  docs/api.md from the routes of the HTTP API"
 	@echo "make contracts  compile the settlement contract into contracts/artifacts"
 	@echo "make contracts-proof  all mutants of it, and a long run of its state machine (a quarter of an hour)"
 
@@ -66,6 +67,9 @@ types: setup
 format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+api-docs: setup
+	@$(BIN)/python -m coordinator.gateway.http.openapi
 
 contracts: setup
 	@$(BIN)/python -m contracts.build

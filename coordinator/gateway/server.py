@@ -20,7 +20,11 @@ from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.app import GatewayApp
 from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.server_protocol import ServerBounds, bounded_protocol
+from coordinator.gateway.http.server_protocol import (
+    KEEP_ALIVE_S,
+    ServerBounds,
+    bounded_protocol,
+)
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
 from protocol.net.descriptors import raise_descriptor_limit, server_descriptors
@@ -28,10 +32,6 @@ from protocol.net.errors import AddressInUse, AddressInvalid
 from protocol.programs.runtime import Runtime, system_runtime
 
 log = structlog.get_logger(__name__)
-
-# Longer than the pools of clients and proxies keep an idle connection, so that it is they who close
-# it: Go and many load balancers keep it for 90 seconds.
-_KEEP_ALIVE_S = 120
 
 # Connections that wait to be accepted while the loop is busy.
 _BACKLOG = 2_048
@@ -157,7 +157,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 backlog=_BACKLOG,
-                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_keep_alive=KEEP_ALIVE_S,
             )
         )
 

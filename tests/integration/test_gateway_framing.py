@@ -83,7 +83,7 @@ def test_a_trailer_is_no_header(served: Served) -> None:
 def test_the_rest_of_a_body_is_not_awaited_for_ever(
     monkeypatch: pytest.MonkeyPatch, rest: bytes
 ) -> None:
-    monkeypatch.setattr(server, "_KEEP_ALIVE_S", 0.2)
+    monkeypatch.setattr(server, "KEEP_ALIVE_S", 0.2)
     with served_gateway() as served, served.connect() as connection:
         connection.sendall(GET + b"content-length: 10\r\n\r\n")
         assert connection.recv(65_536).startswith(b"HTTP/1.1 200")

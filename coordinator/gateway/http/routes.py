@@ -31,13 +31,14 @@ Handler = Callable[[GatewayContext, Request], Awaitable[Reply]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """`template` is a path in Starlette's form, and the route's name in metrics: a path may contain
-    a model's name. Public routes take no key."""
+    a model's name. Public routes take no key. `job` is what the route buys, if it buys."""
 
     method: str
     template: str
     handler: Handler
     dialect: Dialect
     is_public: bool = False
+    job: "JobRoute | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ class JobRoute:
     read_body: Callable[[GatewayContext, Request], Awaitable[JobCall]] | None = None
 
     def to_route(self) -> Route:
-        return Route("POST", self.template, self._serve, self.dialect)
+        return Route("POST", self.template, self._serve, self.dialect, job=self)
 
     async def _serve(self, context: GatewayContext, request: Request) -> Reply:
         call = await self._read_call(context, request)

@@ -32,6 +32,10 @@ PIPELINED_MAX = 16
 # A head is one packet or a few. Also how long a fresh connection may say nothing at all.
 HEAD_WITHIN_S = 15.0
 
+# Longer than the pools of clients and proxies keep an idle connection, so that it is they who close
+# it: Go and many load balancers keep it for 90 seconds.
+KEEP_ALIVE_S = 120
+
 # What a reader that does not read can make the kernel keep.
 _SEND_BUFFER_BYTES = 256 * 1024
 

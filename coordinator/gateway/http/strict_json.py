@@ -6,7 +6,9 @@ no UTF-8 can carry, and follows any nesting until its stack ends.
 
 import json
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar
 
 from coordinator.gateway.errors import ApiError, error_of, invalid
@@ -15,12 +17,28 @@ from protocol.errors import Code
 
 T = TypeVar("T")
 
+# Hears of every field that is read: its path, what it may be as a JSON schema, whether it must be
+# given. Set only while `coordinator.gateway.http.openapi` asks readers what they read.
+Listener = Callable[[str, "Json", bool], None]
+_listener: ContextVar[Listener | None] = ContextVar("_listener", default=None)
+
 # No request of any API that we serve nests deeper than ten.
 DEPTH_MAX = 32
 
 Json = dict[str, Any]
 
+
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Tell of every field that is read within this block."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 def parse_object(body: bytes | bytearray) -> Json:
@@ -87,6 +105,8 @@ class Fields:
 
     def raw(self, name: str) -> Any:
         """The value as parsed; None if absent."""
+        if (tell := _listener.get()) is not None:
+            tell(self.path(name), {}, False)
         return self._values.get(name)
 
     def with_value(self, name: str, value: Any) -> "Fields":
@@ -102,6 +122,8 @@ class Fields:
         ]
 
     def required(self, name: str) -> Any:
+        if (tell := _listener.get()) is not None:
+            tell(self.path(name), {}, True)
         value = self._values.get(name)
         if value is None:
             raise invalid(
@@ -113,18 +135,24 @@ class Fields:
 
     def text(self, name: str, *, chars_max: int) -> str:
         """A required, non-empty text."""
+        if (tell := _listener.get()) is not None:
+            tell(self.path(name), _text_schema(chars_max), False)
         value = check_text(self.required(name), self.path(name))
         if not 0 < len(value) <= chars_max:
             raise invalid(f"{self.path(name)} has 1 to {chars_max} characters", self.path(name))
         return value
 
     def flag(self, name: str) -> bool | None:
+        if (tell := _listener.get()) is not None:
+            tell(self.path(name), {"type": "boolean"}, False)
         value = self._values.get(name)
         if value is not None and type(value) is not bool:
             raise _wrong_type(self.path(name), "true or false")
         return value
 
     def integer(self, name: str, *, low: int, high: int) -> int | None:
+        if (tell := _listener.get()) is not None:
+            tell(self.path(name), {"type": "integer", "minimum": low, "maximum": high}, False)
         value = self._values.get(name)
         if value is None:
             return None
@@ -138,6 +166,8 @@ class Fields:
         return value
 
     def number(self, name: str, *, low: float, high: float) -> float | None:
+        if (tell := _listener.get()) is not None:
+            tell(self.path(name), {"type": "number", "minimum": low, "maximum": high}, False)
         value = self._values.get(name)
         if value is None:
             return None
@@ -149,6 +179,8 @@ class Fields:
         return float(value)
 
     def choice(self, name: str, choices: Mapping[str, T]) -> T | None:
+        if (tell := _listener.get()) is not None:
+            tell(self.path(name), {"type": "string", "enum": list(choices)}, False)
         value = self._values.get(name)
         if value is None:
             return None
@@ -158,6 +190,11 @@ class Fields:
 
     def texts(self, name: str, *, items_max: int, chars_max: int) -> tuple[str, ...]:
         """A list of texts, or one text; empty if absent."""
+        if (tell := _listener.get()) is not None:
+            tell(self.path(name), _text_schema(chars_max), False)
+            tell(
+                self.path(name), _list_schema(items_max) | {"items": _text_schema(chars_max)}, False
+            )
         value = self._values.get(name)
         if value is None:
             return ()
@@ -166,6 +203,8 @@ class Fields:
 
     def fields(self, name: str) -> "Fields | None":
         """A nested object."""
+        if (tell := _listener.get()) is not None:
+            tell(self.path(name), {"type": "object"}, False)
         value = self._values.get(name)
         if value is None:
             return None
@@ -178,6 +217,8 @@ def read_list(
     value: Any, path: str, *, items_max: int, read: Callable[[Any, str], T]
 ) -> tuple[T, ...]:
     """Every item of a list, read with its own path."""
+    if (tell := _listener.get()) is not None:
+        tell(path, _list_schema(items_max), False)
     if not isinstance(value, list):
         raise _wrong_type(path, "a list")
     if len(value) > items_max:
@@ -187,6 +228,8 @@ def read_list(
 
 def check_text(value: Any, path: str) -> str:
     """Text that can travel as UTF-8."""
+    if (tell := _listener.get()) is not None:
+        tell(path, {"type": "string"}, False)
     if type(value) is not str:
         raise _wrong_type(path, "text")
     # Most text is ASCII, which CPython knows without looking; a lone surrogate never is.
@@ -196,6 +239,14 @@ def check_text(value: Any, path: str) -> str:
         except UnicodeEncodeError:
             raise invalid(f"{path} contains half of a surrogate pair", path) from None
     return value
+
+
+def _text_schema(chars_max: int) -> Json:
+    return {"type": "string", "minLength": 1, "maxLength": chars_max}
+
+
+def _list_schema(items_max: int) -> Json:
+    return {"type": "array", "maxItems": items_max}
 
 
 def _text_reader(chars_max: int) -> Callable[[Any, str], str]:

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""POST /v1/chat/completions: the next message of a conversation."""
 
 from typing import Any
 

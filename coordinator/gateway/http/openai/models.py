@@ -14,11 +14,13 @@ from protocol.pricing import prices_of
 
 
 async def list_models(context: GatewayContext, request: Request) -> Reply:
+    """All models that nodes offer now, with their prices."""
     models = await context.bridge.call(_all, context.market)
     return json_response({"object": "list", "data": [_to_plain(model) for model in models]})
 
 
 async def retrieve_model(context: GatewayContext, request: Request) -> Reply:
+    """One of them."""
     name = request.parameters["model"]
     model = await context.bridge.call(_one, context.market, name)
     if model is None:

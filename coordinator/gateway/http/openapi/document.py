@@ -1,0 +1,155 @@
+"""The OpenAPI document, from a table of routes."""
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.errors import ApiError, Problem
+from coordinator.gateway.http.dialect import Dialect
+from coordinator.gateway.http.openapi.examples import REQUESTS
+from coordinator.gateway.http.openapi.limits import limits_of
+from coordinator.gateway.http.openapi.readings import Readings, shape_of
+from coordinator.gateway.http.openapi.samples import has_sample, streamed_answer, whole_answer
+from coordinator.gateway.http.routes import JobRoute, Route
+from coordinator.gateway.http.strict_json import Fields, Json, heard_by
+
+_PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
+
+# No request has it by chance, so that a refusal is about the field.
+_NEVER = "\x00never"
+
+_INTRODUCTION = (
+    "In request bodies null stands for absent, and unknown fields are ignored. A parameter that "
+    "would change the answer and cannot be honoured is refused by name. Clients that have a base "
+    "URL with a slash too many, with /v1 twice or without it, are answered all the same."
+)
+
+
+def make_document(routes: Sequence[Route], config: GatewayConfig) -> Json:
+    paths: dict[str, Json] = {}
+    for route in routes:
+        path = _PARAMETER.sub(r"{\1}", route.template)
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, path)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "CapaCloud gateway",
+            "version": "1",
+            "description": _INTRODUCTION,
+            "x-limits": [asdict(limit) for limit in limits_of(config)],
+        },
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": {name: _error_shape(d) for name, d in _dialects(routes).items()},
+        },
+    }
+
+
+def _dialects(routes: Sequence[Route]) -> dict[str, Dialect]:
+    return {_dialect_name(route.dialect): route.dialect for route in routes}
+
+
+def _dialect_name(dialect: Dialect) -> str:
+    return type(dialect).__name__.removesuffix("Dialect") + "Error"
+
+
+def _error_shape(dialect: Dialect) -> Json:
+    problem = Problem(400, "what is wrong, and what to do", param="model")
+    return shape_of(json.loads(dialect.error_body(problem)))
+
+
+def _operation(route: Route, path: str) -> Json:
+    error = {"$ref": f"#/components/schemas/{_dialect_name(route.dialect)}"}
+    refusal: Json = {
+        "description": "what is wrong with the request, or with the market",
+        "content": {"application/json": {"schema": error}},
+    }
+    operation: Json = {
+        "operationId": _identifier(route),
+        "summary": _summary(route),
+        "security": [] if route.is_public else [{"key": []}],
+        "responses": {"200": {"description": "done"}, "4XX": refusal, "5XX": refusal},
+    }
+    names = _PARAMETER.findall(route.template)
+    if names:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name, _ in names
+        ]
+    if route.job is not None:
+        _describe_job(route.job, operation)
+    return operation
+
+
+def _identifier(route: Route) -> str:
+    words = re.findall(r"\w+", _PARAMETER.sub(r"\1", route.template))
+    return "_".join([route.method.lower(), *words])
+
+
+def _summary(route: Route) -> str:
+    if route.job is None:
+        text = inspect.getdoc(route.handler)
+    else:
+        text = inspect.getdoc(sys.modules[route.job.read.__module__])
+    words = " ".join((text or "").partition("\n\n")[0].partition("Raises")[0].split())
+    words = re.sub(r"^[A-Z]+ /\S+?[.:] ?", "", words)
+    return words[:1].upper() + words[1:] or f"{route.method} {route.template}"
+
+
+def _describe_job(job: JobRoute, operation: Json) -> None:
+    examples = REQUESTS[job.template]
+    schema, refused = _read_schema(job, examples)
+    content: Json = {"application/json": {"schema": schema, "examples": _named(examples)}}
+    if job.read_body is not None:
+        content["multipart/form-data"] = {"schema": {"type": "object"}}
+    operation["requestBody"] = {"required": True, "content": content}
+    if refused:
+        operation["x-refused-parameters"] = refused
+    if has_sample(job.task):
+        operation["responses"]["200"] = {"description": "the answer", "content": _answers(job)}
+
+
+def _read_schema(job: JobRoute, examples: Sequence[Json]) -> tuple[Json, list[str]]:
+    """The schema of the body, and the parameters that are refused unless they change nothing."""
+    readings = Readings()
+    with heard_by(readings.hear):
+        for example in examples:
+            readings.begin_example(example)
+            job.read(Fields(example))
+    schema = readings.root.to_schema()
+    refused = [
+        name
+        for name, part in schema["properties"].items()
+        if not part and _is_refused(job, examples[0], name)
+    ]
+    for name in refused:
+        del schema["properties"][name]
+    return schema, refused
+
+
+def _is_refused(job: JobRoute, example: Json, name: str) -> bool:
+    try:
+        job.read(Fields(example | {name: _NEVER}))
+    except ApiError as error:
+        return error.problem.code == "unsupported_parameter"
+    return False
+
+
+def _answers(job: JobRoute) -> Json:
+    example = REQUESTS[job.template][0]
+    plain = {name: value for name, value in example.items() if not name.startswith("stream")}
+    body = json.loads(whole_answer(job.read(Fields(plain))))
+    content: Json = {"application/json": {"schema": shape_of(body), "example": body}}
+    if example.get("stream"):
+        events = streamed_answer(job.read(Fields(example))).decode()
+        content["text/event-stream"] = {"schema": {"type": "string"}, "example": events}
+    return content
+
+
+def _named(examples: Sequence[Json]) -> Json:
+    return {str(number): {"value": example} for number, example in enumerate(examples, 1)}
