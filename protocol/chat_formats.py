@@ -27,6 +27,11 @@ class ChatFormat:
     reasoning_open: str = "<think>"
     reasoning_close: str = "</think>"
 
+    @property
+    def marks(self) -> frozenset[str]:
+        marks = (self.call_open, self.call_close, self.reasoning_open, self.reasoning_close)
+        return frozenset(filter(None, marks))
+
 
 # The form of a model that was trained on none: its node tells it of the tools in this one.
 DEFAULT_CHAT_FORMAT = "hermes"

@@ -147,19 +147,25 @@ class CausalLM:
         if not isinstance(job_input, GenerationInput):
             raise EngineRefusal("this model generates text", code=Code.INVALID_INPUT)
         assert job_id not in self._jobs, "the parent names each job once"
-        tokens = self._reader.read(job_input)
+        prompt = self._reader.read(job_input)
         job = Generation(
             job_id=job_id,
-            tokens=tokens,
+            tokens=prompt.token_ids,
             sampling=SamplingParameters(
                 temperature=job_input.temperature,
                 top_p=job_input.top_p,
                 top_k=job_input.top_k,
                 seed=job_input.seed or 0,
+                min_p=job_input.min_p,
             ),
-            answer=AnswerText(self._reader.token_bytes, job_input.stop),
-            prefix_count=len(job_input.prefix_tokens),
-            tokens_max=min(len(tokens) + job_input.max_tokens, self._info.context_tokens),
+            answer=AnswerText(
+                self._reader.token_bytes,
+                job_input.stop,
+                opened=prompt.opened,
+                is_midway=prompt.is_midway,
+            ),
+            prefix_count=prompt.prefix_count,
+            tokens_max=min(len(prompt.token_ids) + job_input.max_tokens, self._info.context_tokens),
             end_tokens=frozenset() if job_input.ignore_eos else self._end_tokens,
         )
         for token in job_input.prefix_tokens:

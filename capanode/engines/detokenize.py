@@ -7,7 +7,7 @@ microsecond, where asking the tokenizer to decode a growing window again and aga
 import codecs
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from tokenizers import Tokenizer
 
@@ -17,9 +17,10 @@ _HEX_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class TokenBytes:
-    """What each token of a vocabulary adds to the text. Special tokens add nothing."""
+    """What each token of a vocabulary adds to the text. Special tokens add nothing, but for those
+    that spell one of the `visible` marks."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, visible: Collection[str] = ()) -> None:
         kinds = _decoder_kinds(tokenizer)
         to_bytes: Callable[[str], bytes]
         if "ByteLevel" in kinds:
@@ -37,7 +38,8 @@ class TokenBytes:
         for token, token_id in vocabulary.items():
             self._bytes[token_id] = to_bytes(token)
         for token_id, added in tokenizer.get_added_tokens_decoder().items():
-            self._bytes[token_id] = b"" if added.special else added.content.encode()
+            is_shown = not added.special or added.content in visible
+            self._bytes[token_id] = added.content.encode() if is_shown else b""
 
     def __getitem__(self, token_id: int) -> bytes:
         """Empty for ids that the vocabulary does not name (models pad their embeddings)."""
@@ -52,16 +54,30 @@ class AnswerText:
     that an answer continued elsewhere repeats and omits nothing.
     """
 
-    def __init__(self, token_bytes: TokenBytes, stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        token_bytes: TokenBytes,
+        stops: Sequence[str],
+        *,
+        opened: str = "",
+        is_midway: bool = False,
+    ) -> None:
+        """The text begins with `opened`, which comes with the first token; if it `is_midway`, a
+        word may go on."""
         self._token_bytes = token_bytes
+        self._opened = opened
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = tuple(stops)
         self._held = ""
-        self._at_start = token_bytes.drops_first_space
+        self._at_start = token_bytes.drops_first_space and not is_midway
         self.is_stopped = False
 
     def push(self, token_id: int) -> str:
         """The text that this token releases."""
+        opened, self._opened = self._opened, ""
+        return opened + self._push(token_id)
+
+    def _push(self, token_id: int) -> str:
         text = self._decoder.decode(self._token_bytes[token_id])
         if self._at_start and text:
             text = text.removeprefix(" ")
