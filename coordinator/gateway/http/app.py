@@ -15,7 +15,7 @@ from coordinator.gateway.http.local_only import check_local
 from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.rate_limit import RateLimits
 from coordinator.gateway.http.requests import ClientGone, Request, Scope
-from coordinator.gateway.http.responses import Receive, Reply, Send, header
+from coordinator.gateway.http.responses import REQUEST_ID, Receive, Reply, Send
 from coordinator.gateway.http.routes import Route, Router
 from protocol.errors import Code
 
@@ -64,7 +64,8 @@ class GatewayApp:
             self._running -= 1
 
     async def _serve(self, request: Request, send: Send) -> None:
-        headers = [header("x-request-id", request.request_id), *self._cors.headers(request)]
+        request_id = request.request_id.encode()
+        headers = [(REQUEST_ID, request_id), *self._cors.headers(request)]
         dialect: Dialect = OPENAI
         name = _UNKNOWN
         try:
@@ -73,6 +74,8 @@ class GatewayApp:
                 found = self._router.find(request.scope)
                 dialect, name = found.route.dialect, found.route.template
                 request.parameters = found.parameters
+                if dialect.request_id_header != REQUEST_ID:
+                    headers.append((dialect.request_id_header, request_id))
                 reply = await self._reply(found.route, request, headers)
         except ClientGone:
             return

@@ -72,4 +72,8 @@ class GatewayContext:
 
     async def identify(self, request: Request) -> None:
         """Set the request's caller, as it is now. Raises ApiError (401)."""
-        request.caller = await self.callers.identify(request.header(b"authorization"))
+        authorization, key = request.header(b"authorization"), request.header(b"x-api-key")
+        if authorization is None and key is not None:
+            # Where clients of Anthropic's API have it.
+            authorization = f"Bearer {key}"
+        request.caller = await self.callers.identify(authorization)

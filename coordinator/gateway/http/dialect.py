@@ -17,6 +17,15 @@ class Dialect(Protocol):
     """How one API writes errors and frames its streams."""
 
     @property
+    def request_id_header(self) -> bytes:
+        """Where its clients look for the id of a request. `x-request-id` has it always."""
+        ...
+
+    def status_of(self, problem: Problem) -> int:
+        """The status of a problem, where the API has one of its own for it."""
+        ...
+
+    @property
     def stream_headers(self) -> Headers:
         """The headers of a stream, its content type among them."""
         ...
@@ -109,4 +118,4 @@ def problem_response(problem: Problem, dialect: Dialect) -> Response:
     if problem.retry_after_ms is not None:
         headers.append(header("retry-after", divide_up(problem.retry_after_ms, 1_000)))
         headers.append(header("retry-after-ms", problem.retry_after_ms))
-    return Response(problem.status, dialect.error_body(problem), headers=tuple(headers))
+    return Response(dialect.status_of(problem), dialect.error_body(problem), headers=tuple(headers))

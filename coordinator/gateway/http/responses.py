@@ -13,6 +13,7 @@ Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
 
 JSON_TYPE = b"application/json"
+REQUEST_ID = b"x-request-id"
 
 
 class Reply(Protocol):

@@ -2,12 +2,14 @@
 
 import asyncio
 
+import httpx
 import pytest
 
 from coordinator.gateway.caller import CALLER_TTL_S, Caller
 from coordinator.gateway.errors import ApiError, Problem
 from coordinator.gateway.http.callers import Callers
-from tests.coordinator.gateway.fake_market import CLIENT_KEY
+from tests.coordinator.gateway.fake_market import API_KEY, CLIENT_KEY
+from tests.coordinator.gateway.harness import Harness
 
 CALLER = Caller("key-1", CLIENT_KEY)
 
@@ -138,3 +140,19 @@ def test_the_cache_is_bounded(
         assert desk.lookups == asked + 1, "the youngest is known, the oldest was forgotten"
 
     asyncio.run(many())
+
+
+def test_a_key_may_come_where_anthropics_clients_have_it(gateway: Harness) -> None:
+    for headers, status in [
+        ({"x-api-key": API_KEY}, 200),
+        ({"x-api-key": "sk-wrong"}, 401),
+        ({"x-api-key": API_KEY, "authorization": "Bearer sk-wrong"}, 401),
+        ({}, 401),
+    ]:
+
+        async def ask(headers: dict[str, str] = headers) -> int:
+            transport = httpx.ASGITransport(app=gateway.app)  # type: ignore[arg-type]
+            async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+                return (await http.get("/v1/models", headers=headers)).status_code
+
+        assert gateway.run(ask()) == status

@@ -3,6 +3,7 @@
 import json
 
 from coordinator.gateway.errors import Headers, Problem, ProblemKind
+from coordinator.gateway.http.responses import REQUEST_ID
 
 # 402 and 504 have no type at OpenAI.
 _TYPES = {
@@ -44,6 +45,10 @@ class OpenAIDialect:
     )
     # A comment: clients ignore it.
     keepalive = b": keepalive\n\n"
+    request_id_header = REQUEST_ID
+
+    def status_of(self, problem: Problem) -> int:
+        return problem.status
 
     def error_body(self, problem: Problem) -> bytes:
         return json.dumps({"error": error_object(problem)}).encode()
