@@ -16,6 +16,9 @@ BYTES_PER_TOKEN = 4
 # Role names and separators; and a default system prompt, which some templates add.
 TEMPLATE_TOKENS_PER_MESSAGE = 16
 TEMPLATE_TOKENS = 128
+# The keys around a tool or a call, and what a template says of tools as such.
+TOOL_TOKENS = 128
+TOOLS_TOKENS = 1_024
 # Answers are mostly shorter than what people allow.
 OUTPUT_TOKENS_EXPECTED = 256
 
@@ -41,6 +44,7 @@ def units_of(job_input: JobInput) -> tuple[Units, Units]:
 def _generation_units(job_input: GenerationInput) -> tuple[Units, Units]:
     texts = [message.content for message in job_input.messages]
     text_bytes = sum(len(text.encode()) for text in [*texts, job_input.prompt or ""])
+    text_bytes += _tool_bytes(job_input)
     given = len(job_input.prompt_tokens) + len(job_input.prefix_tokens)
     template = TEMPLATE_TOKENS + TEMPLATE_TOKENS_PER_MESSAGE * len(texts) if texts else 1
     expected_input = given + template // 2 + text_bytes // BYTES_PER_TOKEN
@@ -54,3 +58,14 @@ def _generation_units(job_input: GenerationInput) -> tuple[Units, Units]:
             output_tokens=min(job_input.max_tokens, OUTPUT_TOKENS_EXPECTED),
         ),
     )
+
+
+def _tool_bytes(job_input: GenerationInput) -> int:
+    """Of what a chat template writes of tools, of calls and of reasoning: it may indent JSON, which
+    adds less than there was."""
+    calls = [call for message in job_input.messages for call in message.tool_calls or ()]
+    written = [call.name + call.id + call.arguments for call in calls]
+    written += [tool.name + tool.description + tool.parameters for tool in job_input.tools]
+    reasoning = sum(len((message.reasoning or "").encode()) for message in job_input.messages)
+    size = sum(2 * len(text.encode()) + TOOL_TOKENS for text in written) + reasoning
+    return size + (TOOLS_TOKENS if job_input.tools else 0)

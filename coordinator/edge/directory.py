@@ -62,6 +62,8 @@ def list_models(nodes: Iterable[ListedNode]) -> Mapping[str, ModelInfo]:
 def _info_of(offers: list[tuple[ListedNode, ModelOffer]]) -> ModelInfo:
     """One node's offer stands for what they share; prices and contexts are of all."""
     _, first = offers[0]
+    features = {word for _, offered in offers for word in offered.features}
+    quantizations = {offered.quantization for _, offered in offers}
     prices = [offered.price for _, offered in offers]
     columns = [[position.of(price) for price in prices] for position in PRICE_POSITIONS]
     return ModelInfo(
@@ -74,4 +76,7 @@ def _info_of(offers: list[tuple[ListedNode, ModelOffer]]) -> ModelInfo:
         price_from=PriceSheet(*map(min, columns)),
         price_to=PriceSheet(*map(max, columns)),
         first_seen_s=min(node.offer.incarnation_ms for node, _ in offers) // 1_000,
+        features=frozenset(features),
+        chat_format=first.chat_format,
+        quantizations=tuple(sorted(quantizations)),
     )

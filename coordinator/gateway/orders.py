@@ -10,7 +10,7 @@ from coordinator.gateway.chat.features import check_features, features_of
 from coordinator.gateway.errors import ApiError, error_of, invalid
 from coordinator.gateway.market_side.market import ModelInfo
 from protocol.errors import Code
-from protocol.generation import GenerationInput
+from protocol.generation import SEED_MAX, GenerationInput
 from protocol.grants import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
@@ -29,6 +29,9 @@ _NAMES = {
     Task.IMAGE_CLASSIFICATION: "image classification",
     Task.TENSOR: "tensors",
 }
+
+# A reference in a tuple; the numbers themselves come on top.
+_TOKEN_BYTES = 8
 
 # Keys and lengths of the encoded input, around its texts.
 _PAYLOAD_OVERHEAD_BYTES = 64 * 1_024
@@ -90,7 +93,9 @@ class GenerationOrder:
 
     def _tokens_min(self) -> int:
         """What the prompt has for certain."""
-        return len(self.job_input.prompt_tokens) or self.input_bytes // _BYTES_PER_TOKEN_MAX
+        chars = sum(len(message.content) for message in self.job_input.messages)
+        chars += len(self.job_input.prompt or "")
+        return len(self.job_input.prompt_tokens) or chars // _BYTES_PER_TOKEN_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,28 @@ def _too_long(order: GenerationOrder, context_tokens: int) -> ApiError:
         "has more",
         input_param=order.input_param,
     )
+
+
+def with_choices(order: GenerationOrder, choices: int) -> tuple[GenerationOrder, ...]:
+    """An order for each of several answers: with a seed, each has the next one."""
+    seed = order.job_input.seed
+    if choices == 1 or seed is None:
+        return (order,) * choices
+    seeds = [(seed + number) % (SEED_MAX + 1) for number in range(choices)]
+    return tuple(replace(order, job_input=replace(order.job_input, seed=s)) for s in seeds)
+
+
+def text_bytes(job_input: GenerationInput) -> int:
+    """The size of all texts and tokens of an input."""
+    texts = [job_input.prompt or "", job_input.template_arguments]
+    if job_input.format is not None:
+        texts.append(job_input.format.text)
+    for tool in job_input.tools:
+        texts += (tool.name, tool.description, tool.parameters)
+    for message in job_input.messages:
+        texts += (message.content, message.reasoning or "")
+        texts += (call.arguments for call in message.tool_calls or ())
+    return sum(len(text.encode()) for text in texts) + _TOKEN_BYTES * len(job_input.prompt_tokens)
 
 
 def check_text_size(size: int, param: str) -> None:

@@ -169,7 +169,7 @@ def test_a_wrong_key_is_an_authentication_error(api: Api) -> None:
 
 def test_bad_input_is_a_bad_request_that_names_the_parameter(api: Api, client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model=api.chat_model, messages=MESSAGES, n=3)
+        client.chat.completions.create(model=api.chat_model, messages=MESSAGES, n=9)
     assert caught.value.param == "n"
 
 

@@ -34,7 +34,7 @@ def features_of(job_input: GenerationInput) -> tuple[Feature, ...]:
 
 
 def _needed(job_input: GenerationInput) -> Iterator[Feature]:
-    has_calls = any(m.tool_calls or m.tool_call_id is not None for m in job_input.messages)
+    has_calls = any(m.tool_calls or m.role == "tool" for m in job_input.messages)
     if has_calls or (job_input.tools and job_input.tool_choice is not ToolChoice.NONE):
         yield Feature.TOOLS
     if job_input.format is not None or job_input.tool_choice is ToolChoice.REQUIRED:

@@ -248,7 +248,8 @@ def parser_of(
     """What reads the answer to a chat; None if its text is all that there is to it."""
     has_tools = job_input.tool_choice is not ToolChoice.NONE
     tools = frozenset(tool.name for tool in job_input.tools if has_tools)
-    if not tools and not reasons and job_input.logprobs is None:
+    is_scored = job_input.logprobs is not None or job_input.prompt_logprobs is not None
+    if not tools and not reasons and not is_scored:
         return None
     return AnswerParser(
         CHAT_FORMATS.get(chat_format) or CHAT_FORMATS[DEFAULT_CHAT_FORMAT],

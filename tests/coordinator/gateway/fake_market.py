@@ -22,6 +22,7 @@ from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.features import Feature
+from protocol.generation import Alternative, GenerationInput, TokenScore, TokenScores
 from protocol.ids import Digest, JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Receipt, Task
@@ -86,6 +87,8 @@ class Script:
     tokens: Sequence[str] = ("Hel", "lo", "", " wörld ", "🙂")
     finish: Finish = Finish.STOP
     failure: JobFailed | None = None
+    # Of one request for several answers, only the job with this number fails.
+    failing_job: int | None = None
     failure_after: int | None = None
     gate_before: int | None = None
     lease_ms: float = 1.0
@@ -100,6 +103,8 @@ class FakeMarket:
     specs: list[JobSpec] = field(default_factory=list)
     cancelled: int = 0
     finished: int = 0
+    running: int = 0
+    most_at_once: int = 0
     lookups: int = 0
     looks: int = 0
     revoked: set[str] = field(default_factory=set)
@@ -132,9 +137,14 @@ class FakeMarket:
         assert caller.signing_key in (CLIENT_KEY, OTHER_CLIENT_KEY)
         self.specs.append(spec)
         job = FakeJob(self, spec)
-        with self._watched():
-            await job.wait_first_output()
-            yield job
+        self.running += 1
+        self.most_at_once = max(self.most_at_once, self.running)
+        try:
+            with self._watched():
+                await job.wait_first_output()
+                yield job
+        finally:
+            self.running -= 1
 
     def model(self, name: str) -> ModelInfo | None:
         found = (model for model in self.models() if model.name == name)
@@ -191,6 +201,7 @@ class FakeJob:
         self._market = market
         self._script = market.script
         self._spec = spec
+        self._fails = market.script.failing_job in (None, len(market.specs) - 1)
         self._chunks = list(chunks_of(market.script, spec))
         self._next = 0
 
@@ -234,7 +245,9 @@ class FakeJob:
         if script.gate_before == index:
             self._market.waiting.set()
             await self._market.gate.wait()
-        if script.failure is not None and (script.failure_after or 0) == index:
+        fails = self._fails and script.failure is not None
+        if fails and (script.failure_after or 0) == index:
+            assert script.failure is not None
             raise script.failure
 
 
@@ -254,8 +267,25 @@ def chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
     elif isinstance(spec.job_input, TensorInput):
         yield Chunk(data=encode(sums_of(spec.job_input)))
     else:
-        for index, text in enumerate(script.tokens):
-            yield Chunk((index,), text)
+        yield from _generation(script, spec.job_input)
+
+
+def _generation(script: Script, job_input: GenerationInput) -> Iterator[Chunk]:
+    """Token ids are counted up; a scored token was as likely as one other."""
+    if job_input.prompt_logprobs is not None:
+        words = (job_input.prompt or "a b").split(" ")
+        yield Chunk(data=_scores(words, job_input.prompt_logprobs, is_prompt=True))
+    for index, text in enumerate(script.tokens):
+        data = b"" if job_input.logprobs is None else _scores([text], job_input.logprobs)
+        yield Chunk((index,), text, data)
+
+
+def _scores(texts: Sequence[str], top: int, *, is_prompt: bool = False) -> bytes:
+    scores = []
+    for number, text in enumerate(texts):
+        likeliest = (Alternative(number, text.encode(), -0.5), Alternative(99, b"\xf0", -1e6))
+        scores.append(TokenScore(number, text.encode(), -0.5, 0, likeliest[:top]))
+    return encode(TokenScores(tuple(scores), is_prompt))
 
 
 def sums_of(job_input: TensorInput) -> TensorOutput:

@@ -175,7 +175,7 @@ def _endless(gateway: Harness) -> Exchange:
 def test_bodies_in_flight_are_bounded_in_bytes_per_account() -> None:
     with harness(GatewayConfig(bodies_bytes_max=400_000)) as gateway:
         gateway.market.script = Script(gate_before=0)
-        large = body(messages=[{"role": "user", "content": "x" * 6_000}], z="y" * 200_000)
+        large = body(messages=[{"role": "user", "content": "x" * 6_000}], user="y" * 200_000)
 
         async def upload() -> int:
             first = exchange(gateway.app, PATH, large)

@@ -1,81 +1,120 @@
 """POST /v1/chat/completions: the next message of a conversation."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
-from coordinator.gateway.errors import ApiError, invalid, unsupported
+from coordinator.gateway.errors import invalid
 from coordinator.gateway.http.openai.forms import ChatForm, FormNames
 from coordinator.gateway.http.openai.generation import GenerationCall
-from coordinator.gateway.http.openai.sampling import NO_TOOLS, read_sampling, read_streaming
+from coordinator.gateway.http.openai.messages import is_prefill, read_messages
+from coordinator.gateway.http.openai.names import NEUTRAL, check_names
+from coordinator.gateway.http.openai.sampling import (
+    SAMPLING_WORDS,
+    read_choices,
+    read_sampling,
+    read_streaming,
+)
+from coordinator.gateway.http.openai.tools import TOOL_WORDS, read_tools
 from coordinator.gateway.http.routing_params import read_routing
-from coordinator.gateway.http.strict_json import Fields, check_text, read_list
-from coordinator.gateway.orders import GenerationOrder, check_text_size
-from protocol.generation import ChatMessage, GenerationInput
-from protocol.limits import CHAT_MESSAGES_MAX
-
-# `developer` is OpenAI's newer word for `system`, which is the one that models were taught.
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
+from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.orders import GenerationOrder, check_text_size, text_bytes, with_choices
+from protocol.generation import GenerationInput
+from protocol.limits import FORMAT_CHARS_MAX, TOP_LOGPROBS_MAX
 
 NAMES = FormNames("chatcmpl", "chat.completion", "chat.completion.chunk")
+
+CHAT_WORDS = {
+    "messages": "The conversation so far. Parts of a message are joined by line breaks.",
+    "max_completion_tokens": "The newer name of `max_tokens`.",
+    "logprobs": "Whether to return the logarithm of each token's probability.",
+    "top_logprobs": f"With `logprobs`: so many likeliest tokens at each place, up to "
+    f"{TOP_LOGPROBS_MAX}.",
+    "continue_final_message": "Go on with the last message, which is the assistant's. Otherwise "
+    "the answer is a turn after it.",
+    "add_generation_prompt": "False belongs to `continue_final_message`.",
+    "chat_template_kwargs": "An object for the model's chat template.",
+    "reasoning_effort": "Passed to the model's chat template, which may know it.",
+    "include_reasoning": "Whether to return what the model wrote before its answer. Default true.",
+    "reasoning": "OpenRouter's object: `exclude` and `effort`.",
+    **SAMPLING_WORDS,
+    **TOOL_WORDS,
+}
+
+_NEUTRAL = NEUTRAL | {
+    # A chat template writes the special tokens itself.
+    "add_special_tokens": (False,),
+    "echo": (False,),
+    # The older form of tools.
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+}
 
 
 def read_chat(fields: Fields) -> GenerationCall:
     """Raises ApiError (400, 413)."""
-    return GenerationCall(
-        (read_order(fields),), read_streaming(fields), NAMES, lambda _: ChatForm()
-    )
+    orders = read_orders(fields)
+    shows_scores = orders[0].job_input.logprobs is not None
+    form = ChatForm(_shows_reasoning(fields), shows_scores)
+    return GenerationCall(orders, read_streaming(fields), NAMES, lambda _: form)
 
 
-def read_order(fields: Fields) -> GenerationOrder:
+def read_orders(fields: Fields) -> Sequence[GenerationOrder]:
     """Raises ApiError (400, 413)."""
+    check_names(fields, CHAT_WORDS, neutral=_neutral(fields))
     routing = read_routing(fields)
-    sampling = read_sampling(fields)
-    messages = _read_messages(fields)
-    size = sum(len(message.content.encode()) for message in messages)
-    check_text_size(size, "messages")
-    job_input = GenerationInput(messages=messages, **sampling.to_arguments())
-    return GenerationOrder(routing, job_input, size)
-
-
-def _read_messages(fields: Fields) -> tuple[ChatMessage, ...]:
-    messages = read_list(
-        fields.required("messages"), "messages", items_max=CHAT_MESSAGES_MAX, read=_read_message
+    messages = read_messages(fields)
+    job_input = GenerationInput(
+        messages=messages,
+        continues_final_message=is_prefill(fields),
+        template_arguments=_read_template_arguments(fields),
+        logprobs=_read_logprobs(fields),
+        **read_tools(fields).to_arguments(),
+        **read_sampling(fields, length_names=("max_completion_tokens", "max_tokens")),
     )
-    if not messages:
-        raise invalid("messages is empty: there is nothing to answer", "messages")
-    return messages
+    size = text_bytes(job_input)
+    check_text_size(size, "messages")
+    return with_choices(GenerationOrder(routing, job_input, size), read_choices(fields))
 
 
-def _read_message(value: Any, path: str) -> ChatMessage:
-    if not isinstance(value, dict):
-        raise invalid(f"{path} must be an object", path, code="invalid_type")
-    fields = Fields(value, path)
-    role = fields.required("role")
-    if role in ("tool", "function"):
-        raise unsupported(NO_TOOLS, f"{path}.role")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise invalid(f"{path}.role is one of {', '.join(_ROLES)}", f"{path}.role")
-    if fields.raw("tool_calls"):
-        raise unsupported(NO_TOOLS, f"{path}.tool_calls")
-    # Clients replay what they were sent: an answer may have had no text.
-    is_silent = role == "assistant" and fields.raw("content") is None
-    content = "" if is_silent else fields.required("content")
-    if isinstance(content, list):
-        parts = read_list(content, f"{path}.content", items_max=CHAT_MESSAGES_MAX, read=_read_part)
-        # Joined as other servers do it, or the words of two parts would become one.
-        return ChatMessage(_ROLES[role], "\n".join(parts))
-    return ChatMessage(_ROLES[role], check_text(content, f"{path}.content"))
+def _neutral(fields: Fields) -> dict[str, tuple[Any, ...]]:
+    """Functions that must not be called change nothing."""
+    if fields.raw("function_call") != "none":
+        return _NEUTRAL
+    return _NEUTRAL | {"functions": (fields.raw("functions"),)}
 
 
-def _read_part(value: Any, path: str) -> str:
-    """The text of one content part; the market's models read nothing else."""
-    if not isinstance(value, dict):
-        raise invalid(f"{path} must be an object", path, code="invalid_type")
-    part = Fields(value, path)
-    if part.required("type") != "text":
-        raise _not_text(path)
-    return check_text(part.required("text"), f"{path}.text")
+def _read_logprobs(fields: Fields) -> int | None:
+    is_asked = fields.flag("logprobs")
+    top = fields.integer("top_logprobs", low=0, high=TOP_LOGPROBS_MAX)
+    if top and not is_asked:
+        raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
+    return (top or 0) if is_asked else None
 
 
-def _not_text(path: str) -> ApiError:
-    return unsupported("only content parts of type text are supported", f"{path}.type")
+def _read_template_arguments(fields: Fields) -> str:
+    """As JSON; empty if there are none."""
+    arguments: dict[str, Any] = {}
+    reasoning = fields.fields("reasoning")
+    for holder, name in ((fields, "reasoning_effort"), (reasoning, "effort")):
+        effort = None if holder is None else holder.raw(name)
+        if isinstance(effort, str):
+            arguments["reasoning_effort"] = effort
+    given = fields.fields("chat_template_kwargs")
+    if given is not None:
+        arguments |= fields.raw("chat_template_kwargs")
+    if not arguments:
+        return ""
+    text = json.dumps(arguments)
+    if len(text) > FORMAT_CHARS_MAX:
+        raise invalid(
+            f"chat_template_kwargs has more than {FORMAT_CHARS_MAX} characters",
+            "chat_template_kwargs",
+        )
+    return text
+
+
+def _shows_reasoning(fields: Fields) -> bool:
+    reasoning = fields.fields("reasoning")
+    is_excluded = reasoning is not None and reasoning.flag("exclude")
+    return not is_excluded and fields.flag("include_reasoning") is not False

@@ -3,100 +3,60 @@
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.gateway.errors import invalid, unsupported
-from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.errors import invalid
+from coordinator.gateway.http.openai.formats import FORMAT_WORDS, read_format
+from coordinator.gateway.http.openai.names import check_neutral
+from coordinator.gateway.http.strict_json import Fields, read_list
 from coordinator.gateway.orders import OUTPUT_TOKENS_DEFAULT
-from protocol.limits import STOP_CHARS_MAX, STOP_STRINGS_MAX, TOKENS_MAX
+from protocol.generation import SEED_MAX, TOKEN_ID_MAX, TokenBias
+from protocol.limits import (
+    LOGIT_BIASES_MAX,
+    STOP_CHARS_MAX,
+    STOP_STRINGS_MAX,
+    STOP_TOKENS_MAX,
+    TOKENS_MAX,
+)
+
+# Each is a job of its own, and is paid like one.
+CHOICES_MAX = 8
 
 # Seeds on the wire are not negative; OpenAI's may be, and must still give one answer each.
-_SEED_RANGE = 2**63
+_SEED_RANGE = SEED_MAX + 1
 
-# Parameters that change the answer and that no engine of ours honours, with the values that mean
-# "leave it out". To ignore one of these in silence would be to give a wrong answer.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "web_search_options": (),
-    "models": ([],),
-    "echo": (False,),
-    "suffix": ("",),
-    "min_p": (0,),
-    "repetition_penalty": (1,),
-    "prediction": (),
-    # Names of vLLM, SGLang, llama.cpp, TGI and of fine-tuning servers.
-    "repeat_penalty": (1,),
-    "length_penalty": (1,),
-    "typical_p": (1,),
-    "top_a": (0,),
-    "mirostat": (0,),
-    "dry_multiplier": (0,),
-    "xtc_probability": (0,),
-    "min_tokens": (0,),
-    "n_predict": (),
-    "use_beam_search": (False,),
-    "prompt_logprobs": (0,),
-    "stop_token_ids": ([],),
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "structured_outputs": ({},),
-    "grammar": ("",),
-    "json_schema": ({},),
-    "regex": (),
-    "ebnf": (),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "documents": ([],),
-    "continue_final_message": (False,),
-    "add_generation_prompt": (True,),
-}
+# Clients say "as much as possible" with -1, or with the largest number that they know.
+_UNLIMITED = -1
+_INTEGER_MAX = 2**63 - 1
 
-# Clients look for these words.
-NO_TOOLS = "this model does not support tools"
-_TOOLS = ("tools", "tool_choice", "functions", "function_call")
+# The narrowest nucleus that the wire can say: of any two tokens it holds the likelier one.
+_TOP_P_MIN = 1e-9
 
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen, and when to stop."""
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int | None
-    stop: tuple[str, ...]
-    ignore_eos: bool
-
-    def to_arguments(self) -> dict[str, Any]:
-        """As `GenerationInput` takes them."""
-        return {
-            "max_tokens": self.max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "seed": self.seed,
-            "stop": self.stop,
-            "ignore_eos": self.ignore_eos,
-        }
+SAMPLING_WORDS = {
+    "model": "The model's name, or the digest of its manifest.",
+    "provider": "Where the job may run and what it may cost: OpenRouter's object.",
+    "session_id": "Requests of one session go to the node that has its cache, where it has room.",
+    "prompt_cache_key": "OpenAI's name of `session_id`.",
+    "max_tokens": "The most tokens that the answer may have. More than the model's context leaves "
+    "is lowered to that; -1 asks for all of it.",
+    "temperature": "How far the choice of tokens spreads; 0 always takes the likeliest. Default 1.",
+    "top_p": "Choose among the likeliest tokens that have this probability together; 0 takes the "
+    "likeliest. Default 1.",
+    "top_k": "Choose among so many of the likeliest tokens; 0 or -1 is no limit.",
+    "min_p": "Leave out tokens with less than this part of the likeliest one's probability.",
+    "presence_penalty": "Taken from the logits of tokens that the answer has.",
+    "frequency_penalty": "Taken from a token's logit for each time that the answer has it.",
+    "repetition_penalty": "Divides the logits of tokens that the prompt or the answer has.",
+    "logit_bias": "Added to the logits of tokens, by token id.",
+    "seed": "Makes the answer repeatable. Choices after the first count on from it.",
+    "stop": "Texts that end the answer; it ends before them.",
+    "stop_token_ids": "Token ids that end the answer.",
+    "min_tokens": "The answer does not end before it has so many tokens.",
+    "ignore_eos": "Go on where the model would end.",
+    "n": "So many answers. Each is a job, which reads the prompt and is charged for it.",
+    "best_of": "1, or the same as n.",
+    "stream": "Send the answer as server-sent events while it is made.",
+    "stream_options": "`include_usage`: end with the counts. `continuous_usage_stats`: count in "
+    "every event.",
+} | FORMAT_WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,53 +68,106 @@ class Streaming:
     continuous_usage: bool = False
 
 
-def read_sampling(fields: Fields, *, max_tokens_default: int = OUTPUT_TOKENS_DEFAULT) -> Sampling:
-    """Raises ApiError (400)."""
-    _check_unsupported(fields)
-    max_tokens = fields.integer("max_completion_tokens", low=1, high=TOKENS_MAX)
-    if max_tokens is None:
-        max_tokens = fields.integer("max_tokens", low=1, high=TOKENS_MAX)
-    temperature = fields.number("temperature", low=0, high=2)
+def read_sampling(
+    fields: Fields,
+    *,
+    length_names: tuple[str, ...] = ("max_tokens",),
+    max_tokens_default: int = OUTPUT_TOKENS_DEFAULT,
+) -> dict[str, Any]:
+    """What `GenerationInput` takes of how tokens are chosen; of `length_names` the first that is
+    given counts. Raises ApiError (400)."""
     top_p = fields.number("top_p", low=0, high=1)
-    if top_p == 0:
-        raise invalid("top_p lies above 0 and up to 1", "top_p")
     # vLLM writes -1 for "all tokens", others 0.
     top_k = fields.integer("top_k", low=-1, high=TOKENS_MAX)
-    seed = fields.integer("seed", low=-_SEED_RANGE, high=_SEED_RANGE - 1)
-    return Sampling(
-        max_tokens=max_tokens or max_tokens_default,
-        temperature=1.0 if temperature is None else temperature,
-        top_p=1.0 if top_p is None else top_p,
-        top_k=max(0, top_k or 0),
-        seed=None if seed is None else seed % _SEED_RANGE,
-        stop=fields.texts("stop", items_max=STOP_STRINGS_MAX, chars_max=STOP_CHARS_MAX),
-        ignore_eos=bool(fields.flag("ignore_eos")),
-    )
+    seed = fields.integer("seed", low=-_SEED_RANGE, high=SEED_MAX)
+    max_tokens = _read_max_tokens(fields, length_names)
+    min_tokens = fields.integer("min_tokens", low=0, high=TOKENS_MAX)
+    if max_tokens is not None and (min_tokens or 0) > max_tokens:
+        raise invalid(f"min_tokens is more than {length_names[0]}", "min_tokens")
+    read = {
+        "max_tokens": max_tokens or max_tokens_default,
+        "min_tokens": min_tokens,
+        "temperature": fields.number("temperature", low=0, high=2),
+        "top_p": None if top_p is None else max(_TOP_P_MIN, top_p),
+        "top_k": None if top_k is None else max(0, top_k),
+        "min_p": fields.number("min_p", low=0, high=1),
+        "presence_penalty": fields.number("presence_penalty", low=-2, high=2),
+        "frequency_penalty": fields.number("frequency_penalty", low=-2, high=2),
+        "repetition_penalty": _read_repetition_penalty(fields),
+        "logit_bias": _read_biases(fields),
+        "seed": None if seed is None else seed % _SEED_RANGE,
+        "stop": fields.texts("stop", items_max=STOP_STRINGS_MAX, chars_max=STOP_CHARS_MAX),
+        "stop_token_ids": _read_stop_tokens(fields),
+        "ignore_eos": fields.flag("ignore_eos"),
+        "format": read_format(fields),
+    }
+    return {name: value for name, value in read.items() if value is not None}
+
+
+def read_choices(fields: Fields) -> int:
+    """How many answers are wanted. Raises ApiError (400)."""
+    choices = fields.integer("n", low=1, high=CHOICES_MAX) or 1
+    check_neutral(fields, "best_of", (1, choices))
+    return choices
 
 
 def read_streaming(fields: Fields) -> Streaming:
     """Raises ApiError (400)."""
     is_streamed = bool(fields.flag("stream"))
     options = fields.fields("stream_options")
-    if options is not None and not is_streamed:
-        raise invalid("stream_options is for streams: set stream to true", "stream_options")
     if options is None:
         return Streaming(is_streamed, include_usage=False)
+    if not is_streamed:
+        raise invalid("stream_options is for streams: set stream to true", "stream_options")
     continuous = bool(options.flag("continuous_usage_stats"))
-    return Streaming(is_streamed, bool(options.flag("include_usage")), continuous)
+    return Streaming(is_streamed, bool(options.flag("include_usage")) or continuous, continuous)
 
 
-def _check_unsupported(fields: Fields) -> None:
-    """Raises ApiError (400) for what would change the answer, and that we cannot honour."""
-    # Tools that the model must not use change nothing.
-    is_without_tools = fields.raw("tool_choice") == "none"
-    for name, neutral in _UNSUPPORTED.items():
-        value = None if is_without_tools and name == "tools" else fields.raw(name)
-        if value is None:
-            continue
-        # True equals 1 in Python, but a flag is not a number.
-        kind = isinstance(value, bool)
-        if not any(value == item and kind is isinstance(item, bool) for item in neutral):
-            raise unsupported(
-                NO_TOOLS if name in _TOOLS else f"{name} is not supported: leave it out", name
-            )
+def _read_max_tokens(fields: Fields, names: tuple[str, ...]) -> int | None:
+    for name in names:
+        value = fields.integer(name, low=_UNLIMITED, high=_INTEGER_MAX)
+        if value == 0:
+            raise invalid(f"{name} is at least 1, or {_UNLIMITED} for no limit", name)
+        if value is not None:
+            return TOKENS_MAX if value == _UNLIMITED else min(value, TOKENS_MAX)
+    return None
+
+
+def _read_repetition_penalty(fields: Fields) -> float | None:
+    penalty = fields.number("repetition_penalty", low=0, high=10)
+    if penalty == 0:
+        raise invalid("repetition_penalty lies above 0 and up to 10", "repetition_penalty")
+    return penalty
+
+
+def _read_biases(fields: Fields) -> tuple[TokenBias, ...]:
+    biases = fields.fields("logit_bias")
+    if biases is None:
+        return ()
+    names = list(fields.raw("logit_bias"))
+    if len(names) > LOGIT_BIASES_MAX:
+        raise invalid(f"logit_bias has at most {LOGIT_BIASES_MAX} tokens", "logit_bias")
+    return tuple(_read_bias(biases, name) for name in names)
+
+
+def _read_bias(biases: Fields, name: str) -> TokenBias:
+    path = biases.path(name[:32])
+    if not (name.isascii() and name.isdecimal() and len(name) <= 10 and int(name) <= TOKEN_ID_MAX):
+        raise invalid(f"{path}: a token id is a whole number from 0 to {TOKEN_ID_MAX}", path)
+    bias = biases.number(name, low=-100, high=100)
+    if bias is None:
+        raise invalid(f"{path} must be a number", path, code="invalid_type")
+    return TokenBias(int(name), bias)
+
+
+def _read_stop_tokens(fields: Fields) -> tuple[int, ...]:
+    value = fields.raw("stop_token_ids")
+    if value is None:
+        return ()
+    return read_list(value, "stop_token_ids", items_max=STOP_TOKENS_MAX, read=read_token_id)
+
+
+def read_token_id(value: Any, path: str) -> int:
+    if type(value) is not int or not 0 <= value <= TOKEN_ID_MAX:
+        raise invalid(f"{path}: a token id is a whole number from 0 to {TOKEN_ID_MAX}", path)
+    return value
