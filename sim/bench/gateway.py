@@ -25,6 +25,8 @@ from sim.bench.http_buyer import BuyerError, HttpBuyer, TimedAnswer
 from sim.bench.mock.script import paced
 
 _US_PER_S = 1_000_000
+# What the kernel counts a process in.
+_TICK_S = 0.01
 KIB = 1_024
 
 
@@ -153,7 +155,7 @@ class _Bench:
             count, streams = self.size.load_requests, self.size.load_streams
             before_s = door.cpu_s()
             await _ask(door, ["Say a word."] * count, tokens=1, connections=streams)
-            per_core[name] = count / (door.cpu_s() - before_s)
+            per_core[name] = count / max(door.cpu_s() - before_s, _TICK_S)
         figures = {f"requests_per_core_s_{name}": value for name, value in per_core.items()}
         figures["jobs_per_core_s"] = per_core["ours"]
         if "litellm" in per_core:
