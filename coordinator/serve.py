@@ -4,6 +4,9 @@ from collections.abc import Callable
 
 from coordinator.app import Coordinator, MarketRules
 from coordinator.auth import ApiKeyDesk
+from coordinator.batches.blobs import SealedFolder
+from coordinator.batches.desk import BatchBounds, BatchDesk
+from coordinator.batches.files import DAY_S, GIB, FileBounds
 from coordinator.clock_check import check_clock
 from coordinator.db.engine import ThreadRunner, only_coordinator, open_database
 from coordinator.db.heads import store_head
@@ -52,18 +55,29 @@ async def serve(
         rules = MarketRules(config.fee_bps, config.catalogue, config.client_asks_per_minute)
         coordinator = Coordinator(key, transport, database, rules, runtime)
         known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())
-        local = LocalMarket(coordinator, ApiKeyDesk(database, Vault(key)), known=known)
-        gateway = _make_gateway(config, local)
+        keys = ApiKeyDesk(database, Vault(key))
+        local = LocalMarket(coordinator, keys, known=known)
+        batches = BatchDesk(
+            database,
+            SealedFolder(config.files_dir, key, runtime.entropy),
+            local,
+            coordinator.desk,
+            keys,
+            runtime.steadied(),
+            bounds=BatchBounds(_file_bounds(config)),
+        )
+        gateway = _make_gateway(config, local, batches)
 
         async def body(signals: StopSignals) -> None:
-            """The gateway stops first, so that streams end, then the market, which hands the
-            receipts of these streams in before its books close."""
+            """The gateway stops first, so that streams end, then batches, which the next process
+            takes up again, then the market, which hands in all receipts before its books close."""
             if not accept_clock:
                 await database.read(check_clock, now_ms=runtime.clock.now_ms())
             async with open_stages() as stages:
                 await stages.start(
                     "market", coordinator.run, ask=coordinator.stop, within_s=MARKET_STOP_WITHIN_S
                 )
+                await stages.start("batches", batches.run)
                 url = await stages.start("gateway", gateway.run)
                 endpoint = Endpoint(key.peer_id, transport.addresses, url, config.dial_private)
                 write_endpoint(config.endpoint_path, endpoint)
@@ -85,7 +99,15 @@ async def serve(
             database.close()
 
 
-def _make_gateway(config: CoordinatorConfig, market: LocalMarket) -> Gateway:
+def _file_bounds(config: CoordinatorConfig) -> FileBounds:
+    return FileBounds(
+        account_bytes_max=config.files_per_account_gib * GIB,
+        all_bytes_max=config.files_max_gib * GIB,
+        lifetime_s=config.files_keep_days * DAY_S,
+    )
+
+
+def _make_gateway(config: CoordinatorConfig, market: LocalMarket, batches: BatchDesk) -> Gateway:
     gateway_config = GatewayConfig(
         host=config.http.host,
         port=config.http.port,
@@ -93,4 +115,4 @@ def _make_gateway(config: CoordinatorConfig, market: LocalMarket) -> Gateway:
         cors_origins=config.cors_origins,
         metrics_public=config.metrics_public,
     )
-    return Gateway(gateway_config, market, Metrics())
+    return Gateway(gateway_config, market, Metrics(), filing=batches)

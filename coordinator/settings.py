@@ -132,6 +132,27 @@ class CoordinatorConfig:
         "The books, as a URL.",
         example='"sqlite:////var/lib/coordinator/books.sqlite"',
     )
+    files_dir: Path = setting(
+        InDataDir(lambda data_dir: data_dir / "files", "files/"),
+        PATH,
+        "Where files of HTTP users and the answers of their batches lie, sealed.",
+        example='"/var/lib/coordinator/files"',
+    )
+    files_max_gib: int = setting(
+        20,
+        count(1, 1_000_000, "GiB"),
+        "How much the files of all accounts may take.",
+    )
+    files_per_account_gib: int = setting(
+        2,
+        count(1, 1_000_000, "GiB"),
+        "How much the files of one account may take.",
+    )
+    files_keep_days: int = setting(
+        30,
+        count(1, 365, "days"),
+        "How long a file is kept whose owner does not say.",
+    )
     fee_bps: int = setting(
         500,
         count(0, BASIS_POINTS, "hundredths of a percent"),

@@ -5,6 +5,7 @@ operator's fee is the remainder, so that no unit appears or disappears.
 """
 
 import re
+from collections.abc import Sequence
 
 NANO_PER_CREDIT = 1_000_000_000
 
@@ -42,6 +43,20 @@ def format_credits(amount_nano: int) -> str:
 def divide_up(numerator: int, denominator: int) -> int:
     """Integer division that rounds up: the one rounding of a charge."""
     return -(-numerator // denominator)
+
+
+def split_by_weight(amount: int, weights: Sequence[int]) -> list[int]:
+    """Shares of an amount in proportion to weights, which add up to it exactly: each share is what
+    the weights up to it entitle to, rounded down, less all shares before it."""
+    total, passed, given = sum(weights), 0, 0
+    shares = []
+    for number, weight in enumerate(weights, 1):
+        passed += weight
+        # Without any weight, all count alike.
+        due = amount * passed // total if total else amount * number // len(weights)
+        shares.append(due - given)
+        given = due
+    return shares
 
 
 def split_fee(amount_nano: int, fee_bps: int) -> tuple[int, int]:

@@ -31,6 +31,7 @@ ROOMS = {
     "leasing": {"market", "ledger", "db"},
     "settling": {"leasing", "ledger", "db"},
     "gateway": {"buyer"},
+    "batches": {"buyer", "gateway", "db", "ledger"},
     "edge": {"buyer", "gateway", "buyer_config"},
 }
 COMMON = {"errors"}

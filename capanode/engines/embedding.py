@@ -102,7 +102,6 @@ class TextEmbedder:
             slots=slots,
             context_tokens=context_tokens,
             quantization="fp32",
-            dimensions=model.dimensions,
             profile=str(
                 Profile(engine=BERT, weights="fp32", compute="fp32", device=device_class(device))
             ),
@@ -182,7 +181,9 @@ class TextEmbedder:
         for job in list(self._jobs.values()):
             if all(job.vectors):
                 del self._jobs[job.job_id]
-                output = EmbeddingOutput(len(job.vectors[0]) // 4, tuple(job.vectors))
+                output = EmbeddingOutput(
+                    len(job.vectors[0]) // 4, tuple(job.vectors), tuple(map(len, job.texts))
+                )
                 events.append(Produced(job.job_id, (), "", encode(output)))
                 events.append(Completed(job.job_id, "complete", job.units))
         return events

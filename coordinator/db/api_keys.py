@@ -116,6 +116,12 @@ def authenticate(conn: Connection, secret: str) -> ApiKey | None:
     return key if key.revoked_at_ms is None else None
 
 
+def find_api_key(conn: Connection, key_id: str) -> ApiKey | None:
+    """The key with this id, also if it was revoked."""
+    row = conn.execute(select(*_COLUMNS).where(api_keys.c.id == key_id)).first()
+    return None if row is None else _key(tuple(row))
+
+
 def list_api_keys(conn: Connection, *, account: AccountId | None = None) -> list[ApiKey]:
     """All keys, oldest first, revoked ones too."""
     query = select(*_COLUMNS).order_by(api_keys.c.id)

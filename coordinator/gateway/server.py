@@ -25,6 +25,7 @@ from coordinator.gateway.http.server_protocol import (
     ServerBounds,
     bounded_protocol,
 )
+from coordinator.gateway.market_side.filing import Filing
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics
 from protocol.net.descriptors import raise_descriptor_limit, server_descriptors
@@ -49,11 +50,15 @@ class Gateway:
         market: GatewayMarket,
         metrics: Metrics,
         runtime: Runtime | None = None,
+        *,
+        filing: Filing | None = None,
     ) -> None:
         runtime = runtime or system_runtime()
         self._config = config
         self._bridge = Bridge()
-        context = GatewayContext.make(self._bridge, market, metrics, config=config, runtime=runtime)
+        context = GatewayContext.make(
+            self._bridge, market, metrics, config=config, runtime=runtime, filing=filing
+        )
         self._server = _Server(GatewayApp(context), config)
         self._calls = trio.CancelScope()
         self._ended = trio.Event()

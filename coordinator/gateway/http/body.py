@@ -1,6 +1,7 @@
 """Reading a request's body: within its size, at a minimum rate, and within its account's share."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 from coordinator.gateway.errors import ApiError, Problem, error_of
 from coordinator.gateway.http.fair_places import Place
@@ -60,6 +61,27 @@ async def read_body(
         raise _too_slow("the body came slowly, and other requests needed its place") from None
     finally:
         place.end_reading()
+
+
+async def read_pieces(receive: Receive, *, announced: int, bytes_max: int) -> AsyncIterator[bytes]:
+    """A body too large for memory, as it arrives. Raises ApiError (408, 413) and ClientGone."""
+    if announced > bytes_max:
+        raise _too_large(bytes_max)
+    loop = asyncio.get_running_loop()
+    started_at, size, is_last = loop.time(), 0, False
+    while not is_last:
+        try:
+            async with asyncio.timeout_at(started_at + GRACE_S + size / BYTES_PER_S_MIN):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow("the body arrived too slowly") from None
+        if message["type"] != "http.request":
+            raise ClientGone
+        piece, is_last = message.get("body", b""), not message.get("more_body", False)
+        size += len(piece)
+        if size > bytes_max:
+            raise _too_large(bytes_max)
+        yield piece
 
 
 async def _collect(

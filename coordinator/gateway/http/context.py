@@ -8,6 +8,7 @@ from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.callers import Callers
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.market_side.filing import Filing
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.market_side.running import JobLimits
 from coordinator.gateway.metrics import Metrics
@@ -19,7 +20,8 @@ _PARSED_AT_ONCE = 1
 
 @dataclass(frozen=True, slots=True)
 class GatewayContext:
-    """`market` is touched in trio only, through `bridge`."""
+    """`market` and `filing` are touched in trio only, through `bridge`; a gateway without `filing`
+    keeps no files and runs no batches."""
 
     bridge: Bridge
     market: GatewayMarket
@@ -27,6 +29,7 @@ class GatewayContext:
     config: GatewayConfig
     runtime: Runtime
     callers: Callers
+    filing: Filing | None = None
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSED_AT_ONCE))
 
     @classmethod
@@ -38,13 +41,14 @@ class GatewayContext:
         *,
         config: GatewayConfig,
         runtime: Runtime,
+        filing: Filing | None = None,
     ) -> "GatewayContext":
         callers = Callers(
             lambda secret: bridge.call(market.authenticate, secret),
             monotonic=lambda: runtime.stopwatch_ns() / 1e9,
             needs_key=config.needs_key,
         )
-        return cls(bridge, market, metrics, config, runtime, callers)
+        return cls(bridge, market, metrics, config, runtime, callers, filing)
 
     @property
     def job_limits(self) -> JobLimits:

@@ -1,11 +1,12 @@
 """One HTTP request as routes see it: headers, a bounded body, and when its client hangs up."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, Problem
-from coordinator.gateway.http.body import CLOSE, ClientGone, read_body
+from coordinator.gateway.http.body import CLOSE, ClientGone, read_body, read_pieces
 from coordinator.gateway.http.fair_places import Place
 from coordinator.gateway.http.json_bounds import SMALL_BYTES
 from coordinator.gateway.http.responses import Receive
@@ -78,17 +79,29 @@ class Request:
         """
         assert self.place is not None, "only requests of a caller have a body that is read"
         unpacker = unpacker_of(self.header(b"content-encoding"))
-        announced = self.header(b"content-length") or ""
         body = await read_body(
             self._receive,
             self.place,
-            announced=int(announced[:20]) if announced.isdecimal() else 0,
+            announced=self._announced(),
             bytes_max=bytes_max,
             within_s=within_s,
             unpacker=unpacker,
         )
         self._watch = asyncio.ensure_future(self._cancel_when_gone(asyncio.current_task()))
         return body
+
+    def pieces(self, *, bytes_max: int) -> AsyncIterator[bytes]:
+        """The body as it arrives, for one too large for memory: nothing of it is kept. Raises
+        ApiError (408, 413, 415) and ClientGone."""
+        encoding = self.header(b"content-encoding")
+        if encoding not in (None, "identity"):
+            raise _wrong_media(f"send the body without content-encoding, not as {encoding[:32]}")
+        return read_pieces(self._receive, announced=self._announced(), bytes_max=bytes_max)
+
+    def _announced(self) -> int:
+        """The content length, or 0."""
+        announced = self.header(b"content-length") or ""
+        return int(announced[:20]) if announced.isdecimal() else 0
 
     def keep(self, input_bytes: int) -> None:
         """The body is parsed, and only this much of it is kept from here on."""

@@ -168,7 +168,7 @@ class _Run:
         async with self.market.open_job(self.caller, spec) as job:
             chunks = [chunk async for chunk in job]
             opened = self._opened(job, started_at)
-        return WholeAnswer(opened, chunks, _outcome(job))
+        return WholeAnswer(opened, chunks, outcome_of(job))
 
     async def into(self, feed: Feed[StartedAnswer, ChoiceItem], index: int, order: Order) -> None:
         spec = order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
@@ -180,7 +180,7 @@ class _Run:
             async for chunk in job:
                 if not feed.put((index, chunk)):
                     await feed.wait_room()
-        feed.put((index, ChoiceEnd(opened, _outcome(job))))
+        feed.put((index, ChoiceEnd(opened, outcome_of(job))))
 
     def _opened(self, job: RunningJob, started_at: float) -> StartedAnswer:
         info = job.terms
@@ -189,7 +189,8 @@ class _Run:
         return StartedAnswer(info, node_s, self.model)
 
 
-def _outcome(job: RunningJob) -> PurchaseResult:
+def outcome_of(job: RunningJob) -> PurchaseResult:
+    """How a job ended that was read to its end. Raises JobFailed if it has no answer."""
     outcome = job.result
     assert outcome is not None, "a job that was read to its end says how it ended"
     if outcome.finish not in _ANSWERED:

@@ -147,7 +147,7 @@ class FakeMarket:
             self.running -= 1
 
     def model(self, name: str) -> ModelInfo | None:
-        found = (m for m in self.models() if name in (m.name, m.digest))
+        found = (model for model in self.models() if model.name == name)
         return None if name in self.hidden else next(found, None)
 
     def is_expected(self, name: str) -> bool:

@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 import httpx
 import trio
 
+from coordinator.batches.desk import BatchDesk
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.app import GatewayApp
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.metrics import Metrics
+from protocol.clock import Clock
 from protocol.programs.runtime import Runtime
 from tests.clocks import HandClock
 from tests.coordinator.gateway.fake_market import API_KEY, NOW_MS, FakeMarket
@@ -36,6 +38,8 @@ class TrioThread:
     def __init__(self) -> None:
         self.bridge = Bridge()
         self._started = threading.Event()
+        self._nursery: trio.Nursery | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
         self._stop: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=lambda: trio.run(self._main))
 
@@ -52,8 +56,15 @@ class TrioThread:
     def stop(self) -> None:
         self._stop()
 
+    def start(self, run: Callable[..., Awaitable[None]]) -> None:
+        """Returns when it has started; it is cancelled with the thread's run."""
+        nursery, token = self._nursery, self._token
+        assert nursery is not None
+        assert token is not None
+        trio.from_thread.run(nursery.start, run, trio_token=token)
+
     async def _main(self) -> None:
-        token = trio.lowlevel.current_trio_token()
+        token = self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
 
             def stop() -> None:
@@ -61,6 +72,7 @@ class TrioThread:
                     token.run_sync_soon(nursery.cancel_scope.cancel)
 
             self._stop = stop
+            self._nursery = nursery
             await nursery.start(self.bridge.run)
             self._started.set()
 
@@ -113,7 +125,13 @@ class Harness:
 
 
 @contextmanager
-def harness(config: GatewayConfig | None = None) -> Iterator[Harness]:
+def harness(
+    config: GatewayConfig | None = None,
+    *,
+    market: FakeMarket | None = None,
+    make_filing: Callable[[FakeMarket, Clock], BatchDesk] | None = None,
+) -> Iterator[Harness]:
+    """With `make_filing`, its desk runs too."""
     clock = HandClock(NOW_MS)
     numbers = iter(range(1, 2**32))
     runtime = Runtime(
@@ -123,12 +141,20 @@ def harness(config: GatewayConfig | None = None) -> Iterator[Harness]:
         stopwatch_ns=clock.monotonic_ns,
     )
     metrics = Metrics()
-    market = FakeMarket()
+    market = market or FakeMarket()
+    filing = make_filing(market, clock) if make_filing is not None else None
     with TrioThread() as trio_thread, asyncio.Runner() as runner:
         trio_thread.bridge.attach(runner.get_loop())
         context = GatewayContext.make(
-            trio_thread.bridge, market, metrics, config=config or GatewayConfig(), runtime=runtime
+            trio_thread.bridge,
+            market,
+            metrics,
+            config=config or GatewayConfig(),
+            runtime=runtime,
+            filing=filing,
         )
+        if filing is not None:
+            trio_thread.start(filing.run)
         yield Harness(GatewayApp(context), market, metrics, trio_thread.bridge, clock, runner)
 
 

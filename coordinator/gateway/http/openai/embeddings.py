@@ -39,7 +39,7 @@ class EmbeddingCall:
 
     def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
         finished = only_answer(choices)
-        output = _read_output(finished.data, self.texts)
+        output = read_output(finished.data, self.texts)
         tokens = finished.outcome.units.input_tokens
         cost_nano = finished.outcome.amount_nano
         usage = {"prompt_tokens": tokens, "total_tokens": tokens, "cost_nano": cost_nano}
@@ -95,7 +95,7 @@ def _read_text(value: Any, path: str) -> str:
     return text
 
 
-def _read_output(data: bytes, texts: int) -> EmbeddingOutput:
+def read_output(data: bytes, texts: int) -> EmbeddingOutput:
     """What the node sent. It has been paid for, so a broken answer is not asked for again."""
     try:
         output = decode(EmbeddingOutput, data)

@@ -1,0 +1,400 @@
+"""One batch from its first line to its files. `BatchRun.run` is its life in this process.
+
+Every step leaves something durable that the next process goes on from: the status in the batch's
+row, the answers in its log. An answer is in the log before its receipt is signed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import count as count_from
+from typing import Any, Protocol
+
+import structlog
+import trio
+
+from coordinator.batches import states
+from coordinator.batches.blobs import BlobReader
+from coordinator.batches.buying import open_answers
+from coordinator.batches.files import FileDesk
+from coordinator.batches.input_file import check_input, read_lines
+from coordinator.batches.line_log import LineLog, LineRecord
+from coordinator.batches.lines import (
+    ENDPOINTS,
+    LineAnswer,
+    Piece,
+    PlannedLine,
+    RefusedLine,
+    answer_line,
+    group,
+    read_line,
+    refused_line,
+    write_answers,
+)
+from coordinator.batches.output_files import write_outputs
+from coordinator.batches.retries import GiveUp, Split, next_step
+from coordinator.batches.turns_by_account import AccountPlaces
+from coordinator.buyer.errors import JobFailed
+from coordinator.db.batches import BatchStatus, StoredBatch, store_batch
+from coordinator.db.engine import Connection, Database
+from coordinator.db.files import StoredFile, insert_file
+from coordinator.errors import CoordinatorError
+from coordinator.gateway.caller import Caller
+from coordinator.gateway.errors import ApiError, error_of
+from coordinator.gateway.http.dialect import ChoiceAnswer
+from coordinator.gateway.market_side.filing import BatchError
+from coordinator.gateway.market_side.market import GatewayMarket
+from protocol.clock import Clock
+from protocol.errors import Code
+from protocol.ids import JobId, derive_ulid
+from protocol.limits import TOKENS_MAX
+from protocol.pricing import Units
+from protocol.programs.runners import Runner
+
+log = structlog.get_logger(__name__)
+
+# Pieces of one batch that run or wait at once; each holds its lines in memory.
+_PIECES_MAX = 16
+_STORE_EVERY_S = 1.0
+
+_FUNDS_WORDS = {
+    Code.OUT_OF_FUNDS: "the account has no credits left: the batch goes on when it has some",
+    Code.BUDGET_EXCEEDED: "the budget of the API key is spent: the batch goes on when it is raised",
+}
+
+
+class CallerFinder(Protocol):
+    async def caller_of(self, api_key_id: str) -> Caller | None:
+        """Who an API key stands for; None if it is unknown or was revoked."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchServices:
+    """What the runs of all batches share."""
+
+    files: FileDesk
+    database: Database
+    market: GatewayMarket
+    callers: CallerFinder
+    places: AccountPlaces
+    runner: Runner
+    clock: Clock
+
+
+class BatchRun:
+    """`batch` is how far it is; the database may be a second behind."""
+
+    def __init__(self, services: BatchServices, batch: StoredBatch, line_log: LineLog) -> None:
+        self.batch = batch
+        self._services = services
+        self._log = line_log
+        self._done: set[int] = set()
+        self._appending = trio.Lock()
+        self._work = trio.CancelScope()
+        self._serials = count_from()
+        self._is_stored = True
+        self._refused: list[RefusedLine] = []
+
+    async def run(self) -> None:
+        """Until it has ended; cancelled, it is taken up again by the next process."""
+        try:
+            await self._change(states.take_up(self.batch))
+            content = await self._open_input()
+            if content is None:
+                return
+            try:
+                await self._read_log()
+                with self._work:
+                    if self.batch.status is BatchStatus.VALIDATING:
+                        await self._validate(content)
+                    if self.batch.status is BatchStatus.IN_PROGRESS:
+                        await self._answer_all(content)
+                await self._store()
+                if self.batch.ended_at_ms is None:
+                    await self._write_files(content)
+            finally:
+                content.close()
+        finally:
+            self._log.close()
+        await self._services.runner.run_read(self._log.delete)
+
+    async def cancel(self) -> None:
+        """Its user wants no more of it: what runs is cut, and what is there is handed out."""
+        await self._change(states.cancel(self.batch, now_ms=self._now_ms()))
+        if self.batch.status is BatchStatus.CANCELLING:
+            self._work.cancel()
+
+    # The steps.
+
+    async def _open_input(self) -> BlobReader | None:
+        stored = await self._services.files.find_row(self.batch.account, self.batch.input_file_id)
+        if stored is not None:
+            return await self._services.files.open_row(stored)
+        error = BatchError("file_not_found", "the input file is gone", param="input_file_id")
+        await self._change(states.fail(self.batch, [error], now_ms=self._now_ms()))
+        return None
+
+    async def _read_log(self) -> None:
+        """What an earlier process has answered."""
+        self.batch = states.uncounted(self.batch)
+        for record in await self._services.runner.run_read(self._log.read_heads):
+            self._note(record)
+
+    async def _validate(self, content: BlobReader) -> None:
+        endpoint = self.batch.endpoint
+        task = ENDPOINTS[endpoint].task
+        total, errors = await self._services.runner.run_read(
+            partial(check_input, content, endpoint, task)
+        )
+        now_ms = self._now_ms()
+        if self.batch.status is not BatchStatus.VALIDATING:
+            return  # cancelled meanwhile
+        if errors:
+            await self._change(states.fail(self.batch, errors, now_ms=now_ms))
+        else:
+            await self._change(states.begin(self.batch, total=total, now_ms=now_ms))
+
+    async def _answer_all(self, content: BlobReader) -> None:
+        """Until all lines are answered, the window is over, or the user cancels."""
+        caller = await self._services.callers.caller_of(self.batch.api_key_id)
+        provider = caller.provider if caller is not None else {}
+        left_s = (self.batch.expires_at_ms - self._now_ms()) / 1_000
+        places = trio.Semaphore(_PIECES_MAX)
+        with trio.move_on_after(max(left_s, 0)):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._store_now_and_then)
+                async with trio.open_nursery() as pieces_nursery:
+                    pieces = group(self._planned(content, provider))
+                    while True:
+                        await places.acquire()
+                        piece = await self._services.runner.run_read(partial(next, pieces, None))
+                        await self._refuse_bad_lines()
+                        if piece is None:
+                            break
+                        pieces_nursery.start_soon(self._answer, piece, places)
+                nursery.cancel_scope.cancel()
+
+    async def _write_files(self, content: BlobReader) -> None:
+        if self.batch.status is not BatchStatus.CANCELLING:
+            await self._change(states.finalize(self.batch, now_ms=self._now_ms()))
+        files, batch = self._services.files, self.batch
+        file_ids = (files.new_id(), files.new_id())
+        is_cancelled = batch.status is BatchStatus.CANCELLING
+        written = await self._services.runner.run_read(
+            partial(
+                write_outputs,
+                files.folder,
+                self._log,
+                content,
+                endpoint=batch.endpoint,
+                file_ids=file_ids,
+                unfinished="batch_cancelled" if is_cancelled else "batch_expired",
+            )
+        )
+        sizes = (written.output_bytes, written.error_bytes)
+        rows = [
+            files.row(
+                file_id,
+                batch.account,
+                filename=f"batch_{batch.id}_{name}.jsonl",
+                purpose="batch_output",
+                size=size,
+                lifetime_s=batch.output_lifetime_s,
+            )
+            for file_id, size, name in zip(file_ids, sizes, ("output", "error"), strict=True)
+            if size is not None
+        ]
+        output_id, error_id = (
+            file_id if size is not None else None
+            for file_id, size in zip(file_ids, sizes, strict=True)
+        )
+        ended = states.finish(
+            self.batch, output_file_id=output_id, error_file_id=error_id, now_ms=self._now_ms()
+        )
+        await self._services.database.write(_store_end, ended, rows)
+        for row in rows:
+            files.usage.add(row.account, row.bytes)
+        self.batch, self._is_stored = ended, True
+        log.info("batch_ended", batch=ended.id, status=ended.status.value)
+
+    # Its lines.
+
+    def _planned(self, content: BlobReader, provider: Mapping[str, Any]) -> Iterator[PlannedLine]:
+        """In a thread. Lines that cannot be bought are kept aside."""
+        for number, text in read_lines(content):
+            if number not in self._done:
+                line = read_line(number, text, self.batch.endpoint, provider)
+                if isinstance(line, PlannedLine):
+                    yield line
+                else:
+                    self._refused.append(line)
+
+    async def _refuse_bad_lines(self) -> None:
+        refused, self._refused = self._refused, []
+        for line in refused:
+            await self._keep_failure([(line.number, line.custom_id)], line.error)
+
+    async def _answer(self, piece: Piece, places: trio.Semaphore) -> None:
+        try:
+            await self._answer_piece(piece)
+        finally:
+            places.release()
+
+    async def _answer_piece(self, piece: Piece) -> None:
+        """Buy the answers of some lines, however often that has to be tried."""
+        waits = failures = 0
+        while True:
+            try:
+                async with self._services.places.place(self.batch.account):
+                    await self._buy(piece)
+            except ApiError as error:
+                await self._fail(piece, error)
+                return
+            except JobFailed as failure:
+                step = next_step(
+                    failure.code,
+                    waits=waits,
+                    failures=failures,
+                    lines=len(piece.lines),
+                    is_billed=failure.delivered,
+                )
+                if isinstance(step, Split):
+                    for half in piece.halves():
+                        await self._answer_piece(half)
+                    return
+                if isinstance(step, GiveUp):
+                    order = piece.orders[0]
+                    await self._fail(
+                        piece,
+                        error_of(
+                            failure.code,
+                            str(failure),
+                            is_billed=failure.delivered,
+                            input_param=order.input_param,
+                        ),
+                    )
+                    return
+                self._tell_why(step.why)
+                failures += step.is_failure
+                waits += not step.is_failure
+                await trio.sleep(step.seconds)
+            else:
+                self._tell_why(None)
+                return
+
+    async def _buy(self, piece: Piece) -> None:
+        """Raises JobFailed, ApiError."""
+        caller = await self._services.callers.caller_of(self.batch.api_key_id)
+        if caller is None:
+            raise error_of(Code.UNKNOWN_API_KEY, "the API key of this batch was revoked")
+        orders = piece.orders
+        job_ids = [self._next_job_id() for _ in orders]
+        async with open_answers(self._services.market, caller, orders, job_ids) as choices:
+            # Shielded: what is left here is signed for, also by a process that is stopped.
+            with trio.CancelScope(shield=True):
+                created_s = self._now_ms() // 1_000
+                record = await self._services.runner.run_read(
+                    partial(_record_of, self.batch.id, piece, choices, job_ids, created_s)
+                )
+                await self._keep(record)
+
+    async def _fail(self, piece: Piece, error: ApiError) -> None:
+        await self._keep_failure([(line.number, line.custom_id) for line in piece.lines], error)
+
+    async def _keep_failure(self, lines: Sequence[tuple[int, str]], error: ApiError) -> None:
+        endpoint = self.batch.endpoint
+        text = b"".join(
+            refused_line(self._line_id(number), custom_id, error, endpoint=endpoint)
+            for number, custom_id in lines
+        )
+        numbers = tuple(number for number, _ in lines)
+        await self._keep(LineRecord(numbers, True, (), Units(), 0, text))
+
+    async def _keep(self, record: LineRecord) -> None:
+        """Durable, before anything else follows from it."""
+        async with self._appending:
+            await self._services.runner.run_read(partial(self._log.append, record))
+            self._note(record)
+
+    def _note(self, record: LineRecord) -> None:
+        self._done.update(record.lines)
+        self.batch = states.count(self.batch, record)
+        self._is_stored = False
+
+    def _tell_why(self, code: Code | None) -> None:
+        """What the batch waits for, if its user can do something about it."""
+        errors = [] if code is None else [BatchError(code.value, _FUNDS_WORDS[code])]
+        changed = states.with_errors(self.batch, errors)
+        if changed != self.batch:
+            self.batch, self._is_stored = changed, False
+
+    def _next_job_id(self) -> JobId:
+        """Another one for each try, also of a process that takes the batch up later."""
+        serial = next(self._serials)
+        return JobId(derive_ulid(self.batch.id, f"batch/{self.batch.takes}/{serial}"))
+
+    def _line_id(self, number: int) -> str:
+        return line_id(self.batch.id, number)
+
+    # Its row.
+
+    async def _change(self, changed: StoredBatch) -> None:
+        if changed != self.batch:
+            self.batch, self._is_stored = changed, False
+            await self._store()
+
+    async def _store(self) -> None:
+        if not self._is_stored:
+            self._is_stored = True
+            await self._services.database.write(store_batch, self.batch)
+
+    async def _store_now_and_then(self) -> None:
+        while True:
+            await trio.sleep(_STORE_EVERY_S)
+            try:
+                await self._store()
+            except CoordinatorError as error:
+                self._is_stored = False
+                log.error("batch_not_stored", batch=self.batch.id, error=str(error))
+
+    def _now_ms(self) -> int:
+        return self._services.clock.now_ms()
+
+
+def line_id(batch_id: str, number: int) -> str:
+    return f"batch_req_{derive_ulid(batch_id, f'line/{number}')}"
+
+
+def _record_of(
+    batch_id: str,
+    piece: Piece,
+    choices: Sequence[ChoiceAnswer],
+    job_ids: Sequence[JobId],
+    created_s: int,
+) -> LineRecord:
+    """In a thread: writing vectors as text takes a while. Raises ApiError."""
+    answers: list[LineAnswer] = write_answers(piece, choices, created_s=created_s)
+    text = b"".join(
+        answer_line(line_id(batch_id, answer.line.number), answer, f"req_{job_ids[0]}")
+        for answer in answers
+    )
+    return LineRecord(
+        tuple(answer.line.number for answer in answers),
+        False,
+        tuple(job_ids),
+        Units(
+            min(sum(answer.units.input_tokens for answer in answers), TOKENS_MAX),
+            min(sum(answer.units.output_tokens for answer in answers), TOKENS_MAX),
+            sum(answer.units.images for answer in answers),
+        ),
+        sum(answer.cost_nano for answer in answers),
+        text,
+    )
+
+
+def _store_end(conn: Connection, batch: StoredBatch, rows: Sequence[StoredFile]) -> None:
+    """The files and the word that they are there, or neither."""
+    for row in rows:
+        insert_file(conn, row)
+    store_batch(conn, batch)

@@ -1,0 +1,121 @@
+"""How a batch moves from one status to the next. Pure: a row in, a row out.
+
+    validating → in_progress → finalizing → completed
+        │             ├─ the window is over ──→ expired
+        └─→ failed    └─ cancel → cancelling → cancelled
+
+A batch that ends before all its lines are answered has the answers that there are.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from coordinator.batches.line_log import LineRecord
+from coordinator.db.batches import BatchStatus, StoredBatch
+from coordinator.gateway.market_side.filing import BatchAsk, BatchError, BatchInfo
+
+# Enough to mend a file by.
+ERRORS_MAX = 100
+
+_BEFORE_CANCEL = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
+
+
+def take_up(batch: StoredBatch) -> StoredBatch:
+    """A process begins to run it."""
+    return replace(batch, takes=batch.takes + 1)
+
+
+def begin(batch: StoredBatch, *, total: int, now_ms: int) -> StoredBatch:
+    """Its lines are good requests."""
+    if batch.status is not BatchStatus.VALIDATING:
+        return batch
+    return replace(batch, status=BatchStatus.IN_PROGRESS, total=total, in_progress_at_ms=now_ms)
+
+
+def fail(batch: StoredBatch, errors: Sequence[BatchError], *, now_ms: int) -> StoredBatch:
+    return replace(with_errors(batch, errors), status=BatchStatus.FAILED, ended_at_ms=now_ms)
+
+
+def cancel(batch: StoredBatch, *, now_ms: int) -> StoredBatch:
+    """Asked for by its user; one that is ending already ends as it would."""
+    if batch.status not in _BEFORE_CANCEL:
+        return batch
+    return replace(batch, status=BatchStatus.CANCELLING, cancelling_at_ms=now_ms)
+
+
+def with_errors(batch: StoredBatch, errors: Sequence[BatchError]) -> StoredBatch:
+    return replace(batch, errors=json.dumps([asdict(error) for error in errors[:ERRORS_MAX]]))
+
+
+def count(batch: StoredBatch, record: LineRecord) -> StoredBatch:
+    """Some more lines are done."""
+    done = len(record.lines)
+    return replace(
+        batch,
+        completed=batch.completed + (0 if record.has_failed else done),
+        failed=batch.failed + (done if record.has_failed else 0),
+        input_tokens=batch.input_tokens + record.units.input_tokens,
+        output_tokens=batch.output_tokens + record.units.output_tokens,
+        cost_nano=batch.cost_nano + record.cost_nano,
+    )
+
+
+def uncounted(batch: StoredBatch) -> StoredBatch:
+    """Before its log is read again."""
+    return replace(batch, completed=0, failed=0, input_tokens=0, output_tokens=0, cost_nano=0)
+
+
+def finalize(batch: StoredBatch, *, now_ms: int) -> StoredBatch:
+    """No line is run any more: its files are being written."""
+    if batch.status is not BatchStatus.IN_PROGRESS:
+        return batch
+    return replace(batch, status=BatchStatus.FINALIZING, finalizing_at_ms=now_ms)
+
+
+def finish(
+    batch: StoredBatch, *, output_file_id: str | None, error_file_id: str | None, now_ms: int
+) -> StoredBatch:
+    """Its files are there."""
+    if batch.status is BatchStatus.CANCELLING:
+        status = BatchStatus.CANCELLED
+    elif batch.completed + batch.failed < batch.total:
+        status = BatchStatus.EXPIRED
+    else:
+        status = BatchStatus.COMPLETED
+    return replace(
+        batch,
+        status=status,
+        output_file_id=output_file_id,
+        error_file_id=error_file_id,
+        ended_at_ms=now_ms,
+    )
+
+
+def info_of_batch(batch: StoredBatch) -> BatchInfo:
+    ask = BatchAsk(
+        batch.input_file_id, batch.endpoint, json.loads(batch.labels), batch.output_lifetime_s
+    )
+    stamps = {
+        "in_progress": batch.in_progress_at_ms,
+        "finalizing": batch.finalizing_at_ms,
+        "cancelling": batch.cancelling_at_ms,
+        batch.status.value: batch.ended_at_ms,
+    }
+    return BatchInfo(
+        id=batch.id,
+        ask=ask,
+        status=batch.status.value,
+        created_at_ms=batch.created_at_ms,
+        expires_at_ms=batch.expires_at_ms,
+        stamps_ms={name: at_ms for name, at_ms in stamps.items() if at_ms is not None},
+        total=batch.total,
+        completed=batch.completed,
+        failed=batch.failed,
+        input_tokens=batch.input_tokens,
+        output_tokens=batch.output_tokens,
+        cost_nano=batch.cost_nano,
+        errors=tuple(BatchError(**error) for error in json.loads(batch.errors)),
+        output_file_id=batch.output_file_id,
+        error_file_id=batch.error_file_id,
+    )
