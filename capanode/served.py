@@ -77,6 +77,7 @@ class ServedModel:
             chat_format=info.chat_format,
             batch_percent=self.batch_percent,
             signature=info.signature,
+            dimensions=info.dimensions,
         )
 
     def load(self) -> ModelLoad:

@@ -145,6 +145,7 @@ def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:
         first_seen_s=entry.offer.incarnation_ms // 1_000,
         features=frozenset(word for item in offers for word in item.features),
         chat_format=offer.chat_format,
+        dimensions=offer.dimensions,
         quantizations=tuple(sorted({item.quantization for item in offers})),
         signature=offer.signature,
     )

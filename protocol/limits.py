@@ -50,6 +50,8 @@ STOP_STRINGS_MAX = 8
 STOP_CHARS_MAX = 128
 # As at OpenAI.
 EMBEDDING_TEXTS_MAX = 2_048
+# Numbers of one embedding: many times what any model has.
+DIMENSIONS_MAX = 65_536
 LABELS_MAX = 1_000
 # A model of tables has one input, one with several towers a handful.
 TENSORS_MAX = 32

@@ -11,6 +11,7 @@ from protocol.fields import check, check_names, check_stamps
 from protocol.ids import Digest, LeaseId, PeerId, is_digest
 from protocol.limits import (
     ADDRESS_CHARS_MAX,
+    DIMENSIONS_MAX,
     NAME_CHARS_MAX,
     OFFER_ADDRESSES_MAX,
     OFFER_BYTES_MAX,
@@ -51,7 +52,8 @@ class ModelOffer:
     single stream: in tokens per second, or images or tensor elements where the task counts those.
     `features` are words of `protocol.features.Feature`; unknown ones of a later version are passed
     on. `chat_format` names an entry of `protocol.chat_formats`, and is empty for a model that does
-    not chat. `signature` is what a tensor model takes and answers."""
+    not chat. `signature` is what a tensor model takes and answers, `dimensions` how many numbers an
+    embedding has; 0 is unknown."""
 
     name: str
     manifest_digest: Digest
@@ -68,6 +70,7 @@ class ModelOffer:
     # What a batch job pays of each price, on seats that would be idle.
     batch_percent: int = BATCH_PERCENT_DEFAULT
     signature: ModelSignature | None = None
+    dimensions: int = 0
 
     def __post_init__(self) -> None:
         check(0 < len(self.name) <= NAME_CHARS_MAX, "the model's name is empty or too long")
@@ -80,6 +83,7 @@ class ModelOffer:
         check(0 <= self.decode_tps <= TOKENS_PER_S_MAX, "the decode speed is out of range")
         check_names(self.features, "features")
         check(len(self.chat_format) <= NAME_CHARS_MAX, "the chat format's name is too long")
+        check(0 <= self.dimensions <= DIMENSIONS_MAX, "the dimensions are out of range")
         check(0 < self.batch_percent <= PERCENT, "the batch price is out of range")
 
     def asked_price(self, *, is_batch: bool) -> PriceSheet:

@@ -16,6 +16,7 @@ from protocol.fields import check
 from protocol.generation import SEED_MAX, GenerationInput, check_token_ids
 from protocol.ids import Digest
 from protocol.limits import (
+    DIMENSIONS_MAX,
     EMBEDDING_TEXTS_MAX,
     LABELS_MAX,
     NAME_CHARS_MAX,
@@ -73,7 +74,7 @@ class EmbeddingOutput:
     tokens: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check(0 < self.dimensions <= 65_536, "the dimensions are out of range")
+        check(0 < self.dimensions <= DIMENSIONS_MAX, "the dimensions are out of range")
         check(len(self.vectors) <= EMBEDDING_TEXTS_MAX, "too many vectors")
         check(all(len(v) == 4 * self.dimensions for v in self.vectors), "a vector has a bad size")
         check(len(self.tokens) in (0, len(self.vectors)), "there is not one count for each text")

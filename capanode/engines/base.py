@@ -33,6 +33,8 @@ class EngineInfo:
     chat_format: str = ""
     # What a tensor model takes and answers.
     signature: ModelSignature | None = None
+    # How many numbers an embedding has.
+    dimensions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

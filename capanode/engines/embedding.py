@@ -102,6 +102,7 @@ class TextEmbedder:
             slots=slots,
             context_tokens=context_tokens,
             quantization="fp32",
+            dimensions=model.dimensions,
             profile=str(
                 Profile(engine=BERT, weights="fp32", compute="fp32", device=device_class(device))
             ),

@@ -24,6 +24,7 @@ from protocol.codec import decode, encode
 from protocol.errors import Code, RemoteProtocolError
 from protocol.features import Feature
 from protocol.limits import (
+    DIMENSIONS_MAX,
     KIB,
     MESSAGE_CHARS_MAX,
     NAME_CHARS_MAX,
@@ -78,7 +79,8 @@ Report = EngineInfo | list[EngineEvent] | Pong | Cancelled | LoadFailed
 def encode_ready(info: EngineInfo) -> bytes:
     facts = (info.task, info.slots, info.context_tokens, info.quantization, info.profile)
     signature = encode(info.signature) if info.signature is not None else b""
-    return make_frame((Kind.READY, *facts, info.features, info.chat_format, signature))
+    chat = (info.features, info.chat_format)
+    return make_frame((Kind.READY, *facts, *chat, signature, info.dimensions))
 
 
 def encode_pong(number: int) -> bytes:
@@ -167,6 +169,7 @@ def parse_report(header: Any, blob: memoryview) -> Report:
             list(features),
             str(chat_format),
             bytes(signature),
+            int(dimensions),
         ]:
             if (
                 task not in set(Task)
@@ -175,6 +178,7 @@ def parse_report(header: Any, blob: memoryview) -> Report:
                 or max(len(quantization), len(profile)) > NAME_CHARS_MAX
                 or not set(map(type, features)) <= {str}
                 or not set(features) <= set(Feature)
+                or not 0 <= dimensions <= DIMENSIONS_MAX
                 or (chat_format and chat_format not in CHAT_FORMATS)
             ):
                 raise WorkerProtocolError("the worker describes an engine that cannot be")
@@ -187,6 +191,7 @@ def parse_report(header: Any, blob: memoryview) -> Report:
                 tuple(features),
                 chat_format,
                 _parse_signature(signature),
+                dimensions,
             )
         case [Kind.LOAD_FAILED, str(message)]:
             return LoadFailed(message[:MESSAGE_CHARS_MAX])

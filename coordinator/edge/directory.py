@@ -78,5 +78,6 @@ def _info_of(offers: list[tuple[ListedNode, ModelOffer]]) -> ModelInfo:
         first_seen_s=min(node.offer.incarnation_ms for node, _ in offers) // 1_000,
         features=frozenset(features),
         chat_format=first.chat_format,
+        dimensions=first.dimensions,
         quantizations=tuple(sorted(quantizations)),
     )

@@ -109,7 +109,16 @@ def test_commands_survive(command: Command) -> None:
 
 
 def test_other_reports_survive() -> None:
-    info = EngineInfo(Task.EMBEDDING, 8, 512, "bf16", "bert/1 weights=bf16", ("chat",), "hermes")
+    info = EngineInfo(
+        Task.EMBEDDING,
+        8,
+        512,
+        "bf16",
+        "bert/1 weights=bf16",
+        ("chat",),
+        "hermes",
+        dimensions=384,
+    )
     stream = (
         encode_ready(info) + encode_pong(3) + encode_cancelled("job") + encode_load_failed("no")
     )

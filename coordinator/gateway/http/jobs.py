@@ -1,14 +1,15 @@
 """One job for one request: its errors, its headers and its numbers."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import structlog
 
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import PurchaseResult
+from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, Headers, error_of
 from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import header
 from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, run_whole
 from coordinator.gateway.orders import Order
@@ -25,8 +26,21 @@ _CONTEXT_WORDS = "maximum context length"
 _BILLED = "; what had been delivered by then was charged"
 
 
+class Asked(Protocol):
+    """What is known of a request, whatever protocol brought it."""
+
+    @property
+    def request_id(self) -> str: ...
+
+    @property
+    def started_at(self) -> float: ...
+
+    @property
+    def caller(self) -> Caller | None: ...
+
+
 async def finish_jobs(
-    context: GatewayContext, request: Request, orders: Sequence[Order]
+    context: GatewayContext, request: Asked, orders: Sequence[Order]
 ) -> list[WholeAnswer | ApiError]:
     """Run jobs and return their whole answers. Raises ApiError if none has one."""
     assert request.caller is not None, "jobs are for callers only"
@@ -48,7 +62,7 @@ async def finish_jobs(
 
 
 def job_error(
-    context: GatewayContext, request: Request, order: Order, failure: JobFailed
+    context: GatewayContext, request: Asked, order: Order, failure: JobFailed
 ) -> ApiError:
     """What the user is told of a failed job; counts it, too."""
     log.info(
@@ -77,7 +91,7 @@ def job_error(
     return error
 
 
-def count_opened(context: GatewayContext, request: Request, opened: StartedAnswer) -> None:
+def count_opened(context: GatewayContext, request: Asked, opened: StartedAnswer) -> None:
     # The one line that leads from what the user has, the request's id, to the job's whole path.
     log.info(
         "request_opened_job",
@@ -92,7 +106,7 @@ def count_opened(context: GatewayContext, request: Request, opened: StartedAnswe
 
 def count_finished(
     context: GatewayContext,
-    request: Request,
+    request: Asked,
     opened: StartedAnswer,
     outcome: PurchaseResult,
     order: Order,
@@ -107,7 +121,7 @@ def count_finished(
     context.metrics.count_job(order.task, outcome.finish.value, attempts=opened.info.attempts)
 
 
-def opened_headers(context: GatewayContext, request: Request, opened: StartedAnswer) -> Headers:
+def opened_headers(context: GatewayContext, request: Asked, opened: StartedAnswer) -> Headers:
     """Where a job runs, at which price, and what we added to its time."""
     info, price = opened.info, opened.info.price
     return (
@@ -126,7 +140,7 @@ def opened_headers(context: GatewayContext, request: Request, opened: StartedAns
 
 
 def finished_headers(
-    context: GatewayContext, request: Request, answers: Sequence[WholeAnswer | ApiError]
+    context: GatewayContext, request: Asked, answers: Sequence[WholeAnswer | ApiError]
 ) -> Headers:
     """What is known only in the end. The amount is of all jobs, the rest of the first answer."""
     found = [answer for answer in answers if isinstance(answer, WholeAnswer)]
@@ -144,6 +158,6 @@ def finished_headers(
     )
 
 
-def _overhead_s(context: GatewayContext, request: Request, opened: StartedAnswer) -> float:
+def _overhead_s(context: GatewayContext, request: Asked, opened: StartedAnswer) -> float:
     """Everything so far but the node's time: reading, leasing (a durable hold), crossing over."""
     return max(0.0, context.monotonic() - request.started_at - opened.node_s)

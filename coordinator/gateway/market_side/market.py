@@ -36,6 +36,8 @@ class ModelInfo:
     features: frozenset[str] = frozenset()
     chat_format: str = ""
     quantizations: tuple[str, ...] = ()
+    # Of an embedding; 0 if no offer says it.
+    dimensions: int = 0
     # What a tensor model takes and answers.
     signature: ModelSignature | None = None
 

@@ -147,7 +147,7 @@ class FakeMarket:
             self.running -= 1
 
     def model(self, name: str) -> ModelInfo | None:
-        found = (model for model in self.models() if model.name == name)
+        found = (m for m in self.models() if name in (m.name, m.digest))
         return None if name in self.hidden else next(found, None)
 
     def is_expected(self, name: str) -> bool:

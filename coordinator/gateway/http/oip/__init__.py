@@ -1,0 +1,1 @@
+"""The Open Inference Protocol V2 over HTTP, with its binary extension."""
