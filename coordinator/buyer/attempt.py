@@ -3,27 +3,31 @@
 An `Attempt` counts what arrives through `protocol.client_session`, turns every way of ending into
 either an `AttemptResult` or a `JobFailed`, and never waits past the deadline. What follows a
 failure is decided in `purchase`.
+
+Output is passed on up to the last token that shows a text. What came after it waits for the next
+one: another node, which is given the tokens, sends text without tokens of its own once more.
 """
 
 import math
+from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import trio
 
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.result import AttemptResult, PurchasePart
 from protocol.blame import Observation, blame_for, may_node_say
 from protocol.client_session import Admitted, ClientEvent, ClientJob, Ended, Refused, WindowReached
 from protocol.clock import Clock
 from protocol.countersigning import Delivery
-from protocol.endings import Finish
+from protocol.endings import FINISH_RULES, Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import Frame
 from protocol.grants import Granted
 from protocol.ids import Digest, JobId, PeerId
 from protocol.job_frames import Outgoing
-from protocol.messages import Acceptance, Receipt
 from protocol.net.errors import NetError
 from protocol.net.pool import Channel
 from protocol.payload import Chunk
@@ -47,18 +51,6 @@ class AttemptTerms:
     match_us: int
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptResult:
-    """How an attempt ended, with the node's signed receipt as the evidence. Where counts differ,
-    `units` and `amount_nano` are what we counted, which is the most that we are charged."""
-
-    finish: Finish
-    units: Units
-    amount_nano: int
-    receipt: Signed[Receipt]
-    acceptance: Signed[Acceptance]
-
-
 # A node's word, which ends up in the client's `Retry-After`.
 RETRY_AFTER_MAX_MS = 60_000
 
@@ -66,7 +58,8 @@ RETRY_AFTER_MAX_MS = 60_000
 class Attempt:
     """One lease of a job at one node. Iterate over it for the chunks, then read `result`.
 
-    `started_at` and `deadline` are trio times; the job is abandoned at the deadline.
+    `deadline` is a trio time; the job is abandoned then. An answer that `is_whole` is passed on
+    when all of it is there.
     """
 
     def __init__(
@@ -77,6 +70,7 @@ class Attempt:
         *,
         clock: Clock,
         deadline: float,
+        is_whole: bool = False,
     ) -> None:
         self._job = job
         self._channel = channel
@@ -85,10 +79,14 @@ class Attempt:
         self._deadline = deadline
         self._started_at = trio.current_time()
         self._first_output_at: float | None = None
-        self._held_back: Chunk | None = None
+        self._is_whole = is_whole
+        self._ready: deque[Chunk] = deque()
+        # What waits for a text.
+        self._pending: list[Chunk] = []
         self._accepted = Admitted(Units(), 0)
         self._failure: JobFailed | None = None
         self._is_given_up = False
+        self._is_late = False
         self.result: AttemptResult | None = None
         self.terms: AttemptTerms | None = None
 
@@ -113,22 +111,21 @@ class Attempt:
 
     async def __anext__(self) -> Chunk:
         """The next piece of the answer. Raises JobFailed if the stream is cut."""
-        if self._held_back is not None:
-            chunk, self._held_back = self._held_back, None
-            return chunk
+        if self._ready:
+            return self._ready.popleft()
         if self._failure is not None:
             raise self._failure
         if self.result is not None:
             raise StopAsyncIteration
-        event = await self._next_output()
-        if event is None:
+        await self._receive_output()
+        if not self._ready:
             raise StopAsyncIteration
-        return event
+        return self._ready.popleft()
 
     async def wait_first_output(self, *, attempts: int, lease_ms: float) -> None:
         """Returns when there is something to show: a first chunk, or the end of an answer without
         one. Raises JobFailed; then nothing was delivered and another node may be tried."""
-        self._held_back = await self._next_output()
+        await self._receive_output()
         lease = self._granted.lease.message
         self.terms = AttemptTerms(
             job_id=lease.job_id,
@@ -143,16 +140,49 @@ class Attempt:
             match_us=self._granted.match_us,
         )
 
+    @property
+    def input_units(self) -> Units:
+        """How the node counts the input; nothing before it has said so."""
+        return self._accepted.input_units
+
+    @property
+    def has_output(self) -> bool:
+        """Whether it has delivered anything that counts."""
+        return self._first_output_at is not None or self._job.units.output_tokens > 0
+
+    def take_pending(self, *, is_last: bool = False) -> list[Chunk]:
+        """After a failure: the counted tokens that wait for a text, with what belongs to them.
+        Another node begins after them; if nothing follows, what has no token comes, too. Of a node
+        that broke the protocol it is not taken."""
+        if self._failure is not None and self._failure.is_breach:
+            self._pending.clear()
+        while not is_last and self._pending and not self._pending[-1].token_ids:
+            self._pending.pop()
+        self._release()
+        taken = list(self._ready)
+        self._ready.clear()
+        return taken
+
+    def part(self) -> PurchasePart:
+        """What it delivered, and the most that we are charged for it."""
+        code = self._failure.code if self._failure is not None else None
+        if self.result is not None:
+            return PurchasePart.of(self.result, code=code)
+        lease, owed = self._granted.lease.message, self._job.units_owed
+        # A cancelled job costs the most that these units may.
+        amount_nano = charge_nano(lease.price, owed, Finish.CANCELLED)
+        return PurchasePart(lease.node, owed, amount_nano, code=code)
+
     async def cancel_and_wait_end(self, *, within_s: float) -> None:
         """Free the node's slot at once, then collect the receipt for what was delivered."""
         self._is_given_up = True
-        try:
-            self.send(self._job.cancel())
-            with trio.move_on_after(within_s):
-                while self.result is None:
-                    await self._receive()
-        except (NetError, JobFailed):
-            pass  # The node hands its receipt in by itself, or the hold expires.
+        with trio.move_on_after(within_s), suppress(NetError, JobFailed):
+            # A node knows the deadline, too, and what it ends by itself without output is free.
+            if self.has_output or not self._is_late:
+                self.send(self._job.cancel())
+            # If no receipt comes the node hands it in by itself, or the hold expires.
+            while self.result is None:
+                await self._receive()
 
     def close(self) -> None:
         self._channel.close()
@@ -178,23 +208,35 @@ class Attempt:
             retry_after_ms=self._failure.retry_after_ms if self._failure is not None else None,
         )
 
-    async def _next_output(self) -> Chunk | None:
-        """The next chunk, or None at a clean end. Tokens before the first text come with it: until
-        there is something to show, another node may be tried."""
-        silent: list[int] = []
-        while True:
+    async def _receive_output(self) -> None:
+        """Returns when there is something to pass on, or at a clean end. Raises JobFailed."""
+        while not self._ready:
             event = await self._receive()
             if isinstance(event, Chunk):
-                if self._first_output_at is None and not (event.text or event.data):
-                    silent.extend(event.token_ids)
-                    continue
-                if self._first_output_at is None:
+                if self._first_output_at is None and (event.text or event.data):
                     self._first_output_at = trio.current_time()
-                if silent:
-                    event = replace(event, token_ids=(*silent, *event.token_ids))
-                return event
-            if isinstance(event, Ended):
-                return Chunk(tuple(silent)) if silent else None
+                self._pending.append(event)
+                is_shown = bool(event.token_ids and event.text)
+                if is_shown and not self._is_whole:
+                    self._release()
+            elif isinstance(event, Ended):
+                self._release()
+                return
+
+    def _release(self) -> None:
+        """Pass on what was pending. Bare tokens come with the chunk that follows them."""
+        bare: tuple[int, ...] = ()
+        for chunk in self._pending:
+            if not (chunk.text or chunk.data):
+                bare += chunk.token_ids
+                continue
+            if bare:
+                chunk = replace(chunk, token_ids=(*bare, *chunk.token_ids))
+                bare = ()
+            self._ready.append(chunk)
+        if bare:
+            self._ready.append(Chunk(bare))
+        self._pending.clear()
 
     async def _receive(self) -> ClientEvent:
         """One event from the node. Raises JobFailed, and remembers it."""
@@ -211,6 +253,10 @@ class Attempt:
             self._sign_window(event)
         elif isinstance(event, Ended):
             self._countersign(event)
+            finish = event.receipt.message.finish
+            if not (FINISH_RULES[finish].is_answer or self._is_given_up):
+                reason = f"the node says that the job ended as {finish}"
+                raise self._fail(reason, Code.NODE_LOST)
         elif isinstance(event, Refused):
             if event.ended is not None:
                 self._countersign(event.ended)
@@ -223,14 +269,18 @@ class Attempt:
         return event
 
     async def _receive_frame(self) -> Frame:
-        silent_until = self._silent_until()
+        silent_until, deadline = self._silent_until(), self._deadline
+        if self._is_given_up:
+            # For its receipt we wait past the deadline, as long as our caller says.
+            deadline = math.inf
         try:
-            with trio.fail_at(min(self._deadline, silent_until)):
+            with trio.fail_at(min(deadline, silent_until)):
                 return await self._channel.receive()
         except trio.TooSlowError:
-            if silent_until < self._deadline:
+            if silent_until < deadline:
                 self._is_given_up = True
                 raise self._fail("the node is silent for too long", Code.NODE_LOST) from None
+            self._is_given_up = self._is_late = True
             raise self._fail("the deadline has passed", Code.DEADLINE_EXCEEDED) from None
         except NetError as error:
             raise self._fail(f"the node is gone: {error}", Code.NODE_LOST) from error
@@ -254,6 +304,8 @@ class Attempt:
         *,
         is_breach: bool = False,
     ) -> JobFailed:
+        if self._failure is not None and self._is_given_up:
+            return self._failure
         self._failure = JobFailed(
             message,
             code=code,

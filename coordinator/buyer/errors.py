@@ -5,7 +5,8 @@ from protocol.ids import JobId
 
 
 class JobFailed(CapaError):
-    """A job has no answer, or only a part of one if `delivered`. `is_breach` says that its node
+    """A job has no answer, or only a part of one if `delivered`, for which at most `amount_nano` is
+    charged. `is_breach` says that its node
     broke the protocol: `code` names how, and another node may well keep it. `job_id` is None if it
     failed before it had one."""
 
@@ -23,4 +24,5 @@ class JobFailed(CapaError):
         self.is_breach = is_breach
         self.retry_after_ms = retry_after_ms
         self.delivered = delivered
+        self.amount_nano = 0
         self.job_id: JobId | None = None

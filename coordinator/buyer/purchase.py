@@ -1,86 +1,94 @@
 """One purchase: what a buyer asked for, through as many attempts as it takes.
 
-Retries are invisible until the first output: a node that refuses or falls silent before it costs
-the buyer nothing but time. What follows the first output comes from that one node; a cut is told.
+Before the first output a node that refuses or falls silent costs the buyer nothing but time: the
+same request is leased again. After it, a text goes on elsewhere as the purchase's next part, which
+begins after the tokens that were delivered; its buyer sees one answer. What is decided about that
+without I/O is in `continuation`.
 """
+
+from collections import deque
+from dataclasses import replace
 
 import structlog
 import trio
 
-from coordinator.buyer.attempt import Attempt, AttemptResult, AttemptTerms
+from coordinator.buyer.attempt import Attempt, AttemptTerms
+from coordinator.buyer.continuation import (
+    Delivered,
+    FirstPart,
+    is_at_length,
+    is_resumable,
+    is_text,
+    next_part,
+)
 from coordinator.buyer.errors import JobFailed
-from coordinator.buyer.leaser import Leaser
+from coordinator.buyer.opener import Opener
+from coordinator.buyer.parts import RequestStamps, SignedPart, sign_part
 from coordinator.buyer.result import PurchasePart, PurchaseResult
-from coordinator.buyer.settlements import Settlements
-from coordinator.buyer.spec import JobSpec
-from protocol.blame import Observation, blame_for, needs_second_opinion
-from protocol.client_session import ClientJob
-from protocol.clock import Clock
-from protocol.countersigning import Delivery
-from protocol.envelope import Signed
-from protocol.errors import Code, RemoteProtocolError, may_succeed_elsewhere
-from protocol.generation import GenerationInput
-from protocol.grants import EarlierAttempts, Granted, check_terms
-from protocol.ids import PeerId
+from coordinator.buyer.tries import Tries
+from protocol.endings import Finish
+from protocol.errors import RETRYABLE_LATER, Code
+from protocol.grants import Granted
 from protocol.keys import SigningKey
-from protocol.limits import ATTEMPTS_MAX
-from protocol.messages import JobRequest, Receipt
-from protocol.net.errors import NetError
-from protocol.net.pool import StreamPool
-from protocol.payload import Chunk, JobInput, SaltedPayload
-from protocol.pricing import Units
+from protocol.limits import PARTS_MAX
+from protocol.payload import Chunk
 
 log = structlog.get_logger(__name__)
 
-# A dial over a relay takes tens of milliseconds; a node that needs seconds is no use to anyone.
-OPEN_WITHIN_S = 5.0
+# An answer that has begun waits so long for a node that can go on: a coordinator that is restarted
+# is back within seconds, and its nodes some seconds later; so is the money that a dead node's lease
+# holds, if the node is.
+RESUME_WITHIN_S = 30.0
+_RESUME_PAUSE_S = 0.1
+_RESUME_PAUSE_MAX_S = 2.0
+# What may pass, of what a coordinator says.
+_PASSING = RETRYABLE_LATER - {Code.DEADLINE_EXCEEDED} | {
+    Code.NO_NODE_FITS,
+    Code.UNKNOWN_MODEL,
+    Code.OUT_OF_FUNDS,
+    Code.BUDGET_EXCEEDED,
+}
+# A node that is cancelled at the deadline answers with its receipt at once, or is not waited for.
+LATE_RECEIPT_WITHIN_S = 0.5
+# A node counts the same deadline from its lease: it may be the first to say that it is over.
+_DEADLINE_SLACK_S = 2.0
 
 
 class Purchase:
     """Iterate over it for the chunks, then read `result`. Made by `MarketClient.buy`.
 
-    `deadline` is a trio time; the purchase is given up then.
+    `begun` is its first part. The purchase is given up when the time that its spec leaves is over;
+    a text that has begun by then ends there.
     """
 
-    def __init__(
-        self,
-        request: Signed[JobRequest],
-        payload: SaltedPayload,
-        spec: JobSpec,
-        *,
-        key: SigningKey,
-        pool: StreamPool,
-        leaser: Leaser,
-        settlements: Settlements,
-        clock: Clock,
-    ) -> None:
-        self._request = request
-        self._payload = payload
-        self._spec = spec
+    def __init__(self, begun: SignedPart, *, key: SigningKey, opener: Opener) -> None:
+        self._begun = begun
+        self._part = begun
         self._key = key
-        self._pool = pool
-        self._leaser = leaser
-        self._settlements = settlements
-        self._clock = clock
-        self._deadline = trio.current_time() + spec.deadline_s
-        # What earlier attempts left behind.
-        self._exclude: list[PeerId] = []
-        self._receipts: list[Signed[Receipt]] = []
-        self._deliveries: list[Signed[Delivery]] = []
-        self._last_failure: JobFailed | None = None
-        self._was_input_blamed = False
+        self._opener = opener
+        self._deadline = trio.current_time() + begun.spec.deadline_s
+        self._tries = Tries()
+        self._first: FirstPart | None = None
+        self._delivered = Delivered(begun.payload.salt) if is_resumable(begun.spec) else None
+        # How many tokens the parts before this one have delivered.
+        self._tokens_before = 0
+        self._is_shown = False
+        self._ready: deque[Chunk] = deque()
         self._attempt: Attempt | None = None
+        # Attempts that delivered something, or may charge for it, before they were left.
+        self._left: list[Attempt] = []
+        self._terms: AttemptTerms | None = None
+        self._result: PurchaseResult | None = None
 
     @property
     def terms(self) -> AttemptTerms | None:
-        """Where the present attempt runs; known from its first output on."""
-        return self._attempt.terms if self._attempt is not None else None
+        """Where the latest attempt runs; known from its first output on."""
+        return self._terms
 
     @property
     def result(self) -> PurchaseResult | None:
         """None before the iteration has ended."""
-        ended = self._attempt.result if self._attempt is not None else None
-        return PurchaseResult.over([PurchasePart.of(ended)], ended.finish) if ended else None
+        return self._result
 
     @property
     def granted(self) -> Granted:
@@ -90,158 +98,210 @@ class Purchase:
 
     def ended(self) -> tuple[AttemptTerms, PurchaseResult]:
         """Where it ran and how it ended, of a purchase that was read to its end."""
-        terms, result = self.terms, self.result
-        assert terms is not None, "the purchase was not opened"
-        assert result is not None, "the purchase was not read to its end"
-        return terms, result
+        assert self._terms is not None, "the purchase was not opened"
+        assert self._result is not None, "the purchase was not read to its end"
+        return self._terms, self._result
 
     def __aiter__(self) -> "Purchase":
         return self
 
     async def __anext__(self) -> Chunk:
-        """The next chunk of the answer. Raises JobFailed if the stream is cut."""
-        assert self._attempt is not None, "the purchase was not opened"
-        return await self._attempt.__anext__()
+        """The next chunk of the answer. Raises JobFailed if it cannot go on."""
+        while not self._ready:
+            attempt = self._attempt
+            if self._result is not None or attempt is None:
+                raise StopAsyncIteration
+            try:
+                chunk = await attempt.__anext__()
+            except StopAsyncIteration:
+                assert attempt.result is not None, "a stream that ended well has a receipt"
+                self._end(attempt.result.finish)
+                raise
+            except JobFailed as failure:
+                await self._go_on(attempt, failure)
+                continue
+            self._is_shown = True
+            if self._delivered is not None:
+                self._delivered.add(chunk)
+            return chunk
+        self._is_shown = True
+        return self._ready.popleft()
 
     async def open(self) -> None:
         """Lease and open, at one node after another, until there is output. Raises JobFailed."""
-        try:
-            while not await self._try_next_node():
-                pass
-        except JobFailed as failure:
-            failure.job_id = self._request.message.job_id
-            raise
+        await self._open_next()
 
     def leave(self) -> None:
         """Be done with it: cancels what has not ended."""
-        if self._attempt is not None:
-            self._settlements.leave(self._attempt)
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            self._opener.settlements.leave(attempt)
 
-    async def _try_next_node(self) -> bool:
-        """Whether an attempt has output now. Raises JobFailed if no other node can do better."""
-        started_at = trio.current_time()
-        granted = await self._lease()
-        lease_ms = 1000 * (trio.current_time() - started_at)
-        job = self._job(granted)
+    async def _go_on(self, attempt: Attempt, failure: JobFailed) -> None:
+        """The answer broke off: let another node go on, or end it. Raises JobFailed."""
+        self._attempt = None
         try:
-            attempt = await self._open_at(granted, job)
+            await self._take_over(attempt, failure)
+        except JobFailed as final:
+            raise self._told(final) from failure
+        await self._open_next()
+
+    async def _open_next(self) -> None:
+        """Open attempts until one has output, or the answer is known to be over. Raises JobFailed,
+        which tells what was charged."""
+        try:
+            while self._result is None and not await self._try_node():
+                pass
         except JobFailed as failure:
-            # A node that cannot be reached must not be chosen again and again.
-            delivery = job.delivery(failure.code, now_ms=self._clock.now_ms())
-            self._deliveries.append(delivery)
-            observation = _unopened(failure, started_at)
-            self._settlements.leave_unopened(granted.lease, observation, delivery)
-            self._note_failure(granted, failure)
+            raise self._told(failure) from failure.__cause__
+
+    async def _try_node(self) -> bool:
+        """Whether an attempt has output now. Raises JobFailed if no other node can do better."""
+        attempt, lease_ms = await self._open_attempt()
+        if attempt is None:
             return False
         try:
-            await attempt.wait_first_output(attempts=len(self._exclude) + 1, lease_ms=lease_ms)
+            await attempt.wait_first_output(attempts=self._tries.count, lease_ms=lease_ms)
         except JobFailed as failure:
-            word = self._settlements.leave(attempt)
-            if isinstance(word, AttemptResult):
-                self._receipts.append(word.receipt)
-            elif word is not None:
-                self._deliveries.append(word)
-            self._note_failure(granted, failure)
+            await self._take_over(attempt, failure)
             return False
         except trio.Cancelled:
-            self._settlements.leave(attempt)
+            self._opener.settlements.leave(attempt)
             raise
-        self._attempt = attempt
+        self._attempt, self._terms = attempt, attempt.terms
         return True
 
-    async def _lease(self) -> Granted:
-        """Raises JobFailed: what the coordinator says, or what the last node said."""
-        if len(self._exclude) >= ATTEMPTS_MAX and self._last_failure is not None:
-            raise self._last_failure
-        try:
-            with trio.fail_at(self._deadline):
-                granted = await self._leaser.lease(
-                    self._request,
-                    earlier=EarlierAttempts(
-                        tuple(self._exclude), tuple(self._receipts), tuple(self._deliveries)
-                    ),
-                    payer=self._spec.payer,
+    async def _open_attempt(self) -> tuple[Attempt | None, float]:
+        """As `Opener.open_attempt`; once the answer has begun, wait for what may pass."""
+        gives_up_at = min(self._deadline, trio.current_time() + RESUME_WITHIN_S)
+        pause_s = _RESUME_PAUSE_S
+        while True:
+            try:
+                return await self._opener.open_attempt(
+                    self._part, self._key, self._tries, deadline=self._deadline
                 )
-            check_terms(granted, self._request)
-        except trio.TooSlowError:
-            raise JobFailed("no lease before the deadline", code=Code.DEADLINE_EXCEEDED) from None
-        except NetError as error:
-            raise JobFailed(
-                f"the coordinator is gone: {error}", code=Code.COORDINATOR_LOST
-            ) from error
-        except RemoteProtocolError as error:
-            # "Nothing else fits" says less than why the nodes that did fit have failed.
-            if self._last_failure is not None and error.code is Code.NO_NODE_FITS:
-                raise self._last_failure from error
-            raise JobFailed(
-                str(error), code=error.code, retry_after_ms=error.retry_after_ms
-            ) from error
-        return granted
+            except JobFailed as failure:
+                if self._ends_unopened(failure):
+                    return None, 0.0
+                may_pass = failure.code in _PASSING or failure is self._tries.last_failure
+                is_begun = bool(self._delivered) and not self._tries.are_used_up
+                if not (is_begun and may_pass) or trio.current_time() >= gives_up_at:
+                    raise
+            await trio.sleep(min(pause_s, max(self._deadline - trio.current_time(), 0)))
+            pause_s = min(2 * pause_s, _RESUME_PAUSE_MAX_S)
+            self._tries.forgive()
 
-    def _job(self, granted: Granted) -> ClientJob:
-        return ClientJob(
-            self._request,
-            granted.lease,
-            self._payload,
-            self._key,
-            silent_tokens=_silent_tokens(self._spec.job_input),
-        )
-
-    async def _open_at(self, granted: Granted, job: ClientJob) -> Attempt:
-        lease, offer = granted.lease, granted.offer.message
-        try:
-            channel = await self._pool.open_channel(
-                lease.message.node, addresses=offer.addresses, timeout_s=OPEN_WITHIN_S
-            )
-        except NetError as error:
-            raise JobFailed(f"the node cannot be reached: {error}", code=Code.NODE_LOST) from error
-        attempt = Attempt(job, channel, granted, clock=self._clock, deadline=self._deadline)
-        try:
-            attempt.send(job.open(now_ms=self._clock.now_ms()))
-        except NetError as error:
-            channel.close()
-            raise JobFailed(f"the node takes no jobs: {error}", code=Code.NODE_LOST) from error
-        return attempt
-
-    def _note_failure(self, granted: Granted, failure: JobFailed) -> None:
-        """Remember a failed attempt. Raises the failure if no other node can do better."""
-        lease = granted.lease.message
-        log.info(
-            "attempt_failed",
-            job_id=lease.job_id,
-            node=lease.node,
-            code=failure.code,
-            attempt=lease.attempt,
-        )
-        if not failure.is_breach and needs_second_opinion(failure.code):
-            # One node could say so of every input; a second one that agrees is believed.
-            if self._was_input_blamed:
-                raise failure
-            self._was_input_blamed = True
-        elif not (failure.is_breach or may_succeed_elsewhere(failure.code)):
+    async def _take_over(self, attempt: Attempt, failure: JobFailed) -> None:
+        """Take what a failed attempt delivered, and prepare what follows. Raises JobFailed if
+        nothing can."""
+        is_late = self._is_late(failure)
+        if is_late and is_text(self._begun.spec) and (self._is_shown or attempt.has_output):
+            await self._end_late(attempt)
+            return
+        if self._delivered is not None:
+            for chunk in attempt.take_pending():
+                self._delivered.add(chunk)
+                self._ready.append(chunk)
+        self._leave_failed(attempt)
+        if self._is_over_by(failure):
+            return
+        if self._is_shown and self._delivered is None:
             raise failure
-        self._exclude.append(lease.node)
-        self._last_failure = failure
+        tokens = len(self._delivered or ()) - self._tokens_before
+        self._tries.note_failure(attempt.granted.lease.message, failure, delivered_tokens=tokens)
+        if tokens:
+            self._sign_next_part(failure)
+
+    async def _end_late(self, attempt: Attempt) -> None:
+        """Time is over: the answer is what there is, and the node is paid for that."""
+        try:
+            await attempt.cancel_and_wait_end(within_s=LATE_RECEIPT_WITHIN_S)
+        finally:
+            self._ready.extend(attempt.take_pending(is_last=True))
+            self._leave_failed(attempt)
+        self._end(Finish.LENGTH, reason=Code.DEADLINE_EXCEEDED)
+
+    def _leave_failed(self, attempt: Attempt) -> None:
+        self._tries.note_word(self._opener.settlements.leave(attempt))
+        self._left.append(attempt)
+        self._terms = self._terms or attempt.terms
+        if self._first is None and self._delivered:
+            self._first = _first_part(self._begun, attempt)
+
+    def _is_late(self, failure: JobFailed) -> bool:
+        slack_s = self._deadline - trio.current_time()
+        return failure.code is Code.DEADLINE_EXCEEDED and slack_s < _DEADLINE_SLACK_S
+
+    def _is_over_by(self, failure: JobFailed) -> bool:
+        """Whether the answer that broke off was complete all the same, or no node has room for more
+        of it; then it ends here."""
+        if self._first is None or self._delivered is None:
+            return False
+        is_refused = failure.code is Code.PROMPT_TOO_LONG and self._tries.was_input_blamed
+        if is_refused or is_at_length(self._begun.spec, self._first, len(self._delivered)):
+            self._end(Finish.LENGTH)
+        return self._result is not None
+
+    def _ends_unopened(self, failure: JobFailed) -> bool:
+        """Whether the answer ends where no further attempt can be opened. It does at the deadline,
+        and if the only node that is left finds that there is no room for more."""
+        if not (self._is_shown or self._ready):
+            return False
+        if self._is_late(failure):
+            self._end(Finish.LENGTH, reason=Code.DEADLINE_EXCEEDED)
+        elif failure.code is Code.PROMPT_TOO_LONG and self._first is not None:
+            self._end(Finish.LENGTH)
+        return self._result is not None
+
+    def _sign_next_part(self, failure: JobFailed) -> None:
+        """Raises the failure if there can be no more parts."""
+        number = self._part.request.message.part + 1
+        if number >= PARTS_MAX:
+            raise failure
+        assert self._first is not None
+        assert self._delivered is not None
+        spec = next_part(
+            replace(self._begun.spec, deadline_s=self._deadline - trio.current_time()),
+            self._first,
+            self._delivered,
+            spent_nano=sum(part.amount_nano for part in self._parts()),
+        )
+        stamps = RequestStamps(
+            job_id=self._begun.request.message.job_id,
+            salt=self._begun.payload.salt,
+            coordinator=self._opener.leaser.coordinator,
+            now_ms=self._opener.clock.now_ms(),
+            part=number,
+            delivered_digest=self._delivered.digest,
+        )
+        self._part = sign_part(spec, self._key, stamps)
+        self._tokens_before = len(self._delivered)
+        log.info("purchase_goes_on", job_id=stamps.job_id, part=number, code=failure.code)
+
+    def _end(self, finish: Finish, *, reason: Code | None = None) -> None:
+        self._result = PurchaseResult.over(self._parts(), finish, reason=reason)
+
+    def _parts(self) -> list[PurchasePart]:
+        """What each node delivered or charges. Of one that did neither only if it is the last."""
+        attempts = [*self._left, self._attempt] if self._attempt is not None else self._left
+        parts = [attempt.part() for attempt in attempts]
+        paid = [part for part in parts if part.amount_nano or part.units.output_tokens]
+        return paid or parts[-1:]
+
+    def _told(self, failure: JobFailed) -> JobFailed:
+        """The failure with what its buyer has to know: which job, and what was charged."""
+        failure.job_id = self._begun.request.message.job_id
+        failure.amount_nano = sum(part.amount_nano for part in self._parts())
+        failure.delivered = self._is_shown or failure.amount_nano > 0
+        return failure
 
 
-def _silent_tokens(job_input: JobInput) -> int:
-    """How many tokens this input makes a node send without a text: a node holds back as many bytes
-    as a stop string may have begun, and a model that has to go on after its end-of-text token may
-    repeat it."""
-    if not isinstance(job_input, GenerationInput):
-        return 0
-    if job_input.ignore_eos:
-        return job_input.max_tokens
-    return max((len(stop.encode()) for stop in job_input.stop), default=0)
-
-
-def _unopened(failure: JobFailed, started_at: float) -> Observation:
-    """What there is to say of a node that was leased and did not take the job."""
-    return Observation(
-        code=failure.code,
-        blame=blame_for(failure.code),
-        first_output_ms=None,
-        total_ms=1000 * (trio.current_time() - started_at),
-        delivered=Units(),
-        has_receipt=False,
+def _first_part(begun: SignedPart, attempt: Attempt) -> FirstPart:
+    lease, offer = attempt.granted.lease.message, attempt.granted.offer.message
+    offered = [m for m in offer.models if m.manifest_digest == lease.model_digest]
+    return FirstPart(
+        request_digest=begun.request.digest,
+        model_digest=lease.model_digest,
+        input_tokens=attempt.input_units.input_tokens,
+        context_tokens=offered[0].context_tokens if offered else 0,
     )

@@ -1,16 +1,27 @@
-"""How a purchase ended: one value over all the attempts that it took."""
+"""How an attempt ended, and how a purchase did: one value over all the attempts that it took."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from coordinator.buyer.attempt import AttemptResult
 from protocol.endings import Finish
 from protocol.envelope import Signed
 from protocol.errors import Code
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, Receipt
 from protocol.pricing import Units
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptResult:
+    """How an attempt ended, with the node's signed receipt as the evidence. Where counts differ,
+    `units` and `amount_nano` are what we counted, which is the most that we are charged."""
+
+    finish: Finish
+    units: Units
+    amount_nano: int
+    receipt: Signed[Receipt]
+    acceptance: Signed[Acceptance]
 
 
 @dataclass(frozen=True, slots=True)

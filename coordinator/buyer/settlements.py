@@ -10,8 +10,9 @@ from contextlib import suppress
 import structlog
 import trio
 
-from coordinator.buyer.attempt import Attempt, AttemptResult
+from coordinator.buyer.attempt import Attempt
 from coordinator.buyer.leaser import Leaser
+from coordinator.buyer.result import AttemptResult
 from protocol.blame import Observation
 from protocol.countersigning import Delivery
 from protocol.envelope import Signed

@@ -17,7 +17,7 @@ from coordinator.app import Coordinator, MarketRules
 from coordinator.audit.books import AuditReport, audit
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.remote import RemoteLeaser
-from coordinator.buyer.spec import JobSpec
+from coordinator.buyer.spec import Continuation, JobSpec
 from coordinator.db.accounts import find_account
 from coordinator.db.engine import Connection, Database, InlineRunner, open_database
 from coordinator.db.writer import post_one
@@ -27,11 +27,12 @@ from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import credit
 from protocol.client_session import EMPTY_TOKENS_MAX
 from protocol.clock import Clock
+from protocol.codec import decode
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.generation import GenerationInput
-from protocol.ids import PeerId, TransferId, new_ulid, sha256_digest
+from protocol.ids import LeaseId, PeerId, TransferId, new_ulid, sha256_digest
 from protocol.job_frames import Outgoing
 from protocol.keys import SigningKey
 from protocol.messages import IsolationTier, Lease, Receipt, Task
@@ -118,6 +119,8 @@ class ScriptedNode:
     jobs_opened: int = 0
     cancels_seen: int = 0
     incarnation_ms: int = 0
+    # How many tokens of each job's input were answered elsewhere before.
+    prefixes: dict[LeaseId, int] = field(default_factory=dict)
 
     async def run(
         self, coordinator: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -172,6 +175,8 @@ class ScriptedNode:
         job = NodeJob(self.key)
         opened = await _receive_opened(job, channel)
         self.jobs_opened += 1
+        job_input = decode(GenerationInput, opened.payload)
+        self.prefixes[opened.lease.message.lease_id] = len(job_input.prefix_tokens)
         if self.script is Script.VANISH_AT_ONCE:
             return
         if self.script is Script.REFUSE_BARE:
@@ -201,13 +206,15 @@ class ScriptedNode:
     async def _answer(
         self, job: NodeJob, channel: Channel, opened: Opened, sent: list[Chunk]
     ) -> None:
-        for number, word in enumerate(WORDS):
-            if number == 2 and self.script is Script.VANISH_MIDWAY:
+        done = self.prefixes[opened.lease.message.lease_id]
+        for number, word in enumerate(WORDS[done:], start=done):
+            is_midway = len(sent) == 2
+            if is_midway and self.script is Script.VANISH_MIDWAY:
                 return
-            if number == 2 and self.script is Script.STALL_MIDWAY:
+            if is_midway and self.script is Script.STALL_MIDWAY:
                 await self._wait_cancel(job, channel, opened, tuple(sent))
                 return
-            if number == 2 and self.script is Script.CRASH_MIDWAY:
+            if is_midway and self.script is Script.CRASH_MIDWAY:
                 receipt = self.sign(job, tuple(sent), Finish.FAILED, "worker_crashed")
                 channel.send_nowait(*job.error(Code.WORKER_CRASHED, "crashed", receipt=receipt))
                 await self._wait_acceptance(job, channel)
@@ -239,7 +246,13 @@ class ScriptedNode:
                 pass
 
     def admit(self, job: NodeJob) -> Outgoing:
-        return job.accepted(INPUT_UNITS, queue_position=0, now_ms=self.clock.now_ms())
+        assert job.terms is not None
+        input_units = self.input_of(job.terms.lease.message)
+        return job.accepted(input_units, queue_position=0, now_ms=self.clock.now_ms())
+
+    def input_of(self, lease: Lease) -> Units:
+        """The prompt, and what was answered elsewhere before."""
+        return Units(INPUT_UNITS.input_tokens + self.prefixes.get(lease.lease_id, 0))
 
     def sign(
         self, job: NodeJob, chunks: tuple[Chunk, ...], finish: Finish, code: str = ""
@@ -272,7 +285,9 @@ class ScriptedNode:
         for chunk in chunks:
             digest.add(chunk)
         used = Units(
-            input_tokens=0 if finish is Finish.REFUSED else INPUT_UNITS.input_tokens,
+            input_tokens=(
+                0 if finish is Finish.REFUSED else self.input_of(lease.message).input_tokens
+            ),
             output_tokens=sum(len(chunk.token_ids) for chunk in chunks),
         )
         receipt = draft_receipt(
@@ -328,10 +343,24 @@ class SmallMarket:
     leaser: RemoteLeaser
     nursery: trio.Nursery
 
-    def spec(self, max_tokens: int = 8, deadline_s: float = 30.0) -> JobSpec:
+    def spec(
+        self,
+        max_tokens: int = 8,
+        deadline_s: float = 30.0,
+        continuation: Continuation = Continuation.OFF,
+    ) -> JobSpec:
+        """Most tests are about one attempt: they see how it ends, as nothing goes on after it."""
         units = Units(input_tokens=16, output_tokens=max_tokens)
         job_input = GenerationInput(max_tokens=max_tokens, prompt="Say hello")
-        return JobSpec(MODEL, Task.CAUSAL_LM, job_input, units, units, deadline_s=deadline_s)
+        return JobSpec(
+            MODEL,
+            Task.CAUSAL_LM,
+            job_input,
+            units,
+            units,
+            deadline_s=deadline_s,
+            continuation=continuation,
+        )
 
     async def buy(self, **changes: object) -> list[Chunk]:
         """One job, read to its end."""

@@ -8,8 +8,7 @@ import pytest
 
 from capanode.seats import Seats
 from capanode.served import ServedModel
-from coordinator.buyer.attempt import AttemptResult
-from coordinator.buyer.result import PurchasePart, PurchaseResult
+from coordinator.buyer.result import AttemptResult, PurchasePart, PurchaseResult
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation

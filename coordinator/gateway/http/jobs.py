@@ -15,6 +15,7 @@ from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, 
 from coordinator.gateway.orders import Order
 from protocol.endings import API_FINISH_REASONS
 from protocol.errors import Code
+from protocol.money import format_credits
 from protocol.pricing import prices_of
 
 log = structlog.get_logger(__name__)
@@ -23,7 +24,10 @@ log = structlog.get_logger(__name__)
 # Clients look for these words before they shorten a conversation.
 _CONTEXT_WORDS = "maximum context length"
 
-_BILLED = "; what had been delivered by then was charged"
+
+def _billed(amount_nano: int) -> str:
+    """It may be less: a node that vanished has yet to say what it bills."""
+    return f"; what had been delivered is charged, at most {format_credits(amount_nano)} credits"
 
 
 class Asked(Protocol):
@@ -81,11 +85,11 @@ def job_error(
         code,
         message,
         retry_after_ms=failure.retry_after_ms,
-        is_billed=failure.delivered,
+        is_billed=failure.amount_nano > 0,
         input_param=order.input_param,
     )
-    if failure.delivered:
-        error = error.but(message=error.problem.message + _BILLED)
+    if failure.amount_nano:
+        error = error.but(message=error.problem.message + _billed(failure.amount_nano))
     if failure.job_id is not None:
         error = error.but(headers=(header("x-capacloud-job-id", failure.job_id),))
     return error
@@ -149,6 +153,8 @@ def finished_headers(
         *opened_headers(context, request, found[0].opened),
         header("x-capacloud-amount-nano", sum(answer.outcome.amount_nano for answer in found)),
     )
+    if outcome.reason is not None:
+        headers += (header("x-capacloud-ended-by", outcome.reason),)
     if receipt is None:
         return headers
     return (

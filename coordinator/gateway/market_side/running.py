@@ -5,24 +5,18 @@ they are called choices, and each may fail alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from coordinator.buyer.attempt import AttemptTerms
-from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo, RunningJob
 from coordinator.gateway.market_side.waiting import wait_model
 from coordinator.gateway.orders import Order
-from protocol.endings import Finish
-from protocol.errors import Code
 from protocol.payload import Chunk
-
-# How a job may end that has an answer.
-_ANSWERED = (Finish.STOP, Finish.LENGTH, Finish.COMPLETE)
 
 # Of one request. More would let one request take every seat of a model.
 CHOICES_AT_ONCE = 8
@@ -164,6 +158,7 @@ class _Run:
 
     async def whole(self, order: Order) -> WholeAnswer:
         spec = order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
+        spec = replace(spec, is_shown_whole=True)
         started_at = trio.current_time()
         async with self.market.open_job(self.caller, spec) as job:
             chunks = [chunk async for chunk in job]
@@ -193,10 +188,4 @@ def outcome_of(job: RunningJob) -> PurchaseResult:
     """How a job ended that was read to its end. Raises JobFailed if it has no answer."""
     outcome = job.result
     assert outcome is not None, "a job that was read to its end says how it ended"
-    if outcome.finish not in _ANSWERED:
-        raise JobFailed(
-            f"the node says that the job ended as {outcome.finish}",
-            code=Code.NODE_LOST,
-            delivered=outcome.amount_nano > 0,
-        )
     return outcome

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from coordinator.buyer.attempt import AttemptResult, AttemptTerms
+from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.errors import JobFailed
-from coordinator.buyer.result import PurchasePart, PurchaseResult
+from coordinator.buyer.result import AttemptResult, PurchasePart, PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import Health, ModelInfo

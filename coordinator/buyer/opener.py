@@ -1,0 +1,202 @@
+"""Getting to a node: ask for a lease, dial, send the job.
+
+A buyer that is cancelled at any moment of it leaves no lease behind: what was granted and not
+opened is given back at once.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+
+from coordinator.buyer.attempt import Attempt
+from coordinator.buyer.continuation import is_whole
+from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.leaser import Leaser
+from coordinator.buyer.parts import SignedPart
+from coordinator.buyer.settlements import Settlements
+from coordinator.buyer.tries import Tries
+from protocol.blame import Observation, blame_for
+from protocol.client_session import EMPTY_TOKENS_MAX, ClientJob
+from protocol.clock import Clock
+from protocol.countersigning import Delivery
+from protocol.envelope import Signed
+from protocol.errors import Code, RemoteProtocolError
+from protocol.generation import GenerationInput
+from protocol.grants import Granted, check_terms
+from protocol.keys import SigningKey
+from protocol.net.errors import NetError
+from protocol.net.pool import StreamPool
+from protocol.payload import JobInput
+from protocol.pricing import Units
+
+# A dial over a relay takes tens of milliseconds; a node that needs seconds is no use to anyone.
+OPEN_WITHIN_S = 5.0
+# A buyer that leaves while a lease is being granted waits so long for it, to give it back. It takes
+# milliseconds, unless all nodes are busy: then nothing is granted either.
+GRANTED_WITHIN_S = 2.0
+
+
+class Opener:
+    """What the purchases of one client share: the ways to the coordinator and to nodes."""
+
+    def __init__(
+        self, pool: StreamPool, leaser: Leaser, settlements: Settlements, *, clock: Clock
+    ) -> None:
+        self.leaser = leaser
+        self.settlements = settlements
+        self.clock = clock
+        self._pool = pool
+
+    async def open_attempt(
+        self, part: SignedPart, key: SigningKey, tries: Tries, *, deadline: float
+    ) -> tuple[Attempt | None, float]:
+        """An attempt at a node that has been sent the job, and how many milliseconds leasing took;
+        None if the node that was leased cannot be reached, which is noted in `tries`.
+
+        Raises JobFailed: what the coordinator says, or what the last node said.
+        """
+        started_at = trio.current_time()
+        granted = await self._lease(part, key, tries, deadline=deadline)
+        lease_ms = 1000 * (trio.current_time() - started_at)
+        tries.note_granted()
+        job = _job_of(part, granted, key)
+        try:
+            with self._given_back_if_cancelled(granted, job):
+                return await self._dial(part, granted, job, deadline=deadline), lease_ms
+        except JobFailed as failure:
+            # A node that cannot be reached must not be chosen again and again.
+            tries.note_word(self._give_back(granted, job, failure.code, started_at))
+            tries.note_failure(granted.lease.message, failure, delivered_tokens=0)
+            return None, lease_ms
+
+    async def _lease(
+        self, part: SignedPart, key: SigningKey, tries: Tries, *, deadline: float
+    ) -> Granted:
+        if tries.are_used_up and tries.last_failure is not None:
+            raise tries.last_failure
+        try:
+            with trio.fail_at(deadline):
+                granted = await self._ask(part, key, tries)
+            check_terms(granted, part.request)
+        except trio.TooSlowError:
+            raise JobFailed("no lease before the deadline", code=Code.DEADLINE_EXCEEDED) from None
+        except NetError as error:
+            raise JobFailed(
+                f"the coordinator is gone: {error}", code=Code.COORDINATOR_LOST
+            ) from error
+        except RemoteProtocolError as error:
+            # "Nothing else fits" says less than why the nodes that did fit have failed.
+            if tries.last_failure is not None and error.code is Code.NO_NODE_FITS:
+                raise tries.last_failure from error
+            raise JobFailed(
+                str(error), code=error.code, retry_after_ms=error.retry_after_ms
+            ) from error
+        return granted
+
+    async def _ask(self, part: SignedPart, key: SigningKey, tries: Tries) -> Granted:
+        """Ask the coordinator; a buyer that is cancelled meanwhile waits for the answer, to give
+        the lease back. Raises NetError, RemoteProtocolError."""
+        granted: Granted | None = None
+        error: NetError | RemoteProtocolError | None = None
+        is_taken = False
+        asking = trio.CancelScope(shield=True)
+
+        async def hurry() -> None:
+            try:
+                await trio.sleep_forever()
+            finally:
+                asking.deadline = trio.current_time() + GRANTED_WITHIN_S
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hurry)
+                with asking:
+                    try:
+                        granted = await self.leaser.lease(
+                            part.request, earlier=tries.earlier, payer=part.spec.payer
+                        )
+                    except (NetError, RemoteProtocolError) as caught:
+                        error = caught
+                nursery.cancel_scope.cancel()
+            is_taken = True
+        finally:
+            if granted is not None and not is_taken:
+                job = _job_of(part, granted, key)
+                self._give_back(granted, job, Code.CANCELLED, trio.current_time())
+        if error is not None:
+            raise error
+        assert granted is not None, "a lease that was not cut short is granted or refused"
+        return granted
+
+    async def _dial(
+        self, part: SignedPart, granted: Granted, job: ClientJob, *, deadline: float
+    ) -> Attempt:
+        node, offer = granted.lease.message.node, granted.offer.message
+        try:
+            channel = await self._pool.open_channel(
+                node, addresses=offer.addresses, timeout_s=OPEN_WITHIN_S
+            )
+        except NetError as error:
+            raise JobFailed(f"the node cannot be reached: {error}", code=Code.NODE_LOST) from error
+        attempt = Attempt(
+            job,
+            channel,
+            granted,
+            clock=self.clock,
+            deadline=deadline,
+            is_whole=is_whole(part.spec),
+        )
+        try:
+            attempt.send(job.open(now_ms=self.clock.now_ms()))
+        except NetError as error:
+            channel.close()
+            raise JobFailed(f"the node takes no jobs: {error}", code=Code.NODE_LOST) from error
+        return attempt
+
+    @contextmanager
+    def _given_back_if_cancelled(self, granted: Granted, job: ClientJob) -> Iterator[None]:
+        started_at = trio.current_time()
+        try:
+            yield
+        except trio.Cancelled:
+            self._give_back(granted, job, Code.CANCELLED, started_at)
+            raise
+
+    def _give_back(
+        self, granted: Granted, job: ClientJob, code: Code, started_at: float
+    ) -> Signed[Delivery]:
+        """Say that nothing came of a lease, as its node was never asked to run it."""
+        delivery = job.delivery(code, now_ms=self.clock.now_ms())
+        observation = Observation(
+            code=code,
+            blame=blame_for(code),
+            first_output_ms=None,
+            total_ms=1000 * (trio.current_time() - started_at),
+            delivered=Units(),
+            has_receipt=False,
+        )
+        self.settlements.leave_unopened(granted.lease, observation, delivery)
+        return delivery
+
+
+def _job_of(part: SignedPart, granted: Granted, key: SigningKey) -> ClientJob:
+    return ClientJob(
+        part.request,
+        granted.lease,
+        part.payload,
+        key,
+        silent_tokens=_silent_tokens(part.spec.job_input),
+    )
+
+
+def _silent_tokens(job_input: JobInput) -> int:
+    """How many tokens this input makes a node send without a text: a node holds back as many bytes
+    as a stop string may have begun, and a model that has to go on after its end-of-text token may
+    repeat it. The rest of an answer may have no text at all."""
+    if not isinstance(job_input, GenerationInput):
+        return 0
+    if job_input.ignore_eos:
+        return job_input.max_tokens
+    held_back = max((len(stop.encode()) for stop in job_input.stop), default=0)
+    return held_back + (EMPTY_TOKENS_MAX if job_input.prefix_tokens else 0)

@@ -1,0 +1,204 @@
+"""Answers that go on at another node after a cut: nothing is lost, doubled, or paid twice."""
+
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.result import PurchaseResult
+from coordinator.buyer.spec import Continuation
+from protocol.endings import Finish
+from protocol.errors import Code
+from protocol.limits import ATTEMPTS_MAX
+from protocol.payload import Chunk
+from protocol.pricing import Units
+from protocol.receipts import charge_nano
+from tests.coordinator.small_market import (
+    INPUT_UNITS,
+    OPENING_CREDIT_NANO,
+    PRICE,
+    WORDS,
+    Script,
+    SmallMarket,
+    open_small_market,
+)
+
+LONG = tuple(f" w{number}" for number in range(9))
+GO_ON = {"continuation": Continuation.CONTINUE}
+
+
+def cost_of(output_tokens: int, *, prefix_tokens: int = 0) -> int:
+    units = Units(INPUT_UNITS.input_tokens + prefix_tokens, output_tokens)
+    return charge_nano(PRICE, units, Finish.STOP)
+
+
+async def read(market: SmallMarket, **changes: object) -> tuple[list[Chunk], PurchaseResult]:
+    spec = market.spec(**{**GO_ON, **changes})  # type: ignore[arg-type]  # keywords of `spec`
+    async with market.client.buy(spec, market.buyer) as stream:
+        chunks = [chunk async for chunk in stream]
+    return chunks, stream.ended()[1]
+
+
+async def read_via(
+    market: SmallMarket, *nodes: int, **changes: object
+) -> tuple[list[Chunk], PurchaseResult]:
+    """Like `read`, from these nodes in this order."""
+    spec = market.spec(**{**GO_ON, **changes})  # type: ignore[arg-type]  # keywords of `spec`
+    order = tuple(market.nodes[number].key.peer_id for number in nodes)
+    spec = replace(spec, constraints=replace(spec.constraints, order=order))
+    async with market.client.buy(spec, market.buyer) as stream:
+        chunks = [chunk async for chunk in stream]
+    return chunks, stream.ended()[1]
+
+
+def spent(market: SmallMarket) -> int:
+    return OPENING_CREDIT_NANO - market.account(market.buyer.peer_id).posted_nano
+
+
+def assert_is_whole(chunks: list[Chunk], words: tuple[str, ...]) -> None:
+    assert "".join(chunk.text for chunk in chunks) == "".join(words)
+    assert [token for chunk in chunks for token in chunk.token_ids] == list(range(len(words)))
+
+
+@pytest.mark.parametrize(
+    "script",
+    [Script.VANISH_MIDWAY, Script.CRASH_MIDWAY, Script.STALL_MIDWAY],
+    ids=lambda script: script.name,
+)
+async def test_an_answer_that_breaks_off_goes_on_at_the_next_node(
+    script: Script, autojump_clock: MockClock
+) -> None:
+    async with open_small_market(script, Script.ANSWER) as market:
+        chunks, result = await read_via(market, 0, 1)
+        assert_is_whole(chunks, WORDS)
+        assert result.finish is Finish.STOP
+        assert result.units == Units(INPUT_UNITS.input_tokens, len(WORDS))
+        assert [part.node for part in result.parts] == [n.key.peer_id for n in market.nodes]
+        first, second = cost_of(2), cost_of(2, prefix_tokens=2)
+        assert [part.amount_nano for part in result.parts] == [first, second]
+        assert result.amount_nano == first + second
+        await market.client.wait_settled()
+        # A node that vanished has not handed its receipt in: what it may charge is bounded.
+        assert spent(market) == second + (0 if script is Script.VANISH_MIDWAY else first)
+        await trio.sleep(200)
+        market.assert_books_are_closed()
+
+
+async def test_an_answer_survives_several_deaths(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.coordinator.small_market.WORDS", LONG)
+    dying = [Script.VANISH_MIDWAY, Script.CRASH_MIDWAY, Script.CRASH_MIDWAY]
+    async with open_small_market(*dying, Script.ANSWER) as market:
+        chunks, result = await read_via(market, 0, 1, 2, 3, max_tokens=20)
+        assert_is_whole(chunks, LONG)
+        assert [part.units.output_tokens for part in result.parts] == [2, 2, 2, 3]
+        assert result.amount_nano == sum(part.amount_nano for part in result.parts)
+
+
+async def test_a_node_that_failed_is_tried_again_if_no_other_is_left(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.coordinator.small_market.WORDS", LONG)
+    async with open_small_market(Script.CRASH_MIDWAY) as market:
+        chunks, result = await read(market, max_tokens=20)
+        assert_is_whole(chunks, LONG)
+        assert len(result.parts) == 5
+
+
+async def test_nodes_that_fail_after_a_token_or_two_are_not_tried_for_ever(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.coordinator.small_market.WORDS", (" word",) * 100)
+    async with open_small_market(Script.CRASH_MIDWAY) as market:
+        with pytest.raises(JobFailed) as caught:
+            await read(market, max_tokens=100)
+        assert caught.value.code is Code.WORKER_CRASHED
+        assert market.nodes[0].jobs_opened == ATTEMPTS_MAX
+        assert caught.value.amount_nano == sum(
+            cost_of(2, prefix_tokens=2 * number) for number in range(ATTEMPTS_MAX)
+        )
+        await market.client.wait_settled()
+        assert spent(market) == caught.value.amount_nano
+        market.assert_books_are_closed()
+
+
+async def test_a_cut_after_the_last_token_needs_no_other_node(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.VANISH_MIDWAY, Script.ANSWER) as market:
+        chunks, result = await read_via(market, 0, 1, max_tokens=2)
+        assert_is_whole(chunks, WORDS[:2])
+        assert result.finish is Finish.LENGTH
+        assert market.nodes[1].jobs_opened == 0
+        assert result.amount_nano == cost_of(2)
+
+
+async def test_an_answer_that_no_node_has_room_for_ends_where_it_is(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.CRASH_MIDWAY, Script.BAD_INPUT, Script.BAD_INPUT) as market:
+        chunks, result = await read_via(market, 0, 1, 2)
+        assert_is_whole(chunks, WORDS[:2])
+        assert (result.finish, result.reason) == (Finish.LENGTH, None)
+        assert result.amount_nano == cost_of(2)
+
+
+async def test_tokens_that_show_no_text_yet_count_as_delivered(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a character, or what may become a stop string."""
+    words = ("a", "", "bc", "", "d")
+    monkeypatch.setattr("tests.coordinator.small_market.WORDS", words)
+    async with open_small_market(Script.CRASH_MIDWAY, Script.ANSWER) as market:
+        chunks, result = await read_via(market, 0, 1)
+        assert_is_whole(chunks, words)
+        assert [part.units.output_tokens for part in result.parts] == [2, 3]
+
+
+async def test_the_deadline_gives_what_there_is(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.STALL_MIDWAY) as market:
+        chunks, result = await read(market, deadline_s=3.0)
+        assert_is_whole(chunks, WORDS[:2])
+        assert (result.finish, result.reason) == (Finish.LENGTH, Code.DEADLINE_EXCEEDED)
+        assert result.amount_nano == cost_of(2)
+        assert market.nodes[0].cancels_seen == 1
+        await market.client.wait_settled()
+        assert spent(market) == cost_of(2)
+        market.assert_books_are_closed()
+
+
+async def test_a_deadline_before_any_output_charges_nothing(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.HANG) as market:
+        with pytest.raises(JobFailed) as caught:
+            await read(market, deadline_s=1.0)
+        assert caught.value.code is Code.DEADLINE_EXCEEDED
+        assert caught.value.amount_nano == 0
+
+
+async def test_an_answer_that_may_not_go_on_tells_the_failure_and_its_charge(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.CRASH_MIDWAY, Script.ANSWER) as market:
+        with pytest.raises(JobFailed) as caught:
+            await read_via(market, 0, 1, continuation=Continuation.OFF)
+        assert caught.value.code is Code.WORKER_CRASHED
+        assert caught.value.delivered
+        assert caught.value.amount_nano == cost_of(2)
+
+
+async def test_an_answer_that_is_shown_whole_may_begin_anew(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.CRASH_MIDWAY, Script.ANSWER) as market:
+        order = tuple(node.key.peer_id for node in market.nodes)
+        spec = market.spec(continuation=Continuation.RESTART)
+        spec = replace(
+            spec,
+            is_shown_whole=True,
+            constraints=replace(spec.constraints, order=order),
+        )
+        async with market.client.buy(spec, market.buyer) as stream:
+            chunks = [chunk async for chunk in stream]
+        assert_is_whole(chunks, WORDS)
+        result = stream.ended()[1]
+        assert [part.amount_nano for part in result.parts] == [cost_of(2), cost_of(len(WORDS))]
+        assert [node.jobs_opened for node in market.nodes] == [1, 1]
