@@ -80,15 +80,19 @@ class ApiUser:
         planned, spec = report.planned, report.planned.spec
         enough = planned.cancel_after
         call = gateway.ask(ApiRequest(self._secret, _order(spec), spec.deadline_s, planned.body_s))
+        purchase: Purchase | None = None
         report.code, report.message = Code.COORDINATOR_LOST, "the connection is lost"
         is_enough = False
         with trio.move_on_after(_LEAVES_AFTER_S if enough == 0 else math.inf) as patience:
             async for event in call.events:
                 if isinstance(event, Purchase):
+                    purchase = event
                     report.first_output_ms = 1000 * (trio.current_time() - started_at)
                 is_enough = report.chunks == enough and isinstance(event, Chunk)
                 if is_enough or not _take(event, report):
                     break
+        if purchase is not None:
+            report.take_terms(purchase)
         if patience.cancelled_caught or is_enough:
             report.code, report.end = None, End.CANCELLED
         elif report.code is not None and report.chunks:

@@ -66,6 +66,7 @@ class JobReport:
     message: str = ""
     job_id: JobId | None = None
     node: PeerId | None = None
+    nodes: tuple[PeerId, ...] = ()
     attempts: int = 0
     first_output_ms: float | None = None
     total_ms: float = 0.0
@@ -84,6 +85,7 @@ class JobReport:
     def take_terms(self, job: Purchase) -> None:
         assert job.terms is not None, "a job that was opened says where it runs"
         self.job_id, self.node = job.terms.job_id, job.terms.node
+        self.nodes = (*(part.node for part in job.parts), self.node)
         self.attempts = job.terms.attempts
 
 
@@ -166,13 +168,16 @@ class Buyer(SimClient):
         async with self._market.buy(spec, self.key) as job:
             report.first_output_ms = 1000 * (trio.current_time() - started_at)
             report.take_terms(job)
-            async for chunk in job:
-                if report.chunks == enough:
-                    report.end = End.CANCELLED
-                    return
-                report.take(chunk)
-            report.end = End.ANSWERED
-            report.outcome = job.result
+            try:
+                async for chunk in job:
+                    if report.chunks == enough:
+                        report.end = End.CANCELLED
+                        return
+                    report.take(chunk)
+                report.end = End.ANSWERED
+                report.outcome = job.result
+            finally:
+                report.take_terms(job)
 
 
 class WatchedLeaser:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from capanode.served import ServedModel
+from coordinator.buyer.result import PurchaseResult
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.market.offers import OfferBook
 from protocol.errors import Code
@@ -103,7 +104,7 @@ def check_job(
     report: JobReport, *, honest: Collection[Code] = HONEST_SHARES, is_garbled: bool = False
 ) -> Iterator[str]:
     """What is wrong with one client's view of one job: no token lost, doubled or out of order.
-    `is_garbled` if its node makes up tokens: then they are only counted."""
+    `is_garbled` if one of its nodes makes up tokens: then they are only counted."""
     planned, answer = report.planned, report.planned.answer
     count = len(report.token_ids)
     if not is_garbled and report.token_ids != answer.token_ids[:count]:
@@ -136,15 +137,33 @@ def _check_answered(report: JobReport, *, is_garbled: bool) -> Iterator[str]:
     planned, answer, outcome = report.planned, report.planned.answer, report.outcome
     if planned.is_bad:
         yield f"{planned.name} was answered although its input is not what it claims"
+    if outcome is None:
+        yield f"{planned.name} ended well without a result"
+        return
+    yield from _check_parts(report, outcome)
+    if outcome.reason is Code.DEADLINE_EXCEEDED:
+        yield from _check_deadline(report)
+        return
     if not is_garbled and (report.token_ids, report.data) != (answer.token_ids, answer.data):
         yield f"{planned.name} is called complete after {len(report.token_ids)} tokens"
-    if outcome is None:
-        yield f"{planned.name} ended well without a receipt"
-        return
     if (outcome.units, outcome.finish.value) != (answer.units, answer.reason):
         yield f"{planned.name} is billed {outcome.units} ({outcome.finish}), not {answer.units}"
     if not outcome.agrees:
         yield f"{planned.name}: the client's count is not its node's"
+
+
+def _check_parts(report: JobReport, outcome: PurchaseResult) -> Iterator[str]:
+    """The parts are the whole answer, and nothing twice; what a node is paid for it has delivered.
+    It may be more than the client had use for only if it was left."""
+    name, used = report.planned.name, sum(part.tokens_used for part in outcome.parts)
+    if used != len(report.token_ids):
+        yield f"{name} got {len(report.token_ids)} tokens, and {used} are in its parts"
+    for part in outcome.parts:
+        paid = part.units.output_tokens
+        if paid < part.tokens_used or (part.code is None and paid > part.tokens_used):
+            yield f"{name} used {part.tokens_used} tokens of {part.node}, and pays for {paid}"
+    if sum(part.amount_nano for part in outcome.parts) != outcome.amount_nano:
+        yield f"{name} is told another charge than that of its parts"
 
 
 def check_model(name: str, model: ServedModel) -> Iterator[str]:

@@ -82,7 +82,7 @@ class Inspector:
             late_s = (RECEIPT_GRACE_MS + self._hold_late_ms) / 1000
             until = trio.current_time() + report.planned.spec.deadline_s + late_s
             self._holds_until[report.job_id] = until
-        is_garbled = report.node in self._garblers
+        is_garbled = not self._garblers.isdisjoint(report.nodes)
         honest = {*self._honest_shares, *buyer.honest_codes}
         for violation in check_job(report, honest=honest, is_garbled=is_garbled):
             self.violate(violation)

@@ -7,7 +7,7 @@ all live jobs by one token, and takes longer the more there are. What ails a mac
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -65,6 +65,17 @@ def answer_of(job_input: SimInput) -> PlannedAnswer:
     )
     reason = "stop" if ends_itself else "length"
     return PlannedAnswer(count_words(job_input.prompt or ""), token_ids, b"", reason)
+
+
+def rest_of(job_input: SimInput) -> PlannedAnswer:
+    """What is left of the answer, if the input has a part of it that was given elsewhere."""
+    if isinstance(job_input, EmbeddingInput) or not job_input.prefix_tokens:
+        return answer_of(job_input)
+    given = len(job_input.prefix_tokens)
+    begun = replace(job_input, max_tokens=job_input.max_tokens + given, prefix_tokens=())
+    whole = answer_of(begun)
+    left = whole.token_ids[given:]
+    return replace(whole, input_tokens=whole.input_tokens + given, token_ids=left)
 
 
 def text_of(token_id: int) -> str:
@@ -155,7 +166,7 @@ class SimWorker:
         )
         assert isinstance(job_input, GenerationInput | EmbeddingInput)
         self._book.add(job_id, sink, terms)
-        self._live[job_id] = _Live(answer_of(job_input))
+        self._live[job_id] = _Live(rest_of(job_input))
         self.most_live = max(self.most_live, len(self._live))
         self._work.set()
 

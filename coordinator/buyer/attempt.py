@@ -81,6 +81,7 @@ class Attempt:
         self._first_output_at: float | None = None
         self._is_whole = is_whole
         self._ready: deque[Chunk] = deque()
+        self._tokens_used = 0
         # What waits for a text.
         self._pending: list[Chunk] = []
         self._accepted = Admitted(Units(), 0)
@@ -167,11 +168,11 @@ class Attempt:
         """What it delivered, and the most that we are charged for it."""
         code = self._failure.code if self._failure is not None else None
         if self.result is not None:
-            return PurchasePart.of(self.result, code=code)
+            return PurchasePart.of(self.result, tokens_used=self._tokens_used, code=code)
         lease, owed = self._granted.lease.message, self._job.units_owed
         # A cancelled job costs the most that these units may.
         amount_nano = charge_nano(lease.price, owed, Finish.CANCELLED)
-        return PurchasePart(lease.node, owed, amount_nano, code=code)
+        return PurchasePart(lease.node, owed, amount_nano, self._tokens_used, code=code)
 
     async def cancel_and_wait_end(self, *, within_s: float) -> None:
         """Free the node's slot at once, then collect the receipt for what was delivered."""
@@ -227,6 +228,7 @@ class Attempt:
         """Pass on what was pending. Bare tokens come with the chunk that follows them."""
         bare: tuple[int, ...] = ()
         for chunk in self._pending:
+            self._tokens_used += len(chunk.token_ids)
             if not (chunk.text or chunk.data):
                 bare += chunk.token_ids
                 continue
@@ -250,7 +252,8 @@ class Attempt:
         if isinstance(event, Admitted):
             self._accepted = event
         elif isinstance(event, WindowReached):
-            self._sign_window(event)
+            if not self._is_given_up:
+                self._sign_window(event)
         elif isinstance(event, Ended):
             self._countersign(event)
             finish = event.receipt.message.finish

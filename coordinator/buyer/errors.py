@@ -17,6 +17,7 @@ class JobFailed(CapaError):
         code: Code,
         retry_after_ms: int | None = None,
         delivered: bool = False,
+        amount_nano: int = 0,
         is_breach: bool = False,
     ) -> None:
         super().__init__(message)
@@ -24,5 +25,5 @@ class JobFailed(CapaError):
         self.is_breach = is_breach
         self.retry_after_ms = retry_after_ms
         self.delivered = delivered
-        self.amount_nano = 0
+        self.amount_nano = amount_nano
         self.job_id: JobId | None = None

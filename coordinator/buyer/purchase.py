@@ -91,6 +91,15 @@ class Purchase:
         return self._result
 
     @property
+    def parts(self) -> list[PurchasePart]:
+        """What each node has delivered or charges so far. Of one that did neither only if it is the
+        last."""
+        attempts = [*self._left, self._attempt] if self._attempt is not None else self._left
+        parts = [attempt.part() for attempt in attempts]
+        paid = [part for part in parts if part.amount_nano or part.units.output_tokens]
+        return paid or parts[-1:]
+
+    @property
     def granted(self) -> Granted:
         """The lease of the present attempt."""
         assert self._attempt is not None, "the purchase was not opened"
@@ -264,7 +273,7 @@ class Purchase:
             replace(self._begun.spec, deadline_s=self._deadline - trio.current_time()),
             self._first,
             self._delivered,
-            spent_nano=sum(part.amount_nano for part in self._parts()),
+            spent_nano=sum(part.amount_nano for part in self.parts),
         )
         stamps = RequestStamps(
             job_id=self._begun.request.message.job_id,
@@ -279,19 +288,12 @@ class Purchase:
         log.info("purchase_goes_on", job_id=stamps.job_id, part=number, code=failure.code)
 
     def _end(self, finish: Finish, *, reason: Code | None = None) -> None:
-        self._result = PurchaseResult.over(self._parts(), finish, reason=reason)
-
-    def _parts(self) -> list[PurchasePart]:
-        """What each node delivered or charges. Of one that did neither only if it is the last."""
-        attempts = [*self._left, self._attempt] if self._attempt is not None else self._left
-        parts = [attempt.part() for attempt in attempts]
-        paid = [part for part in parts if part.amount_nano or part.units.output_tokens]
-        return paid or parts[-1:]
+        self._result = PurchaseResult.over(self.parts, finish, reason=reason)
 
     def _told(self, failure: JobFailed) -> JobFailed:
         """The failure with what its buyer has to know: which job, and what was charged."""
         failure.job_id = self._begun.request.message.job_id
-        failure.amount_nano = sum(part.amount_nano for part in self._parts())
+        failure.amount_nano = sum(part.amount_nano for part in self.parts)
         failure.delivered = self._is_shown or failure.amount_nano > 0
         return failure
 

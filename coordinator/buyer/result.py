@@ -26,26 +26,31 @@ class AttemptResult:
 
 @dataclass(frozen=True, slots=True)
 class PurchasePart:
-    """What one node delivered, by our own count, and the most that we are charged for it. `receipt`
-    is None if the node has not sent one; `code` says why it was left before the answer's end."""
+    """What one node delivered, by our own count, and the most that we are charged for it.
+
+    `tokens_used` of its output tokens went into the answer: not those that came after it was given
+    up, or that were begun anew. `receipt` is None if the node has not sent one; `code` says why it
+    was left before the answer's end.
+    """
 
     node: PeerId
     units: Units
     amount_nano: int
+    tokens_used: int
     receipt: Signed[Receipt] | None = None
     acceptance: Signed[Acceptance] | None = None
     code: Code | None = None
 
     @classmethod
-    def of(cls, result: AttemptResult, *, code: Code | None = None) -> Self:
+    def of(cls, result: AttemptResult, *, tokens_used: int, code: Code | None = None) -> Self:
         """Of an attempt whose node has signed for it."""
         node, signed = result.receipt.message.node, (result.receipt, result.acceptance)
-        return cls(node, result.units, result.amount_nano, *signed, code)
+        return cls(node, result.units, result.amount_nano, tokens_used, *signed, code)
 
 
 @dataclass(frozen=True, slots=True)
 class PurchaseResult:
-    """The whole answer's ending: `units` are the prompt as its first node counted it, and all
+    """The whole answer's ending: `units` are the prompt as its first node counted it, and the
     output; `amount_nano` is the sum over `parts`, one for each node that delivered or charges
     something. `reason` says why an answer ended early, where it did: `deadline_exceeded`."""
 
@@ -62,7 +67,7 @@ class PurchaseResult:
         """The sum of the parts, of which there is at least one."""
         units = Units(
             input_tokens=parts[0].units.input_tokens,
-            output_tokens=sum(part.units.output_tokens for part in parts),
+            output_tokens=sum(part.tokens_used for part in parts),
             images=max(part.units.images for part in parts),
         )
         amount_nano = sum(part.amount_nano for part in parts)

@@ -91,6 +91,7 @@ class Script(Enum):
     VANISH_AT_ONCE = auto()  # drops the channel before any output
     VANISH_MIDWAY = auto()  # drops it after two chunks
     CRASH_MIDWAY = auto()  # after two chunks an error, with a receipt for them
+    SIGN_FAILURE_MIDWAY = auto()  # after two chunks a receipt that says that it failed
     OVERCHARGE = auto()  # bills a token more than it sent
     HANG = auto()  # accepts, then says nothing until it is cancelled
     BILL_AND_STALL = auto()  # hands a receipt for the whole ceiling in, then says nothing
@@ -213,6 +214,10 @@ class ScriptedNode:
                 return
             if is_midway and self.script is Script.STALL_MIDWAY:
                 await self._wait_cancel(job, channel, opened, tuple(sent))
+                return
+            if is_midway and self.script is Script.SIGN_FAILURE_MIDWAY:
+                channel.send_nowait(*job.receipt(self.sign(job, tuple(sent), Finish.FAILED)))
+                await self._wait_acceptance(job, channel)
                 return
             if is_midway and self.script is Script.CRASH_MIDWAY:
                 receipt = self.sign(job, tuple(sent), Finish.FAILED, "worker_crashed")

@@ -68,7 +68,8 @@ def answered() -> JobReport:
                 PurchasePart.of(
                     AttemptResult(
                         Finish(answer.reason), answer.units, 5, chain.receipt, chain.acceptance
-                    )
+                    ),
+                    tokens_used=answer.units.output_tokens,
                 )
             ],
             Finish(answer.reason),

@@ -153,8 +153,9 @@ def finished_headers(
         *opened_headers(context, request, found[0].opened),
         header("x-capacloud-amount-nano", sum(answer.outcome.amount_nano for answer in found)),
     )
-    if outcome.reason is not None:
-        headers += (header("x-capacloud-ended-by", outcome.reason),)
+    reasons = [a.outcome.reason for a in found if a.outcome.reason is not None]
+    if reasons:
+        headers += (header("x-capacloud-ended-by", reasons[0]),)
     if receipt is None:
         return headers
     return (

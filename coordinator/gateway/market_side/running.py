@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from coordinator.buyer.attempt import AttemptTerms
+from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
@@ -133,7 +134,7 @@ def _raise_if_none(failures: Sequence[JobFailed], orders: Sequence[Order]) -> No
     """A failure is shown beside the other choices; where all failed it is the request's."""
     if len(failures) == len(orders):
         # One that was paid for must not be sent again.
-        raise next((failure for failure in failures if failure.delivered), failures[0])
+        raise next((failure for failure in failures if failure.amount_nano), failures[0])
 
 
 async def _find_model(

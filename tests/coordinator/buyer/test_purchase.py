@@ -64,7 +64,12 @@ def assert_is_whole(chunks: list[Chunk], words: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "script",
-    [Script.VANISH_MIDWAY, Script.CRASH_MIDWAY, Script.STALL_MIDWAY],
+    [
+        Script.VANISH_MIDWAY,
+        Script.CRASH_MIDWAY,
+        Script.STALL_MIDWAY,
+        Script.SIGN_FAILURE_MIDWAY,
+    ],
     ids=lambda script: script.name,
 )
 async def test_an_answer_that_breaks_off_goes_on_at_the_next_node(

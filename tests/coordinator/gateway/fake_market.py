@@ -348,4 +348,6 @@ def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> PurchaseResu
         ),
     )
     attempt = AttemptResult(billed.finish, units, billed.amount_nano, receipt, acceptance)
-    return PurchaseResult.over([PurchasePart.of(attempt)], billed.finish)
+    return PurchaseResult.over(
+        [PurchasePart.of(attempt, tokens_used=units.output_tokens)], billed.finish
+    )

@@ -60,7 +60,7 @@ def test_choices_of_a_stream_are_told_apart(gateway: Harness) -> None:
 
 
 def test_a_choice_that_fails_leaves_the_others(gateway: Harness) -> None:
-    failure = JobFailed("gone", code=Code.NODE_LOST, delivered=True)
+    failure = JobFailed("gone", code=Code.NODE_LOST, amount_nano=5_000)
     gateway.market.script = Script(failure=failure, failure_after=2, failing_job=1)
     for stream in (False, True):
         gateway.market.specs.clear()
