@@ -1,6 +1,11 @@
-"""`python -m capanode`: the same as the `capanode` command."""
+"""`python -m capanode`, and what the `capanode` command runs."""
 
-from capanode.cli import main
+from protocol.programs.entry import run_program
+
+
+def main() -> None:
+    run_program("capanode.cli")
+
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,16 @@
-"""`python -m coordinator`: the same as the `coordinator` command."""
+"""`python -m coordinator`, and what the `coordinator` command runs."""
 
-from coordinator.cli import main
+from protocol.programs.entry import run_program
+
+
+def main() -> None:
+    run_program("coordinator.cli")
+
+
+def buy() -> None:
+    """The `capacloud` command."""
+    run_program("coordinator.cli.capacloud")
+
 
 if __name__ == "__main__":
     main()

@@ -198,6 +198,11 @@ class CoordinatorConfig:
         return DialPolicy(parse_networks(self.dial_private))
 
     @property
+    def coordinators(self) -> tuple[str, ...]:
+        """Commands that buy look for the coordinator that runs here."""
+        return ()
+
+    @property
     def key_path(self) -> Path:
         return self.data_dir / "coordinator.key"
 

@@ -66,7 +66,7 @@ class PricePosition(NamedTuple):
 
     # What settings and `/v1/models` call it.
     name: str
-    # How commands abbreviate it for people.
+    # How commands say it to people, behind the amount.
     label: str
     field: str
     # The field of `messages.PriceCap` that bounds it, and what HTTP clients call that bound.
@@ -90,7 +90,7 @@ class PricePosition(NamedTuple):
 PRICE_POSITIONS = (
     PricePosition(
         name="input_per_mtok",
-        label="in/M",
+        label="per M in",
         field="input_nano_per_mtok",
         cap_field="prompt_nano_per_mtok",
         cap_name="prompt",
@@ -99,7 +99,7 @@ PRICE_POSITIONS = (
     ),
     PricePosition(
         name="output_per_mtok",
-        label="out/M",
+        label="per M out",
         field="output_nano_per_mtok",
         cap_field="completion_nano_per_mtok",
         cap_name="completion",
@@ -108,7 +108,7 @@ PRICE_POSITIONS = (
     ),
     PricePosition(
         name="image",
-        label="image",
+        label="per image",
         field="image_nano",
         cap_field="image_nano",
         cap_name="image",
@@ -116,7 +116,7 @@ PRICE_POSITIONS = (
     ),
     PricePosition(
         name="request",
-        label="request",
+        label="per request",
         field="request_nano",
         cap_field="request_nano",
         cap_name="request",
@@ -124,7 +124,7 @@ PRICE_POSITIONS = (
     ),
     PricePosition(
         name="tensor_per_kelement",
-        label="tensor/k",
+        label="per 1k elements",
         field="tensor_nano_per_kelement",
         cap_field="tensor_nano_per_kelement",
         cap_name="tensor",

@@ -3,7 +3,13 @@
 from pathlib import Path
 
 SHARED_MARKETS = (
-    ("test_market.py", "test_openai_client.py", "test_logs.py", "test_edge_gateway.py"),
+    (
+        "test_market.py",
+        "test_openai_client.py",
+        "test_logs.py",
+        "test_edge_gateway.py",
+        "test_terminal.py",
+    ),
     ("test_failures_kill.py", "test_failures_protocol.py", "test_failures_twins.py"),
     ("test_javascript_buys.py", "test_javascript_sells.py", "test_javascript_refused.py"),
 )

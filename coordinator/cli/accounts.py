@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coordinator.cli.options import (
+    CommandError,
     ConfigFile,
     DataDir,
     Json,
@@ -18,10 +19,11 @@ from coordinator.cli.options import (
 from protocol.ids import parse_peer_id, parse_ulid
 from protocol.money import format_credits, parse_credits
 from protocol.programs.commands import UsageError
-from protocol.programs.output import credits_text, print_facts, print_json, print_table, short
+from protocol.programs.output import credits_text, print_facts, print_json, print_table, say, short
 
 if TYPE_CHECKING:
     from coordinator.ledger.accounts import Account
+    from coordinator.settings import CoordinatorConfig
 
 app = typer.Typer(
     help="Accounts: create them, put money in, look at balances.", no_args_is_help=True
@@ -58,6 +60,7 @@ def create(
         read_typed(parse_peer_id, peer_id)
     config = load_config(data_dir, config_file)
     clock = SystemClock()
+    is_new = _check_founding(config)
     with write_books(config, create=True) as conn:
         key = load_or_create_key_file(config.key_path)
         account = create_account(
@@ -67,7 +70,28 @@ def create(
             account = credit_account(
                 conn, account.id, amount_nano, transfer_id=None, clock=clock, entropy=os.urandom
             )
+    if is_new and not as_json:
+        say(
+            f"This is the first account of a new market, whose books are {config.database}. "
+            f"`coordinator start` runs it."
+        )
     _show(account, as_json)
+
+
+def _check_founding(config: "CoordinatorConfig") -> bool:
+    """Whether the books will be new. Raises CommandError on what looks like a client's machine: an
+    account there is of no use in the market where it buys."""
+    from coordinator.db.engine import database_exists
+
+    if database_exists(config.database):
+        return False
+    if config.client_key_path.exists() and not config.key_path.exists():
+        raise CommandError(
+            f"{config.data_dir} belongs to a buyer and has no books: accounts are opened by the "
+            "operator of the market where it buys. To found a market here, run `coordinator start` "
+            "first"
+        )
+    return True
 
 
 @app.command()

@@ -8,25 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coordinator.cli.buyer import BuyerOptions, takes_buyer
 from coordinator.cli.constraints import takes_constraints
-from coordinator.cli.options import (
-    At,
-    ConfigFile,
-    DataDir,
-    Goal,
-    Json,
-    KeyFile,
-    Model,
-    check_model,
-    load_config,
-)
+from coordinator.cli.options import CommandError, Goal, Json, Model, check_model
+from coordinator.cli.reasons import reason_words
+from coordinator.cli.tasks import TASK_COMMANDS
 from protocol.limits import TOKENS_MAX
 from protocol.messages import Constraints, Objective, Task
 from protocol.money import format_credits
 from protocol.offers import NodeOffer
-from protocol.pricing import ELEMENTS_PER_PRICE, PRICE_POSITIONS, PriceSheet, Units
+from protocol.pricing import ELEMENTS_PER_PRICE, Units
 from protocol.programs.output import (
     credits_text,
+    price_text,
     print_facts,
     print_json,
     print_table,
@@ -52,37 +46,23 @@ NODE_HEADINGS = (
 )
 
 
-def whoami(
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    key: KeyFile = None,
-    as_json: Json = False,
-) -> None:
+@takes_buyer
+def whoami(buyer: BuyerOptions, as_json: Json = False) -> None:
     """Print the peer id that you buy with; `accounts create --peer-id` gives it an account."""
-    from coordinator.cli.market_session import buyer_key
-
-    peer_id = buyer_key(load_config(data_dir, config_file), key).peer_id
+    peer_id = buyer.key().peer_id
     if as_json:
         print_json({"peer_id": peer_id})
     else:
         typer.echo(peer_id)
 
 
-def balance(
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    key: KeyFile = None,
-    coordinator: At = None,
-    as_json: Json = False,
-) -> None:
+@takes_buyer
+def balance(buyer: BuyerOptions, as_json: Json = False) -> None:
     """What you have, and what running jobs hold of it."""
     import trio
 
-    from coordinator.cli.market_session import open_command_market
-
     async def ask() -> None:
-        config = load_config(data_dir, config_file)
-        async with open_command_market(config, at=coordinator, key_path=key) as market:
+        async with buyer.open_market() as market:
             reply = await market.leaser.balance()
         if as_json:
             print_json({"available_nano": reply.available_nano, "held_nano": reply.held_nano})
@@ -93,24 +73,19 @@ def balance(
     trio.run(ask)
 
 
+@takes_buyer
 def nodes(
+    buyer: BuyerOptions,
     model: Annotated[
         str, typer.Option(help="Only nodes with this model.", callback=check_model)
     ] = "",
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    key: KeyFile = None,
-    coordinator: At = None,
     as_json: Json = False,
 ) -> None:
     """The nodes of the market, as the coordinator sees them now."""
     import trio
 
-    from coordinator.cli.market_session import open_command_market
-
     async def ask() -> None:
-        config = load_config(data_dir, config_file)
-        async with open_command_market(config, at=coordinator, key_path=key) as market:
+        async with buyer.open_market() as market:
             found = await _list_nodes(market, model)
         if as_json:
             print_json([_plain_node(summary) for summary in found])
@@ -121,9 +96,47 @@ def nodes(
     trio.run(ask)
 
 
+@takes_buyer
+def models(buyer: BuyerOptions, as_json: Json = False) -> None:
+    """What can be bought now: each model with its task, its context and its prices."""
+    import trio
+
+    from coordinator.edge.directory import list_models, read_summaries
+
+    async def ask() -> None:
+        async with buyer.open_market() as market:
+            listed = list_models(read_summaries(await _list_nodes(market, "")))
+        found = [info for name, info in sorted(listed.items()) if name == info.name]
+        if as_json:
+            print_json([asdict(info) | {"features": sorted(info.features)} for info in found])
+            return
+        print_table(
+            ("model", "task", "nodes", "context", "from", "to"),
+            [
+                (
+                    info.name,
+                    TASK_COMMANDS[info.task].words,
+                    info.nodes,
+                    info.context_tokens or "-",
+                    price_text(info.price_from, TASKS[info.task].units),
+                    price_text(info.price_to, TASKS[info.task].units)
+                    if info.price_to != info.price_from
+                    else "",
+                )
+                for info in found
+            ],
+        )
+        if not found:
+            raise CommandError("no node of this market offers a model now")
+
+    trio.run(ask)
+
+
 @takes_constraints
+@takes_buyer
 def quote(
     model: Model,
+    buyer: BuyerOptions,
     constraints: Constraints,
     tokens_in: Annotated[
         int, typer.Option(min=0, max=TOKENS_MAX, help="Expected input tokens.")
@@ -132,20 +145,13 @@ def quote(
         int, typer.Option(min=0, max=TOKENS_MAX, help="Expected output tokens.")
     ] = 200,
     objective: Goal = Objective.BALANCED,
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    key: KeyFile = None,
-    coordinator: At = None,
     as_json: Json = False,
 ) -> None:
     """A dry run: which nodes would run such a job, at which cost, and why not the others."""
     import trio
 
-    from coordinator.cli.market_session import open_command_market
-
     async def ask() -> None:
-        config = load_config(data_dir, config_file)
-        async with open_command_market(config, at=coordinator, key_path=key) as market:
+        async with buyer.open_market() as market:
             task = await market.task_of(model)
             units = _quote_units(task, tokens_in, tokens_out)
             reply = await market.leaser.quote(
@@ -154,7 +160,9 @@ def quote(
         if as_json:
             print_json(_plain_quote(reply))
         else:
-            _print_quote(reply, objective)
+            _print_quote(reply, task, units, objective)
+        if not reply.candidates:
+            raise CommandError(f"no node that offers {model} now fits these constraints")
 
     trio.run(ask)
 
@@ -175,15 +183,6 @@ def _quote_units(task: Task, tokens_in: int, tokens_out: int) -> Units:
     return Units(**{unit: getattr(counts, unit) for unit in TASKS[task].units})
 
 
-def _price_text(price: PriceSheet) -> str:
-    asked = [
-        f"{format_credits(nano)} {position.label}"
-        for position in PRICE_POSITIONS
-        if (nano := position.of(price))
-    ]
-    return ", ".join(asked) or "free"
-
-
 def _offer_of(summary: NodeSummary) -> NodeOffer:
     """What the node itself has signed. Raises RemoteProtocolError."""
     from protocol.envelope import open_envelope
@@ -202,7 +201,9 @@ def _node_rows(summary: NodeSummary) -> list[tuple[object, ...]]:
         f"{summary.running}+{summary.queued}",
         summary.health if summary.attached else "away",
     )
-    return [(*head, m.name, m.slots, _price_text(m.price)) for m in offer.models]
+    return [
+        (*head, m.name, m.slots, price_text(m.price, TASKS[m.task].units)) for m in offer.models
+    ]
 
 
 def _plain_node(summary: NodeSummary) -> dict[str, object]:
@@ -237,7 +238,29 @@ def _plain_quote(reply: QuoteReply) -> dict[str, object]:
     }
 
 
-def _print_quote(reply: QuoteReply, objective: Objective) -> None:
+def _print_quote(reply: QuoteReply, task: Task, units: Units, objective: Objective) -> None:
+    if reply.candidates:
+        _print_candidates(reply, task)
+    for rejection in reply.rejections:
+        reasons = "; ".join(map(reason_words, rejection.reasons))
+        typer.echo(f"not {short(rejection.node)}: {reasons}")
+    counted = ", ".join(
+        f"{count:,} {words}"
+        for unit, words in _UNIT_WORDS.items()
+        if (count := getattr(units, unit))
+    )
+    say(f"For {counted or 'a request'}; best first for {objective.value}. Nothing is held.")
+
+
+_UNIT_WORDS = {
+    "input_tokens": "tokens in",
+    "output_tokens": "tokens out",
+    "images": "image",
+    "tensor_elements": "elements of tensors",
+}
+
+
+def _print_candidates(reply: QuoteReply, task: Task) -> None:
     print_table(
         ("node", "cost", "latency", "= rtt", "+ queue", "+ prefill", "+ decode", "price", "why"),
         [
@@ -249,12 +272,9 @@ def _print_quote(reply: QuoteReply, objective: Objective) -> None:
                 candidate.queue_ms,
                 candidate.prefill_ms,
                 candidate.decode_ms,
-                _price_text(candidate.price),
+                price_text(candidate.price, TASKS[task].units),
                 ", ".join(candidate.reasons),
             )
             for candidate in reply.candidates
         ],
     )
-    for rejection in reply.rejections:
-        typer.echo(f"not {short(rejection.node)}: {', '.join(rejection.reasons)}")
-    say(f"Best first for {objective.value}; decided in {reply.match_us} µs. Nothing is held.")

@@ -1,7 +1,7 @@
 """A command's own presence in the market: a key, a connection to a coordinator, a client."""
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,15 +10,21 @@ import trio
 
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.remote import RemoteLeaser
-from coordinator.cli.options import CommandError
+from coordinator.buyer_config import BuyingConfig
+from coordinator.cli.options import CommandError, command_log_level
 from coordinator.endpoint import Endpoint, read_endpoint
-from coordinator.settings import CoordinatorConfig
 from protocol.envelope import open_envelope
 from protocol.errors import RemoteProtocolError
 from protocol.ids import parse_peer_id
 from protocol.keys import SigningKey
 from protocol.messages import Task
-from protocol.net.dial_policy import ALLOW_LOOPBACK, LOOPBACK, PUBLIC_ONLY, DialPolicy
+from protocol.net.dial_policy import (
+    ALLOW_LOOPBACK,
+    LOOPBACK,
+    PUBLIC_ONLY,
+    DialPolicy,
+    parse_networks,
+)
 from protocol.net.pool import StreamPool
 from protocol.offers import NodeOffer
 from protocol.programs.commands import UsageError
@@ -44,18 +50,16 @@ class MarketSession:
             for offered in open_envelope(summary.offer, NodeOffer).message.models:
                 if model in (offered.name, offered.manifest_digest):
                     return offered.task
-        raise CommandError(
-            f"no node offers {model!r} now: `coordinator nodes` lists what is offered"
-        )
+        raise CommandError(f"no node offers {model!r} now: `models` lists what is offered")
 
 
-def buyer_key(config: CoordinatorConfig, path: Path | None) -> SigningKey:
+def buyer_key(config: BuyingConfig, path: Path | None) -> SigningKey:
     return load_or_create_key_file(path if path is not None else config.client_key_path)
 
 
 @asynccontextmanager
 async def open_market(
-    config: CoordinatorConfig, *, at: str | None, key_path: Path | None
+    config: BuyingConfig, *, at: str | None, key_path: Path | None
 ) -> AsyncIterator[MarketSession]:
     """Join the market of the coordinator at `at`, or of the one that runs on this machine."""
     from protocol.net.libp2p import Libp2pTransport  # half a second, which others need not pay
@@ -91,27 +95,30 @@ async def open_market(
 
 @asynccontextmanager
 async def open_command_market(
-    config: CoordinatorConfig, *, at: str | None, key_path: Path | None
+    config: BuyingConfig, *, at: str | None, key_path: Path | None
 ) -> AsyncIterator[MarketSession]:
     """`open_market` for a process that is one command: what is logged goes to stderr."""
-    # What a client logs at "info" says nothing that the command does not say.
-    level = "warning" if config.sources["log_level"] == "default" else config.log_level
-    configure_logging(level=level, log_format=config.log_format)
+    configure_logging(level=command_log_level(config), log_format=config.log_format)
     async with open_market(config, at=at, key_path=key_path) as session:
         yield session
 
 
 @asynccontextmanager
-async def until_interrupted() -> AsyncIterator[None]:
-    """The first Ctrl-C cancels the block and raises KeyboardInterrupt when that has ended: around
-    it, what was bought is signed for. Left to itself, the interrupt would hit any of our tasks."""
+async def until_interrupted(
+    handles: Callable[[], bool] = lambda: False,
+) -> AsyncIterator[None]:
+    """The first Ctrl-C that `handles` does not deal with cancels the block, and KeyboardInterrupt
+    is raised when that has ended: around it, what was bought is signed for. Left to itself, the
+    interrupt would hit any of our tasks."""
     interrupted = False
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
                 nonlocal interrupted
-                await anext(signals)
+                async for number in signals:
+                    if number != signal.SIGINT or not handles():
+                        break
                 interrupted = True
                 nursery.cancel_scope.cancel()
 
@@ -122,28 +129,32 @@ async def until_interrupted() -> AsyncIterator[None]:
         raise KeyboardInterrupt
 
 
-def find_coordinator(config: CoordinatorConfig, at: str | None) -> tuple[str, DialPolicy]:
+def find_coordinator(config: BuyingConfig, at: str | None) -> tuple[str, DialPolicy]:
     """Its address, and where its nodes may be: where it goes itself if it runs here (also if only a
     flag of its start says so), and on this machine if its address is.
 
     Raises CommandError if `at` is None and no coordinator runs with this data directory.
     """
+    if at is None and config.coordinators:
+        at = config.coordinators[0]
+    policy = config.dial_policy
     if at is None:
         endpoint = _local_endpoint(config)
         at = endpoint.addresses[0]
-        config = replace(config, dial_private=(*config.dial_private, *endpoint.dial_private))
-    policy = config.dial_policy.with_trusted([at])
+        nearby = parse_networks(endpoint.dial_private)
+        policy = replace(policy, networks=(*policy.networks, *nearby))
+    policy = policy.with_trusted([at])
     host = at.split("/")[2] if at.count("/") > 2 else ""
     if ALLOW_LOOPBACK.allows(host) and not PUBLIC_ONLY.allows(host):
         policy = replace(policy, networks=(*policy.networks, *LOOPBACK))
     return at, policy
 
 
-def _local_endpoint(config: CoordinatorConfig) -> Endpoint:
+def _local_endpoint(config: BuyingConfig) -> Endpoint:
     endpoint = read_endpoint(config.endpoint_path)
     if endpoint is None or not endpoint.addresses:
         raise CommandError(
-            f"no coordinator runs with data directory {config.data_dir}: start one, or name one "
-            "with --coordinator"
+            f"no coordinator runs with data directory {config.endpoint_path.parent}: start one, or "
+            "name a market elsewhere with --coordinator"
         )
     return endpoint

@@ -16,6 +16,7 @@ from protocol.programs import setting_options
 from protocol.programs.commands import UsageError
 
 if TYPE_CHECKING:
+    from coordinator.buyer_config import BuyingConfig
     from coordinator.db.engine import Connection, Database
 
 T = TypeVar("T")
@@ -77,6 +78,11 @@ def load_config(
     return setting_options.load_config(CoordinatorConfig, PROGRAM, file, data_dir=data_dir, **flags)
 
 
+def command_log_level(config: "BuyingConfig") -> str:
+    """What a command logs at "info" says nothing that the command does not say."""
+    return "warning" if config.sources["log_level"] == "default" else config.log_level
+
+
 @contextmanager
 def open_books(config: CoordinatorConfig, *, create: bool = False) -> "Iterator[Database]":
     """The database of the coordinator on this machine, whether or not it is running.
@@ -85,7 +91,10 @@ def open_books(config: CoordinatorConfig, *, create: bool = False) -> "Iterator[
     the keyboard has made just now would be green.
     """
     from coordinator.db.engine import InlineRunner, database_exists, open_database
+    from protocol.programs.log import configure_logging
 
+    # Unset, it would write to stdout, among the data.
+    configure_logging(level=command_log_level(config), log_format=config.log_format)
     if create:
         config.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     elif not database_exists(config.database):

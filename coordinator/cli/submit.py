@@ -1,30 +1,19 @@
 """`coordinator submit`: one job of any kind, from an argument, a file or a pipe."""
 
-import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from coordinator.buyer.units import units_of
+from coordinator.cli.buyer import BuyerOptions, takes_buyer
 from coordinator.cli.constraints import takes_constraints
-from coordinator.cli.options import (
-    At,
-    CommandError,
-    ConfigFile,
-    DataDir,
-    Goal,
-    Json,
-    KeyFile,
-    MaxTokens,
-    Model,
-    Temperature,
-    load_config,
-)
+from coordinator.cli.options import Goal, Json, MaxTokens, Model, Temperature
+from coordinator.cli.piped import read_content
 from coordinator.cli.results import outcome_plain, print_outcome
 from coordinator.cli.tasks import TASK_COMMANDS, InputOptions, read_input
 from protocol.generation import SEED_MAX
-from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
 from protocol.payload import JobInput
 from protocol.programs.commands import UsageError
@@ -36,12 +25,17 @@ if TYPE_CHECKING:
 
 
 @takes_constraints
+@takes_buyer
 def submit(
     model: Model,
+    buyer: BuyerOptions,
     constraints: Constraints,
     prompt: Annotated[
         str | None,
-        typer.Argument(help="The text; else --input, or what is piped in.", show_default=False),
+        typer.Argument(
+            help="The text; what is piped in follows it. Else --input, or the pipe alone.",
+            show_default=False,
+        ),
     ] = None,
     input_file: Annotated[
         Path | None,
@@ -60,24 +54,21 @@ def submit(
     deadline_s: Annotated[
         float, typer.Option(min=1.0, max=600.0, help="When the whole answer has to be there.")
     ] = 120.0,
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    key: KeyFile = None,
-    coordinator: At = None,
     as_json: Json = False,
 ) -> None:
     """Run one job: a prompt, texts to embed (one a line), an image, or tensors as JSON."""
     import trio
 
-    from coordinator.cli.market_session import open_command_market, until_interrupted
+    from coordinator.cli.market_session import until_interrupted
 
-    content = _read_content(prompt, input_file)
+    content = read_content(prompt, input_file)
     options = InputOptions(max_tokens, temperature, seed, top_k, raw)
 
     async def buy() -> None:
-        config = load_config(data_dir, config_file)
-        async with open_command_market(config, at=coordinator, key_path=key) as market:
+        async with buyer.open_market() as market:
             task = await market.task_of(model)
+            if task is Task.IMAGE_CLASSIFICATION and prompt is not None:
+                raise UsageError(f"{model} looks at images: give one with --input FILE")
             job_input = read_input(task, content, options)
             spec = _spec(model, task, job_input, objective, constraints, deadline_s)
             async with until_interrupted():
@@ -89,9 +80,13 @@ def submit(
 async def _run(market: "MarketSession", spec: "JobSpec", as_json: bool) -> None:
     import trio
 
+    from coordinator.cli.progress import show_waiting
+
     started_at = trio.current_time()
     chunks = []
-    async with market.client.buy(spec, market.key) as stream:
+    async with AsyncExitStack() as stack:
+        async with show_waiting(f"waiting for {spec.model}:"):
+            stream = await stack.enter_async_context(market.client.buy(spec, market.key))
         first_output_ms = 1_000 * (trio.current_time() - started_at)
         async for chunk in stream:
             chunks.append(chunk)
@@ -129,24 +124,3 @@ def _spec(
         constraints=constraints,
         deadline_s=deadline_s,
     )
-
-
-def _read_content(prompt: str | None, file: Path | None) -> bytes:
-    if prompt is not None and file is not None:
-        raise UsageError("give either a prompt or --input")
-    if prompt is None and file is None and sys.stdin.isatty():
-        raise UsageError("give a prompt, --input FILE, or pipe the input in")
-    content = prompt.encode() if prompt is not None else _read_file(file)
-    if not content:
-        raise CommandError("the input is empty")
-    if len(content) > PAYLOAD_BYTES_MAX:
-        raise CommandError(f"the input has {len(content)} bytes; up to {PAYLOAD_BYTES_MAX} can go")
-    return content
-
-
-def _read_file(file: Path | None) -> bytes:
-    try:
-        is_piped = file is None or str(file) == "-"
-        return sys.stdin.buffer.read() if is_piped else Path(str(file)).read_bytes()
-    except OSError as error:
-        raise CommandError(f"cannot read {file}: {error.strerror}") from None

@@ -41,11 +41,12 @@ class InputOptions:
 @dataclass(frozen=True, slots=True)
 class TaskCommand:
     """`read` may raise ValueError, `result` RemoteProtocolError if the node sent nonsense. `show`
-    prints a result for people."""
+    prints a result for people, who call such models `words`."""
 
     read: Callable[[bytes, InputOptions], JobInput]
     result: Callable[[list[Chunk]], dict[str, Any]]
     show: Callable[[dict[str, Any]], None]
+    words: str
 
 
 def read_input(task: Task, content: bytes, options: InputOptions) -> JobInput:
@@ -117,8 +118,10 @@ def _data_of(chunks: list[Chunk]) -> bytes:
 
 
 TASK_COMMANDS: Mapping[Task, TaskCommand] = {
-    Task.CAUSAL_LM: TaskCommand(_read_generation, _text_result, _end_line),
-    Task.EMBEDDING: TaskCommand(_read_embedding, _vectors_result, _show_vectors),
-    Task.IMAGE_CLASSIFICATION: TaskCommand(_read_image, _labels_result, _show_labels),
-    Task.TENSOR: TaskCommand(_read_tensors, tensors_result, show_tensors),
+    Task.CAUSAL_LM: TaskCommand(_read_generation, _text_result, _end_line, "text"),
+    Task.EMBEDDING: TaskCommand(_read_embedding, _vectors_result, _show_vectors, "embeddings"),
+    Task.IMAGE_CLASSIFICATION: TaskCommand(
+        _read_image, _labels_result, _show_labels, "labels of images"
+    ),
+    Task.TENSOR: TaskCommand(_read_tensors, tensors_result, show_tensors, "tensors"),
 }

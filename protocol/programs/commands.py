@@ -2,9 +2,10 @@
 
 import errno
 import io
+import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from protocol.errors import CapaError, leaves
@@ -14,20 +15,26 @@ class UsageError(CapaError):
     """What was typed or set cannot be meant: doing it again will not help. Programs exit with 2."""
 
 
-def run_command(command: Callable[[], object], complain: Callable[[str], None]) -> NoReturn:
+def run_command(command: Callable[..., object], complain: Callable[[str], None]) -> NoReturn:
     """Run a program's command line, then exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
     Errors of ours are told by `complain`, each once, and so is a file, a folder or an output that
-    the system does not let us use; a bug keeps its traceback. Typer exits with 2 by itself.
+    the system does not let us use; a bug keeps its traceback. Typer exits with 2 by itself. With
+    `--json`, what is told is one JSON object on stderr: stdout has data only.
     """
     code = 0
     _open_missing_streams()
+    as_json = wants_json(sys.argv[1:])
+    tell = tell_json if as_json else complain
     try:
         _check_arguments(sys.argv[1:])
-        command()
+        code = _call(command, as_json)
     except* CapaError as group:
         errors = list(leaves(group))
-        complain(_sentence(map(str, errors)))
+        if as_json:
+            tell_json(_sentence(map(str, errors)), code=_code_of(errors))
+        else:
+            complain(_sentence(map(str, errors)))
         code = 2 if all(isinstance(error, UsageError) for error in errors) else 1
     except* OSError as group:
         _, bugs = group.split(_is_no_bug)
@@ -35,12 +42,52 @@ def run_command(command: Callable[[], object], complain: Callable[[str], None]) 
             raise bugs from None
         troubles = list(map(_trouble, leaves(group)))
         if any(troubles):
-            complain(_sentence(filter(None, troubles)))
+            tell(_sentence(filter(None, troubles)))
         code = 1
     except* KeyboardInterrupt:
         code = 130
     # Not in there: what leaves an `except*` is put into a group, which ends in a traceback.
     sys.exit(code)
+
+
+def wants_json(arguments: Sequence[str]) -> bool:
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    return "--json" in options
+
+
+def tell_json(message: str, *, code: str = "failed") -> None:
+    """For programs: an error as they read it, one line on stderr."""
+    told = {"error": {"code": code, "message": message}}
+    print(json.dumps(told, ensure_ascii=False), file=sys.stderr)
+
+
+def _call(command: Callable[..., object], as_json: bool) -> int:
+    """Returns the exit code. Raises UsageError for what Typer would have told in its own words."""
+    if not as_json:
+        command()
+        return 0
+    # Settings are read in programs that have no command line of their own.
+    from typer import Abort  # noqa: PLC0415
+
+    try:
+        code = command(standalone_mode=False)
+    except Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # The base class of what Typer tells has no public name.
+        told = getattr(error, "format_message", None)
+        if told is not None:
+            raise UsageError(told()) from None
+        raise
+    return code if isinstance(code, int) else 0
+
+
+def _code_of(errors: Sequence[BaseException]) -> str:
+    """The wire code of the first error that has one."""
+    if all(isinstance(error, UsageError) for error in errors):
+        return "usage"
+    codes = [code for error in errors if (code := getattr(error, "code", None))]
+    return str(codes[0]) if codes else "failed"
 
 
 def drop_stdout() -> None:

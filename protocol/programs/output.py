@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from textwrap import wrap
 from typing import Any
 
 import typer
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from protocol.money import format_credits
-from protocol.pricing import PRICE_POSITIONS, PriceSheet
+from protocol.pricing import PRICE_POSITIONS, UNIT_NAMES, PriceSheet
 from protocol.text import ANSWER_MARKS, printable
 
 # A sentence of ours may have lines. Whatever else moves a cursor is shown, not done.
@@ -43,15 +44,37 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns for people. Nothing is cut: a terminal that is too narrow wraps."""
+    """Columns for people. Nothing is cut: in a terminal that is too narrow for them, each row is a
+    block of lines."""
+    console = Console()
+    if console.is_terminal and _columns_width(headings, rows) > console.width:
+        _print_blocks(headings, rows, console.width)
+        return
     columns = [Column(heading, overflow="fold") for heading in headings]
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*(printable(str(cell), keep=LINES) for cell in row))
-    console = Console()
     width = None if console.is_terminal else _WIDTH_WITHOUT_TERMINAL
     # Names come from strangers: without markup, brackets in them are only brackets.
     Console(width=width, markup=False, highlight=False).print(table)
+
+
+def _columns_width(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> int:
+    """Of the table as it is drawn: three characters between columns."""
+    cells = [list(map(len, headings)), *([len(str(cell)) for cell in row] for row in rows)]
+    widths: list[int] = [max(column) for column in zip(*cells, strict=True)]
+    return sum(widths) + 3 * (len(headings) - 1)
+
+
+def _print_blocks(headings: Sequence[str], rows: Sequence[Sequence[object]], width: int) -> None:
+    """One fact a line, and what is longer than a line under itself."""
+    indent = max(map(len, headings)) + 2
+    for number, row in enumerate(rows):
+        if number:
+            typer.echo()
+        for heading, cell in zip(headings, row, strict=True):
+            lines = wrap(printable(str(cell), keep=LINES), max(width - indent, 10)) or [""]
+            typer.echo(f"{heading:<{indent}}" + f"\n{'':<{indent}}".join(lines))
 
 
 def print_facts(facts: Mapping[str, object]) -> None:
@@ -65,12 +88,12 @@ def credits_text(amount_nano: int) -> str:
     return f"{format_credits(amount_nano)} credits"
 
 
-def price_text(price: PriceSheet) -> str:
-    """The positions that are not free, in credits."""
+def price_text(price: PriceSheet, units: Collection[str] = UNIT_NAMES) -> str:
+    """The positions that are not free, in credits, of jobs that are metered in these units."""
     asked = [
-        f"{position.label} {format_credits(nano)}"
+        f"{format_credits(nano)} {position.label}"
         for position in PRICE_POSITIONS
-        if (nano := position.of(price))
+        if (position.unit is None or position.unit in units) and (nano := position.of(price))
     ]
     return ", ".join(asked) or "free"
 

@@ -3,6 +3,7 @@ tests/integration."""
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import typer
 from typer.testing import CliRunner
 
 from coordinator.accounts import AccountError
-from coordinator.cli import app
+from coordinator.cli import app, main
 from coordinator.cli.constraints import takes_constraints
-from coordinator.cli.options import CommandError
+from coordinator.cli.options import CommandError, open_books
+from coordinator.cli.reasons import reason_words
 from coordinator.cli.tasks import InputOptions, read_input
 from coordinator.db.api_keys import authenticate
 from coordinator.db.engine import InlineRunner, open_database
+from coordinator.market.matching import Reason
+from coordinator.settings import CoordinatorConfig
 from protocol.errors import CapaError, leaves
 from protocol.messages import (
     NO_CONSTRAINTS,
@@ -124,10 +128,12 @@ def test_an_argument_that_cannot_be_meant_is_wrong_usage(
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("command", [("submit", "a-model", ""), ("submit", "a-model")])
-def test_an_empty_input_is_not_bought(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_an_empty_input_is_not_bought(tmp_path: Path) -> None:
     with pytest.raises(CommandError, match="the input is empty"):
-        invoke(*command, data_dir=tmp_path)
+        invoke("submit", "a-model", data_dir=tmp_path)
+    for prompt in ("", " \n"):
+        with pytest.raises(UsageError, match="the prompt is empty"):
+            invoke("submit", "a-model", prompt, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("command", [("quote",), ("submit",), ("chat",), ("nodes", "--model")])
@@ -260,3 +266,68 @@ def test_a_key_is_made_with_what_it_says_of_routing(tmp_path: Path) -> None:
     for wrong in ("fast", '{"colour": "red"}', '{"max_latency": "x"}', "[]"):
         with pytest.raises(UsageError, match="--provider"):
             invoke("keys", "create", "ada", f"--provider={wrong}", data_dir=tmp_path)
+
+
+def test_what_is_logged_meanwhile_does_not_mix_with_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = CoordinatorConfig.resolve(flags={"data_dir": tmp_path})
+    with open_books(config, create=True):
+        structlog.get_logger("test").warning("something_happened")
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "something_happened" in told.err
+
+
+def test_a_client_does_not_found_a_market_by_opening_an_account(tmp_path: Path) -> None:
+    invoke("whoami", data_dir=tmp_path)
+    with pytest.raises(CommandError, match=r"belongs to a buyer .*`coordinator start`"):
+        invoke("accounts", "create", "ada", data_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["client.key"]
+
+
+def test_a_new_market_is_told(tmp_path: Path) -> None:
+    first, second = (
+        CliRunner().invoke(app, ["accounts", "create", name, f"--data-dir={tmp_path}"])
+        for name in ("ada", "bob")
+    )
+    assert "first account of a new market" in first.stderr
+    assert "new market" not in second.stderr
+
+
+def test_every_reason_of_a_node_has_words() -> None:
+    of_the_job = {"unknown_model", "deadline_passed", "attempts_exhausted", "fallback_not_allowed"}
+    for reason in set(Reason) - of_the_job:
+        words = reason_words(reason)
+        assert words != reason.replace("_", " ")
+        assert reason_words(f"{reason}: x") == f"{words} (x)"
+    assert reason_words("of_a_later_version: x") == "of a later version (x)"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nodes", "--no-such-option"],
+        ["no-such-command"],
+        ["submit"],
+        ["submit", "a-model", "x", "--max-tokens=-1"],
+        ["submit", "a-model", "x", "--objective=speed"],
+        ["submit", "a-model", "x", "--max-cost=much"],
+        ["submit", "a-model", "x", "--coordinator=nowhere"],
+        ["nodes", "--config=/no/such/file"],
+        ["gateway", "--http=here"],
+    ],
+    ids=" ".join,
+)
+def test_a_bad_option_is_2_and_json_where_that_was_asked(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for as_json in ([], ["--json"]):
+        monkeypatch.setattr(sys, "argv", ["coordinator", *arguments, *as_json])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr()
+        assert ended.value.code == 2
+        assert told.out == ""
+        if as_json:
+            assert json.loads(told.err)["error"]["code"] == "usage"

@@ -284,7 +284,7 @@ def test_people_get_tables_where_scripts_get_json(market: RunningMarket) -> None
     asked = market.try_command("quote", CHAT, "--objective=latency")
     quote = asked.stdout
     assert re.search(r"node +cost +latency +.*\n.*\n( …\w{8} .*\n){3}", quote), quote
-    assert "Best first for latency" in asked.stderr
+    assert "200 tokens in, 200 tokens out; best first for latency" in asked.stderr
     nodes = market.command("nodes")
     assert all(region in nodes for region in ("rack", "city", "continent"))
     assert reply.headers["x-capacloud-job-id"] in market.command("jobs", "list")

@@ -477,7 +477,7 @@ def test_an_explanation_names_nodes_and_all_their_reasons() -> None:
     assert decode(QuoteReply, encode(reply)) == reply
     texts = {rejection.node: rejection.reasons for rejection in reply.rejections}
     assert texts[node(3)] == (
-        "price_above_max: asks 1 in/M, 4 out/M",
+        "price_above_max: asks 1 per M in, 4 per M out",
         "busy: 8 jobs for 4 slots and 4 places",
     )
     assert reply.candidates[0].reasons == ("best score",)
