@@ -26,6 +26,9 @@ OUTPUT_TOKENS_EXPECTED = 256
 def units_of(job_input: JobInput) -> tuple[Units, Units]:
     """(the most that may be billed, what to expect). Raises ValueError if that is out of range."""
     if isinstance(job_input, GenerationInput):
+        if job_input.tokenizes_only:
+            # Nothing is metered, but a job that may use nothing is none.
+            return Units(input_tokens=1), Units(input_tokens=1)
         return _generation_units(job_input)
     if isinstance(job_input, EmbeddingInput):
         text_bytes = sum(len(text.encode()) for text in job_input.texts)

@@ -7,7 +7,7 @@ from coordinator.buyer.spec import Continuation, JobSpec
 from coordinator.buyer.units import units_of
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.chat.features import check_features, features_of
-from coordinator.gateway.errors import ApiError, error_of, invalid
+from coordinator.gateway.errors import ApiError, error_of, invalid, unsupported
 from coordinator.gateway.market_side.market import ModelInfo
 from protocol.errors import Code
 from protocol.generation import SEED_MAX, GenerationInput
@@ -77,7 +77,8 @@ class GenerationOrder:
         if model is not None:
             check_features(job_input, model.name, model.features)
         context = model.context_tokens if model is not None else 0
-        if not context:
+        # What a text is in tokens can be told of any text.
+        if not context or job_input.tokenizes_only:
             return _spec(self, job_input, units_of(job_input), caller, deadline_s)
         if self._tokens_min() >= context:
             raise _too_long(self, context)
@@ -101,19 +102,23 @@ class GenerationOrder:
 @dataclass(frozen=True, slots=True)
 class PlainOrder:
     """A job whose input is sent as it is. `input_param` is the request's field with the input,
-    `input_bytes` the size of what is kept while the job runs."""
+    `input_bytes` the size of what is kept while the job runs, `dimensions` how long embeddings must
+    be."""
 
     task: Task
     input_param: str
     routing: Routing
     job_input: JobInput
     input_bytes: int
+    dimensions: int | None = None
 
     too_large_code: ClassVar[Code] = Code.INPUT_TOO_LARGE
 
     def to_spec(self, caller: Caller, model: ModelInfo | None, *, deadline_s: float) -> JobSpec:
-        """Raises ApiError if the model does other things."""
+        """Raises ApiError if the model does other things, or has vectors of another length."""
         _check_task(self, model)
+        if self.dimensions is not None and model is not None:
+            _check_dimensions(self.dimensions, model)
         return _spec(self, self.job_input, units_of(self.job_input), caller, deadline_s)
 
 
@@ -126,6 +131,20 @@ def _check_task(order: Order, model: ModelInfo | None) -> None:
             f"{model.name} is a model for {_NAMES[model.task]}, not for {_NAMES[order.task]}",
             "model",
             code="wrong_task",
+        )
+
+
+def _check_dimensions(dimensions: int, model: ModelInfo) -> None:
+    """No offer says that a model was trained to be cut short."""
+    if not model.dimensions:
+        raise unsupported(
+            f"it is not known how many dimensions {model.name} has: leave dimensions out",
+            "dimensions",
+        )
+    if dimensions != model.dimensions:
+        raise unsupported(
+            f"{model.name} has {model.dimensions} dimensions, and does not support others",
+            "dimensions",
         )
 
 

@@ -22,7 +22,7 @@ from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.features import Feature
-from protocol.generation import Alternative, GenerationInput, TokenScore, TokenScores
+from protocol.generation import Alternative, GenerationInput, TokenScore, TokenScores, TokensOutput
 from protocol.ids import Digest, JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Receipt, Task
@@ -86,6 +86,7 @@ class Script:
 
     tokens: Sequence[str] = ("Hel", "lo", "", " wörld ", "🙂")
     finish: Finish = Finish.STOP
+    vectors: Sequence[tuple[float, ...]] = ()
     failure: JobFailed | None = None
     # Of one request for several answers, only the job with this number fails.
     failing_job: int | None = None
@@ -113,6 +114,7 @@ class FakeMarket:
     hidden: set[str] = field(default_factory=set)
     features: frozenset[str] = frozenset(Feature) - {Feature.REASONING, Feature.VISION}
     chat_format: str = "hermes"
+    tells_dimensions: bool = True
     gate: trio.Event = field(default_factory=trio.Event)
     waiting: trio.Event = field(default_factory=trio.Event)
     cancellation: trio.Event = field(default_factory=trio.Event)
@@ -169,6 +171,7 @@ class FakeMarket:
                 features=self.features if task is Task.CAUSAL_LM else frozenset(),
                 chat_format=self.chat_format if task is Task.CAUSAL_LM else "",
                 quantizations=("bf16",),
+                dimensions=len(VECTOR) if task is Task.EMBEDDING and self.tells_dimensions else 0,
                 signature=SIGNATURE if task is Task.TENSOR else None,
             )
             for task in Task
@@ -256,8 +259,9 @@ _JOB_ID = JobId(new_ulid(NOW_MS, bytes(10)))
 
 def chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
     if isinstance(spec.job_input, EmbeddingInput):
-        vector = struct.pack(f"<{len(VECTOR)}f", *VECTOR)
-        data = encode(EmbeddingOutput(len(VECTOR), (vector,) * len(spec.job_input.texts)))
+        given = script.vectors or (VECTOR,) * len(spec.job_input.texts)
+        vectors = tuple(struct.pack(f"<{len(VECTOR)}f", *vector) for vector in given)
+        data = encode(EmbeddingOutput(len(VECTOR), vectors))
         # In two pieces, as a large one arrives.
         yield Chunk(data=data[:10])
         yield Chunk(data=data[10:])
@@ -272,6 +276,14 @@ def chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
 
 def _generation(script: Script, job_input: GenerationInput) -> Iterator[Chunk]:
     """Token ids are counted up; a scored token was as likely as one other."""
+    if job_input.tokenizes_only:
+        text = job_input.prompt or "".join(message.content for message in job_input.messages)
+        pieces = [bytes([sign]) for sign in text.encode()] or [b"ab\xf0"] * len(
+            job_input.prompt_tokens
+        )
+        tokens = job_input.prompt_tokens or tuple(range(len(pieces)))
+        yield Chunk(data=encode(TokensOutput(tokens, tuple(pieces))))
+        return
     if job_input.prompt_logprobs is not None:
         words = (job_input.prompt or "a b").split(" ")
         yield Chunk(data=_scores(words, job_input.prompt_logprobs, is_prompt=True))

@@ -21,6 +21,14 @@ INPUTS: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "hi", "stop": ["x"], "temperature": 0.5},
     "/v1/embeddings": {"input": ["hi"], "encoding_format": "float"},
     "/v1/images/classifications": {"image": PNG, "top_k": 2},
+    "/v1/rerank": {"query": "hi", "documents": ["a", {"text": "b"}], "top_n": 1},
+    "/v2/rerank": {"query": "hi", "documents": ["a"], "return_documents": False},
+    "/v1/tokenize": {
+        "messages": [MESSAGE],
+        "chat_template_kwargs": {},
+        "add_special_tokens": False,
+    },
+    "/v1/detokenize": {"tokens": [1, 2]},
 }
 PROVIDER = {
     "sort": "price",
@@ -49,7 +57,26 @@ GENERATION = {
     "tool_choice": "none",
     "response_format": {"type": "text"},
     "logit_bias": {},
+    "min_tokens": 2,
+    "stop_token_ids": [2],
+    "min_p": 0.5,
+    "presence_penalty": 0.5,
+    "repetition_penalty": 1.5,
+    "logprobs": False,
+    "echo": False,
+    "chat_template_kwargs": {},
+    "continue_final_message": False,
+    "add_generation_prompt": True,
+    "reasoning": {},
+    "parallel_tool_calls": True,
+    "guided_json": {"type": "object"},
+    "guided_choice": ["a"],
+    "structured_outputs": {"regex": "a"},
+    "unknown_name": None,
 }
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+SCHEMAS = ("type", "properties", "required", "items", "anyOf", "enum", "$ref", "$defs", "minimum")
 HOSTILE = [
     True,
     0,
@@ -107,6 +134,23 @@ def variants(body: dict[str, Any], task: Task) -> Iterator[tuple[str, dict[str, 
                 yield f"messages.{name}", body | {"messages": [MESSAGE | {name: value}]}
             yield "messages.item", body | {"messages": [MESSAGE, value]}
             yield "part", body | {"messages": [{"role": "user", "content": [value]}]}
+            replayed = {"role": "assistant", "tool_calls": [value]}
+            yield "call", body | {"messages": [replayed]}
+            for name in CALL:
+                replayed = {"role": "assistant", "tool_calls": [CALL | {name: value}]}
+                yield f"call.{name}", body | {"messages": [replayed]}
+            yield "tool", body | {"tools": [value]}
+            for name in TOOL:
+                yield f"tool.{name}", body | {"tools": [TOOL | {name: value}]}
+            yield "allowed", body | {"tools": [TOOL], "tool_choice": {"function": value}}
+        if optional:
+            for name in SCHEMAS:
+                yield f"schema.{name}", body | {"guided_json": {name: value}}
+            for name in ("json", "regex", "choice", "grammar", "json_object", "other"):
+                yield f"structured.{name}", body | {"structured_outputs": {name: value}}
+        for name in ("tokens", "documents"):
+            if name in body:
+                yield f"{name}.item", body | {name: [value]}
 
 
 @pytest.mark.parametrize("route", JOB_ROUTES, ids=lambda route: route.template)

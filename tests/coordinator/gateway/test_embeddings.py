@@ -55,6 +55,12 @@ def test_one_text_is_a_list_of_one(gateway: Harness) -> None:
         ({"input": {"a": 1}}, "input"),
         ({"input": ["a"] * 2_049}, "input"),
         ({"dimensions": 8}, "dimensions"),
+        ({"dimensions": 2}, "dimensions"),
+        ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": "3"}, "dimensions"),
+        ({"normalize": 1}, "normalize"),
+        ({"input_type": "query"}, "input_type"),
+        ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
         ({"encoding_format": "int8"}, "encoding_format"),
     ],
 )
@@ -63,6 +69,35 @@ def test_bad_input_is_refused_by_name(gateway: Harness, change: dict[str, Any], 
     assert response.status_code == 400
     assert error_of(response)["param"] == param
     assert gateway.market.specs == []
+
+
+def test_the_models_own_length_may_be_asked_for(gateway: Harness) -> None:
+    response = gateway.post(PATH, body(dimensions=len(VECTOR), user="u"))
+    assert len(response.json()["data"][0]["embedding"]) == len(VECTOR)
+
+
+def test_a_length_that_nothing_is_known_of_is_refused(gateway: Harness) -> None:
+    gateway.market.tells_dimensions = False
+    error = error_of(gateway.post(PATH, body(dimensions=len(VECTOR))))
+    assert error["param"] == "dimensions"
+    assert "leave dimensions out" in error["message"]
+    assert gateway.market.specs == []
+
+
+def test_two_thousand_texts_are_one_job(gateway: Harness) -> None:
+    response = gateway.post(PATH, body(input=["a"] * 2_048))
+    assert len(response.json()["data"]) == 2_048
+    assert len(gateway.market.specs) == 1
+
+
+def test_vectors_need_not_have_length_one(gateway: Harness) -> None:
+    gateway.post(PATH, body(normalize=False))
+    assert gateway.market.specs[-1].job_input == EmbeddingInput(("a", "b"), normalize=False)
+
+
+def test_token_ids_are_refused_with_the_cure(gateway: Harness) -> None:
+    error = error_of(gateway.post(PATH, body(input=[[1, 2], [3]])))
+    assert "check_embedding_ctx_length=False" in error["message"]
 
 
 @pytest.mark.parametrize("damage", ["short", "count"])

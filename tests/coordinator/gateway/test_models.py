@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from coordinator.gateway.config import GatewayConfig
+from protocol.features import Feature
 from protocol.messages import Task
 from tests.coordinator.gateway.fake_market import DIGESTS
 from tests.coordinator.gateway.harness import Harness, exchange, harness
@@ -21,6 +22,27 @@ def test_the_list_has_openais_fields_and_ours(gateway: Harness) -> None:
     assert chat["manifest_digest"] == DIGESTS[Task.CAUSAL_LM]
     assert chat["price_nano"]["from"]["output_per_mtok"] == 80_000_000
     assert chat["price_nano"]["to"]["output_per_mtok"] == 160_000_000
+
+
+def test_the_list_says_what_a_model_can_do(gateway: Harness) -> None:
+    gateway.market.features = frozenset({Feature.CHAT, Feature.TOOLS})
+    models = {model["id"]: model for model in gateway.get("/v1/models").json()["data"]}
+    chat = models["tiny-chat"]
+    assert chat["context_length"] == chat["max_model_len"] == 2_048
+    assert chat["capabilities"] == ["chat", "tools"]
+    assert {"tools", "tool_choice", "temperature"} <= set(chat["supported_parameters"])
+    assert not {"logprobs", "response_format", "min_p"} & set(chat["supported_parameters"])
+    assert chat["quantizations"] == ["bf16"]
+    # Credits, as OpenRouter writes dollars.
+    assert chat["pricing"] == {
+        "prompt": "0.00000002",
+        "completion": "0.00000008",
+        "image": "0.000005",
+        "request": "0",
+        "tensor": "0.000000001",
+    }
+    assert models["tiny-embedder"]["dimensions"] == 3
+    assert models["tiny/classifier"]["architecture"]["modality"] == "image->labels"
 
 
 @pytest.mark.parametrize("path", ["tiny-chat", "tiny/classifier", "tiny%2Fclassifier"])

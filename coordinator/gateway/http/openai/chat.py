@@ -67,7 +67,7 @@ def read_orders(fields: Fields) -> Sequence[GenerationOrder]:
     job_input = GenerationInput(
         messages=messages,
         continues_final_message=is_prefill(fields),
-        template_arguments=_read_template_arguments(fields),
+        template_arguments=read_template_arguments(fields),
         logprobs=_read_logprobs(fields),
         **read_tools(fields).to_arguments(),
         **read_sampling(fields, length_names=("max_completion_tokens", "max_tokens")),
@@ -92,7 +92,7 @@ def _read_logprobs(fields: Fields) -> int | None:
     return (top or 0) if is_asked else None
 
 
-def _read_template_arguments(fields: Fields) -> str:
+def read_template_arguments(fields: Fields) -> str:
     """As JSON; empty if there are none."""
     arguments: dict[str, Any] = {}
     reasoning = fields.fields("reasoning")

@@ -10,6 +10,7 @@ import numpy as np
 
 from coordinator.gateway.errors import error_of, invalid, unsupported
 from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
+from coordinator.gateway.http.openai.names import ROUTING_WORDS, check_names
 from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, read_list
@@ -17,11 +18,20 @@ from coordinator.gateway.market_side.running import StartedAnswer
 from coordinator.gateway.orders import PlainOrder, check_text_size
 from protocol.codec import decode
 from protocol.errors import Code, RemoteProtocolError
-from protocol.limits import EMBEDDING_TEXTS_MAX
+from protocol.limits import DIMENSIONS_MAX, EMBEDDING_TEXTS_MAX
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, EmbeddingOutput
 
 _FORMATS = {"float": False, "base64": True}
+
+EMBEDDING_WORDS = {
+    **ROUTING_WORDS,
+    "input": f"A text, or a list of up to {EMBEDDING_TEXTS_MAX:,}. Token ids are refused: each "
+    "model has its own.",
+    "encoding_format": "`float`, or `base64` of little-endian float32. Default `float`.",
+    "dimensions": "The model's own number of dimensions; others are refused.",
+    "normalize": "Whether vectors have length 1. Default true.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +72,16 @@ class EmbeddingCall:
 
 def read_embedding(fields: Fields) -> EmbeddingCall:
     """Raises ApiError (400, 413)."""
-    if fields.raw("dimensions") is not None:
-        raise unsupported("vectors have the model's own length: leave it out", "dimensions")
+    check_names(fields, EMBEDDING_WORDS)
+    routing = read_routing(fields)
     is_base64 = bool(fields.choice("encoding_format", _FORMATS))
     texts = _read_texts(fields)
     size = sum(len(text.encode()) for text in texts)
     check_text_size(size, "input")
-    routing = read_routing(fields)
-    order = PlainOrder(Task.EMBEDDING, "input", routing, EmbeddingInput(texts), size)
+    is_normal = fields.flag("normalize")
+    job_input = EmbeddingInput(texts, normalize=True if is_normal is None else is_normal)
+    dimensions = fields.integer("dimensions", low=1, high=DIMENSIONS_MAX)
+    order = PlainOrder(Task.EMBEDDING, "input", routing, job_input, size, dimensions)
     return EmbeddingCall(order, len(texts), is_base64)
 
 

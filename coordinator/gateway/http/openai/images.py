@@ -11,6 +11,7 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
 from coordinator.gateway.http.multipart import read_form
 from coordinator.gateway.http.openai.generation import FINGERPRINT_CHARS
+from coordinator.gateway.http.openai.names import ROUTING_WORDS, check_names
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routing_params import read_routing, routed
@@ -27,6 +28,12 @@ from protocol.payload import ClassificationOutput, ImageInput
 IMAGE_BYTES_MAX = PAYLOAD_BYTES_MAX - 1_024
 
 LABELS_DEFAULT = 5
+IMAGE_WORDS = {
+    **ROUTING_WORDS,
+    "image": "A JPEG or PNG as base64 or a data URL; in a form, a file.",
+    "top_k": f"So many of the likeliest labels. Default {LABELS_DEFAULT}.",
+}
+
 _URL_ALPHABET = str.maketrans("-_", "+/")
 _DIGITS_MAX = len(str(LABELS_MAX))
 
@@ -95,6 +102,7 @@ async def read_classification_body(context: GatewayContext, request: Request) ->
 
 def _order(fields: Fields, image: bytes) -> PlainOrder:
     """Raises ApiError (400, 413)."""
+    check_names(fields, IMAGE_WORDS)
     routing = read_routing(fields)
     top_k = fields.integer("top_k", low=1, high=LABELS_MAX) or LABELS_DEFAULT
     if len(image) > IMAGE_BYTES_MAX:

@@ -65,6 +65,14 @@ IGNORED = frozenset(
     }
 )
 
+# What every request for a job may say.
+ROUTING_WORDS = {
+    "model": "The model's name, or the digest of its manifest.",
+    "provider": "Where the job may run and what it may cost: OpenRouter's object.",
+    "session_id": "Requests of one session go to the node that has its cache, where it has room.",
+    "prompt_cache_key": "OpenAI's name of `session_id`.",
+}
+
 # What would change the answer and is not honoured, with the values that change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (True,),

@@ -23,6 +23,8 @@ from coordinator.gateway.http.openai.images import (
     read_classification_body,
 )
 from coordinator.gateway.http.openai.models import list_models, retrieve_model
+from coordinator.gateway.http.openai.rerank import read_rerank
+from coordinator.gateway.http.openai.tokenize import read_detokenize, read_tokenize
 from coordinator.gateway.http.routes import JobRoute, Route
 from protocol.messages import Task
 
@@ -37,6 +39,11 @@ JOB_ROUTES = (
         read_classification,
         read_body=read_classification_body,
     ),
+    JobRoute("/v1/rerank", Task.EMBEDDING, OPENAI, read_rerank),
+    # Cohere's path.
+    JobRoute("/v2/rerank", Task.EMBEDDING, OPENAI, read_rerank),
+    JobRoute("/v1/tokenize", Task.CAUSAL_LM, OPENAI, read_tokenize),
+    JobRoute("/v1/detokenize", Task.CAUSAL_LM, OPENAI, read_detokenize),
 )
 
 _FILE = "/v1/files/{file_id}"

@@ -5,7 +5,7 @@ from typing import Any
 
 from coordinator.gateway.errors import invalid
 from coordinator.gateway.http.openai.formats import FORMAT_WORDS, read_format
-from coordinator.gateway.http.openai.names import check_neutral
+from coordinator.gateway.http.openai.names import ROUTING_WORDS, check_neutral
 from coordinator.gateway.http.strict_json import Fields, read_list
 from coordinator.gateway.orders import OUTPUT_TOKENS_DEFAULT
 from protocol.generation import SEED_MAX, TOKEN_ID_MAX, TokenBias
@@ -31,10 +31,8 @@ _INTEGER_MAX = 2**63 - 1
 _TOP_P_MIN = 1e-9
 
 SAMPLING_WORDS = {
-    "model": "The model's name, or the digest of its manifest.",
-    "provider": "Where the job may run and what it may cost: OpenRouter's object.",
-    "session_id": "Requests of one session go to the node that has its cache, where it has room.",
-    "prompt_cache_key": "OpenAI's name of `session_id`.",
+    **ROUTING_WORDS,
+    **FORMAT_WORDS,
     "max_tokens": "The most tokens that the answer may have. More than the model's context leaves "
     "is lowered to that; -1 asks for all of it.",
     "temperature": "How far the choice of tokens spreads; 0 always takes the likeliest. Default 1.",
@@ -56,7 +54,7 @@ SAMPLING_WORDS = {
     "stream": "Send the answer as server-sent events while it is made.",
     "stream_options": "`include_usage`: end with the counts. `continuous_usage_stats`: count in "
     "every event.",
-} | FORMAT_WORDS
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,9 @@ def _summary(route: Route) -> str:
     if route.job is None:
         text = inspect.getdoc(route.handler)
     else:
-        text = inspect.getdoc(sys.modules[route.job.read.__module__])
+        # A module may have the readers of several routes.
+        own = (inspect.getdoc(route.job.read) or "").partition("Raises")[0].strip()
+        text = own or inspect.getdoc(sys.modules[route.job.read.__module__])
     words = " ".join((text or "").partition("\n\n")[0].partition("Raises")[0].split())
     words = re.sub(r"^[A-Z]+ /\S+?[.:] ?", "", words)
     return words[:1].upper() + words[1:] or f"{route.method} {route.template}"

@@ -13,6 +13,18 @@ _PROVIDER: Json = {
     "max_price": {"prompt": 0.5, "completion": "0.8"},
     "data_collection": "deny",
 }
+_RERANK: Json = {
+    "model": "all-minilm-l6-v2",
+    "query": "Which animals purr?",
+    "documents": ["Cats purr when they are content.", "The train leaves at nine."],
+    "top_n": 1,
+}
+_WEATHER: Json = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+}
+_FACTS: Json = {"type": "object", "properties": {"facts": {"type": "array", "maxItems": 3}}}
 REQUESTS: Final[dict[str, tuple[Json, ...]]] = {
     "/v1/chat/completions": (
         {
@@ -27,6 +39,48 @@ REQUESTS: Final[dict[str, tuple[Json, ...]]] = {
             "stream": True,
             "stream_options": {"include_usage": True},
             "provider": _PROVIDER,
+        },
+        {
+            "model": _MODEL,
+            "messages": [
+                {"role": "user", "content": "Is it raining in Paris?"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {
+                            "id": "call_1",
+                            "type": "function",
+                            "function": {"name": "weather", "arguments": '{"city": "Paris"}'},
+                        }
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "call_1", "content": "light rain, 12 °C"},
+            ],
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "weather",
+                        "description": "The weather of a city, now.",
+                        "parameters": _WEATHER,
+                    },
+                }
+            ],
+            "tool_choice": "auto",
+        },
+        {
+            "model": _MODEL,
+            "messages": [{"role": "user", "content": "Three facts of Paris, as JSON."}],
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "facts", "schema": _FACTS, "strict": True},
+            },
+            "logprobs": True,
+            "top_logprobs": 2,
+            "logit_bias": {"50256": -100},
+            "n": 2,
+            "seed": 7,
         },
     ),
     "/v1/completions": (
@@ -57,4 +111,11 @@ REQUESTS: Final[dict[str, tuple[Json, ...]]] = {
             "provider": _PROVIDER,
         },
     ),
+    "/v1/rerank": (_RERANK, _RERANK | {"documents": [{"text": "A cat."}, {"text": "A dog."}]}),
+    "/v2/rerank": (_RERANK,),
+    "/v1/tokenize": (
+        {"model": _MODEL, "prompt": "The cat", "return_token_strs": True},
+        {"model": _MODEL, "messages": [{"role": "user", "content": "The cat"}]},
+    ),
+    "/v1/detokenize": ({"model": _MODEL, "tokens": [47, 5]},),
 }

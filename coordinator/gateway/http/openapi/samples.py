@@ -11,6 +11,7 @@ from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer
 from coordinator.gateway.orders import Order
 from protocol.codec import encode
 from protocol.endings import Finish
+from protocol.generation import GenerationInput, TokensOutput
 from protocol.ids import JobId, PeerId, sha256_digest
 from protocol.messages import Task
 from protocol.payload import Chunk, ClassificationOutput, EmbeddingOutput, Label
@@ -53,6 +54,9 @@ def has_sample(task: Task) -> bool:
 
 
 def _chunks(order: Order) -> list[Chunk]:
+    job_input = order.job_input
+    if isinstance(job_input, GenerationInput) and job_input.tokenizes_only:
+        return [Chunk(data=encode(TokensOutput((47, 5), (b"The", b" cat"))))]
     if order.task is Task.CAUSAL_LM:
         return [Chunk((1, 2), TEXT[:8]), Chunk((3, 4), TEXT[8:])]
     return [Chunk(data=_DATA[order.task](order.job_input))]
