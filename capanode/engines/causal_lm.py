@@ -12,9 +12,8 @@ CPU, and an answer continued from a prefix, whose tokens are then prefilled inst
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,20 +24,18 @@ from capanode.engines.base import (
     EngineInfo,
     EngineInput,
     EngineRefusal,
-    ModelLoadError,
-    Produced,
+    Failed,
 )
 from capanode.engines.cache_budget import cache_budget
-from capanode.engines.detokenize import AnswerText
 from capanode.engines.generation import FinishReason, Generation
+from capanode.engines.generation_reader import GenerationReader, end_tokens_of
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.llama import LlamaModel
 from capanode.engines.llama_config import LlamaConfig
 from capanode.engines.profile import DTYPE_NAMES, LLAMA, SAMPLER, Profile, device_class
-from capanode.engines.prompt import PromptReader
-from capanode.engines.sampling import SamplingParameters, choose_tokens
 from capanode.engines.slots import Slots
-from capanode.engines.weights import Weights, read_json, read_optional_json
+from capanode.engines.token_choice import choose_next, score_next, score_prompt
+from capanode.engines.weights import Weights, read_json
 from protocol.errors import Code
 from protocol.generation import GenerationInput
 from protocol.messages import Task
@@ -62,19 +59,19 @@ class CausalLM:
         self,
         model: LlamaModel,
         cache: KvCache,
-        reader: PromptReader,
+        reader: GenerationReader,
         *,
         cache_tokens: int,
-        end_tokens: frozenset[int],
     ) -> None:
         slots = cache.shape.rows - 1
         self._model, self._cache, self._reader = model, cache, reader
         self._cache_tokens = cache_tokens
-        self._end_tokens = end_tokens
         self._padding_row = slots
         self._slots = Slots(cache, slots)
         self._waiting: deque[Generation] = deque()
         self._jobs: dict[str, Generation] = {}
+        # Answers that take no pass of the model.
+        self._ready: list[EngineEvent] = []
         self._attention: DecodeAttention | None = None
         self._was_prefill = False
         self._info = EngineInfo(
@@ -84,7 +81,7 @@ class CausalLM:
             quantization=DTYPE_NAMES[model.dtype],
             profile=str(_profile_of(model, cache)),
             features=reader.features,
-            chat_format="" if reader.chat is None else reader.chat.name,
+            chat_format=reader.chat_format,
         )
 
     @classmethod
@@ -111,8 +108,11 @@ class CausalLM:
             config, dtype, slots, device, context_tokens=context_tokens, cache_bytes=cache_bytes
         )
         shape = budget.shape
-        reader = PromptReader(
-            model_dir, context_tokens=shape.context_tokens, vocab_size=config.vocab_size
+        reader = GenerationReader(
+            model_dir,
+            context_tokens=shape.context_tokens,
+            vocab=config.vocab_size,
+            end_tokens=end_tokens_of(model_dir, plain),
         )
         with torch.inference_mode():
             weights = Weights(model_dir)
@@ -121,13 +121,7 @@ class CausalLM:
             )
             cache = KvCache(shape, device=device)
             model.warm_up(slots, _IDLE_PASS_TOKENS)
-        return cls(
-            model,
-            cache,
-            reader,
-            cache_tokens=budget.tokens,
-            end_tokens=_end_tokens(model_dir, plain),
-        )
+        return cls(model, cache, reader, cache_tokens=budget.tokens)
 
     @property
     def info(self) -> EngineInfo:
@@ -135,7 +129,7 @@ class CausalLM:
 
     @property
     def is_idle(self) -> bool:
-        return not self._jobs
+        return not self._jobs and not self._ready
 
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         """Raises EngineRefusal: PROMPT_TOO_LONG or INVALID_INPUT.
@@ -147,33 +141,15 @@ class CausalLM:
         if not isinstance(job_input, GenerationInput):
             raise EngineRefusal("this model generates text", code=Code.INVALID_INPUT)
         assert job_id not in self._jobs, "the parent names each job once"
-        prompt = self._reader.read(job_input)
-        job = Generation(
-            job_id=job_id,
-            tokens=prompt.token_ids,
-            sampling=SamplingParameters(
-                temperature=job_input.temperature,
-                top_p=job_input.top_p,
-                top_k=job_input.top_k,
-                seed=job_input.seed or 0,
-                min_p=job_input.min_p,
-            ),
-            answer=AnswerText(
-                self._reader.token_bytes,
-                job_input.stop,
-                opened=prompt.opened,
-                is_midway=prompt.is_midway,
-            ),
-            prefix_count=prompt.prefix_count,
-            tokens_max=min(len(prompt.token_ids) + job_input.max_tokens, self._info.context_tokens),
-            end_tokens=frozenset() if job_input.ignore_eos else self._end_tokens,
-        )
-        for token in job_input.prefix_tokens:
-            job.answer.push(token)
+        if job_input.tokenizes_only:
+            self._ready += self._reader.tokenize(job_id, job_input)
+            return
+        job = self._reader.read(job_id, job_input)
         self._jobs[job_id] = job
         self._waiting.append(job)
 
     def cancel(self, job_id: str) -> None:
+        self._ready = [event for event in self._ready if event.job_id != job_id]
         job = self._jobs.get(job_id)
         if job is not None:
             with torch.inference_mode():  # Rows of the cache may move.
@@ -181,7 +157,8 @@ class CausalLM:
 
     def step(self) -> Sequence[EngineEvent]:
         with torch.inference_mode():
-            events = self._admit()
+            events, self._ready = self._ready, []
+            events += self._admit()
             is_turn = not (self._was_prefill and self._slots.decoding)
             self._was_prefill = bool(self._slots.prefilling) and is_turn
             if self._was_prefill:
@@ -198,7 +175,7 @@ class CausalLM:
             if not job.is_started:
                 job.is_started = True
                 events.append(job.started)
-            if job.answer.is_stopped:  # The prefix already ends with a stop string.
+            if job.is_over:  # Its prefix is the whole answer.
                 self._forget(job)
                 events.append(job.finished(FinishReason.STOP))
             else:
@@ -219,6 +196,7 @@ class CausalLM:
         chunks: list[tuple[PrefillChunk, Sequence[int]]] = []
         finished: list[Generation] = []
         wanted: list[int] = []  # the chunks that end a prompt
+        scored: dict[int, Generation] = {}
         for job in self._slots.prefilling:
             while left and job.cached < len(job.tokens):
                 # Cut at multiples of the chunk size only: where a prompt is cut must not depend on
@@ -227,6 +205,8 @@ class CausalLM:
                 if len(ids) > left:
                     left = 0
                     break
+                if job.scores_prompt and job.cached < job.input_count:
+                    scored[len(chunks)] = job
                 chunks.append((PrefillChunk(job.row, job.cached, len(ids)), ids))
                 job.cached += len(ids)
                 left -= len(ids)
@@ -235,13 +215,21 @@ class CausalLM:
                 wanted.append(len(chunks) - 1)
             if not left:
                 break
-        logits = self._model.prefill(
-            chunks, self._cache, padding_row=self._padding_row, wanted=wanted
+        logits, hidden = self._model.prefill(
+            chunks,
+            self._cache,
+            padding_row=self._padding_row,
+            wanted=wanted,
+            scored=tuple(scored),
         )
         for job in finished:
             self._slots.activate(job)
         self._attention = None
-        return self._continue(finished, logits)
+        events: list[EngineEvent] = []
+        for (index, job), kept in zip(scored.items(), hidden, strict=True):
+            start = chunks[index][0].start
+            events += score_prompt(job, start, kept, self._model, self._reader.token_bytes)
+        return events + self._continue(finished, logits)
 
     def _decode(self) -> list[EngineEvent]:
         """Run one token of every answer."""
@@ -262,16 +250,19 @@ class CausalLM:
         """Choose each job's next token and say what came of it."""
         if not jobs:
             return []
-        tokens = choose_tokens(
-            logits, [job.sampling for job in jobs], [job.draw_index for job in jobs]
-        )
+        tokens = choose_next(jobs, logits)
+        scores = score_next(jobs, logits, tokens, self._reader.token_bytes)
         events: list[EngineEvent] = []
         ended: list[Generation] = []
-        for job, token in zip(jobs, tokens, strict=True):
-            count = len(job.tokens)
-            text, reason = job.accept(token)
-            if text or len(job.tokens) > count:
-                events.append(Produced(job.job_id, tuple(job.tokens[count:]), text))
+        for job, token, score in zip(jobs, tokens, scores, strict=True):
+            if job.has_failed:
+                message = "the format became too complex to be enforced"
+                events.append(Failed(job.job_id, Code.INVALID_INPUT, message, job.units))
+                ended.append(job)
+                continue
+            produced, reason = job.accept(token, score)
+            if produced is not None:
+                events.append(produced)
             if reason is not None:
                 events.append(job.finished(reason))
                 ended.append(job)
@@ -310,13 +301,3 @@ def _profile_of(model: LlamaModel, cache: KvCache) -> Profile:
         device=device_class(cache.layers[0].device),
         sampler=SAMPLER,
     )
-
-
-def _end_tokens(model_dir: Path, config: Mapping[str, Any]) -> frozenset[int]:
-    """The ids that end an answer. The generation config has the last word."""
-    generation = read_optional_json(model_dir / "generation_config.json")
-    plain = generation.get("eos_token_id", config.get("eos_token_id"))
-    ids = plain if isinstance(plain, list) else [] if plain is None else [plain]
-    if not all(type(item) is int for item in ids):
-        raise ModelLoadError("eos_token_id is neither a number nor a list of numbers")
-    return frozenset(ids)

@@ -35,15 +35,22 @@ class TokenBytes:
         # No token, not even a special one, stands for more bytes of text than this.
         self.longest = max((len(token.encode()) for token in vocabulary), default=1)
         self._bytes = [b""] * (max(vocabulary.values(), default=0) + 1)
+        self._hidden: dict[int, bytes] = {}
         for token, token_id in vocabulary.items():
             self._bytes[token_id] = to_bytes(token)
         for token_id, added in tokenizer.get_added_tokens_decoder().items():
             is_shown = not added.special or added.content in visible
             self._bytes[token_id] = added.content.encode() if is_shown else b""
+            if not is_shown:
+                self._hidden[token_id] = added.content.encode()
 
     def __getitem__(self, token_id: int) -> bytes:
         """Empty for ids that the vocabulary does not name (models pad their embeddings)."""
         return self._bytes[token_id] if token_id < len(self._bytes) else b""
+
+    def spelled(self, token_id: int) -> bytes:
+        """The same, but for special tokens, which have a name though they add no text."""
+        return self._hidden.get(token_id) or self[token_id]
 
 
 class AnswerText:
@@ -61,10 +68,13 @@ class AnswerText:
         *,
         opened: str = "",
         is_midway: bool = False,
+        min_tokens: int = 0,
     ) -> None:
         """The text begins with `opened`, which comes with the first token; if it `is_midway`, a
-        word may go on."""
+        word may go on. Stop strings are looked for from the token on that is number `min_tokens`.
+        """
         self._token_bytes = token_bytes
+        self._unstoppable = max(0, min_tokens - 1)
         self._opened = opened
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = tuple(stops)
@@ -82,7 +92,13 @@ class AnswerText:
         if self._at_start and text:
             text = text.removeprefix(" ")
             self._at_start = False
+        if self._unstoppable:
+            self._unstoppable -= 1
+            return text
         return self._filter(text) if self._stops else text
+
+    def piece(self, token_id: int) -> bytes:
+        return self._token_bytes[token_id]
 
     def finish(self) -> str:
         """What was held back, once it is sure that no more comes. Half a character is dropped."""

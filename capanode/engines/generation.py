@@ -3,16 +3,23 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from capanode.engines.base import Completed, Started
+from capanode.engines.base import Completed, Produced, Started
 from capanode.engines.detokenize import AnswerText
+from capanode.engines.logit_rules import LogitRules
 from capanode.engines.sampling import SamplingParameters
+from protocol.codec import encode
+from protocol.generation import TokenScore, TokenScores
+from protocol.limits import MIB, OUTPUT_BYTES_MAX
 from protocol.payload import tokens_digest
 from protocol.pricing import Units
 
+# What the scores of one job may take; the rest of an output is its text.
+SCORE_BYTES_MAX = OUTPUT_BYTES_MAX - MIB
+
 
 class FinishReason(StrEnum):
-    STOP = "stop"  # an end-of-text token or a stop string
-    LENGTH = "length"  # max_tokens, or the context is full
+    STOP = "stop"  # an end-of-text token, a stop string or token, or a complete format
+    LENGTH = "length"  # max_tokens, the context is full, or no more scores fit an output
 
 
 @dataclass(slots=True, eq=False)
@@ -26,10 +33,15 @@ class Generation:
     prefix_count: int  # output tokens that came with the input
     tokens_max: int  # where the answer ends, counted in `tokens`
     end_tokens: frozenset[int]  # empty if the client wants to go on past them
+    rules: LogitRules | None = None
+    logprobs: int | None = None  # alternatives to score with each output token
+    prompt_logprobs: int | None = None
     input_count: int = 0
     end_token: int | None = None  # the end-of-text token that ended the answer
     row: int = -1  # in the cache; -1 while waiting
     cached: int = 0  # how many of `tokens` the cache holds
+    scored: int = 0  # how many tokens of the prompt have their scores
+    score_bytes: int = 0
     is_started: bool = False
 
     def __post_init__(self) -> None:
@@ -43,6 +55,20 @@ class Generation:
     def draw_index(self) -> int:
         """Which output token comes next, counted over all nodes that worked on this answer."""
         return self.prefix_count + self.output_count
+
+    @property
+    def is_over(self) -> bool:
+        """The prefix is the whole answer: a stop string or a complete format ended it."""
+        return self.answer.is_stopped or self._is_complete
+
+    @property
+    def has_failed(self) -> bool:
+        """Its format cannot be enforced any further."""
+        return self.rules is not None and self.rules.has_failed
+
+    @property
+    def scores_prompt(self) -> bool:
+        return self.prompt_logprobs is not None and self.scored < self.input_count
 
     @property
     def started(self) -> Started:
@@ -61,18 +87,40 @@ class Generation:
     def units(self) -> Units:
         return Units(input_tokens=self.input_count, output_tokens=self.output_count)
 
-    def accept(self, token: int) -> tuple[str, FinishReason | None]:
-        """Take the next token; returns the text to deliver and why the answer ends, if it does.
+    def replay(self) -> None:
+        """Let what looks back at the answer see the tokens that were answered elsewhere."""
+        for token in self.tokens[self.input_count - self.prefix_count : self.input_count]:
+            self._note(token)
 
-        An end-of-text token is neither delivered nor metered.
+    def accept(
+        self, token: int, score: TokenScore | None
+    ) -> tuple[Produced | None, FinishReason | None]:
+        """Take the next token; returns what to deliver and why the answer ends, if it does.
+
+        A token that ends an answer is neither delivered nor metered.
         """
         if token in self.end_tokens:
             self.end_token = token
-            return self.answer.finish(), FinishReason.STOP
+            text = self.answer.finish()
+            return Produced(self.job_id, (), text) if text else None, FinishReason.STOP
         self.tokens.append(token)
-        text = self.answer.push(token)
-        if self.answer.is_stopped:
-            return text, FinishReason.STOP
-        if len(self.tokens) >= self.tokens_max:
-            return text + self.answer.finish(), FinishReason.LENGTH
-        return text, None
+        text, reason = self._note(token), None
+        data = encode(TokenScores((score,))) if score is not None else b""
+        self.score_bytes += len(data)
+        if self.answer.is_stopped or self._is_complete:
+            reason = FinishReason.STOP
+        elif len(self.tokens) >= self.tokens_max or self.score_bytes > SCORE_BYTES_MAX:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            text += self.answer.finish()
+        return Produced(self.job_id, (token,), text, data), reason
+
+    @property
+    def _is_complete(self) -> bool:
+        return self.rules is not None and self.rules.is_complete
+
+    def _note(self, token: int) -> str:
+        """The text that the answer's next token releases."""
+        if self.rules is not None:
+            self.rules.note(token, self.answer.piece(token))
+        return self.answer.push(token)

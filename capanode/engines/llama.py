@@ -98,9 +98,11 @@ class LlamaModel:
         *,
         padding_row: int,
         wanted: Sequence[int],
-    ) -> Tensor:
+        scored: Sequence[int] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
         """Take chunks of prompts into the cache; returns the logits [wanted, vocab] after the last
-        token of those chunks that are `wanted`. `padding_row` is a row of the cache to spoil."""
+        token of those chunks that are `wanted`, and what `logits` takes for all tokens of those
+        that are `scored`. `padding_row` is a row of the cache to spoil."""
         tokens: list[int] = []
         positions: list[int] = []
         rows: list[int] = []
@@ -120,12 +122,21 @@ class LlamaModel:
             heads=self.config.heads,
         )
         hidden = self._run(torch.tensor(tokens + padding, device=self.device), place, attention)
+        kept = [
+            hidden[ends[index] + 1 - chunks[index][0].count : ends[index] + 1] for index in scored
+        ]
         if not wanted:
-            return hidden.new_empty((0, self.config.vocab_size))
+            return hidden.new_empty((0, self.config.vocab_size)), kept
         rows = [ends[index] for index in wanted]
         rows += rows[:1] * (padded_rows(len(wanted)) - len(wanted))
         last = hidden[torch.tensor(rows, device=self.device)]
-        return self._head(self._norm(last))[: len(wanted)]
+        return self._head(self._norm(last))[: len(wanted)], kept
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of a few tokens that `prefill` has kept, [n, vocab]."""
+        rows = padded_rows(len(hidden))
+        padded = functional.pad(hidden, (0, 0, 0, rows - len(hidden)))
+        return self._head(self._norm(padded))[: len(hidden)]
 
     def warm_up(self, rows_max: int, prefill_tokens_max: int) -> None:
         """Run each product once for each number of rows to come: oneDNN compiles a kernel for each,

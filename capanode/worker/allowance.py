@@ -14,9 +14,10 @@ from protocol.limits import OUTPUT_BYTES_MAX, TOKENS_MAX
 from protocol.payload import JobInput
 
 # A token may be told in two events (its id, and later the text that was held back). What comes
-# beside tokens: the last of the held text, the pieces of an answer without tokens.
+# beside tokens: the last of the held text, the pieces of an answer without tokens, the scores of a
+# prompt in blocks of 48 KiB.
 _EVENTS_PER_TOKEN = 2
-_EVENTS_BESIDE_TOKENS = 64
+_EVENTS_BESIDE_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def settle_input(
 
     Raises RemoteProtocolError if a text is asked for and none was leased.
     """
-    if not isinstance(job_input, GenerationInput):
+    if not isinstance(job_input, GenerationInput) or job_input.tokenizes_only:
         return job_input
     if not output_tokens_max:
         raise RemoteProtocolError("no output was leased", code=Code.INVALID_INPUT)

@@ -19,7 +19,7 @@ from protocol.endings import Finish
 from protocol.envelope import open_envelope, seal
 from protocol.errors import Code, ErrorBody
 from protocol.framing import FrameType
-from protocol.generation import GenerationInput
+from protocol.generation import GenerationInput, TokensOutput
 from protocol.job_frames import OpenBody, Outgoing
 from protocol.keys import SigningKey
 from protocol.limits import CLOCK_SKEW_MAX_MS, PAYLOAD_BYTES_MAX
@@ -827,3 +827,23 @@ async def test_a_batch_job_pays_the_batch_price_and_no_other(autojump_clock: Moc
         assert ended.receipt.message.amount_nano == cost_nano(half, ended.receipt.message.units)
         dear = refused(await (await open_batch(market, is_full_price=True)).end())
         assert dear.code is Code.PRICE_MISMATCH
+
+
+async def test_a_text_that_is_only_tokenized_costs_nothing(autojump_clock: MockClock) -> None:
+    data = encode(TokensOutput(tuple(range(40_000)), (b"word",) * 40_000))
+    async with open_market() as market:
+        client = await market.open(1)
+        (job_id,) = market.worker.live
+        market.worker.live.clear()
+        answer = (Started(job_id, Units()), Produced(job_id, (), "", data))
+        market.worker.book.deliver((*answer, Completed(job_id, "complete", Units())))
+        ended = await client.end()
+        assert isinstance(ended, Ended)
+        assert ended.agrees
+        billed = ended.receipt.message
+        assert (billed.units, billed.amount_nano) == (Units(), 0)
+        assert billed.finish is Finish.COMPLETE
+        # In pieces that fit a frame.
+        pieces = [event.data for event in client.events if isinstance(event, Chunk)]
+        assert len(pieces) > 1
+        assert b"".join(pieces) == data

@@ -71,7 +71,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any
             padding_row=4,
             wanted=[],
         )
-        logits = model.prefill(
+        logits, _ = model.prefill(
             [(PrefillChunk(row, cut, len(second)), second)], cache, padding_row=4, wanted=[0]
         )
         torch.testing.assert_close(logits[0], expected[row][-3], atol=2e-4, rtol=1e-4)
@@ -91,9 +91,9 @@ def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any
 def test_prompts_prefilled_together_give_the_numbers_of_each_alone(tmp_path: Path) -> None:
     model, cache = load_model(write_llama(tmp_path, dtype="bfloat16"))
     chunks = [(PrefillChunk(row, 0, len(prompt)), prompt) for row, prompt in enumerate(PROMPTS)]
-    together = model.prefill(chunks, cache, padding_row=4, wanted=[0, 1, 2])
+    together, _ = model.prefill(chunks, cache, padding_row=4, wanted=[0, 1, 2])
     for row, piece in enumerate(chunks):
-        alone = model.prefill([piece], cache, padding_row=4, wanted=[0])
+        alone, _ = model.prefill([piece], cache, padding_row=4, wanted=[0])
         assert torch.equal(alone[0], together[row])
 
 

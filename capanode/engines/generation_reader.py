@@ -1,0 +1,155 @@
+"""From an input to a job of the generation engine: all that is decided before it holds a slot."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from capanode.engines.base import (
+    Completed,
+    EngineEvent,
+    EngineRefusal,
+    ModelLoadError,
+    Produced,
+    Started,
+)
+from capanode.engines.detokenize import AnswerText, TokenBytes
+from capanode.engines.generation import Generation
+from capanode.engines.grammar import GrammarCompiler
+from capanode.engines.logit_rules import LogitRules
+from capanode.engines.prompt import Prompt, PromptReader
+from capanode.engines.sampling import SamplingParameters
+from capanode.engines.scores import scores_max
+from capanode.engines.weights import read_optional_json
+from protocol.codec import encode
+from protocol.errors import Code
+from protocol.features import Feature
+from protocol.generation import GenerationInput, TokensOutput
+from protocol.pricing import Units
+
+
+class GenerationReader:
+    """Reads the inputs of one model."""
+
+    def __init__(
+        self, model_dir: Path, *, context_tokens: int, vocab: int, end_tokens: frozenset[int]
+    ) -> None:
+        """`end_tokens` end an answer. Raises ModelLoadError."""
+        self._prompts = PromptReader(model_dir, context_tokens=context_tokens, vocab_size=vocab)
+        self._grammars = GrammarCompiler(
+            model_dir / "tokenizer.json", vocab=vocab, end_tokens=end_tokens
+        )
+        self._context_tokens, self._vocab = context_tokens, vocab
+        self._end_tokens = end_tokens
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return (
+            *self._prompts.features,
+            Feature.STRUCTURED_OUTPUTS,
+            Feature.LOGPROBS,
+            Feature.SAMPLING,
+            Feature.TOKENIZE,
+        )
+
+    @property
+    def token_bytes(self) -> TokenBytes:
+        return self._prompts.token_bytes
+
+    @property
+    def chat_format(self) -> str:
+        return self._prompts.chat.name if self._prompts.chat is not None else ""
+
+    def tokenize(self, job_id: str, job_input: GenerationInput) -> list[EngineEvent]:
+        """The whole answer to a `tokenizes_only` input. Raises EngineRefusal."""
+        token_ids = self._prompts.read(job_input).token_ids
+        pieces = tuple(map(self._prompts.token_bytes.spelled, token_ids))
+        data = encode(TokensOutput(tuple(token_ids), pieces))
+        return [
+            Started(job_id, Units()),
+            Produced(job_id, (), "", data),
+            Completed(job_id, "complete", Units()),
+        ]
+
+    def read(self, job_id: str, job_input: GenerationInput) -> Generation:
+        """Raises EngineRefusal."""
+        prompt = self._prompts.read(job_input)
+        count = len(prompt.token_ids)
+        _check_scores(job_input, count)
+        rules = self._rules(job_input, prompt)
+        ends = frozenset(job_input.stop_token_ids)
+        if not job_input.ignore_eos or (rules is not None and rules.has_grammar):
+            ends |= self._end_tokens
+        # An answer that goes on elsewhere has its prompt's scores already.
+        scores_prompt = job_input.prompt_logprobs is not None and not prompt.prefix_count
+        job = Generation(
+            job_id=job_id,
+            tokens=prompt.token_ids,
+            sampling=SamplingParameters(
+                temperature=job_input.temperature,
+                top_p=job_input.top_p,
+                top_k=job_input.top_k,
+                seed=job_input.seed or 0,
+                min_p=job_input.min_p,
+            ),
+            answer=AnswerText(
+                self._prompts.token_bytes,
+                job_input.stop,
+                opened=prompt.opened,
+                is_midway=prompt.is_midway,
+                min_tokens=job_input.min_tokens,
+            ),
+            prefix_count=prompt.prefix_count,
+            tokens_max=min(count + job_input.max_tokens, self._context_tokens),
+            end_tokens=ends,
+            rules=rules,
+            logprobs=job_input.logprobs,
+            prompt_logprobs=job_input.prompt_logprobs if scores_prompt else None,
+        )
+        job.replay()
+        if job.has_failed:
+            raise EngineRefusal(
+                "what was answered before does not match the format", code=Code.INVALID_INPUT
+            )
+        return job
+
+    def _rules(self, job_input: GenerationInput, prompt: Prompt) -> LogitRules | None:
+        chat_format = self._prompts.chat.format if self._prompts.chat is not None else None
+        # What a template has opened comes before what must match.
+        after = chat_format.reasoning_close if chat_format is not None and prompt.opened else ""
+        grammar = self._grammars.compile(job_input, chat_format, after=after)
+        if grammar is None and not LogitRules.are_needed(job_input):
+            return None
+        return LogitRules(
+            job_input,
+            grammar,
+            prompt=prompt.token_ids[: len(prompt.token_ids) - prompt.prefix_count],
+            vocab=self._vocab,
+            ends=self._end_tokens | frozenset(job_input.stop_token_ids),
+        )
+
+
+def _check_scores(job_input: GenerationInput, count: int) -> None:
+    """Raises EngineRefusal for a prompt whose scores are larger than an output."""
+    if job_input.prompt_logprobs is None:
+        return
+    limit = scores_max(job_input.prompt_logprobs)
+    if count > limit:
+        raise EngineRefusal(
+            "the prompt has {tokens} tokens; {limit} can be scored with so many alternatives",
+            code=Code.INVALID_INPUT,
+            tokens=count,
+            limit=limit,
+        )
+
+
+def end_tokens_of(model_dir: Path, config: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that end an answer. The generation config has the last word.
+
+    Raises ModelLoadError.
+    """
+    generation = read_optional_json(model_dir / "generation_config.json")
+    plain = generation.get("eos_token_id", config.get("eos_token_id"))
+    ids = plain if isinstance(plain, list) else [] if plain is None else [plain]
+    if not all(type(item) is int for item in ids):
+        raise ModelLoadError("eos_token_id is neither a number nor a list of numbers")
+    return frozenset(ids)

@@ -1,0 +1,70 @@
+"""The next token of every job after a pass of the model, with its score where one is wanted."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from capanode.engines.base import Produced
+from capanode.engines.detokenize import TokenBytes
+from capanode.engines.generation import Generation
+from capanode.engines.llama import LlamaModel
+from capanode.engines.sampling import choose_tokens
+from capanode.engines.scores import prompt_blocks, score_tokens
+from protocol.generation import TokenScore
+
+# A prompt's logits, in float32, are made for so many tokens at a time: 8 MB for 64,000 words.
+_SCORED_AT_ONCE = 32
+
+
+def choose_next(jobs: Sequence[Generation], logits: Tensor) -> list[int]:
+    """One token for each job from its row of `logits` [n, vocab], which stay as they are."""
+    ruled = [row for row, job in enumerate(jobs) if job.rules is not None]
+    if not ruled:
+        return _draw(jobs, logits)
+    tokens: dict[int, int] = {}
+    free = [row for row, job in enumerate(jobs) if job.rules is None]
+    if free:
+        tokens |= zip(free, _draw([jobs[row] for row in free], logits[free]), strict=True)
+    changed = logits[ruled].float()
+    for place, row in enumerate(ruled):
+        rules = jobs[row].rules
+        assert rules is not None
+        rules.apply(changed[place])
+    tokens |= zip(ruled, _draw([jobs[row] for row in ruled], changed), strict=True)
+    return [tokens[row] for row in range(len(jobs))]
+
+
+def score_next(
+    jobs: Sequence[Generation], logits: Tensor, tokens: Sequence[int], pieces: TokenBytes
+) -> list[TokenScore | None]:
+    """The scores of the chosen tokens; None for jobs that want none."""
+    scores: list[TokenScore | None] = [None] * len(jobs)
+    for row, job in enumerate(jobs):
+        if job.logprobs is not None:
+            one = slice(row, row + 1)
+            (scores[row],) = score_tokens(logits[one], tokens[one], job.logprobs, pieces)
+    return scores
+
+
+def score_prompt(
+    job: Generation, start: int, hidden: Tensor, model: LlamaModel, pieces: TokenBytes
+) -> Iterator[Produced]:
+    """The scores that a chunk of a prompt gives: those of the tokens after each of its own, which
+    begin at `start`. `hidden` is what the model kept of it."""
+    alternatives = job.prompt_logprobs
+    assert alternatives is not None
+    scores = [TokenScore(job.tokens[0], pieces.spelled(job.tokens[0]), 0.0)] if not start else []
+    for at in range(0, len(hidden), _SCORED_AT_ONCE):
+        first = start + at + 1
+        tokens = job.tokens[first : min(first + _SCORED_AT_ONCE, job.input_count)]
+        if tokens:
+            logits = model.logits(hidden[at : at + len(tokens)])
+            scores += score_tokens(logits, tokens, alternatives, pieces)
+    job.scored = start + len(hidden) + 1
+    for block in prompt_blocks(scores, alternatives):
+        job.score_bytes += len(block)
+        yield Produced(job.job_id, (), "", block)
+
+
+def _draw(jobs: Sequence[Generation], logits: Tensor) -> list[int]:
+    return choose_tokens(logits, [job.sampling for job in jobs], [job.draw_index for job in jobs])
