@@ -93,7 +93,8 @@ class Blame(Enum):
 class Observation:
     """How a node did. `code` is None if the job ended as it should, else `blame` says whose doing
     that is; `delivered` is what the client counted, and `has_receipt` whether it countersigned.
-    `is_first_hand` if our own client saw it; else a party that may have staged it told us."""
+    `is_first_hand` if our own client saw it; else a party that may have staged it told us.
+    `was_opened` is False where our own client never sent the node the job."""
 
     code: Code | None
     blame: Blame | None
@@ -103,6 +104,7 @@ class Observation:
     has_receipt: bool
     retry_after_ms: int | None = None
     is_first_hand: bool = True
+    was_opened: bool = True
 
 
 def may_node_say(code: Code) -> bool:

@@ -4,8 +4,7 @@ A buyer that is cancelled at any moment of it leaves no lease behind: what was g
 opened is given back at once.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 
 import trio
 
@@ -62,8 +61,10 @@ class Opener:
         tries.note_granted()
         job = _job_of(part, granted, key)
         try:
-            with self._given_back_if_cancelled(granted, job):
-                return await self._dial(part, granted, job, deadline=deadline), lease_ms
+            return await self._dial(part, granted, job, deadline=deadline), lease_ms
+        except trio.Cancelled:
+            self._let_go(part, granted, job)
+            raise
         except JobFailed as failure:
             # A node that cannot be reached must not be chosen again and again.
             tries.note_word(self._give_back(granted, job, failure.code, started_at))
@@ -122,8 +123,7 @@ class Opener:
             is_taken = True
         finally:
             if granted is not None and not is_taken:
-                job = _job_of(part, granted, key)
-                self._give_back(granted, job, Code.CANCELLED, trio.current_time())
+                self._let_go(part, granted, _job_of(part, granted, key))
         if error is not None:
             raise error
         assert granted is not None, "a lease that was not cut short is granted or refused"
@@ -154,14 +154,22 @@ class Opener:
             raise JobFailed(f"the node takes no jobs: {error}", code=Code.NODE_LOST) from error
         return attempt
 
-    @contextmanager
-    def _given_back_if_cancelled(self, granted: Granted, job: ClientJob) -> Iterator[None]:
+    def _let_go(self, part: SignedPart, granted: Granted, job: ClientJob) -> None:
+        """The buyer has left. A coordinator in this process believes that the lease was not opened;
+        one elsewhere believes its node, which is asked to cancel the job before it runs."""
+        if part.spec.payer is None:
+            self.settlements.run_soon(self._open_and_leave, part, granted, job)
+        else:
+            self._give_back(granted, job, Code.CANCELLED, trio.current_time())
+
+    async def _open_and_leave(self, part: SignedPart, granted: Granted, job: ClientJob) -> None:
         started_at = trio.current_time()
         try:
-            yield
-        except trio.Cancelled:
+            attempt = await self._dial(part, granted, job, deadline=math.inf)
+        except JobFailed:
             self._give_back(granted, job, Code.CANCELLED, started_at)
-            raise
+        else:
+            self.settlements.leave(attempt)
 
     def _give_back(
         self, granted: Granted, job: ClientJob, code: Code, started_at: float
@@ -175,6 +183,7 @@ class Opener:
             total_ms=1000 * (trio.current_time() - started_at),
             delivered=Units(),
             has_receipt=False,
+            was_opened=False,
         )
         self.settlements.leave_unopened(granted.lease, observation, delivery)
         return delivery

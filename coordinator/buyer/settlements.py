@@ -5,7 +5,9 @@ An attempt that its buyer leaves early is cancelled, and its receipt collected i
 receipt goes to the node at once and to the coordinator soon; either alone would do.
 """
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVarTuple, Unpack
 
 import structlog
 import trio
@@ -21,6 +23,8 @@ from protocol.framing import FrameType
 from protocol.ids import LeaseId
 from protocol.messages import Lease
 from protocol.net.errors import NetError
+
+Ts = TypeVarTuple("Ts")
 
 log = structlog.get_logger(__name__)
 
@@ -86,6 +90,17 @@ class Settlements:
         self._unsettled += 1
         self._leaser.observe(lease, observation)
         self._hand_in(delivery)
+
+    def run_soon(self, task: Callable[[Unpack[Ts]], Awaitable[None]], *args: *Ts) -> None:
+        """Run what ends a lease; it is waited for as for a word."""
+        self._unsettled += 1
+
+        async def run() -> None:
+            await task(*args)
+            self._note_settled()
+
+        if self._background is not None:
+            self._background.start_soon(run)
 
     async def _abandon(self, attempt: Attempt) -> None:
         await attempt.cancel_and_wait_end(within_s=RECEIPT_WITHIN_S)

@@ -29,6 +29,7 @@ class Opening(Enum):
     REPORTED = auto()  # by the node, by our own client, or by a receipt
     FORGONE = auto()  # not reported, and its client has signed that it got nothing of it
     MISSED = auto()  # it can be opened no more
+    NEVER = auto()  # our own client leased it, and did not open it
 
 
 @dataclass(slots=True)

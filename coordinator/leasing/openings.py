@@ -71,6 +71,10 @@ class Openings:
             self._change(opened, Opening.REPORTED)
             self._clients.keep(opened.lease.message.client).note_opened(is_opened=True)
 
+    def note_never_opened(self, opened: OpenLease) -> None:
+        """Our own client says so, which knows."""
+        self._change(opened, Opening.NEVER)
+
     def abandon(self, opened: OpenLease) -> bool:
         """Its client asks for another lease of the same job. Returns whether this one had not been
         opened so far."""

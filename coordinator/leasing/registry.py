@@ -184,7 +184,10 @@ class LeaseRegistry:
         opened = self._by_id.get(lease_id)
         if opened is None:
             return
-        self.openings.note_opened(opened)
+        if observation.was_opened:
+            self.openings.note_opened(opened)
+        else:
+            self.openings.note_never_opened(opened)
         self._judge(opened, observation)
         self._leave_seat(opened)
 

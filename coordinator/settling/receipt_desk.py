@@ -20,7 +20,7 @@ from coordinator.db.engine import Connection, Database
 from coordinator.db.leases import find_lease
 from coordinator.db.receipts import find_receipt, record_receipt
 from coordinator.errors import CoordinatorError
-from coordinator.leasing.open_lease import OpenLease
+from coordinator.leasing.open_lease import Opening, OpenLease
 from coordinator.leasing.registry import LeaseRegistry, Settlement
 from coordinator.settling.payments import TOO_LATE, Payments
 from coordinator.settling.verdicts import Verdict, judge
@@ -142,6 +142,8 @@ class ReceiptDesk:
         self._leases.bound(opened, said)
         if opened.has_receipt:
             await self._pay_stored(opened)
+        elif opened.opening is Opening.NEVER:
+            await self._release(opened)
 
     async def expire(self) -> int:
         """Give back the holds whose time is over. Returns how many; call again if many."""
@@ -160,16 +162,20 @@ class ReceiptDesk:
         their nodes, which are here, have not reported. Returns how many holds."""
         released = 0
         for opened in self._leases.give_up_unopened(self._clock.now_ms()):
-            granted = opened.lease.message
-            try:
-                await self._payments.release(opened)
-            except RemoteProtocolError as error:
-                log.warning("hold_not_released", lease_id=granted.lease_id, code=error.code)
-                continue  # It expires.
-            self._leases.end(opened)
-            released += 1
-            log.info("lease_never_opened", job_id=granted.job_id, lease_id=granted.lease_id)
+            released += await self._release(opened)
         return released
+
+    async def _release(self, opened: OpenLease) -> bool:
+        """Give back the hold of a lease that was not opened. If that fails it expires."""
+        granted = opened.lease.message
+        try:
+            await self._payments.release(opened)
+        except RemoteProtocolError as error:
+            log.warning("hold_not_released", lease_id=granted.lease_id, code=error.code)
+            return False
+        self._leases.end(opened)
+        log.info("lease_never_opened", job_id=granted.job_id, lease_id=granted.lease_id)
+        return True
 
     async def _store(
         self,

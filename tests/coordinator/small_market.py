@@ -230,7 +230,10 @@ class ScriptedNode:
             for frame in job.output(sent[-1]):
                 channel.send_nowait(*frame)
             await trio.sleep(0.01)
-            read_countersignatures(job, channel)
+            if read_countersignatures(job, channel):
+                channel.send_nowait(*job.receipt(self.sign(job, tuple(sent), Finish.CANCELLED)))
+                await self._wait_acceptance(job, channel)
+                return
         if self.script is Script.OVERCHARGE:
             sent.append(Chunk((99,), "never sent"))
         channel.send_nowait(*job.receipt(self.sign(job, tuple(sent), Finish.STOP)))
@@ -315,15 +318,18 @@ async def _receive(job: NodeJob, channel: Channel) -> NodeEvent | None:
     return job.receive(frame.type, frame.body)
 
 
-def read_countersignatures(job: NodeJob, channel: Channel) -> None:
-    """What the client has signed by now; what it lets go is sent."""
+def read_countersignatures(job: NodeJob, channel: Channel) -> bool:
+    """What the client has signed by now; what it lets go is sent. Whether it cancels the job."""
     with suppress(trio.WouldBlock):
         while True:
             frame = channel.receive_nowait()
             event = job.receive(frame.type, frame.body)
+            if isinstance(event, CancelRequested):
+                return True
             if isinstance(event, Countersignature):
                 for released in event.frames:
                     channel.send_nowait(*released)
+    return False
 
 
 async def _receive_opened(job: NodeJob, channel: Channel) -> Opened:
