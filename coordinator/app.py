@@ -16,6 +16,7 @@ from coordinator.buyer.client import MarketClient
 from coordinator.buyer.leaser import Leaser
 from coordinator.db.engine import Database
 from coordinator.db.heads import check_books
+from coordinator.db.kept_answers import SWEEP_MAX
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.head_signer import sign_heads_forever
@@ -30,6 +31,7 @@ from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
 from coordinator.settling.payments import Payments
 from coordinator.settling.receipt_desk import ReceiptDesk
+from coordinator.shelf import DurableShelf
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
 from protocol.net.pool import StreamPool
@@ -121,6 +123,7 @@ class Coordinator:
         )
         self.pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=runtime.child_rng())
         self.client = MarketClient(self.pool, self._leaser(), clock=clock, entropy=runtime.entropy)
+        self.shelf = DurableShelf(key, database, clock, runtime.entropy)
         self._clock = clock
         self._bounds = bounds
         self._stopping = trio.Event()
@@ -202,6 +205,8 @@ class Coordinator:
                 while await self.receipts.expire():
                     pass
                 await self.receipts.release_unopened()
+                while await self.shelf.sweep() == SWEEP_MAX:
+                    pass
             except CoordinatorError as error:
                 # What is due stays due: a database in trouble must not end the whole market.
                 log.error("sweep_failed", error=str(error))

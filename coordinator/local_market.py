@@ -52,6 +52,7 @@ class LocalMarket:
     def __init__(
         self, coordinator: Coordinator, keys: ApiKeyDesk, *, known: frozenset[str] = frozenset()
     ) -> None:
+        self.shelf = coordinator.shelf
         self._known = dict.fromkeys(known)
         self._started_at = trio.current_time()
         self._client = coordinator.client

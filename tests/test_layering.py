@@ -221,6 +221,7 @@ BOUNDARIES = {
     ("protocol/net/serve.py", "validate_safely"),  # one gossiped message
     ("coordinator/gateway/bridge.py", "_capture"),  # one call into trio
     ("coordinator/gateway/http/app.py", "_serve"),  # one request
+    ("coordinator/gateway/http/kept/keeper.py", "_record"),  # one purchase
     (
         "capanode/engines/tokenizer.py",
         "load_tokenizer",

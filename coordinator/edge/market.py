@@ -13,8 +13,10 @@ from coordinator.buyer.spec import JobSpec
 from coordinator.edge.branch import Branch
 from coordinator.edge.directory import list_models
 from coordinator.gateway.caller import Caller
+from coordinator.gateway.market_side.answers import MemoryShelf
 from coordinator.gateway.market_side.market import Health, ModelInfo
 from protocol.errors import Code
+from protocol.limits import MIB
 from protocol.net.transport import Transport, TransportStatistics
 
 log = structlog.get_logger(__name__)
@@ -26,6 +28,9 @@ _AGAIN_AFTER_S = 0.25
 # Nodes attach again within seconds of a coordinator's restart; until then it knows no models.
 _REMEMBERED_S = 60.0
 _RETRY_AFTER_MS = 2_000
+
+# Answers that may be fetched again.
+SHELF_BYTES_MAX = 64 * MIB
 
 # Another market may have the node, or the money, that this one has not. Nothing was delivered.
 _ELSEWHERE = frozenset(
@@ -47,6 +52,8 @@ class EdgeMarket:
     def __init__(
         self, transport: Transport, authenticate: Callable[[str], Awaitable[Caller | None]]
     ) -> None:
+        # In memory: a gateway beside its users keeps no payload when it stops.
+        self.shelf = MemoryShelf(trio.current_time, bytes_max=SHELF_BYTES_MAX)
         self._transport = transport
         self._authenticate = authenticate
         self.branches: list[Branch] = []

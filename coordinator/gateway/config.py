@@ -33,6 +33,12 @@ class GatewayConfig:
     stream_chunks_max: int = 1_024
     # A client that reads nothing of its answer for so long is disconnected.
     reader_within_s: float = 60.0
+    # How long a request with the same Idempotency-Key gets the same reply.
+    idempotency_s: float = 24 * 3_600.0
+    # How long an answer that its client did not get can be fetched by the id of its generation.
+    content_s: float = 600.0
+    # Stock clients send a request again after half a second to eight.
+    resend_within_s: float = 10.0
     # How long requests in flight may go on once the gateway is told to stop.
     shutdown_within_s: float = 10.0
     # Whether callers show an API key. Without, only programs of this machine may be reached by it.

@@ -48,7 +48,7 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One refusal or failure. `code` is a wire code, or a name of ours for what only HTTP knows;
-    `param` names the field at fault."""
+    `param` names the field at fault; `is_charged` says that a part was delivered and is paid."""
 
     status: int
     message: str
@@ -58,6 +58,7 @@ class Problem:
     retry_after_ms: int | None = None
     should_retry: bool = False
     headers: Headers = ()
+    is_charged: bool = False
 
 
 class ApiError(CoordinatorError):
@@ -194,6 +195,7 @@ def error_of(
             param=input_param if code in _ABOUT_INPUT else answer.param,
             retry_after_ms=retry_after_ms,
             should_retry=should_retry and not is_billed,
+            is_charged=is_billed,
         )
     )
 

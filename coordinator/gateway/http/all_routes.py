@@ -1,5 +1,6 @@
 """Every route of the gateway: the tables of its dialects, and those that belong to none."""
 
+from coordinator.gateway.http.generation_routes import ROUTES as GENERATION_ROUTES
 from coordinator.gateway.http.oip.routes import ROUTES as OIP_ROUTES
 from coordinator.gateway.http.openai.routes import ROUTES as OPENAI_ROUTES
 from coordinator.gateway.http.openapi.route import with_description
@@ -9,4 +10,11 @@ from coordinator.gateway.http.system_routes import make_system_routes
 
 def make_routes() -> tuple[Route, ...]:
     """For one gateway: some routes remember what they answered last."""
-    return with_description((*OPENAI_ROUTES, *OIP_ROUTES, *make_system_routes()))
+    return with_description(
+        (
+            *OPENAI_ROUTES,
+            *OIP_ROUTES,
+            *GENERATION_ROUTES,
+            *make_system_routes(),
+        )
+    )

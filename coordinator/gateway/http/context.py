@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.callers import Callers
+from coordinator.gateway.http.kept.keeper import Keeper
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.filing import Filing
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.market_side.running import JobLimits
 from coordinator.gateway.metrics import Metrics
+from protocol.ids import ULID_ENTROPY_BYTES, JobId, new_ulid
+from protocol.payload import Chunk
 from protocol.programs.runtime import Runtime
 
 # The parsed form of a large body takes several times its bytes for as long as it is read.
@@ -29,6 +32,7 @@ class GatewayContext:
     config: GatewayConfig
     runtime: Runtime
     callers: Callers
+    keeper: Keeper
     filing: Filing | None = None
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSED_AT_ONCE))
 
@@ -48,11 +52,16 @@ class GatewayContext:
             monotonic=lambda: runtime.stopwatch_ns() / 1e9,
             needs_key=config.needs_key,
         )
-        return cls(bridge, market, metrics, config, runtime, callers, filing)
+        keeper = Keeper(bridge, market.shelf, config)
+        return cls(bridge, market, metrics, config, runtime, callers, keeper, filing)
 
-    @property
-    def job_limits(self) -> JobLimits:
-        return JobLimits(self.config.job_within_s, self.config.model_within_s)
+    def job_limits(self, job_id: JobId, delivered: dict[int, list[Chunk]]) -> JobLimits:
+        config = self.config
+        return JobLimits(config.job_within_s, config.model_within_s, job_id, delivered)
+
+    def new_job_id(self) -> JobId:
+        runtime = self.runtime
+        return JobId(new_ulid(runtime.clock.now_ms(), runtime.entropy(ULID_ENTROPY_BYTES)))
 
     def monotonic(self) -> float:
         """Seconds, for durations."""

@@ -44,7 +44,7 @@ async def open_event_stream(
         context.market,
         request.caller,
         call.orders,
-        context.job_limits,
+        context.job_limits(request.job_id, request.delivered),
         buffer_max=config.stream_chunks_max,
         silence_s=config.keepalive_s,
     )

@@ -15,7 +15,9 @@ from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, 
 from coordinator.gateway.orders import Order
 from protocol.endings import API_FINISH_REASONS
 from protocol.errors import Code
+from protocol.ids import JobId
 from protocol.money import format_credits
+from protocol.payload import Chunk
 from protocol.pricing import prices_of
 
 log = structlog.get_logger(__name__)
@@ -42,6 +44,16 @@ class Asked(Protocol):
     @property
     def caller(self) -> Caller | None: ...
 
+    @property
+    def job_id(self) -> JobId:
+        """Of what it buys; with several choices, of the first."""
+        ...
+
+    @property
+    def delivered(self) -> dict[int, list[Chunk]]:
+        """Gains what comes of a whole answer, by choice."""
+        ...
+
 
 async def finish_jobs(
     context: GatewayContext, request: Asked, orders: Sequence[Order]
@@ -50,7 +62,11 @@ async def finish_jobs(
     assert request.caller is not None, "jobs are for callers only"
     try:
         ends = await context.bridge.call(
-            run_whole, context.market, request.caller, orders, context.job_limits
+            run_whole,
+            context.market,
+            request.caller,
+            orders,
+            context.job_limits(request.job_id, request.delivered),
         )
     except JobFailed as failure:
         raise job_error(context, request, orders[0], failure) from failure

@@ -1,6 +1,7 @@
 """One HTTP request as routes see it: headers, a bounded body, and when its client hangs up."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,26 +13,43 @@ from coordinator.gateway.http.json_bounds import SMALL_BYTES
 from coordinator.gateway.http.responses import Receive
 from coordinator.gateway.http.strict_json import Fields, Json, parse_object
 from coordinator.gateway.http.unpacking import unpacker_of
+from protocol.ids import JobId
+from protocol.payload import Chunk
 
 __all__ = ["ClientGone", "Request", "Scope"]
 
 Scope = dict[str, Any]
 
+# Headers that change what is bought.
+_STEERING_HEADERS = (b"x-capacloud-provider", b"x-session-id")
+_DIGITS_MAX = 10
+
 
 class Request:
-    """`started_at` is when it arrived, on the monotonic clock. `caller` and `place` are set once
-    known, `is_gone` once the client has hung up, `parameters` from the path once it is routed."""
+    """`started_at` is when it arrived, on the monotonic clock. `job_id` is what it buys, if it buys
+    anything, and `delivered` what has come of that so far, by choice, written by the market's side.
+    `caller` and `place` are set once known, `body_digest` once the body is read, `is_gone` once the
+    client has hung up, `parameters` from the path once it is routed."""
 
     def __init__(
-        self, scope: Scope, receive: Receive, *, request_id: str, started_at: float
+        self,
+        scope: Scope,
+        receive: Receive,
+        *,
+        request_id: str,
+        job_id: JobId,
+        started_at: float,
     ) -> None:
         self.scope = scope
         self.request_id = request_id
+        self.job_id = job_id
         self.started_at = started_at
         self.caller: Caller | None = None
         self.place: Place | None = None
         self.is_gone = False
         self.parameters: dict[str, str] = {}
+        self.body_digest = b""
+        self.delivered: dict[int, list[Chunk]] = {}
         self._receive = receive
         self._watch: asyncio.Future[None] | None = None
 
@@ -52,6 +70,21 @@ class Request:
             if key == name:
                 return str(value, "latin-1")
         return None
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return self.header(b"idempotency-key")
+
+    @property
+    def retry_count(self) -> int | None:
+        """How often a stock client has sent this request before; None of others."""
+        text = self.header(b"x-stainless-retry-count") or ""
+        return int(text) if text.isdecimal() and len(text) < _DIGITS_MAX else None
+
+    @property
+    def is_asked_to_keep(self) -> bool:
+        """Whether the client wants its purchase to go on without it."""
+        return (self.header(b"x-capacloud-keep") or "").lower() in ("true", "1")
 
     @property
     def content_type(self) -> str:
@@ -87,6 +120,8 @@ class Request:
             within_s=within_s,
             unpacker=unpacker,
         )
+        if self.idempotency_key is not None or self.retry_count is not None:
+            self.body_digest = self._digest_of(body)
         self._watch = asyncio.ensure_future(self._cancel_when_gone(asyncio.current_task()))
         return body
 
@@ -102,6 +137,19 @@ class Request:
         """The content length, or 0."""
         announced = self.header(b"content-length") or ""
         return int(announced[:20]) if announced.isdecimal() else 0
+
+    def _digest_of(self, body: bytearray) -> bytes:
+        """Of all that makes one request another one. The boundary of a form is drawn anew each time
+        that the form is sent."""
+        boundary = (self.header(b"content-type") or "").partition("boundary=")[2].strip('"')
+        parts: list[bytes | bytearray] = [self.method.encode(), self.path.encode()]
+        parts += [(self.header(name) or "").encode() for name in _STEERING_HEADERS]
+        parts.append(body.replace(boundary.encode(), b"") if boundary else body)
+        found = hashlib.sha256()
+        for part in parts:
+            found.update(b"%d:" % len(part))
+            found.update(part)
+        return found.digest()
 
     def keep(self, input_bytes: int) -> None:
         """The body is parsed, and only this much of it is kept from here on."""

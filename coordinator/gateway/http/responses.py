@@ -45,6 +45,21 @@ class Response:
         await send({"type": "http.response.body", "body": self.body})
 
 
+@dataclass(frozen=True, slots=True)
+class WithHeaders:
+    """A `Reply` with more headers."""
+
+    reply: Reply
+    headers: Headers
+
+    @property
+    def status(self) -> int:
+        return self.reply.status
+
+    async def send_to(self, send: Send, more_headers: Headers) -> None:
+        await self.reply.send_to(send, (*more_headers, *self.headers))
+
+
 def to_json(content: object) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode()
 

@@ -11,6 +11,7 @@ from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.result import PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
+from coordinator.gateway.market_side.answers import AnswerShelf
 from protocol.ids import Digest
 from protocol.messages import Task
 from protocol.net.transport import TransportStatistics
@@ -66,6 +67,11 @@ class RunningJob(Protocol):
 
 class GatewayMarket(Protocol):
     """Tests bring a fake one."""
+
+    @property
+    def shelf(self) -> AnswerShelf:
+        """Where answers are kept that their clients may fetch again."""
+        ...
 
     async def authenticate(self, secret: str) -> Caller | None:
         """Whose API key this is; None if no account has it, or it was revoked."""

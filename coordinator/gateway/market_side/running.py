@@ -12,11 +12,13 @@ import trio
 from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import PurchaseResult
+from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo, RunningJob
 from coordinator.gateway.market_side.waiting import wait_model
 from coordinator.gateway.orders import Order
+from protocol.ids import JobId, derive_ulid
 from protocol.payload import Chunk
 
 # Of one request. More would let one request take every seat of a model.
@@ -25,10 +27,17 @@ CHOICES_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """How long one job may take, and how much of that it may wait for a node of its model."""
+    """How long one job may take, and how much of that it may wait for a node of its model. `job_id`
+    is the first choice's, from which those of others follow; `delivered` gains what comes of the
+    choices of a whole answer."""
 
     job_within_s: float
     model_within_s: float
+    job_id: JobId
+    delivered: dict[int, list[Chunk]]
+
+    def job_id_of(self, choice: int) -> JobId:
+        return JobId(derive_ulid(self.job_id, f"choice/{choice}")) if choice else self.job_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +85,14 @@ async def run_whole(
     """Run jobs to their ends. Raises JobFailed if none has an answer, and ApiError."""
     run = _Run(market, caller, limits, await _find_model(market, orders, limits))
     if len(orders) == 1:
-        return [await run.whole(orders[0])]
+        return [await run.whole(0, orders[0])]
     found: dict[int, WholeAnswer | JobFailed] = {}
     limiter = trio.CapacityLimiter(CHOICES_AT_ONCE)
 
     async def run_choice(index: int) -> None:
         async with limiter:
             try:
-                found[index] = await run.whole(orders[index])
+                found[index] = await run.whole(index, orders[index])
             except JobFailed as failure:
                 found[index] = failure
 
@@ -157,17 +166,18 @@ class _Run:
         for order in orders:
             order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
 
-    async def whole(self, order: Order) -> WholeAnswer:
-        spec = order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
-        spec = replace(spec, is_shown_whole=True)
+    async def whole(self, index: int, order: Order) -> WholeAnswer:
+        spec = replace(self._spec(index, order), is_shown_whole=True)
         started_at = trio.current_time()
+        chunks = self.limits.delivered[index] = []
         async with self.market.open_job(self.caller, spec) as job:
-            chunks = [chunk async for chunk in job]
+            async for chunk in job:
+                chunks.append(chunk)  # noqa: PERF401 - what came before a cancel is kept
             opened = self._opened(job, started_at)
         return WholeAnswer(opened, chunks, outcome_of(job))
 
     async def into(self, feed: Feed[StartedAnswer, ChoiceItem], index: int, order: Order) -> None:
-        spec = order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
+        spec = self._spec(index, order)
         started_at = trio.current_time()
         async with self.market.open_job(self.caller, spec) as job:
             opened = self._opened(job, started_at)
@@ -177,6 +187,10 @@ class _Run:
                 if not feed.put((index, chunk)):
                     await feed.wait_room()
         feed.put((index, ChoiceEnd(opened, outcome_of(job))))
+
+    def _spec(self, index: int, order: Order) -> JobSpec:
+        spec = order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
+        return replace(spec, job_id=self.limits.job_id_of(index))
 
     def _opened(self, job: RunningJob, started_at: float) -> StartedAnswer:
         info = job.terms

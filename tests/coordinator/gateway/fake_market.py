@@ -16,6 +16,7 @@ from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import AttemptResult, PurchasePart, PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
+from coordinator.gateway.market_side.answers import MemoryShelf
 from coordinator.gateway.market_side.market import Health, ModelInfo
 from protocol.codec import encode
 from protocol.endings import Finish
@@ -23,7 +24,7 @@ from protocol.envelope import seal
 from protocol.errors import Code
 from protocol.features import Feature
 from protocol.generation import Alternative, GenerationInput, TokenScore, TokenScores, TokensOutput
-from protocol.ids import Digest, JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
+from protocol.ids import Digest, JobId, LeaseId, PeerId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Receipt, Task
 from protocol.net.transport import TransportStatistics
@@ -118,6 +119,11 @@ class FakeMarket:
     gate: trio.Event = field(default_factory=trio.Event)
     waiting: trio.Event = field(default_factory=trio.Event)
     cancellation: trio.Event = field(default_factory=trio.Event)
+    client: PeerId = CLIENT_KEY.peer_id
+
+    shelf: MemoryShelf = field(
+        default_factory=lambda: MemoryShelf(trio.current_time, bytes_max=2**20)
+    )
 
     async def authenticate(self, secret: str) -> Caller | None:
         await trio.lowlevel.checkpoint()
@@ -214,7 +220,7 @@ class FakeJob:
         await self._reach(0)
         task = self._spec.task
         self.terms = AttemptTerms(
-            job_id=_JOB_ID,
+            job_id=self._spec.job_id or _JOB_ID,
             node=NODE_KEY.peer_id,
             attempts=1,
             model_digest=DIGESTS[task],

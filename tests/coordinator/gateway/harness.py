@@ -8,9 +8,10 @@ messages or to hang up.
 import asyncio
 import json
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import httpx
@@ -174,7 +175,13 @@ class Exchange:
 
 
 def exchange(
-    app: GatewayApp, path: str, body: object, *, key: str = API_KEY, http_version: str = "1.1"
+    app: GatewayApp,
+    path: str,
+    body: object,
+    *,
+    key: str = API_KEY,
+    http_version: str = "1.1",
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Exchange:
     """Start a POST in this loop."""
     messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -188,6 +195,7 @@ def exchange(
         "headers": [
             (b"authorization", f"Bearer {key}".encode()),
             (b"content-type", b"application/json"),
+            *((name.encode(), value.encode()) for name, value in headers.items()),
         ],
     }
     task = asyncio.ensure_future(app(scope, incoming.get, messages.put))

@@ -38,6 +38,9 @@ def limits_of(config: GatewayConfig) -> tuple[Limit, ...]:
         "model_within_s": "seconds that a request waits for a node of a model offered lately (503)",
         "keepalive_s": "seconds of a stream without a sign of life, at most",
         "reader_within_s": "seconds that a client may read nothing of its answer",
+        "idempotency_s": "seconds that an Idempotency-Key counts",
+        "content_s": "seconds that an answer can be fetched which its client hung up on",
+        "resend_within_s": "seconds that a purchase waits for its stock client to come back",
     }
     constants = (
         (PAYLOAD_BYTES_MAX, "bytes of one job's input (413)"),
