@@ -19,6 +19,7 @@ from coordinator.db.leases import LeaseTerms, list_leases_of, record_lease
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.leasing.funds import Funds
+from coordinator.leasing.held_money import HeldMoney
 from coordinator.leasing.open_lease import Opening, OpenLease
 from coordinator.leasing.openings import TooManyUnopenedError
 from coordinator.leasing.receipts import ReceiptTaker
@@ -75,6 +76,7 @@ class LeaseDesk:
         self._writer = writer
         self._database = database
         self._funds = Funds(database)
+        self._held_money = HeldMoney(market, leases, database, clock)
         self._clock = clock
         self._open_within_ms = open_within_ms
 
@@ -127,6 +129,8 @@ class LeaseDesk:
             except TooManyUnopenedError:
                 if not await self._leases.openings.wait_room(asked.client, until=gives_up_at):
                     raise
+            except RemoteProtocolError as error:
+                raise await self._held_money.explain(error, request, payer) from error
 
     async def _grant_or_recall(
         self,

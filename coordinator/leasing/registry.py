@@ -77,6 +77,17 @@ class LeaseRegistry:
         """How many leases this client has open."""
         return self._counts[client]
 
+    def holding(self, client: PeerId, api_key_id: str | None) -> list[OpenLease]:
+        """The leases that hold this client's money, of one API key if it is named."""
+        if not self._counts[client]:
+            return []
+        return [
+            opened
+            for opened in self._by_id.values()
+            if opened.lease.message.client == client
+            and (api_key_id is None or opened.api_key_id == api_key_id)
+        ]
+
     def by_hold(self) -> dict[TransferId, OpenLease]:
         return {opened.funds.hold_id: opened for opened in self._by_id.values()}
 

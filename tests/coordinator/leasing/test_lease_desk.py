@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import pytest
 from trio.testing import MockClock
 
 from protocol.codec import encode
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
-from protocol.errors import Code
+from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import JobId, new_ulid
 from protocol.keys import SigningKey
 from protocol.messages import JobRequest
@@ -84,3 +85,33 @@ async def test_another_client_may_choose_the_same_job_id(autojump_clock: MockClo
         assert theirs.message.job_id == request.message.job_id
         granted = await restarted_desk(market).lease(theirs)
         assert granted.lease.message.attempt == 0
+
+
+async def refusal_of(market: SmallMarket, key: SigningKey, entropy: bytes) -> RemoteProtocolError:
+    request = dataclasses.replace(
+        a_request(market, key).message, job_id=JobId(new_ulid(market.clock.now_ms(), entropy))
+    )
+    with pytest.raises(RemoteProtocolError) as caught:
+        await market.coordinator.desk.lease(seal(key, request))
+    return caught.value
+
+
+async def test_money_that_is_only_held_is_worth_coming_back_for(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.HANG, Script.HANG) as market:
+        first = await market.coordinator.desk.lease(a_request(market, market.buyer))
+        ceiling_nano = first.lease.message.ceiling_nano
+        with market.database.transaction() as conn:
+            give_credit(conn, STRANGER.peer_id, ceiling_nano * 3 // 2, market.clock.now_ms())
+        await market.coordinator.desk.lease(a_request(market, STRANGER))
+        refused = await refusal_of(market, STRANGER, b"abcdefghij")
+        assert refused.code is Code.OUT_OF_FUNDS
+        assert refused.retry_after_ms is not None
+        assert 250 <= refused.retry_after_ms <= 60_000
+
+
+async def test_money_that_is_not_there_is_not_waited_for(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.HANG) as market:
+        with market.database.transaction() as conn:
+            give_credit(conn, STRANGER.peer_id, 1, market.clock.now_ms())
+        refused = await refusal_of(market, STRANGER, b"abcdefghij")
+        assert (refused.code, refused.retry_after_ms) == (Code.OUT_OF_FUNDS, None)
