@@ -123,12 +123,14 @@ class Keeper:
             elif found is not None:
                 recording.load(found, _REPLAYED)
             else:
-                await _record(recording, purchaser)
-                if recording.has_begun:
+                error = await _record(recording, purchaser)
+                if error is None or recording.has_begun:
                     data = recording.to_bytes()
                     await self._bridge.call(_put, shelf, account, name, data, for_s)
                 else:
+                    # The key is free before its client knows, which may be back at once.
                     await self._bridge.call(_drop, shelf, account, name)
+                    recording.fail(error)
         except (CoordinatorError, RemoteProtocolError) as error:
             log.error("answer_not_kept", job_id=purchaser.job_id, error=str(error))
             code = error.code if isinstance(error, CoordinatorError) else Code.INTERNAL
@@ -150,7 +152,9 @@ class Keeper:
 
     async def _run_whole(self, running: _Running) -> None:
         try:
-            await _record(running.recording, running.purchaser)
+            error = await _record(running.recording, running.purchaser)
+            if error is not None:
+                running.recording.fail(error)
         except asyncio.CancelledError:
             await _record_partial(running.recording, running.purchaser.partial())
         if running.is_unread:
@@ -267,16 +271,18 @@ class _Follower:
         self._on_left()
 
 
-async def _record(recording: Recording, purchaser: Purchaser) -> None:
+async def _record(recording: Recording, purchaser: Purchaser) -> ApiError | None:
+    """Make the reply; returns why there is none."""
     try:
         reply = await purchaser.produce()
         await reply.send_to(recording.send, ())
     except CoordinatorError as error:
-        recording.fail(api_error_of(error))
+        return api_error_of(error)
     except Exception as error:
         # The boundary of one purchase: its clients get a problem in the API's shape.
         log.error("request_crashed", job_id=purchaser.job_id, exc_info=error)
-        recording.fail(error_of(Code.INTERNAL, ""))
+        return error_of(Code.INTERNAL, "")
+    return None
 
 
 async def _record_partial(recording: Recording, body: bytes) -> None:
