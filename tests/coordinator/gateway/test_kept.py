@@ -137,7 +137,7 @@ def test_a_refusal_that_cost_nothing_gives_its_key_free(gateway: Harness) -> Non
 
 
 def test_a_failure_that_was_paid_for_is_not_bought_again(gateway: Harness) -> None:
-    failure = JobFailed("cut", code=Code.NODE_LOST, delivered=True)
+    failure = JobFailed("cut", code=Code.NODE_LOST, delivered=True, amount_nano=7)
     gateway.market.script = Script(failure=failure, failure_after=2)
     first = gateway.post(CHAT, BODY, headers=KEY)
     again = gateway.post(CHAT, BODY, headers=KEY)
