@@ -38,7 +38,8 @@ class EmbeddingInput:
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """A JPEG or PNG file; the answer has the `top_k` likeliest labels."""
+    """A JPEG, PNG or WebP file, of which the first picture counts; the answer has the `top_k`
+    likeliest labels."""
 
     image: bytes
     top_k: int = 5

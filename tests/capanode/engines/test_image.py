@@ -229,7 +229,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(width: int, height
     assert refusal_code(data) == Code.IMAGE_TOO_LARGE
 
 
-def test_what_is_no_jpeg_or_png_is_refused() -> None:
+def test_other_formats_are_refused() -> None:
     picture = Image.new("RGB", (20, 20), "red")
     files = [
         b"\x00",
@@ -243,7 +243,7 @@ def test_what_is_no_jpeg_or_png_is_refused() -> None:
     assert {refusal_code(data) for data in files} == {Code.INVALID_IMAGE}
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 def test_a_damaged_file_is_refused_wherever_it_is_cut(kind: str) -> None:
     noise = np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     data = spell(Image.fromarray(noise), kind)
@@ -254,7 +254,7 @@ def test_a_damaged_file_is_refused_wherever_it_is_cut(kind: str) -> None:
 def test_flipped_bytes_never_escape_as_another_error() -> None:
     rng = np.random.default_rng(2)
     noise = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    for kind in ("PNG", "JPEG"):
+    for kind in ("PNG", "JPEG", "WEBP"):
         data = spell(Image.fromarray(noise), kind)
         for _ in range(150):
             damaged = bytearray(data)
@@ -264,13 +264,96 @@ def test_flipped_bytes_never_escape_as_another_error() -> None:
                 assert prepare(bytes(damaged), WANTED).shape == (3, 32, 32)
 
 
-def test_a_broken_text_chunk_bomb_is_refused() -> None:
-    data = bytearray(spell(Image.new("RGB", (8, 8))))
-    body = b"Comment\x00\x00" + zlib.compress(bytes(80_000_000))
-    chunk = struct.pack(">I", len(body)) + b"zTXt" + body
-    chunk += struct.pack(">I", zlib.crc32(b"zTXt" + body))
-    data[33:33] = chunk  # After the header.
-    assert refusal_code(bytes(data)) == Code.INVALID_IMAGE
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def tiff(entries: int, *found: tuple[int, int, int, bytes]) -> bytes:
+    """An Exif directory that says it has so many entries."""
+    packed = b"".join(struct.pack("<HHI", *tag) + value for *tag, value in found)
+    return b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", entries) + packed
+
+
+ORIENTATION = (0x0112, 3, 1, struct.pack("<HH", 1, 0))
+BROKEN_EXIF = {
+    "more entries than there are": tiff(5, ORIENTATION),
+    "two values for one": tiff(1, (0x0112, 3, 2, struct.pack("<HH", 1, 6))),
+    "beyond the end": tiff(1, (0x010F, 2, 60_000, struct.pack("<I", 1 << 20))),
+    "no directory": b"II*\x00",
+    "junk": b"\xff" * 40,
+}
+BIG = zlib.compress(bytes(2 * 1024 * 1024))
+METADATA = {
+    "iCCP": b"profile\x00\x00" + BIG,
+    "zTXt": b"Comment\x00\x00" + zlib.compress(bytes(80_000_000)),
+    "iTXt": b"workflow\x00\x01\x00\x00\x00" + BIG,
+    "tEXt": b"broken \xff",
+    "acTL": struct.pack(">II", 0, 0),
+    "pHYs": b"short",
+    "gAMA": b"",
+}
+PHOTO = np.random.default_rng(7).integers(0, 255, (48, 48, 3), dtype=np.uint8)
+
+
+def with_png_chunk(data: bytes, kind: str, body: bytes) -> bytes:
+    return data[:33] + png_chunk(kind.encode(), body) + data[33:]
+
+
+@pytest.mark.parametrize("what", BROKEN_EXIF)
+def test_broken_exif_does_not_spoil_a_picture(what: str) -> None:
+    photo = Image.fromarray(PHOTO)
+    jpeg, png, webp = (spell(photo, kind) for kind in ("JPEG", "PNG", "WEBP"))
+    exif = BROKEN_EXIF[what]
+    broken = jpeg[:2] + jpeg_segment(0xE1, b"Exif\x00\x00" + exif) + jpeg[2:]
+    np.testing.assert_array_equal(prepare(broken, WANTED), prepare(jpeg, WANTED))
+    broken = with_png_chunk(png, "eXIf", exif)
+    np.testing.assert_array_equal(prepare(broken, WANTED), prepare(png, WANTED))
+    broken = spell(photo, "WEBP", exif=b"Exif\x00\x00" + exif)
+    np.testing.assert_array_equal(prepare(broken, WANTED), prepare(webp, WANTED))
+
+
+@pytest.mark.parametrize("kind", METADATA)
+def test_a_pngs_metadata_is_not_read(kind: str) -> None:
+    png = spell(Image.fromarray(PHOTO))
+    found = prepare(with_png_chunk(png, kind, METADATA[kind]), WANTED)
+    np.testing.assert_array_equal(found, prepare(png, WANTED))
+
+
+def test_a_jpegs_metadata_is_not_read() -> None:
+    jpeg = spell(Image.fromarray(PHOTO), "JPEG")
+    pictures = jpeg_segment(0xE2, b"MPF\x00II*\x00\x08\x00\x00\x00\x09\x00" + bytes(9))
+    profile = jpeg_segment(0xE2, b"ICC_PROFILE\x00\x05\x02" + bytes(99))
+    for extra in (pictures, profile, jpeg_segment(0xFE, b"\xff\xfe"), jpeg_segment(0xED, b"8BIM")):
+        found = prepare(jpeg[:2] + extra + jpeg[2:], WANTED)
+        np.testing.assert_array_equal(found, prepare(jpeg, WANTED))
+
+
+def test_the_first_picture_of_several_is_classified() -> None:
+    photo, other = Image.fromarray(PHOTO), Image.fromarray(255 - PHOTO)
+    for kind, single in (("MPO", "JPEG"), ("PNG", "PNG"), ("WEBP", "WEBP")):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        several = spell(photo, kind, save_all=True, append_images=[other], **options)
+        alone = spell(photo, single, **options)
+        np.testing.assert_allclose(prepare(several, WANTED), prepare(alone, WANTED), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "options", [{"lossless": True}, {"quality": 80}, {"exif": b"Exif\x00\x00"}]
+)
+def test_a_webp_is_taken(options: dict[str, Any]) -> None:
+    webp = spell(Image.new("RGB", (60, 40), "white"), "WEBP", **options)
+    np.testing.assert_allclose(prepare(webp, WANTED), 1, atol=0.05)
+
+
+def test_a_webp_with_too_many_pixels_is_refused_before_room_is_made_for_them() -> None:
+    small = bytearray(spell(Image.new("RGBA", (9, 9)), "WEBP", exif=b"Exif\x00\x00II*\x00"))
+    assert small[12:16] == b"VP8X"
+    small[24:30] = (16_000).to_bytes(3, "little") * 2
+    assert refusal_code(bytes(small)) == Code.IMAGE_TOO_LARGE
 
 
 MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"]

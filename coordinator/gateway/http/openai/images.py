@@ -30,7 +30,7 @@ IMAGE_BYTES_MAX = PAYLOAD_BYTES_MAX - 1_024
 LABELS_DEFAULT = 5
 IMAGE_WORDS = {
     **ROUTING_WORDS,
-    "image": "A JPEG or PNG as base64 or a data URL; in a form, a file.",
+    "image": "A JPEG, PNG or WebP as base64 or a data URL; in a form, a file.",
     "top_k": f"So many of the likeliest labels. Default {LABELS_DEFAULT}.",
 }
 
