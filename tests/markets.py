@@ -9,6 +9,7 @@ SHARED_MARKETS = (
         "test_logs.py",
         "test_edge_gateway.py",
         "test_terminal.py",
+        "test_examples.py",
     ),
     ("test_failures_kill.py", "test_failures_protocol.py", "test_failures_twins.py"),
     ("test_javascript_buys.py", "test_javascript_sells.py", "test_javascript_refused.py"),

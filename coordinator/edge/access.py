@@ -43,6 +43,11 @@ def authenticator(
         found = await runner.run_read(lambda: keys.authenticate(secret))
         if found is None:
             return None
-        return Caller(found.id, signing_key, requests_per_minute=found.requests_per_minute)
+        return Caller(
+            found.id,
+            signing_key,
+            requests_per_minute=found.requests_per_minute,
+            shares_account=True,
+        )
 
     return know_everyone if no_keys else look_up

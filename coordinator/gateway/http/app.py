@@ -100,5 +100,5 @@ class GatewayApp:
             assert caller is not None, "an identified request has a caller"
             if caller.requests_per_minute is not None:
                 headers += self._limits.take(caller.key_id, caller.requests_per_minute)
-            request.place = self._places.enter(caller.signing_key.peer_id)
+            request.place = self._places.enter(caller.owner)
         return await route.handler(self._context, request)

@@ -26,7 +26,7 @@ async def read_content(context: GatewayContext, request: Request) -> Reply:
 
 def account_of(request: Request) -> PeerId:
     assert request.caller is not None, "these routes are for callers only"
-    return request.caller.signing_key.peer_id
+    return request.caller.owner
 
 
 def job_id_of(request: Request) -> JobId:

@@ -80,7 +80,7 @@ class JobRoute:
                 return problem_response(error.problem, self.dialect)
 
         return Purchaser(
-            request.caller.signing_key.peer_id,
+            request.caller.owner,
             request.job_id,
             request.body_digest,
             call.is_streamed,

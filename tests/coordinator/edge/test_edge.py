@@ -224,6 +224,12 @@ async def test_a_key_spends_its_budget_and_no_more(
         caller = await edge.edge.market.authenticate(secret)
         assert caller is not None
         assert caller.key_id == key.id
+        # Another user of the same account: what is kept for one is not for the other.
+        other = await edge.edge.market.authenticate(
+            edge.keys.create("bob", now_ms=1, entropy=random.Random(4).randbytes)[0]
+        )
+        assert other is not None
+        assert other.owner != caller.owner
         assert await edge.edge.market.authenticate("sk-capa-another") is None
         failures = []
         for _ in range(4):
