@@ -2,16 +2,18 @@
 answers are made durable, so that no crash leaves one that is paid and lost."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from typing import Protocol
 
 import trio
 
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import error_of
 from coordinator.gateway.http.dialect import ChoiceAnswer
-from coordinator.gateway.market_side.market import GatewayMarket
+from coordinator.gateway.market_side.market import ModelInfo, RunningJob
 from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, outcome_of
 from coordinator.gateway.orders import Order
 from protocol.errors import Code
@@ -21,9 +23,21 @@ from protocol.ids import JobId
 JOB_WITHIN_S = 300.0
 
 
+class JobMarket(Protocol):
+    """What is needed of a market to buy in it: a part of `GatewayMarket`."""
+
+    def model(self, name: str) -> ModelInfo | None: ...
+
+    def is_expected(self, name: str) -> bool: ...
+
+    def open_job(self, caller: Caller, spec: JobSpec) -> AbstractAsyncContextManager[RunningJob]:
+        """Raises JobFailed."""
+        ...
+
+
 @asynccontextmanager
 async def open_answers(
-    market: GatewayMarket, caller: Caller, orders: Sequence[Order], job_ids: Sequence[JobId]
+    market: JobMarket, caller: Caller, orders: Sequence[Order], job_ids: Sequence[JobId]
 ) -> AsyncIterator[list[ChoiceAnswer]]:
     """One answer for each order; a choice may fail alone, but for the first. Raises JobFailed,
     ApiError."""

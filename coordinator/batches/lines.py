@@ -210,7 +210,8 @@ def refused_line(line_id: str, custom_id: str, error: ApiError, *, endpoint: str
     problem = error.problem
     body = json.loads(ENDPOINTS[endpoint].dialect.error_body(problem))
     response = {"status_code": problem.status, "request_id": line_id, "body": body}
-    return error_line(line_id, custom_id, problem.code, problem.message, response)
+    code = str(body["error"]["code"])
+    return error_line(line_id, custom_id, code, problem.message, response)
 
 
 def _group_key(call: JobCall) -> object | None:

@@ -11,7 +11,7 @@ _WAIT_MIN_S, _WAIT_MAX_S = 0.5, 30.0
 # A user who pays sees the batch go on within a minute.
 _FUNDS_WAIT_S = 30.0
 
-_NO_FUNDS = (Code.OUT_OF_FUNDS, Code.BUDGET_EXCEEDED)
+_NO_FUNDS = (Code.OUT_OF_FUNDS, Code.BUDGET_EXCEEDED, Code.UNKNOWN_ACCOUNT)
 # Waiting is all that is needed, however long it takes.
 _NO_CAPACITY = frozenset({Code.NO_NODE_FITS, *RETRYABLE_LATER} - {Code.INTERNAL})
 

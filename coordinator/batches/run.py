@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from coordinator.batches import states
+from coordinator.batches.answering import Trials
 from coordinator.batches.blobs import BlobReader
 from coordinator.batches.buying import open_answers
 from coordinator.batches.files import FileDesk
@@ -32,9 +33,7 @@ from coordinator.batches.lines import (
     write_answers,
 )
 from coordinator.batches.output_files import write_outputs
-from coordinator.batches.retries import GiveUp, Split, next_step
 from coordinator.batches.turns_by_account import AccountPlaces
-from coordinator.buyer.errors import JobFailed
 from coordinator.db.batches import BatchStatus, StoredBatch, store_batch
 from coordinator.db.engine import Connection, Database
 from coordinator.db.files import StoredFile, insert_file
@@ -59,6 +58,7 @@ _STORE_EVERY_S = 1.0
 
 _FUNDS_WORDS = {
     Code.OUT_OF_FUNDS: "the account has no credits left: the batch goes on when it has some",
+    Code.UNKNOWN_ACCOUNT: "the account is closed: ask the operator of this market",
     Code.BUDGET_EXCEEDED: "the budget of the API key is spent: the batch goes on when it is raised",
 }
 
@@ -95,6 +95,7 @@ class BatchRun:
         self._serials = count_from()
         self._is_stored = True
         self._refused: list[RefusedLine] = []
+        self._trials = Trials(self._buy, self._fail, self._tell_why)
 
     async def run(self) -> None:
         """Until it has ended; cancelled, it is taken up again by the next process."""
@@ -237,54 +238,16 @@ class BatchRun:
 
     async def _answer(self, piece: Piece, places: trio.Semaphore) -> None:
         try:
-            await self._answer_piece(piece)
+            await self._trials.answer(piece)
         finally:
             places.release()
 
-    async def _answer_piece(self, piece: Piece) -> None:
-        """Buy the answers of some lines, however often that has to be tried."""
-        waits = failures = 0
-        while True:
-            try:
-                async with self._services.places.place(self.batch.account):
-                    await self._buy(piece)
-            except ApiError as error:
-                await self._fail(piece, error)
-                return
-            except JobFailed as failure:
-                step = next_step(
-                    failure.code,
-                    waits=waits,
-                    failures=failures,
-                    lines=len(piece.lines),
-                    is_billed=failure.delivered,
-                )
-                if isinstance(step, Split):
-                    for half in piece.halves():
-                        await self._answer_piece(half)
-                    return
-                if isinstance(step, GiveUp):
-                    order = piece.orders[0]
-                    await self._fail(
-                        piece,
-                        error_of(
-                            failure.code,
-                            str(failure),
-                            is_billed=failure.delivered,
-                            input_param=order.input_param,
-                        ),
-                    )
-                    return
-                self._tell_why(step.why)
-                failures += step.is_failure
-                waits += not step.is_failure
-                await trio.sleep(step.seconds)
-            else:
-                self._tell_why(None)
-                return
-
     async def _buy(self, piece: Piece) -> None:
         """Raises JobFailed, ApiError."""
+        async with self._services.places.place(self.batch.account):
+            await self._buy_now(piece)
+
+    async def _buy_now(self, piece: Piece) -> None:
         caller = await self._services.callers.caller_of(self.batch.api_key_id)
         if caller is None:
             raise error_of(Code.UNKNOWN_API_KEY, "the API key of this batch was revoked")

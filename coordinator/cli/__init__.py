@@ -6,7 +6,7 @@ stderr. `main` is the one place that turns errors into exit codes.
 
 import typer
 
-from coordinator.cli import accounts, config, gateway, jobs, keys, ledger, look, receipts
+from coordinator.cli import accounts, batch, config, gateway, jobs, keys, ledger, look, receipts
 from coordinator.cli.chat import chat
 from coordinator.cli.start import start
 from coordinator.cli.submit import submit
@@ -28,6 +28,7 @@ app.command("models")(look.models)
 app.command("nodes")(look.nodes)
 app.command("balance")(look.balance)
 app.command("whoami")(look.whoami)
+app.add_typer(batch.app, name="batch")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(accounts.app, name="accounts")
 app.add_typer(keys.app, name="keys")

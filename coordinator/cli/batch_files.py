@@ -1,0 +1,206 @@
+"""What `coordinator batch run` reads and writes: requests, tables and folders of pictures in; lines
+of JSON or a table out. Each item has an id, by which a run that was interrupted knows what is done.
+"""
+
+import base64
+import csv
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coordinator.batches.lines import (
+    ENDPOINTS,
+    LineAnswer,
+    LineError,
+    PlannedLine,
+    RefusedLine,
+    answer_line,
+    read_line,
+    refused_line,
+)
+from coordinator.cli.options import CommandError
+from coordinator.gateway.errors import ApiError
+from protocol.messages import Task
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+# Rows are held by the reader of a table one at a time.
+_CELL_CHARS_MAX = 8 * 1024 * 1024
+_CHAT, _EMBED, _CLASSIFY = (
+    "/v1/chat/completions",
+    "/v1/embeddings",
+    "/v1/images/classifications",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSource:
+    """Where the lines come from. With a `column` it is a table, whose column is the input."""
+
+    path: Path
+    model: str | None
+    column: str | None
+    task: Task | None
+
+    @property
+    def is_folder(self) -> bool:
+        return self.path.is_dir()
+
+    def items(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """(id, endpoint, body) of each. Raises CommandError."""
+        if self.is_folder:
+            yield from self._pictures()
+        elif self.column is not None:
+            yield from self._rows(self.column)
+        else:
+            yield from self._requests()
+
+    def lines(self, done: set[str]) -> Iterator[PlannedLine | RefusedLine]:
+        """Those that are not done. Raises CommandError."""
+        for number, (item, endpoint, body) in enumerate(self.items()):
+            if item in done:
+                continue
+            request = {"custom_id": item, "method": "POST", "url": endpoint, "body": body}
+            try:
+                yield read_line(number, json.dumps(request).encode(), endpoint, {})
+            except LineError as error:
+                raise CommandError(f"{self.path}, {item}: {error}") from None
+
+    def count(self) -> int:
+        if self.is_folder:
+            return len(self._files())
+        return sum(1 for _ in self.items())
+
+    def _requests(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        for number, line in self._json_lines():
+            custom_id, body = line.get("custom_id"), line.get("body")
+            endpoint = str(line.get("url"))
+            if endpoint not in ENDPOINTS or not isinstance(body, dict) or not custom_id:
+                raise CommandError(
+                    f"{self.path}, line {number}: a request has custom_id, url (one of "
+                    f"{', '.join(ENDPOINTS)}) and body; for a table, name its --column"
+                )
+            yield str(custom_id), endpoint, body | ({"model": self.model} if self.model else {})
+
+    def _rows(self, column: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        endpoint = _CHAT if self.task is Task.CAUSAL_LM else _EMBED
+        for number, row in self._table():
+            value = row.get(column)
+            if not isinstance(value, str):
+                raise CommandError(f"{self.path}, row {number}: there is no text in {column!r}")
+            given: dict[str, Any] = {"input": value, "encoding_format": "float"}
+            if endpoint == _CHAT:
+                given = {"messages": [{"role": "user", "content": value}]}
+            yield str(row.get("id") or number), endpoint, {"model": self.model} | given
+
+    def _table(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        if self.path.suffix.lower() != ".csv":
+            yield from self._json_lines()
+            return
+        csv.field_size_limit(_CELL_CHARS_MAX)
+        with self.path.open(newline="", encoding="utf-8-sig") as file:
+            yield from enumerate(csv.DictReader(file), 1)
+
+    def _json_lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        with self.path.open("rb") as file:
+            for number, text in enumerate(file, 1):
+                if not text.strip():
+                    continue
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    line = None
+                if not isinstance(line, dict):
+                    raise CommandError(f"{self.path}, line {number} is not a JSON object")
+                yield number, line
+
+    def _pictures(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        for path in self._files():
+            image = base64.b64encode(path.read_bytes()).decode()
+            yield path.name, _CLASSIFY, {"model": self.model, "image": image}
+
+    def _files(self) -> list[Path]:
+        return sorted(p for p in self.path.iterdir() if p.suffix.lower() in _PICTURES)
+
+
+class AnswerFile:
+    """A `AnswerKeeper`: one line or row for each item, in the order in which answers come."""
+
+    def __init__(self, path: Path, source: BatchSource) -> None:
+        self._path = path
+        self._is_csv = path.suffix.lower() == ".csv"
+        self._is_plain = source.is_folder or source.column is not None
+        self._id_name = "file" if source.is_folder else "id" if self._is_plain else "custom_id"
+        if self._is_csv and not self._is_plain:
+            raise CommandError("answers to requests are lines of JSON: name another --output")
+
+    def done(self) -> set[str]:
+        """The ids of the items that are in the file; a line that was cut is dropped from it."""
+        if not self._path.exists():
+            return set()
+        data = self._path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            os.truncate(self._path, len(whole))
+        if self._is_csv:
+            rows = list(csv.reader(whole.decode().splitlines()))
+            return {row[0] for row in rows[1:] if row}
+        return {str(json.loads(line)[self._id_name]) for line in whole.splitlines()}
+
+    def keep(self, answers: Sequence[LineAnswer]) -> None:
+        self._append([self._answer(answer) for answer in answers])
+
+    def keep_failure(self, custom_id: str, error: ApiError) -> None:
+        problem = error.problem
+        if not self._is_plain:
+            text = refused_line(custom_id, custom_id, error, endpoint=_CHAT)
+        elif self._is_csv:
+            text = _row([custom_id, "", "", problem.message])
+        else:
+            text = _line({self._id_name: custom_id, "error": problem.message})
+        self._append([text])
+
+    def _answer(self, answer: LineAnswer) -> bytes:
+        custom_id = answer.line.custom_id
+        if not self._is_plain:
+            return answer_line(custom_id, answer, custom_id)
+        result = _plain(json.loads(answer.body))
+        if not self._is_csv:
+            return _line({self._id_name: custom_id} | result)
+        if "labels" in result:
+            best = result["labels"][0]
+            return _row([custom_id, best["label"], best["score"], ""])
+        value = result.get("text") or json.dumps(result.get("embedding"))
+        return _row([custom_id, value, "", ""])
+
+    def _append(self, texts: Sequence[bytes]) -> None:
+        is_new = not self._path.exists()
+        with self._path.open("ab") as file:
+            if is_new and self._is_csv:
+                name = "label" if self._id_name == "file" else "answer"
+                file.write(_row([self._id_name, name, "score", "error"]))
+            file.write(b"".join(texts))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _plain(body: dict[str, Any]) -> dict[str, Any]:
+    """What people want of an answer."""
+    if "choices" in body:
+        return {"text": body["choices"][0]["message"]["content"]}
+    data = body["data"]
+    if data[0]["object"] == "embedding":
+        return {"embedding": data[0]["embedding"]}
+    return {"labels": [{"label": item["label"], "score": item["score"]} for item in data]}
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def _row(cells: Sequence[object]) -> bytes:
+    # A line break in a cell would cut the row for who reads by lines.
+    texts = [str(cell).replace("\n", " ").replace("\r", " ") for cell in cells]
+    return (",".join('"' + text.replace('"', '""') + '"' for text in texts) + "\n").encode()

@@ -1,0 +1,97 @@
+"""What `coordinator batch run` reads and writes, without a market."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from coordinator.batches.lines import LineAnswer, PlannedLine
+from coordinator.cli.batch_files import AnswerFile, BatchSource
+from coordinator.cli.options import CommandError
+from coordinator.gateway.errors import invalid
+from protocol.messages import Task
+from protocol.pricing import Units
+from tests.coordinator.batches.desk_maker import chat_lines, jsonl
+
+VECTOR = {"data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]}
+LABELS = {"data": [{"object": "label", "label": 'a, "b"', "score": 0.75}]}
+
+
+def planned(source: BatchSource, done: frozenset[str] = frozenset()) -> list[PlannedLine]:
+    lines = list(source.lines(set(done)))
+    assert all(isinstance(line, PlannedLine) for line in lines)
+    return [line for line in lines if isinstance(line, PlannedLine)]
+
+
+def answered(line: PlannedLine, body: object) -> LineAnswer:
+    return LineAnswer(line, json.dumps(body).encode(), Units(3), 5)
+
+
+def test_requests_are_taken_as_the_http_api_takes_them(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl(chat_lines(3)))
+    source = BatchSource(path, "another", None, Task.CAUSAL_LM)
+    lines = planned(source, frozenset({"c1"}))
+    assert [line.custom_id for line in lines] == ["c0", "c2"]
+    assert {line.call.orders[0].routing.model for line in lines} == {"another"}
+    assert source.count() == 3
+
+
+@pytest.mark.parametrize("line", [b"no json\n", b"[1]\n", b'{"custom_id": "x", "url": "/v1/x"}\n'])
+def test_a_line_that_is_no_request_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(jsonl(chat_lines(1)) + line)
+    with pytest.raises(CommandError, match="line 2"):
+        planned(BatchSource(path, None, None, None))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.csv", 'id,text\nk1,"one, two"\n,three\n'),
+        ("t.jsonl", '{"id": "k1", "text": "one, two"}\n{"text": "three"}\n'),
+    ],
+)
+def test_a_column_of_a_table_is_the_input(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    lines = planned(BatchSource(path, "m", "text", Task.EMBEDDING))
+    assert [line.custom_id for line in lines] == ["k1", "2"]
+    inputs = [line.call.orders[0].job_input for line in lines]
+    assert [given.texts for given in inputs] == [("one, two",), ("three",)]  # type: ignore[union-attr]
+    with pytest.raises(CommandError, match="no text in 'other'"):
+        planned(BatchSource(path, "m", "other", Task.EMBEDDING))
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "out.csv"])
+def test_a_run_goes_on_behind_the_last_whole_line(tmp_path: Path, output: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text\n" + "".join(f"row {n}\n" for n in range(4)))
+    source = BatchSource(path, "m", "text", Task.EMBEDDING)
+    lines = planned(source)
+    answers = AnswerFile(tmp_path / output, source)
+    assert answers.done() == set()
+    answers.keep([answered(line, VECTOR) for line in lines[:2]])
+    answers.keep_failure(lines[2].custom_id, invalid("too\nlong", "input"))
+    whole = (tmp_path / output).read_bytes()
+    (tmp_path / output).write_bytes(whole + b'{"id": "4", "embed')
+    again = AnswerFile(tmp_path / output, source)
+    assert again.done() == {"1", "2", "3"}
+    assert (tmp_path / output).read_bytes() == whole
+    assert [line.custom_id for line in planned(source, frozenset(again.done()))] == ["4"]
+
+
+def test_labels_of_a_folder_become_a_table(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("b.png", "a.jpg", "notes.txt"):
+        (folder / name).write_bytes(b"\xff\xd8\xff picture")
+    source = BatchSource(folder, "m", None, Task.IMAGE_CLASSIFICATION)
+    lines = planned(source)
+    assert [line.custom_id for line in lines] == ["a.jpg", "b.png"]
+    out = tmp_path / "out.csv"
+    AnswerFile(out, source).keep([answered(lines[0], LABELS)])
+    assert out.read_text().splitlines() == [
+        '"file","label","score","error"',
+        '"a.jpg","a, ""b""","0.75",""',
+    ]
