@@ -71,6 +71,10 @@ class StreamWriter(Protocol):
         come to this."""
         ...
 
+    def broken(self, problem: Problem) -> bytes:
+        """What ends a stream that breaks. Before there is a writer its dialect has the word."""
+        ...
+
     def last(self) -> bytes:
         """What closes the stream, once all choices have ended."""
         ...

@@ -5,7 +5,7 @@ from typing import Any
 from coordinator.buyer.errors import JobFailed
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.bridge import BatchStream
-from coordinator.gateway.errors import Headers, api_error_of, error_of
+from coordinator.gateway.errors import Headers, Problem, api_error_of, error_of
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.dialect import Dialect, JobCall, StreamWriter
 from coordinator.gateway.http.jobs import (
@@ -104,15 +104,19 @@ class EventStream:
             last = self._writer.last()
         except JobFailed as failure:
             error = job_error(self._context, self._request, self._call.orders[0], failure)
-            last = self._dialect.error_event(error.problem)
+            last = self._broken(error.problem)
         except RemoteProtocolError as error:
             broken = error_of(error.code, str(error), is_billed=True)
-            last = self._dialect.error_event(broken.problem)
+            last = self._broken(broken.problem)
         except CoordinatorError as error:
-            last = self._dialect.error_event(api_error_of(error).problem)
+            last = self._broken(api_error_of(error).problem)
         finally:
             self._chunks.close()
         await send({"type": "http.response.body", "body": last})
+
+    def _broken(self, problem: Problem) -> bytes:
+        writer = self._writer
+        return self._dialect.error_event(problem) if writer is None else writer.broken(problem)
 
     def _opened_headers(self) -> Headers:
         opened = self._chunks.head

@@ -114,7 +114,11 @@ class Fields:
         return Fields({**self._values, name: value}, self._path)
 
     def unknown(self, known: Collection[str]) -> list[str]:
-        """The names that are not among `known`, without those that are null."""
+        """The names that are not among `known`, without those that are null. Where `known` maps
+        names to sentences about them, these go into the description of the API."""
+        if isinstance(known, Mapping) and (tell := _listener.get()) is not None:
+            for name, words in known.items():
+                tell(self.path(name), {"description": words}, False)
         return [
             name[:128]
             for name, value in self._values.items()

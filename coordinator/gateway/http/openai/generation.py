@@ -9,7 +9,7 @@ from coordinator.gateway.chat.events import AnswerEvent, TextDelta
 from coordinator.gateway.chat.parser import AnswerParser, parser_of
 from coordinator.gateway.errors import ApiError, Problem, error_of
 from coordinator.gateway.http.dialect import ChoiceAnswer
-from coordinator.gateway.http.openai.dialect import error_object
+from coordinator.gateway.http.openai.dialect import OPENAI, error_object
 from coordinator.gateway.http.openai.forms import ChoiceForm, FormNames
 from coordinator.gateway.http.openai.sampling import Streaming
 from coordinator.gateway.http.openai.sse import ChoiceEvents, Envelope, closing_events
@@ -116,6 +116,9 @@ class GenerationWriter:
 
     def fail(self, choice: int, problem: Problem) -> bytes:
         return self._choices[choice].fail(problem)
+
+    def broken(self, problem: Problem) -> bytes:
+        return OPENAI.error_event(problem)
 
     def last(self) -> bytes:
         include_usage = self._streaming.include_usage

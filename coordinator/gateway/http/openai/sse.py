@@ -6,21 +6,12 @@ token's JSON text.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from json import JSONEncoder
+
+from coordinator.gateway.http.event_text import event_json
 
 DONE = b"data: [DONE]\n\n"
 
-# Only CR and LF end a line of an event stream, but many clients split at these as well.
-_LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-
-_to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
 Usage = Mapping[str, int]
-
-
-def _encode(value: object) -> str:
-    text = _to_json(value)
-    return text if text.isascii() else text.translate(_LINE_BREAKS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +62,12 @@ class ChoiceEvents:
 
     def count(self, usage: Usage) -> None:
         """What the next events say of usage."""
-        self._tail = f'],"usage":{_encode(usage)}}}\n\n'
+        self._tail = f'],"usage":{event_json(usage)}}}\n\n'
         self._after = self._middle + self._tail
 
     def text(self, text: str) -> bytes:
         """A piece of text."""
-        return (self._before + _encode(text) + self._after).encode()
+        return (self._before + event_json(text) + self._after).encode()
 
     def piece(
         self,
@@ -87,15 +78,15 @@ class ChoiceEvents:
     ) -> bytes:
         """Any other event: `content` stands before the two keys that every choice has."""
         choice = {**content, "logprobs": logprobs, "finish_reason": finish_reason}
-        return (self._head + _encode(choice).removeprefix("{") + self._tail).encode()
+        return (self._head + event_json(choice).removeprefix("{") + self._tail).encode()
 
 
 def closing_events(envelope: Envelope, usage: Usage | None) -> bytes:
     """What ends a stream; `usage` is None where it was not asked for."""
     if usage is None:
         return DONE
-    return f'{_head(envelope)}],"usage":{_encode(usage)}}}\n\n'.encode() + DONE
+    return f'{_head(envelope)}],"usage":{event_json(usage)}}}\n\n'.encode() + DONE
 
 
 def _head(envelope: Envelope) -> str:
-    return f'data: {_encode(envelope.to_plain()).removesuffix("}")},"choices":['
+    return f'data: {event_json(envelope.to_plain()).removesuffix("}")},"choices":['

@@ -23,9 +23,10 @@ _PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
 _NEVER = "\x00never"
 
 _INTRODUCTION = (
-    "In request bodies null stands for absent, and unknown fields are ignored. A parameter that "
-    "would change the answer and cannot be honoured is refused by name. Clients that have a base "
-    "URL with a slash too many, with /v1 twice or without it, are answered all the same."
+    "In request bodies null stands for absent. A parameter that could change the answer and cannot "
+    "be honoured is refused by name; those that change nothing are ignored. Clients that have a "
+    "base URL with a slash too many, with /v1 twice or without it, are answered all the same. "
+    "Bodies may come compressed (gzip, deflate)."
 )
 
 

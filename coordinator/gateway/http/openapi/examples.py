@@ -25,6 +25,17 @@ _WEATHER: Json = {
     "required": ["city"],
 }
 _FACTS: Json = {"type": "object", "properties": {"facts": {"type": "array", "maxItems": 3}}}
+_FUNCTION: Json = {
+    "name": "get_weather",
+    "description": "Tells the weather of a city.",
+    "parameters": _WEATHER,
+}
+_PERSON: Json = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
+
 REQUESTS: Final[dict[str, tuple[Json, ...]]] = {
     "/v1/chat/completions": (
         {
@@ -118,4 +129,91 @@ REQUESTS: Final[dict[str, tuple[Json, ...]]] = {
         {"model": _MODEL, "messages": [{"role": "user", "content": "The cat"}]},
     ),
     "/v1/detokenize": ({"model": _MODEL, "tokens": [47, 5]},),
+    "/v1/responses": (
+        {
+            "model": _MODEL,
+            "input": "Why is the sky blue?",
+            "instructions": "You answer in one sentence.",
+            "max_output_tokens": 64,
+            "metadata": {"purpose": "example"},
+            "stream": True,
+            "provider": _PROVIDER,
+        },
+        {
+            "model": _MODEL,
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "And in Paris?"}]},
+                {
+                    "type": "function_call",
+                    "call_id": "call_1",
+                    "name": "get_weather",
+                    "arguments": '{"city": "Paris"}',
+                },
+                {"type": "function_call_output", "call_id": "call_1", "output": "sunny"},
+            ],
+            "tools": [{"type": "function", **_FUNCTION}],
+            "tool_choice": "auto",
+            "parallel_tool_calls": False,
+        },
+        {
+            "model": _MODEL,
+            "input": "Ada is 36.",
+            "text": {"format": {"type": "json_schema", "name": "person", "schema": _PERSON}},
+            "reasoning": {"effort": "low"},
+        },
+    ),
+    "/v1/messages": (
+        {
+            "model": _MODEL,
+            "max_tokens": 64,
+            "system": "You answer in one sentence.",
+            "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+            "stop_sequences": ["END"],
+            "stream": True,
+            "provider": _PROVIDER,
+        },
+        {
+            "model": _MODEL,
+            "max_tokens": 64,
+            "system": [{"type": "text", "text": "You answer in one sentence."}],
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "And in Paris?"}]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {
+                            "type": "tool_use",
+                            "id": "toolu_1",
+                            "name": "get_weather",
+                            "input": {"city": "Paris"},
+                        },
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "tool_result", "tool_use_id": "toolu_1", "content": "sunny"}
+                    ],
+                },
+            ],
+            "tools": [
+                {
+                    "name": "get_weather",
+                    "description": "Tells the weather of a city.",
+                    "input_schema": _WEATHER,
+                }
+            ],
+            "tool_choice": {"type": "auto", "disable_parallel_tool_use": True},
+            "thinking": {"type": "disabled"},
+            "output_config": {"effort": "low"},
+        },
+    ),
+    "/v1/messages/count_tokens": (
+        {
+            "model": _MODEL,
+            "system": "You answer in one sentence.",
+            "messages": [{"role": "user", "content": "Why is the sky blue?"}],
+            "provider": _PROVIDER,
+        },
+    ),
 }

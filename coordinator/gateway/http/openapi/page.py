@@ -88,7 +88,8 @@ def _fields(prefix: str, schema: Json) -> Iterator[tuple[str, bool, str]]:
     for variant in schema.get("anyOf", [schema]):
         for name, part in variant.get("properties", {}).items():
             path = f"{prefix}{name}"
-            yield path, name in variant.get("required", []), _value(part)
+            words = f": {part['description']}" if "description" in part else ""
+            yield path, name in variant.get("required", []), _value(part) + words
             yield from _fields(f"{path}.", part)
         if "items" in variant:
             yield from _fields(f"{prefix.removesuffix('.')}[].", variant["items"])

@@ -20,12 +20,14 @@ _OBJECT: Json = {"type": "object"}
 @dataclass(slots=True)
 class BodyPlace:
     """One place in a body: what may stand there, and below it. `objects` counts the objects that
-    were read there, and `required` in how many of them each field had to be given."""
+    were read there, and `required` in how many of them each field had to be given; `words` is a
+    sentence about the place."""
 
     schemas: list[Json] = field(default_factory=list)
     children: dict[str, "BodyPlace"] = field(default_factory=dict)
     objects: set[str] = field(default_factory=set)
     required: dict[str, set[str]] = field(default_factory=dict)
+    words: Json = field(default_factory=dict)
 
     def child(self, name: str) -> "BodyPlace":
         return self.children.setdefault(name, BodyPlace())
@@ -49,8 +51,8 @@ class BodyPlace:
                 for variant in _with(variants, _OBJECT)
             ]
         if len(variants) < 2:
-            return variants[0] if variants else {}
-        return {"anyOf": variants}
+            return (variants[0] if variants else {}) | self.words
+        return {"anyOf": variants} | self.words
 
     def _variants(self) -> list[Json]:
         """The schemas that say most, each once."""
@@ -82,6 +84,9 @@ class Readings:
         for word in above:
             node = node.child(_ITEMS if word.startswith("[") else word)
         name = _ITEMS if name.startswith("[") else name
+        if "description" in schema:
+            node.child(name).words = schema
+            return
         node.child(name).schemas.append(schema or self._kind_of_value(words))
         # The object that the field belongs to, among all that stand at this place.
         where = f"{len(self._examples)}:{path[: -len(name)]}"

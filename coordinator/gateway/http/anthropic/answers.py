@@ -1,0 +1,160 @@
+"""Writing a message: as one object or as events of a stream. Both come from the same blocks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.buyer.result import PurchaseResult
+from coordinator.gateway.chat.parser import parser_of
+from coordinator.gateway.chat.pieces import AnswerReader
+from coordinator.gateway.errors import Problem, error_of
+from coordinator.gateway.http.anthropic.blocks import MessageBlocks
+from coordinator.gateway.http.anthropic.dialect import ANTHROPIC
+from coordinator.gateway.http.anthropic.requests import MessageRequest, read_count, read_request
+from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
+from coordinator.gateway.http.event_text import event_json, named_event
+from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.market_side.running import StartedAnswer
+from coordinator.gateway.orders import GenerationOrder
+from protocol.codec import decode
+from protocol.errors import RemoteProtocolError
+from protocol.features import Feature
+from protocol.generation import TokensOutput
+from protocol.payload import Chunk
+
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+def read_message(fields: Fields) -> "MessageCall":
+    """The next message of a conversation, or calls of its tools. Raises ApiError (400, 413)."""
+    return MessageCall(read_request(fields))
+
+
+def read_token_count(fields: Fields) -> "CountCall":
+    """How many tokens a conversation is to the model, for nothing. Raises ApiError (400, 413)."""
+    return CountCall(read_count(fields))
+
+
+@dataclass(frozen=True, slots=True)
+class MessageCall:
+    """A `JobCall` for a message."""
+
+    request: MessageRequest
+
+    @property
+    def orders(self) -> tuple[GenerationOrder]:
+        return (self.request.order,)
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.request.is_streamed
+
+    def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
+        whole = only_answer(choices)
+        writer = self.writer(whole.opened, created_s)
+        try:
+            writer.add(0, whole.chunks)
+            writer.end(0, whole.outcome)
+        except RemoteProtocolError as error:
+            raise error_of(error.code, str(error), is_billed=True) from error
+        return event_json(writer.message).encode()
+
+    def writer(self, opened: StartedAnswer, created_s: int) -> "MessageWriter":
+        return MessageWriter(self.request, opened)
+
+
+class MessageWriter:
+    """A `StreamWriter`. `message` is what the stream comes to."""
+
+    def __init__(self, request: MessageRequest, opened: StartedAnswer) -> None:
+        self._stops = request.order.job_input.stop
+        self._blocks = MessageBlocks(shows_thinking=request.shows_thinking)
+        model = opened.model
+        self._reader = AnswerReader(
+            parser_of(
+                request.order.job_input,
+                model.chat_format if model is not None else "",
+                lambda call: f"toolu_{opened.info.job_id}{call:02x}",
+                reasons=model is not None and Feature.REASONING in model.features,
+            )
+        )
+        self.message: dict[str, Any] = {
+            "id": f"msg_{opened.info.job_id}",
+            "type": "message",
+            "role": "assistant",
+            "model": request.order.routing.model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": _usage(opened.info.input_units.input_tokens),
+        }
+
+    def first(self) -> bytes:
+        return named_event("message_start", {"type": "message_start", "message": self.message})
+
+    def add(self, choice: int, chunks: Sequence[Chunk]) -> bytes:
+        return self._blocks.take(self._reader.add(chunks))
+
+    def end(self, choice: int, outcome: PurchaseResult) -> bytes:
+        last, reason = self._reader.finish(outcome.finish)
+        events = self._blocks.take(last) + self._blocks.close()
+        delta = _ending(_STOP_REASONS[reason], self._stops, outcome)
+        units = outcome.units
+        usage = _usage(units.input_tokens, units.output_tokens)
+        usage["cost_nano"] = outcome.amount_nano
+        self.message |= {"content": self._blocks.blocks, **delta, "usage": usage}
+        message_delta = {"type": "message_delta", "delta": delta, "usage": usage}
+        return events + named_event("message_delta", message_delta)
+
+    def fail(self, choice: int, problem: Problem) -> bytes:
+        raise AssertionError("a message has one job")
+
+    def broken(self, problem: Problem) -> bytes:
+        return ANTHROPIC.error_event(problem)
+
+    def last(self) -> bytes:
+        return named_event("message_stop", {"type": "message_stop"})
+
+
+def _ending(reason: str, stops: Sequence[str], outcome: PurchaseResult) -> dict[str, str | None]:
+    """Why a message ended. The node's receipt says whether the model itself ended it."""
+    receipt = outcome.receipt
+    is_text = receipt is not None and receipt.message.end_token is None
+    if reason != "end_turn" or not stops or not is_text:
+        return {"stop_reason": reason, "stop_sequence": None}
+    # Of several texts it does not say which.
+    return {
+        "stop_reason": "stop_sequence",
+        "stop_sequence": stops[0] if len(stops) == 1 else None,
+    }
+
+
+def _usage(input_tokens: int, output_tokens: int = 0) -> dict[str, int]:
+    return {
+        "input_tokens": input_tokens,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "output_tokens": output_tokens,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class CountCall:
+    """A `JobCall` that asks a node's tokenizer, for nothing."""
+
+    order: GenerationOrder
+    is_streamed: bool = False
+
+    @property
+    def orders(self) -> tuple[GenerationOrder]:
+        return (self.order,)
+
+    def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
+        try:
+            output = decode(TokensOutput, only_answer(choices).data)
+        except RemoteProtocolError as error:
+            raise error_of(error.code, str(error)) from error
+        return event_json({"input_tokens": len(output.token_ids)}).encode()
+
+    def writer(self, opened: StartedAnswer, created_s: int) -> MessageWriter:
+        raise AssertionError("a count is not streamed")

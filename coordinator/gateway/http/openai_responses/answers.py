@@ -1,0 +1,140 @@
+"""Writing a response: as one object or as events of a stream. Both come from the same items."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coordinator.buyer.result import PurchaseResult
+from coordinator.gateway.chat.parser import parser_of
+from coordinator.gateway.chat.pieces import AnswerReader
+from coordinator.gateway.errors import Problem, ProblemKind, error_of
+from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
+from coordinator.gateway.http.event_text import event_json
+from coordinator.gateway.http.openai.dialect import error_object
+from coordinator.gateway.http.openai_responses.output import OutputItems
+from coordinator.gateway.http.openai_responses.requests import ResponseRequest, read_request
+from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.market_side.running import StartedAnswer
+from coordinator.gateway.orders import GenerationOrder
+from protocol.errors import RemoteProtocolError
+from protocol.features import Feature
+from protocol.payload import Chunk
+
+_IN_PROGRESS = "in_progress"
+# The codes that this API has for a response that failed.
+_CODES = {ProblemKind.RATE: "rate_limit_exceeded", ProblemKind.REQUEST: "invalid_prompt"}
+
+
+def read_response(fields: Fields) -> "ResponseCall":
+    """The next message of a conversation, or calls of its tools. Raises ApiError (400, 413)."""
+    return ResponseCall(read_request(fields))
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseCall:
+    """A `JobCall` for a response."""
+
+    request: ResponseRequest
+
+    @property
+    def orders(self) -> tuple[GenerationOrder]:
+        return (self.request.order,)
+
+    @property
+    def is_streamed(self) -> bool:
+        return self.request.is_streamed
+
+    def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
+        whole = only_answer(choices)
+        writer = self.writer(whole.opened, created_s)
+        try:
+            writer.add(0, whole.chunks)
+            writer.end(0, whole.outcome)
+        except RemoteProtocolError as error:
+            raise error_of(error.code, str(error), is_billed=True) from error
+        return event_json(writer.response).encode()
+
+    def writer(self, opened: StartedAnswer, created_s: int) -> "ResponseWriter":
+        return ResponseWriter(self.request, opened, created_s)
+
+
+class ResponseWriter:
+    """A `StreamWriter`. `response` is what the stream comes to."""
+
+    def __init__(self, request: ResponseRequest, opened: StartedAnswer, created_s: int) -> None:
+        job_id, model = opened.info.job_id, opened.model
+        self._items = OutputItems(job_id)
+        self._reader = AnswerReader(
+            parser_of(
+                request.order.job_input,
+                model.chat_format if model is not None else "",
+                lambda call: f"call_{job_id}{call:02x}",
+                reasons=model is not None and Feature.REASONING in model.features,
+            )
+        )
+        self.response: dict[str, Any] = {
+            "id": f"resp_{job_id}",
+            "object": "response",
+            "created_at": created_s,
+            "status": _IN_PROGRESS,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "model": request.order.routing.model,
+            "output": [],
+            "previous_response_id": None,
+            "service_tier": "default",
+            "store": False,
+            "usage": None,
+            **request.echo,
+        }
+
+    def first(self) -> bytes:
+        created = self._items.event("response.created", response=self.response)
+        return created + self._items.event("response.in_progress", response=self.response)
+
+    def add(self, choice: int, chunks: Sequence[Chunk]) -> bytes:
+        return self._items.take(self._reader.add(chunks))
+
+    def end(self, choice: int, outcome: PurchaseResult) -> bytes:
+        last, reason = self._reader.finish(outcome.finish)
+        status = "incomplete" if reason == "length" else "completed"
+        events = self._items.take(last) + self._items.close(status)
+        self.response |= {
+            "status": status,
+            "incomplete_details": {"reason": "max_output_tokens"} if reason == "length" else None,
+            "output": self._items.items,
+            "usage": _usage(outcome),
+        }
+        return events + self._items.event(f"response.{status}", response=self.response)
+
+    def fail(self, choice: int, problem: Problem) -> bytes:
+        raise AssertionError("a response has one job")
+
+    def broken(self, problem: Problem) -> bytes:
+        closing = self._items.close("incomplete")
+        error = error_object(problem)
+        code = _CODES.get(problem.kind, "server_error")
+        self.response |= {
+            "status": "failed",
+            "error": {"code": code, "message": error["message"]},
+            "output": self._items.items,
+        }
+        return closing + self._items.event("response.failed", response=self.response)
+
+    def last(self) -> bytes:
+        return b""
+
+
+def _usage(outcome: PurchaseResult) -> dict[str, Any]:
+    """As metered and signed by nodes, and what it cost. Which tokens are reasoning is not metered
+    apart from the others."""
+    units = outcome.units
+    return {
+        "input_tokens": units.input_tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": units.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": units.input_tokens + units.output_tokens,
+        "cost_nano": outcome.amount_nano,
+    }
