@@ -27,6 +27,7 @@ from capanode.engines.base import (
     Failed,
 )
 from capanode.engines.cache_budget import cache_budget
+from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.generation import FinishReason, Generation
 from capanode.engines.generation_reader import GenerationReader, end_tokens_of
 from capanode.engines.kv_cache import KvCache
@@ -215,7 +216,7 @@ class CausalLM:
                 wanted.append(len(chunks) - 1)
             if not left:
                 break
-        logits, hidden = self._model.prefill(
+        logits, exact, hidden = self._model.prefill(
             chunks,
             self._cache,
             padding_row=self._padding_row,
@@ -229,7 +230,7 @@ class CausalLM:
         for (index, job), kept in zip(scored.items(), hidden, strict=True):
             start = chunks[index][0].start
             events += score_prompt(job, start, kept, self._model, self._reader.token_bytes)
-        return events + self._continue(finished, logits)
+        return events + self._continue(finished, logits, exact)
 
     def _decode(self) -> list[EngineEvent]:
         """Run one token of every answer."""
@@ -239,18 +240,20 @@ class CausalLM:
         if self._attention is None or not self._attention.fits(lengths):
             heads = self._model.config.heads
             self._attention = DecodeAttention(self._cache, lengths, heads=heads)
-        logits = self._model.decode(
+        logits, exact = self._model.decode(
             [job.tokens[-1] for job in jobs], [length - 1 for length in lengths], self._attention
         )
         for job, length in zip(jobs, lengths, strict=True):
             job.cached = length
-        return self._continue(list(jobs), logits)
+        return self._continue(list(jobs), logits, exact)
 
-    def _continue(self, jobs: Sequence[Generation], logits: Tensor) -> list[EngineEvent]:
+    def _continue(
+        self, jobs: Sequence[Generation], logits: Tensor, exact: ExactLogits | None
+    ) -> list[EngineEvent]:
         """Choose each job's next token and say what came of it."""
         if not jobs:
             return []
-        tokens = choose_next(jobs, logits)
+        tokens = choose_next(jobs, logits, exact)
         scores = score_next(jobs, logits, tokens, self._reader.token_bytes)
         events: list[EngineEvent] = []
         ended: list[Generation] = []

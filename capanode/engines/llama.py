@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from capanode.engines.attention import Attention, DecodeAttention, PrefillAttention, PrefillChunk
+from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import (
     Linear,
@@ -75,6 +76,9 @@ class LlamaModel:
         self._layers = [build.layer(index) for index in range(config.layers)]
         self._norm = build.norm("model.norm.weight")
         self._head = build.head(self._embedding)
+        # Other heads are kept in a form that single rows cannot be read from.
+        is_rounded = dtype != torch.float32
+        self._head_rows = self._embedding if config.ties_embeddings and is_rounded else None
         self._cosines, self._sines = _rope_tables(config, context_tokens, dtype, device)
         # Which of a token's heads are rotated (queries and keys: 0) and which are not (values: 1).
         kinds = [0] * config.heads + [0, 1] * config.kv_heads
@@ -82,14 +86,15 @@ class LlamaModel:
 
     def decode(
         self, tokens: Sequence[int], positions: Sequence[int], attention: DecodeAttention
-    ) -> Tensor:
-        """The next logits [n, vocab] for rows 0..n, whose last token stands at `positions`."""
+    ) -> tuple[Tensor, ExactLogits | None]:
+        """The next logits [n, vocab] for rows 0..n, whose last token stands at `positions`, and
+        where they are rounded what that took."""
         count = len(tokens)
         padding = [0] * (padded_rows(count) - count)
         place = torch.tensor([*positions, *padding], device=self.device)
         attention.set_positions(place[:count])
         hidden = self._run(torch.tensor([*tokens, *padding], device=self.device), place, attention)
-        return self._head(self._norm(hidden))[:count]
+        return self._next(hidden, count)
 
     def prefill(
         self,
@@ -99,8 +104,8 @@ class LlamaModel:
         padding_row: int,
         wanted: Sequence[int],
         scored: Sequence[int] = (),
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Take chunks of prompts into the cache; returns the logits [wanted, vocab] after the last
+    ) -> tuple[Tensor, ExactLogits | None, list[Tensor]]:
+        """Take chunks of prompts into the cache; returns as `decode` the logits after the last
         token of those chunks that are `wanted`, and what `logits` takes for all tokens of those
         that are `scored`. `padding_row` is a row of the cache to spoil."""
         tokens: list[int] = []
@@ -126,11 +131,18 @@ class LlamaModel:
             hidden[ends[index] + 1 - chunks[index][0].count : ends[index] + 1] for index in scored
         ]
         if not wanted:
-            return hidden.new_empty((0, self.config.vocab_size)), kept
+            return hidden.new_empty((0, self.config.vocab_size)), None, kept
         rows = [ends[index] for index in wanted]
         rows += rows[:1] * (padded_rows(len(wanted)) - len(wanted))
         last = hidden[torch.tensor(rows, device=self.device)]
-        return self._head(self._norm(last))[: len(wanted)], kept
+        return *self._next(last, len(wanted)), kept
+
+    def _next(self, hidden: Tensor, count: int) -> tuple[Tensor, ExactLogits | None]:
+        states = self._norm(hidden)
+        logits = self._head(states)[:count]
+        if self._head_rows is None:
+            return logits, None
+        return logits, ExactLogits(logits, states[:count], self._head_rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of a few tokens that `prefill` has kept, [n, vocab]."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.noise import RowNoise, gumbel, rough_gumbel
 
 # Reductions over a whole vocabulary go by blocks: torch's bfloat16 argmax is not vectorised, but
@@ -31,7 +32,7 @@ _ROUGHNESS = 1e-3
 # much.
 _CANDIDATES = 64
 # Where a nucleus reaches further, so many tokens are tried before the vocabulary is sorted.
-_TRIED = 32
+_TRIED = 4
 
 # Below it scaled logits leave what float32 holds; nothing but the likeliest token is drawn anyway.
 _TEMPERATURE_MIN = 1e-5
@@ -59,35 +60,68 @@ class SamplingParameters:
         return max(_CANDIDATES, 1 << (self.top_k - 1).bit_length()) if self.top_k else _CANDIDATES
 
 
-_Rows = Sequence[SamplingParameters]
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows that are drawn from together."""
+
+    logits: Tensor
+    wanted: Sequence[SamplingParameters]
+    indices: Sequence[int]
+    exact: ExactLogits | None
+
+    def take(self, rows: Sequence[int]) -> "_Batch":
+        if len(rows) == len(self.wanted):
+            return self
+        return _Batch(
+            self.logits[rows],
+            [self.wanted[row] for row in rows],
+            [self.indices[row] for row in rows],
+            self.exact.take(rows) if self.exact is not None else None,
+        )
+
+    @property
+    def noise(self) -> RowNoise:
+        return RowNoise([row.seed for row in self.wanted], self.indices, self.logits.device)
+
+    @property
+    def temperatures(self) -> Tensor:
+        return self.column([row.temperature for row in self.wanted])
+
+    def column(self, values: Sequence[float]) -> Tensor:
+        """[n, 1] in float32."""
+        plain = torch.tensor(values, dtype=torch.float32, device=self.logits.device)
+        return plain[:, None]
 
 
-def choose_tokens(logits: Tensor, parameters: _Rows, indices: Sequence[int]) -> list[int]:
-    """One token for each row of `logits` [n, vocab]; `indices` count each job's output tokens."""
+def choose_tokens(
+    logits: Tensor,
+    parameters: Sequence[SamplingParameters],
+    indices: Sequence[int],
+    exact: ExactLogits | None = None,
+) -> list[int]:
+    """One token for each row of `logits` [n, vocab]; `indices` count each job's output tokens.
+    `exact` knows what rounding took from the logits, where it took anything."""
     groups: dict[tuple[_Choose, int], list[int]] = defaultdict(list)
     for row, wanted in enumerate(parameters):
         groups[_way_of(wanted)].append(row)
+    batch = _Batch(logits, parameters, indices, exact)
     tokens: dict[int, int] = {}
     for (choose, width), rows in groups.items():
-        chosen = logits if len(rows) == len(parameters) else logits[rows]
-        wanted_rows = [parameters[row] for row in rows]
-        found = choose(chosen, wanted_rows, [indices[row] for row in rows], width)
-        tokens |= zip(rows, found, strict=True)
+        tokens |= zip(rows, choose(batch.take(rows), width), strict=True)
     return [tokens[row] for row in range(len(parameters))]
 
 
 def _way_of(wanted: SamplingParameters) -> "tuple[_Choose, int]":
     if wanted.is_greedy:
         return _choose_likeliest, 0
-    return (
-        (_choose_filtered, wanted.width)
-        if wanted.is_filtered
-        else (_choose_unfiltered, _FIRST_COLUMNS)
-    )
+    if wanted.is_filtered:
+        return _choose_filtered, wanted.width
+    return _choose_unfiltered, _FIRST_COLUMNS
 
 
-def _choose_likeliest(logits: Tensor, _rows: _Rows, _indices: Sequence[int], _: int) -> list[int]:
+def _choose_likeliest(batch: _Batch, _: int) -> list[int]:
     """argmax over the last dimension, the first of equals."""
+    logits = batch.logits
     count, vocab = logits.shape
     if vocab % _BLOCK:
         return _ints(logits.float().argmax(-1))
@@ -97,13 +131,11 @@ def _choose_likeliest(logits: Tensor, _rows: _Rows, _indices: Sequence[int], _: 
     return _ints(block * _BLOCK + inside)
 
 
-def _choose_unfiltered(
-    logits: Tensor, wanted: _Rows, indices: Sequence[int], columns: int
-) -> list[int]:
+def _choose_unfiltered(batch: _Batch, columns: int) -> list[int]:
     """The vocabulary is read as a table of `_BLOCK` rows, whose columns have at most the sum of
     their greatest logit and their greatest noise: only the tokens of the best ones are looked at,
     and if another column could still hold the best token, of more of them."""
-    noise, temperatures = _noise_of(wanted, indices, logits), _column(wanted, logits, "temperature")
+    noise, temperatures, logits = batch.noise, batch.temperatures, batch.logits
     count, vocab = logits.shape
     if vocab % _BLOCK:
         logits = functional.pad(logits, (0, -vocab % _BLOCK), value=-torch.inf)
@@ -116,34 +148,38 @@ def _choose_unfiltered(
     places = torch.arange(0, logits.shape[1], every, device=logits.device)[:, None]
     ids = (best.indices[:, None, :columns] + places).view(count, -1)
     scaled = logits.gather(1, ids).float().div_(temperatures)
-    tokens, sums = _greatest_sums(ids, scaled, noise.hashes(ids, logits.shape[1]))
+    tokens, sums = _greatest_sums(batch, ids, scaled, noise.hashes(ids, logits.shape[1]))
     if columns < every:
         for row, bound in enumerate(_floats(best.values[:, columns])):
-            if bound < sums[row] - _ROUGHNESS:
-                continue
-            one = slice(row, row + 1)
-            more = _MORE_COLUMNS * columns
-            (tokens[row],) = _choose_unfiltered(logits[one], wanted[one], indices[one], more)
+            if bound >= sums[row] - _ROUGHNESS:
+                one = batch.take([row])
+                (tokens[row],) = _choose_unfiltered(one, _MORE_COLUMNS * columns)
     return tokens
 
 
-def _greatest_sums(ids: Tensor, scaled: Tensor, hashes: Tensor) -> tuple[list[int], list[float]]:
-    """Each row's token with the greatest sum of `scaled` and noise, the least of equals, and that
-    sum. All are [n, k]; tokens that may not be chosen have −inf."""
-    best = rough_gumbel(hashes).add_(scaled).topk(min(_CONTENDERS, ids.shape[1])).indices
-    gathered = (ids.gather(1, best), scaled.gather(1, best), hashes.gather(1, best))
+def _greatest_sums(
+    batch: _Batch, ids: Tensor, scaled: Tensor, hashes: Tensor
+) -> tuple[list[int], list[float]]:
+    """Each row's token with the greatest sum of `scaled` and noise, the least of equals, and the
+    greatest sum by rounded logits. All are [n, k]; tokens that may not be chosen have −inf."""
+    sums = rough_gumbel(hashes).add_(scaled).topk(min(_CONTENDERS, ids.shape[1]))
+    best = sums.indices
+    ids, scaled, hashes = ids.gather(1, best), scaled.gather(1, best), hashes.gather(1, best)
+    if batch.exact is not None:
+        inside = ids.clamp(max=batch.logits.shape[1] - 1)
+        scaled = scaled.add_(batch.exact.corrections(inside).div_(batch.temperatures))
     chosen = [
         max(zip(map(add, logits, map(gumbel, noises)), map(neg, tokens), strict=True))
-        for tokens, logits, noises in zip(*(part.tolist() for part in gathered), strict=True)
+        for tokens, logits, noises in zip(
+            ids.tolist(), scaled.tolist(), hashes.tolist(), strict=True
+        )
     ]
-    return [-token for _, token in chosen], [total for total, _ in chosen]
+    return [-token for _, token in chosen], _floats(sums.values[:, 0])
 
 
-def _choose_filtered(
-    logits: Tensor, wanted: _Rows, indices: Sequence[int], width: int
-) -> list[int]:
+def _choose_filtered(batch: _Batch, width: int) -> list[int]:
     """Among each row's `width` likeliest tokens; `_choose_wide` where its filters leave more."""
-    noise, temperatures = _noise_of(wanted, indices, logits), _column(wanted, logits, "temperature")
+    temperatures, logits, wanted = batch.temperatures, batch.logits, batch.wanted
     vocab, device = logits.shape[1], logits.device
     width = min(width, vocab)
     values, ids = logits.topk(width)
@@ -155,55 +191,50 @@ def _choose_filtered(
     least = scaled.gather(1, last).masked_fill_(limits >= vocab, -torch.inf)
     weights.masked_fill_(scaled < least, 0)
     ends = weights.cumsum(-1)
-    shares = _column(wanted, logits, "top_p")
+    total = ends[:, -1:]
     if any(row.top_p < 1 and not row.top_k for row in wanted):
-        everything = (
-            logits.to(torch.float32, copy=True)
-            .div_(temperatures)
-            .sub_(top)
-            .exp_()
-            .sum(-1, keepdim=True)
-        )
-        total = torch.where(limits < vocab, ends[:, -1:], everything)
-    else:
-        total = ends[:, -1:]
+        # A copy also of float32: the logits are the caller's.
+        everything = logits.to(torch.float32, copy=True).div_(temperatures).sub_(top).exp_()
+        total = torch.where(limits < vocab, total, everything.sum(-1, keepdim=True))
     # The last token with too little before it, and its equals, are the least likely that stay.
+    shares = batch.column([row.top_p for row in wanted])
     edge = ((ends - weights) < shares * total).sum(-1, keepdim=True).sub_(1).clamp_(min=0)
-    has_share = shares < 1
-    least = torch.where(has_share, torch.maximum(least, scaled.gather(1, edge)), least)
-    minimum = top + _column(wanted, logits, "min_p").log_()
+    least = torch.where(shares < 1, torch.maximum(least, scaled.gather(1, edge)), least)
+    minimum = top + batch.column([row.min_p for row in wanted]).log_()
     least = torch.maximum(least, minimum)
     left = scaled.masked_fill(scaled < least, -torch.inf)
-    found, _ = _greatest_sums(ids, left, noise.hashes(ids, vocab))
+    found, _ = _greatest_sums(batch, ids, left, batch.noise.hashes(ids, vocab))
     if width < vocab:
         for row, (is_wide,) in enumerate((scaled[:, -1:] >= least).tolist()):
             if is_wide:
-                found[row] = _choose_wide(logits[row : row + 1], wanted[row], indices[row])
+                found[row] = _choose_wide(batch.take([row]))
     return found
 
 
-def _choose_wide(logits: Tensor, wanted: SamplingParameters, index: int) -> int:
-    """One row ([1, vocab]) whose filters leave more than its candidates.
+def _choose_wide(batch: _Batch) -> int:
+    """One row whose filters leave more than its candidates.
 
     The tokens with the greatest sums are tried in order: the first that passes is the greatest of
     those that pass, and most do. Only if none of them does is the vocabulary sorted.
     """
-    noise, vocab = RowNoise([wanted.seed], [index], logits.device), logits.shape[1]
-    scaled = logits.float() / wanted.temperature
+    (wanted,) = batch.wanted
+    vocab, device = batch.logits.shape[1], batch.logits.device
+    scaled = batch.logits.float() / batch.temperatures
     weights = (scaled - scaled.amax()).exp_()
-    hashes = noise.all_hashes(vocab)
+    hashes = batch.noise.all_hashes(vocab)
     if not wanted.top_k:
-        total, tried = weights.sum(), rough_gumbel(hashes).add_(scaled).topk(_TRIED).indices[0]
+        total, tried = weights.sum(), rough_gumbel(hashes).add_(scaled).topk(_TRIED).indices
         minimum = scaled.amax() + scaled.new_tensor(wanted.min_p).log()
-        sums = zip(scaled[0, tried].tolist(), hashes[0, tried].tolist(), _ints(tried), strict=True)
-        for _, token in sorted((-z - gumbel(noise), token) for z, noise, token in sums):
-            own = scaled[0, token]
-            likelier = weights.masked_fill(scaled <= own, 0).sum()
-            if bool((likelier < wanted.top_p * total) & (own >= minimum)):
-                return token
-    left = scaled.masked_fill(scaled < _least_likely(scaled[0], weights[0], wanted), -torch.inf)
-    ids = torch.arange(vocab, device=logits.device)[None]
-    return _greatest_sums(ids, left, hashes)[0][0]
+        own = scaled.gather(1, tried)
+        likelier = torch.stack([weights.masked_fill(scaled <= one, 0).sum() for one in own[0]])
+        passes = (likelier < wanted.top_p * total) & (own >= minimum)
+        if bool(passes.any()):
+            left = own.masked_fill(~passes, -torch.inf)
+            return _greatest_sums(batch, tried, left, hashes.gather(1, tried))[0][0]
+    least = _least_likely(scaled[0], weights[0], wanted)
+    left = scaled.masked_fill(scaled < least, -torch.inf)
+    ids = torch.arange(vocab, device=device)[None]
+    return _greatest_sums(batch, ids, left, hashes)[0][0]
 
 
 def _least_likely(scaled: Tensor, weights: Tensor, wanted: SamplingParameters) -> Tensor:
@@ -222,15 +253,6 @@ def _least_likely(scaled: Tensor, weights: Tensor, wanted: SamplingParameters) -
     return least
 
 
-def _noise_of(wanted: _Rows, indices: Sequence[int], logits: Tensor) -> RowNoise:
-    return RowNoise([row.seed for row in wanted], indices, logits.device)
-
-
-def _column(wanted: _Rows, logits: Tensor, name: str) -> Tensor:
-    values = [[getattr(row, name)] for row in wanted]
-    return torch.tensor(values, dtype=torch.float32, device=logits.device)
-
-
 def _floats(tensor: Tensor) -> list[float]:
     values: list[float] = tensor.tolist()
     return values
@@ -241,4 +263,4 @@ def _ints(tensor: Tensor) -> list[int]:
     return values
 
 
-_Choose = Callable[[Tensor, _Rows, Sequence[int], int], list[int]]
+_Choose = Callable[[_Batch, int], list[int]]

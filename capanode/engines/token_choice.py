@@ -6,6 +6,7 @@ from torch import Tensor
 
 from capanode.engines.base import Produced
 from capanode.engines.detokenize import TokenBytes
+from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.generation import Generation
 from capanode.engines.llama import LlamaModel
 from capanode.engines.sampling import choose_tokens
@@ -16,21 +17,22 @@ from protocol.generation import TokenScore
 _SCORED_AT_ONCE = 32
 
 
-def choose_next(jobs: Sequence[Generation], logits: Tensor) -> list[int]:
-    """One token for each job from its row of `logits` [n, vocab], which stay as they are."""
+def choose_next(jobs: Sequence[Generation], logits: Tensor, exact: ExactLogits | None) -> list[int]:
+    """One token for each job from its row of `logits` [n, vocab], which stay as they are; `exact`
+    says what rounding took from them."""
     ruled = [row for row, job in enumerate(jobs) if job.rules is not None]
     if not ruled:
-        return _draw(jobs, logits)
+        return _draw(jobs, logits, exact)
     tokens: dict[int, int] = {}
     free = [row for row, job in enumerate(jobs) if job.rules is None]
     if free:
-        tokens |= zip(free, _draw([jobs[row] for row in free], logits[free]), strict=True)
+        tokens |= zip(free, _draw_of(free, jobs, logits[free], exact), strict=True)
     changed = logits[ruled].float()
     for place, row in enumerate(ruled):
         rules = jobs[row].rules
         assert rules is not None
         rules.apply(changed[place])
-    tokens |= zip(ruled, _draw([jobs[row] for row in ruled], changed), strict=True)
+    tokens |= zip(ruled, _draw_of(ruled, jobs, changed, exact), strict=True)
     return [tokens[row] for row in range(len(jobs))]
 
 
@@ -66,5 +68,13 @@ def score_prompt(
         yield Produced(job.job_id, (), "", block)
 
 
-def _draw(jobs: Sequence[Generation], logits: Tensor) -> list[int]:
-    return choose_tokens(logits, [job.sampling for job in jobs], [job.draw_index for job in jobs])
+def _draw_of(
+    rows: Sequence[int], jobs: Sequence[Generation], logits: Tensor, exact: ExactLogits | None
+) -> list[int]:
+    taken = exact.take(rows) if exact is not None else None
+    return _draw([jobs[row] for row in rows], logits, taken)
+
+
+def _draw(jobs: Sequence[Generation], logits: Tensor, exact: ExactLogits | None) -> list[int]:
+    wanted = [job.sampling for job in jobs]
+    return choose_tokens(logits, wanted, [job.draw_index for job in jobs], exact)

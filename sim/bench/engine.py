@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capanode.engines.base import Produced
 from capanode.engines.causal_lm import CausalLM
@@ -26,6 +26,7 @@ from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
 from protocol.generation import GenerationInput
+from sim.bench import agreement
 
 DEFAULT_STORE = Path(".capacloud/models")
 MODEL = "smollm2-135m-instruct"
@@ -66,7 +67,8 @@ _Side = Callable[[Sequence[_Request]], _Speed]
 
 
 def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
-    """Figures in tokens per second; `ratio_N` is ours to theirs at N streams."""
+    """Figures in tokens per second; `ratio_N` is ours to theirs at N streams. `gumbel_agreement` is
+    the share of our tokens that a float32 model and the same seed choose too."""
     model_dir = ensure(ModelStore(store), load_catalog(), MODEL).path
     engine = CausalLM.load(model_dir, slots=SLOTS, threads=THREADS)
     reference = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
@@ -80,6 +82,8 @@ def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
     figures: dict[str, float] = {}
     for streams in ROUNDS:
         figures |= _compare(sides, streams, rng)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    figures["gumbel_agreement"] = agreement.measure(engine, reference.float(), tokenizer)
     return figures
 
 

@@ -24,7 +24,7 @@ PROMISED = {
         *("added_ms_p50", "long_prompt_added_ms_p50", "jobs_per_core_s", "chunk_cpu_us"),
         *("streams_ok", "stream_memory_kb"),
     },
-    "engine": {"ratio_1", "ratio_8", "ratio_32"},
+    "engine": {"ratio_1", "ratio_8", "ratio_32", "gumbel_agreement"},
     "match": {"p50_us", "p99_us"},
     "windows": {"us_per_token_64_w16", "us_per_token_gross_64_w16"},
     "ledger": {"pairs_per_s", "fdatasync_per_s", "pairs_per_fdatasync"},

@@ -71,7 +71,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any
             padding_row=4,
             wanted=[],
         )
-        logits, _ = model.prefill(
+        logits, _, _ = model.prefill(
             [(PrefillChunk(row, cut, len(second)), second)], cache, padding_row=4, wanted=[0]
         )
         torch.testing.assert_close(logits[0], expected[row][-3], atol=2e-4, rtol=1e-4)
@@ -82,7 +82,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any
         attention = DecodeAttention(
             cache, [p + 1 for p in positions], heads=LLAMA["num_attention_heads"]
         )
-        logits = model.decode([prompt[-back] for prompt in PROMPTS], positions, attention)
+        logits, _ = model.decode([prompt[-back] for prompt in PROMPTS], positions, attention)
         for row, want in enumerate(expected):
             torch.testing.assert_close(logits[row], want[-back], atol=2e-4, rtol=1e-4)
 
@@ -91,9 +91,9 @@ def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any
 def test_prompts_prefilled_together_give_the_numbers_of_each_alone(tmp_path: Path) -> None:
     model, cache = load_model(write_llama(tmp_path, dtype="bfloat16"))
     chunks = [(PrefillChunk(row, 0, len(prompt)), prompt) for row, prompt in enumerate(PROMPTS)]
-    together, _ = model.prefill(chunks, cache, padding_row=4, wanted=[0, 1, 2])
+    together, _, _ = model.prefill(chunks, cache, padding_row=4, wanted=[0, 1, 2])
     for row, piece in enumerate(chunks):
-        alone, _ = model.prefill([piece], cache, padding_row=4, wanted=[0])
+        alone, _, _ = model.prefill([piece], cache, padding_row=4, wanted=[0])
         assert torch.equal(alone[0], together[row])
 
 
