@@ -10,6 +10,7 @@ from typing import Protocol
 
 from coordinator.settings import (
     DRAIN_S_MAX,
+    GRPC_ADDRESS,
     HTTP_ADDRESS,
     ORIGINS,
     HttpAddress,
@@ -84,6 +85,12 @@ class BuyerConfig:
         False,
         replace(SWITCH, has_flag=False),  # `coordinator gateway --no-keys` takes no value.
         "Whether the gateway serves every program of this machine without an API key.",
+    )
+    grpc: HttpAddress | None = setting(
+        None,
+        GRPC_ADDRESS,
+        "Where it speaks the Open Inference Protocol over gRPC, in plain text as `http` does.",
+        example='"127.0.0.1:8081"',
     )
     cors_origins: tuple[str, ...] = setting(
         (),

@@ -56,6 +56,15 @@ def read_http_address(raw: Any) -> HttpAddress:
     return HttpAddress(host.strip("[]"), int(port))
 
 
+def read_grpc_address(raw: Any) -> HttpAddress | None:
+    if str(raw) in ("", "none"):
+        return None
+    address = read_http_address(raw)
+    if address.descriptor is not None:
+        raise ValueError("a host and a port such as 127.0.0.1:8081")
+    return address
+
+
 def read_catalogue(raw: Any) -> dict[str, frozenset[Digest]]:
     """TOML: a table from model name to a digest, or to a list of them."""
     expected = "a table from model names to manifest digests"
@@ -81,6 +90,9 @@ def read_origins(raw: Any) -> tuple[str, ...]:
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s]{1,255}")
 
 ORIGINS = ValueKind(read_origins, "origins of web pages", is_list=True)
+GRPC_ADDRESS = ValueKind(
+    read_grpc_address, "HOST:PORT, or none", tell=lambda address: str(address or "none").lower()
+)
 HTTP_ADDRESS = ValueKind(read_http_address, "HOST:PORT or fd:NUMBER")
 CATALOGUE = ValueKind(read_catalogue, "names with manifest digests", has_flag=False)
 
@@ -114,6 +126,12 @@ class CoordinatorConfig:
         HTTP_ADDRESS,
         "Where the OpenAI-compatible gateway listens: an address, or fd:3 for a socket that the "
         "service manager holds. Put TLS in front of it before you open it.",
+    )
+    grpc: HttpAddress | None = setting(
+        None,
+        GRPC_ADDRESS,
+        "Where it speaks the Open Inference Protocol over gRPC, in plain text as `http` does.",
+        example='"127.0.0.1:8081"',
     )
     cors_origins: tuple[str, ...] = setting(
         (),

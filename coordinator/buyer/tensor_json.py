@@ -2,15 +2,28 @@
 elements as a list, flat or nested, in the order of rows."""
 
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from protocol.limits import TENSOR_RANK_MAX
-from protocol.tensors import ARRAY_TYPES, Datatype, NamedTensor, join_strings
+from protocol.tensors import Datatype, NamedTensor, join_strings
 
+# As `struct` names the elements. BF16 is the upper half of a float32.
+_CODES = {
+    Datatype.UINT8: "B",
+    Datatype.UINT16: "H",
+    Datatype.UINT32: "I",
+    Datatype.UINT64: "Q",
+    Datatype.INT8: "b",
+    Datatype.INT16: "h",
+    Datatype.INT32: "i",
+    Datatype.INT64: "q",
+    Datatype.FP16: "e",
+    Datatype.BF16: "f",
+    Datatype.FP32: "f",
+    Datatype.FP64: "d",
+}
 _FLOATS = frozenset({Datatype.FP16, Datatype.BF16, Datatype.FP32, Datatype.FP64})
 
 
@@ -29,16 +42,17 @@ def numbers_of(tensor: NamedTensor) -> list[Any]:
         return [string.decode() for string in tensor.strings()]
     if tensor.datatype is Datatype.BOOL:
         return [byte != 0 for byte in tensor.data]
-    numbers: list[Any] = _array(tensor).tolist()
+    numbers = _unpack(tensor)
     if tensor.datatype in _FLOATS:
         return [number if math.isfinite(number) else None for number in numbers]
-    return numbers
+    return list(numbers)
 
 
-def _array(tensor: NamedTensor) -> npt.NDArray[Any]:
+def _unpack(tensor: NamedTensor) -> tuple[Any, ...]:
+    data = tensor.data
     if tensor.datatype is Datatype.BF16:
-        return (np.frombuffer(tensor.data, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(tensor.data, ARRAY_TYPES[tensor.datatype])
+        data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
+    return struct.unpack(f"<{tensor.elements}{_CODES[tensor.datatype]}", data)
 
 
 def _flatten(items: list[Any], depth: int = 1) -> Iterator[Any]:
@@ -58,32 +72,26 @@ def _pack(datatype: Datatype, flat: list[Any]) -> bytes:
     if datatype is Datatype.BOOL:
         _check_kind(flat, (bool,), "true or false")
         return bytes(flat)
-    if datatype not in _FLOATS:
+    if datatype in _FLOATS:
+        _check_kind(flat, (int, float), "numbers")
+    else:
         _check_kind(flat, (int,), "integers")
-        try:
-            return np.array(flat, ARRAY_TYPES[datatype]).tobytes()
-        except OverflowError:
-            raise ValueError(f"one of its elements is no {datatype}") from None
-    _check_kind(flat, (int, float), "numbers")
-    with np.errstate(over="ignore"):
-        try:
-            numbers = np.array(flat, np.float64)
-        except OverflowError:
-            raise ValueError(f"one of its elements is no {datatype}") from None
-        halves = datatype is Datatype.BF16
-        narrow = numbers.astype("<f4" if halves else ARRAY_TYPES[datatype])
-    if not np.isfinite(narrow).all():
-        raise ValueError(f"one of its elements is no {datatype}")
-    return _to_bf16(narrow) if halves else narrow.tobytes()
+    try:
+        packed = struct.pack(f"<{len(flat)}{_CODES[datatype]}", *flat)
+    except (struct.error, OverflowError):
+        raise ValueError(f"one of its elements is no {datatype}") from None
+    return _to_bf16(packed) if datatype is Datatype.BF16 else packed
 
 
-def _to_bf16(numbers: npt.NDArray[np.float32]) -> bytes:
-    """Rounded to nearest, ties to even."""
-    bits = numbers.view("<u4").astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    if ((rounded & 0x7F80) == 0x7F80).any():
-        raise ValueError("one of its elements is no BF16")
-    return rounded.astype("<u2").tobytes()
+def _to_bf16(data: bytes) -> bytes:
+    """From float32, rounded to nearest, ties to even."""
+    rounded = []
+    for (bits,) in struct.iter_unpack("<I", data):
+        half = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        if half & 0x7F80 == 0x7F80:
+            raise ValueError("one of its elements is no BF16")
+        rounded.append(half)
+    return struct.pack(f"<{len(rounded)}H", *rounded)
 
 
 def _check_kind(flat: list[Any], kinds: tuple[type, ...], words: str) -> None:

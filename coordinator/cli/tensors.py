@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from coordinator.buyer.tensor_json import numbers_of, tensor_of_plain
 from protocol.codec import decode
 from protocol.payload import Chunk
 from protocol.programs.output import print_table
@@ -15,8 +16,6 @@ _ELEMENTS_SHOWN = 8
 def read_tensors(content: bytes) -> TensorInput:
     """`{"inputs": [{"name", "datatype", "shape", "data"}], "outputs"?: [{"name"}]}`. Raises
     ValueError."""
-    from coordinator.buyer.tensor_json import tensor_of_plain
-
     plain = json.loads(content)
     try:
         inputs = tuple(
@@ -31,8 +30,6 @@ def read_tensors(content: bytes) -> TensorInput:
 
 def tensors_result(chunks: list[Chunk]) -> dict[str, Any]:
     """Raises RemoteProtocolError, ValueError."""
-    from coordinator.buyer.tensor_json import numbers_of
-
     output = decode(TensorOutput, b"".join(chunk.data for chunk in chunks))
     return {
         "outputs": [

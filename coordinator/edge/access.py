@@ -16,11 +16,12 @@ LOCAL_PROGRAMS = "local"
 
 def check_access(config: BuyerConfig, keys: GatewayKeys) -> None:
     """Raises KeysError if strangers could spend the account's money, or no program could."""
-    host = config.http.host
-    is_local = host == "localhost" or (ALLOW_LOOPBACK.allows(host) and not PUBLIC_ONLY.allows(host))
-    if config.no_keys and not is_local:
+    addresses = [config.http] if config.grpc is None else [config.http, config.grpc]
+    open_to_all = [address for address in addresses if not _is_local(address.host)]
+    is_local = not open_to_all
+    if config.no_keys and open_to_all:
         raise KeysError(
-            f"without API keys everyone who reaches {config.http} could spend this account's "
+            f"without API keys everyone who reaches {open_to_all[0]} could spend this account's "
             "money: listen on 127.0.0.1, or make keys with `coordinator gateway keys create NAME` "
             "and leave --no-keys away"
         )
@@ -29,6 +30,10 @@ def check_access(config: BuyerConfig, keys: GatewayKeys) -> None:
             "this gateway has no API key yet: make one with `coordinator gateway keys create NAME`"
             + (", or start it with --no-keys for the programs of this machine" if is_local else "")
         )
+
+
+def _is_local(host: str) -> bool:
+    return host == "localhost" or (ALLOW_LOOPBACK.allows(host) and not PUBLIC_ONLY.allows(host))
 
 
 def authenticator(

@@ -156,6 +156,8 @@ def _gateway_config(config: BuyerConfig) -> GatewayConfig:
         host=config.http.host,
         port=config.http.port,
         descriptor=config.http.descriptor,
+        grpc_host=config.grpc.host if config.grpc is not None else "",
+        grpc_port=config.grpc.port if config.grpc is not None else None,
         cors_origins=config.cors_origins,
         metrics_public=config.metrics_public,
         needs_key=not config.no_keys,

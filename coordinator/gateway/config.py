@@ -13,6 +13,9 @@ class GatewayConfig:
     host: str = "127.0.0.1"
     port: int = 8080
     descriptor: int | None = None
+    # Where gRPC is served, beside HTTP; None: nowhere, port 0 takes a free one.
+    grpc_host: str = "127.0.0.1"
+    grpc_port: int | None = None
     # The largest lawful input (8 MiB) as base64, with room for the JSON around it.
     body_bytes_max: int = 12 * MIB
     # A body that trickles in holds a request open; photographs over slow lines need some time.

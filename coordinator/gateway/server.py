@@ -8,7 +8,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 
 import structlog
@@ -18,6 +18,7 @@ import uvloop
 
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
+from coordinator.gateway.grpc.door import GrpcDoor
 from coordinator.gateway.http.app import GatewayApp
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.server_protocol import (
@@ -59,7 +60,8 @@ class Gateway:
         context = GatewayContext.make(
             self._bridge, market, metrics, config=config, runtime=runtime, filing=filing
         )
-        self._server = _Server(GatewayApp(context), config)
+        self._grpc = GrpcDoor(context, config)
+        self._server = _Server(GatewayApp(context), config, on_shutdown=self._stop_grpc)
         self._calls = trio.CancelScope()
         self._ended = trio.Event()
 
@@ -94,6 +96,14 @@ class Gateway:
         """End what is left: its jobs are cancelled, and its clients get an error."""
         self._server.should_exit = True
         self._calls.cancel()
+
+    @property
+    def grpc_address(self) -> str:
+        """Where gRPC is served, once the gateway has started; empty if it is not."""
+        return self._grpc.address
+
+    async def _stop_grpc(self) -> None:
+        await self._grpc.stop(self._config.shutdown_within_s + _LAST_WORDS_S)
 
     async def _serve(
         self,
@@ -131,6 +141,7 @@ class Gateway:
             loop = asyncio.get_running_loop()
             self._bridge.attach(loop)
             self._server.on_started = lambda: token.run_sync_soon(task_status.started)
+            await self._grpc.start()
             await self._server.serve(sockets=[listener])
 
         def run() -> None:
@@ -147,7 +158,14 @@ class Gateway:
 class _Server(uvicorn.Server):
     """uvicorn, set up for us. Set `should_exit` to stop it; it looks ten times a second."""
 
-    def __init__(self, app: GatewayApp, config: GatewayConfig) -> None:
+    def __init__(
+        self,
+        app: GatewayApp,
+        config: GatewayConfig,
+        *,
+        on_shutdown: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._on_shutdown = on_shutdown
         self.on_started: Callable[[], None] = lambda: None
         # The network of the same process takes its descriptors too, and so does the database.
         places = min(config.connections_max, server_descriptors(raise_descriptor_limit()))
@@ -169,6 +187,14 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(super().shutdown(sockets))
+            group.create_task(self._stop_others())
+
+    async def _stop_others(self) -> None:
+        await self._on_shutdown()
 
 
 def _listener_of(config: GatewayConfig) -> socket.socket:

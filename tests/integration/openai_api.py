@@ -46,6 +46,7 @@ class Served:
     stop: Callable[[], None]
     ended: threading.Event
     token: trio.lowlevel.TrioToken
+    grpc_address: str
 
     def connect(self) -> socket.socket:
         host, port = self.api.url.removeprefix("http://").split(":")
@@ -77,29 +78,30 @@ class Served:
 def served_gateway(config: GatewayConfig | None = None) -> Iterator[Served]:
     """Serve a scripted market on a free port."""
     ready, ended = threading.Event(), threading.Event()
-    found: list[tuple[str, trio.lowlevel.TrioToken, trio.CancelScope]] = []
+    found: list[tuple[str, trio.lowlevel.TrioToken, trio.CancelScope, str]] = []
     market = FakeMarket()
 
     async def main() -> None:
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                gateway = Gateway(config or GatewayConfig(port=0), market, Metrics())
+                gateway = Gateway(config or GatewayConfig(port=0, grpc_port=0), market, Metrics())
                 url = await nursery.start(gateway.run)
-                found.append((url, trio.lowlevel.current_trio_token(), scope))
+                token = trio.lowlevel.current_trio_token()
+                found.append((url, token, scope, gateway.grpc_address))
                 ready.set()
         ended.set()
 
     thread = threading.Thread(target=lambda: trio.run(main))
     thread.start()
     assert ready.wait(WITHIN_S), "the gateway does not start"
-    url, token, scope = found[0]
+    url, token, scope, grpc_address = found[0]
 
     def stop() -> None:
         with suppress(trio.RunFinishedError):
             token.run_sync_soon(scope.cancel)
 
     try:
-        yield Served(api_at(url), market, stop, ended, token)
+        yield Served(api_at(url), market, stop, ended, token, grpc_address)
     finally:
         stop()
         thread.join(WITHIN_S)

@@ -10,10 +10,8 @@ from coordinator.gateway.http.all_routes import make_routes
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.cors import Cors
 from coordinator.gateway.http.dialect import Dialect, problem_response
-from coordinator.gateway.http.fair_places import FairPlaces
 from coordinator.gateway.http.local_only import check_local
 from coordinator.gateway.http.openai.dialect import OPENAI
-from coordinator.gateway.http.rate_limit import RateLimits
 from coordinator.gateway.http.requests import ClientGone, Request, Scope
 from coordinator.gateway.http.responses import REQUEST_ID, Receive, Reply, Send
 from coordinator.gateway.http.routes import Route, Router
@@ -34,10 +32,6 @@ class GatewayApp:
     def __init__(self, context: GatewayContext) -> None:
         self._context = context
         self._entropy = context.runtime.entropy
-        self._limits = RateLimits(context.monotonic)
-        self._places = FairPlaces(
-            places_max=context.config.requests_max, bytes_max=context.config.bodies_bytes_max
-        )
         self._router = Router(make_routes())
         self._cors = Cors(context.config.cors_origins)
         self._running = 0
@@ -99,6 +93,6 @@ class GatewayApp:
             caller = request.caller
             assert caller is not None, "an identified request has a caller"
             if caller.requests_per_minute is not None:
-                headers += self._limits.take(caller.key_id, caller.requests_per_minute)
-            request.place = self._places.enter(caller.owner)
+                headers += self._context.limits.take(caller.key_id, caller.requests_per_minute)
+            request.place = self._context.places.enter(caller.owner)
         return await route.handler(self._context, request)

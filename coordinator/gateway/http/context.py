@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.callers import Callers
+from coordinator.gateway.http.fair_places import FairPlaces
 from coordinator.gateway.http.kept.keeper import Keeper
+from coordinator.gateway.http.rate_limit import RateLimits
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.filing import Filing
@@ -32,6 +34,8 @@ class GatewayContext:
     config: GatewayConfig
     runtime: Runtime
     callers: Callers
+    limits: RateLimits
+    places: FairPlaces
     keeper: Keeper
     filing: Filing | None = None
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSED_AT_ONCE))
@@ -47,13 +51,28 @@ class GatewayContext:
         runtime: Runtime,
         filing: Filing | None = None,
     ) -> "GatewayContext":
+        def monotonic() -> float:
+            return runtime.stopwatch_ns() / 1e9
+
         callers = Callers(
             lambda secret: bridge.call(market.authenticate, secret),
-            monotonic=lambda: runtime.stopwatch_ns() / 1e9,
+            monotonic=monotonic,
             needs_key=config.needs_key,
         )
         keeper = Keeper(bridge, market.shelf, config)
-        return cls(bridge, market, metrics, config, runtime, callers, keeper, filing)
+        places = FairPlaces(places_max=config.requests_max, bytes_max=config.bodies_bytes_max)
+        return cls(
+            bridge,
+            market,
+            metrics,
+            config,
+            runtime,
+            callers,
+            RateLimits(monotonic),
+            places,
+            keeper,
+            filing,
+        )
 
     def job_limits(self, job_id: JobId, delivered: dict[int, list[Chunk]]) -> JobLimits:
         config = self.config

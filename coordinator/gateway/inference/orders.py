@@ -76,7 +76,7 @@ def _tensor_order(
     context_rows: int,
 ) -> PlainOrder:
     if signature is not None:
-        _check_inputs(request, signature)
+        check_inputs(request, signature)
     size = sum(len(tensor.data) for tensor in request.inputs)
     if size > _DATA_BYTES_MAX:
         raise error_of(
@@ -212,7 +212,8 @@ def _only_input(request: InferenceRequest, name: str) -> NamedTensor:
     return request.inputs[0]
 
 
-def _check_inputs(request: InferenceRequest, signature: ModelSignature) -> None:
+def check_inputs(request: InferenceRequest, signature: ModelSignature) -> None:
+    """Raises ApiError (400) unless they are what the model takes."""
     wanted = {tensor.name: tensor for tensor in signature.inputs}
     given = {tensor.name for tensor in request.inputs}
     for name in wanted.keys() - given:
