@@ -229,6 +229,8 @@ BOUNDARIES = {
     ("capanode/models/convert.py", "main"),  # one conversion, in a process of its own
     ("capanode/worker/main.py", "_submit"),  # one job's input
     ("capanode/worker/main.py", "main"),  # one model's loading, and one step
+    ("coordinator/gateway/grpc/service.py", "handle"),  # one call
+    ("coordinator/gateway/grpc/service.py", "_model_stream_infer"),  # one call
     ("sim/mutants/child.py", "_run_seeds"),  # one world
     ("sim/siege/runner.py", "_make"),  # one attack
 }

@@ -74,7 +74,7 @@ class Gateway:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._serve, listener)
                 url = _url_of(listener)
-                log.info("gateway_started", url=url)
+                log.info("gateway_started", url=url, grpc=self.grpc_address)
                 task_status.started(url)
                 try:
                     await trio.sleep_forever()

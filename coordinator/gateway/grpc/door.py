@@ -1,6 +1,5 @@
 """The gRPC server beside the HTTP one: both live on the gateway's asyncio thread."""
 
-import structlog
 from grpc import aio
 
 from coordinator.gateway.config import GatewayConfig
@@ -9,8 +8,6 @@ from coordinator.gateway.grpc.service import PUBLIC, InferenceService
 from coordinator.gateway.http.context import GatewayContext
 from protocol.limits import MIB, OUTPUT_BYTES_MAX
 from protocol.net.errors import AddressInUse
-
-log = structlog.get_logger(__name__)
 
 # Calls at once. A message is in memory before its key is known, so there are few.
 _CALLS_MAX = 256
@@ -67,7 +64,6 @@ class GrpcDoor:
         await server.start()
         self._server = server
         self.address = f"{host}:{port}"
-        log.info("grpc_started", address=self.address)
 
     async def stop(self, within_s: float) -> None:
         """Take no new calls, and cut those that have not ended in time."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 
+from coordinator.errors import CoordinatorError
 from coordinator.gateway.errors import ApiError
 from coordinator.gateway.grpc.calls import RpcCall, abort, admitted
 from coordinator.gateway.grpc.reading import read_infer_request, write_infer_response
@@ -106,7 +107,7 @@ class InferenceService:
     async def _server_ready(self, request: Any, rpc: Any) -> Any:
         try:
             is_ready = await look_ready(self._context)
-        except Exception as error:
+        except CoordinatorError as error:
             return await abort(rpc, error)
         return MESSAGES["ServerReadyResponse"](ready=is_ready)
 
