@@ -109,7 +109,7 @@ async def _infer(context: GatewayContext, request: Request) -> Reply:
     # The same body for another model is another request.
     digest = hashlib.sha256(request.path.encode() + b"\0" + request.body_digest).digest()
     purchaser = Purchaser(
-        caller.signing_key.peer_id,
+        caller.owner,
         request.job_id,
         digest,
         is_streamed=False,
