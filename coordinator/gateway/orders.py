@@ -10,7 +10,7 @@ from coordinator.gateway.chat.features import check_features, features_of
 from coordinator.gateway.errors import ApiError, error_of, invalid, unsupported
 from coordinator.gateway.market_side.market import ModelInfo
 from protocol.errors import Code
-from protocol.generation import SEED_MAX, GenerationInput
+from protocol.generation import SEED_MAX, GenerationInput, ToolChoice
 from protocol.grants import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
@@ -64,6 +64,13 @@ class GenerationOrder:
     @property
     def input_param(self) -> str:
         return "messages" if self.job_input.messages else "prompt"
+
+    def param_at_fault(self, code: Code) -> str:
+        """What a node cannot read, beside a text, is a form that it shall enforce."""
+        if code is Code.INVALID_INPUT and self.job_input.format is not None:
+            return "response_format"
+        is_called = self.job_input.tool_choice is ToolChoice.REQUIRED
+        return "tools" if code is Code.INVALID_INPUT and is_called else self.input_param
 
     def to_spec(self, caller: Caller, model: ModelInfo | None, *, deadline_s: float) -> JobSpec:
         """Raises ApiError if the model does other things, or cannot take so long a prompt.

@@ -12,7 +12,7 @@ from coordinator.gateway.errors import ApiError, Headers, error_of
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.responses import header
 from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, run_whole
-from coordinator.gateway.orders import Order
+from coordinator.gateway.orders import GenerationOrder, Order
 from protocol.endings import API_FINISH_REASONS
 from protocol.errors import Code
 from protocol.ids import JobId
@@ -102,13 +102,19 @@ def job_error(
         message,
         retry_after_ms=failure.retry_after_ms,
         is_billed=failure.amount_nano > 0,
-        input_param=order.input_param,
+        input_param=_param_at_fault(order, code),
     )
     if failure.amount_nano:
         error = error.but(message=error.problem.message + _billed(failure.amount_nano))
     if failure.job_id is not None:
         error = error.but(headers=(header("x-capacloud-job-id", failure.job_id),))
     return error
+
+
+def _param_at_fault(order: Order, code: Code) -> str:
+    if isinstance(order, GenerationOrder):
+        return order.param_at_fault(code)
+    return order.input_param
 
 
 def count_opened(context: GatewayContext, request: Asked, opened: StartedAnswer) -> None:

@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.http.openai.names import IGNORED, NEUTRAL
+from protocol.errors import Code
 from protocol.features import Feature
 from protocol.generation import ChatMessage, FormatKind, OutputFormat, TokenBias
 from protocol.limits import TOKENS_MAX
+from tests.coordinator.gateway.fake_market import Script
 from tests.coordinator.gateway.harness import Harness
 from tests.coordinator.gateway.test_chat import MESSAGES, PATH, asked, body, error_of
 
@@ -242,6 +245,27 @@ def test_a_schema_that_is_none_is_told_where(
 def test_a_schema_may_be_recursive(gateway: Harness) -> None:
     tree = {"type": "object", "properties": {"next": {"$ref": "#"}, "items": {"items": True}}}
     assert gateway.post(PATH, body(guided_json=tree)).status_code == 200
+
+
+def test_a_form_that_a_node_cannot_enforce_is_what_the_error_names(gateway: Harness) -> None:
+    failure = JobFailed("the format is too large", code=Code.INVALID_INPUT)
+    gateway.market.script = Script(failure=failure)
+    error = error_of(gateway.post(PATH, body(guided_regex="a{9999}")))
+    assert (error["param"], error["message"]) == ("response_format", "the format is too large")
+    tool = {"type": "function", "function": {"name": "f"}}
+    error = error_of(gateway.post(PATH, body(tools=[tool], tool_choice="required")))
+    assert error["param"] == "tools"
+    assert error_of(gateway.post(PATH, body()))["param"] == "messages"
+
+
+@pytest.mark.parametrize("name", ["guided_json", "response_format"])
+def test_a_form_and_tools_do_not_go_together(gateway: Harness, name: str) -> None:
+    form = {"type": "object"} if name == "guided_json" else {"type": "json_object"}
+    request = body(tools=[{"type": "function", "function": {"name": "f"}}], **{name: form})
+    error = error_of(gateway.post(PATH, request))
+    assert error["param"] == name
+    assert "tool_choice" in error["message"]
+    assert gateway.post(PATH, request | {"tool_choice": "none"}).status_code == 200
 
 
 PREFILL = [*MESSAGES, {"role": "assistant", "content": "1. Red\n2."}]

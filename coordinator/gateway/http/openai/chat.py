@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from coordinator.gateway.errors import invalid
+from coordinator.gateway.errors import invalid, unsupported
+from coordinator.gateway.http.openai.formats import given_format
 from coordinator.gateway.http.openai.forms import ChatForm, FormNames
 from coordinator.gateway.http.openai.generation import GenerationCall
 from coordinator.gateway.http.openai.messages import is_prefill, read_messages
@@ -64,13 +65,22 @@ def read_orders(fields: Fields) -> Sequence[GenerationOrder]:
     check_names(fields, CHAT_WORDS, neutral=_neutral(fields))
     routing = read_routing(fields)
     messages = read_messages(fields)
+    tools = read_tools(fields).to_arguments()
+    sampling = read_sampling(fields, length_names=("max_completion_tokens", "max_tokens"))
+    if tools and "format" in sampling:
+        # An answer in a form cannot be a call, and a call has a form of its own.
+        raise unsupported(
+            f"{given_format(fields)} with tools is not supported: leave one out, or set "
+            "tool_choice to none",
+            given_format(fields),
+        )
     job_input = GenerationInput(
         messages=messages,
         continues_final_message=is_prefill(fields),
         template_arguments=read_template_arguments(fields),
         logprobs=_read_logprobs(fields),
-        **read_tools(fields).to_arguments(),
-        **read_sampling(fields, length_names=("max_completion_tokens", "max_tokens")),
+        **tools,
+        **sampling,
     )
     size = text_bytes(job_input)
     check_text_size(size, "messages")

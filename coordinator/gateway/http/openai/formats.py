@@ -49,6 +49,11 @@ def read_format(fields: Fields) -> OutputFormat | None:
     return formats[0][1] if formats else None
 
 
+def given_format(fields: Fields) -> str:
+    """The parameter that says the form of an answer, where one does."""
+    return next((name for name in _READERS if fields.raw(name) is not None), "response_format")
+
+
 def _read_response_format(fields: Fields, name: str) -> OutputFormat | None:
     wanted = fields.fields(name)
     assert wanted is not None, "only what is given is read"

@@ -94,6 +94,12 @@ class GenerationWriter:
         self._prompt_tokens = opened.info.input_units.input_tokens
         self._outcomes: list[PurchaseResult] = []
         self._choices = [self._choice(call, number, opened) for number in range(len(call.orders))]
+        # Where a text is all that there is to an answer, it needs no parser and no counts.
+        is_plain = not streaming.continuous_usage
+        self._plain = [
+            choice.events if is_plain and choice.parser is None else None
+            for choice in self._choices
+        ]
 
     def _choice(self, call: GenerationCall, number: int, opened: StartedAnswer) -> "_ChoiceWriter":
         form = call.make_form(number)
@@ -105,6 +111,10 @@ class GenerationWriter:
         return b"".join(choice.first() for choice in self._choices)
 
     def add(self, choice: int, chunks: Sequence[Chunk]) -> bytes:
+        plain = self._plain[choice]
+        if plain is not None and len(chunks) == 1:
+            text = chunks[0].text
+            return plain.text(text) if text else b""
         writer = self._choices[choice]
         if self._streaming.continuous_usage:
             writer.count(chunks, self._prompt_tokens)
@@ -145,7 +155,7 @@ class _ChoiceWriter:
     def add(self, chunks: Sequence[Chunk]) -> bytes:
         if self.parser is not None:
             return self._write(self.parser.add(chunks))
-        text = chunks[0].text if len(chunks) == 1 else "".join(chunk.text for chunk in chunks)
+        text = "".join(chunk.text for chunk in chunks)
         return self.events.text(text) if text else b""
 
     def end(self, outcome: PurchaseResult) -> bytes:
