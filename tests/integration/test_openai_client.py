@@ -7,14 +7,17 @@ take `served` script what goes wrong.
 import asyncio
 import base64
 import io
+import json
 from collections.abc import Iterator
+from typing import Annotated, Any
 
 import numpy as np
 import openai
+import pydantic
 import pytest
 import trio
 from openai import AsyncOpenAI, OpenAI
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
 from PIL import Image
 
 from coordinator.buyer.errors import JobFailed
@@ -291,3 +294,157 @@ def test_closing_a_stream_cancels_the_job(served: Served, scripted: OpenAI) -> N
     stream.close()
     served.wait(served.market.cancellation)
     assert (served.market.cancelled, served.market.finished) == (1, 0)
+
+
+# What a model does of it: on the real market only.
+
+
+@pytest.fixture
+def real(request: pytest.FixtureRequest) -> Iterator[OpenAI]:
+    market: RunningMarket = request.getfixturevalue("market")
+    with OpenAI(base_url=f"{market.http}/v1", api_key=market.api_key, timeout=60) as stock:
+        yield stock
+
+
+CHAT = "smollm2-135m-instruct"
+WEATHER: ChatCompletionToolParam = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "maxLength": 20},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+            },
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+ASKED: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Weather in Paris?"}]
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_a_required_tool_is_called_by_its_schema(real: OpenAI) -> None:
+    answer = real.chat.completions.create(
+        model=CHAT,
+        messages=ASKED,
+        tools=[WEATHER],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=100,
+        temperature=0,
+    )
+    (choice,) = answer.choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls or []
+    assert call.type == "function"
+    assert call.function.name == "get_weather"
+    arguments = json.loads(call.function.arguments)
+    assert set(arguments) == {"city", "unit"}
+    # The result goes back, and the conversation goes on.
+    later = real.chat.completions.create(
+        model=CHAT,
+        messages=[
+            *ASKED,
+            {"role": "assistant", "tool_calls": [call.model_dump()]},  # type: ignore[list-item]
+            {"role": "tool", "tool_call_id": call.id, "content": "18 degrees, sunny"},
+        ],
+        tools=[WEATHER],
+        max_tokens=16,
+    )
+    assert later.usage is not None
+    assert answer.usage is not None
+    assert later.usage.prompt_tokens > answer.usage.prompt_tokens
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_calls_of_a_stream_are_those_of_the_whole_answer(real: OpenAI) -> None:
+    with real.chat.completions.stream(
+        model=CHAT,
+        messages=ASKED,
+        tools=[WEATHER],
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+        parallel_tool_calls=False,
+        max_tokens=100,
+        temperature=0,
+    ) as stream:
+        final = stream.get_final_completion()
+    (choice,) = final.choices
+    assert choice.finish_reason == "tool_calls"
+    (call,) = choice.message.tool_calls or []
+    assert call.function.name == "get_weather"
+    assert set(json.loads(call.function.arguments)) == {"city", "unit"}
+
+
+class Facts(pydantic.BaseModel):
+    """What an answer shall have."""
+
+    name: Annotated[str, pydantic.Field(max_length=20)]
+    year: Annotated[int, pydantic.Field(ge=1, le=2_000)]
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_an_answer_has_the_form_that_was_asked_for(real: OpenAI) -> None:
+    parsed = real.chat.completions.parse(
+        model=CHAT,
+        messages=[{"role": "user", "content": "Who painted the Mona Lisa, and when?"}],
+        response_format=Facts,
+        max_tokens=80,
+        temperature=0,
+    )
+    facts = parsed.choices[0].message.parsed
+    assert isinstance(facts, Facts)
+    assert 1 <= facts.year <= 2_000
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_scores_choices_and_tokens_of_a_real_model(real: OpenAI) -> None:
+    answer = real.chat.completions.create(
+        model=CHAT, messages=MESSAGES, n=2, logprobs=True, top_logprobs=2, seed=1, max_tokens=5
+    )
+    assert [choice.index for choice in answer.choices] == [0, 1]
+    for choice in answer.choices:
+        assert choice.logprobs is not None
+        scores = choice.logprobs.content or []
+        spelled = b"".join(bytes(score.bytes or ()) for score in scores).decode()
+        assert spelled.startswith(choice.message.content or "")
+        assert all(score.logprob <= 0 and len(score.top_logprobs) == 2 for score in scores)
+    echoed = real.completions.create(
+        model=CHAT, prompt="The capital of France is", echo=True, logprobs=1, max_tokens=1
+    )
+    text = echoed.choices[0]
+    assert text.text.startswith("The capital of France is")
+    assert text.logprobs is not None
+    assert "".join(text.logprobs.tokens or ()) == text.text
+    assert text.logprobs.model_dump()["token_logprobs"][0] is None
+    text_body = {"model": CHAT, "prompt": "The capital"}
+    tokens: Any = real.post("/tokenize", cast_to=object, body=text_body)
+    tokens_body = {"model": CHAT, "tokens": tokens["tokens"]}
+    back: Any = real.post("/detokenize", cast_to=object, body=tokens_body)
+    assert back == {"prompt": "The capital"}
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_rerank_and_dimensions_of_a_real_model(real: OpenAI) -> None:
+    ranked: Any = real.post(
+        "/rerank",
+        cast_to=object,
+        body={
+            "model": "all-minilm-l6-v2",
+            "query": "Which animal purrs?",
+            "documents": ["Trains leave at nine.", "A cat purrs when it is content."],
+        },
+    )
+    assert ranked["results"][0]["index"] == 1
+    own = real.embeddings.create(model="all-minilm-l6-v2", input="a", dimensions=384)
+    assert len(own.data[0].embedding) == 384
+    with pytest.raises(openai.BadRequestError, match="384"):
+        real.embeddings.create(model="all-minilm-l6-v2", input="a", dimensions=256)
