@@ -277,3 +277,11 @@ def test_the_generation_is_named_before_its_node_is_known() -> None:
         job_id = gateway.market.specs[0].job_id
         assert headers[b"x-generation-id"].decode() == job_id
         assert b"x-capacloud-node" not in headers
+
+
+def test_a_refusal_is_not_what_the_next_try_gets(gateway: Harness) -> None:
+    gateway.market.script = Script(failure=JobFailed("", code=Code.BUSY))
+    assert gateway.post(CHAT, json=BODY, headers=retry(0)).status_code == 429
+    gateway.market.script = Script()
+    assert gateway.post(CHAT, json=BODY, headers=retry(1)).status_code == 200
+    assert purchases(gateway) == 2

@@ -165,7 +165,8 @@ class Keeper:
 
         def leave() -> None:
             recording = running.recording
-            if recording.readers or recording.was_read:
+            # A refusal is told to the client that heard it: its next try is a new one.
+            if recording.readers or recording.was_read or recording.error is not None:
                 return
             if recording.has_ended:
                 if running.is_unread:
