@@ -24,7 +24,6 @@ from capanode.engines.base import (
     EngineInfo,
     EngineInput,
     EngineRefusal,
-    Failed,
 )
 from capanode.engines.cache_budget import cache_budget
 from capanode.engines.exact_logits import ExactLogits
@@ -33,7 +32,7 @@ from capanode.engines.generation_reader import GenerationReader, end_tokens_of
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.llama import LlamaModel
 from capanode.engines.llama_config import LlamaConfig
-from capanode.engines.profile import DTYPE_NAMES, LLAMA, SAMPLER, Profile, device_class
+from capanode.engines.profile import DTYPE_NAMES, llama_profile
 from capanode.engines.slots import Slots
 from capanode.engines.token_choice import choose_next, score_next, score_prompt
 from capanode.engines.weights import Weights, read_json
@@ -80,7 +79,7 @@ class CausalLM:
             slots=slots,
             context_tokens=cache.shape.context_tokens,
             quantization=DTYPE_NAMES[model.dtype],
-            profile=str(_profile_of(model, cache)),
+            profile=str(llama_profile(model.dtype, cache.shape.dtype, model.device)),
             features=reader.features,
             chat_format=reader.chat_format,
         )
@@ -258,12 +257,11 @@ class CausalLM:
         events: list[EngineEvent] = []
         ended: list[Generation] = []
         for job, token, score in zip(jobs, tokens, scores, strict=True):
-            if job.has_failed:
-                message = "the format became too complex to be enforced"
-                events.append(Failed(job.job_id, Code.INVALID_INPUT, message, job.units))
+            produced, reason = job.accept(token, score)
+            if job.failure is not None:
+                events.append(job.failed(job.failure))
                 ended.append(job)
                 continue
-            produced, reason = job.accept(token, score)
             if produced is not None:
                 events.append(produced)
             if reason is not None:
@@ -292,15 +290,3 @@ class CausalLM:
     def _vacate(self, job: Generation) -> None:
         self._slots.vacate(job)
         self._attention = None
-
-
-def _profile_of(model: LlamaModel, cache: KvCache) -> Profile:
-    dtype = DTYPE_NAMES[model.dtype]
-    return Profile(
-        engine=LLAMA,
-        weights=dtype,
-        kv=DTYPE_NAMES[cache.shape.dtype],
-        compute=dtype,
-        device=device_class(cache.layers[0].device),
-        sampler=SAMPLER,
-    )

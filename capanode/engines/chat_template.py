@@ -47,7 +47,7 @@ def read_template(model_dir: Path) -> str | None:
         named = {
             item.get("name"): item.get("template") for item in source if isinstance(item, dict)
         }
-        source = named.get("tool_use", named.get("default"))
+        source = named.get("default")
     if not isinstance(source, str):
         raise ModelLoadError("the chat template is not text")
     return source

@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from capanode.engines.base import Completed, Produced, Started
+from capanode.engines.base import Completed, Failed, Produced, Started
 from capanode.engines.detokenize import AnswerText
 from capanode.engines.logit_rules import LogitRules
 from capanode.engines.sampling import SamplingParameters
 from protocol.codec import encode
+from protocol.errors import Code
 from protocol.generation import TokenScore, TokenScores
 from protocol.limits import MIB, OUTPUT_BYTES_MAX
 from protocol.payload import tokens_digest
@@ -42,6 +43,7 @@ class Generation:
     cached: int = 0  # how many of `tokens` the cache holds
     scored: int = 0  # how many tokens of the prompt have their scores
     score_bytes: int = 0
+    failure: str | None = None  # why it cannot go on, in words of ours
     is_started: bool = False
 
     def __post_init__(self) -> None:
@@ -62,9 +64,8 @@ class Generation:
         return self.answer.is_stopped or self._is_complete
 
     @property
-    def has_failed(self) -> bool:
-        """Its format cannot be enforced any further."""
-        return self.rules is not None and self.rules.has_failed
+    def units(self) -> Units:
+        return Units(input_tokens=self.input_count, output_tokens=self.output_count)
 
     @property
     def scores_prompt(self) -> bool:
@@ -83,14 +84,22 @@ class Generation:
     def finished(self, reason: FinishReason) -> Completed:
         return Completed(self.job_id, reason, self.units, self.end_token)
 
-    @property
-    def units(self) -> Units:
-        return Units(input_tokens=self.input_count, output_tokens=self.output_count)
+    def failed(self, message: str) -> Failed:
+        return Failed(self.job_id, Code.INVALID_INPUT, message, self.units)
 
     def replay(self) -> None:
         """Let what looks back at the answer see the tokens that were answered elsewhere."""
         for token in self.tokens[self.input_count - self.prefix_count : self.input_count]:
             self._note(token)
+
+    def take_prompt_scores(self, block: bytes) -> Produced | None:
+        """None once they are more than an output may hold: then the job has failed."""
+        self.score_bytes += len(block)
+        if self.score_bytes > SCORE_BYTES_MAX:
+            self.scored = self.input_count
+            self.failure = "the scores of the prompt do not fit into one answer"
+            return None
+        return Produced(self.job_id, (), "", block)
 
     def accept(
         self, token: int, score: TokenScore | None
@@ -99,6 +108,7 @@ class Generation:
 
         A token that ends an answer is neither delivered nor metered.
         """
+        self._check_rules()
         if token in self.end_tokens:
             self.end_token = token
             text = self.answer.finish()
@@ -119,8 +129,14 @@ class Generation:
     def _is_complete(self) -> bool:
         return self.rules is not None and self.rules.is_complete
 
+    def _check_rules(self) -> None:
+        """A format that has failed lets an answer end anywhere."""
+        if self.rules is not None and self.rules.has_failed:
+            self.failure = "the format became too complex to be enforced"
+
     def _note(self, token: int) -> str:
         """The text that the answer's next token releases."""
         if self.rules is not None:
             self.rules.note(token, self.answer.piece(token))
+            self._check_rules()
         return self.answer.push(token)

@@ -23,7 +23,8 @@ from capanode.engines.weights import read_optional_json
 from protocol.codec import encode
 from protocol.errors import Code
 from protocol.features import Feature
-from protocol.generation import GenerationInput, TokensOutput
+from protocol.generation import GenerationInput, TokensOutput, ToolChoice
+from protocol.limits import OUTPUT_BYTES_MAX
 from protocol.pricing import Units
 
 
@@ -35,7 +36,7 @@ class GenerationReader:
     ) -> None:
         """`end_tokens` end an answer. Raises ModelLoadError."""
         self._prompts = PromptReader(model_dir, context_tokens=context_tokens, vocab_size=vocab)
-        self._grammars = GrammarCompiler(
+        self._grammars = GrammarCompiler.load(
             model_dir / "tokenizer.json", vocab=vocab, end_tokens=end_tokens
         )
         self._context_tokens, self._vocab = context_tokens, vocab
@@ -43,13 +44,9 @@ class GenerationReader:
 
     @property
     def features(self) -> tuple[str, ...]:
-        return (
-            *self._prompts.features,
-            Feature.STRUCTURED_OUTPUTS,
-            Feature.LOGPROBS,
-            Feature.SAMPLING,
-            Feature.TOKENIZE,
-        )
+        formats = (Feature.STRUCTURED_OUTPUTS,) if self._grammars is not None else ()
+        always = (Feature.LOGPROBS, Feature.SAMPLING, Feature.TOKENIZE)
+        return (*self._prompts.features, *formats, *always)
 
     @property
     def token_bytes(self) -> TokenBytes:
@@ -64,6 +61,12 @@ class GenerationReader:
         token_ids = self._prompts.read(job_input).token_ids
         pieces = tuple(map(self._prompts.token_bytes.spelled, token_ids))
         data = encode(TokensOutput(tuple(token_ids), pieces))
+        if len(data) > OUTPUT_BYTES_MAX:
+            raise EngineRefusal(
+                "the text has {tokens} tokens, which are too many for one answer",
+                code=Code.INPUT_TOO_LARGE,
+                tokens=len(token_ids),
+            )
         return [
             Started(job_id, Units()),
             Produced(job_id, (), "", data),
@@ -106,7 +109,7 @@ class GenerationReader:
             prompt_logprobs=job_input.prompt_logprobs if scores_prompt else None,
         )
         job.replay()
-        if job.has_failed:
+        if job.failure is not None:
             raise EngineRefusal(
                 "what was answered before does not match the format", code=Code.INVALID_INPUT
             )
@@ -116,7 +119,13 @@ class GenerationReader:
         chat_format = self._prompts.chat.format if self._prompts.chat is not None else None
         # What a template has opened comes before what must match.
         after = chat_format.reasoning_close if chat_format is not None and prompt.opened else ""
-        grammar = self._grammars.compile(job_input, chat_format, after=after)
+        grammar = None
+        if self._grammars is not None:
+            grammar = self._grammars.compile(job_input, chat_format, after=after)
+        elif job_input.format is not None or job_input.tool_choice is ToolChoice.REQUIRED:
+            raise EngineRefusal(
+                "formats cannot be enforced with this model's tokenizer", code=Code.INVALID_INPUT
+            )
         if grammar is None and not LogitRules.are_needed(job_input):
             return None
         return LogitRules(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from capanode.engines.base import EngineRefusal, ModelLoadError
+from capanode.engines.base import EngineRefusal
 from protocol.chat_formats import ChatFormat
 from protocol.errors import Code
 from protocol.generation import FormatKind, GenerationInput, OutputFormat, Tool, ToolChoice
@@ -40,15 +40,20 @@ _CALLS_MAX = 16
 class GrammarCompiler:
     """Reads what the inputs of one model ask for."""
 
-    def __init__(self, tokenizer: Path, *, vocab: int, end_tokens: frozenset[int]) -> None:
-        """`tokenizer` is a `tokenizer.json`. Raises ModelLoadError."""
+    def __init__(self, tokenizer: llguidance.LLTokenizer, vocab: int) -> None:
+        self._tokenizer, self._vocab = tokenizer, vocab
+
+    @classmethod
+    def load(
+        cls, tokenizer: Path, *, vocab: int, end_tokens: frozenset[int]
+    ) -> "GrammarCompiler | None":
+        """None for a `tokenizer.json` of a kind that the library does not read."""
+        ends = sorted(end_tokens) or None
         try:
-            self._tokenizer = llguidance.LLTokenizer(
-                str(tokenizer), n_vocab=vocab, eos_token=sorted(end_tokens) or None
-            )
-        except ValueError as error:
-            raise ModelLoadError(f"no grammar can be made for tokenizer.json: {error}") from error
-        self._vocab = vocab
+            read = llguidance.LLTokenizer(str(tokenizer), n_vocab=vocab, eos_token=ends)
+        except (ValueError, RuntimeError, OSError):
+            return None
+        return cls(read, vocab)
 
     def compile(
         self, job_input: GenerationInput, chat_format: ChatFormat | None, *, after: str = ""
@@ -166,8 +171,12 @@ def _read_schema(text: str) -> dict[str, Any]:
 
 
 def _arguments_schema(tool: Tool) -> dict[str, Any]:
+    """With no other arguments than those that it names, unless it says so: a small model would go
+    on with inventions of its own."""
     schema = _read_schema(tool.parameters) if tool.parameters else {}
-    return _with_options({"type": "object", **schema})
+    is_closed = not schema or "properties" in schema
+    closed = {"additionalProperties": False} if is_closed else {}
+    return _with_options({"type": "object", **closed, **schema})
 
 
 def _with_options(schema: dict[str, Any]) -> dict[str, Any]:

@@ -51,3 +51,14 @@ def device_class(device: torch.device) -> str:
         major, minor = torch.cuda.get_device_capability(device)
         return f"cuda-sm{major}{minor}"
     return f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
+
+
+def llama_profile(weights: torch.dtype, kv: torch.dtype, device: torch.device) -> Profile:
+    return Profile(
+        engine=LLAMA,
+        weights=DTYPE_NAMES[weights],
+        kv=DTYPE_NAMES[kv],
+        compute=DTYPE_NAMES[weights],
+        device=device_class(device),
+        sampler=SAMPLER,
+    )

@@ -64,8 +64,9 @@ def score_prompt(
             scores += score_tokens(logits, tokens, alternatives, pieces)
     job.scored = start + len(hidden) + 1
     for block in prompt_blocks(scores, alternatives):
-        job.score_bytes += len(block)
-        yield Produced(job.job_id, (), "", block)
+        produced = job.take_prompt_scores(block)
+        if produced is not None:
+            yield produced
 
 
 def _draw_of(

@@ -1,6 +1,7 @@
 """What a chat becomes: the template's own tokens steer the model, and no text of a client does."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -355,3 +356,14 @@ def test_a_prompt_full_of_spelled_tokens_is_read_in_bounded_work(tmp_path: Path)
     with pytest.raises(EngineRefusal) as refusal:
         read(reader, ChatMessage("user", "<s>" * 60_000))
     assert refusal.value.code is Code.PROMPT_TOO_LONG
+
+
+@pytest.mark.models
+def test_a_forged_turn_is_a_text_to_smollm(demo_models: Callable[[str], Path]) -> None:
+    folder = demo_models("smollm2-135m-instruct")
+    smollm = PromptReader(folder, context_tokens=4_096, vocab_size=49_152)
+    marker = 1  # <|im_start|>
+    turns = [read(smollm, ChatMessage("user", text)).count(marker) for text in ("hi", HOSTILE[0])]
+    assert turns[0] == turns[1]
+    raw = smollm.read(GenerationInput(max_tokens=1, prompt=HOSTILE[0])).token_ids
+    assert raw.count(marker) == 2

@@ -11,6 +11,7 @@ import pytest
 
 from capanode.engines.base import EngineRefusal
 from capanode.engines.causal_lm import CausalLM
+from capanode.engines.grammar import GrammarCompiler
 from protocol.errors import Code
 from protocol.generation import (
     ChatMessage,
@@ -35,7 +36,7 @@ SCHEMA = {
 }
 PERSON = OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(SCHEMA))
 CLOSED = {"additionalProperties": False}
-CITY = {"properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"], **CLOSED}
+CITY = {"properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
 NUMBER = {
     "$defs": {"n": {"enum": [7]}},
     "properties": {"n": {"$ref": "#/$defs/n"}},
@@ -198,6 +199,21 @@ def test_calls_are_written_in_the_models_own_form(
     assert re.fullmatch(answer, transcript.text("job"), re.DOTALL)
 
 
+def test_a_tool_gets_no_arguments_that_it_does_not_name(engine: CausalLM) -> None:
+    for schema, empty in (("", True), ('{"properties": {}}', True), ('{"type": "object"}', False)):
+        transcript = ask(
+            engine,
+            prompt_tokens=(),
+            messages=(ChatMessage("user", "hi"),),
+            tools=(Tool("f", "", schema),),
+            tool_choice=ToolChoice.REQUIRED,
+            parallel_tool_calls=False,
+            max_tokens=120,
+        )
+        is_empty = re.search(r'"arguments": \{\s*\}\}', transcript.text("job")) is not None
+        assert is_empty is empty
+
+
 def test_a_required_tool_needs_tools(engine: CausalLM) -> None:
     with pytest.raises(EngineRefusal, match="no tools"):
         ask(engine, tool_choice=ToolChoice.REQUIRED)
@@ -229,3 +245,9 @@ def test_rows_with_a_format_leave_others_alone(engine: CausalLM) -> None:
 def test_a_prefix_that_does_not_match_is_refused(engine: CausalLM) -> None:
     with pytest.raises(EngineRefusal, match="answered before"):
         ask(engine, format=PERSON, prefix_tokens=tuple(b"nonsense"))
+
+
+def test_a_tokenizer_that_no_grammar_reads_leaves_a_model_without_formats(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    path = tmp_path / "tokenizer.json"
+    assert GrammarCompiler.load(path, vocab=9, end_tokens=frozenset({1})) is None

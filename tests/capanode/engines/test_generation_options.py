@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from capanode.engines import generation
 from capanode.engines.base import Completed, Produced, Started
 from capanode.engines.causal_lm import CausalLM
 from capanode.engines.logit_rules import LogitRules
 from capanode.worker.allowance import Allowance, RunTerms
 from protocol.codec import decode
+from protocol.errors import Code
 from protocol.generation import (
     ChatMessage,
     GenerationInput,
@@ -217,3 +219,24 @@ def test_scores_are_the_logarithms_of_a_softmax(engine: CausalLM) -> None:
     values = torch.tensor([other.logprob for other in scores[0].top or ()])
     assert float(values.exp().sum()) < 1
     assert len(values) == 20
+
+
+def test_scores_of_a_prompt_that_fill_an_output_fail_their_own_job(
+    engine: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "SCORE_BYTES_MAX", 60_000)
+    engine.submit("beside", GenerationInput(max_tokens=5, prompt="x", ignore_eos=True))
+    prompt = tuple(b"x" * 480)
+    transcript = ask(engine, prompt_tokens=prompt, prompt_logprobs=20)
+    assert transcript.failed("job").code is Code.INVALID_INPUT
+    assert sum(len(event.data) for event in transcript.produced("job")) <= 60_000
+    assert transcript.finished("beside").reason == "length"
+
+
+def test_an_answer_ends_where_its_scores_fill_an_output(
+    engine: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "SCORE_BYTES_MAX", 2_000)
+    transcript = ask(engine, logprobs=20, max_tokens=50)
+    assert transcript.finished("job").reason == "length"
+    assert 0 < len(transcript.tokens("job")) < 10
