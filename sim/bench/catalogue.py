@@ -99,6 +99,16 @@ BENCHMARKS = {
                 for window in (16, 256)
             ),
         ),
+        Benchmark(
+            "batch",
+            "10,000 embedding lines against the same engine in-process, and a day of idle seats",
+            (
+                Target("batch_ratio", 0.9, at_least=True),
+                Target("day_median_min", 7.0),
+                Target("day_within_hour", 0.9, at_least=True),
+            ),
+            takes="two to three minutes",
+        ),
         Benchmark("match", "one decision among 1,000 offers", (Target("p50_us", 200.0),)),
         Benchmark(
             "strangers",

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from capanode.models.store import ModelStore
-from sim.bench import engine, gateway, ledger, overhead, sandbox
+from sim.bench import batch, engine, gateway, ledger, overhead, sandbox
 from sim.bench.catalogue import BENCHMARKS, Benchmark
 from sim.cli import app
-from sim.demo import CHAT_MODEL
+from sim.demo import CHAT_MODEL, EMBEDDING_MODEL
 
 PROMISED = {
     "overhead": {
@@ -25,6 +25,10 @@ PROMISED = {
         *("streams_ok", "stream_memory_kb"),
     },
     "engine": {"ratio_1", "ratio_8", "ratio_32", "gumbel_agreement"},
+    "batch": {
+        *("batch_ratio", "batch_lines_per_s", "alone_lines_per_s", "day_median_min"),
+        *("day_within_hour", "day_slowest_min", "day_batches", "day_idle_used"),
+    },
     "match": {"p50_us", "p99_us"},
     "windows": {"us_per_token_64_w16", "us_per_token_gross_64_w16"},
     "ledger": {"pairs_per_s", "fdatasync_per_s", "pairs_per_fdatasync"},
@@ -53,6 +57,12 @@ def test_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ledger, "_LONE_SUBMITS", 5)
     assert_complete("ledger", ledger.run())
     assert not list(tmp_path.iterdir()), "it cleans up"
+
+
+@pytest.mark.bench
+def test_batch(demo_model_store: ModelStore, demo_models: Callable[[str], Path]) -> None:
+    demo_models(EMBEDDING_MODEL)
+    assert_complete("batch", batch.run(batch.SMALL, demo_model_store.root))
 
 
 @pytest.mark.bench
