@@ -11,7 +11,12 @@ SHARED_MARKETS = (
         "test_terminal.py",
         "test_examples.py",
     ),
-    ("test_failures_kill.py", "test_failures_protocol.py", "test_failures_twins.py"),
+    (
+        "test_failures_kill.py",
+        "test_failures_protocol.py",
+        "test_failures_twins.py",
+        "test_failures_edge.py",
+    ),
     ("test_javascript_buys.py", "test_javascript_sells.py", "test_javascript_refused.py"),
 )
 _SLOW_FOLDERS = ("integration", "sim")
