@@ -32,7 +32,8 @@ PARTS = {
     "client": (
         "coordinator.__main__, coordinator.cli.capacloud, coordinator.cli.market_session, "
         "coordinator.cli.console, coordinator.cli.progress, coordinator.buyer.client, "
-        "coordinator.edge.directory, protocol.net.libp2p, protocol.programs.keyfile"
+        "coordinator.edge.directory, protocol.net.libp2p, protocol.programs.keyfile, "
+        "coordinator.cli.batch_files, coordinator.batches.local_run"
     ),
     "gateway": "coordinator.cli.capacloud, coordinator.edge.serve",
     "market": "coordinator.cli, coordinator.serve, coordinator.audit.books",
@@ -130,7 +131,7 @@ def test_what_is_declared_is_imported_or_needed_by_something_that_is() -> None:
 def test_a_buyer_installs_neither_torch_nor_a_database_nor_a_web_server() -> None:
     client = installed_with("client")
     assert "libp2p" in client
-    assert not client & {"torch", "sqlalchemy", "alembic", "numpy", "uvicorn", "starlette"}
+    assert not client & {"torch", "sqlalchemy", "alembic", "uvicorn", "uvloop", "httptools"}
     assert not installed_with("gateway") & {"torch", "sqlalchemy", "alembic"}
     assert "torch" not in installed_with("market")
 

@@ -5,16 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.options import (
-    At,
-    CommandError,
-    ConfigFile,
-    DataDir,
-    Json,
-    KeyFile,
-    check_model,
-    load_config,
-)
+from coordinator.cli.buyer import BuyerOptions, takes_buyer
+from coordinator.cli.options import CommandError, Json, check_model
 from protocol.programs.commands import UsageError
 from protocol.programs.output import print_json, say
 
@@ -38,7 +30,9 @@ def _group() -> None:
 
 
 @app.command("run")
+@takes_buyer
 def run(
+    buyer: BuyerOptions,
     file: Annotated[
         Path,
         typer.Argument(
@@ -63,10 +57,6 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an output that is there.")
     ] = False,
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    key: KeyFile = None,
-    coordinator: At = None,
     as_json: Json = False,
 ) -> None:
     """Answer every request of a file, text of a column, or picture of a folder.
@@ -76,7 +66,6 @@ def run(
     import trio
 
     from coordinator.cli.batch_files import AnswerFile, BatchSource
-    from coordinator.cli.market_session import open_command_market
 
     if (file.is_dir() or column is not None) and model is None:
         raise UsageError("name the --model for a table or a folder")
@@ -85,8 +74,7 @@ def run(
         raise CommandError(f"{target} exists: --resume goes on with it; or name another --output")
 
     async def buy() -> "LocalProgress":
-        config = load_config(data_dir, config_file)
-        async with open_command_market(config, at=coordinator, key_path=key) as market:
+        async with buyer.open_market() as market:
             task = await market.task_of(model) if model is not None else None
             source = BatchSource(file, model, column, task)
             progress = await _answer(market, source, AnswerFile(target, source), target)

@@ -7,7 +7,7 @@ runs a market: it needs neither books nor torch.
 import typer
 
 from coordinator.buyer_config import PROGRAM, BuyerConfig
-from coordinator.cli import gateway, keyfile, look
+from coordinator.cli import batch, gateway, keyfile, look
 from coordinator.cli.buyer import BuyerOptions, BuyerSettings, takes_buyer
 from coordinator.cli.chat import chat
 from coordinator.cli.submit import submit
@@ -39,6 +39,7 @@ app.command("quote")(look.quote)
 app.command("models")(look.models)
 app.command("nodes")(look.nodes)
 app.command("balance")(look.balance)
+app.add_typer(batch.app, name="batch")
 app.add_typer(keyfile.app, name="key")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(config_app, name="config")

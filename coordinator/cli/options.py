@@ -41,7 +41,8 @@ At = Annotated[
     str | None,
     typer.Option(
         "--coordinator",
-        help="Multiaddr of the coordinator, with /p2p/. Default: the one running here.",
+        help="Multiaddr of the coordinator, with /p2p/. Default: that of the settings, or the one "
+        "running here.",
     ),
 ]
 
