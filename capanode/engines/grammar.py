@@ -80,21 +80,30 @@ class GrammarCompiler:
                     code=Code.INVALID_INPUT,
                 )
             lark = self._calls(job_input.tools, chat_format, job_input.parallel_tool_calls)
-            return str(llguidance.LLMatcher.grammar_from_lark(lark))
-        return None if job_input.format is None else _format_text(job_input.format)
+            return str(llguidance.LLMatcher.grammar_from_lark(f"start: calls\n{lark}"))
+        if job_input.format is None:
+            return None
+        may_call = job_input.tools and job_input.tool_choice is ToolChoice.AUTO
+        if not may_call or chat_format is None or not job_input.messages:
+            return _format_text(job_input.format)
+        # The model decides whether it calls; an answer that is no call has the form.
+        answer = _schema_of(job_input.format)
+        lark = self._calls(job_input.tools, chat_format, job_input.parallel_tool_calls)
+        either = f"start: calls | answer\nanswer: %json {json.dumps(answer)}\n{lark}"
+        return str(llguidance.LLMatcher.grammar_from_lark(either))
 
     def _calls(self, tools: tuple[Tool, ...], chat_format: ChatFormat, is_parallel: bool) -> str:
-        """One call or more, each of a listed tool with arguments by its schema."""
+        """The rule of `calls`: one or more, each of a listed tool with arguments by its schema."""
         opened, closed = (self._mark(m) for m in (chat_format.call_open, chat_format.call_close))
         most = _CALLS_MAX if is_parallel and (chat_format.call_open or chat_format.is_list) else 1
         if chat_format.is_list:
             more = f'(", " call){{0,{most - 1}}}' if most > 1 else ""
-            rules = [f'start: {opened} "[" call {more} "]" {closed}']
+            rules = [f'calls: {opened} "[" call {more} "]" {closed}']
             rules.append("call: " + " | ".join(f"tool_{n}" for n in range(len(tools))))
         else:
             around = (f'{opened} "\\n"', f'"\\n" {closed}') if opened else ("", "")
             more = f'("\\n" call){{0,{most - 1}}}' if most > 1 else ""
-            rules = [f"start: call {more}"]
+            rules = [f"calls: call {more}"]
             names = " | ".join(f"tool_{n}" for n in range(len(tools)))
             rules.append(f"call: {around[0]} ({names}) {around[1]}")
         for number, tool in enumerate(tools):
@@ -149,15 +158,24 @@ class Grammar:
 def _format_text(wanted: OutputFormat) -> str:
     matcher = llguidance.LLMatcher
     match wanted.kind:
-        case FormatKind.JSON_OBJECT:
-            text = matcher.grammar_from_json_schema(_with_options({"type": "object"}))
-        case FormatKind.JSON_SCHEMA:
-            text = matcher.grammar_from_json_schema(_with_options(_read_schema(wanted.text)))
+        case FormatKind.JSON_OBJECT | FormatKind.JSON_SCHEMA:
+            text = matcher.grammar_from_json_schema(_schema_of(wanted))
         case FormatKind.REGEX:
             text = matcher.grammar_from_regex(wanted.text)
         case FormatKind.GRAMMAR:
             text = matcher.grammar_from_lark(wanted.text)
     return str(text)
+
+
+def _schema_of(wanted: OutputFormat) -> dict[str, Any]:
+    """Raises EngineRefusal for a form that is not JSON: it cannot stand beside calls."""
+    if wanted.kind is FormatKind.JSON_OBJECT:
+        return _with_options({"type": "object"})
+    if wanted.kind is FormatKind.JSON_SCHEMA:
+        return _with_options(_read_schema(wanted.text))
+    raise EngineRefusal(
+        "with tools that may be called, the format of an answer is JSON", code=Code.INVALID_INPUT
+    )
 
 
 def _read_schema(text: str) -> dict[str, Any]:

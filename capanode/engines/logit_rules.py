@@ -39,7 +39,7 @@ class LogitRules:
             self._seen[torch.tensor(prompt, dtype=torch.int64)] = True
         biased = [item for item in job_input.logit_bias if item.token_id < vocab]
         self._biased = torch.tensor([item.token_id for item in biased], dtype=torch.int64)
-        self._biases = torch.tensor([item.bias for item in biased])
+        self._biases = torch.tensor([item.bias for item in biased], dtype=torch.float32)
 
     @staticmethod
     def are_needed(job_input: GenerationInput) -> bool:

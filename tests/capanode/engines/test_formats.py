@@ -18,6 +18,7 @@ from protocol.generation import (
     FormatKind,
     GenerationInput,
     OutputFormat,
+    TokenBias,
     Tool,
     ToolChoice,
 )
@@ -174,6 +175,20 @@ def test_a_required_tool_is_called(engine: CausalLM, seed: int) -> None:
     options["tools"] = TOOLS[:1]
     named = ask(engine, **options, parallel_tool_calls=False)
     assert call_names(named.text("job")) == ["weather"]
+
+
+def test_an_answer_calls_or_has_the_form_where_it_may_do_either(engine: CausalLM) -> None:
+    options: dict[str, Any] = {"tools": TOOLS, "format": PERSON, "parallel_tool_calls": False}
+    options |= {"prompt_tokens": (), "messages": (ChatMessage("user", "hi"),), "max_tokens": 900}
+    # The model would rather write the one or the other sign first.
+    towards = {sign: (TokenBias(ord(sign), 100),) for sign in "<{"}
+    called = ask(engine, logit_bias=towards["<"], **options).text("job")
+    assert len(call_names(called)) == 1
+    formed = ask(engine, logit_bias=towards["{"], **options).text("job")
+    assert set(json.loads(formed)) == {"name", "age", "kind"}
+    options["format"] = OutputFormat(FormatKind.REGEX, "a")
+    with pytest.raises(EngineRefusal, match="JSON"):
+        ask(engine, **options)
 
 
 @pytest.mark.parametrize(

@@ -258,12 +258,20 @@ def test_a_form_that_a_node_cannot_enforce_is_what_the_error_names(gateway: Harn
     assert error_of(gateway.post(PATH, body()))["param"] == "messages"
 
 
-@pytest.mark.parametrize("name", ["guided_json", "response_format"])
-def test_a_form_and_tools_do_not_go_together(gateway: Harness, name: str) -> None:
-    form = {"type": "object"} if name == "guided_json" else {"type": "json_object"}
-    request = body(tools=[{"type": "function", "function": {"name": "f"}}], **{name: form})
+def test_only_json_goes_with_tools(gateway: Harness) -> None:
+    """An answer is then a call, or has the form."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    forms: list[dict[str, Any]] = [
+        {"guided_json": {}},
+        {"response_format": {"type": "json_object"}},
+    ]
+    for form in forms:
+        assert gateway.post(PATH, body(tools=tools, **form)).status_code == 200
+        assert asked(gateway).tools
+        assert asked(gateway).format is not None
+    request = body(tools=tools, guided_regex="a")
     error = error_of(gateway.post(PATH, request))
-    assert error["param"] == name
+    assert error["param"] == "guided_regex"
     assert "tool_choice" in error["message"]
     assert gateway.post(PATH, request | {"tool_choice": "none"}).status_code == 200
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from coordinator.gateway.errors import invalid, unsupported
-from coordinator.gateway.http.openai.formats import given_format
+from coordinator.gateway.http.openai.formats import JSON_KINDS, given_format
 from coordinator.gateway.http.openai.forms import ChatForm, FormNames
 from coordinator.gateway.http.openai.generation import GenerationCall
 from coordinator.gateway.http.openai.messages import is_prefill, read_messages
@@ -67,11 +67,10 @@ def read_orders(fields: Fields) -> Sequence[GenerationOrder]:
     messages = read_messages(fields)
     tools = read_tools(fields).to_arguments()
     sampling = read_sampling(fields, length_names=("max_completion_tokens", "max_tokens"))
-    if tools and "format" in sampling:
-        # An answer in a form cannot be a call, and a call has a form of its own.
+    wanted = sampling.get("format")
+    if tools and wanted is not None and wanted.kind not in JSON_KINDS:
         raise unsupported(
-            f"{given_format(fields)} with tools is not supported: leave one out, or set "
-            "tool_choice to none",
+            f"{given_format(fields)} with tools is JSON: leave one out, or set tool_choice to none",
             given_format(fields),
         )
     job_input = GenerationInput(

@@ -13,6 +13,9 @@ from protocol.limits import FORMAT_CHARS_MAX
 
 _CHOICES_MAX = 1_024
 
+# Beside tools that may be called: an answer is then a call, or JSON.
+JSON_KINDS = (FormatKind.JSON_OBJECT, FormatKind.JSON_SCHEMA)
+
 FORMAT_WORDS = {
     "response_format": "`text`, `json_object`, or `json_schema` with a schema that the answer "
     "follows; it is always strict.",
