@@ -7,6 +7,7 @@ file's row in the database.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -78,6 +79,9 @@ class SealedFolder:
         except OSError:
             raise DamagedFileError("a stored file is missing from its folder") from None
         return BlobReader(descriptor, self.sealer(file_id), size)
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self.folder).free
 
     def delete(self, file_id: str) -> None:
         with suppress(FileNotFoundError):

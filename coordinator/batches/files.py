@@ -45,6 +45,8 @@ DAY_S = 24 * 3_600
 _SWEEP_EVERY_S = 60.0
 _EXPIRED_AT_ONCE = 100
 _RETRY_AFTER_MS = 2_000
+# More than all answers that can come at once.
+_FREE_BYTES_MIN = 256 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,12 @@ class Usage:
                     message="there is no room for more files here: try again later"
                 )
             self._add(account, size)
+
+    def has_room(self, account: str) -> bool:
+        """Whether answers may come that have to be kept."""
+        with self._lock:
+            own = self._bytes.get(account, 0)
+            return own < self._bounds.account_bytes_max and self._all < self._bounds.all_bytes_max
 
     def add(self, account: str, size: int) -> None:
         """What there is already, or is no more."""
@@ -234,6 +242,13 @@ class FileDesk:
         return StoredFile(
             file_id, account, filename, purpose, size, now_ms, now_ms + 1_000 * kept_s
         )
+
+    async def has_room(self, account: AccountId) -> bool:
+        """Whether answers can be kept: what is bought and finds no room would be paid and lost."""
+        if not self.usage.has_room(account):
+            return False
+        free = await self._runner.run_read(self.folder.free_bytes)
+        return free >= _FREE_BYTES_MIN
 
     async def find_file(self, caller: Caller, file_id: str) -> FileInfo | None:
         stored = await self.find_row(_account(caller), file_id)

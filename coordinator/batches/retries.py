@@ -40,6 +40,8 @@ def next_step(
     pause_s = min(_WAIT_MIN_S * 2 ** min(waits + failures, 10), _WAIT_MAX_S)
     if is_billed:
         return GiveUp()  # another try would be paid again
+    if code is Code.STORAGE_FULL:
+        return Wait(_FUNDS_WAIT_S, why=code)
     if code in _NO_FUNDS:
         return Wait(_FUNDS_WAIT_S, why=code)
     if code in _NO_CAPACITY:

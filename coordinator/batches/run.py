@@ -34,6 +34,7 @@ from coordinator.batches.lines import (
 )
 from coordinator.batches.output_files import write_outputs
 from coordinator.batches.turns_by_account import AccountPlaces
+from coordinator.buyer.errors import JobFailed
 from coordinator.db.batches import BatchStatus, StoredBatch, store_batch
 from coordinator.db.engine import Connection, Database
 from coordinator.db.files import StoredFile, insert_file
@@ -56,7 +57,8 @@ log = structlog.get_logger(__name__)
 _PIECES_MAX = 16
 _STORE_EVERY_S = 1.0
 
-_FUNDS_WORDS = {
+_WORDS = {
+    Code.STORAGE_FULL: "there is no room for more answers: delete files that you need no more",
     Code.OUT_OF_FUNDS: "the account has no credits left: the batch goes on when it has some",
     Code.UNKNOWN_ACCOUNT: "the account is closed: ask the operator of this market",
     Code.BUDGET_EXCEEDED: "the budget of the API key is spent: the batch goes on when it is raised",
@@ -95,6 +97,7 @@ class BatchRun:
         self._serials = count_from()
         self._is_stored = True
         self._refused: list[RefusedLine] = []
+        self._counted_bytes = 0
         self._trials = Trials(self._buy, self._fail, self._tell_why)
 
     async def run(self) -> None:
@@ -118,6 +121,7 @@ class BatchRun:
                 content.close()
         finally:
             self._log.close()
+            self._services.files.usage.add(self.batch.account, -self._counted_bytes)
         await self._services.runner.run_read(self._log.delete)
 
     async def cancel(self) -> None:
@@ -141,6 +145,7 @@ class BatchRun:
         self.batch = states.uncounted(self.batch)
         for record in await self._services.runner.run_read(self._log.read_heads):
             self._note(record)
+        self._take_room()
 
     async def _validate(self, content: BlobReader) -> None:
         endpoint = self.batch.endpoint
@@ -248,6 +253,8 @@ class BatchRun:
             await self._buy_now(piece)
 
     async def _buy_now(self, piece: Piece) -> None:
+        if not await self._services.files.has_room(self.batch.account):
+            raise JobFailed("there is no room for answers", code=Code.STORAGE_FULL)
         caller = await self._services.callers.caller_of(self.batch.api_key_id)
         if caller is None:
             raise error_of(Code.UNKNOWN_API_KEY, "the API key of this batch was revoked")
@@ -279,15 +286,21 @@ class BatchRun:
         async with self._appending:
             await self._services.runner.run_read(partial(self._log.append, record))
             self._note(record)
+            self._take_room()
 
     def _note(self, record: LineRecord) -> None:
         self._done.update(record.lines)
         self.batch = states.count(self.batch, record)
         self._is_stored = False
 
+    def _take_room(self) -> None:
+        """The log counts as its account's until the files are there that are made of it."""
+        size, self._counted_bytes = self._log.size - self._counted_bytes, self._log.size
+        self._services.files.usage.add(self.batch.account, size)
+
     def _tell_why(self, code: Code | None) -> None:
         """What the batch waits for, if its user can do something about it."""
-        errors = [] if code is None else [BatchError(code.value, _FUNDS_WORDS[code])]
+        errors = [] if code is None else [BatchError(code.value, _WORDS[code])]
         changed = states.with_errors(self.batch, errors)
         if changed != self.batch:
             self.batch, self._is_stored = changed, False

@@ -217,6 +217,26 @@ async def test_a_batch_waits_for_a_market_that_is_full_and_for_money(
     assert (ended.completed, ended.errors) == (1, ())
 
 
+async def test_a_batch_waits_while_its_account_has_no_room_for_answers(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    bounds = BatchBounds(FileBounds(account_bytes_max=2_000))
+    with office(tmp_path / "files") as rooms:
+        async with running(rooms, market := ScriptedMarket(), bounds=bounds) as desk:
+            lines = chat_lines(1)
+            filler = await put_file(desk, rooms.caller, bytes(2_000 - len(jsonl(lines))))
+            batch = await put_batch(desk, rooms.caller, lines)
+            await trio.sleep(10)
+            info = await desk.find_batch(rooms.caller, batch.id)
+            assert info is not None
+            assert info.errors[0].code == "storage_full"
+            assert not market.specs
+            assert await desk.delete_file(rooms.caller, filler.id)
+            ended = await wait_status(desk, rooms.caller, batch.id, "completed")
+            assert ended.completed == 1
+            assert market.specs
+
+
 async def test_the_text_that_a_node_cannot_take_fails_without_its_neighbours(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
