@@ -83,6 +83,11 @@ BENCHMARKS = {
             takes="three minutes; `make bench-deps` installs what it is compared with",
         ),
         Benchmark(
+            "failover",
+            "how long streams stand still whose node is killed, until another goes on",
+            (Target("failover_gap_ms_p50", 250.0),),
+        ),
+        Benchmark(
             "engine",
             "causal_lm against transformers' generate on the same weights",
             (

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from capanode.models.store import ModelStore
-from sim.bench import batch, engine, gateway, ledger, overhead, sandbox
+from sim.bench import batch, engine, failover, gateway, ledger, overhead, sandbox
 from sim.bench.catalogue import BENCHMARKS, Benchmark
 from sim.cli import app
 from sim.demo import CHAT_MODEL, EMBEDDING_MODEL
@@ -24,6 +24,7 @@ PROMISED = {
         *("added_ms_p50", "long_prompt_added_ms_p50", "jobs_per_core_s", "chunk_cpu_us"),
         *("streams_ok", "stream_memory_kb"),
     },
+    "failover": {"failover_gap_ms_p50", "failover_gap_ms_max", "streams_cut"},
     "engine": {"ratio_1", "ratio_8", "ratio_32", "gumbel_agreement"},
     "batch": {
         *("batch_ratio", "batch_lines_per_s", "alone_lines_per_s", "day_median_min"),
@@ -63,6 +64,13 @@ def test_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_batch(demo_model_store: ModelStore, demo_models: Callable[[str], Path]) -> None:
     demo_models(EMBEDDING_MODEL)
     assert_complete("batch", batch.run(batch.SMALL, demo_model_store.root))
+
+
+@pytest.mark.bench
+def test_failover() -> None:
+    figures = failover.run(rounds=1)
+    assert_complete("failover", figures)
+    assert 0 < figures["streams_cut"] <= failover.STREAMS
 
 
 @pytest.mark.bench
