@@ -24,6 +24,7 @@ from coordinator.leasing.clients import Clients
 from coordinator.leasing.control import ControlServer
 from coordinator.leasing.granting import LeaseDesk
 from coordinator.leasing.lease_server import ROLE, LeaseServer
+from coordinator.leasing.own_records import OwnRecords
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.leasing.restoring import restore_clients, restore_leases, restore_records
 from coordinator.market.market import Market
@@ -115,8 +116,9 @@ class Coordinator:
             clock=clock,
             open_within_ms=bounds.lease_open_within_ms,
         )
+        self.records = OwnRecords(database)
         self._lease_server = LeaseServer(
-            self.desk, database, asks_per_minute=rules.client_asks_per_minute
+            self.desk, self.records, asks_per_minute=rules.client_asks_per_minute
         )
         self.control = ControlServer(
             transport, self.market, self.leases, self.receipts, clock=clock, rng=runtime.child_rng()

@@ -53,6 +53,7 @@ class LocalMarket:
         self, coordinator: Coordinator, keys: ApiKeyDesk, *, known: frozenset[str] = frozenset()
     ) -> None:
         self.shelf = coordinator.shelf
+        self.records = coordinator.records
         self._known = dict.fromkeys(known)
         self._started_at = trio.current_time()
         self._client = coordinator.client

@@ -38,6 +38,20 @@ NO_ATTEMPTS = EarlierAttempts()
 
 
 @dataclass(frozen=True, slots=True)
+class KeyUse:
+    """What an API key may spend and has spent; None is no limit. Does not travel: keys are
+    between a user and a gateway."""
+
+    id: str
+    label: str
+    created_at_ms: int
+    budget_nano: int | None
+    spent_nano: int
+    held_nano: int
+    requests_per_minute: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Payer:
     """An API key whose budget pays; the budget is checked where the money is held."""
 

@@ -8,7 +8,8 @@ connection proves who speaks, and what moves money carries its own signature.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from protocol.ids import PeerId
+from protocol.fields import STAMP_MS_MAX
+from protocol.ids import Digest, JobId, LeaseId, PeerId, parse_ulid
 from protocol.limits import (
     FIRST_OUTPUT_WITHIN_MS,
     GAP_WITHIN_MS,
@@ -22,6 +23,12 @@ from protocol.pricing import PriceSheet, Units
 JOB_PROTOCOL = "/capa/job/1"
 LEASE_PROTOCOL = "/capa/lease/1"
 CONTROL_PROTOCOL = "/capa/control/1"
+
+# A page of summaries is far below a frame.
+JOBS_PAGE_MAX = 100
+# As OpenRouter's: a month, and a few thousand rows at most.
+USAGE_DAYS_MAX = 31
+DAY_MS = 24 * 3_600 * 1_000
 
 # A node gossips in the shard of its own id; a coordinator listens to all. Few shards: a small
 # network must still have several subscribers in each.
@@ -46,6 +53,10 @@ class Method(StrEnum):
     DELIVERY = "delivery"  # DeliveryAsk → DeliveryAck
     NODES = "nodes"  # NodesAsk → NodesReply
     BALANCE = "balance"  # BalanceAsk → BalanceReply
+    JOBS = "jobs"  # JobsAsk → JobsReply
+    JOB = "job"  # JobAsk → JobReply
+    EVIDENCE = "evidence"  # EvidenceAsk → EvidenceReply
+    USAGE = "usage"  # UsageAsk → UsageReply
     ATTACH = "attach"  # AttachAsk → AttachReply (control)
     LOAD = "load"  # LoadReport → LoadAck (control)
     RECEIPT = "receipt"  # ReceiptAsk → SettleReply (control)
@@ -226,8 +237,158 @@ class BalanceAsk:
 
 @dataclass(frozen=True, slots=True)
 class BalanceReply:
+    """`credited_nano` is all that ever came in, `spent_nano` all that was ever paid."""
+
     available_nano: int
     held_nano: int
+    credited_nano: int = 0
+    spent_nano: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobsAsk:
+    """One page of the asker's own jobs, newest first: those older than `before`, or the newest."""
+
+    before: str = ""
+    limit: int = JOBS_PAGE_MAX
+
+    def __post_init__(self) -> None:
+        if len(self.before) > NAME_CHARS_MAX:
+            raise ValueError("the job id is too long")
+        if not 0 < self.limit <= JOBS_PAGE_MAX:
+            raise ValueError(f"a page has 1 to {JOBS_PAGE_MAX} jobs")
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """Sums of units, over attempts or jobs: as `Units`, without their bounds."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    images: int = 0
+    tensor_elements: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobSummary:
+    """One job of the asker. `model` is what its request named; `amount_nano` and `units` are sums
+    over what its nodes billed; `ended_at_ms` is 0 while it runs."""
+
+    job_id: JobId
+    model: str
+    model_digest: Digest
+    task: Task
+    state: str
+    created_at_ms: int
+    ended_at_ms: int
+    error_code: str
+    amount_nano: int
+    units: Counted
+
+
+@dataclass(frozen=True, slots=True)
+class JobsReply:
+    """`next_before` asks for the following page; empty on the last one."""
+
+    jobs: tuple[JobSummary, ...]
+    next_before: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobAsk:
+    job_id: JobId
+
+    def __post_init__(self) -> None:
+        parse_ulid(self.job_id)
+
+
+@dataclass(frozen=True, slots=True)
+class JobAttempt:
+    """One lease of a job, and what its node's receipt says, if there is one: `finish` is empty
+    without. `code` is why it ended otherwise than with an answer, as far as that was signed."""
+
+    lease_id: LeaseId
+    attempt: int
+    node: PeerId
+    state: str
+    price: PriceSheet
+    ceiling_nano: int
+    created_at_ms: int
+    ended_at_ms: int
+    finish: str
+    code: str
+    amount_nano: int
+    units: Units
+    queued_ms: int
+    first_output_ms: int
+    total_ms: int
+    receipt_state: str
+    receipt_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobReply:
+    job: JobSummary
+    attempts: tuple[JobAttempt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceAsk:
+    """Of one lease of a job; of the last one with a receipt if `lease_id` is empty."""
+
+    job_id: JobId
+    lease_id: str = ""
+
+    def __post_init__(self) -> None:
+        parse_ulid(self.job_id)
+        if self.lease_id:
+            parse_ulid(self.lease_id)
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceReply:
+    """What was signed of one lease, as it was signed; empty for what there is not."""
+
+    request: bytes
+    lease: bytes
+    receipt: bytes
+    acceptance: bytes = b""
+    delivery: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageAsk:
+    """What the asker's jobs of these days came to. Days are UTC, counted since 1970; `last_day` is
+    the newest, and the reply covers `days` up to it."""
+
+    last_day: int
+    days: int = USAGE_DAYS_MAX
+
+    def __post_init__(self) -> None:
+        if not 0 < self.days <= USAGE_DAYS_MAX:
+            raise ValueError(f"usage covers 1 to {USAGE_DAYS_MAX} days")
+        if not 0 <= self.last_day <= STAMP_MS_MAX // DAY_MS:
+            raise ValueError("the day is out of range")
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """One day and model."""
+
+    day: int
+    model_digest: Digest
+    model: str
+    jobs: int
+    amount_nano: int
+    units: Counted
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReply:
+    """In order of days, newest first; `is_cut` if there are more rows than a reply takes."""
+
+    rows: tuple[UsageRow, ...]
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,11 @@ class Attempt:
         amount_nano = charge_nano(lease.price, owed, Finish.CANCELLED)
         return PurchasePart(lease.node, owed, amount_nano, self._tokens_used, code=code)
 
+    def fail_late(self) -> None:
+        """There is no output within `max_latency`: as with any failure before it, nothing is owed,
+        which a job that its buyer cancels would."""
+        self._fail("the node had no output within max_latency", Code.DEADLINE_EXCEEDED)
+
     async def cancel_and_wait_end(self, *, within_s: float) -> None:
         """Free the node's slot at once, then collect the receipt for what was delivered."""
         self._is_given_up = True

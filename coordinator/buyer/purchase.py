@@ -6,6 +6,7 @@ begins after the tokens that were delivered; its buyer sees one answer. What is 
 without I/O is in `continuation`.
 """
 
+import math
 from collections import deque
 from dataclasses import replace
 
@@ -67,6 +68,7 @@ class Purchase:
         self._key = key
         self._opener = opener
         self._deadline = trio.current_time() + begun.spec.deadline_s
+        self._first_output_by = math.inf
         self._tries = Tries()
         self._first: FirstPart | None = None
         self._delivered = Delivered(begun.payload.salt) if is_resumable(begun.spec) else None
@@ -137,8 +139,20 @@ class Purchase:
         return self._ready.popleft()
 
     async def open(self) -> None:
-        """Lease and open, at one node after another, until there is output. Raises JobFailed."""
-        await self._open_next()
+        """Lease and open, at one node after another, until there is output; within the buyer's
+        `max_latency`, if there is one. Raises JobFailed."""
+        limit_ms = self._begun.spec.constraints.max_latency_ms
+        if limit_ms is not None:
+            self._first_output_by = trio.current_time() + limit_ms / 1_000
+        with trio.move_on_at(self._first_output_by) as scope:
+            await self._open_next()
+        if scope.cancelled_caught:
+            raise self._told(
+                JobFailed(
+                    f"no node had a first output within max_latency, {limit_ms} ms",
+                    code=Code.NO_NODE_FITS,
+                )
+            )
 
     def leave(self) -> None:
         """Be done with it: cancels what has not ended."""
@@ -175,6 +189,8 @@ class Purchase:
             await self._take_over(attempt, failure)
             return False
         except trio.Cancelled:
+            if trio.current_time() >= self._first_output_by:
+                attempt.fail_late()
             self._opener.settlements.leave(attempt)
             raise
         self._attempt, self._terms = attempt, attempt.terms

@@ -18,6 +18,12 @@ from protocol.services import (
     BalanceReply,
     DeliveryAck,
     DeliveryAsk,
+    EvidenceAsk,
+    EvidenceReply,
+    JobAsk,
+    JobReply,
+    JobsAsk,
+    JobsReply,
     LeaseAsk,
     LeaseGrant,
     Method,
@@ -28,6 +34,8 @@ from protocol.services import (
     RoundTrip,
     SettleAsk,
     SettleReply,
+    UsageAsk,
+    UsageReply,
 )
 
 R = TypeVar("R")
@@ -99,6 +107,18 @@ class RemoteLeaser:
 
     async def balance(self) -> BalanceReply:
         return await self._call(Method.BALANCE, BalanceAsk(), BalanceReply)
+
+    async def jobs(self, ask: JobsAsk) -> JobsReply:
+        return await self._call(Method.JOBS, ask, JobsReply)
+
+    async def job(self, ask: JobAsk) -> JobReply:
+        return await self._call(Method.JOB, ask, JobReply)
+
+    async def evidence(self, ask: EvidenceAsk) -> EvidenceReply:
+        return await self._call(Method.EVIDENCE, ask, EvidenceReply)
+
+    async def usage(self, ask: UsageAsk) -> UsageReply:
+        return await self._call(Method.USAGE, ask, UsageReply)
 
     async def _call(self, method: Method, ask: object, reply: type[R]) -> R:
         return await self._rpc.call(

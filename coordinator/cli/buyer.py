@@ -17,6 +17,7 @@ import typer
 
 from coordinator.buyer_config import BuyingConfig
 from coordinator.cli.options import At, ConfigFile, DataDir, KeyFile, load_config
+from coordinator.settings import CoordinatorConfig
 from protocol.programs import setting_options
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ class BuyerOptions:
         from coordinator.cli.market_session import buyer_key
 
         return buyer_key(self.config, self.key_path)
+
+    @property
+    def market_config(self) -> CoordinatorConfig:
+        """The settings of the market here; of commands of `coordinator` only."""
+        assert isinstance(self.config, CoordinatorConfig), "a program that only buys has no books"
+        return self.config
 
     def open_market(self) -> "AbstractAsyncContextManager[MarketSession]":
         from coordinator.cli.market_session import open_command_market

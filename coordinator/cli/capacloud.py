@@ -7,7 +7,7 @@ runs a market: it needs neither books nor torch.
 import typer
 
 from coordinator.buyer_config import PROGRAM, BuyerConfig
-from coordinator.cli import batch, gateway, keyfile, look
+from coordinator.cli import batch, gateway, keyfile, look, own
 from coordinator.cli.buyer import BuyerOptions, BuyerSettings, takes_buyer
 from coordinator.cli.chat import chat
 from coordinator.cli.submit import submit
@@ -40,6 +40,8 @@ app.command("models")(look.models)
 app.command("nodes")(look.nodes)
 app.command("balance")(look.balance)
 app.add_typer(batch.app, name="batch")
+app.add_typer(own.jobs_app, name="jobs")
+app.add_typer(own.receipts_app, name="receipts")
 app.add_typer(keyfile.app, name="key")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(config_app, name="config")

@@ -4,11 +4,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
+from coordinator.cli.buyer import BuyerOptions, takes_buyer
+from coordinator.cli.options import CommandError, Json, read_books
+from coordinator.cli.own import show_own_job, show_own_jobs
 from coordinator.ledger.accounts import account_of
 from protocol.ids import JobId, PeerId
 from protocol.job_state import JobState
 from protocol.money import format_credits
+from protocol.programs.commands import UsageError
 from protocol.programs.output import print_facts, print_json, print_table, short, time_text
 
 if TYPE_CHECKING:
@@ -43,19 +46,25 @@ def find_the_job(conn: "Connection", job_id: str, account: str | None) -> "Store
 
 
 @app.command("list")
+@takes_buyer
 def list_command(
+    buyer: BuyerOptions,
     account: Annotated[str | None, typer.Option(help="Only of this account.")] = None,
     state: Annotated[JobState | None, typer.Option(help="Only in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="How many, the latest.")] = 20,
     before: Annotated[str | None, typer.Option(help="Only jobs older than this id.")] = None,
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """The newest jobs."""
+    """The newest jobs: of all clients in the books here, or your own at --coordinator."""
     from coordinator.accounts import find_by_name
     from coordinator.db.jobs import list_jobs
     from coordinator.db.receipts import list_receipts_of
+
+    if buyer.at is not None:
+        if account is not None or state is not None:
+            raise UsageError("--account and --state are for the books here, not for --coordinator")
+        show_own_jobs(buyer, limit=limit, before=before, as_json=as_json)
+        return
 
     def query(conn: "Connection") -> "list[tuple[StoredJob, list[StoredReceipt]]]":
         client = PeerId(find_by_name(conn, account).id) if account is not None else None
@@ -63,7 +72,7 @@ def list_command(
         found = list_jobs(conn, client=client, state=state, before=older, limit=limit)
         return [(job, list_receipts_of(conn, job.client, job.job_id)) for job in found]
 
-    found = read_books(load_config(data_dir, config_file), query)
+    found = read_books(buyer.market_config, query)
     if as_json:
         print_json([_plain_job(job, receipts) for job, receipts in found])
         return
@@ -87,16 +96,20 @@ def list_command(
 
 
 @app.command()
+@takes_buyer
 def show(
+    buyer: BuyerOptions,
     job_id: Annotated[str, typer.Argument(help="The job's id.")],
     account: OfAccount = None,
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """One job with every attempt at it."""
+    """One job with every attempt at it: in the books here, or one of your own at --coordinator."""
     from coordinator.db.leases import list_leases_of
     from coordinator.db.receipts import list_receipts_of
+
+    if buyer.at is not None:
+        show_own_job(buyer, job_id, as_json=as_json)
+        return
 
     def query(
         conn: "Connection",
@@ -105,7 +118,7 @@ def show(
         names = (job.client, job.job_id)
         return job, list_leases_of(conn, *names), list_receipts_of(conn, *names)
 
-    job, leases, receipts = read_books(load_config(data_dir, config_file), query)
+    job, leases, receipts = read_books(buyer.market_config, query)
     if as_json:
         plain = _plain_job(job, receipts)
         print_json(plain | {"attempts": [_plain_lease(lease) for lease in leases]})

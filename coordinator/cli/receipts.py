@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from coordinator.cli.buyer import BuyerOptions, takes_buyer
 from coordinator.cli.jobs import OfAccount, find_the_job
-from coordinator.cli.options import CommandError, ConfigFile, DataDir, Json, load_config, read_books
+from coordinator.cli.options import CommandError, Json, read_books
+from coordinator.cli.own import print_own_evidence
 from protocol.programs.output import credits_text, print_facts, print_json
 
 if TYPE_CHECKING:
@@ -18,16 +20,21 @@ app = typer.Typer(help="Receipts: export and verify them.", no_args_is_help=True
 
 
 @app.command()
+@takes_buyer
 def export(
+    buyer: BuyerOptions,
     job_id: Annotated[str, typer.Argument(help="The job's id.")],
     account: OfAccount = None,
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
 ) -> None:
-    """Print the signed messages of a job's last receipt, for `receipts verify` anywhere."""
+    """Print the signed messages of a job's last receipt, for `receipts verify` anywhere: from the
+    books here, or of a job of your own at --coordinator."""
     from coordinator.db.leases import find_lease
     from coordinator.db.receipts import list_receipts_of
     from coordinator.settling.evidence import write_evidence
+
+    if buyer.at is not None:
+        print_own_evidence(buyer, job_id)
+        return
 
     def query(conn: "Connection") -> str:
         job = find_the_job(conn, job_id, account)
@@ -44,7 +51,7 @@ def export(
             delivery=lease.delivery,
         )
 
-    typer.echo(read_books(load_config(data_dir, config_file), query), nl=False)
+    typer.echo(read_books(buyer.market_config, query), nl=False)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from coordinator.db.schema import api_keys, open_holds
 from coordinator.ledger.accounts import AccountId
 from coordinator.ledger.key_budgets import KeyFunds
 from protocol.clock import Entropy
+from protocol.grants import KeyUse
 from protocol.ids import ULID_ENTROPY_BYTES, new_ulid
 
 # Says whose key it is to a person who finds one in a log, and to scanners of leaked secrets.
@@ -151,6 +152,24 @@ def find_key_funds(conn: Connection, key_ids: Collection[str]) -> dict[str, KeyF
         key_id: KeyFunds(revoked_at_ms is not None, left_nano)
         for key_id, revoked_at_ms, left_nano in _SELECT_FUNDS.select(conn, key_ids)
     }
+
+
+def find_key_use(conn: Connection, key_id: str) -> KeyUse | None:
+    """What is known of a key's own budget and use, for the one who holds it."""
+    query = select(*_COLUMNS, _HELD_NANO).where(api_keys.c.id == key_id)
+    row = conn.execute(query).first()
+    if row is None:
+        return None
+    key = _key(row[:-1])
+    return KeyUse(
+        key.id,
+        key.name or key.prefix,
+        key.created_at_ms,
+        budget_nano=key.budget_nano,
+        spent_nano=key.spent_nano,
+        held_nano=row[-1],
+        requests_per_minute=key.requests_per_minute,
+    )
 
 
 def store_spending(conn: Connection, spent_nano: Mapping[str, int]) -> None:

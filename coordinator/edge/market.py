@@ -15,6 +15,7 @@ from coordinator.edge.directory import list_models
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.answers import MemoryShelf
 from coordinator.gateway.market_side.market import Health, ModelInfo
+from coordinator.gateway.market_side.records import Records
 from protocol.errors import Code
 from protocol.limits import MIB
 from protocol.net.transport import Transport, TransportStatistics
@@ -50,8 +51,12 @@ class EdgeMarket:
     """A `coordinator.gateway.market_side.market.GatewayMarket`. `authenticate` knows the keys."""
 
     def __init__(
-        self, transport: Transport, authenticate: Callable[[str], Awaitable[Caller | None]]
+        self,
+        transport: Transport,
+        authenticate: Callable[[str], Awaitable[Caller | None]],
+        records: Records,
     ) -> None:
+        self.records = records
         # In memory: a gateway beside its users keeps no payload when it stops.
         self.shelf = MemoryShelf(trio.current_time, bytes_max=SHELF_BYTES_MAX)
         self._transport = transport

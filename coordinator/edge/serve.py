@@ -13,6 +13,7 @@ from coordinator.edge.budgets import BudgetLeaser, Budgets
 from coordinator.edge.errors import EdgeError
 from coordinator.edge.keys import GatewayKeys
 from coordinator.edge.market import EdgeMarket
+from coordinator.edge.records import EdgeRecords
 from coordinator.edge.round_trips import RoundTrips
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
@@ -65,7 +66,8 @@ class Edge:
             for protocol in (LEASE_PROTOCOL, JOB_PROTOCOL)
         )
         know = authenticator(keys, key, runtime.runner, no_keys=no_keys)
-        self.market = EdgeMarket(transport, know)
+        remotes: list[RemoteLeaser] = []
+        self.market = EdgeMarket(transport, know, EdgeRecords(remotes, keys, runtime.runner))
         self.round_trips = RoundTrips(transport, self._job_pool, self.market)
         budgets = None if no_keys else Budgets(keys, runtime.runner, clock=runtime.clock)
         for address in coordinators:
@@ -75,6 +77,7 @@ class Edge:
                 addresses=(address,),
                 round_trips=self.round_trips.advice,
             )
+            remotes.append(remote)
             leaser: Leaser = remote if budgets is None else BudgetLeaser(remote, budgets)
             client = MarketClient(
                 self._job_pool, leaser, clock=runtime.clock, entropy=runtime.entropy

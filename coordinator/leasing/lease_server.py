@@ -6,10 +6,8 @@ stolen request is of no use. How often anyone may ask is bounded, whatever the q
 
 import trio
 
-from coordinator.db.accounts import find_account
-from coordinator.db.engine import Database
 from coordinator.leasing.granting import REMOTE_TURN_WITHIN_S, LeaseDesk
-from coordinator.ledger.accounts import account_of
+from coordinator.leasing.own_records import OwnRecords
 from protocol.countersigning import Delivery
 from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
@@ -21,9 +19,11 @@ from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
 from protocol.services import (
     BalanceAsk,
-    BalanceReply,
     DeliveryAck,
     DeliveryAsk,
+    EvidenceAsk,
+    JobAsk,
+    JobsAsk,
     LeaseAsk,
     LeaseGrant,
     Method,
@@ -33,6 +33,7 @@ from protocol.services import (
     QuoteReply,
     SettleAsk,
     SettleReply,
+    UsageAsk,
 )
 from protocol.token_buckets import Rate, TokenBuckets
 
@@ -45,9 +46,8 @@ CLIENTS_MAX = 10_000
 class LeaseServer:
     """Serves one stream per client; `handle` is the transport's handler."""
 
-    def __init__(self, desk: LeaseDesk, database: Database, *, asks_per_minute: int) -> None:
+    def __init__(self, desk: LeaseDesk, records: OwnRecords, *, asks_per_minute: int) -> None:
         self._desk = desk
-        self._database = database
         self._asks_per_minute = asks_per_minute
         self._buckets = TokenBuckets(keys_max=CLIENTS_MAX)
         self._rpc = RpcServer(admit=self._take_turn)
@@ -56,7 +56,11 @@ class LeaseServer:
         self._rpc.register(Method.SETTLE, SettleAsk, self._settle)
         self._rpc.register(Method.DELIVERY, DeliveryAsk, self._deliver)
         self._rpc.register(Method.NODES, NodesAsk, self._nodes)
-        self._rpc.register(Method.BALANCE, BalanceAsk, self._balance)
+        self._rpc.register(Method.BALANCE, BalanceAsk, records.balance)
+        self._rpc.register(Method.JOBS, JobsAsk, records.jobs)
+        self._rpc.register(Method.JOB, JobAsk, records.job)
+        self._rpc.register(Method.EVIDENCE, EvidenceAsk, records.evidence)
+        self._rpc.register(Method.USAGE, UsageAsk, records.usage)
 
     async def handle(self, stream: Stream) -> None:
         await serve_channels(stream, self._rpc.serve_channel, role=ROLE, limits=ASKING_LIMITS)
@@ -107,12 +111,3 @@ class LeaseServer:
 
     async def _nodes(self, client: PeerId, ask: NodesAsk) -> NodesReply:
         return await self._desk.nodes(ask)
-
-    async def _balance(self, client: PeerId, ask: BalanceAsk) -> BalanceReply:
-        account = await self._database.read(find_account, account_of(client))
-        if account is None:
-            raise RemoteProtocolError(
-                f"there is no account {client}: ask the operator of this market for one",
-                code=Code.UNKNOWN_ACCOUNT,
-            )
-        return BalanceReply(account.available_nano, account.held_nano)

@@ -130,6 +130,43 @@ async def test_a_budget_is_spent_to_its_end_and_not_beyond(autojump_clock: MockC
         small.assert_books_are_closed()
 
 
+async def test_a_budget_that_jobs_hold_is_worth_coming_back_for(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.HANG, Script.HANG) as small, trio.open_nursery() as nursery:
+        shop = Shop(small, budget_nano=ceiling_nano(small) * 3 // 2)
+        caller = await shop.caller()
+        nursery.start_soon(shop.buy, caller)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        with pytest.raises(JobFailed) as held:
+            await shop.buy(caller)
+        nursery.cancel_scope.cancel()
+    assert held.value.code is Code.BUDGET_EXCEEDED
+    assert held.value.retry_after_ms is not None
+
+
+async def test_a_budget_that_is_too_small_is_not_waited_for(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as small:
+        shop = Shop(small, budget_nano=ceiling_nano(small) - 1)
+        with pytest.raises(JobFailed) as short:
+            await shop.buy(await shop.caller())
+    assert (short.value.code, short.value.retry_after_ms) == (Code.BUDGET_EXCEEDED, None)
+
+
+async def test_a_session_stays_at_its_node(autojump_clock: MockClock) -> None:
+    async with open_small_market(*[Script.ANSWER] * 5) as small:
+        nodes = set()
+        for _ in range(6):
+            spec = replace(small.spec(), session="s-1")
+            async with small.client.buy(spec, small.buyer) as purchase:
+                async for _ in purchase:
+                    pass
+                terms, _ = purchase.ended()
+            nodes.add(terms.node)
+            await small.client.wait_settled()
+        assert len(nodes) == 1
+
+
 async def test_jobs_at_once_cannot_overspend_together(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.ANSWER, Script.ANSWER) as small:
         shop = Shop(small, budget_nano=2 * ceiling_nano(small))

@@ -1,5 +1,6 @@
 """Every route of the gateway: the tables of its dialects, and those that belong to none."""
 
+from coordinator.gateway.http.account_routes import ROUTES as ACCOUNT_ROUTES
 from coordinator.gateway.http.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from coordinator.gateway.http.generation_routes import ROUTES as GENERATION_ROUTES
 from coordinator.gateway.http.oip.routes import ROUTES as OIP_ROUTES
@@ -19,6 +20,7 @@ def make_routes() -> tuple[Route, ...]:
             *ANTHROPIC_ROUTES,
             *OIP_ROUTES,
             *GENERATION_ROUTES,
+            *ACCOUNT_ROUTES,
             *make_system_routes(),
         )
     )

@@ -11,6 +11,7 @@ from coordinator.gateway.http.kept.keeper import Keeper
 from coordinator.gateway.http.rate_limit import RateLimits
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
+from coordinator.gateway.http.timings import Timings
 from coordinator.gateway.market_side.filing import Filing
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.market_side.running import JobLimits
@@ -37,6 +38,7 @@ class GatewayContext:
     limits: RateLimits
     places: FairPlaces
     keeper: Keeper
+    timings: Timings
     filing: Filing | None = None
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSED_AT_ONCE))
 
@@ -71,6 +73,7 @@ class GatewayContext:
             RateLimits(monotonic),
             places,
             keeper,
+            Timings(),
             filing,
         )
 

@@ -12,6 +12,7 @@ from coordinator.gateway.http.jobs import (
     count_finished,
     count_opened,
     job_error,
+    note_timings,
     opened_headers,
 )
 from coordinator.gateway.http.requests import Request
@@ -84,6 +85,7 @@ class EventStream:
         self._writer: StreamWriter | None = None
         self._metrics: ModelMetrics | None = None
         self._last_at = 0.0
+        self._overhead_s = 0.0
         self._sent_at = 0.0
 
     async def send_to(self, send: Send, more_headers: Headers) -> None:
@@ -156,6 +158,9 @@ class EventStream:
             return writer.fail(choice, job_error(context, request, order, item).problem)
         if item.opened is not self._chunks.head:
             count_opened(context, request, item.opened)
+        note_timings(
+            context, item.opened, item.outcome, overhead_s=self._overhead_s, is_whole=False
+        )
         count_finished(context, request, item.opened, item.outcome, order)
         return writer.end(choice, item.outcome)
 
@@ -170,7 +175,7 @@ class EventStream:
         assert opened is not None, "output comes from a job that is open"
         self._writer = self._call.writer(opened, self._context.now_s())
         self._metrics = self._context.metrics.of_model(self._call.orders[0].routing.model)
-        count_opened(self._context, self._request, opened)
+        self._overhead_s = count_opened(self._context, self._request, opened)
         return self._writer.first()
 
     def _measure(self, tokens: int) -> None:

@@ -11,6 +11,7 @@ from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, Headers, error_of
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.responses import header
+from coordinator.gateway.http.timings import server_timing, stages_of
 from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, run_whole
 from coordinator.gateway.orders import GenerationOrder, Order
 from protocol.endings import API_FINISH_REASONS
@@ -75,7 +76,8 @@ async def finish_jobs(
         if isinstance(end, JobFailed):
             answers.append(job_error(context, request, order, end))
             continue
-        count_opened(context, request, end.opened)
+        overhead_s = count_opened(context, request, end.opened)
+        note_timings(context, end.opened, end.outcome, overhead_s=overhead_s, is_whole=True)
         count_finished(context, request, end.opened, end.outcome, order)
         answers.append(end)
     return answers
@@ -117,7 +119,8 @@ def _param_at_fault(order: Order, code: Code) -> str:
     return order.input_param
 
 
-def count_opened(context: GatewayContext, request: Asked, opened: StartedAnswer) -> None:
+def count_opened(context: GatewayContext, request: Asked, opened: StartedAnswer) -> float:
+    """Returns the seconds that we added."""
     # The one line that leads from what the user has, the request's id, to the job's whole path.
     log.info(
         "request_opened_job",
@@ -126,8 +129,23 @@ def count_opened(context: GatewayContext, request: Asked, opened: StartedAnswer)
         node=opened.info.node,
     )
     metrics = context.metrics
-    metrics.overhead_s.observe(_overhead_s(context, request, opened))
+    overhead_s = _overhead_s(context, request, opened)
+    metrics.overhead_s.observe(overhead_s)
     metrics.match_s.observe(opened.info.match_us / 1_000_000)
+    return overhead_s
+
+
+def note_timings(
+    context: GatewayContext,
+    opened: StartedAnswer,
+    outcome: PurchaseResult,
+    *,
+    overhead_s: float,
+    is_whole: bool,
+) -> None:
+    """For the record of the generation."""
+    stages = stages_of(opened, overhead_s=overhead_s, receipt=outcome.receipt, is_whole=is_whole)
+    context.timings.note(opened.info.job_id, stages)
 
 
 def count_finished(
@@ -150,6 +168,8 @@ def count_finished(
 def opened_headers(context: GatewayContext, request: Asked, opened: StartedAnswer) -> Headers:
     """Where a job runs, at which price, and what we added to its time."""
     info, price = opened.info, opened.info.price
+    overhead_s = _overhead_s(context, request, opened)
+    stages = context.timings.of(info.job_id) or stages_of(opened, overhead_s=overhead_s)
     return (
         header("x-capacloud-job-id", info.job_id),
         header("x-capacloud-node", info.node),
@@ -161,7 +181,8 @@ def opened_headers(context: GatewayContext, request: Asked, opened: StartedAnswe
         header("x-capacloud-match-us", info.match_us),
         header("x-capacloud-lease-ms", f"{info.lease_ms:.3f}"),
         header("x-capacloud-queue-position", info.queue_position),
-        header("x-capacloud-overhead-ms", f"{1_000 * _overhead_s(context, request, opened):.3f}"),
+        header("x-capacloud-overhead-ms", f"{1_000 * overhead_s:.3f}"),
+        header("server-timing", server_timing(stages)),
     )
 
 

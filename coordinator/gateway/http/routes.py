@@ -4,19 +4,19 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.routing import Match
 from starlette.routing import Route as PathPattern
 
 from coordinator.gateway.errors import ApiError, Problem
 from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.dialect import Dialect, JobCall, problem_response
+from coordinator.gateway.http.dialect import Dialect, JobCall
 from coordinator.gateway.http.event_stream import open_event_stream
 from coordinator.gateway.http.jobs import finish_jobs, finished_headers
-from coordinator.gateway.http.kept.keeper import Purchaser
-from coordinator.gateway.http.kept.partial import partial_body
+from coordinator.gateway.http.purchases import serve_purchase
 from coordinator.gateway.http.requests import Request, Scope
-from coordinator.gateway.http.responses import Reply, Response, WithHeaders, header
+from coordinator.gateway.http.responses import Reply, Response, header
 from coordinator.gateway.http.routing_params import routed
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.running import WholeAnswer
@@ -63,29 +63,12 @@ class JobRoute:
         request.keep(sum(order.input_bytes for order in call.orders))
         # The body may have taken a minute: the key may have been revoked meanwhile.
         await context.identify(request)
-        return await context.keeper.serve(request, self._purchaser(context, request, call))
-
-    def _purchaser(self, context: GatewayContext, request: Request, call: JobCall) -> Purchaser:
-        assert request.caller is not None, "jobs are for callers only"
-
-        async def produce() -> Reply:
-            named = (header("x-generation-id", request.job_id),)
-            try:
-                return WithHeaders(await self._answer(context, request, call), named)
-            except ApiError as error:
-                error = error.but(headers=(*error.problem.headers, *named))
-                # What was paid for is an answer: the same request must not buy again.
-                if not error.problem.is_charged:
-                    raise error from None
-                return problem_response(error.problem, self.dialect)
-
-        return Purchaser(
-            request.caller.owner,
-            request.job_id,
-            request.body_digest,
-            call.is_streamed,
-            produce,
-            partial=lambda: partial_body(request.job_id, request.delivered),
+        return await serve_purchase(
+            context,
+            request,
+            self.dialect,
+            partial(self._answer, context, request, call),
+            is_streamed=call.is_streamed,
         )
 
     async def _answer(self, context: GatewayContext, request: Request, call: JobCall) -> Reply:

@@ -12,6 +12,7 @@ from coordinator.buyer.result import PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.answers import AnswerShelf
+from coordinator.gateway.market_side.records import Records
 from protocol.ids import Digest
 from protocol.messages import Task
 from protocol.net.transport import TransportStatistics
@@ -72,6 +73,9 @@ class GatewayMarket(Protocol):
     def shelf(self) -> AnswerShelf:
         """Where answers are kept that their clients may fetch again."""
         ...
+
+    @property
+    def records(self) -> Records: ...
 
     async def authenticate(self, secret: str) -> Caller | None:
         """Whose API key this is; None if no account has it, or it was revoked."""

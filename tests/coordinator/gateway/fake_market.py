@@ -7,7 +7,7 @@ early cancels it, and an outcome carries a receipt that the node signed.
 import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -16,14 +16,16 @@ from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import AttemptResult, PurchasePart, PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.market_side.answers import MemoryShelf
+from coordinator.gateway.market_side.answers import AnswerShelf, MemoryShelf
 from coordinator.gateway.market_side.market import Health, ModelInfo
+from coordinator.gateway.market_side.records import Records
 from protocol.codec import encode
 from protocol.endings import Finish
 from protocol.envelope import seal
-from protocol.errors import Code
+from protocol.errors import Code, RemoteProtocolError
 from protocol.features import Feature
 from protocol.generation import Alternative, GenerationInput, TokenScore, TokenScores, TokensOutput
+from protocol.grants import KeyUse
 from protocol.ids import Digest, JobId, LeaseId, PeerId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey
 from protocol.messages import Acceptance, Receipt, Task
@@ -37,6 +39,22 @@ from protocol.payload import (
     Label,
 )
 from protocol.pricing import PriceSheet, Units, cost_nano
+from protocol.services import (
+    BalanceAsk,
+    BalanceReply,
+    Counted,
+    EvidenceAsk,
+    EvidenceReply,
+    JobAsk,
+    JobAttempt,
+    JobReply,
+    JobsAsk,
+    JobsReply,
+    JobSummary,
+    UsageAsk,
+    UsageReply,
+    UsageRow,
+)
 from protocol.tensors import (
     Datatype,
     ModelSignature,
@@ -97,6 +115,96 @@ class Script:
     interval_s: float = 0.0
 
 
+class FakeRecords:
+    """The books of a market that has seen one job, of the client of `API_KEY`."""
+
+    job_id = JobId(new_ulid(NOW_MS, b"0123456789"))
+
+    async def balance(self, client: PeerId, ask: BalanceAsk) -> BalanceReply:
+        await trio.lowlevel.checkpoint()
+        return BalanceReply(2_500_000_000, 500_000_000, 10_000_000_000, 7_000_000_000)
+
+    async def jobs(self, client: PeerId, ask: JobsAsk) -> JobsReply:
+        found = await self.job(client, JobAsk(self.job_id))
+        return JobsReply((found.job,) * min(2, ask.limit), "" if ask.before else self.job_id)
+
+    async def job(self, client: PeerId, ask: JobAsk) -> JobReply:
+        await trio.lowlevel.checkpoint()
+        if (client, ask.job_id) != (CLIENT_KEY.peer_id, self.job_id):
+            raise RemoteProtocolError("no such job", code=Code.NOT_FOUND)
+        digest = DIGESTS[Task.CAUSAL_LM]
+        job = JobSummary(
+            job_id=self.job_id,
+            model="tiny-chat",
+            model_digest=digest,
+            task=Task.CAUSAL_LM,
+            state="settled",
+            created_at_ms=NOW_MS,
+            ended_at_ms=NOW_MS + 90,
+            error_code="",
+            amount_nano=540,
+            units=Counted(7, 5),
+        )
+        first = JobAttempt(
+            lease_id=LeaseId(derive_ulid(self.job_id, "lease/0")),
+            attempt=0,
+            node=OTHER_CLIENT_KEY.peer_id,
+            state="released",
+            price=PRICE,
+            ceiling_nano=1_000,
+            created_at_ms=NOW_MS,
+            ended_at_ms=NOW_MS + 5,
+            finish="",
+            code="busy",
+            amount_nano=0,
+            units=Units(),
+            queued_ms=0,
+            first_output_ms=0,
+            total_ms=0,
+            receipt_state="",
+            receipt_digest="",
+        )
+        second = replace(
+            first,
+            attempt=1,
+            node=NODE_KEY.peer_id,
+            state="settled",
+            finish="stop",
+            code="",
+            amount_nano=540,
+            units=Units(7, 5),
+            queued_ms=3,
+            first_output_ms=20,
+            total_ms=80,
+            receipt_state="settled",
+            receipt_digest="e" * 64,
+        )
+        return JobReply(job, (first, second))
+
+    async def evidence(self, client: PeerId, ask: EvidenceAsk) -> EvidenceReply:
+        await self.job(client, JobAsk(ask.job_id))
+        return EvidenceReply(b"request", b"lease", b"receipt", b"acceptance")
+
+    async def usage(self, client: PeerId, ask: UsageAsk) -> UsageReply:
+        await trio.lowlevel.checkpoint()
+        row = UsageRow(
+            ask.last_day, DIGESTS[Task.CAUSAL_LM], "tiny-chat", 3, 1_620, Counted(21, 15)
+        )
+        return UsageReply((row,))
+
+    async def key_use(self, key_id: str) -> KeyUse:
+        await trio.lowlevel.checkpoint()
+        return KeyUse(
+            key_id,
+            "laptop",
+            NOW_MS,
+            budget_nano=5_000_000_000,
+            spent_nano=1_000_000_000,
+            held_nano=500_000_000,
+            requests_per_minute=None,
+        )
+
+
 @dataclass
 class FakeMarket:
     """`specs` are the jobs that were asked for, `cancelled` counts those that were left early."""
@@ -120,10 +228,13 @@ class FakeMarket:
     waiting: trio.Event = field(default_factory=trio.Event)
     cancellation: trio.Event = field(default_factory=trio.Event)
     client: PeerId = CLIENT_KEY.peer_id
+    shares_account: bool = False
 
-    shelf: MemoryShelf = field(
+    shelf: AnswerShelf = field(
         default_factory=lambda: MemoryShelf(trio.current_time, bytes_max=2**20)
     )
+
+    records: Records = field(default_factory=FakeRecords)
 
     async def authenticate(self, secret: str) -> Caller | None:
         await trio.lowlevel.checkpoint()
@@ -131,7 +242,7 @@ class FakeMarket:
         if secret in self.revoked:
             return None
         if secret == API_KEY:
-            return Caller("key-1", CLIENT_KEY)
+            return Caller("key-1", CLIENT_KEY, shares_account=self.shares_account)
         if secret == OTHER_KEY:
             return Caller("key-3", OTHER_CLIENT_KEY)
         if secret == ROUTED_KEY:

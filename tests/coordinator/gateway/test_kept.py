@@ -2,27 +2,44 @@
 
 import asyncio
 import json
+import random
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from coordinator.buyer.errors import JobFailed
+from coordinator.db.engine import Database
 from coordinator.gateway.config import GatewayConfig
+from coordinator.shelf import DurableShelf
 from protocol.errors import Code
-from tests.coordinator.gateway.fake_market import OTHER_KEY, Script
+from protocol.keys import SigningKey
+from tests.clocks import HandClock
+from tests.coordinator.gateway.fake_market import NOW_MS, OTHER_KEY, FakeMarket, Script
 from tests.coordinator.gateway.harness import Exchange, Harness, exchange, harness
+from tests.coordinator.ledger_makers import file_books
 
+COORDINATOR_KEY = SigningKey(bytes(31) + b"m")
 CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny-chat", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = BODY | {"stream": True}
 ANSWER = "Hello wörld 🙂"
 KEY = {"idempotency-key": "order-1"}
+ROWS = {"name": "x", "datatype": "FP32", "shape": [2, 2], "data": [1, 2, 3, 4.5]}
 ROUTES: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"json": BODY}),
     (CHAT, {"json": STREAM}),
     ("/v1/completions", {"json": {"model": "tiny-chat", "prompt": "hi"}}),
     ("/v1/embeddings", {"json": {"model": "tiny-embedder", "input": "hi"}}),
+    ("/v1/responses", {"json": {"model": "tiny-chat", "input": "hi"}}),
+    ("/v1/responses", {"json": {"model": "tiny-chat", "input": "hi", "stream": True}}),
+    ("/v1/messages", {"json": BODY | {"max_tokens": 8}}),
+    ("/v1/messages", {"json": BODY | {"max_tokens": 8, "stream": True}}),
+    (
+        "/v2/models/tiny-sums/infer",
+        {"json": {"inputs": [ROWS]}},
+    ),
     (
         "/v1/images/classifications",
         {"files": {"image": b"\x89PNG\r\n\x1a\n"}, "data": {"model": "tiny/classifier"}},
@@ -285,3 +302,36 @@ def test_a_refusal_is_not_what_the_next_try_gets(gateway: Harness) -> None:
     gateway.market.script = Script()
     assert gateway.post(CHAT, json=BODY, headers=retry(1)).status_code == 200
     assert purchases(gateway) == 2
+
+
+def shelf_of_books(database: Database) -> DurableShelf:
+    return DurableShelf(COORDINATOR_KEY, database, HandClock(NOW_MS), random.Random(1).randbytes)
+
+
+def test_a_finished_answer_outlives_the_process_that_made_it(tmp_path: Path) -> None:
+    with file_books(tmp_path / "books.sqlite") as database:
+        with harness(market=FakeMarket(shelf=shelf_of_books(database))) as before:
+            first = before.post(CHAT, BODY, headers=KEY)
+        with harness(market=FakeMarket(shelf=shelf_of_books(database))) as after:
+            again = after.post(CHAT, BODY, headers=KEY)
+            assert purchases(after) == 0
+    assert again.content == first.content
+    assert again.headers["idempotent-replayed"] == "true"
+
+
+def test_an_answer_that_the_end_of_the_process_cut_is_made_again_for_its_key(
+    tmp_path: Path,
+) -> None:
+    with file_books(tmp_path / "books.sqlite") as database:
+        with harness(market=FakeMarket(shelf=shelf_of_books(database))) as before:
+            before.market.script = Script(gate_before=2)
+
+            async def main() -> None:
+                exchange(before.app, CHAT, BODY, headers=KEY)
+                await before.wait(before.market.waiting)
+
+            before.run(main())
+        with harness(market=FakeMarket(shelf=shelf_of_books(database))) as after:
+            assert after.post(CHAT, STREAM, headers=KEY).status_code == 409
+            assert after.post(CHAT, BODY, headers=KEY).status_code == 200
+            assert purchases(after) == 1

@@ -123,10 +123,14 @@ class Keeper:
             elif found is not None:
                 recording.load(found, _REPLAYED)
             else:
-                error = await _record(recording, purchaser)
-                if error is None or recording.has_begun:
-                    data = recording.to_bytes()
+                # A whole answer is durable before its client has it: what comes after is a replay.
+                made = recording if purchaser.is_streamed else Recording()
+                error = await _record(made, purchaser)
+                if error is None or made.has_begun:
+                    data = made.to_bytes()
                     await self._bridge.call(_put, shelf, account, name, data, for_s)
+                    if made is not recording:
+                        recording.load(data)
                 else:
                     # The key is free before its client knows, which may be back at once.
                     await self._bridge.call(_drop, shelf, account, name)

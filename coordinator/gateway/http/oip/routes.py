@@ -1,18 +1,16 @@
 """The routes of the Open Inference Protocol. Health and the server's description need no key."""
 
 import asyncio
-import hashlib
+from functools import partial
 from importlib.metadata import version as package_version
 from typing import Any
 
-from coordinator.gateway.errors import ApiError
 from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.dialect import problem_response
-from coordinator.gateway.http.kept.keeper import Purchaser
 from coordinator.gateway.http.oip.dialect import OIP
 from coordinator.gateway.http.oip.reading import LENGTH_HEADER, ReadRequest, read_request
 from coordinator.gateway.http.oip.running import routing_fields, run_inference
 from coordinator.gateway.http.oip.writing import metadata_plain, write_answer
+from coordinator.gateway.http.purchases import serve_purchase
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, Response, json_response, to_json
 from coordinator.gateway.http.routes import Route
@@ -104,32 +102,16 @@ async def _infer(context: GatewayContext, request: Request) -> Reply:
     # The body may have taken a minute: the key may have been revoked meanwhile.
     await context.identify(request)
     routing = read_routing(routed(routing_fields(asked.request), request))
-    caller = request.caller
-    assert caller is not None, "an identified request has a caller"
-    # The same body for another model is another request.
-    digest = hashlib.sha256(request.path.encode() + b"\0" + request.body_digest).digest()
-    purchaser = Purchaser(
-        caller.owner,
-        request.job_id,
-        digest,
-        is_streamed=False,
-        produce=lambda: _answer(context, request, asked, routing),
-        partial=lambda: b"",
+    return await serve_purchase(
+        context, request, OIP, partial(_answer, context, request, asked, routing)
     )
-    return await context.keeper.serve(request, purchaser)
 
 
 async def _answer(
     context: GatewayContext, request: Request, asked: ReadRequest, routing: Routing
 ) -> Reply:
     """Raises ApiError."""
-    try:
-        finished = await run_inference(context, request, asked.request, routing)
-    except ApiError as error:
-        # What was paid for is an answer: the same request must not buy again.
-        if not error.problem.is_charged:
-            raise
-        return problem_response(error.problem, OIP)
+    finished = await run_inference(context, request, asked.request, routing)
     size = sum(len(tensor.data) for tensor in finished.answer.outputs)
     if size > _LARGE_BYTES:
         written = await asyncio.to_thread(write_answer, asked, finished.answer)

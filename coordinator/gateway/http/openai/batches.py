@@ -5,6 +5,7 @@ from typing import Any
 from coordinator.gateway.errors import ApiError, Problem, invalid, unsupported
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.lists import list_response, read_part, read_query
+from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.openai.files import (
     FILE_PREFIX,
     LIFETIME_S_MAX,
@@ -13,6 +14,7 @@ from coordinator.gateway.http.openai.files import (
     filing_of,
     read_file_id,
 )
+from coordinator.gateway.http.purchases import serve_purchase
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, json_response
 from coordinator.gateway.http.strict_json import Fields, check_text
@@ -43,8 +45,12 @@ async def create_batch(context: GatewayContext, request: Request) -> Reply:
     ClientGone."""
     filing = filing_of(context)
     ask = read_ask(await context.read_json(request))
-    info = await context.bridge.call(filing.create_batch, caller_of(request), ask)
-    return json_response(batch_object(info))
+
+    async def create() -> Reply:
+        info = await context.bridge.call(filing.create_batch, caller_of(request), ask)
+        return json_response(batch_object(info))
+
+    return await serve_purchase(context, request, OPENAI, create, is_job=False)
 
 
 async def list_batches(context: GatewayContext, request: Request) -> Reply:
