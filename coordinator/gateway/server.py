@@ -23,6 +23,7 @@ from coordinator.gateway.http.app import GatewayApp
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.server_protocol import (
     KEEP_ALIVE_S,
+    BoundedWebSocket,
     ServerBounds,
     bounded_protocol,
 )
@@ -34,6 +35,9 @@ from protocol.net.errors import AddressInUse, AddressInvalid
 from protocol.programs.runtime import Runtime, system_runtime
 
 log = structlog.get_logger(__name__)
+
+# A message of a WebSocket: some thousand records.
+_MESSAGE_BYTES_MAX = 1024 * 1024
 
 # Connections that wait to be accepted while the loop is busy.
 _BACKLOG = 2_048
@@ -173,7 +177,8 @@ class _Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 http=bounded_protocol(ServerBounds(places, config.reader_within_s)),
-                ws="none",
+                ws=BoundedWebSocket,
+                ws_max_size=_MESSAGE_BYTES_MAX,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

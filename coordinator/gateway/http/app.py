@@ -11,6 +11,7 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.cors import Cors
 from coordinator.gateway.http.dialect import Dialect, problem_response
 from coordinator.gateway.http.local_only import check_local
+from coordinator.gateway.http.oip.websocket import StreamDoor, is_stream_path
 from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.requests import ClientGone, Request, Scope
 from coordinator.gateway.http.responses import REQUEST_ID, Receive, Reply, Send
@@ -38,7 +39,7 @@ class GatewayApp:
         context.metrics.watch_requests(lambda: self._running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return
         request = Request(
             scope,
@@ -49,7 +50,10 @@ class GatewayApp:
         )
         self._running += 1
         try:
-            await self._serve(request, send)
+            if scope["type"] == "websocket":
+                await self._serve_stream(request, receive, send)
+            else:
+                await self._serve(request, send)
         except asyncio.CancelledError:
             # The client hung up and so cancelled us; any other cancellation goes on.
             if not request.is_gone:
@@ -57,6 +61,13 @@ class GatewayApp:
         finally:
             request.close()
             self._running -= 1
+
+    async def _serve_stream(self, request: Request, receive: Receive, send: Send) -> None:
+        if is_stream_path(request.scope):
+            await StreamDoor(self._context, request, receive, send).serve()
+        else:
+            await receive()
+            await send({"type": "websocket.close"})
 
     async def _serve(self, request: Request, send: Send) -> None:
         request_id = request.request_id.encode()

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 
 from coordinator.gateway.errors import Problem, ProblemKind
 from coordinator.gateway.http.openai.dialect import OPENAI
@@ -100,6 +101,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._overhead_bytes = 0
         self._is_in_head = True
         self._is_upgrade = False
+        self._websocket: Any = None
         self._method = b""
         self._problem = _MALFORMED
         self._head_timer: asyncio.TimerHandle | None = None
@@ -129,6 +131,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._overhead_bytes += len(piece)
             data = data[len(piece) :]
             self._feed(piece)
+            if self._websocket is not None:
+                self._websocket.data_received(data)
+                return
             if self._overhead_bytes >= HEAD_BYTES_MAX:
                 self._refuse(_HEAD_TOO_LARGE if self._is_in_head else _MALFORMED)
 
@@ -201,11 +206,27 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
+                if self._method == b"GET" and self._should_upgrade():
+                    self._become_websocket(piece[upgrade.args[0] :])
+                    return
                 piece = self._head_without_upgrade() + piece[upgrade.args[0] :]
             except httptools.HttpParserError:
                 self._refuse(self._problem)
             else:
                 return
+
+    def _become_websocket(self, rest: bytes) -> None:
+        """Give the connection to a protocol for it, and what came behind its head. That one leaves
+        the bounds when the connection ends."""
+        self._stop_head_timer()
+        self.scope["method"] = "GET"
+        self.handle_websocket_upgrade()
+        protocol = self.transport.get_protocol()
+        assert isinstance(protocol, BoundedWebSocket), "the server's own"
+        protocol.watch(self.bounds, self._block)
+        self._websocket = protocol
+        if rest:
+            protocol.data_received(rest)
 
     def _head_without_upgrade(self) -> bytes:
         """The same head again without what asks for the upgrade, for a new parser."""
@@ -254,6 +275,36 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+
+class BoundedWebSocket(WSProtocol):
+    """uvicorn's, within the same bounds of connections, and of the time of a stalled reader."""
+
+    _bounds: ServerBounds | None = None
+    _block = ""
+    _reader_timer: asyncio.TimerHandle | None = None
+
+    def watch(self, bounds: ServerBounds, block: str) -> None:
+        self._bounds, self._block = bounds, block
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.resume_writing()
+        if self._bounds is not None:
+            self._bounds.leave(self._block)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._reader_timer is None and self._bounds is not None:
+            self._reader_timer = self.loop.call_later(
+                self._bounds.reader_within_s, self.transport.abort
+            )
+
+    def resume_writing(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+        super().resume_writing()
 
 
 def bounded_protocol(bounds: ServerBounds) -> type[Any]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.gateway.errors import ApiError
-from coordinator.gateway.http.oip.reading import read_request
+from coordinator.gateway.http.oip.reading import read_body
 from protocol.generation import GenerationInput
 from protocol.messages import DataCollection, Task
 from protocol.payload import EmbeddingInput, ImageInput
@@ -307,7 +307,7 @@ def test_fuzzed_headers_are_read_or_refused(
     }
     head = json.dumps(request).encode()
     try:
-        read = read_request(
+        read = read_body(
             head + tail, str(len(head)) if length is None else length, model="m", version=""
         )
     except ApiError as refusal:

@@ -30,23 +30,30 @@ class ReadRequest:
     all_binary: bool
 
 
-def read_request(
+def read_body(
     body: bytes | bytearray, length: str | None, *, model: str, version: str
 ) -> ReadRequest:
     """Raises ApiError (400, 413)."""
     json_bytes = len(body) if length is None else _read_length(length, len(body))
     fields = Fields(parse_object(body[:json_bytes]))
-    raw = _RawData(memoryview(body)[json_bytes:])
+    return read_request(fields, model=model, version=version, raw=memoryview(body)[json_bytes:])
+
+
+def read_request(
+    fields: Fields, *, model: str, version: str, raw: bytes | memoryview = b""
+) -> ReadRequest:
+    """`raw` are the bytes behind the JSON. Raises ApiError (400)."""
+    behind = _RawData(memoryview(raw))
     inputs = read_list(
         fields.required("inputs"),
         "inputs",
         items_max=TENSORS_MAX,
-        read=lambda value, path: _read_tensor(value, path, raw),
+        read=lambda value, path: _read_tensor(value, path, behind),
     )
     if not inputs:
         raise invalid("inputs is empty", "inputs")
-    if raw.left:
-        raise invalid(f"{raw.left} bytes follow that no input claims", "inputs")
+    if behind.left:
+        raise invalid(f"{behind.left} bytes follow that no input claims", "inputs")
     parameters = _parameters(fields)
     all_binary = _flag(parameters, "binary_data_output", "parameters") or False
     outputs, binary = _read_outputs(fields, default=all_binary)

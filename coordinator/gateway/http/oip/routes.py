@@ -7,7 +7,7 @@ from typing import Any
 
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.oip.dialect import OIP
-from coordinator.gateway.http.oip.reading import LENGTH_HEADER, ReadRequest, read_request
+from coordinator.gateway.http.oip.reading import LENGTH_HEADER, ReadRequest, read_body
 from coordinator.gateway.http.oip.running import routing_fields, run_inference
 from coordinator.gateway.http.oip.writing import metadata_plain, write_answer
 from coordinator.gateway.http.purchases import serve_purchase
@@ -89,7 +89,7 @@ async def _infer(context: GatewayContext, request: Request) -> Reply:
     parameters = request.parameters
 
     def read() -> Any:
-        return read_request(
+        return read_body(
             body, length, model=parameters["model"], version=parameters.get("version", "")
         )
 

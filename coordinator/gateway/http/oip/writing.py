@@ -43,20 +43,28 @@ def write_answer(asked: ReadRequest, answer: InferenceAnswer) -> WrittenAnswer:
 
 
 def _output(tensor: NamedTensor, asked: ReadRequest, raw: list[bytes]) -> dict[str, Any]:
-    plain: dict[str, Any] = {
-        "name": tensor.name,
-        "datatype": tensor.datatype.value,
-        "shape": list(tensor.shape),
-    }
     if tensor.name in asked.binary or (not asked.request.outputs and asked.all_binary):
         raw.append(tensor.data)
-        return plain | {"parameters": {"binary_data_size": len(tensor.data)}}
+        return _head(tensor) | {"parameters": {"binary_data_size": len(tensor.data)}}
+    return output_plain(tensor)
+
+
+def output_plain(tensor: NamedTensor) -> dict[str, Any]:
+    """In JSON. Raises ApiError (400)."""
     try:
-        return plain | {"data": numbers_of(tensor)}
+        return _head(tensor) | {"data": numbers_of(tensor)}
     except UnicodeDecodeError:
         raise invalid(
             f"output {tensor.name} is not UTF-8, which JSON needs: ask for binary_data", "outputs"
         ) from None
+
+
+def _head(tensor: NamedTensor) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "datatype": tensor.datatype.value,
+        "shape": list(tensor.shape),
+    }
 
 
 def metadata_plain(model: ModelInfo) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""`/v1/stream` over a real socket: the handshake, large and many messages, and the end.
+
+What a stream answers is tested in `tests/coordinator/gateway/test_streams.py`.
+"""
+
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import pytest
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    CloseConnection,
+    Event,
+    RejectConnection,
+    Request,
+    TextMessage,
+)
+
+from protocol.messages import Task
+from tests.coordinator.gateway.fake_market import API_KEY, NAMES
+from tests.integration.openai_api import Served, served_gateway
+
+OPEN = {"type": "open", "model": NAMES[Task.TENSOR], "outputs": ["sum"]}
+
+
+def record(*rows: list[float]) -> dict[str, Any]:
+    tensor = {"name": "x", "datatype": "FP32", "shape": [len(rows), 2], "data": list(rows)}
+    return {"type": "record", "inputs": [tensor]}
+
+
+class Client:
+    """A WebSocket client that blocks."""
+
+    def __init__(self, connection: Any, path: str, key: str) -> None:
+        self._connection = connection
+        self._protocol = WSConnection(ConnectionType.CLIENT)
+        self._events: deque[Event] = deque()
+        headers = [(b"authorization", f"Bearer {key}".encode())]
+        self._send(Request(host="gateway", target=path, extra_headers=headers))
+
+    def _send(self, event: Event) -> None:
+        self._connection.sendall(self._protocol.send(event))
+
+    def say(self, *messages: Any) -> None:
+        for message in messages:
+            self._send(TextMessage(json.dumps(message)))
+
+    def next(self) -> Event:
+        while not self._events:
+            data = self._connection.recv(65_536)
+            self._protocol.receive_data(data or None)
+            self._events.extend(self._protocol.events())
+        return self._events.popleft()
+
+    def hear(self) -> Any:
+        text = ""
+        while True:
+            event = self.next()
+            assert isinstance(event, TextMessage), event
+            text += event.data
+            if event.message_finished:
+                return json.loads(text)
+
+    def hear_close(self) -> int:
+        event = self.next()
+        assert isinstance(event, CloseConnection), event
+        return int(event.code)
+
+
+@contextmanager
+def connected(served: Served, *, path: str = "/v1/stream", key: str = API_KEY) -> Iterator[Client]:
+    with closing(served.connect()) as connection:
+        yield Client(connection, path, key)
+
+
+@contextmanager
+def opened(served: Served) -> Iterator[Client]:
+    with connected(served) as client:
+        assert isinstance(client.next(), AcceptConnection)
+        client.say(OPEN)
+        assert client.hear()["type"] == "opened"
+        yield client
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with served_gateway() as running:
+        yield running
+
+
+def test_many_records_come_back_in_order(served: Served) -> None:
+    count = 2_000
+    messages = [record([n, 1]) for n in range(count)]
+    with opened(served) as client:
+        sending = threading.Thread(target=client.say, args=(*messages, {"type": "close"}))
+        sending.start()
+        for number in range(count):
+            told = client.hear()
+            assert (told["sequence"], told["outputs"][0]["data"]) == (number, [number + 1.0])
+        assert client.hear()["records"] == count
+        assert client.hear_close() == 1000
+        sending.join()
+    assert len(served.market.specs) < count / 4
+
+
+def test_a_message_that_is_too_large_ends_the_connection(served: Served) -> None:
+    with opened(served) as client:
+        client.say(record(*[[1.0, 2.0]] * 120_000))
+        assert client.hear_close() == 1009
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "status"),
+    [("/v1/stream", "nothing", 401), ("/v1/else", API_KEY, 403)],
+)
+def test_a_handshake_is_refused_as_a_request_is(
+    served: Served, path: str, key: str, status: int
+) -> None:
+    with connected(served, path=path, key=key) as client:
+        event = client.next()
+        assert isinstance(event, RejectConnection)
+        assert event.status_code == status
+
+
+def test_a_gateway_that_stops_tells_its_streams() -> None:
+    with served_gateway() as served, opened(served) as client:
+        served.stop()
+        assert client.hear_close() == 1012
