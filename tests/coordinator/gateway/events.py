@@ -13,7 +13,8 @@ def events_of(response: httpx.Response) -> list[dict[str, Any]]:
     assert blocks.pop() == ""
     events = []
     for block in blocks:
-        name, data = block.split("\n")
+        # Many clients split lines wherever Unicode breaks one.
+        name, data = block.splitlines()
         event = json.loads(data.removeprefix("data: "))
         assert name == f"event: {event['type']}"
         events.append(event)

@@ -28,6 +28,7 @@ TOOL = {
 CALLING = 'Let me look.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}'
 CALLING += "\n</tool_call>"
 CUT_SHORT = CALLING[: CALLING.index("Paris")]
+BREAKS = "one\u2028two\u2029three\u0085four"
 THINKING = "<think>\nThey greet me.\n</think>\n\nHello!"
 
 
@@ -121,7 +122,7 @@ def test_the_events_of_a_stream_come_in_anthropics_order(gateway: Harness) -> No
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
 @given(
-    text=st.sampled_from([CALLING, CALLING * 2, THINKING, "Hello", "", CALLING[:60], CUT_SHORT]),
+    text=st.sampled_from([CALLING, CALLING * 2, THINKING, BREAKS, "", CALLING[:60], CUT_SHORT]),
     cuts=st.lists(st.integers(1, 30), min_size=1, max_size=6),
     finish=st.sampled_from([Finish.STOP, Finish.LENGTH]),
     thinks=st.booleans(),
@@ -340,6 +341,13 @@ def test_failures_have_anthropics_names(
     response = gateway.post(PATH, body())
     assert (response.status_code, response.json()["error"]["type"]) == (status, kind)
     assert response.headers["request-id"]
+
+
+def test_agents_are_told_in_their_words_of_a_prompt_that_is_too_long(gateway: Harness) -> None:
+    turns = [{"role": "user", "content": "x" * 200_000}]
+    error = gateway.post(PATH, body(messages=turns)).json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["message"].startswith("prompt is too long: ")
 
 
 def test_refusals_before_the_body_have_anthropics_shape_too(gateway: Harness) -> None:

@@ -17,7 +17,7 @@ from protocol.generation import ChatMessage, FormatKind, GenerationInput, ToolCa
 from tests.coordinator.gateway.events import answer_of, events_of
 from tests.coordinator.gateway.fake_market import Script
 from tests.coordinator.gateway.harness import Harness, harness
-from tests.coordinator.gateway.test_messages import CALLING, CUT_SHORT, THINKING, say
+from tests.coordinator.gateway.test_messages import BREAKS, CALLING, CUT_SHORT, THINKING, say
 
 PATH = "/v1/responses"
 TOOL = {
@@ -122,7 +122,7 @@ def test_the_events_of_a_stream_come_in_openais_order(gateway: Harness) -> None:
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
 @given(
-    text=st.sampled_from([CALLING, CALLING * 2, THINKING, "Hello", "", CALLING[:60], CUT_SHORT]),
+    text=st.sampled_from([CALLING, CALLING * 2, THINKING, BREAKS, "", CALLING[:60], CUT_SHORT]),
     cuts=st.lists(st.integers(1, 30), min_size=1, max_size=6),
     finish=st.sampled_from([Finish.STOP, Finish.LENGTH]),
 )
@@ -325,6 +325,11 @@ def test_a_stored_response_is_not_there(gateway: Harness, method: str, rest: str
     response = gateway.request(method, f"{PATH}/resp_1{rest}")
     assert response.status_code == 404
     assert "not stored" in response.json()["error"]["message"]
+
+
+def test_a_conversation_that_is_too_long_is_told_by_its_field(gateway: Harness) -> None:
+    error = gateway.post(PATH, body(input="x" * 200_000)).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
 
 
 def test_a_stream_that_breaks_ends_as_failed(gateway: Harness) -> None:

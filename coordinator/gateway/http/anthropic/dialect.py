@@ -2,6 +2,7 @@
 
 from coordinator.gateway.errors import Headers, Problem, ProblemKind
 from coordinator.gateway.http.event_text import event_json, named_event
+from protocol.errors import Code
 
 _TYPES = {
     ProblemKind.REQUEST: "invalid_request_error",
@@ -40,7 +41,11 @@ class AnthropicDialect:
 
 def _error(problem: Problem) -> dict[str, object]:
     kind = _TYPES_BY_STATUS.get(problem.status, _TYPES[problem.kind])
-    return {"type": "error", "error": {"type": kind, "message": problem.message}}
+    message = problem.message
+    if problem.code == Code.PROMPT_TOO_LONG.value:
+        # Agents look for these words before they shorten a conversation.
+        message = f"prompt is too long: {message}"
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 ANTHROPIC = AnthropicDialect()
