@@ -12,7 +12,7 @@ from protocol.limits import NAME_CHARS_MAX, TOOL_CALLS_MAX, TOOLS_MAX
 _CHOICES = {choice.value: choice for choice in ToolChoice}
 
 TOOL_WORDS = {
-    "tools": "Functions that the model may call.",
+    "tools": "Functions that the model may call. What is no call in the model's own form is text.",
     "tool_choice": "`auto`, `none`, `required`, one function that must be called, or "
     "`allowed_tools`. Default `auto`.",
     "parallel_tool_calls": "Whether an answer may have several calls. Default true.",
