@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from coordinator.gateway.errors import ApiError, invalid
+from coordinator.gateway.http.anthropic.routes import JOB_ROUTES as ANTHROPIC_ROUTES
 from coordinator.gateway.http.dialect import ChoiceAnswer, JobCall
 from coordinator.gateway.http.openai.embeddings import EmbeddingCall, read_output
-from coordinator.gateway.http.openai.routes import JOB_ROUTES
+from coordinator.gateway.http.openai.routes import JOB_ROUTES as OPENAI_ROUTES
+from coordinator.gateway.http.openai_responses.routes import JOB_ROUTES as RESPONSES_ROUTES
 from coordinator.gateway.http.responses import to_json
 from coordinator.gateway.http.routes import JobRoute
 from coordinator.gateway.http.routing_params import with_provider
@@ -39,7 +41,21 @@ GROUP_BYTES_MAX = 256 * 1024
 # Lines of so many models may come mixed, and are still put together.
 _GROUPS_OPEN_MAX = 8
 
-ENDPOINTS: Mapping[str, JobRoute] = {route.template: route for route in JOB_ROUTES}
+# What only counts tokens is no work for a night.
+_ENDPOINTS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/images/classifications",
+    "/v1/messages",
+    "/v1/rerank",
+    "/v1/responses",
+)
+ENDPOINTS: Mapping[str, JobRoute] = {
+    route.template: route
+    for route in (*OPENAI_ROUTES, *RESPONSES_ROUTES, *ANTHROPIC_ROUTES)
+    if route.template in _ENDPOINTS
+}
 
 
 class LineError(Exception):
@@ -210,7 +226,8 @@ def refused_line(line_id: str, custom_id: str, error: ApiError, *, endpoint: str
     problem = error.problem
     body = json.loads(ENDPOINTS[endpoint].dialect.error_body(problem))
     response = {"status_code": problem.status, "request_id": line_id, "body": body}
-    code = str(body["error"]["code"])
+    # Not every dialect has codes.
+    code = str(body["error"].get("code") or problem.code)
     return error_line(line_id, custom_id, code, problem.message, response)
 
 

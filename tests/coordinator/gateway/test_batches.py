@@ -9,9 +9,16 @@ from typing import Any
 import httpx
 import pytest
 
+from coordinator.batches.lines import ENDPOINTS
 from coordinator.gateway.caller import Caller
 from protocol.programs.runners import InlineRunner
-from tests.coordinator.batches.desk_maker import chat_lines, embedding_lines, jsonl, office
+from tests.coordinator.batches.desk_maker import (
+    chat_lines,
+    embedding_lines,
+    jsonl,
+    office,
+    request_line,
+)
 from tests.coordinator.gateway.fake_market import API_KEY, OTHER_KEY, FakeMarket
 from tests.coordinator.gateway.harness import Harness, harness
 
@@ -169,6 +176,41 @@ def test_a_batch_runs_to_its_files(gateway: Harness) -> None:
     assert answers["c0"]["response"]["body"]["object"] == "chat.completion"
     errors = gateway.get(f"/v1/files/{done['error_file_id']}/content").json()
     assert (errors["custom_id"], errors["response"]["status_code"]) == ("c2", 400)
+
+
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": chat_lines(1)[0]["body"],
+    "/v1/completions": {"model": "tiny-chat", "prompt": "once"},
+    "/v1/embeddings": {"model": "tiny-embedder", "input": "text"},
+    "/v1/images/classifications": {"model": "tiny/classifier", "image": "/9j/4A=="},
+    "/v1/messages": {
+        "model": "tiny-chat",
+        "max_tokens": 8,
+        "messages": [{"role": "user", "content": "hi"}],
+    },
+    "/v1/rerank": {"model": "tiny-embedder", "query": "q", "documents": ["a", "b"]},
+    "/v1/responses": {"model": "tiny-chat", "input": "hi"},
+}
+
+
+def test_every_endpoint_of_a_batch_is_tried() -> None:
+    assert BODIES.keys() == ENDPOINTS.keys()
+
+
+@pytest.mark.parametrize("endpoint", BODIES)
+def test_a_line_is_answered_as_its_request_would_be(gateway: Harness, endpoint: str) -> None:
+    single = gateway.post(endpoint, BODIES[endpoint])
+    assert single.status_code == 200, single.text
+    bad = request_line("bad", endpoint, {"model": "tiny-chat"})
+    refused = gateway.post(endpoint, bad["body"])
+    lines = [request_line("good", endpoint, BODIES[endpoint]), bad]
+    done = ended(gateway, created(gateway, lines, endpoint)["id"])
+    assert done["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    answer = gateway.get(f"/v1/files/{done['output_file_id']}/content").json()
+    assert answer["response"]["body"].keys() == single.json().keys()
+    error = gateway.get(f"/v1/files/{done['error_file_id']}/content").json()
+    assert error["response"]["status_code"] == refused.status_code
+    assert error["response"]["body"] == refused.json()
 
 
 def test_vectors_of_a_batch_are_those_of_single_requests(gateway: Harness) -> None:
