@@ -28,14 +28,24 @@ NEEDED_BY_OTHERS = {
 PROGRAMS_EXTRAS = ("client", "gateway", "market", "node")
 ENGINES = sorted({spec.engine.partition(":")[0] for spec in NODE_TASKS.values()})
 
+# The commands of `capacloud`; of these modules, whatever a function imports when it is called.
+BUYING = (
+    *("capacloud", "batch", "batch_files", "buyer", "chat", "console", "keyfile", "look"),
+    *("market_session", "own", "piped", "progress", "results", "submit", "tasks", "tensors"),
+)
+
+
+def imported_by_buying() -> set[str]:
+    paths = (ROOT / "coordinator" / "cli" / f"{name}.py" for name in BUYING)
+    ours = {module for path in paths for module in imported_modules(path)}
+    return {f"coordinator.cli.{name}" for name in BUYING} | {
+        module for module in ours if module.partition(".")[0] in ALLOWED
+    }
+
+
 # What each of those who install a part of it runs, all of its lazy imports included.
 PARTS = {
-    "client": (
-        "coordinator.__main__, coordinator.cli.capacloud, coordinator.cli.market_session, "
-        "coordinator.cli.console, coordinator.cli.progress, coordinator.buyer.client, "
-        "coordinator.edge.directory, protocol.net.libp2p, protocol.programs.keyfile, "
-        "coordinator.cli.batch_files, coordinator.batches.local_run"
-    ),
+    "client": ", ".join(["coordinator.__main__", *sorted(imported_by_buying())]),
     "gateway": "coordinator.cli.capacloud, coordinator.edge.serve",
     "market": "coordinator.cli, coordinator.serve, coordinator.audit.books",
     "node": ", ".join(["capanode.cli", "capanode.serve", "capanode.models.convert", *ENGINES]),
