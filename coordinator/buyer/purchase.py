@@ -8,6 +8,7 @@ without I/O is in `continuation`.
 
 import math
 from collections import deque
+from collections.abc import Awaitable
 from dataclasses import replace
 
 import structlog
@@ -23,6 +24,7 @@ from coordinator.buyer.continuation import (
     next_part,
 )
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.hedging import Race
 from coordinator.buyer.opener import Opener
 from coordinator.buyer.parts import RequestStamps, SignedPart, sign_part
 from coordinator.buyer.result import PurchasePart, PurchaseResult
@@ -183,6 +185,8 @@ class Purchase:
         attempt, lease_ms = await self._open_attempt()
         if attempt is None:
             return False
+        if self._begun.spec.hedge and not self._delivered:
+            return await self._race(attempt, lease_ms)
         try:
             await attempt.wait_first_output(attempts=self._tries.count, lease_ms=lease_ms)
         except JobFailed as failure:
@@ -194,6 +198,35 @@ class Purchase:
             self._opener.settlements.leave(attempt)
             raise
         self._attempt, self._terms = attempt, attempt.terms
+        return True
+
+    async def _race(self, first: Attempt, lease_ms: float) -> bool:
+        """As `_try_node`, with a second attempt beside the first if that is late."""
+        race = Race(attempts=lambda: self._tries.count)
+
+        def open_second() -> Awaitable[tuple[Attempt | None, float]]:
+            self._tries.avoid(first.granted.lease.message.node)
+            return self._opener.open_attempt(
+                self._part, self._key, self._tries, deadline=self._deadline
+            )
+
+        is_over = False
+        try:
+            await race.run(first, lease_ms, open_second)
+            is_over = True
+        finally:
+            if race.winner is not None and not is_over:
+                self._opener.settlements.leave(race.winner)
+            for attempt in race.losers:
+                self._leave_failed(attempt)
+            # What follows is decided by the first failure, if none has output.
+            decides = is_over and race.winner is None
+            for attempt, _ in race.failures[1 if decides else 0 :]:
+                self._leave_failed(attempt)
+        if race.winner is None:
+            await self._take_over(*race.failures[0])
+            return False
+        self._attempt, self._terms = race.winner, race.winner.terms
         return True
 
     async def _open_attempt(self) -> tuple[Attempt | None, float]:

@@ -73,6 +73,10 @@ class Tries:
         self._exclude.append(lease.node)
         self.last_failure = failure
 
+    def avoid(self, node: PeerId) -> None:
+        """Another node is wanted beside this one."""
+        self._exclude.append(node)
+
     def forgive(self) -> None:
         """No other node is left: one that has failed may be back."""
         self._exclude.clear()

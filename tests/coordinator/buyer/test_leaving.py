@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -76,8 +77,10 @@ def paid(market: SmallMarket) -> int:
         (Script.ANSWER,),
         (Script.HANG,),
         (Script.REFUSE, Script.ANSWER),
+        # Hedged: while the first one is late, a second one is opened beside it.
+        (Script.HANG, Script.ANSWER),
     ],
-    ids=lambda scripts: scripts[0].name,
+    ids=lambda scripts: "-".join(script.name for script in scripts),
 )
 async def test_no_hold_is_left_wherever_a_buyer_leaves(
     scripts: tuple[Script, ...], is_local: bool, autojump_clock: MockClock
@@ -94,7 +97,8 @@ async def test_no_hold_is_left_wherever_a_buyer_leaves(
                     async with shop.market.open_job(caller, shop.spec(caller)) as job:
                         yield job
                 else:
-                    async with market.client.buy(market.spec(), market.buyer) as job:
+                    spec = replace(market.spec(), hedge=len(scripts) > 1)
+                    async with market.client.buy(spec, market.buyer) as job:
                         yield job
 
             tokens, has_left = await leave_at(step, buy)
@@ -102,7 +106,9 @@ async def test_no_hold_is_left_wherever_a_buyer_leaves(
             await trio.sleep(10)
             report = market.audit()
             assert report.held_nano == 0, f"left at step {step}"
-            most_nano = cost_nano(PRICE, Units(INPUT_UNITS.input_tokens, tokens + 2))
+            # A node that is left after it took the job is paid for the input.
+            inputs = INPUT_UNITS.input_tokens * len(scripts)
+            most_nano = cost_nano(PRICE, Units(inputs, tokens + 2))
             assert paid(market) <= most_nano, f"left at step {step} after {tokens} tokens"
         if not has_left:
             break

@@ -181,6 +181,49 @@ async def test_a_deadline_before_any_output_charges_nothing(autojump_clock: Mock
         assert caught.value.amount_nano == 0
 
 
+@pytest.mark.parametrize("is_hedged", [True, False])
+async def test_a_hedged_purchase_does_not_wait_for_a_late_node(
+    is_hedged: bool, autojump_clock: MockClock
+) -> None:
+    async with open_small_market(Script.HANG, Script.ANSWER) as market:
+        order = tuple(node.key.peer_id for node in market.nodes)
+        spec = market.spec(continuation=Continuation.CONTINUE)
+        constraints = replace(spec.constraints, order=order)
+        began_at = trio.current_time()
+        spec = replace(spec, hedge=is_hedged, constraints=constraints)
+        async with market.client.buy(spec, market.buyer) as stream:
+            waited_s = trio.current_time() - began_at
+            assert_is_whole([chunk async for chunk in stream], WORDS)
+        assert (waited_s < 3) is is_hedged
+        assert [node.jobs_opened for node in market.nodes] == [1, 1]
+        await market.client.wait_settled()
+        assert market.nodes[0].cancels_seen == 1
+        market.assert_books_are_closed()
+
+
+async def test_a_hedged_purchase_whose_first_node_comes_first_is_paid_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
+        spec = replace(market.spec(), hedge=True)
+        async with market.client.buy(spec, market.buyer) as stream:
+            assert_is_whole([chunk async for chunk in stream], WORDS)
+        await market.client.wait_settled()
+        assert sum(node.jobs_opened for node in market.nodes) == 1
+        assert spent(market) == cost_of(len(WORDS))
+        market.assert_books_are_closed()
+
+
+async def test_a_hedged_purchase_fails_as_its_first_node_does(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.HANG) as market:
+        with pytest.raises(JobFailed) as caught:
+            async with market.client.buy(replace(market.spec(), hedge=True), market.buyer):
+                pass
+        assert caught.value.code is Code.NODE_LOST
+        await market.client.wait_settled()
+        market.assert_books_are_closed()
+
+
 async def test_an_answer_that_may_not_go_on_tells_the_failure_and_its_charge(
     autojump_clock: MockClock,
 ) -> None:
