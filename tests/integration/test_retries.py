@@ -1,5 +1,6 @@
 """The stock `openai` client sends requests again, and looks at what it bought: one charge each."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,3 +80,33 @@ def test_on_a_real_market_a_key_pays_once_and_the_books_agree(market: RunningMar
     spent = get("/v1/credits").json()["data"]["total_usage_nano"]
     assert spent >= generation["amount_nano"]
     assert get("/v1/usage").json()["data"][0]["requests"] >= 1
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_what_a_client_hung_up_on_can_be_fetched(market: RunningMarket) -> None:
+    body = {
+        "model": "smollm2-135m-instruct",
+        "messages": [{"role": "user", "content": "Count from one to one thousand."}],
+        "max_tokens": 1_500,
+        "ignore_eos": True,
+    }
+    with market.client() as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/chat/completions", json=body, timeout=1.5)
+        job = client.get("/v1/jobs?limit=1").json()["data"][0]
+        deadline = time.monotonic() + WITHIN_S
+        while job["state"] != "settled":
+            assert time.monotonic() < deadline, job
+            job = client.get(f"/v1/jobs/{job['id']}").json()
+        # The node's receipt and what the gateway keeps are written side by side.
+        while (kept := client.get(f"/v1/generation/{job['id']}/content")).status_code != 200:
+            assert time.monotonic() < deadline, kept.text
+        content = kept.json()["data"]
+    (attempt,) = job["attempts"]
+    assert attempt["finish"] == "cancelled"
+    assert content["is_partial"]
+    assert content["output"]["completion"]
+    # Cancelled at once: the whole answer would have taken many times as long.
+    assert attempt["total_ms"] < 2_500
+    assert 0 < job["output_tokens"] < body["max_tokens"]

@@ -53,7 +53,8 @@ class Request:
         self.place: Place | None = None
         self.is_gone = False
         self.parameters: dict[str, str] = {}
-        self.body_digest = b""
+        # Of requests that are never sent again, any digest will do.
+        self.body_digest = bytes(hashlib.sha256().digest_size)
         self.delivered: dict[int, list[Chunk]] = {}
         self._receive = receive
         self._watch: asyncio.Future[None] | None = None

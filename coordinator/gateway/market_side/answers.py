@@ -11,6 +11,8 @@ from typing import Protocol
 
 from protocol.ids import JobId, PeerId
 
+DIGEST_BYTES = 32
+
 
 @dataclass(frozen=True, slots=True)
 class ShelvedAnswer:
@@ -27,7 +29,7 @@ class AnswerShelf(Protocol):
     async def claim(
         self, account: PeerId, name: str, request_digest: bytes, job_id: JobId, *, for_s: float
     ) -> ShelvedAnswer | None:
-        """Take a name for an answer to come; or what has it already."""
+        """Take a name for an answer to come; or what has it already. The digest is a sha256."""
         ...
 
     async def put(self, account: PeerId, name: str, data: bytes, *, for_s: float) -> None:
@@ -53,6 +55,7 @@ class MemoryShelf:
     async def claim(
         self, account: PeerId, name: str, request_digest: bytes, job_id: JobId, *, for_s: float
     ) -> ShelvedAnswer | None:
+        assert len(request_digest) == DIGEST_BYTES, "the digest is a sha256"
         found = await self.find(account, name)
         if found is None:
             answer = ShelvedAnswer(request_digest, job_id, None)
