@@ -62,7 +62,7 @@ class LocalMarket:
         self._keys = keys
         self._models: tuple[ModelInfo, ...] = ()
         self._models_until = 0.0
-        # Only of names that the book has, or had when last asked for.
+        # Only of names that the book has, or had when last asked for, and no more than _KNOWN_MAX.
         self._infos: dict[str, tuple[float, ModelInfo]] = {}
 
     async def authenticate(self, secret: str) -> Caller | None:
@@ -95,6 +95,8 @@ class LocalMarket:
             return known[1]
         info = _info_of(self._book, table, name)
         if info is not None:
+            if len(self._infos) >= _KNOWN_MAX:
+                self._infos.clear()
             self._infos[name] = (now + _MODELS_TTL_S, info)
         return info
 
