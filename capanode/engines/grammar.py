@@ -20,15 +20,35 @@ from protocol.chat_formats import ChatFormat
 from protocol.errors import Code
 from protocol.generation import FormatKind, GenerationInput, OutputFormat, Tool, ToolChoice
 
-# At 14,000 lexer states and 20,000 items in a millisecond, as the library measures itself.
+# A few milliseconds each: 50,000 of the initial fuel, 14,000 lexer states or 20,000 items take one,
+# as the library measures itself.
 _LIMITS = llguidance.LLParserLimits(
-    initial_lexer_fuel=1_000_000,
+    initial_lexer_fuel=200_000,
     step_lexer_fuel=100_000,
-    step_max_items=50_000,
+    step_max_items=20_000,
     max_lexer_states=50_000,
     max_grammar_size=200_000,
     verbose_errors=False,
 )
+
+# The limits do not cover what two expressions have in common, if it is asked of many at once: that
+# took minutes. So few schemas may be combined, and no expressions of a grammar.
+_COMBINED_MAX = 8
+_BESIDE_REF = frozenset(
+    {
+        "$ref",
+        "$defs",
+        "definitions",
+        "$schema",
+        "$id",
+        "title",
+        "description",
+        "default",
+        "examples",
+    }
+)
+_GRAMMAR_TEXTS = re.compile(r'"(?:\\.|[^"\\])*"|/(?!/)(?:\\.|[^/\\\n])+/|//[^\n]*|#[^\n]*')
+_COMBINES = re.compile(r"&|~(?!\s*\d)")
 
 # A model may lay its JSON out, but small ones would go on with white space for ever.
 _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,32}"}
@@ -159,10 +179,11 @@ def _format_text(wanted: OutputFormat) -> str:
     matcher = llguidance.LLMatcher
     match wanted.kind:
         case FormatKind.JSON_OBJECT | FormatKind.JSON_SCHEMA:
-            text = matcher.grammar_from_json_schema(_schema_of(wanted))
+            text = _json_grammar(_schema_of(wanted))
         case FormatKind.REGEX:
             text = matcher.grammar_from_regex(wanted.text)
         case FormatKind.GRAMMAR:
+            _check_combinations(wanted.text)
             text = matcher.grammar_from_lark(wanted.text)
     return str(text)
 
@@ -178,6 +199,39 @@ def _schema_of(wanted: OutputFormat) -> dict[str, Any]:
     )
 
 
+def _json_grammar(schema: dict[str, Any]) -> str:
+    try:
+        plain = json.dumps(schema)
+        return str(llguidance.LLMatcher.grammar_from_json_schema(plain))
+    except (ValueError, RecursionError):  # A number beyond what the library reads, for one.
+        raise EngineRefusal(
+            "the JSON schema cannot be read: simplify it", code=Code.INVALID_INPUT
+        ) from None
+
+
+def _check_combinations(grammar: str) -> None:
+    """Raises EngineRefusal."""
+    has_schema = "%json" in grammar and ("allOf" in grammar or "\\u" in grammar)
+    if has_schema or _COMBINES.search(_GRAMMAR_TEXTS.sub(" ", grammar)):
+        raise EngineRefusal(
+            "a grammar may not combine expressions by & or ~, nor schemas by allOf",
+            code=Code.INVALID_INPUT,
+        )
+
+
+def _combined(value: object) -> int:
+    """How many schemas are combined with others, in all of a schema."""
+    if isinstance(value, list):
+        return sum(map(_combined, value))
+    if not isinstance(value, dict):
+        return 0
+    combined = value.get("allOf")
+    own = len(combined) if isinstance(combined, list) else 0
+    if "$ref" in value and not _BESIDE_REF.issuperset(value):
+        own += 1  # What is beside a reference is combined with what it refers to.
+    return own + sum(map(_combined, value.values()))
+
+
 def _read_schema(text: str) -> dict[str, Any]:
     try:
         schema = json.loads(text)
@@ -185,6 +239,12 @@ def _read_schema(text: str) -> dict[str, Any]:
         schema = None
     if not isinstance(schema, dict):
         raise EngineRefusal("the JSON schema is not a JSON object", code=Code.INVALID_INPUT)
+    if _combined(schema) > _COMBINED_MAX:
+        raise EngineRefusal(
+            "the JSON schema combines more than {limit} schemas by allOf or beside $ref",
+            code=Code.INVALID_INPUT,
+            limit=_COMBINED_MAX,
+        )
     return schema
 
 
@@ -209,7 +269,9 @@ def _refuse(error: str) -> None:
             "the JSON schema uses a keyword that cannot be enforced: leave it out",
             code=Code.INVALID_INPUT,
         )
-    if re.search(r"\b(limit|fuel|too (many|large|big|complex|deep|long))\b", error):
+    if re.search(
+        r"\b(limit|fuel|Unable to determine|too (many|large|big|complex|deep|long))\b", error
+    ):
         raise EngineRefusal(
             "the format is too large or too complex to be enforced: simplify it",
             code=Code.INVALID_INPUT,

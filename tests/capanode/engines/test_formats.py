@@ -45,6 +45,16 @@ NUMBER = {
     **CLOSED,
 }
 TOOLS = (Tool("weather", "", json.dumps(CITY)), Tool("stop_all", "", json.dumps(NUMBER)))
+PATTERNS = [{"pattern": f".{{{n}}}a"} for n in range(1, 300)]
+CHAIN = {
+    "$defs": {
+        **{f"d{n}": {"pattern": f".{{{n}}}a", "$ref": f"#/$defs/d{n + 1}"} for n in range(200)},
+        "d200": {"pattern": "q"},
+    },
+    "$ref": "#/$defs/d0",
+    "type": "string",
+}
+BOTH = " & ".join(f"/(.*x{{{n}}}.*y){{{n}}}.*/" for n in range(2, 40))
 MANY = {"anyOf": [{"properties": {f"p{n}": {"pattern": "(a|b)*a.{9}"}}} for n in range(900)]}
 
 
@@ -137,13 +147,24 @@ def test_a_format_that_cannot_be_enforced_is_refused(
         OutputFormat(FormatKind.JSON_SCHEMA, '{"allOf":[' * 300 + "{}" + "]}" * 300),
         OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(MANY)),
         OutputFormat(FormatKind.GRAMMAR, 'start: a\na: "a" a a | "b" | a "c" | '),
+        # Each of these took minutes before it was bounded.
+        OutputFormat(FormatKind.GRAMMAR, f"start: A\nA: {BOTH}"),
+        OutputFormat(FormatKind.GRAMMAR, "start: A\nA: ~/(.*a.{300}b.*)/ & /[ab]{2000}/"),
+        OutputFormat(
+            FormatKind.GRAMMAR,
+            "start: a\na: %json " + json.dumps({"type": "string", "allOf": PATTERNS}),
+        ),
+        OutputFormat(FormatKind.JSON_SCHEMA, json.dumps({"type": "string", "allOf": PATTERNS})),
+        OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(CHAIN)),
+        OutputFormat(FormatKind.JSON_SCHEMA, '{"type": "integer", "minimum": 1' + "0" * 3000 + "}"),
     ],
 )
 def test_no_format_holds_the_engine_up(engine: CausalLM, wanted: OutputFormat) -> None:
     """It is refused, ends its own job, or is enforced in little time."""
-    slowest = 0.0
+    began_s = time.perf_counter()
     with suppress(EngineRefusal):
         engine.submit("job", GenerationInput(max_tokens=40, prompt_tokens=PROMPT, format=wanted))
+    slowest = time.perf_counter() - began_s
     while not engine.is_idle:
         began_s = time.perf_counter()
         engine.step()
@@ -260,6 +281,28 @@ def test_rows_with_a_format_leave_others_alone(engine: CausalLM) -> None:
 def test_a_prefix_that_does_not_match_is_refused(engine: CausalLM) -> None:
     with pytest.raises(EngineRefusal, match="answered before"):
         ask(engine, format=PERSON, prefix_tokens=tuple(b"nonsense"))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: "a&b" ("~" | /[&~]/)* # & ~\n',
+        "start: A ~ 2..3 // & is a sign\nA: /x/",
+        'start: a "&"\na: %json {"enum": ["x"]}',
+    ],
+)
+def test_signs_of_combination_may_stand_in_texts(engine: CausalLM, grammar: str) -> None:
+    transcript = ask(engine, format=OutputFormat(FormatKind.GRAMMAR, grammar), max_tokens=30)
+    assert transcript.finished("job")
+
+
+def test_what_references_and_few_combinations_need_is_taken(engine: CausalLM) -> None:
+    base = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"]}
+    more = {"properties": {"c": {"enum": [2]}}, "required": ["c"]}
+    schema = {"$defs": {"b": base}, "allOf": [{"$ref": "#/$defs/b"}, more]}
+    wanted = OutputFormat(FormatKind.JSON_SCHEMA, json.dumps(schema))
+    text = ask(engine, format=wanted, max_tokens=900, seed=8).text("job")
+    assert '"a"' in text
 
 
 def test_a_tokenizer_that_no_grammar_reads_leaves_a_model_without_formats(tmp_path: Path) -> None:
