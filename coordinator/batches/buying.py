@@ -18,9 +18,10 @@ from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, 
 from coordinator.gateway.orders import Order
 from protocol.errors import Code
 from protocol.ids import JobId
+from protocol.limits import JOB_DURATION_MAX_MS
 
-# Of one job, from its lease to its last token.
-JOB_WITHIN_S = 300.0
+# Of one job, from its lease to its last token: no job may take longer, and an answer is not cut.
+JOB_WITHIN_S = JOB_DURATION_MAX_MS / 1_000
 
 
 class JobMarket(Protocol):
