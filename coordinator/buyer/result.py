@@ -9,7 +9,7 @@ from protocol.envelope import Signed
 from protocol.errors import Code
 from protocol.ids import PeerId
 from protocol.messages import Acceptance, Receipt
-from protocol.pricing import Units
+from protocol.pricing import UNIT_NAMES, Units
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,11 @@ class PurchaseResult:
         cls, parts: Sequence[PurchasePart], finish: Finish, *, reason: Code | None = None
     ) -> Self:
         """The sum of the parts, of which there is at least one."""
-        units = Units(
-            input_tokens=parts[0].units.input_tokens,
-            output_tokens=sum(part.tokens_used for part in parts),
-            images=max(part.units.images for part in parts),
-        )
+        # What is not text is one piece, and counted whole by the node that delivered it.
+        most = {name: max(getattr(part.units, name) for part in parts) for name in UNIT_NAMES}
+        most["input_tokens"] = parts[0].units.input_tokens
+        most["output_tokens"] = sum(part.tokens_used for part in parts)
+        units = Units(**most)
         amount_nano = sum(part.amount_nano for part in parts)
         return cls(finish, units, amount_nano, tuple(parts), reason)
 

@@ -8,7 +8,7 @@ import { numbers } from './peer/page.mjs'
 
 const NOTHING = new Uint8Array(0)
 const DAY_MS = 86_400_000
-const units = (input, output) => ({ input_tokens: input, output_tokens: output, images: 0 })
+const units = (input, output) => ({ input_tokens: input, output_tokens: output, images: 0, tensor_elements: 0 })
 const flipLast = bytes => Uint8Array.from(bytes, (byte, n) => n === bytes.length - 1 ? byte ^ 1 : byte)
 const codeOf = async promise => {
   try {

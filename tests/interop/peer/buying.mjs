@@ -109,7 +109,7 @@ export class Buyer {
   async deliver (job, changes = {}) {
     const { lease } = job.granted
     const sawNothing = !job.tally.tokenIds.length && !job.behaviour.cancelAfterChunks
-    const units = sawNothing ? { input_tokens: 0, output_tokens: 0, images: 0 } : job.counted
+    const units = sawNothing ? { input_tokens: 0, output_tokens: 0, images: 0, tensor_elements: 0 } : job.counted
     return seal(this.identity, 'delivery', {
       lease_id: lease.message.lease_id,
       lease_digest: lease.digest,
@@ -193,7 +193,7 @@ class Job {
   /** Units as this side counted them. */
   get counted () {
     const input = this.admission?.message.input_units ?? {}
-    return { input_tokens: 0, images: 0, ...input, output_tokens: this.tally.tokenIds.length }
+    return { input_tokens: 0, images: 0, tensor_elements: 0, ...input, output_tokens: this.tally.tokenIds.length }
   }
 
   async open () {

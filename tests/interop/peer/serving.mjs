@@ -17,7 +17,7 @@ export class ServedJob {
   }
 
   get behaviour () { return this.seller.behaviour }
-  get units () { return { input_tokens: this.input, output_tokens: this.tally.tokenIds.length, images: 0 } }
+  get units () { return { input_tokens: this.input, output_tokens: this.tally.tokenIds.length, images: 0, tensor_elements: 0 } }
 
   async serve () {
     try {
@@ -191,7 +191,7 @@ export class ServedJob {
   async #sealReceipt (finish, code = '') {
     const { lease: { message: leased, digest }, seller } = this
     const totalMs = Date.now() - this.openedAtMs
-    const units = finish === 'refused' ? { input_tokens: 0, output_tokens: 0, images: 0 } : { ...this.units }
+    const units = finish === 'refused' ? { input_tokens: 0, output_tokens: 0, images: 0, tensor_elements: 0 } : { ...this.units }
     units.output_tokens += this.behaviour.billBeside ?? 0
     const prefix = finish === 'refused' ? 0 : this.generation?.prefix_tokens.length
     const names = ['lease_id', 'job_id', 'node', 'client', 'coordinator', 'model_digest']
