@@ -198,6 +198,18 @@ def test_convolutions_answer_as_torch_does(tmp_path: Path) -> None:
     assert got["digit"].tolist() == wanted.argmax(-1).tolist()
 
 
+@pytest.mark.slow
+def test_a_forecaster_sees_the_faults_of_a_pump(tmp_path: Path) -> None:
+    sensors = example("sensors")
+    sensors.train(tmp_path, epochs=40)
+    series = sensors.records(300, faults=(200,), seed=1)
+    errors = ask(load(tmp_path), TensorInput((tensor(series, "record"),)))["error"][:, 0]
+    settled = errors[sensors.WINDOW :]
+    alarms = np.flatnonzero(settled > sensors.ALARM) + sensors.WINDOW
+    assert alarms.min() == 200
+    assert alarms.max() < 200 + 10 + sensors.WINDOW
+
+
 def forecaster(tmp_path: Path) -> TensorEngine:
     weights = perceptron_weights([4, 6, 2]) | {"error.scale": torch.tensor([0.5, 2.0])}
     return load(
