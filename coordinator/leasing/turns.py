@@ -50,6 +50,7 @@ class _ModelQueue:
         self._entered = 0
         self._round = 0
         self._asked = 0
+        self._began_at = trio.current_time()
         self._last_grant_at: float | None = None
         self._interval_s: float | None = None
 
@@ -102,11 +103,14 @@ class _ModelQueue:
         self._last_grant_at = now
 
     def retry_after_ms(self, *, otherwise_ms: int | None = None) -> int:
-        """When all who wait now should have had their turn."""
+        """When all who wait now should have had their turn, by the pace of the latest grants. A
+        wait without any says that the next one takes as long at least."""
+        since = self._began_at if self._last_grant_at is None else self._last_grant_at
+        waited_s = trio.current_time() - since
         if self._interval_s is None:
-            wait_ms = float(otherwise_ms or _RETRY_MIN_MS)
+            wait_ms = max(float(otherwise_ms or _RETRY_MIN_MS), 1_000 * waited_s)
         else:
-            wait_ms = 1_000 * self._interval_s * (len(self) + 1)
+            wait_ms = 1_000 * max(self._interval_s, waited_s) * (len(self) + 1)
         return int(min(max(wait_ms, _RETRY_MIN_MS), _RETRY_MAX_MS))
 
     def _next(self, before_round: int) -> _Waiter | None:

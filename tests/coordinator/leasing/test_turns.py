@@ -164,3 +164,13 @@ async def test_one_client_cannot_fill_the_queue(autojump_clock: MockClock) -> No
         assert seats.turns.waiting("m") == WAITING_PER_CLIENT_MAX + 1
         nursery.cancel_scope.cancel()
     assert seats.turns.waiting("m") == 0, "those that are cancelled leave"
+
+
+async def test_a_wait_in_vain_is_told_no_shorter_one(autojump_clock: MockClock) -> None:
+    """Without any grant to go by, half a second was told to clients that had waited for minutes."""
+    async with trio.open_nursery() as nursery:
+        seats = Seats(Turns(), nursery, seats=0, job_s=1.0)
+        await seats.ask(MODEST, within_s=18.0)
+        ((_, error),) = seats.refused
+        assert error.retry_after_ms is not None
+        assert 18_000 <= error.retry_after_ms <= 60_000
