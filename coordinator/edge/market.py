@@ -68,9 +68,9 @@ class EdgeMarket:
     def note_change(self) -> None:
         """A branch has a new list."""
         now = trio.current_time()
-        known = {name: until for name, until in self._listed_until.items() if until > now}
-        self._listed_until = known | dict.fromkeys(self._models, now + _REMEMBERED_S)
+        gone = {name: until for name, until in self._listed_until.items() if until > now}
         self._models = list_models(node for branch in self.branches for node in branch.nodes)
+        self._listed_until = gone | dict.fromkeys(self._models, now + _REMEMBERED_S)
 
     async def authenticate(self, secret: str) -> Caller | None:
         return await self._authenticate(secret)

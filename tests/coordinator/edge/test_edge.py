@@ -168,6 +168,8 @@ async def test_it_lists_what_the_market_offers(
         assert info.price_from == info.price_to == PRICE
         assert edge.edge.market.model(info.digest) == info
         assert edge.edge.market.model("unheard-of") is None
+        # Also of a coordinator that restarts right now, and then knows no model for a moment.
+        assert edge.edge.market.is_expected(MODEL)
         assert not edge.edge.market.is_expected("unheard-of")
         assert edge.edge.market.health() == Health(2)
 
