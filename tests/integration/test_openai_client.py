@@ -248,7 +248,7 @@ def test_a_busy_market_is_asked_again_when_it_said(served: Served, scripted: Ope
 def test_an_answer_that_was_billed_in_part_is_not_bought_again(
     served: Served, scripted: OpenAI
 ) -> None:
-    failure = JobFailed("gone", code=Code.NODE_LOST, delivered=True)
+    failure = JobFailed("gone", code=Code.NODE_LOST, delivered=True, amount_nano=5)
     served.market.script = Script(failure=failure, failure_after=2)
     with pytest.raises(openai.InternalServerError):
         scripted.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
