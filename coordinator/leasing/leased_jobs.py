@@ -83,6 +83,8 @@ class LeasedJobs:
             known = self._jobs[key] = _LeasedJob(lease.request_digest, part)
         if known.request != lease.request_digest:
             known.request, known.first_attempt = lease.request_digest, lease.attempt
+            # The part is the request's: an earlier process may have leased a lower one.
+            known.part = part
         known.part = part if part is not None else known.part
         known.attempts = max(known.attempts, lease.attempt + 1)
         known.deadline_at_ms = lease.deadline_at_ms

@@ -6,7 +6,7 @@ import pytest
 
 from coordinator.leasing.leased_jobs import LeasedJobs
 from protocol.envelope import seal
-from tests.protocol.makers import CLIENT, NOW_MS, make_request
+from tests.protocol.makers import CLIENT, NOW_MS, make_lease, make_request
 
 TAKES_MS = 20_000
 
@@ -19,3 +19,13 @@ def test_a_job_gets_its_whole_time_whatever_its_clients_clock_says(client_is_ahe
     )
     deadline_at_ms = LeasedJobs().deadline_at_ms(seal(CLIENT, asked), now_ms=NOW_MS)
     assert deadline_at_ms == NOW_MS + TAKES_MS
+
+
+def test_a_part_is_leased_by_a_coordinator_that_first_tried_the_lease_of_an_earlier_one() -> None:
+    """A restarted process takes a job for a new one, and finds its part 0 leased in the books:
+    it refused part 1 then, as if another request had the job's id."""
+    jobs, first = LeasedJobs(), make_lease(seal(CLIENT, make_request()))
+    part = seal(CLIENT, replace(make_request(), part=1))
+    jobs.note(replace(first, request_digest=part.digest), part=1)
+    jobs.note(first)
+    assert jobs.next_attempt(part) == 1
