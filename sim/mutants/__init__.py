@@ -10,10 +10,11 @@ from sim.mutants.market import MARKET
 from sim.mutants.money import MONEY
 from sim.mutants.mutant import Mutant
 from sim.mutants.node import NODE
+from sim.mutants.purchases import PURCHASES
 from sim.mutants.settling import SETTLING
 from sim.mutants.wire import WIRE
 
-MUTANTS: tuple[Mutant, ...] = (*MONEY, *KEYS, *SETTLING, *LEASES, *WIRE, *MARKET, *NODE)
+MUTANTS: tuple[Mutant, ...] = (*MONEY, *KEYS, *SETTLING, *LEASES, *WIRE, *MARKET, *NODE, *PURCHASES)
 
 
 def find_mutant(name: str) -> Mutant:

@@ -70,7 +70,7 @@ MARKET = (
     Mutant(
         "a silent node is never given up",
         "coordinator/buyer/attempt.py",
-        "if silent_until < self._deadline:",
+        "if silent_until < deadline:",
         "if False:",
         test="tests/coordinator/buyer/test_client.py"
         "::test_a_node_that_accepts_and_then_says_nothing_is_left_for_another",

@@ -250,3 +250,20 @@ async def test_an_answer_that_is_shown_whole_may_begin_anew(autojump_clock: Mock
         result = stream.ended()[1]
         assert [part.amount_nano for part in result.parts] == [cost_of(2), cost_of(len(WORDS))]
         assert [node.jobs_opened for node in market.nodes] == [1, 1]
+
+
+async def test_all_parts_together_cost_no_more_than_the_request_allows(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.CRASH_MIDWAY, Script.ANSWER) as market:
+        spec = market.spec(continuation=Continuation.CONTINUE)
+        order = tuple(node.key.peer_id for node in market.nodes)
+        # Enough for the first part as it begins; then its tokens are spent.
+        limit_nano = charge_nano(PRICE, spec.units_max, Finish.STOP)
+        capped = replace(spec.constraints, order=order, max_cost_nano=limit_nano)
+        spec = replace(spec, constraints=capped, deadline_s=100.0)
+        with pytest.raises(JobFailed) as caught:
+            async with market.client.buy(spec, market.buyer) as stream:
+                _ = [chunk async for chunk in stream]
+        assert caught.value.amount_nano == cost_of(2)
+        assert market.nodes[1].jobs_opened == 0
