@@ -1,4 +1,4 @@
-"""Attention over the cache: many rows with one new token each, or whole chunks of prompts.
+"""Attention over the cache: rows with one new token each, or whole chunks of prompts.
 
 Both write their new keys and values first and then read the cache in place. Which kernel serves
 which was measured on AVX-512 cores. For decoding on a CPU, keys and values are copied to float32
@@ -76,18 +76,29 @@ def plan_segments(lengths: Sequence[int]) -> list[Segment]:
 
 
 class _SegmentBatch:
-    """One segment's views of the cache and its mask."""
+    """One segment's views of the cache and its mask. With a `shared_row` all of its rows read that
+    one row of the cache."""
 
-    def __init__(self, cache: KvCache, segment: Segment, scratch: Tensor, *, heads: int) -> None:
+    def __init__(
+        self,
+        cache: KvCache,
+        segment: Segment,
+        scratch: Tensor,
+        *,
+        heads: int,
+        shared_row: int | None = None,
+    ) -> None:
         shape = cache.shape
         self.rows, self.length = segment.rows, segment.length
         self._groups = heads // shape.kv_heads
         self._scale = shape.head_dim**-0.5
+        read = segment.rows if shared_row is None else range(shared_row, shared_row + 1)
+        sizes = (len(segment.rows), shape.kv_heads, 2, segment.length, shape.head_dim)
         self._views = [
-            cache.keys_values(layer, segment.rows, segment.length) for layer in range(shape.layers)
+            cache.keys_values(layer, read, segment.length).view(len(read), *sizes[1:]).expand(sizes)
+            for layer in range(shape.layers)
         ]
         # Where keys and values are computed with: in place if their type is the one computed in.
-        sizes = (len(segment.rows) * shape.kv_heads, 2, segment.length, shape.head_dim)
         self._copy = scratch[: math.prod(sizes)].view(sizes) if len(scratch) else None
         self._positions = torch.arange(segment.length, device=cache.layers[0].device)
         self._mask = scratch.new_empty((len(segment.rows), shape.kv_heads, 1, segment.length))
@@ -102,6 +113,7 @@ class _SegmentBatch:
         both = self._views[layer]
         if self._copy is not None:
             both = self._copy.copy_(both)
+        both = both.flatten(0, 1)
         grouped = queries.reshape(both.shape[0], self._groups, -1).to(both.dtype)
         scores = torch.baddbmm(
             self._mask.flatten(0, 1), grouped, both[:, 0].transpose(1, 2), alpha=self._scale
@@ -110,10 +122,17 @@ class _SegmentBatch:
         return torch.bmm(weights, both[:, 1]).view(len(self.rows), -1)
 
 
-class DecodeAttention:
-    """One new token for each of rows 0..n. Kept from step to step while the rows stay the same."""
+class _RowsAttention:
+    """One new token for each row, each in a row of the cache and at a position of its own."""
 
-    def __init__(self, cache: KvCache, lengths: Sequence[int], *, heads: int) -> None:
+    def __init__(
+        self,
+        cache: KvCache,
+        lengths: Sequence[int],
+        *,
+        heads: int,
+        shared_row: int | None = None,
+    ) -> None:
         self._cache = cache
         self._heads = heads
         shape, device = cache.shape, cache.layers[0].device
@@ -124,16 +143,16 @@ class DecodeAttention:
         size = 0 if dtype == shape.dtype else tokens * 2 * shape.kv_heads * shape.head_dim
         scratch = torch.empty(size, dtype=dtype, device=device)
         self._batches = [
-            _SegmentBatch(cache, segment, scratch, heads=heads) for segment in segments
+            _SegmentBatch(cache, segment, scratch, heads=heads, shared_row=shared_row)
+            for segment in segments
         ]
-        self._rows = torch.arange(len(lengths), device=device)
-        self._positions = self._rows
-
-    def fits(self, lengths: Sequence[int]) -> bool:
-        """True if the same number of rows, now of these lengths, can still be served."""
-        return len(lengths) == len(self._rows) and all(
-            lengths[row] <= batch.length for batch in self._batches for row in batch.rows
+        count = len(lengths)
+        self._rows = (
+            torch.arange(count, device=device)
+            if shared_row is None
+            else torch.full((count,), shared_row, device=device)
         )
+        self._positions = self._rows
 
     def set_positions(self, positions: Tensor) -> None:
         """Where each row's new token goes; call before each step."""
@@ -152,6 +171,28 @@ class DecodeAttention:
             first, last = batch.rows.start, batch.rows.stop
             attended[first:last] = batch(layer, mixed[first:last, :heads])
         return attended
+
+
+class DecodeAttention(_RowsAttention):
+    """One new token for each of rows 0..n. Kept from step to step while the rows stay the same."""
+
+    def __init__(self, cache: KvCache, lengths: Sequence[int], *, heads: int) -> None:
+        super().__init__(cache, lengths, heads=heads)
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """True if the same number of rows, now of these lengths, can still be served."""
+        return len(lengths) == len(self._rows) and all(
+            lengths[row] <= batch.length for batch in self._batches for row in batch.rows
+        )
+
+
+class ReplayAttention(_RowsAttention):
+    """Tokens of one job that were decoded before, one after another from `start`, taken in at once
+    as if each were decoded: the same kernels see the same numbers, so the cache comes out alike."""
+
+    def __init__(self, cache: KvCache, row: int, start: int, count: int, *, heads: int) -> None:
+        lengths = range(start + 1, start + count + 1)
+        super().__init__(cache, lengths, heads=heads, shared_row=row)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ answers down but never stops them.
 
 Determinism: a job's tokens depend on its input and seed. In bfloat16 on CPU they do so bit for bit
 whatever else runs, as long as no more than `INVARIANT_ROWS` jobs decode together: prompts are cut
-into chunks at fixed places, and every kernel computes a row alike whatever is beside it. What may
+into chunks at fixed places, every kernel computes a row alike whatever is beside it, and an answer
+that goes on, after a preemption or from another node, is replayed as it was decoded. What may
 differ in the last bit, and so in a near tie between two tokens, is the same job on another kind of
-CPU, and an answer continued from a prefix, whose tokens are then prefilled instead of decoded.
+CPU.
 """
 
 from collections import deque
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from capanode.engines.attention import DecodeAttention, PrefillChunk
+from capanode.engines.attention import DecodeAttention, PrefillChunk, ReplayAttention
 from capanode.engines.base import (
     EngineEvent,
     EngineInfo,
@@ -30,6 +31,7 @@ from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.generation import FinishReason, Generation
 from capanode.engines.generation_reader import GenerationReader, end_tokens_of
 from capanode.engines.kv_cache import KvCache
+from capanode.engines.linear import INVARIANT_ROWS
 from capanode.engines.llama import LlamaModel
 from capanode.engines.llama_config import LlamaConfig
 from capanode.engines.profile import DTYPE_NAMES, llama_profile
@@ -162,7 +164,7 @@ class CausalLM:
             is_turn = not (self._was_prefill and self._slots.decoding)
             self._was_prefill = bool(self._slots.prefilling) and is_turn
             if self._was_prefill:
-                events += self._prefill()
+                events += self._take_in()
             elif self._slots.decoding:
                 events += self._decode()
         return events
@@ -190,18 +192,44 @@ class CausalLM:
         needed = self._slots.token_count + len(job.tokens) + margin
         return needed <= self._cache_tokens or self._slots.is_empty
 
+    def _take_in(self) -> list[EngineEvent]:
+        """Run the next part of what waits to be in the cache, first come, first served."""
+        first = self._slots.prefilling[0]
+        return self._replay(first) if self._is_prompt_cached(first) else self._prefill()
+
+    def _is_prompt_cached(self, job: Generation) -> bool:
+        """What is left of the job was decoded before. A GPU promises no bits, and prefills all."""
+        return self._model.device.type == "cpu" and job.cached >= job.prompt_count
+
+    def _replay(self, job: Generation) -> list[EngineEvent]:
+        """Take the next tokens of an answer that goes on into the cache as they were decoded."""
+        start = job.cached
+        ids = job.tokens[start : start + INVARIANT_ROWS]
+        attention = ReplayAttention(
+            self._cache, job.row, start, len(ids), heads=self._model.config.heads
+        )
+        logits, exact = self._model.replay(ids, start, attention)
+        job.cached += len(ids)
+        if job.cached < len(job.tokens):
+            return []
+        self._slots.activate(job)
+        self._attention = None
+        return self._continue([job], logits, exact)
+
     def _prefill(self) -> list[EngineEvent]:
-        """Run the next chunks of prompts, first come, first served."""
+        """Run the next chunks of prompts."""
         left = PREFILL_CHUNK_TOKENS if self._slots.decoding else _IDLE_PASS_TOKENS
         chunks: list[tuple[PrefillChunk, Sequence[int]]] = []
         finished: list[Generation] = []
         wanted: list[int] = []  # the chunks that end a prompt
         scored: dict[int, Generation] = {}
+        is_cpu = self._model.device.type == "cpu"
         for job in self._slots.prefilling:
-            while left and job.cached < len(job.tokens):
+            end = job.prompt_count if is_cpu else len(job.tokens)
+            while left and job.cached < end:
                 # Cut at multiples of the chunk size only: where a prompt is cut must not depend on
                 # what else runs.
-                ids = job.tokens[job.cached : job.cached + PREFILL_CHUNK_TOKENS]
+                ids = job.tokens[job.cached : min(job.cached + PREFILL_CHUNK_TOKENS, end)]
                 if len(ids) > left:
                     left = 0
                     break

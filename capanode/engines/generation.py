@@ -50,6 +50,11 @@ class Generation:
         self.input_count = len(self.tokens)
 
     @property
+    def prompt_count(self) -> int:
+        """How many of the tokens are not of the answer, wherever that was made."""
+        return self.input_count - self.prefix_count
+
+    @property
     def output_count(self) -> int:
         return len(self.tokens) - self.input_count
 

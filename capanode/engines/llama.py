@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from capanode.engines.attention import Attention, DecodeAttention, PrefillAttention, PrefillChunk
+from capanode.engines.attention import (
+    Attention,
+    DecodeAttention,
+    PrefillAttention,
+    PrefillChunk,
+    ReplayAttention,
+)
 from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import (
@@ -95,6 +101,18 @@ class LlamaModel:
         attention.set_positions(place[:count])
         hidden = self._run(torch.tensor([*tokens, *padding], device=self.device), place, attention)
         return self._next(hidden, count)
+
+    def replay(
+        self, tokens: Sequence[int], start: int, attention: ReplayAttention
+    ) -> tuple[Tensor, ExactLogits | None]:
+        """Take in up to `INVARIANT_ROWS` tokens of one job, the first at position `start`, as they
+        were decoded before; returns as `decode` the logits after the last one, [1, vocab]."""
+        count = len(tokens)
+        padding = [0] * (padded_rows(count) - count)
+        place = torch.tensor([*range(start, start + count), *padding], device=self.device)
+        attention.set_positions(place[:count])
+        hidden = self._run(torch.tensor([*tokens, *padding], device=self.device), place, attention)
+        return self._next(hidden[count - 1 : count].repeat(padded_rows(1), 1), 1)
 
     def prefill(
         self,

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -463,3 +464,18 @@ def test_smollm_answers_bit_for_bit_alike_alone_and_in_a_batch(smollm: CausalLM)
     for job_id, job_input in jobs.items():
         smollm.submit("alone", job_input)
         assert run(smollm).tokens("alone") == together.tokens(job_id)
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_smollm_goes_on_bit_for_bit_alike_wherever_its_answer_was_cut(smollm: CausalLM) -> None:
+    """Near ties tell decoding from prefilling: one in nine cuts of such an answer would show it."""
+    story = chat("Tell me a story about a glacier.", max_tokens=60, temperature=0.0)
+    smollm.submit("whole", story)
+    whole = run(smollm).tokens("whole")
+    cuts = range(5, len(whole), 7)
+    for cut in cuts:
+        prefix = tuple(whole[:cut])
+        smollm.submit(str(cut), replace(story, prefix_tokens=prefix, max_tokens=60 - cut))
+    rest = run(smollm)
+    assert {cut: rest.tokens(str(cut)) for cut in cuts} == {cut: whole[cut:] for cut in cuts}
