@@ -105,6 +105,7 @@ class Script:
 
     tokens: Sequence[str] = ("Hel", "lo", "", " wörld ", "🙂")
     finish: Finish = Finish.STOP
+    reason: Code | None = None
     vectors: Sequence[tuple[float, ...]] = ()
     failure: JobFailed | None = None
     # Of one request for several answers, only the job with this number fails.
@@ -478,5 +479,7 @@ def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> PurchaseResu
     )
     attempt = AttemptResult(billed.finish, units, billed.amount_nano, receipt, acceptance)
     return PurchaseResult.over(
-        [PurchasePart.of(attempt, tokens_used=units.output_tokens)], billed.finish
+        [PurchasePart.of(attempt, tokens_used=units.output_tokens)],
+        billed.finish,
+        reason=script.reason,
     )

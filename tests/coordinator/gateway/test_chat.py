@@ -85,6 +85,17 @@ def test_a_length_limit_is_told(gateway: Harness) -> None:
     assert gateway.post(PATH, body()).json()["choices"][0]["finish_reason"] == "length"
 
 
+def test_an_answer_that_its_deadline_ended_says_so_whole_and_streamed(gateway: Harness) -> None:
+    gateway.market.script = Script(finish=Finish.LENGTH, reason=Code.DEADLINE_EXCEEDED)
+    whole = gateway.post(PATH, body())
+    (choice,) = whole.json()["choices"]
+    assert (choice["finish_reason"], choice["ended_by"]) == ("length", "deadline_exceeded")
+    assert whole.headers["x-capacloud-ended-by"] == "deadline_exceeded"
+    *_, last, _done = events(gateway.post(PATH, body(stream=True)))
+    (choice,) = last["choices"]
+    assert (choice["finish_reason"], choice["ended_by"]) == ("length", "deadline_exceeded")
+
+
 def test_a_stream(gateway: Harness) -> None:
     response = gateway.post(PATH, body(stream=True))
     assert response.headers["content-type"].startswith("text/event-stream")

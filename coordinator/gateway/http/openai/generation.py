@@ -72,7 +72,8 @@ class GenerationCall:
             parts = read_answer(self.parser(number, choice.opened), choice.chunks, finish)
         except RemoteProtocolError as error:
             raise error_of(error.code, str(error), is_billed=True) from error
-        return {"index": number, **form.whole(parts), "finish_reason": parts.finish_reason}
+        ending = {"finish_reason": parts.finish_reason, **_ended_by(choice.outcome)}
+        return {"index": number, **form.whole(parts), **ending}
 
     def _envelope(self, opened: StartedAnswer, object_name: str, created_s: int) -> Envelope:
         return Envelope(
@@ -163,7 +164,8 @@ class _ChoiceWriter:
         if self.parser is not None:
             last, reason = self.parser.finish(outcome.finish)
             events = self._write(last)
-        return events + self.events.piece(self.form.last(), finish_reason=reason)
+        last_piece = {**self.form.last(), **_ended_by(outcome)}
+        return events + self.events.piece(last_piece, finish_reason=reason)
 
     def fail(self, problem: Problem) -> bytes:
         failure = _failure(problem)
@@ -175,6 +177,11 @@ class _ChoiceWriter:
             return self.events.text(events[0].text)
         pieces = self.form.pieces(events)
         return b"".join(self.events.piece(item, logprobs=scores) for item, scores in pieces)
+
+
+def _ended_by(outcome: PurchaseResult) -> dict[str, object]:
+    """Why an answer is shorter than was asked for; nothing where it is not."""
+    return {} if outcome.reason is None else {"ended_by": outcome.reason.value}
 
 
 def _failure(problem: Problem) -> dict[str, object]:
