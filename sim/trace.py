@@ -116,7 +116,8 @@ def _forget_cached_loggers() -> None:
     """Modules' loggers that were used while a program was configured to cache them keep its
     configuration for good: what ran earlier in this process would make gaps in the trace."""
     for module in tuple(sys.modules.values()):
-        logger = getattr(module, "log", None)
+        # Not `module.log`: some import or warn when they are asked for what they do not hold.
+        logger = getattr(module, "__dict__", {}).get("log")
         if isinstance(logger, BoundLoggerLazyProxy):
             logger.__dict__.pop("bind", None)
 

@@ -74,6 +74,22 @@ def test_a_logger_that_another_program_has_cached_is_captured_too(
     assert sink.getvalue().split() == ["1.500", "-", "inside"]
 
 
+def test_modules_of_others_are_asked_for_nothing_that_they_do_not_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some import or warn when they are asked for a name that they lack."""
+    asked: list[str] = []
+    module = ModuleType("lazy")
+    module.__getattr__ = asked.append  # type: ignore[method-assign]  # as a module defines it
+    monkeypatch.setitem(sys.modules, "lazy", module)
+    # What keeps a name from being imported.
+    monkeypatch.setitem(sys.modules, "blocked", None)
+    trace, _ = make_trace()
+    with trace.logs_captured():
+        pass
+    assert not asked
+
+
 def test_the_dead_say_nothing() -> None:
     trace, sink = make_trace()
     voice = Voice("node-1")
