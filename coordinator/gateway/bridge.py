@@ -248,6 +248,10 @@ class BatchStream(Generic[Head, Item, Result]):
         """The next batch; empty if it was silent for long. Raises what the call raised."""
         if self._results:
             raise StopAsyncIteration
+        if self._feed.items:
+            # A writer that is always ahead never makes us wait. The loop's other tasks still need a
+            # turn; one of them cancels us when the client is gone.
+            await asyncio.sleep(0)
         while True:
             # Read before the items: what is fed before the end is then certainly taken.
             result = self._crossing.result

@@ -281,3 +281,38 @@ def test_closing_a_stream_early_cancels_its_call(ends: Ends) -> None:
         await ends.bridge.call(cancelled.wait)
 
     ends.run(read)
+
+
+def test_a_reader_that_never_has_to_wait_can_be_cancelled(ends: Ends) -> None:
+    """A writer that is always ahead does not keep the loop from its other tasks."""
+    fed, taken = threading.Semaphore(0), threading.Semaphore(0)
+    cancelled = trio.Event()
+
+    async def keep_ahead(feed: Feed[None, int]) -> None:
+        try:
+            for number in range(100):
+                feed.put(number)
+                fed.release()
+                await trio.to_thread.run_sync(taken.acquire)
+        finally:
+            cancelled.set()
+
+    async def give_up() -> None:
+        stream = ends.bridge.stream(keep_ahead, buffer_max=8, silence_s=60)
+
+        async def read_on() -> None:
+            assert fed.acquire(timeout=WITHIN_S)
+            async for _ in stream:
+                taken.release()
+                assert fed.acquire(timeout=WITHIN_S)
+
+        task = asyncio.ensure_future(read_on())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        stream.close()
+        taken.release()
+        await ends.bridge.call(cancelled.wait)
+
+    ends.run(give_up)
