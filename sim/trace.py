@@ -59,7 +59,7 @@ class Trace:
     @contextmanager
     def logs_captured(self) -> Iterator[None]:
         """What programs log in here becomes part of the trace, and goes nowhere else."""
-        _forget_cached_loggers()
+        forget_cached_loggers()
         before = structlog.get_config()
         structlog.configure(
             processors=[structlog.contextvars.merge_contextvars, self._take_log],
@@ -112,7 +112,7 @@ class Voice:
 _NOBODY = Voice("-")
 
 
-def _forget_cached_loggers() -> None:
+def forget_cached_loggers() -> None:
     """Modules' loggers that were used while a program was configured to cache them keep its
     configuration for good: what ran earlier in this process would make gaps in the trace."""
     for module in tuple(sys.modules.values()):

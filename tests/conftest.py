@@ -1,11 +1,12 @@
 """Fixtures that tests of several packages share."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 # Before anything loads torch: its threads would spin where two test processes share two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -16,6 +17,7 @@ from capanode.models.store import ModelStore
 from tests.markets import start_rank
 
 _REPOSITORY = Path(__file__).parent.parent
+_LOGGING = structlog.get_config()
 
 
 # Tests with these marks run only when they are asked for, with `-m MARK`.
@@ -38,6 +40,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
     from tests.scheduling import SchedulingByMarket  # noqa: PLC0415 - it needs the plugin
 
     return SchedulingByMarket(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A program that runs in a test's own process sets logging up for good, and loggers keep the
+    configuration that they were first used with."""
+    yield
+    if structlog.get_config() != _LOGGING:
+        from sim.trace import forget_cached_loggers  # noqa: PLC0415 - few tests need it
+
+        structlog.configure(**_LOGGING)
+        forget_cached_loggers()
 
 
 @pytest.fixture(scope="session")
