@@ -29,7 +29,7 @@ class ModelWorker(JobWorker, Protocol):
         ...
 
 
-# Of the 16 KiB of an offer: some ten tensor models say what they take and answer.
+# Of the 28 KiB of an offer: some ten tensor models say what they take and answer.
 SIGNATURES_BYTES_MAX = 2 * KIB
 
 

@@ -28,7 +28,7 @@ from protocol.pricing import PriceSheet
 
 # A GPU streams its weights once for the whole batch, so that more jobs cost little.
 GPU_SLOTS = 64
-# A third of a kilobyte each: more would not fit into an offer that gossip carries.
+# Half a kilobyte each: more would not fit into an offer that gossip carries.
 MODELS_MAX = 32
 # More threads than this on one step of a small model wait for each other more than they compute.
 THREADS_MAX = 16

@@ -24,7 +24,7 @@ CONTAINERS_MAX = 16_384
 SIGNED_BYTES_MAX = 32 * KIB
 
 # Gossip costs 3–14 ms of CPU per message and node, and libp2p drops what is over 1 MiB in silence.
-OFFER_BYTES_MAX = 16 * KIB
+OFFER_BYTES_MAX = 28 * KIB
 OFFER_MODELS_MAX = 64
 OFFER_ADDRESSES_MAX = 8
 
