@@ -216,7 +216,8 @@ def make_model(number: int) -> dict[str, Any]:
     """64 of these are too long for an offer."""
     units = dict.fromkeys(("context_tokens", "queue_max", "prefill_tps", "decode_tps"), 1)
     kind = {"task": "causal_lm", "quantization": "none", "slots": 1, "price": {}}
-    return units | kind | {"name": f"{number:0128}", "manifest_digest": f"{number:064x}"}
+    named = {"name": f"{number:0128}", "manifest_digest": f"{number:064x}"}
+    return units | kind | named | {"features": ["f" * 128]}
 
 
 DAY_MS = 86_400_000
