@@ -3,8 +3,6 @@
 The key itself is shown once, when it is made, and cannot be recovered.
 """
 
-import base64
-import hashlib
 import hmac
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +18,7 @@ from coordinator.ledger.key_budgets import KeyFunds
 from protocol.clock import Entropy
 from protocol.grants import KeyUse
 from protocol.ids import ULID_ENTROPY_BYTES, new_ulid
-
-# Says whose key it is to a person who finds one in a log, and to scanners of leaked secrets.
-_KEY_MARK = "sk-capa-"
-_KEY_BYTES = 32
-# Enough to recognize a key in a list, too little to be of use: 238 random bits remain.
-_PREFIX_CHARS = len(_KEY_MARK) + 3
+from protocol.programs.api_key_secret import ApiKeySecret, hash_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +78,11 @@ def create_api_key(
     requests_per_minute: int | None = None,
 ) -> tuple[str, ApiKey]:
     """Make a key for an existing account. Returns the secret, which is not stored, and its row."""
-    encoded = base64.urlsafe_b64encode(entropy(_KEY_BYTES)).rstrip(b"=").decode()
-    secret = _KEY_MARK + encoded
+    secret = ApiKeySecret.new(entropy)
     key = ApiKey(
         id=new_ulid(now_ms, entropy(ULID_ENTROPY_BYTES)),
         account=account,
-        prefix=secret[:_PREFIX_CHARS],
+        prefix=secret.prefix,
         name=name,
         created_at_ms=now_ms,
         revoked_at_ms=None,
@@ -99,15 +91,15 @@ def create_api_key(
         requests_per_minute=requests_per_minute,
     )
     values = {field: getattr(key, field) for field in _FIELDS}
-    key_hash = _hash(secret)
+    key_hash = hash_secret(secret.text)
     digest = _digest(key, key_hash)
     conn.execute(insert(api_keys).values(key_hash=key_hash, digest=digest, **values))
-    return secret, key
+    return secret.text, key
 
 
 def authenticate(conn: Connection, secret: str) -> ApiKey | None:
     """The key with this secret, unless it is unknown or revoked."""
-    key_hash = _hash(secret)
+    key_hash = hash_secret(secret)
     query = select(api_keys.c.key_hash, *_COLUMNS).where(api_keys.c.key_hash == key_hash)
     row = conn.execute(query).first()
     # The index compares hashes, whose order says nothing of keys; this is for the last doubt.
@@ -205,11 +197,6 @@ def _digest(key: ApiKey, key_hash: bytes) -> bytes:
         key.budget_nano,
         key.requests_per_minute,
     )
-
-
-def _hash(secret: str) -> bytes:
-    # A header may hold anything; what is no valid text cannot be a key, and hashes to no key.
-    return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()
 
 
 def _key(row: Sequence[Any]) -> ApiKey:

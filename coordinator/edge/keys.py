@@ -4,8 +4,6 @@ They bound what each user of this gateway may spend of the one account that pays
 coordinator's; what is counted here are the words that we sign.
 """
 
-import base64
-import hashlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -15,16 +13,13 @@ from pathlib import Path
 from coordinator.edge.errors import KeysError
 from protocol.clock import Entropy
 from protocol.ids import ULID_ENTROPY_BYTES, new_ulid
+from protocol.programs.api_key_secret import ApiKeySecret, hash_secret
 from protocol.programs.sqlite import (
     BEGIN_WRITE,
     BUSY_TIMEOUT_S,
     configure_connection,
     keep_database_private,
 )
-
-_KEY_MARK = "sk-capa-"
-_KEY_BYTES = 32
-_PREFIX_CHARS = len(_KEY_MARK) + 3
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS gateway_keys (
@@ -84,11 +79,10 @@ class GatewayKeys:
         requests_per_minute: int | None = None,
     ) -> tuple[str, GatewayKey]:
         """Returns the secret, which is not stored, and what is."""
-        encoded = base64.urlsafe_b64encode(entropy(_KEY_BYTES)).rstrip(b"=").decode()
-        secret = _KEY_MARK + encoded
+        secret = ApiKeySecret.new(entropy)
         key = GatewayKey(
             id=new_ulid(now_ms, entropy(ULID_ENTROPY_BYTES)),
-            prefix=secret[:_PREFIX_CHARS],
+            prefix=secret.prefix,
             name=name,
             created_at_ms=now_ms,
             revoked_at_ms=None,
@@ -100,14 +94,22 @@ class GatewayKeys:
             conn.execute(
                 "INSERT INTO gateway_keys (id, key_hash, prefix, name, created_at_ms, budget_nano,"
                 " requests_per_minute) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (key.id, _hash(secret), key.prefix, name, now_ms, budget_nano, requests_per_minute),
+                (
+                    key.id,
+                    hash_secret(secret.text),
+                    key.prefix,
+                    name,
+                    now_ms,
+                    budget_nano,
+                    requests_per_minute,
+                ),
             )
-        return secret, key
+        return secret.text, key
 
     def authenticate(self, secret: str) -> GatewayKey | None:
         """None for a key that is unknown or revoked. The lookup is by hash: its time tells an
         attacker nothing about a key."""
-        found = self._select("WHERE key_hash = ? AND revoked_at_ms IS NULL", (_hash(secret),))
+        found = self._select("WHERE key_hash = ? AND revoked_at_ms IS NULL", (hash_secret(secret),))
         return found[0] if found else None
 
     def find(self, key_id: str) -> GatewayKey | None:
@@ -149,8 +151,3 @@ class GatewayKeys:
                 conn.execute("COMMIT")
         except sqlite3.Error as error:
             raise KeysError(f"cannot use the API keys at {self._path}: {error}") from None
-
-
-def _hash(secret: str) -> bytes:
-    """A key has 256 random bits, so a fast hash is as good as a slow one."""
-    return hashlib.sha256(secret.encode()).digest()
