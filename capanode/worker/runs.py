@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from capanode.engines.base import Completed, EngineEvent, Failed, Started
 from capanode.worker.allowance import RunTerms
-from capanode.worker.crashes import Culprit, digest_of
+from capanode.worker.crashes import Culprit, InputDigest, digest_of
 from capanode.worker.jobs import EventSink
 from protocol.limits import MIB
 
@@ -27,11 +27,19 @@ class Run:
     job_id: str
     terms: RunTerms
     sink: EventSink
-    # None once the job has answered, or if there was no room to keep it.
+    # None once the job has answered, or if there was no room to keep it: then there is its digest.
     payload: bytes | None
-    culprit: Culprit
+    digest: InputDigest | None = None
     has_started: bool = False
     has_answered: bool = False
+
+    @property
+    def culprit(self) -> Culprit:
+        """Of a job that has not answered. Only crashes pay for the digest of a long input."""
+        assert not self.has_answered, "a job that has answered is not to blame"
+        digest = digest_of(self.payload) if self.payload is not None else self.digest
+        assert digest is not None, "an input that is not kept has its digest kept"
+        return Culprit(self.terms.client, digest)
 
 
 class Runs:
@@ -47,8 +55,9 @@ class Runs:
     def add(self, job_id: str, payload: bytes, sink: EventSink, terms: RunTerms) -> Run:
         is_kept = self._kept_bytes + len(payload) <= KEPT_BYTES_MAX
         self._kept_bytes += len(payload) if is_kept else 0
-        culprit = Culprit(terms.client, digest_of(payload))
-        run = Run(job_id, terms, sink, payload if is_kept else None, culprit)
+        run = Run(job_id, terms, sink, payload if is_kept else None)
+        if not is_kept:
+            run.digest = digest_of(payload)
         self._runs[job_id] = run
         return run
 

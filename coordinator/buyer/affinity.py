@@ -10,12 +10,15 @@ from collections.abc import Iterator, Sequence
 from protocol.codec import encode
 from protocol.generation import ChatMessage, GenerationInput
 from protocol.keys import SigningKey
-from protocol.limits import AFFINITY_BYTES
+from protocol.limits import AFFINITY_BYTES, KIB
 from protocol.payload import JobInput
 
 _PURPOSE = "affinity"
 # A shorter system text is read again faster than a node is chosen for it.
 _SYSTEM_CHARS_MIN = 1_024
+# A longer beginning is told by its two ends and its size: to hash all of a document takes as long
+# as to parse it, and two that differ in the middle only cost each other a cache.
+_END_BYTES = 8 * KIB
 
 
 def affinity_of(job_input: JobInput, session: str, key: SigningKey) -> tuple[bytes, ...]:
@@ -44,5 +47,8 @@ def _encoded(messages: Sequence[ChatMessage]) -> bytes:
 
 
 def _keyed(key: SigningKey, kind: bytes, beginning: bytes) -> bytes:
+    if len(beginning) > 2 * _END_BYTES:
+        ends = beginning[:_END_BYTES] + beginning[-_END_BYTES:]
+        beginning = b"%d:%b" % (len(beginning), ends)
     secret = key.derive_secret(_PURPOSE)
     return hmac.digest(secret, kind + b"\0" + beginning, "sha256")[:AFFINITY_BYTES]

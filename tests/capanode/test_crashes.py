@@ -2,6 +2,8 @@
 
 import pytest
 
+from capanode.worker import runs
+from capanode.worker.allowance import RunTerms
 from capanode.worker.crashes import (
     CLIENTS_MAX,
     INPUTS_MAX,
@@ -11,6 +13,7 @@ from capanode.worker.crashes import (
     Culprit,
     digest_of,
 )
+from capanode.worker.runs import Runs
 
 
 def culprit(client: str, payload: bytes = b"poison") -> Culprit:
@@ -76,3 +79,14 @@ def test_memory_is_bounded_and_drops_the_oldest(count: int) -> None:
             journal.job_ended_well()
             journal.convict(culprit(f"x{number}-{other}"), 0.0)
     assert not journal.is_barred("client0", 0.0), "its strikes were forgotten between"
+
+
+def test_an_input_that_is_too_much_to_keep_is_known_again_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    terms = RunTerms(client="mallory")
+    kept = Runs().add("kept", b"poison", lambda event: None, terms)
+    monkeypatch.setattr(runs, "KEPT_BYTES_MAX", 0)
+    dropped = Runs().add("dropped", b"poison", lambda event: None, terms)
+    assert dropped.payload is None
+    assert kept.culprit == dropped.culprit == culprit("mallory")

@@ -10,7 +10,7 @@ from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, Problem
 from coordinator.gateway.http.body import CLOSE, ClientGone, read_body, read_pieces
 from coordinator.gateway.http.fair_places import Place
-from coordinator.gateway.http.json_bounds import SMALL_BYTES
+from coordinator.gateway.http.json_bounds import is_quick
 from coordinator.gateway.http.responses import Receive
 from coordinator.gateway.http.strict_json import Fields, Json, parse_object
 from coordinator.gateway.http.unpacking import unpacker_of
@@ -100,12 +100,12 @@ class Request:
     async def json(self, *, bytes_max: int, within_s: float, parsing: asyncio.Semaphore) -> Fields:
         """The body as one JSON object. Raises ApiError (400, 408, 413, 415, 429) and ClientGone.
 
-        Large bodies are parsed in a thread, as many at once as `parsing` allows.
+        Bodies that take long to parse are parsed in a thread, as many at once as `parsing` allows.
         """
         if not _is_json(self.content_type):
             raise _wrong_media(f"send application/json, not {self.content_type[:128]}")
         body = await self.body(bytes_max=bytes_max, within_s=within_s)
-        if len(body) <= SMALL_BYTES:
+        if is_quick(body):
             return Fields(self._parse(body))
         async with parsing:
             values = await asyncio.to_thread(self._parse, body)

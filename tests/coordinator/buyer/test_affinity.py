@@ -40,6 +40,13 @@ def test_the_name_of_a_session_stands_for_its_conversation() -> None:
     assert affinity_of(EmbeddingInput(("a",)), "s", key(1)) == keys(FIRST, session="s")
 
 
+def test_long_documents_are_told_apart_by_their_ends_and_sizes() -> None:
+    text = "word " * 50_000
+    texts = [text, "Word " + text[5:], text[:-5] + " last", text + "w"]
+    assert len({keys(ChatMessage("user", each)) for each in texts}) == len(texts)
+    assert keys(ChatMessage("user", text)) == keys(ChatMessage("user", text), ANSWER, SECOND)
+
+
 def test_what_has_no_beginning_has_no_key() -> None:
     assert affinity_of(EmbeddingInput(("a",)), "", key(1)) == ()
     assert affinity_of(GenerationInput(prompt="Once upon a time", max_tokens=1), "", key(1)) == ()

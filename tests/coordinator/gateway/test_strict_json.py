@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.gateway.errors import ApiError
-from coordinator.gateway.http.json_bounds import ESCAPES_MAX, VALUES_MAX, count_values
+from coordinator.gateway.http.json_bounds import ESCAPES_MAX, VALUES_MAX, count_values, is_quick
 from coordinator.gateway.http.strict_json import (
     DEPTH_MAX,
     Fields,
@@ -169,6 +169,13 @@ def test_a_body_of_tiny_values_is_refused_before_it_is_built(item: bytes) -> Non
 def test_signs_inside_of_strings_are_not_values(text: bytes) -> None:
     body = b'{"a":"' + text + b'","b":[1,2]}'
     assert parse_object(body)["b"] == [1, 2]
+
+
+def test_a_long_text_is_quick_to_parse_and_many_values_or_a_whole_file_are_not() -> None:
+    assert is_quick(b'{"a":"' + b"word, " * 15_000 + b'"}')
+    assert is_quick(b"{}," * 20_000)
+    assert not is_quick(b"{}," * 50_000)
+    assert not is_quick(b'{"a":"' + b"word " * 200_000 + b'"}')
 
 
 @given(st.lists(st.text(max_size=9) | st.integers(), max_size=60), st.integers(1, 40))
