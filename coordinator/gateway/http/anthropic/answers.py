@@ -11,6 +11,7 @@ from coordinator.gateway.errors import Problem, error_of
 from coordinator.gateway.http.anthropic.blocks import MessageBlocks
 from coordinator.gateway.http.anthropic.dialect import ANTHROPIC
 from coordinator.gateway.http.anthropic.requests import MessageRequest, read_count, read_request
+from coordinator.gateway.http.collected import write_whole
 from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
 from coordinator.gateway.http.event_text import event_json, named_event
 from coordinator.gateway.http.strict_json import Fields
@@ -50,21 +51,14 @@ class MessageCall:
         return self.request.is_streamed
 
     def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
-        whole = only_answer(choices)
-        writer = self.writer(whole.opened, created_s)
-        try:
-            writer.add(0, whole.chunks)
-            writer.end(0, whole.outcome)
-        except RemoteProtocolError as error:
-            raise error_of(error.code, str(error), is_billed=True) from error
-        return event_json(writer.message).encode()
+        return write_whole(lambda opened: self.writer(opened, created_s), choices)
 
     def writer(self, opened: StartedAnswer, created_s: int) -> "MessageWriter":
         return MessageWriter(self.request, opened)
 
 
 class MessageWriter:
-    """A `StreamWriter`. `message` is what the stream comes to."""
+    """A `CollectingWriter`."""
 
     def __init__(self, request: MessageRequest, opened: StartedAnswer) -> None:
         self._stops = request.order.job_input.stop
@@ -78,7 +72,7 @@ class MessageWriter:
                 reasons=model is not None and Feature.REASONING in model.features,
             )
         )
-        self.message: dict[str, Any] = {
+        self.whole: dict[str, Any] = {
             "id": f"msg_{opened.info.job_id}",
             "type": "message",
             "role": "assistant",
@@ -90,7 +84,7 @@ class MessageWriter:
         }
 
     def first(self) -> bytes:
-        return named_event("message_start", {"type": "message_start", "message": self.message})
+        return named_event("message_start", {"type": "message_start", "message": self.whole})
 
     def add(self, choice: int, chunks: Sequence[Chunk]) -> bytes:
         return self._blocks.take(self._reader.add(chunks))
@@ -102,7 +96,7 @@ class MessageWriter:
         units = outcome.units
         usage = _usage(units.input_tokens, units.output_tokens)
         usage["cost_nano"] = outcome.amount_nano
-        self.message |= {"content": self._blocks.blocks, **delta, "usage": usage}
+        self.whole |= {"content": self._blocks.blocks, **delta, "usage": usage}
         message_delta = {"type": "message_delta", "delta": delta, "usage": usage}
         return events + named_event("message_delta", message_delta)
 

@@ -7,16 +7,15 @@ from typing import Any
 from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.chat.parser import parser_of
 from coordinator.gateway.chat.pieces import AnswerReader
-from coordinator.gateway.errors import Problem, ProblemKind, error_of
-from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
-from coordinator.gateway.http.event_text import event_json
+from coordinator.gateway.errors import Problem, ProblemKind
+from coordinator.gateway.http.collected import write_whole
+from coordinator.gateway.http.dialect import ChoiceAnswer
 from coordinator.gateway.http.openai.dialect import error_object
 from coordinator.gateway.http.openai_responses.output import OutputItems
 from coordinator.gateway.http.openai_responses.requests import ResponseRequest, read_request
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.running import StartedAnswer
 from coordinator.gateway.orders import GenerationOrder
-from protocol.errors import RemoteProtocolError
 from protocol.features import Feature
 from protocol.payload import Chunk
 
@@ -45,21 +44,14 @@ class ResponseCall:
         return self.request.is_streamed
 
     def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
-        whole = only_answer(choices)
-        writer = self.writer(whole.opened, created_s)
-        try:
-            writer.add(0, whole.chunks)
-            writer.end(0, whole.outcome)
-        except RemoteProtocolError as error:
-            raise error_of(error.code, str(error), is_billed=True) from error
-        return event_json(writer.response).encode()
+        return write_whole(lambda opened: self.writer(opened, created_s), choices)
 
     def writer(self, opened: StartedAnswer, created_s: int) -> "ResponseWriter":
         return ResponseWriter(self.request, opened, created_s)
 
 
 class ResponseWriter:
-    """A `StreamWriter`. `response` is what the stream comes to."""
+    """A `CollectingWriter`."""
 
     def __init__(self, request: ResponseRequest, opened: StartedAnswer, created_s: int) -> None:
         job_id, model = opened.info.job_id, opened.model
@@ -72,7 +64,7 @@ class ResponseWriter:
                 reasons=model is not None and Feature.REASONING in model.features,
             )
         )
-        self.response: dict[str, Any] = {
+        self.whole: dict[str, Any] = {
             "id": f"resp_{job_id}",
             "object": "response",
             "created_at": created_s,
@@ -90,8 +82,8 @@ class ResponseWriter:
         }
 
     def first(self) -> bytes:
-        created = self._items.event("response.created", response=self.response)
-        return created + self._items.event("response.in_progress", response=self.response)
+        created = self._items.event("response.created", response=self.whole)
+        return created + self._items.event("response.in_progress", response=self.whole)
 
     def add(self, choice: int, chunks: Sequence[Chunk]) -> bytes:
         return self._items.take(self._reader.add(chunks))
@@ -100,13 +92,13 @@ class ResponseWriter:
         last, reason = self._reader.finish(outcome.finish)
         status = "incomplete" if reason == "length" else "completed"
         events = self._items.take(last) + self._items.close(status)
-        self.response |= {
+        self.whole |= {
             "status": status,
             "incomplete_details": {"reason": "max_output_tokens"} if reason == "length" else None,
             "output": self._items.items,
             "usage": _usage(outcome),
         }
-        return events + self._items.event(f"response.{status}", response=self.response)
+        return events + self._items.event(f"response.{status}", response=self.whole)
 
     def fail(self, choice: int, problem: Problem) -> bytes:
         raise AssertionError("a response has one job")
@@ -115,12 +107,12 @@ class ResponseWriter:
         closing = self._items.close("incomplete")
         error = error_object(problem)
         code = _CODES.get(problem.kind, "server_error")
-        self.response |= {
+        self.whole |= {
             "status": "failed",
             "error": {"code": code, "message": error["message"]},
             "output": self._items.items,
         }
-        return closing + self._items.event("response.failed", response=self.response)
+        return closing + self._items.event("response.failed", response=self.whole)
 
     def last(self) -> bytes:
         return b""
