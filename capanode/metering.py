@@ -42,6 +42,7 @@ class Meter:
         self._job = job
         self._started: Started | None = None
         self._end_token: int | None = None
+        self._end_stop: int | None = None
         self._profile = ""
         self._input = Units()
         self._produced_tokens = 0
@@ -70,7 +71,7 @@ class Meter:
         self._started, self._profile = started, profile
 
     def end(self, finished: Completed) -> None:
-        self._end_token = finished.end_token
+        self._end_token, self._end_stop = finished.end_token, finished.end_stop
 
     def has_room_for(self, chunk: Chunk) -> bool:
         """False if the client leased less output than the input asks for: then the answer ends."""
@@ -107,6 +108,7 @@ class Meter:
                 prefix_tokens=self._started.prefix_tokens if self._started else 0,
                 end_token=self._end_token,
                 profile=self._profile,
+                end_stop=self._end_stop,
             ),
         )
 

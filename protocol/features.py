@@ -23,3 +23,5 @@ class Feature(StrEnum):
     # `tokenizes_only`.
     TOKENIZE = "tokenize"
     VISION = "vision"
+    # Its receipts say which stop string ended a text, and `includes_stop` is honoured.
+    STOP_DETAILS = "stop_details"

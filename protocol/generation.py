@@ -126,7 +126,8 @@ class GenerationInput:
     `logprobs` asks for each output token's score with that many alternatives, `prompt_logprobs` for
     those of the prompt. `continues_final_message` leaves the last message open, so that the answer
     goes on with it. `template_arguments` is a JSON object for the chat template. With
-    `tokenizes_only` the answer is one `TokensOutput` in `data`, and nothing is metered.
+    `tokenizes_only` the answer is one `TokensOutput` in `data`, and nothing is metered. With
+    `includes_stop` the stop string that ends the answer is part of it.
     """
 
     max_tokens: int
@@ -156,6 +157,7 @@ class GenerationInput:
     continues_final_message: bool = False
     template_arguments: str = ""
     tokenizes_only: bool = False
+    includes_stop: bool = False
 
     def __post_init__(self) -> None:
         given = (bool(self.messages), self.prompt is not None, bool(self.prompt_tokens))

@@ -21,6 +21,7 @@ from protocol.limits import (
     PARTS_MAX,
     PAYLOAD_BYTES_MAX,
     SIGNED_BYTES_MAX,
+    STOP_STRINGS_MAX,
     TOKENS_MAX,
     WINDOW_TOKENS_MAX,
     WINDOW_TOKENS_MIN,
@@ -220,7 +221,8 @@ class Receipt:
     client's `JobOpening` as it was signed, and `countersigned` the client's last links: without
     them, and without an acceptance, a receipt is the node's word alone. The fields after those
     serve later checks of the result: digest of the input's token ids, how many of them were a
-    prefix, the token that ended the answer, what computed it, and a root over its trace.
+    prefix, the token that ended the answer, what computed it, a root over its trace, and which of
+    the input's stop strings ended it.
     """
 
     KIND: ClassVar[str] = "receipt"
@@ -249,6 +251,7 @@ class Receipt:
     end_token: int | None = None
     profile: str = ""
     trace_root: bytes = b""
+    end_stop: int | None = None
 
     def __post_init__(self) -> None:
         parse_ulid(self.lease_id)
@@ -264,6 +267,8 @@ class Receipt:
         check(self.end_token is None or 0 <= self.end_token < 2**31, "no such token id")
         check(len(self.profile) <= NAME_CHARS_MAX, "the profile is too long")
         check(len(self.trace_root) in (0, 32), "the trace root is not a sha256")
+        is_stop = self.end_stop is None or 0 <= self.end_stop < STOP_STRINGS_MAX
+        check(is_stop, "no such stop string")
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,12 +63,14 @@ class Produced:
 @dataclass(frozen=True, slots=True)
 class Completed:
     """The job ended as it should; `reason` is `stop`, `length` or `complete`. `end_token` is the
-    end-of-text token that ended it, which is neither delivered nor metered."""
+    end-of-text token that ended it, which is neither delivered nor metered, `end_stop` the index of
+    the stop string that did."""
 
     job_id: str
     reason: str
     units: Units
     end_token: int | None = None
+    end_stop: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

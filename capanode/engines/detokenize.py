@@ -69,18 +69,26 @@ class AnswerText:
         opened: str = "",
         is_midway: bool = False,
         min_tokens: int = 0,
+        includes_stop: bool = False,
     ) -> None:
         """The text begins with `opened`, which comes with the first token; if it `is_midway`, a
-        word may go on. Stop strings are looked for from the token on that is number `min_tokens`.
+        word may go on. Stop strings are looked for from the token on that is number `min_tokens`;
+        with `includes_stop` the text ends after the one that was found.
         """
         self._token_bytes = token_bytes
         self._unstoppable = max(0, min_tokens - 1)
         self._opened = opened
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = tuple(stops)
+        self._includes_stop = includes_stop
         self._held = ""
         self._at_start = token_bytes.drops_first_space and not is_midway
-        self.is_stopped = False
+        # Which of the stop strings ended the text, once one has.
+        self.stopped_by: int | None = None
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_by is not None
 
     def push(self, token_id: int) -> str:
         """The text that this token releases."""
@@ -107,10 +115,11 @@ class AnswerText:
 
     def _filter(self, text: str) -> str:
         text = self._held + text
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if found:
-            self.is_stopped = True
-            return text[: min(found)]
+        places = ((text.find(stop), index) for index, stop in enumerate(self._stops))
+        found = min((item for item in places if item[0] >= 0), default=None)
+        if found is not None:
+            place, self.stopped_by = found
+            return text[: place + len(self._stops[self.stopped_by]) * self._includes_stop]
         kept = self._possible_stop_length(text)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]

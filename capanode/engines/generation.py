@@ -87,7 +87,13 @@ class Generation:
         )
 
     def finished(self, reason: FinishReason) -> Completed:
-        return Completed(self.job_id, reason, self.units, self.end_token)
+        return Completed(
+            self.job_id,
+            reason,
+            self.units,
+            self.end_token,
+            self.answer.stopped_by if reason is FinishReason.STOP else None,
+        )
 
     def failed(self, message: str) -> Failed:
         return Failed(self.job_id, Code.INVALID_INPUT, message, self.units)

@@ -45,7 +45,7 @@ class GenerationReader:
     @property
     def features(self) -> tuple[str, ...]:
         formats = (Feature.STRUCTURED_OUTPUTS,) if self._grammars is not None else ()
-        always = (Feature.LOGPROBS, Feature.SAMPLING, Feature.TOKENIZE)
+        always = (Feature.LOGPROBS, Feature.SAMPLING, Feature.TOKENIZE, Feature.STOP_DETAILS)
         return (*self._prompts.features, *formats, *always)
 
     @property
@@ -100,6 +100,7 @@ class GenerationReader:
                 opened=prompt.opened,
                 is_midway=prompt.is_midway,
                 min_tokens=job_input.min_tokens,
+                includes_stop=job_input.includes_stop,
             ),
             prefix_count=prompt.prefix_count,
             tokens_max=min(count + job_input.max_tokens, self._context_tokens),

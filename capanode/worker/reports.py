@@ -30,6 +30,7 @@ from protocol.limits import (
     NAME_CHARS_MAX,
     OFFER_BYTES_MAX,
     OUTPUT_BYTES_MAX,
+    STOP_STRINGS_MAX,
     TOKENS_MAX,
 )
 from protocol.messages import Task
@@ -131,7 +132,7 @@ def _event_item(event: EngineEvent) -> tuple[tuple[object, ...], bytes, int]:
         units = _plain(event.input_units)
         return (EventKind.STARTED, event.job_id, units, digest, event.prefix_tokens), b"", 192
     if isinstance(event, Completed):
-        end = (event.reason, _plain(event.units), event.end_token)
+        end = (event.reason, _plain(event.units), event.end_token, event.end_stop)
         return (EventKind.FINISHED, event.job_id, *end), b"", 128
     message = event.message[:MESSAGE_CHARS_MAX]
     item = (EventKind.FAILED, event.job_id, event.code, message, _plain(event.units))
@@ -260,12 +261,14 @@ def _parse_started(item: list[Any]) -> Started:
 
 
 def _parse_finished(item: list[Any]) -> Completed:
-    _, job_id, reason, units, end_token = _items(item, 5)
+    _, job_id, reason, units, end_token, end_stop = _items(item, 6)
     if type(reason) is not str or reason not in FINISH_REASONS:
         raise WorkerProtocolError("a job finished for no known reason")
     if end_token is not None and (type(end_token) is not int or not 0 <= end_token < 2**31):
         raise WorkerProtocolError("a token id is out of range")
-    return Completed(job_id, reason, _parse_units(units), end_token)
+    if end_stop is not None and (type(end_stop) is not int or not 0 <= end_stop < STOP_STRINGS_MAX):
+        raise WorkerProtocolError("a stop string's index is out of range")
+    return Completed(job_id, reason, _parse_units(units), end_token, end_stop)
 
 
 def _parse_failed(item: list[Any]) -> Failed:

@@ -45,8 +45,20 @@ def test_a_question_has_one_answer_and_one_price_in_each_dialect(market: Running
 def test_a_message_says_which_text_ended_it(market: RunningMarket) -> None:
     whole = answered(market, "/v1/messages", messages=TURNS, max_tokens=12)["content"][0]["text"]
     word = whole.split()[1]
-    message = answered(market, "/v1/messages", messages=TURNS, max_tokens=12, stop_sequences=[word])
+    stops = ["\0", word, "\1"]
+    message = answered(market, "/v1/messages", messages=TURNS, max_tokens=12, stop_sequences=stops)
     assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", word)
+    chat = answered(
+        market,
+        "/v1/chat/completions",
+        messages=TURNS,
+        max_tokens=12,
+        stop=stops,
+        include_stop_str_in_output=True,
+    )
+    choice = chat["choices"][0]
+    text = message["content"][0]["text"] + word
+    assert (choice["stop_reason"], choice["message"]["content"]) == (word, text)
 
 
 def test_streams_end_as_their_clients_expect(market: RunningMarket) -> None:

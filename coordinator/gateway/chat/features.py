@@ -14,6 +14,7 @@ _WORDS = {
     Feature.LOGPROBS: ("logprobs", "logprobs"),
     Feature.SAMPLING: ("penalties, min_p, logit_bias, min_tokens and stop_token_ids", None),
     Feature.TOKENIZE: ("tokenize", "model"),
+    Feature.STOP_DETAILS: ("include_stop_str_in_output", "include_stop_str_in_output"),
     Feature.CHAT: ("chat: it has no chat template, so use /v1/completions", "messages"),
 }
 
@@ -43,6 +44,8 @@ def _needed(job_input: GenerationInput) -> Iterator[Feature]:
         yield Feature.LOGPROBS
     if _changed_sampling(job_input) is not None:
         yield Feature.SAMPLING
+    if job_input.includes_stop and job_input.stop:
+        yield Feature.STOP_DETAILS
     if job_input.tokenizes_only:
         yield Feature.TOKENIZE
 

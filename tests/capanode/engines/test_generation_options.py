@@ -84,6 +84,17 @@ def test_a_stop_token_ends_the_answer_and_is_not_part_of_it(engine: CausalLM) ->
     assert stopped.finished("job").end_token == free[place]
 
 
+def test_an_answer_says_which_stop_string_ended_it_and_keeps_it_if_asked(
+    engine: CausalLM,
+) -> None:
+    bias = (TokenBias(65, 100.0),)
+    cut = ask(engine, logit_bias=bias, stop=("B", "AAA", "AA"))
+    assert (cut.text("job"), cut.finished("job").end_stop) == ("", 2)
+    kept = ask(engine, logit_bias=bias, stop=("B", "AAA"), includes_stop=True)
+    assert (kept.text("job"), kept.finished("job").end_stop) == ("AAA", 1)
+    assert ask(engine, logit_bias=bias, stop=("B",)).finished("job").end_stop is None
+
+
 def test_an_answer_has_its_least_tokens_before_anything_ends_it(engine: CausalLM) -> None:
     free = ask(engine, temperature=0.0).tokens("job")
     later = ask(engine, temperature=0.0, stop_token_ids=tuple(set(free)), min_tokens=5)

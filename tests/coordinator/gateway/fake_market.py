@@ -106,6 +106,8 @@ class Script:
     tokens: Sequence[str] = ("Hel", "lo", "", " wörld ", "🙂")
     finish: Finish = Finish.STOP
     reason: Code | None = None
+    end_stop: int | None = None
+    end_token: int | None = None
     vectors: Sequence[tuple[float, ...]] = ()
     failure: JobFailed | None = None
     # Of one request for several answers, only the job with this number fails.
@@ -462,6 +464,8 @@ def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> PurchaseResu
             first_output_ms=5,
             total_ms=9,
             issued_at_ms=NOW_MS,
+            end_stop=script.end_stop,
+            end_token=script.end_token,
         ),
     )
     billed = receipt.message

@@ -9,6 +9,7 @@ import pytest
 from coordinator.buyer.errors import JobFailed
 from protocol.endings import Finish
 from protocol.errors import Code
+from protocol.features import Feature
 from protocol.generation import ChatMessage, GenerationInput
 from protocol.grants import Payer
 from protocol.messages import Objective, Task
@@ -94,6 +95,28 @@ def test_an_answer_that_its_deadline_ended_says_so_whole_and_streamed(gateway: H
     *_, last, _done = events(gateway.post(PATH, body(stream=True)))
     (choice,) = last["choices"]
     assert (choice["finish_reason"], choice["ended_by"]) == ("length", "deadline_exceeded")
+
+
+@pytest.mark.parametrize(
+    ("script", "stop_reason"),
+    [
+        (Script(end_stop=1), "FIN"),
+        (Script(end_token=9), 9),
+        # The model's own end.
+        (Script(end_token=2), None),
+        (Script(), None),
+    ],
+)
+def test_a_choice_says_what_ended_it_whole_and_streamed(
+    gateway: Harness, script: Script, stop_reason: str | int | None
+) -> None:
+    gateway.market.features = frozenset(Feature)
+    gateway.market.script = script
+    asked = body(stop=["END", "FIN"], stop_token_ids=[9])
+    (choice,) = gateway.post(PATH, asked).json()["choices"]
+    assert (choice["finish_reason"], choice["stop_reason"]) == ("stop", stop_reason)
+    *_, last, _done = events(gateway.post(PATH, asked | {"stream": True}))
+    assert last["choices"][0]["stop_reason"] == stop_reason
 
 
 def test_a_stream(gateway: Harness) -> None:

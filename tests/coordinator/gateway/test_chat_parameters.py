@@ -32,6 +32,7 @@ CHOICE = OutputFormat(FormatKind.GRAMMAR, 'start: "a" | "b \\"c\\""')
         ({"logit_bias": {"5": -100, "0": 1}}, "logit_bias", (TokenBias(5, -100), TokenBias(0, 1))),
         ({"min_tokens": 3}, "min_tokens", 3),
         ({"stop_token_ids": [2, 3]}, "stop_token_ids", (2, 3)),
+        ({"include_stop_str_in_output": True, "stop": "END"}, "includes_stop", True),
         ({"top_p": 0}, "top_p", 1e-9),
         ({"top_k": -1}, "top_k", 0),
         ({"max_tokens": -1}, "max_tokens", 2_047),

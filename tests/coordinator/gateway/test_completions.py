@@ -20,7 +20,13 @@ def test_a_whole_answer(gateway: Harness) -> None:
     assert answer["object"] == "text_completion"
     assert answer["id"].startswith("cmpl-")
     assert answer["choices"] == [
-        {"index": 0, "text": ANSWER, "logprobs": None, "finish_reason": "stop"}
+        {
+            "index": 0,
+            "text": ANSWER,
+            "logprobs": None,
+            "finish_reason": "stop",
+            "stop_reason": None,
+        }
     ]
     assert asked(gateway) == GenerationInput(max_tokens=16, prompt="Once")
 

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,19 +168,22 @@ def test_thinking_is_shown_only_to_those_who_ask(gateway: Harness) -> None:
 
 
 @pytest.mark.parametrize(
-    ("finish", "stops", "reason", "text"),
+    ("finish", "end_stop", "reason", "text"),
     [
-        (Finish.LENGTH, ["END"], "max_tokens", None),
-        (Finish.STOP, ["END"], "stop_sequence", "END"),
-        (Finish.STOP, ["END", "FIN"], "stop_sequence", None),
-        (Finish.STOP, [], "end_turn", None),
+        (Finish.LENGTH, None, "max_tokens", None),
+        (Finish.STOP, None, "end_turn", None),
+        (Finish.STOP, 0, "stop_sequence", "END"),
+        (Finish.STOP, 1, "stop_sequence", "FIN"),
+        # No node has a reason to say this.
+        (Finish.STOP, 2, "end_turn", None),
     ],
 )
-def test_why_a_message_ended(
-    gateway: Harness, finish: Finish, stops: list[str], reason: str, text: str | None
+def test_a_message_says_which_of_several_texts_ended_it(
+    gateway: Harness, finish: Finish, end_stop: int | None, reason: str, text: str | None
 ) -> None:
-    """The receipt of the scripted node names no token that ended the answer."""
+    stops = ["END", "FIN"]
     say(gateway, "Hi", finish)
+    gateway.market.script = replace(gateway.market.script, end_stop=end_stop)
     message = gateway.post(PATH, body(stop_sequences=stops)).json()
     assert (message["stop_reason"], message["stop_sequence"]) == (reason, text)
 

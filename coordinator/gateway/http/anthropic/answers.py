@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.buyer.result import PurchaseResult
+from coordinator.gateway.chat.ending import stop_of
 from coordinator.gateway.chat.parser import parser_of
 from coordinator.gateway.chat.pieces import AnswerReader
 from coordinator.gateway.errors import Problem, error_of
@@ -61,7 +62,7 @@ class MessageWriter:
     """A `CollectingWriter`."""
 
     def __init__(self, request: MessageRequest, opened: StartedAnswer) -> None:
-        self._stops = request.order.job_input.stop
+        self._job_input = request.order.job_input
         self._blocks = MessageBlocks(shows_thinking=request.shows_thinking)
         model = opened.model
         self._reader = AnswerReader(
@@ -92,7 +93,7 @@ class MessageWriter:
     def end(self, choice: int, outcome: PurchaseResult) -> bytes:
         last, reason = self._reader.finish(outcome.finish)
         events = self._blocks.take(last) + self._blocks.close()
-        delta = _ending(_STOP_REASONS[reason], self._stops, outcome)
+        delta = _ending(_STOP_REASONS[reason], stop_of(self._job_input, outcome))
         units = outcome.units
         usage = _usage(units.input_tokens, units.output_tokens)
         usage["cost_nano"] = outcome.amount_nano
@@ -110,17 +111,11 @@ class MessageWriter:
         return named_event("message_stop", {"type": "message_stop"})
 
 
-def _ending(reason: str, stops: Sequence[str], outcome: PurchaseResult) -> dict[str, str | None]:
-    """Why a message ended. The node's receipt says whether the model itself ended it."""
-    receipt = outcome.receipt
-    is_text = receipt is not None and receipt.message.end_token is None
-    if reason != "end_turn" or not stops or not is_text:
+def _ending(reason: str, stop: str | int | None) -> dict[str, str | None]:
+    """Why a message ended, if a text did by `stop`."""
+    if reason != "end_turn" or not isinstance(stop, str):
         return {"stop_reason": reason, "stop_sequence": None}
-    # Of several texts it does not say which.
-    return {
-        "stop_reason": "stop_sequence",
-        "stop_sequence": stops[0] if len(stops) == 1 else None,
-    }
+    return {"stop_reason": "stop_sequence", "stop_sequence": stop}
 
 
 def _usage(input_tokens: int, output_tokens: int = 0) -> dict[str, int]:

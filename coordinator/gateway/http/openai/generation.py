@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.chat.answer import AnswerParts, read_answer
+from coordinator.gateway.chat.ending import stop_of
 from coordinator.gateway.chat.events import AnswerEvent, TextDelta
 from coordinator.gateway.chat.parser import AnswerParser, parser_of
 from coordinator.gateway.errors import ApiError, Problem, error_of
@@ -19,6 +20,7 @@ from coordinator.gateway.orders import GenerationOrder
 from protocol.endings import API_FINISH_REASONS
 from protocol.errors import RemoteProtocolError
 from protocol.features import Feature
+from protocol.generation import GenerationInput
 from protocol.payload import Chunk
 
 # Enough of the manifest's digest to tell models apart; `GET /v1/models` has all of it.
@@ -72,7 +74,10 @@ class GenerationCall:
             parts = read_answer(self.parser(number, choice.opened), choice.chunks, finish)
         except RemoteProtocolError as error:
             raise error_of(error.code, str(error), is_billed=True) from error
-        ending = {"finish_reason": parts.finish_reason, **_ended_by(choice.outcome)}
+        ending = {
+            "finish_reason": parts.finish_reason,
+            **_ended_by(self.orders[number].job_input, choice.outcome),
+        }
         return {"index": number, **form.whole(parts), **ending}
 
     def _envelope(self, opened: StartedAnswer, object_name: str, created_s: int) -> Envelope:
@@ -106,7 +111,8 @@ class GenerationWriter:
         form = call.make_form(number)
         include_usage = self._streaming.include_usage
         events = ChoiceEvents(self._envelope, form.shape, number, include_usage=include_usage)
-        return _ChoiceWriter(form, events, call.parser(number, opened))
+        job_input = call.orders[number].job_input
+        return _ChoiceWriter(form, events, call.parser(number, opened), job_input)
 
     def first(self) -> bytes:
         return b"".join(choice.first() for choice in self._choices)
@@ -143,6 +149,7 @@ class _ChoiceWriter:
     form: ChoiceForm
     events: ChoiceEvents
     parser: AnswerParser | None
+    job_input: GenerationInput
     tokens: int = 0
 
     def first(self) -> bytes:
@@ -164,7 +171,7 @@ class _ChoiceWriter:
         if self.parser is not None:
             last, reason = self.parser.finish(outcome.finish)
             events = self._write(last)
-        last_piece = {**self.form.last(), **_ended_by(outcome)}
+        last_piece = {**self.form.last(), **_ended_by(self.job_input, outcome)}
         return events + self.events.piece(last_piece, finish_reason=reason)
 
     def fail(self, problem: Problem) -> bytes:
@@ -179,9 +186,11 @@ class _ChoiceWriter:
         return b"".join(self.events.piece(item, logprobs=scores) for item, scores in pieces)
 
 
-def _ended_by(outcome: PurchaseResult) -> dict[str, object]:
-    """Why an answer is shorter than was asked for; nothing where it is not."""
-    return {} if outcome.reason is None else {"ended_by": outcome.reason.value}
+def _ended_by(job_input: GenerationInput, outcome: PurchaseResult) -> dict[str, object]:
+    """What ended an answer before its limit, under vLLM's name, and why it is shorter than was
+    asked for, where it is."""
+    ending: dict[str, object] = {"stop_reason": stop_of(job_input, outcome)}
+    return ending if outcome.reason is None else ending | {"ended_by": outcome.reason.value}
 
 
 def _failure(problem: Problem) -> dict[str, object]:

@@ -31,6 +31,7 @@ _PARAMETERS_OF_FEATURES = {
         "min_tokens",
         "stop_token_ids",
     ),
+    Feature.STOP_DETAILS: ("include_stop_str_in_output",),
 }
 _PARAMETERS_OF_TASKS = {
     Task.EMBEDDING: ("dimensions", "encoding_format"),

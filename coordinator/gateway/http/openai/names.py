@@ -84,7 +84,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "dry_multiplier": (0,),
     "early_stopping": (False,),
     "grammar": ("",),
-    "include_stop_str_in_output": (False,),
     "json_schema": ({},),
     "length_penalty": (1,),
     "logits_processors": ([],),
