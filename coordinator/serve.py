@@ -6,7 +6,7 @@ from coordinator.app import Coordinator, MarketRules
 from coordinator.auth import ApiKeyDesk
 from coordinator.batches.blobs import SealedFolder
 from coordinator.batches.desk import BatchBounds, BatchDesk
-from coordinator.batches.files import DAY_S, GIB, FileBounds
+from coordinator.batches.usage import DAY_S, GIB, FileBounds
 from coordinator.clock_check import check_clock
 from coordinator.db.engine import ThreadRunner, only_coordinator, open_database
 from coordinator.db.heads import store_head

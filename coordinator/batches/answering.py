@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import trio
 
-from coordinator.batches.lines import Piece
+from coordinator.batches.pieces import Piece
 from coordinator.batches.retries import GiveUp, Split, next_step
 from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.errors import ApiError, error_of

@@ -10,12 +10,14 @@ import trio
 
 from coordinator.batches import states
 from coordinator.batches.blobs import BlobReader, SealedFolder
-from coordinator.batches.files import DEFAULT_FILE_BOUNDS, FileBounds, FileDesk, FileUpload
+from coordinator.batches.files import FileDesk, FileUpload
 from coordinator.batches.leftovers import disown_leftovers
 from coordinator.batches.line_log import LineLog
 from coordinator.batches.lines import ENDPOINTS
-from coordinator.batches.run import BatchRun, BatchServices, CallerFinder
+from coordinator.batches.run import BatchRun
+from coordinator.batches.services import BatchServices, CallerFinder
 from coordinator.batches.turns_by_account import AccountPlaces
+from coordinator.batches.usage import DEFAULT_FILE_BOUNDS, FileBounds
 from coordinator.buyer.leaser import Leaser
 from coordinator.db.batches import (
     StoredBatch,

@@ -1,13 +1,9 @@
 """The files of HTTP users: taken in, found, deleted, and dropped when their time is over.
 
-What may be kept is bounded: the size of a file, the uploads at once, the bytes and files of an
-account and of all. Bytes count while they arrive, so that uploads at the same time cannot pass a
-bound together.
+What may be kept is bounded: the size of a file, the uploads at once, and the bytes (`usage`).
 """
 
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -15,6 +11,7 @@ import trio
 
 from coordinator.batches.blobs import BlobReader, BlobWriter, SealedFolder
 from coordinator.batches.errors import FilesFullError
+from coordinator.batches.usage import FileBounds, Usage
 from coordinator.db.engine import Database
 from coordinator.db.files import (
     Page,
@@ -29,7 +26,7 @@ from coordinator.db.files import (
 )
 from coordinator.errors import StorageError
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.errors import ApiError, Problem, ProblemKind, error_of
+from coordinator.gateway.errors import error_of
 from coordinator.gateway.market_side.filing import FileInfo, ListPart
 from coordinator.ledger.accounts import AccountId, account_of
 from protocol.clock import Clock, Entropy
@@ -40,74 +37,11 @@ from protocol.programs.runners import Runner
 
 log = structlog.get_logger(__name__)
 
-GIB = 1024 * MIB
-DAY_S = 24 * 3_600
 _SWEEP_EVERY_S = 60.0
 _EXPIRED_AT_ONCE = 100
 _RETRY_AFTER_MS = 2_000
 # More than all answers that can come at once.
 _FREE_BYTES_MIN = 256 * MIB
-
-
-@dataclass(frozen=True, slots=True)
-class FileBounds:
-    """`lifetime_s` is how long a file is kept whose owner says nothing."""
-
-    # OpenAI's own bound on the input of a batch.
-    file_bytes_max: int = 200 * MIB
-    account_bytes_max: int = 2 * GIB
-    all_bytes_max: int = 20 * GIB
-    uploads_per_account_max: int = 4
-    uploads_max: int = 32
-    lifetime_s: int = 30 * DAY_S
-
-
-DEFAULT_FILE_BOUNDS = FileBounds()
-
-
-class Usage:
-    """Bytes of each account and of all. Uploads grow in threads, hence the lock."""
-
-    def __init__(self, bounds: FileBounds) -> None:
-        self._bounds = bounds
-        self._lock = threading.Lock()
-        self._bytes: dict[str, int] = {}
-        self._all = 0
-
-    def set(self, by_account: dict[str, int]) -> None:
-        with self._lock:
-            self._bytes = dict(by_account)
-            self._all = sum(by_account.values())
-
-    def grow(self, account: str, size: int) -> None:
-        """Raises ApiError if so much more is not allowed."""
-        with self._lock:
-            if self._bytes.get(account, 0) + size > self._bounds.account_bytes_max:
-                raise _no_room(f"your files have {self._bounds.account_bytes_max} bytes at most")
-            if self._all + size > self._bounds.all_bytes_max:
-                raise error_of(Code.STORAGE_FULL, "").but(
-                    message="there is no room for more files here: try again later"
-                )
-            self._add(account, size)
-
-    def has_room(self, account: str) -> bool:
-        """Whether answers may come that have to be kept."""
-        with self._lock:
-            own = self._bytes.get(account, 0)
-            return own < self._bounds.account_bytes_max and self._all < self._bounds.all_bytes_max
-
-    def add(self, account: str, size: int) -> None:
-        """What there is already, or is no more."""
-        with self._lock:
-            self._add(account, size)
-
-    def _add(self, account: str, size: int) -> None:
-        self._all += size
-        left = self._bytes.get(account, 0) + size
-        if left > 0:
-            self._bytes[account] = left
-        else:
-            self._bytes.pop(account, None)
 
 
 class FileUpload:
@@ -322,10 +256,3 @@ def _prepare(folder: SealedFolder, known: set[str]) -> None:
 def _finish(folder: SealedFolder, writer: BlobWriter) -> None:
     writer.finish()
     folder.make_names_durable()
-
-
-def _no_room(message: str) -> ApiError:
-    problem = Problem(
-        413, f"{message}: delete some first", kind=ProblemKind.REQUEST, code="files_full"
-    )
-    return ApiError(problem)

@@ -9,7 +9,7 @@ from collections.abc import Container
 
 import structlog
 
-from coordinator.batches.run import CallerFinder
+from coordinator.batches.services import CallerFinder
 from coordinator.buyer.leaser import Leaser
 from coordinator.db.engine import Connection, Database
 from coordinator.db.jobs import find_jobs

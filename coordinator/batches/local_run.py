@@ -13,14 +13,8 @@ import trio
 
 from coordinator.batches.answering import Trials
 from coordinator.batches.buying import open_answers
-from coordinator.batches.lines import (
-    LineAnswer,
-    Piece,
-    PlannedLine,
-    RefusedLine,
-    group,
-    write_answers,
-)
+from coordinator.batches.lines import PlannedLine, RefusedLine
+from coordinator.batches.pieces import LineAnswer, Piece, group, write_answers
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.purchase import Purchase

@@ -5,10 +5,9 @@ row, the answers in its log. An answer is in the log before its receipt is signe
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import count as count_from
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 import trio
@@ -17,39 +16,25 @@ from coordinator.batches import states
 from coordinator.batches.answering import Trials
 from coordinator.batches.blobs import BlobReader
 from coordinator.batches.buying import open_answers
-from coordinator.batches.files import FileDesk
+from coordinator.batches.ending import hand_out
 from coordinator.batches.input_file import check_input, read_lines
 from coordinator.batches.line_log import LineLog, LineRecord
 from coordinator.batches.lines import (
     ENDPOINTS,
-    LineAnswer,
-    Piece,
     PlannedLine,
     RefusedLine,
-    answer_line,
-    group,
     read_line,
-    refused_line,
-    write_answers,
 )
-from coordinator.batches.output_files import write_outputs
-from coordinator.batches.turns_by_account import AccountPlaces
+from coordinator.batches.pieces import Piece, group
+from coordinator.batches.records import record_of_answers, record_of_failure
+from coordinator.batches.services import BatchServices
 from coordinator.buyer.errors import JobFailed
 from coordinator.db.batches import BatchStatus, StoredBatch, store_batch
-from coordinator.db.engine import Connection, Database
-from coordinator.db.files import StoredFile, insert_file
 from coordinator.errors import CoordinatorError
-from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, error_of
-from coordinator.gateway.http.dialect import ChoiceAnswer
 from coordinator.gateway.market_side.filing import BatchError
-from coordinator.gateway.market_side.market import GatewayMarket
-from protocol.clock import Clock
 from protocol.errors import Code
 from protocol.ids import JobId, derive_ulid
-from protocol.limits import TOKENS_MAX
-from protocol.pricing import Units
-from protocol.programs.runners import Runner
 
 log = structlog.get_logger(__name__)
 
@@ -63,25 +48,6 @@ _WORDS = {
     Code.UNKNOWN_ACCOUNT: "the account is closed: ask the operator of this market",
     Code.BUDGET_EXCEEDED: "the budget of the API key is spent: the batch goes on when it is raised",
 }
-
-
-class CallerFinder(Protocol):
-    async def caller_of(self, api_key_id: str) -> Caller | None:
-        """Who an API key stands for; None if it is unknown or was revoked."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class BatchServices:
-    """What the runs of all batches share."""
-
-    files: FileDesk
-    database: Database
-    market: GatewayMarket
-    callers: CallerFinder
-    places: AccountPlaces
-    runner: Runner
-    clock: Clock
 
 
 class BatchRun:
@@ -184,45 +150,8 @@ class BatchRun:
     async def _write_files(self, content: BlobReader) -> None:
         if self.batch.status is not BatchStatus.CANCELLING:
             await self._change(states.finalize(self.batch, now_ms=self._now_ms()))
-        files, batch = self._services.files, self.batch
-        file_ids = (files.new_id(), files.new_id())
-        is_cancelled = batch.status is BatchStatus.CANCELLING
-        written = await self._services.runner.run_read(
-            partial(
-                write_outputs,
-                files.folder,
-                self._log,
-                content,
-                endpoint=batch.endpoint,
-                file_ids=file_ids,
-                unfinished="batch_cancelled" if is_cancelled else "batch_expired",
-            )
-        )
-        sizes = (written.output_bytes, written.error_bytes)
-        rows = [
-            files.row(
-                file_id,
-                batch.account,
-                filename=f"batch_{batch.id}_{name}.jsonl",
-                purpose="batch_output",
-                size=size,
-                lifetime_s=batch.output_lifetime_s,
-            )
-            for file_id, size, name in zip(file_ids, sizes, ("output", "error"), strict=True)
-            if size is not None
-        ]
-        output_id, error_id = (
-            file_id if size is not None else None
-            for file_id, size in zip(file_ids, sizes, strict=True)
-        )
-        ended = states.finish(
-            self.batch, output_file_id=output_id, error_file_id=error_id, now_ms=self._now_ms()
-        )
-        await self._services.database.write(_store_end, ended, rows)
-        for row in rows:
-            files.usage.add(row.account, row.bytes)
-        self.batch, self._is_stored = ended, True
-        log.info("batch_ended", batch=ended.id, status=ended.status.value)
+        self.batch = await hand_out(self._services, self.batch, self._log, content)
+        self._is_stored = True
 
     # Its lines.
 
@@ -265,7 +194,7 @@ class BatchRun:
             with trio.CancelScope(shield=True):
                 created_s = self._now_ms() // 1_000
                 record = await self._services.runner.run_read(
-                    partial(_record_of, self.batch.id, piece, choices, job_ids, created_s)
+                    partial(record_of_answers, self.batch.id, piece, choices, job_ids, created_s)
                 )
                 await self._keep(record)
 
@@ -273,13 +202,7 @@ class BatchRun:
         await self._keep_failure([(line.number, line.custom_id) for line in piece.lines], error)
 
     async def _keep_failure(self, lines: Sequence[tuple[int, str]], error: ApiError) -> None:
-        endpoint = self.batch.endpoint
-        text = b"".join(
-            refused_line(self._line_id(number), custom_id, error, endpoint=endpoint)
-            for number, custom_id in lines
-        )
-        numbers = tuple(number for number, _ in lines)
-        await self._keep(LineRecord(numbers, True, (), Units(), 0, text))
+        await self._keep(record_of_failure(self.batch.id, self.batch.endpoint, lines, error))
 
     async def _keep(self, record: LineRecord) -> None:
         """Durable, before anything else follows from it."""
@@ -310,9 +233,6 @@ class BatchRun:
         serial = next(self._serials)
         return JobId(derive_ulid(self.batch.id, f"batch/{self.batch.takes}/{serial}"))
 
-    def _line_id(self, number: int) -> str:
-        return line_id(self.batch.id, number)
-
     # Its row.
 
     async def _change(self, changed: StoredBatch) -> None:
@@ -336,41 +256,3 @@ class BatchRun:
 
     def _now_ms(self) -> int:
         return self._services.clock.now_ms()
-
-
-def line_id(batch_id: str, number: int) -> str:
-    return f"batch_req_{derive_ulid(batch_id, f'line/{number}')}"
-
-
-def _record_of(
-    batch_id: str,
-    piece: Piece,
-    choices: Sequence[ChoiceAnswer],
-    job_ids: Sequence[JobId],
-    created_s: int,
-) -> LineRecord:
-    """In a thread: writing vectors as text takes a while. Raises ApiError."""
-    answers: list[LineAnswer] = write_answers(piece, choices, created_s=created_s)
-    text = b"".join(
-        answer_line(line_id(batch_id, answer.line.number), answer, f"req_{job_ids[0]}")
-        for answer in answers
-    )
-    return LineRecord(
-        tuple(answer.line.number for answer in answers),
-        False,
-        tuple(job_ids),
-        Units(
-            min(sum(answer.units.input_tokens for answer in answers), TOKENS_MAX),
-            min(sum(answer.units.output_tokens for answer in answers), TOKENS_MAX),
-            sum(answer.units.images for answer in answers),
-        ),
-        sum(answer.cost_nano for answer in answers),
-        text,
-    )
-
-
-def _store_end(conn: Connection, batch: StoredBatch, rows: Sequence[StoredFile]) -> None:
-    """The files and the word that they are there, or neither."""
-    for row in rows:
-        insert_file(conn, row)
-    store_batch(conn, batch)

@@ -13,14 +13,13 @@ from typing import Any
 
 from coordinator.batches.lines import (
     ENDPOINTS,
-    LineAnswer,
     LineError,
     PlannedLine,
     RefusedLine,
-    answer_line,
     read_line,
     refused_line,
 )
+from coordinator.batches.pieces import LineAnswer, answer_line
 from coordinator.cli.options import CommandError
 from coordinator.gateway.errors import ApiError
 from protocol.messages import Task

@@ -22,7 +22,7 @@ from capanode.engines.embedding import TextEmbedder
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
-from coordinator.batches.lines import GROUP_TEXTS_MAX
+from coordinator.batches.pieces import GROUP_TEXTS_MAX
 from coordinator.cli.market_session import open_market
 from coordinator.settings import CoordinatorConfig
 from protocol.payload import EmbeddingInput

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.batches.lines import LineAnswer, PlannedLine
+from coordinator.batches.lines import PlannedLine
+from coordinator.batches.pieces import LineAnswer
 from coordinator.cli.batch_files import AnswerFile, BatchSource
 from coordinator.cli.options import CommandError
 from coordinator.gateway.errors import invalid

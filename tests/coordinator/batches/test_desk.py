@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from coordinator.batches.desk import BatchBounds, BatchDesk
-from coordinator.batches.files import FileBounds
+from coordinator.batches.usage import FileBounds
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
