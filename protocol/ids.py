@@ -26,6 +26,7 @@ _PUBLIC_KEY_BYTES = 32
 _PEER_ID_CHARS_MAX = 56
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 _ULID_PATTERN = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _DIGEST_PATTERN = re.compile(r"[0-9a-f]{64}")
 _ULID_ENTROPY_BITS = 80
@@ -72,7 +73,7 @@ def new_ulid(now_ms: int, entropy: bytes) -> str:
     if len(entropy) != ULID_ENTROPY_BYTES:
         raise ValueError(f"a ULID takes {ULID_ENTROPY_BYTES} bytes of entropy, not {len(entropy)}")
     value = (now_ms << _ULID_ENTROPY_BITS) | int.from_bytes(entropy)
-    return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
+    return _digits(value, pairs=_ULID_CHARS // 2)
 
 
 def derive_ulid(base: str, purpose: str) -> str:
@@ -81,10 +82,13 @@ def derive_ulid(base: str, purpose: str) -> str:
     A retry of "capture lease L" therefore always names the same transfer.
     """
     tail = hashlib.sha256(f"{purpose}\0{base}".encode()).digest()[:ULID_ENTROPY_BYTES]
-    digits = int.from_bytes(tail)
-    return base[:_ULID_TIME_CHARS] + "".join(
-        _CROCKFORD[(digits >> shift) & 31] for shift in range(75, -1, -5)
-    )
+    tail_pairs = (_ULID_CHARS - _ULID_TIME_CHARS) // 2
+    return base[:_ULID_TIME_CHARS] + _digits(int.from_bytes(tail), pairs=tail_pairs)
+
+
+def _digits(value: int, *, pairs: int) -> str:
+    """In base 32, two digits at a time: a job derives eight ids."""
+    return "".join([_PAIRS[(value >> 10 * place) & 1023] for place in range(pairs - 1, -1, -1)])
 
 
 def ulid_time_ms(ulid: str) -> int:
