@@ -128,7 +128,7 @@ class ControlServer:
 
     async def _receipt(self, node: PeerId, ask: ReceiptAsk) -> SettleReply:
         # A job's client is usually first, and what it settled needs no second look.
-        settled = self._receipts.recall(ask.receipt)
+        settled = await self._receipts.recall(ask.receipt)
         if settled is not None:
             return settled
         receipt = open_envelope(ask.receipt, Receipt, signer=node)

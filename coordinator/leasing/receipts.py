@@ -11,8 +11,9 @@ from protocol.services import SettleReply
 class ReceiptTaker(Protocol):
     """Takes receipts from clients and nodes. `settling.receipt_desk` has the real one."""
 
-    def recall(self, raw: bytes) -> SettleReply | None:
-        """What was paid on a receipt that was settled lately, if these are its very bytes."""
+    async def recall(self, raw: bytes) -> SettleReply | None:
+        """What was paid on a receipt that was settled lately, if these are its very bytes; one that
+        is being settled is waited for."""
         ...
 
     async def accept(

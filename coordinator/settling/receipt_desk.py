@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
+import trio
 
 from coordinator.db.engine import Connection, Database
 from coordinator.db.leases import find_lease
@@ -67,9 +68,15 @@ class ReceiptDesk:
         self._clock = clock
         # By the receipt's bytes as signed; the oldest first.
         self._settled: dict[bytes, SettleReply] = {}
+        # Those that are being accepted now, with who waits for that.
+        self._under_way: dict[bytes, trio.Event] = {}
 
-    def recall(self, raw: bytes) -> SettleReply | None:
-        """What was paid on a receipt that was settled lately, if these are its very bytes."""
+    async def recall(self, raw: bytes) -> SettleReply | None:
+        """What was paid on a receipt that was settled lately, if these are its very bytes. One that
+        is being accepted is waited for: client and node hand it in within the same milliseconds,
+        and every second job would be posted twice."""
+        while (under_way := self._under_way.get(raw)) is not None:
+            await under_way.wait()
         return self._settled.get(raw)
 
     async def accept(
@@ -85,7 +92,20 @@ class ReceiptDesk:
             raise RemoteProtocolError(
                 "the receipt is not signed by the node that it names", code=Code.WRONG_SIGNER
             )
-        settled = self.recall(receipt.raw)
+        settled = await self.recall(receipt.raw)
+        done = self._under_way[receipt.raw] = trio.Event()
+        try:
+            return await self._accept(receipt, acceptance, settled)
+        finally:
+            del self._under_way[receipt.raw]
+            done.set()
+
+    async def _accept(
+        self,
+        receipt: Signed[Receipt],
+        acceptance: Signed[Acceptance] | None,
+        settled: SettleReply | None,
+    ) -> SettleReply:
         lease_id = receipt.message.lease_id
         opened = self._leases.get(lease_id)
         if settled is None and opened is None:

@@ -25,7 +25,7 @@ from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.job_state import JobState
 from protocol.limits import RECEIPT_GRACE_MS
-from protocol.messages import Receipt
+from protocol.messages import Acceptance, Receipt
 from protocol.payload import Chunk
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
@@ -91,6 +91,48 @@ async def test_a_node_that_breaks_off_cannot_bill_more_than_the_gateway_received
         assert reply.state == ReceiptState.DISPUTED
         received = Units(INPUT_UNITS.input_tokens, output_tokens=2)
         assert spent(market) == charge_nano(lease.message.price, received, Finish.STOP)
+        market.assert_books_are_closed()
+
+
+async def test_a_receipt_that_both_parties_hand_in_at_once_is_posted_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        receipt = await lose_client(market)
+        billed = receipt.message
+        acceptance = Acceptance(
+            receipt_digest=receipt.digest,
+            lease_id=billed.lease_id,
+            client=billed.client,
+            units=billed.units,
+            output_digest=billed.output_digest,
+            agrees=True,
+            issued_at_ms=market.clock.now_ms(),
+        )
+        posted = 0
+        submit = LedgerWriter.submit
+
+        async def count(
+            writer: LedgerWriter, chain: Chain, records: tuple[Record, ...] = ()
+        ) -> Result:
+            nonlocal posted
+            posted += 1
+            return await submit(writer, chain, records)
+
+        monkeypatch.setattr(LedgerWriter, "submit", count)
+        accept, signed = market.coordinator.receipts.accept, seal(market.buyer, acceptance)
+        replies = []
+
+        async def hand_in(word: Signed[Acceptance] | None) -> None:
+            replies.append(await accept(receipt, word))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hand_in, signed)
+            nursery.start_soon(hand_in, signed)
+            nursery.start_soon(hand_in, signed)
+        assert [reply.state for reply in replies] == [ReceiptState.SETTLED] * 3
+        assert posted == 1
+        assert spent(market) == billed.amount_nano
         market.assert_books_are_closed()
 
 
