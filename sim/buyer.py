@@ -191,6 +191,10 @@ class WatchedLeaser:
     def coordinator(self) -> PeerId:
         return self._inner.coordinator
 
+    @property
+    def is_local(self) -> bool:
+        return self._inner.is_local
+
     async def lease(
         self,
         request: Signed[JobRequest],

@@ -53,6 +53,9 @@ class AttemptTerms:
 
 # A node's word, which ends up in the client's `Retry-After`.
 RETRY_AFTER_MAX_MS = 60_000
+# So many frames that have arrived are taken without a pause: then other tasks have their turn. A
+# wait costs 70 µs of CPU, and the last frames of an answer come together.
+_FRAMES_IN_A_ROW = 16
 
 
 class Attempt:
@@ -80,6 +83,7 @@ class Attempt:
         self._started_at = trio.current_time()
         self._first_output_at: float | None = None
         self._is_whole = is_whole
+        self._frames_in_a_row = 0
         self._ready: deque[Chunk] = deque()
         self._tokens_used = 0
         # What waits for a text.
@@ -281,19 +285,28 @@ class Attempt:
         if self._is_given_up:
             # For its receipt we wait past the deadline, as long as our caller says.
             deadline = math.inf
+        until = min(deadline, silent_until)
         try:
-            with trio.fail_at(min(deadline, silent_until)):
+            if self._may_take_at_once() and trio.current_time() < until:
+                return self._channel.receive_nowait()
+            with trio.CancelScope(deadline=until):
                 return await self._channel.receive()
-        except trio.TooSlowError:
-            if silent_until < deadline:
-                self._is_given_up = True
-                raise self._fail("the node is silent for too long", Code.NODE_LOST) from None
-            self._is_given_up = self._is_late = True
-            raise self._fail("the deadline has passed", Code.DEADLINE_EXCEEDED) from None
         except NetError as error:
             raise self._fail(f"the node is gone: {error}", Code.NODE_LOST) from error
         except RemoteProtocolError as error:
             raise self._fail(str(error), error.code, error.retry_after_ms) from error
+        self._is_given_up = True
+        if silent_until < deadline:
+            raise self._fail("the node is silent for too long", Code.NODE_LOST)
+        self._is_late = True
+        raise self._fail("the deadline has passed", Code.DEADLINE_EXCEEDED)
+
+    def _may_take_at_once(self) -> bool:
+        self._frames_in_a_row += 1
+        if self._channel.buffered_bytes and self._frames_in_a_row < _FRAMES_IN_A_ROW:
+            return True
+        self._frames_in_a_row = 0
+        return False
 
     def _silent_until(self) -> float:
         """When to give the node up. A gap counts from when we ask for more: a slow reader of ours

@@ -17,6 +17,12 @@ class Leaser(Protocol):
     @property
     def coordinator(self) -> PeerId: ...
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it is in this process: then a caller of `lease` that is cancelled has no lease.
+        One elsewhere may grant it all the same."""
+        ...
+
     async def lease(
         self,
         request: Signed[JobRequest],

@@ -78,7 +78,12 @@ class Opener:
             raise tries.last_failure
         try:
             with trio.fail_at(deadline):
-                granted = await self._ask(part, key, tries)
+                if self.leaser.is_local:
+                    granted = await self.leaser.lease(
+                        part.request, earlier=tries.earlier, payer=part.spec.payer
+                    )
+                else:
+                    granted = await self._ask_elsewhere(part, key, tries)
             check_terms(granted, part.request)
         except trio.TooSlowError:
             raise JobFailed("no lease before the deadline", code=Code.DEADLINE_EXCEEDED) from None
@@ -95,9 +100,9 @@ class Opener:
             ) from error
         return granted
 
-    async def _ask(self, part: SignedPart, key: SigningKey, tries: Tries) -> Granted:
-        """Ask the coordinator; a buyer that is cancelled meanwhile waits for the answer, to give
-        the lease back. Raises NetError, RemoteProtocolError."""
+    async def _ask_elsewhere(self, part: SignedPart, key: SigningKey, tries: Tries) -> Granted:
+        """Ask a coordinator over the network; a buyer that is cancelled meanwhile waits for the
+        answer, to give the lease back. Raises NetError, RemoteProtocolError."""
         granted: Granted | None = None
         error: NetError | RemoteProtocolError | None = None
         is_taken = False

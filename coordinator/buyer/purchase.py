@@ -144,8 +144,10 @@ class Purchase:
         """Lease and open, at one node after another, until there is output; within the buyer's
         `max_latency`, if there is one. Raises JobFailed."""
         limit_ms = self._begun.spec.constraints.max_latency_ms
-        if limit_ms is not None:
-            self._first_output_by = trio.current_time() + limit_ms / 1_000
+        if limit_ms is None:
+            await self._open_next()
+            return
+        self._first_output_by = trio.current_time() + limit_ms / 1_000
         with trio.move_on_at(self._first_output_by) as scope:
             await self._open_next()
         if scope.cancelled_caught:

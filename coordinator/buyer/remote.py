@@ -66,6 +66,10 @@ class RemoteLeaser:
     def coordinator(self) -> PeerId:
         return self._coordinator
 
+    @property
+    def is_local(self) -> bool:
+        return False
+
     async def lease(
         self,
         request: Signed[JobRequest],

@@ -122,6 +122,11 @@ class BudgetLeaser:
     def coordinator(self) -> PeerId:
         return self._leaser.coordinator
 
+    @property
+    def is_local(self) -> bool:
+        """The budget is asked once more after a lease was granted."""
+        return False
+
     async def lease(
         self,
         request: Signed[JobRequest],

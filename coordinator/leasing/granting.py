@@ -84,6 +84,11 @@ class LeaseDesk:
     def coordinator(self) -> PeerId:
         return self._key.peer_id
 
+    @property
+    def is_local(self) -> bool:
+        """The hold is the last wait of a lease, and is not made for a caller that is cancelled."""
+        return True
+
     async def lease(
         self,
         request: Signed[JobRequest],
