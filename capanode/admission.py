@@ -52,6 +52,7 @@ class Ticket:
     lease_id: LeaseId
     client: PeerId
     model: ServedModel
+    is_batch: bool = False
     upload_due_at: float = 0.0
     evict: Callable[[], None] = lambda: None
 
@@ -99,7 +100,8 @@ class Admission:
         self._storage_failure = storage_failure
         self.opened = OpenedLeases()
         self._spent = SpentLeases()
-        self._clients: dict[PeerId, int] = {}
+        # Jobs by client, those of batches apart: a client's batch keeps none of its others out.
+        self._clients: dict[tuple[PeerId, bool], int] = {}
         self._uploads: Shares[Ticket] = Shares(
             UPLOAD_BYTES_MAX, rank=lambda ticket: ticket.upload_due_at
         )
@@ -149,26 +151,26 @@ class Admission:
                 "the deadline has passed already", code=Code.DEADLINE_EXCEEDED
             )
         self._check_room(asked, model)
-        ticket = Ticket(granted.lease_id, asked.client, model)
+        ticket = Ticket(granted.lease_id, asked.client, model, is_batch=asked.is_batch)
         if not is_whole:
             self._begin_upload(ticket, granted, asked.payload_bytes)
-        self._clients[asked.client] = self._clients.get(asked.client, 0) + 1
+        place = (asked.client, asked.is_batch)
+        self._clients[place] = self._clients.get(place, 0) + 1
         return ticket
 
     def take_seat(self, ticket: Ticket) -> None:
         """The payload is whole. An upload holds no seat: a slow one would keep others out. Raises
         RemoteProtocolError (BUSY) if the seats were taken meanwhile."""
         self._end_upload(ticket)
-        ticket.model.seats.take(ticket.lease_id)
+        ticket.model.seats.take(ticket.lease_id, is_batch=ticket.is_batch)
 
     def release(self, ticket: Ticket, *, ran_ms: float | None) -> None:
         """Let the job go; the next one in the queue starts."""
         self._end_upload(ticket)
-        remaining = self._clients[ticket.client] - 1
-        if remaining:
-            self._clients[ticket.client] = remaining
-        else:
-            del self._clients[ticket.client]
+        place = (ticket.client, ticket.is_batch)
+        self._clients[place] -= 1
+        if not self._clients[place]:
+            del self._clients[place]
         ticket.model.seats.leave(ticket.lease_id, ran_ms=ran_ms)
 
     def _begin_upload(self, ticket: Ticket, lease: Lease, size: int) -> None:
@@ -249,10 +251,11 @@ class Admission:
 
     def _check_room(self, asked: JobRequest, model: ServedModel) -> None:
         """Bounds across models, and whether the model has a seat as things are."""
-        if self._clients.get(asked.client, 0) >= self._rules.per_client_max:
+        place = (asked.client, asked.is_batch)
+        if self._clients.get(place, 0) >= self._rules.per_client_max:
             raise RemoteProtocolError(
                 f"this node runs {self._rules.per_client_max} jobs of one client at a time",
                 code=Code.BUSY,
                 retry_after_ms=model.seats.retry_after_ms,
             )
-        model.seats.check_room()
+        model.seats.check_room(is_batch=asked.is_batch)

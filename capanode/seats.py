@@ -1,7 +1,8 @@
 """Who sits at one model: jobs that run, and jobs that wait for a slot in order of arrival.
 
 Jobs of batches wait behind all others, and one that runs is told to give way to a job that would
-have to wait for its slot.
+have to wait for its slot. So they keep no other job out: only among themselves do they share the
+seats that are left.
 
 A seat is taken when a job's payload has arrived as a whole: an upload, which its client can make as
 slow as it likes, keeps no other client out. Synchronous and without I/O; deadlines are the jobs'
@@ -28,6 +29,7 @@ class Seats:
         self.slots = slots
         self.queue_max = queue_max
         self._taken: set[LeaseId] = set()
+        self._batch: set[LeaseId] = set()
         self._running: set[LeaseId] = set()
         self._waiting: dict[LeaseId, Callable[[], None]] = {}
         self._batch_waiting: dict[LeaseId, Callable[[], None]] = {}
@@ -50,19 +52,22 @@ class Seats:
         expected_ms = self._duration_ms * (self.queued + 1) / self.slots
         return int(min(max(expected_ms, _RETRY_MS_MIN), _RETRY_MS_MAX))
 
-    def check_room(self) -> None:
+    def check_room(self, *, is_batch: bool = False) -> None:
         """Raises RemoteProtocolError (BUSY) when all seats are taken."""
-        if len(self._taken) >= self.slots + self.queue_max:
+        ahead = len(self._taken) - (0 if is_batch else len(self._batch))
+        if ahead >= self.slots + self.queue_max:
             raise RemoteProtocolError(
                 f"{self.running} jobs run and {self.queued} wait here",
                 code=Code.BUSY,
                 retry_after_ms=self.retry_after_ms,
             )
 
-    def take(self, lease_id: LeaseId) -> None:
+    def take(self, lease_id: LeaseId, *, is_batch: bool = False) -> None:
         """Raises RemoteProtocolError (BUSY) when all seats are taken."""
-        self.check_room()
+        self.check_room(is_batch=is_batch)
         self._taken.add(lease_id)
+        if is_batch:
+            self._batch.add(lease_id)
 
     def enter(
         self,
@@ -98,6 +103,7 @@ class Seats:
         if lease_id not in self._taken:
             return
         self._taken.discard(lease_id)
+        self._batch.discard(lease_id)
         self._waiting.pop(lease_id, None)
         self._batch_waiting.pop(lease_id, None)
         self._give_way.pop(lease_id, None)

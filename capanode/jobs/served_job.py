@@ -156,11 +156,10 @@ class ServedJob:
         self.end(JobEnding.of_error(RemoteProtocolError(message, code=Code.BUSY)))
 
     def _give_way_to_live(self) -> None:
-        """A job that is not of a batch waits for this one's slot."""
-        # What has been delivered is paid: cut here, it would be lost.
-        if self._meter is not None and not self._meter.produced.output_tokens:
-            message = "a batch job gives way to one that is waited for"
-            self.end(JobEnding.of_error(RemoteProtocolError(message, code=Code.BUSY)))
+        """A job that is not of a batch waits for this one's slot. What was delivered is paid, and a
+        text goes on later, as its purchase's next part."""
+        message = "a batch job gives way to one that is waited for"
+        self.end(JobEnding.of_error(RemoteProtocolError(message, code=Code.BUSY)))
 
     async def _listen(self) -> None:
         """While the job waits or runs. Raises RemoteProtocolError, NetError."""
@@ -193,7 +192,7 @@ class ServedJob:
         self._queue_position = seats.enter(
             self._ticket.lease_id,
             self._start,
-            give_way=self._give_way_to_live if terms.request.message.is_batch else None,
+            give_way=self._give_way_to_live if self._ticket.is_batch else None,
         )
         self._desk.on_change()
 

@@ -28,29 +28,19 @@ from coordinator.buyer.hedging import Race
 from coordinator.buyer.opener import Opener
 from coordinator.buyer.parts import RequestStamps, SignedPart, sign_part
 from coordinator.buyer.result import PurchasePart, PurchaseResult
+from coordinator.buyer.resuming import Resumption
 from coordinator.buyer.tries import Tries
 from protocol.endings import Finish
-from protocol.errors import RETRYABLE_LATER, Code
+from protocol.errors import Code
 from protocol.grants import Granted
 from protocol.keys import SigningKey
 from protocol.limits import PARTS_MAX
+from protocol.money import format_credits
 from protocol.payload import Chunk
+from protocol.receipts import charge_nano
 
 log = structlog.get_logger(__name__)
 
-# An answer that has begun waits so long for a node that can go on: a coordinator that is restarted
-# is back within seconds, and its nodes some seconds later; so is the money that a dead node's lease
-# holds, if the node is.
-RESUME_WITHIN_S = 30.0
-_RESUME_PAUSE_S = 0.1
-_RESUME_PAUSE_MAX_S = 2.0
-# What may pass, of what a coordinator says.
-_PASSING = RETRYABLE_LATER - {Code.DEADLINE_EXCEEDED} | {
-    Code.NO_NODE_FITS,
-    Code.UNKNOWN_MODEL,
-    Code.OUT_OF_FUNDS,
-    Code.BUDGET_EXCEEDED,
-}
 # A node that is cancelled at the deadline answers with its receipt at once, or is not waited for.
 LATE_RECEIPT_WITHIN_S = 0.5
 # A node counts the same deadline from its lease: it may be the first to say that it is over.
@@ -61,7 +51,8 @@ class Purchase:
     """Iterate over it for the chunks, then read `result`. Made by `MarketClient.buy`.
 
     `begun` is its first part. The purchase is given up when the time that its spec leaves is over;
-    a text that has begun by then ends there.
+    a text that has begun by then ends there. Of a batch that time is each part's own: waiting for
+    an idle seat takes nothing of it.
     """
 
     def __init__(self, begun: SignedPart, *, key: SigningKey, opener: Opener) -> None:
@@ -233,8 +224,12 @@ class Purchase:
 
     async def _open_attempt(self) -> tuple[Attempt | None, float]:
         """As `Opener.open_attempt`; once the answer has begun, wait for what may pass."""
-        gives_up_at = min(self._deadline, trio.current_time() + RESUME_WITHIN_S)
-        pause_s = _RESUME_PAUSE_S
+        is_batch = self._begun.spec.is_batch
+        if self._tries.yield_pause_s:
+            self._deadline += self._tries.yield_pause_s
+            await trio.sleep(self._tries.yield_pause_s)
+        deadline = math.inf if is_batch else self._deadline
+        wait = Resumption(deadline=deadline, is_patient=is_batch)
         while True:
             try:
                 return await self._opener.open_attempt(
@@ -243,12 +238,15 @@ class Purchase:
             except JobFailed as failure:
                 if self._ends_unopened(failure):
                     return None, 0.0
-                may_pass = failure.code in _PASSING or failure is self._tries.last_failure
-                is_begun = bool(self._delivered) and not self._tries.are_used_up
-                if not (is_begun and may_pass) or trio.current_time() >= gives_up_at:
+                if not self._delivered or self._tries.are_used_up:
                     raise
-            await trio.sleep(min(pause_s, max(self._deadline - trio.current_time(), 0)))
-            pause_s = min(2 * pause_s, _RESUME_PAUSE_MAX_S)
+                self._check_cost_max()
+                if not wait.may_help(failure, by_node=failure is self._tries.last_failure):
+                    raise
+                if is_batch and self._is_half_over():
+                    # The request itself would be too old for the time that its job may take.
+                    self._sign_next_part(failure)
+            await wait.pause()
             self._tries.forgive()
 
     async def _take_over(self, attempt: Attempt, failure: JobFailed) -> None:
@@ -268,7 +266,12 @@ class Purchase:
         if self._is_shown and self._delivered is None:
             raise failure
         tokens = len(self._delivered or ()) - self._tokens_before
-        self._tries.note_failure(attempt.granted.lease.message, failure, delivered_tokens=tokens)
+        self._tries.note_failure(
+            attempt.granted.lease.message,
+            failure,
+            delivered_tokens=tokens,
+            has_yielded=self._begun.spec.is_batch and failure.code is Code.BUSY,
+        )
         if tokens:
             self._sign_next_part(failure)
 
@@ -320,6 +323,8 @@ class Purchase:
             raise failure
         assert self._first is not None
         assert self._delivered is not None
+        if self._begun.spec.is_batch:
+            self._deadline = trio.current_time() + self._begun.spec.deadline_s
         spec = next_part(
             replace(self._begun.spec, deadline_s=self._deadline - trio.current_time()),
             self._first,
@@ -337,6 +342,23 @@ class Purchase:
         self._part = sign_part(spec, self._key, stamps)
         self._tokens_before = len(self._delivered)
         log.info("purchase_goes_on", job_id=stamps.job_id, part=number, code=failure.code)
+
+    def _is_half_over(self) -> bool:
+        return self._deadline - trio.current_time() < self._begun.spec.deadline_s / 2
+
+    def _check_cost_max(self) -> None:
+        """Raises JobFailed if `max_cost` leaves less than the rest may cost at any node so far."""
+        left_nano = self._part.spec.constraints.max_cost_nano
+        if left_nano is None:
+            return
+        most, leases = self._part.spec.units_max, [a.granted.lease.message for a in self._left]
+        least_nano = min(charge_nano(lease.price, most, Finish.STOP) for lease in leases)
+        if least_nano > left_nano:
+            raise JobFailed(
+                f"max_cost leaves {format_credits(left_nano)} credits, and the rest of the answer "
+                f"may cost {format_credits(least_nano)}",
+                code=Code.NO_NODE_FITS,
+            )
 
     def _end(self, finish: Finish, *, reason: Code | None = None) -> None:
         self._result = PurchaseResult.over(self.parts, finish, reason=reason)

@@ -17,6 +17,10 @@ from protocol.messages import Lease, Receipt
 # An attempt that delivers fewer tokens counts as one without progress: each part pays for the
 # prompt again, so nodes that fail after a token must not make a purchase of sixty parts.
 PROGRESS_TOKENS_MIN = 16
+# A job of a batch gives way to any that is waited for: of those that made no progress so many in a
+# row are tried, each after a longer pause. The node is paid for each prompt, so there is an end.
+YIELDS_MAX = 16
+_YIELD_PAUSE_S, _YIELD_PAUSE_MAX_S = 0.5, 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -29,13 +33,22 @@ class Tries:
         self.last_failure: JobFailed | None = None
         self.was_input_blamed = False
         self._without_progress = 0
+        self._yields_without_progress = 0
         self._exclude: list[PeerId] = []
         self._receipts: list[Signed[Receipt]] = []
         self._deliveries: list[Signed[Delivery]] = []
 
     @property
     def are_used_up(self) -> bool:
+        if self._yields_without_progress >= YIELDS_MAX:
+            return True
         return self._without_progress >= ATTEMPTS_MAX
+
+    @property
+    def yield_pause_s(self) -> float:
+        """How long a job that has just given way leaves the seats to others."""
+        number = self._yields_without_progress
+        return min(_YIELD_PAUSE_S * 2 ** (number - 1), _YIELD_PAUSE_MAX_S) if number else 0.0
 
     @property
     def earlier(self) -> EarlierAttempts:
@@ -57,8 +70,16 @@ class Tries:
         elif word is not None:
             self._deliveries.append(word)
 
-    def note_failure(self, lease: Lease, failure: JobFailed, *, delivered_tokens: int) -> None:
-        """Go on without this node. Raises the failure if no other one can do better."""
+    def note_failure(
+        self,
+        lease: Lease,
+        failure: JobFailed,
+        *,
+        delivered_tokens: int,
+        has_yielded: bool = False,
+    ) -> None:
+        """Go on without this node. Raises the failure if no other one can do better. One that
+        `has_yielded` has not failed: it made room for a job that is not of a batch."""
         log.info(
             "attempt_failed",
             job_id=lease.job_id,
@@ -69,7 +90,12 @@ class Tries:
         if not failure.is_breach:
             self._check_blame(failure, has_begun=delivered_tokens > 0)
         has_progress = delivered_tokens >= PROGRESS_TOKENS_MIN
-        self._without_progress = 0 if has_progress else self._without_progress + 1
+        if has_progress:
+            self._without_progress = self._yields_without_progress = 0
+        elif has_yielded:
+            self._yields_without_progress += 1
+        else:
+            self._without_progress += 1
         self._exclude.append(lease.node)
         self.last_failure = failure
 

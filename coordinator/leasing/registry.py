@@ -103,7 +103,9 @@ class LeaseRegistry:
             # Its client could not reach that node, and goes on elsewhere.
             self._leave_seat(earlier)
         opened.probe = self._market.reserve(
-            opened.lease.message, expires_at_ms=opened.hold_expires_at_ms
+            opened.lease.message,
+            expires_at_ms=opened.hold_expires_at_ms,
+            is_batch=opened.is_batch,
         )
 
     def confirm(self, opened: OpenLease) -> None:

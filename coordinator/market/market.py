@@ -161,7 +161,7 @@ class Market:
             upload_ms=request.payload_bytes / _UPLOAD_BYTES_PER_MS,
         )
 
-    def reserve(self, lease: Lease, *, expires_at_ms: int) -> Probe:
+    def reserve(self, lease: Lease, *, expires_at_ms: int, is_batch: bool) -> Probe:
         """Count a leased job against its node from now on, ahead of what the node reports. Returns
         what this took of the breakers, for `cancel`."""
         now_ms = self._clock.now_ms()
@@ -171,7 +171,13 @@ class Market:
             is_probe = self.book.machines.on_attempt(entry.machine, now_ms)
             machine = entry.machine if is_probe else None
         is_nodes = self.reputation.start_attempt(lease.node, now_ms=now_ms)
-        self.book.grant(lease.lease_id, lease.node, lease.model_digest, expires_at_ms=expires_at_ms)
+        self.book.grant(
+            lease.lease_id,
+            lease.node,
+            lease.model_digest,
+            expires_at_ms=expires_at_ms,
+            is_batch=is_batch,
+        )
         return Probe(is_nodes, machine)
 
     def note_affinity(self, request: JobRequest, node: PeerId) -> None:

@@ -819,6 +819,26 @@ async def test_a_batch_job_that_has_delivered_nothing_gives_way_for_free(
         assert ended.receipt.message.queued_ms < 1_000 * STEP_S
 
 
+async def test_a_batch_text_gives_way_within_a_step_and_is_paid_for_what_it_delivered(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_market(Setup(slots=1, queue_max=0)) as market:
+        batch = await open_batch(market)
+        await trio.sleep(3.5 * STEP_S)
+        live = await market.open(5)
+        gone = refused(await batch.end())
+        assert gone.code is Code.BUSY
+        assert gone.ended is not None
+        assert gone.ended.agrees
+        billed = gone.ended.receipt.message
+        assert 0 < billed.units.output_tokens < 5
+        half = market.model.offer().asked_price(is_batch=True)
+        assert billed.amount_nano == cost_nano(half, billed.units)
+        ended = await live.end()
+        assert isinstance(ended, Ended)
+        assert ended.receipt.message.queued_ms < 1_000 * STEP_S
+
+
 async def test_a_batch_job_pays_the_batch_price_and_no_other(autojump_clock: MockClock) -> None:
     async with open_market() as market:
         ended = await (await open_batch(market)).end()

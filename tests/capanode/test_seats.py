@@ -113,3 +113,17 @@ def test_jobs_of_batches_wait_behind_all_others_and_give_way_when_they_run() -> 
     seats.leave(lease(2))
     seats.leave(lease(3))
     assert started == [0, 2, 3, 1]
+
+
+def test_jobs_of_batches_keep_no_other_out() -> None:
+    seats = Seats(slots=1, queue_max=0)
+    started: list[int] = []
+    seats.take(lease(0), is_batch=True)
+    seats.enter(lease(0), starter(started, 0), give_way=lambda: seats.leave(lease(0)))
+    with pytest.raises(RemoteProtocolError):
+        seats.take(lease(1), is_batch=True)
+    seats.take(lease(2))
+    assert seats.enter(lease(2), starter(started, 2)) == 1
+    assert started == [0, 2]
+    with pytest.raises(RemoteProtocolError):
+        seats.take(lease(3))

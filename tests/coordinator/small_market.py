@@ -91,6 +91,7 @@ class Script(Enum):
     VANISH_AT_ONCE = auto()  # drops the channel before any output
     VANISH_MIDWAY = auto()  # drops it after two chunks
     CRASH_MIDWAY = auto()  # after two chunks an error, with a receipt for them
+    YIELD_MIDWAY = auto()  # as if a live job wanted the slot
     SIGN_FAILURE_MIDWAY = auto()  # after two chunks a receipt that says that it failed
     OVERCHARGE = auto()  # bills a token more than it sent
     HANG = auto()  # accepts, then says nothing until it is cancelled
@@ -105,6 +106,9 @@ _REFUSALS = {
     Script.BAD_INPUT: Code.PROMPT_TOO_LONG,
     Script.LATER_CODE: Code("moon_phase"),
 }
+
+
+_MIDWAY_ERRORS = {Script.CRASH_MIDWAY: Code.WORKER_CRASHED, Script.YIELD_MIDWAY: Code.BUSY}
 
 
 @dataclass
@@ -219,9 +223,10 @@ class ScriptedNode:
                 channel.send_nowait(*job.receipt(self.sign(job, tuple(sent), Finish.FAILED)))
                 await self._wait_acceptance(job, channel)
                 return
-            if is_midway and self.script is Script.CRASH_MIDWAY:
-                receipt = self.sign(job, tuple(sent), Finish.FAILED, "worker_crashed")
-                channel.send_nowait(*job.error(Code.WORKER_CRASHED, "crashed", receipt=receipt))
+            if is_midway and self.script in _MIDWAY_ERRORS:
+                code = _MIDWAY_ERRORS[self.script]
+                receipt = self.sign(job, tuple(sent), Finish.FAILED, code.value)
+                channel.send_nowait(*job.error(code, "broke off", receipt=receipt))
                 await self._wait_acceptance(job, channel)
                 return
             sent.append(Chunk((number,), word))

@@ -193,7 +193,7 @@ def _keeper(table: ModelTable, fit: Selection, among: Ints, field: Field) -> int
     position = None if node is None else position_of(table, fit.rows, node)
     if position is None or position not in among:
         return None
-    busy, slots = fit.rows.value(BUSY), fit.rows.value(SLOTS)
+    busy, slots = fit.busy(), fit.rows.value(SLOTS)
     if busy[position] > busy[among].min() + CACHE_WORTH_JOBS or busy[position] >= slots[position]:
         return None
     primary, near = field.scores.primary, field.scores.near

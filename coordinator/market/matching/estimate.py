@@ -16,7 +16,7 @@ from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.filters import Selection, costs
 from coordinator.market.matching.job import Latency
 from coordinator.market.offers.entry import RTT_UNKNOWN_MS
-from coordinator.market.offers.table import BUSY, DECODE_MS, PREFILL_MS, SLOTS
+from coordinator.market.offers.table import DECODE_MS, PREFILL_MS, SLOTS
 from coordinator.market.standings import Bools, Floats
 
 # Admission, frames and the first sampling. Without it, short prompts on fast nodes would claim to
@@ -67,7 +67,7 @@ def estimate(selection: Selection) -> Estimates:
     prefill_ms = rows.value(PREFILL_MS) * input_units
     step_ms = rows.value(DECODE_MS) if units.output_tokens else np.zeros(rows.size)
     own_ms = prefill_ms + step_ms * units.output_tokens + OVERHEAD_MS
-    queue_ms = _queue_wait(rows.value(BUSY), rows.value(SLOTS), own_ms)
+    queue_ms = _queue_wait(selection.busy(), rows.value(SLOTS), own_ms)
     start_ms = prefill_ms + step_ms + OVERHEAD_MS
     decode_ms = step_ms * decode_ratio * max(units.output_tokens - 1, 0)
     rtt_ms = selection.rtt_ms()

@@ -18,7 +18,7 @@ from coordinator.market.matching.estimate import (
 )
 from coordinator.market.matching.filters import FILTERS, FLAG_FILTERS, Selection, selection_of
 from coordinator.market.matching.job import PASSING, Candidate, Job, Match, Reason, Rejection
-from coordinator.market.offers.table import BUSY, ROOM, SLOTS, ModelTable
+from coordinator.market.offers.table import ROOM, SLOTS, ModelTable
 from coordinator.market.reputation import Reputation
 from coordinator.market.standings import COOLING_UNTIL, OPEN_UNTIL, Bools, Ints
 from protocol.ids import PeerId
@@ -131,6 +131,6 @@ def _retry_after(
     rested_ms = np.maximum(standings[:, OPEN_UNTIL], standings[:, COOLING_UNTIL]) - selection.now_ms
     job_ms = estimates.prefill_ms + estimates.decode_ms
     slot_ms = job_ms / rows.value(SLOTS)
-    is_full = rows.value(BUSY) >= rows.value(ROOM)
+    is_full = selection.busy() >= rows.value(ROOM)
     wait_ms = np.maximum(rested_ms, np.where(is_full, slot_ms, 0.0))[waits_only]
     return int(min(max(wait_ms.min(), _RETRY_MIN_MS), _RETRY_MAX_MS))

@@ -21,6 +21,7 @@ from coordinator.market.offers.table import (
     EXPIRES_MS,
     FEATURES,
     FLAGS,
+    LIVE,
     MACHINE,
     PRICES,
     QUANTIZATION,
@@ -66,6 +67,10 @@ class Selection:
     def rtt_ms(self) -> Floats:
         """From the client where it told us, from here where it did not."""
         return self.rows.value(RTT_MS) if self.client_rtt_ms is None else self.client_rtt_ms
+
+    def busy(self) -> Floats:
+        """Jobs that this one would have to wait for, where all slots are taken."""
+        return self.rows.value(BUSY if self.job.is_batch else LIVE)
 
     def is_last_resort(self) -> Bools:
         """Nodes that go away without notice, and those of machines that do or that failed several
@@ -190,7 +195,8 @@ def _is_full(selection: Selection) -> Bools:
     none in the queue: only what would be idle."""
     seats = np.floor(selection.standings.seats())
     claimed = selection.rows.value(SLOTS if selection.job.is_batch else ROOM)
-    return selection.rows.value(BUSY) >= np.minimum(claimed, seats)
+    is_full: Bools = selection.busy() >= np.minimum(claimed, seats)
+    return is_full
 
 
 def _is_on_unproven_machine(selection: Selection) -> Bools:

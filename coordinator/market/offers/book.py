@@ -249,10 +249,18 @@ class OfferBook:
         entry.rtt_ms = old_ms + (rtt_ms - old_ms) * _RTT_GAIN
         publish_rtt(entry, entry.rtt_ms)
 
-    def grant(self, lease_id: LeaseId, node: PeerId, model: Digest, *, expires_at_ms: int) -> None:
+    def grant(
+        self,
+        lease_id: LeaseId,
+        node: PeerId,
+        model: Digest,
+        *,
+        expires_at_ms: int,
+        is_batch: bool = False,
+    ) -> None:
         """Count a job against the node from now, or from when it offers the model, until `release`
-        or until it expires."""
-        self._seating.grant(lease_id, node, model, expires_at_ms=expires_at_ms)
+        or until it expires. A batch's gives way to others."""
+        self._seating.grant(lease_id, node, model, expires_at_ms=expires_at_ms, is_batch=is_batch)
 
     def release(self, lease_id: LeaseId) -> None:
         """The leased job ended, or never began; unknown ids are ignored."""

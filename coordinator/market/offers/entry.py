@@ -43,6 +43,8 @@ class ModelState:
     is_available: bool = True
     jobs_of_others: int = 0
     leases: set[LeaseId] = field(default_factory=set)
+    # Those of them whose jobs give way to any that is not a batch's.
+    batch_leases: set[LeaseId] = field(default_factory=set)
     tables: tuple[ModelTable, ...] = ()  # where its row is
 
     @property
@@ -50,15 +52,23 @@ class ModelState:
         """Jobs that run or wait there, as far as we can know."""
         return len(self.leases) + self.jobs_of_others
 
+    @property
+    def live(self) -> int:
+        """Jobs that a job that is not of a batch would have to wait for."""
+        return self.busy - len(self.batch_leases)
+
     def report(self, load: ModelLoad) -> None:
         self.running, self.queued, self.is_available = load.running, load.queued, load.available
         self.jobs_of_others = max(0, load.running + load.queued - len(self.leases))
 
-    def grant(self, lease_id: LeaseId) -> None:
+    def grant(self, lease_id: LeaseId, *, is_batch: bool) -> None:
         self.leases.add(lease_id)
+        if is_batch:
+            self.batch_leases.add(lease_id)
 
     def release(self, lease_id: LeaseId) -> None:
         self.leases.remove(lease_id)
+        self.batch_leases.discard(lease_id)
 
     def lose_reports(self) -> None:
         """The node reports no more: only our own leases are certain."""
@@ -123,6 +133,7 @@ class NodeEntry:
             RTT_UNKNOWN_MS if self.rtt_ms is None else self.rtt_ms,
             self.expires_at_ms,
             model.batch_percent / PERCENT,
+            state.live,
         ]
 
     def row_codes(self, state: ModelState) -> list[int]:

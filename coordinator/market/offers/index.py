@@ -7,7 +7,7 @@ index puts that into the rows.
 from collections.abc import Mapping
 
 from coordinator.market.offers.entry import ModelState, NodeEntry
-from coordinator.market.offers.table import BUSY, FLAGS, RTT_MS, ModelTable
+from coordinator.market.offers.table import BUSY, FLAGS, LIVE, RTT_MS, ModelTable
 from protocol.ids import Digest, is_digest
 from protocol.offers import ModelOffer
 
@@ -69,6 +69,7 @@ def publish_busy(entry: NodeEntry, state: ModelState) -> None:
     """One of its models has more or fewer jobs."""
     for table in state.tables:
         table.set_value(entry.node, BUSY, state.busy)
+        table.set_value(entry.node, LIVE, state.live)
 
 
 def publish_flags(entry: NodeEntry) -> None:

@@ -19,17 +19,25 @@ class Seating:
     def __init__(self, entries: Mapping[PeerId, NodeEntry], machines: Machines) -> None:
         self._entries = entries
         self._machines = machines
-        self._leases: dict[LeaseId, tuple[PeerId, Digest]] = {}
+        self._leases: dict[LeaseId, tuple[PeerId, Digest, bool]] = {}
         # Of nodes that are not listed.
         self._early: dict[PeerId, list[LeaseId]] = {}
         self._expiries: list[tuple[int, LeaseId]] = []
 
-    def grant(self, lease_id: LeaseId, node: PeerId, model: Digest, *, expires_at_ms: int) -> None:
+    def grant(
+        self,
+        lease_id: LeaseId,
+        node: PeerId,
+        model: Digest,
+        *,
+        expires_at_ms: int,
+        is_batch: bool = False,
+    ) -> None:
         """Count a job against the node from now, or from when it offers the model, until `release`
-        or until it expires."""
+        or until it expires. A batch's gives way to others."""
         if lease_id in self._leases:
             return
-        self._leases[lease_id] = (node, model)
+        self._leases[lease_id] = (node, model, is_batch)
         heapq.heappush(self._expiries, (expires_at_ms, lease_id))
         entry = self._entries.get(node)
         state = entry.models.get(model) if entry else None
@@ -93,5 +101,5 @@ class Seating:
                 del self._early[node]
 
     def _seat(self, entry: NodeEntry, state: ModelState, lease_id: LeaseId) -> None:
-        state.grant(lease_id)
+        state.grant(lease_id, is_batch=self._leases[lease_id][2])
         self._machines.change_busy(entry.machine, 1)

@@ -32,7 +32,8 @@ BUSY = _NEXT + 5  # jobs there now, as far as we know
 RTT_MS = _NEXT + 6
 EXPIRES_MS = _NEXT + 7
 BATCH_SHARE = _NEXT + 8  # of its prices that a batch job pays
-VALUES = _NEXT + 9
+LIVE = _NEXT + 9  # those of BUSY that do not give way to a job that is not of a batch
+VALUES = _NEXT + 10
 
 # Rows of `codes`.
 TASK = 0

@@ -9,18 +9,21 @@ from trio.testing import MockClock
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import PurchaseResult
 from coordinator.buyer.spec import Continuation
+from coordinator.buyer.tries import YIELDS_MAX
 from protocol.endings import Finish
 from protocol.errors import Code
 from protocol.limits import ATTEMPTS_MAX
 from protocol.payload import Chunk
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
+from protocol.services import LoadAck, Method
 from tests.coordinator.small_market import (
     INPUT_UNITS,
     OPENING_CREDIT_NANO,
     PRICE,
     WORDS,
     Script,
+    ScriptedNode,
     SmallMarket,
     open_small_market,
 )
@@ -128,6 +131,80 @@ async def test_nodes_that_fail_after_a_token_or_two_are_not_tried_for_ever(
         await market.client.wait_settled()
         assert spent(market) == caught.value.amount_nano
         market.assert_books_are_closed()
+
+
+async def read_batch(market: SmallMarket, max_tokens: int) -> tuple[list[Chunk], PurchaseResult]:
+    spec = market.spec(max_tokens, deadline_s=120.0, continuation=Continuation.CONTINUE)
+    async with market.client.buy(replace(spec, is_batch=True), market.buyer) as stream:
+        chunks = [chunk async for chunk in stream]
+    return chunks, stream.ended()[1]
+
+
+async def test_a_text_of_a_batch_goes_on_after_each_live_job_that_took_its_slot(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (" word",) * 2 * ATTEMPTS_MAX + (" last",)
+    monkeypatch.setattr("tests.coordinator.small_market.WORDS", words)
+    async with open_small_market(Script.YIELD_MIDWAY) as market:
+        chunks, result = await read_batch(market, 30)
+        assert_is_whole(chunks, words)
+        assert len(result.parts) == ATTEMPTS_MAX + 1
+        await market.client.wait_settled()
+        assert spent(market) == result.amount_nano
+        market.assert_books_are_closed()
+
+
+async def be_full_for(
+    node: ScriptedNode, seconds: int, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Jobs of another coordinator take all slots; then the node does as it should."""
+    await node.call(Method.LOAD, node.load(running=5), LoadAck)
+    task_status.started()
+    for _ in range(seconds // 5):
+        await trio.sleep(5)
+        await node.call(Method.LOAD, node.load(running=5), LoadAck)
+    node.script = Script.ANSWER
+    await be_idle(node)
+
+
+async def be_idle(node: ScriptedNode) -> None:
+    while True:
+        await node.call(Method.LOAD, node.load(), LoadAck)
+        await trio.sleep(5)
+
+
+async def test_a_node_that_always_takes_its_slot_back_is_paid_for_so_many_prompts_at_most(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.coordinator.small_market.WORDS", (" word",) * 100)
+    # An offer of this market is good for three minutes.
+    monkeypatch.setattr("coordinator.buyer.tries._YIELD_PAUSE_MAX_S", 8.0)
+    async with open_small_market(Script.YIELD_MIDWAY) as market:
+        began_at = trio.current_time()
+        market.nursery.start_soon(be_idle, market.nodes[0])
+        with pytest.raises(JobFailed) as caught:
+            await read_batch(market, 100)
+        assert caught.value.code is Code.BUSY
+        assert market.nodes[0].jobs_opened == YIELDS_MAX
+        # Each time it left the slot to others for longer.
+        assert trio.current_time() - began_at > 60
+
+
+async def test_waiting_for_an_idle_seat_takes_nothing_of_a_batchs_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.YIELD_MIDWAY) as market:
+        node = market.nodes[0]
+        spec = market.spec(deadline_s=30.0, continuation=Continuation.CONTINUE)
+        spec = replace(spec, is_batch=True)
+        async with market.client.buy(spec, market.buyer) as stream:
+            chunks = [await anext(stream)]
+            await market.nursery.start(be_full_for, node, 100)
+            chunks += [chunk async for chunk in stream]
+        result = stream.ended()[1]
+        assert_is_whole(chunks, WORDS)
+        assert result.finish is Finish.STOP
+        assert [part.tokens_used for part in result.parts] == [2, 2]
 
 
 async def test_a_cut_after_the_last_token_needs_no_other_node(autojump_clock: MockClock) -> None:

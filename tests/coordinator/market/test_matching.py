@@ -521,6 +521,21 @@ def test_a_batch_takes_only_a_seat_that_is_idle_and_pays_less() -> None:
     assert market.match(a_job()).candidates
 
 
+def test_jobs_of_batches_keep_no_other_job_from_a_node() -> None:
+    market = market_of(model_offer())
+    for number in range(8):
+        market.book.grant(
+            LeaseId(f"{number:026}"),
+            node(0),
+            MODEL,
+            expires_at_ms=market.now_ms + 60_000,
+            is_batch=True,
+        )
+    assert market.match(a_job(is_batch=True)).counts == {Reason.BUSY: 1}
+    (candidate,) = market.match(a_job()).candidates
+    assert candidate.latency.queue_ms == 0
+
+
 def test_caps_of_a_batch_are_held_against_its_own_price() -> None:
     market = market_of(model_offer())
     cap = Constraints(max_price=PriceCap(completion_nano_per_mtok=CREDIT // 2))
