@@ -30,7 +30,17 @@ ENGINES = sorted({spec.engine.partition(":")[0] for spec in NODE_TASKS.values()}
 
 # The commands of `capacloud`; of these modules, whatever a function imports when it is called.
 BUYING = (
-    *("capacloud", "batch", "batch_files", "buyer", "chat", "console", "keyfile", "look"),
+    *(
+        "answer_file",
+        "capacloud",
+        "batch",
+        "batch_files",
+        "buyer",
+        "chat",
+        "console",
+        "keyfile",
+        "look",
+    ),
     *("market_session", "own", "piped", "progress", "results", "submit", "tasks", "tensors"),
 )
 

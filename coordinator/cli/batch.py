@@ -12,7 +12,8 @@ from protocol.programs.output import print_json, say
 
 if TYPE_CHECKING:
     from coordinator.batches.local_run import LocalProgress
-    from coordinator.cli.batch_files import AnswerFile, BatchSource
+    from coordinator.cli.answer_file import AnswerFile, Taken
+    from coordinator.cli.batch_files import BatchSource
     from coordinator.cli.market_session import MarketSession
 
 app = typer.Typer(help="Run many requests where seats are idle, at the batch price.")
@@ -55,7 +56,20 @@ def run(
         typer.Option("--output", help="Where answers go: lines of JSON, or .csv for a table."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an output that is there.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with an output that is there: what has no answer is run, and what failed "
+            "for a reason that passes (no node, no credits, no market) is run again.",
+        ),
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="As --resume, and run again what was refused, too. A line of which a part was "
+            "paid is never run again.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -65,19 +79,22 @@ def run(
     """
     import trio
 
-    from coordinator.cli.batch_files import AnswerFile, BatchSource
+    from coordinator.cli.answer_file import AnswerFile
+    from coordinator.cli.batch_files import BatchSource
 
     if (file.is_dir() or column is not None) and model is None:
         raise UsageError("name the --model for a table or a folder")
     target = output if output is not None else file.with_name(f"{file.stem}.answers.jsonl")
-    if target.exists() and not resume:
+    if target.exists() and not (resume or retry_failed):
         raise CommandError(f"{target} exists: --resume goes on with it; or name another --output")
 
     async def buy() -> "LocalProgress":
         async with buyer.open_market() as market:
             task = await market.task_of(model) if model is not None else None
             source = BatchSource(file, model, column, task)
-            progress = await _answer(market, source, AnswerFile(target, source), target)
+            answers = AnswerFile(target, source)
+            taken = answers.take_up(retry_failed=retry_failed)
+            progress = await _answer(market, source, answers, taken, target)
             if as_json:
                 print_json(_plain(progress, target))
             else:
@@ -89,7 +106,11 @@ def run(
 
 
 async def _answer(
-    market: "MarketSession", source: "BatchSource", answers: "AnswerFile", target: Path
+    market: "MarketSession",
+    source: "BatchSource",
+    answers: "AnswerFile",
+    taken: "Taken",
+    target: Path,
 ) -> "LocalProgress":
     import trio
 
@@ -99,8 +120,9 @@ async def _answer(
     from protocol.errors import leaves
     from protocol.programs.runtime import system_runtime
 
-    done = answers.done()
-    progress = LocalProgress(source.count(), completed=len(done))
+    progress = LocalProgress(
+        source.count(), completed=len(taken.answered), failed=len(taken.failed)
+    )
     runtime = system_runtime()
     local = LocalRun(market.client, market.key, answers, progress, runtime.clock, runtime.entropy)
 
@@ -108,7 +130,7 @@ async def _answer(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_show, progress)
             try:
-                await local.run(source.lines(done))
+                await local.run(source.lines(taken.done))
             except* JobFailed as group:
                 failure = leaves(group)[0]
                 raise CommandError(

@@ -1,12 +1,11 @@
-"""What `coordinator batch run` reads and writes: requests, tables and folders of pictures in; lines
-of JSON or a table out. Each item has an id, by which a run that was interrupted knows what is done.
+"""What `coordinator batch run` reads: requests, tables and folders of pictures. Each item has an
+id, by which a run that was interrupted knows what is done.
 """
 
 import base64
 import csv
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ from coordinator.batches.lines import (
     PlannedLine,
     RefusedLine,
     read_line,
-    refused_line,
 )
-from coordinator.batches.pieces import LineAnswer, answer_line
 from coordinator.cli.options import CommandError
-from coordinator.gateway.errors import ApiError
 from protocol.messages import Task
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -122,84 +118,3 @@ class BatchSource:
 
     def _files(self) -> list[Path]:
         return sorted(p for p in self.path.iterdir() if p.suffix.lower() in _PICTURES)
-
-
-class AnswerFile:
-    """A `AnswerKeeper`: one line or row for each item, in the order in which answers come."""
-
-    def __init__(self, path: Path, source: BatchSource) -> None:
-        self._path = path
-        self._is_csv = path.suffix.lower() == ".csv"
-        self._is_plain = source.is_folder or source.column is not None
-        self._id_name = "file" if source.is_folder else "id" if self._is_plain else "custom_id"
-        if self._is_csv and not self._is_plain:
-            raise CommandError("answers to requests are lines of JSON: name another --output")
-
-    def done(self) -> set[str]:
-        """The ids of the items that are in the file; a line that was cut is dropped from it."""
-        if not self._path.exists():
-            return set()
-        data = self._path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(self._path, len(whole))
-        if self._is_csv:
-            rows = list(csv.reader(whole.decode().splitlines()))
-            return {row[0] for row in rows[1:] if row}
-        return {str(json.loads(line)[self._id_name]) for line in whole.splitlines()}
-
-    def keep(self, answers: Sequence[LineAnswer]) -> None:
-        self._append([self._answer(answer) for answer in answers])
-
-    def keep_failure(self, custom_id: str, error: ApiError) -> None:
-        problem = error.problem
-        if not self._is_plain:
-            text = refused_line(custom_id, custom_id, error, endpoint=_CHAT)
-        elif self._is_csv:
-            text = _row([custom_id, "", "", problem.message])
-        else:
-            text = _line({self._id_name: custom_id, "error": problem.message})
-        self._append([text])
-
-    def _answer(self, answer: LineAnswer) -> bytes:
-        custom_id = answer.line.custom_id
-        if not self._is_plain:
-            return answer_line(custom_id, answer, custom_id)
-        result = _plain(json.loads(answer.body))
-        if not self._is_csv:
-            return _line({self._id_name: custom_id} | result)
-        if "labels" in result:
-            best = result["labels"][0]
-            return _row([custom_id, best["label"], best["score"], ""])
-        value = result.get("text") or json.dumps(result.get("embedding"))
-        return _row([custom_id, value, "", ""])
-
-    def _append(self, texts: Sequence[bytes]) -> None:
-        is_new = not self._path.exists()
-        with self._path.open("ab") as file:
-            if is_new and self._is_csv:
-                name = "label" if self._id_name == "file" else "answer"
-                file.write(_row([self._id_name, name, "score", "error"]))
-            file.write(b"".join(texts))
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _plain(body: dict[str, Any]) -> dict[str, Any]:
-    """What people want of an answer."""
-    if "choices" in body:
-        return {"text": body["choices"][0]["message"]["content"]}
-    data = body["data"]
-    if data[0]["object"] == "embedding":
-        return {"embedding": data[0]["embedding"]}
-    return {"labels": [{"label": item["label"], "score": item["score"]} for item in data]}
-
-
-def _line(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
-
-
-def _row(cells: Sequence[object]) -> bytes:
-    # A line break in a cell would cut the row for who reads by lines.
-    texts = [str(cell).replace("\n", " ").replace("\r", " ") for cell in cells]
-    return (",".join('"' + text.replace('"', '""') + '"' for text in texts) + "\n").encode()

@@ -7,9 +7,11 @@ import pytest
 
 from coordinator.batches.lines import PlannedLine
 from coordinator.batches.pieces import LineAnswer
-from coordinator.cli.batch_files import AnswerFile, BatchSource
+from coordinator.cli.answer_file import AnswerFile
+from coordinator.cli.batch_files import BatchSource
 from coordinator.cli.options import CommandError
-from coordinator.gateway.errors import invalid
+from coordinator.gateway.errors import error_of, invalid
+from protocol.errors import Code
 from protocol.messages import Task
 from protocol.pricing import Units
 from tests.coordinator.batches.desk_maker import chat_lines, jsonl
@@ -71,15 +73,47 @@ def test_a_run_goes_on_behind_the_last_whole_line(tmp_path: Path, output: str) -
     source = BatchSource(path, "m", "text", Task.EMBEDDING)
     lines = planned(source)
     answers = AnswerFile(tmp_path / output, source)
-    assert answers.done() == set()
+    assert answers.take_up().done == set()
     answers.keep([answered(line, VECTOR) for line in lines[:2]])
     answers.keep_failure(lines[2].custom_id, invalid("too\nlong", "input"))
     whole = (tmp_path / output).read_bytes()
     (tmp_path / output).write_bytes(whole + b'{"id": "4", "embed')
-    again = AnswerFile(tmp_path / output, source)
-    assert again.done() == {"1", "2", "3"}
+    taken = AnswerFile(tmp_path / output, source).take_up()
+    assert (taken.answered, taken.failed) == ({"1", "2"}, {"3"})
     assert (tmp_path / output).read_bytes() == whole
-    assert [line.custom_id for line in planned(source, frozenset(again.done()))] == ["4"]
+    assert [line.custom_id for line in planned(source, frozenset(taken.done))] == ["4"]
+
+
+FAILURES = {
+    "lost": error_of(Code.NODE_LOST, "gone"),
+    "empty": error_of(Code.OUT_OF_FUNDS, "no credits"),
+    "away": error_of(Code.UNKNOWN_MODEL, "no node offers it"),
+    "bad": invalid("too long", "input"),
+    "paid": error_of(Code.NODE_LOST, "gone midway", is_billed=True),
+}
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "out.csv", "requests.jsonl"])
+def test_what_failed_for_a_passing_reason_is_run_again_and_what_was_paid_never(
+    tmp_path: Path, output: str
+) -> None:
+    is_table = output != "requests.jsonl"
+    path, out = tmp_path / "t.csv", tmp_path / output
+    path.write_text("text\nrow\n")
+    source = BatchSource(path, "m", "text" if is_table else None, Task.EMBEDDING)
+    answers = AnswerFile(out, source)
+    line = planned(BatchSource(path, "m", "text", Task.EMBEDDING))[0]
+    answers.keep([answered(line, VECTOR)])
+    for custom_id, error in FAILURES.items():
+        answers.keep_failure(custom_id, error)
+    taken = AnswerFile(out, source).take_up()
+    assert (taken.answered, taken.failed) == ({"1"}, {"bad", "paid"})
+    # Each item has one line, whatever it has been through.
+    answers.keep_failure("lost", FAILURES["lost"])
+    taken = AnswerFile(out, source).take_up(retry_failed=True)
+    assert (taken.answered, taken.failed) == ({"1"}, {"paid"})
+    lines = out.read_text().splitlines()
+    assert len(lines) == (3 if output.endswith(".csv") else 2)
 
 
 def test_labels_of_a_folder_become_a_table(tmp_path: Path) -> None:
@@ -93,6 +127,6 @@ def test_labels_of_a_folder_become_a_table(tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     AnswerFile(out, source).keep([answered(lines[0], LABELS)])
     assert out.read_text().splitlines() == [
-        '"file","label","score","error"',
-        '"a.jpg","a, ""b""","0.75",""',
+        '"file","label","score","error","retry"',
+        '"a.jpg","a, ""b""","0.75","",""',
     ]
