@@ -10,7 +10,7 @@ from coordinator.batches.blobs import BlobReader
 from coordinator.batches.line_log import LineLog
 from coordinator.batches.output_files import write_outputs
 from coordinator.batches.services import BatchServices
-from coordinator.db.batches import BatchStatus, StoredBatch, store_batch
+from coordinator.db.batches import StoredBatch, store_batch
 from coordinator.db.engine import Connection
 from coordinator.db.files import StoredFile, insert_file
 
@@ -24,7 +24,6 @@ async def hand_out(
     ended, as it is stored. Raises CoordinatorError."""
     files = services.files
     file_ids = (files.new_id(), files.new_id())
-    is_cancelled = batch.status is BatchStatus.CANCELLING
     written = await services.runner.run_read(
         partial(
             write_outputs,
@@ -33,7 +32,7 @@ async def hand_out(
             content,
             endpoint=batch.endpoint,
             file_ids=file_ids,
-            unfinished="batch_cancelled" if is_cancelled else "batch_expired",
+            unfinished=states.unfinished(batch),
         )
     )
     sizes = (written.output_bytes, written.error_bytes)

@@ -7,12 +7,7 @@ from coordinator.batches.blobs import BlobWriter, SealedFolder
 from coordinator.batches.input_file import read_lines
 from coordinator.batches.line_log import LineLog
 from coordinator.batches.lines import error_line, read_envelope
-from coordinator.gateway.market_side.filing import StoredContent
-
-_UNFINISHED = {
-    "batch_expired": "this request was not run within the batch's completion window",
-    "batch_cancelled": "this request was not run before the batch was cancelled",
-}
+from coordinator.gateway.market_side.filing import BatchError, StoredContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +25,10 @@ def write_outputs(
     *,
     endpoint: str,
     file_ids: tuple[str, str],
-    unfinished: str,
+    unfinished: BatchError,
 ) -> WrittenFiles:
     """Answers into the first file, failures into the second one. Lines that were not run fail with
-    the code `unfinished`. Durable when this returns.
+    `unfinished`. Durable when this returns.
 
     Raises FilesFullError, DamagedFileError.
     """
@@ -47,7 +42,7 @@ def write_outputs(
             if number not in done:
                 custom_id = read_envelope(text, endpoint).custom_id
                 line_id = f"batch_req_{file_ids[1]}_{number}"
-                errors.write(error_line(line_id, custom_id, unfinished, _UNFINISHED[unfinished]))
+                errors.write(error_line(line_id, custom_id, unfinished.code, unfinished.message))
         written = WrittenFiles(output.finish(), errors.finish())
         folder.make_names_durable()
         return written

@@ -44,7 +44,8 @@ def next_step(
         return Wait(_FUNDS_WAIT_S, why=code)
     if code in _NO_FUNDS:
         return Wait(_FUNDS_WAIT_S, why=code)
-    if code in _NO_CAPACITY:
+    # Of a key that was revoked the next try finds out, and ends the batch.
+    if code in _NO_CAPACITY or code is Code.UNKNOWN_API_KEY:
         return Wait(pause_s)
     if may_succeed_elsewhere(code) and failures + 1 < FAILURES_MAX:
         return Wait(pause_s, is_failure=True)

@@ -31,7 +31,8 @@ from coordinator.batches.services import BatchServices
 from coordinator.buyer.errors import JobFailed
 from coordinator.db.batches import BatchStatus, StoredBatch, store_batch
 from coordinator.errors import CoordinatorError
-from coordinator.gateway.errors import ApiError, error_of
+from coordinator.gateway.caller import Caller
+from coordinator.gateway.errors import ApiError
 from coordinator.gateway.market_side.filing import BatchError
 from protocol.errors import Code
 from protocol.ids import JobId, derive_ulid
@@ -48,6 +49,10 @@ _WORDS = {
     Code.UNKNOWN_ACCOUNT: "the account is closed: ask the operator of this market",
     Code.BUDGET_EXCEEDED: "the budget of the API key is spent: the batch goes on when it is raised",
 }
+
+
+class _RevokedError(Exception):
+    """The API key that pays for the batch was revoked."""
 
 
 class BatchRun:
@@ -128,9 +133,12 @@ class BatchRun:
             await self._change(states.begin(self.batch, total=total, now_ms=now_ms))
 
     async def _answer_all(self, content: BlobReader) -> None:
-        """Until all lines are answered, the window is over, or the user cancels."""
-        caller = await self._services.callers.caller_of(self.batch.api_key_id)
-        provider = caller.provider if caller is not None else {}
+        """Until all lines are answered, the window is over, the user cancels, or the API key is
+        revoked."""
+        try:
+            provider = (await self._payer()).provider
+        except _RevokedError:
+            return
         left_s = (self.batch.expires_at_ms - self._now_ms()) / 1_000
         places = trio.Semaphore(_PIECES_MAX)
         with trio.move_on_after(max(left_s, 0)):
@@ -142,7 +150,7 @@ class BatchRun:
                         await places.acquire()
                         piece = await self._services.runner.run_read(partial(next, pieces, None))
                         await self._refuse_bad_lines()
-                        if piece is None:
+                        if piece is None or states.is_stopped(self.batch):
                             break
                         pieces_nursery.start_soon(self._answer, piece, places)
                 nursery.cancel_scope.cancel()
@@ -173,6 +181,8 @@ class BatchRun:
     async def _answer(self, piece: Piece, places: trio.Semaphore) -> None:
         try:
             await self._trials.answer(piece)
+        except _RevokedError:
+            pass  # What is under way goes on: it is paid for.
         finally:
             places.release()
 
@@ -184,9 +194,7 @@ class BatchRun:
     async def _buy_now(self, piece: Piece) -> None:
         if not await self._services.files.has_room(self.batch.account):
             raise JobFailed("there is no room for answers", code=Code.STORAGE_FULL)
-        caller = await self._services.callers.caller_of(self.batch.api_key_id)
-        if caller is None:
-            raise error_of(Code.UNKNOWN_API_KEY, "the API key of this batch was revoked")
+        caller = await self._payer()
         orders = piece.orders
         job_ids = [self._next_job_id() for _ in orders]
         async with open_answers(self._services.market, caller, orders, job_ids) as choices:
@@ -197,6 +205,14 @@ class BatchRun:
                     partial(record_of_answers, self.batch.id, piece, choices, job_ids, created_s)
                 )
                 await self._keep(record)
+
+    async def _payer(self) -> Caller:
+        """Who pays. Raises _RevokedError: then no line is begun any more."""
+        caller = await self._services.callers.caller_of(self.batch.api_key_id)
+        if caller is None:
+            await self._change(states.stop(self.batch))
+            raise _RevokedError
+        return caller
 
     async def _fail(self, piece: Piece, error: ApiError) -> None:
         await self._keep_failure([(line.number, line.custom_id) for line in piece.lines], error)
@@ -223,6 +239,8 @@ class BatchRun:
 
     def _tell_why(self, code: Code | None) -> None:
         """What the batch waits for, if its user can do something about it."""
+        if states.is_stopped(self.batch):
+            return
         errors = [] if code is None else [BatchError(code.value, _WORDS[code])]
         changed = states.with_errors(self.batch, errors)
         if changed != self.batch:

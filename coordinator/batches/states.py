@@ -2,6 +2,7 @@
 
     validating → in_progress → finalizing → completed
         │             ├─ the window is over ──→ expired
+        │             ├─ its API key is revoked → failed
         └─→ failed    └─ cancel → cancelling → cancelled
 
 A batch that ends before all its lines are answered has the answers that there are.
@@ -14,9 +15,19 @@ from dataclasses import asdict, replace
 from coordinator.batches.line_log import LineRecord
 from coordinator.db.batches import BatchStatus, StoredBatch
 from coordinator.gateway.market_side.filing import BatchAsk, BatchError, BatchInfo
+from protocol.errors import Code
+
+_CANCELLED = "this request was not run before the batch was cancelled"
+_EXPIRED = "this request was not run within the batch's completion window"
 
 # Enough to mend a file by.
 ERRORS_MAX = 100
+
+# A key that is revoked buys no more: what is left of its batches is not run under another one.
+_REVOKED = BatchError(
+    Code.UNKNOWN_API_KEY.value,
+    "the API key that pays for this batch was revoked: the rest of it was not run",
+)
 
 _BEFORE_CANCEL = (BatchStatus.VALIDATING, BatchStatus.IN_PROGRESS)
 
@@ -46,6 +57,25 @@ def cancel(batch: StoredBatch, *, now_ms: int) -> StoredBatch:
 
 def with_errors(batch: StoredBatch, errors: Sequence[BatchError]) -> StoredBatch:
     return replace(batch, errors=json.dumps([asdict(error) for error in errors[:ERRORS_MAX]]))
+
+
+def stop(batch: StoredBatch) -> StoredBatch:
+    """Its API key was revoked."""
+    return with_errors(batch, [_REVOKED])
+
+
+def is_stopped(batch: StoredBatch) -> bool:
+    return any(error["code"] == _REVOKED.code for error in json.loads(batch.errors))
+
+
+def unfinished(batch: StoredBatch) -> BatchError:
+    """Why some of its lines are not run."""
+    if batch.status is BatchStatus.CANCELLING:
+        return BatchError("batch_cancelled", _CANCELLED)
+    if is_stopped(batch):
+        return _REVOKED
+    waited_for = [error["message"] for error in json.loads(batch.errors)]
+    return BatchError("batch_expired", "; ".join([_EXPIRED, *waited_for]))
 
 
 def count(batch: StoredBatch, record: LineRecord) -> StoredBatch:
@@ -80,7 +110,7 @@ def finish(
     if batch.status is BatchStatus.CANCELLING:
         status = BatchStatus.CANCELLED
     elif batch.completed + batch.failed < batch.total:
-        status = BatchStatus.EXPIRED
+        status = BatchStatus.FAILED if is_stopped(batch) else BatchStatus.EXPIRED
     else:
         status = BatchStatus.COMPLETED
     return replace(

@@ -276,15 +276,50 @@ async def test_one_account_does_not_starve_another(
     assert other.completed <= 12
 
 
-async def test_the_lines_of_a_revoked_key_fail(tmp_path: Path, autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("answered", [0, 2])
+async def test_a_batch_whose_key_is_revoked_ends_with_one_reason_for_the_rest(
+    answered: int, tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    class Revoking(ScriptedMarket):
+        @asynccontextmanager
+        async def open_job(self, caller: Caller, spec: JobSpec) -> AsyncIterator[FakeJob]:
+            if len(self.specs) == answered:
+                rooms.callers.revoked.add(rooms.caller.key_id)
+                raise JobFailed("revoked", code=Code.UNKNOWN_API_KEY)
+            async with super().open_job(caller, spec) as job:
+                yield job
+
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, market := ScriptedMarket()) as desk:
-            rooms.callers.revoked.add(rooms.caller.key_id)
-            batch = await put_batch(desk, rooms.caller, chat_lines(2))
-            ended = await wait_status(desk, rooms.caller, batch.id, "completed")
-            lines = await read_file(desk, rooms.caller, ended.error_file_id)
+        async with running(rooms, market := Revoking()) as desk:
+            batch = await put_batch(desk, rooms.caller, chat_lines(20))
+            ended = await wait_status(desk, rooms.caller, batch.id, "failed")
+            output = await read_file(desk, rooms.caller, ended.output_file_id)
+            errors = await read_file(desk, rooms.caller, ended.error_file_id)
+    (error,) = ended.errors
+    assert error.code == "unknown_api_key"
+    assert (ended.completed, ended.failed, len(output)) == (answered, 0, answered)
+    assert len(market.paid) == answered
+    assert len({line["custom_id"] for line in output + errors}) == 20
+    assert {(line["error"]["code"], line["error"]["message"]) for line in errors} == {
+        (error.code, error.message)
+    }
+
+
+async def test_a_batch_that_expires_while_it_has_no_money_says_so_on_each_line(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    # Each of the few that are tried at once asks twice a minute.
+    asks_max = 16 * 21
+    market = ScriptedMarket()
+    market.failures = [JobFailed("spent", code=Code.BUDGET_EXCEEDED) for _ in range(asks_max)]
+    with office(tmp_path / "files") as rooms:
+        async with running(rooms, market, bounds=BatchBounds(window_s=600)) as desk:
+            batch = await put_batch(desk, rooms.caller, chat_lines(50))
+            ended = await wait_status(desk, rooms.caller, batch.id, "expired")
+            errors = await read_file(desk, rooms.caller, ended.error_file_id)
+    assert len(errors) == 50
+    assert all("budget of the API key is spent" in line["error"]["message"] for line in errors)
     assert not market.specs
-    assert [line["response"]["status_code"] for line in lines] == [401, 401]
 
 
 async def test_what_is_anothers_does_not_exist(tmp_path: Path, autojump_clock: MockClock) -> None:
