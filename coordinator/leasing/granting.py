@@ -130,6 +130,7 @@ class LeaseDesk:
                     within_s=max(gives_up_at - trio.current_time(), 0.0),
                     is_choosy=bool(asked.constraints.only or asked.constraints.order),
                     is_batch=asked.is_batch,
+                    is_resumed=asked.part > 0,
                 )
             except TooManyUnopenedError:
                 if not await self._leases.openings.wait_room(asked.client, until=gives_up_at):

@@ -298,8 +298,8 @@ class LeaseRegistry:
         return True
 
     def _leave_seat(self, opened: OpenLease) -> None:
-        self._market.book.release(opened.lease.message.lease_id)
-        self.turns.wake()
+        if self._market.book.release(opened.lease.message.lease_id):
+            self.turns.wake()
 
     def _compare(self, node: PeerId, client: PeerId, ending: Settlement) -> None:
         """Take into both parties' records how they ended a lease."""

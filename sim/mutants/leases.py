@@ -10,8 +10,8 @@ LEASES = (
     Mutant(
         "a seat is never returned",
         "coordinator/leasing/registry.py",
-        "        self._market.book.release(opened.lease.message.lease_id)\n",
-        "",
+        "if self._market.book.release(opened.lease.message.lease_id):",
+        "if False:",
         test=f"{_OPENINGS}::test_a_lease_that_is_never_opened_gives_seat_and_money_back",
     ),
     Mutant(

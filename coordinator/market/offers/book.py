@@ -262,9 +262,10 @@ class OfferBook:
         or until it expires. A batch's gives way to others."""
         self._seating.grant(lease_id, node, model, expires_at_ms=expires_at_ms, is_batch=is_batch)
 
-    def release(self, lease_id: LeaseId) -> None:
-        """The leased job ended, or never began; unknown ids are ignored."""
-        self._seating.release(lease_id)
+    def release(self, lease_id: LeaseId) -> bool:
+        """The leased job ended, or never began; unknown ids are ignored. Returns whether a seat is
+        free now that was not."""
+        return self._seating.release(lease_id)
 
     # Below: listing.
 

@@ -47,17 +47,20 @@ class Seating:
             self._seat(entry, state, lease_id)
             publish_busy(entry, state)
 
-    def release(self, lease_id: LeaseId) -> None:
-        """The leased job ended, or never began; unknown ids are ignored."""
+    def release(self, lease_id: LeaseId) -> bool:
+        """The leased job ended, or never began; unknown ids are ignored. Returns whether a seat is
+        free now that was not."""
         where = self._leases.pop(lease_id, None)
         if where is not None:
             self._forget_early(lease_id, where[0])
         entry = self._entries.get(where[0]) if where else None
         state = entry.models.get(where[1]) if entry and where else None
-        if entry is not None and state is not None and lease_id in state.leases:
-            state.release(lease_id)
-            self._machines.change_busy(entry.machine, -1)
-            publish_busy(entry, state)
+        if entry is None or state is None or lease_id not in state.leases:
+            return False
+        state.release(lease_id)
+        self._machines.change_busy(entry.machine, -1)
+        publish_busy(entry, state)
+        return True
 
     def expire(self, now_ms: int) -> None:
         """Release the leases whose time is over."""

@@ -6,7 +6,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator.leasing.turns import POLL_S, WAITING_PER_CLIENT_MAX, Turns
+from coordinator.leasing.model_queue import POLL_S
+from coordinator.leasing.turns import Turns
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
 
@@ -20,6 +21,7 @@ class Seats:
     def __init__(self, turns: Turns, nursery: trio.Nursery, *, seats: int, job_s: float) -> None:
         self.turns, self.nursery = turns, nursery
         self.free, self.job_s = seats, job_s
+        self.asked = 0
         self.granted: list[PeerId] = []
         self.refused: list[tuple[PeerId, RemoteProtocolError]] = []
 
@@ -30,8 +32,10 @@ class Seats:
         within_s: float = 30.0,
         is_choosy: bool = False,
         is_batch: bool = False,
+        is_resumed: bool = False,
     ) -> None:
         async def grant() -> None:
+            self.asked += 1
             if not self.free:
                 raise BUSY
             self.free -= 1
@@ -40,7 +44,13 @@ class Seats:
 
         try:
             await self.turns.take(
-                "m", client, grant, within_s=within_s, is_choosy=is_choosy, is_batch=is_batch
+                "m",
+                client,
+                grant,
+                within_s=within_s,
+                is_choosy=is_choosy,
+                is_batch=is_batch,
+                is_resumed=is_resumed,
             )
         except RemoteProtocolError as error:
             self.refused.append((client, error))
@@ -152,18 +162,94 @@ async def test_other_errors_pass_through_and_leave_no_queue(autojump_clock: Mock
     assert turns.waiting("m") == 0
 
 
-async def test_one_client_cannot_fill_the_queue(autojump_clock: MockClock) -> None:
+async def test_a_thousand_requests_of_one_client_wait_and_are_served(
+    autojump_clock: MockClock,
+) -> None:
     async with trio.open_nursery() as nursery:
-        seats = Seats(Turns(), nursery, seats=0, job_s=1.0)
-        for _ in range(WAITING_PER_CLIENT_MAX + 5):
+        seats = Seats(Turns(), nursery, seats=100, job_s=1.0)
+        for _ in range(1_000):
+            nursery.start_soon(seats.ask, HUNGRY)
+    assert len(seats.granted) == 1_000
+    assert trio.current_time() == 10.0, "no seat stood idle"
+    assert seats.asked < 3_000, "a seat is not asked for by all who wait"
+
+
+async def test_seats_that_nothing_told_of_are_all_found(autojump_clock: MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        seats = Seats(Turns(), nursery, seats=0, job_s=60.0)
+        for _ in range(500):
+            nursery.start_soon(seats.ask, HUNGRY)
+        await trio.sleep(1)
+        seats.free = 400
+        await trio.sleep(2 * POLL_S)
+        assert len(seats.granted) == 400
+
+
+async def test_one_client_cannot_keep_another_out_of_a_full_queue(
+    autojump_clock: MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        seats = Seats(Turns(waiting_max=100), nursery, seats=0, job_s=1.0)
+        for _ in range(105):
             nursery.start_soon(seats.ask, HUNGRY)
         await trio.sleep(0.1)
         assert [error.code for _, error in seats.refused] == [Code.RATE_LIMITED] * 5
-        nursery.start_soon(seats.ask, MODEST)
+        for _ in range(60):
+            nursery.start_soon(seats.ask, MODEST)
         await trio.sleep(0.1)
-        assert seats.turns.waiting("m") == WAITING_PER_CLIENT_MAX + 1
+        assert seats.turns.waiting("m") == 100
+        # Both have their half; what is beyond it was refused to the one that asked for more.
+        refused = [client for client, _ in seats.refused[5:]]
+        assert (refused.count(MODEST), refused.count(HUNGRY)) == (10, 50)
         nursery.cancel_scope.cancel()
     assert seats.turns.waiting("m") == 0, "those that are cancelled leave"
+
+
+async def test_clients_that_come_one_by_one_find_a_place_in_a_queue_that_others_filled(
+    autojump_clock: MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        seats = Seats(Turns(waiting_max=50), nursery, seats=0, job_s=1.0)
+        for number in range(5):
+            for _ in range(50):
+                nursery.start_soon(seats.ask, PeerId(f"hungry-{number}"))
+        await trio.sleep(0.1)
+        seats.refused.clear()
+        nursery.start_soon(seats.ask, MODEST)
+        await trio.sleep(0.1)
+        assert MODEST not in [client for client, _ in seats.refused]
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_rest_of_an_answer_goes_before_other_requests_of_its_client(
+    autojump_clock: MockClock,
+) -> None:
+    order: list[str] = []
+    turns = Turns()
+    is_free = False
+
+    async def ask(name: str, client: PeerId, *, is_resumed: bool = False) -> None:
+        async def grant() -> None:
+            if not is_free:
+                raise BUSY
+            order.append(name)
+            await trio.sleep(0.01)
+
+        await turns.take("m", client, grant, within_s=9.0, is_resumed=is_resumed)
+
+    async with trio.open_nursery() as nursery:
+        for name in ("first", "second"):
+            nursery.start_soon(ask, name, HUNGRY)
+            await trio.sleep(0.1)
+        nursery.start_soon(ask, "other", MODEST)
+        await trio.sleep(0.1)
+        nursery.start_soon(partial(ask, is_resumed=True), "rest", HUNGRY)
+        await trio.sleep(0.1)
+        is_free = True
+        for _ in range(4):
+            turns.wake()
+            await trio.sleep(0.02)
+    assert order == ["other", "rest", "first", "second"]
 
 
 async def test_a_wait_in_vain_is_told_no_shorter_one(autojump_clock: MockClock) -> None:
