@@ -21,12 +21,8 @@ from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.grpc.door import GrpcDoor
 from coordinator.gateway.http.app import GatewayApp
 from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.server_protocol import (
-    KEEP_ALIVE_S,
-    BoundedWebSocket,
-    ServerBounds,
-    bounded_protocol,
-)
+from coordinator.gateway.http.server_bounds import BoundedWebSocket, ServerBounds
+from coordinator.gateway.http.server_protocol import KEEP_ALIVE_S, bounded_protocol
 from coordinator.gateway.market_side.filing import Filing
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.gateway.metrics import Metrics

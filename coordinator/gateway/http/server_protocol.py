@@ -8,17 +8,15 @@ become headers (§6.5.1).
 """
 
 import asyncio
-import ipaddress
 import socket
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 
 from coordinator.gateway.errors import Problem, ProblemKind
 from coordinator.gateway.http.openai.dialect import OPENAI
+from coordinator.gateway.http.server_bounds import BoundedWebSocket, ServerBounds, block_of
 
 # Cookies, tokens and trace headers of a large company fit; nginx stops at 32 KiB.
 HEAD_BYTES_MAX = 64 * 1024
@@ -43,9 +41,6 @@ _SEND_BUFFER_BYTES = 256 * 1024
 # Of a connection's headers, these speak of the connection itself or of the protocol to change to.
 _HOP_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 
-# One address block may hold so many times the connections that are free: alone three quarters.
-_ALPHA = 3
-
 _MALFORMED = Problem(400, "this is not a valid HTTP request", code="malformed_http")
 _HEAD_TOO_LARGE = Problem(
     431,
@@ -61,29 +56,6 @@ _OVERLOADED = Problem(
     kind=ProblemKind.UNAVAILABLE,
     code="busy",
 )
-
-
-@dataclass(slots=True)
-class ServerBounds:
-    """Of one server, and how many connections each address block has."""
-
-    connections_max: int = 16_384
-    reader_within_s: float = 60.0
-    by_block: dict[str, int] = field(default_factory=dict)
-    connections: int = 0
-
-    def enter(self, block: str) -> bool:
-        """Count a connection in. False if it is too many; `leave` in any case."""
-        self.connections += 1
-        held = self.by_block[block] = self.by_block.get(block, 0) + 1
-        free = self.connections_max - self.connections
-        return free >= 0 and held <= max(1, _ALPHA * (free + 1))
-
-    def leave(self, block: str) -> None:
-        self.connections -= 1
-        self.by_block[block] -= 1
-        if not self.by_block[block]:
-            del self.by_block[block]
 
 
 class _RefusedHeadError(Exception):
@@ -106,7 +78,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._problem = _MALFORMED
         self._head_timer: asyncio.TimerHandle | None = None
         self._reader_timer: asyncio.TimerHandle | None = None
-        self._block = _block_of(self.client[0] if self.client else "")
+        self._block = block_of(self.client[0] if self.client else "")
         self._limit_socket(transport.get_extra_info("socket"))
         if self.bounds.enter(self._block):
             self._expect_head()
@@ -277,46 +249,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
-class BoundedWebSocket(WSProtocol):
-    """uvicorn's, within the same bounds of connections, and of the time of a stalled reader."""
-
-    _bounds: ServerBounds | None = None
-    _block = ""
-    _reader_timer: asyncio.TimerHandle | None = None
-
-    def watch(self, bounds: ServerBounds, block: str) -> None:
-        self._bounds, self._block = bounds, block
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.resume_writing()
-        if self._bounds is not None:
-            self._bounds.leave(self._block)
-        super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._reader_timer is None and self._bounds is not None:
-            self._reader_timer = self.loop.call_later(
-                self._bounds.reader_within_s, self.transport.abort
-            )
-
-    def resume_writing(self) -> None:
-        if self._reader_timer is not None:
-            self._reader_timer.cancel()
-            self._reader_timer = None
-        super().resume_writing()
-
-
 def bounded_protocol(bounds: ServerBounds) -> type[Any]:
     """The protocol class for a server with these bounds."""
     return type("ServerProtocol", (BoundedHttpProtocol,), {"bounds": bounds})
-
-
-def _block_of(host: str) -> str:
-    """The /24 or /56 that an address is in; what is no address stands for itself."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    prefix = 24 if address.version == 4 else 56
-    return str(ipaddress.ip_network((address, prefix), strict=False))
