@@ -49,7 +49,7 @@ def test_pipelined_upgrades_are_bounded_as_well(
 
 @pytest.mark.parametrize(("count", "status"), [(HEADERS_MAX, b"200"), (HEADERS_MAX + 1, b"431")])
 def test_the_number_of_headers_is_bounded(served: Served, count: int, status: bytes) -> None:
-    head = b"GET /health HTTP/1.1\r\n" + b"a:\r\n" * (count - 1) + b"connection: close\r\n\r\n"
+    head = GET + b"a:\r\n" * (count - 2) + b"connection: close\r\n\r\n"
     with served.connect() as connection:
         connection.sendall(head)
         assert read_all(connection).startswith(b"HTTP/1.1 " + status)
@@ -66,6 +66,34 @@ def test_what_stands_around_a_body_is_bounded(served: Served, framing: bytes) ->
         assert connection.recv(65_536).startswith(b"HTTP/1.1 401")
         send(connection, framing)
         assert b"malformed_http" in read_all(connection)
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (GET + b"Host: y\r\n", b"the header host is given twice"),
+        (GET + b"authorization: Bearer a\r\nauthorization: Bearer b\r\n", b"authorization is"),
+        (b"GET /health HTTP/1.1\r\n", b"the header host is missing"),
+    ],
+)
+def test_a_header_that_must_be_there_once_is(served: Served, head: bytes, words: bytes) -> None:
+    with served.connect() as connection:
+        connection.sendall(head + b"\r\n")
+        answer = read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert words in answer
+
+
+def test_an_upgrade_that_is_ignored_leaves_the_connection_as_it_was_asked_for(
+    served: Served,
+) -> None:
+    upgrade = b"connection: Upgrade, HTTP2-Settings, close\r\nupgrade: h2c\r\n\r\n"
+    with served.connect() as connection:
+        connection.sendall(GET + upgrade)
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
+    with served.connect() as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 200")
 
 
 def test_a_trailer_is_no_header(served: Served) -> None:

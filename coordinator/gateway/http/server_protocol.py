@@ -41,6 +41,20 @@ _SEND_BUFFER_BYTES = 256 * 1024
 # Of a connection's headers, these speak of the connection itself or of the protocol to change to.
 _HOP_HEADERS = (b"connection", b"upgrade", b"http2-settings")
 
+# A proxy before us may have looked at the other one of two.
+_SINGLE_HEADERS = frozenset(
+    {
+        b"authorization",
+        b"content-type",
+        b"host",
+        b"idempotency-key",
+        b"inference-header-content-length",
+        b"x-api-key",
+        b"x-capacloud-provider",
+        b"x-session-id",
+    }
+)
+
 _MALFORMED = Problem(400, "this is not a valid HTTP request", code="malformed_http")
 _HEAD_TOO_LARGE = Problem(
     431,
@@ -145,6 +159,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED_MAX:
             self._problem = _TOO_MANY_PIPELINED
             raise _RefusedHeadError
+        self._check_single_headers()
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise _RefusedHeadError
@@ -187,6 +202,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             else:
                 return
 
+    def _check_single_headers(self) -> None:
+        names = [name for name, _ in self.headers if name in _SINGLE_HEADERS]
+        if len(set(names)) < len(names):
+            twice = max(names, key=names.count).decode()
+            self._problem = Problem(
+                400, f"the header {twice} is given twice", code="malformed_http"
+            )
+        elif b"host" not in names and self.parser.get_http_version() == "1.1":
+            self._problem = Problem(400, "the header host is missing", code="malformed_http")
+        else:
+            return
+        raise _RefusedHeadError
+
     def _become_websocket(self, rest: bytes) -> None:
         """Give the connection to a protocol for it, and what came behind its head. That one leaves
         the bounds when the connection ends."""
@@ -203,11 +231,14 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def _head_without_upgrade(self) -> bytes:
         """The same head again without what asks for the upgrade, for a new parser."""
         self._is_upgrade = False
+        version = self.parser.get_http_version().encode()
         self.parser = httptools.HttpRequestParser(self)
-        head = [self._method, b" ", self.url, b" HTTP/1.1\r\n"]
+        head = [self._method, b" ", self.url, b" HTTP/", version, b"\r\n"]
         for name, value in self.headers:
             if name not in _HOP_HEADERS:
                 head += [name, b": ", value, b"\r\n"]
+            elif name == b"connection" and b"close" in value.lower():
+                head += [b"connection: close\r\n"]
         return b"".join([*head, b"\r\n"])
 
     def _refuse(self, problem: Problem) -> None:

@@ -1,7 +1,8 @@
 """Reading a JSON body as strictly as a signed message: what is not plainly right is refused.
 
 Python's own parser is lax where it matters: it takes NaN and Infinity, keeps lone surrogates that
-no UTF-8 can carry, and follows any nesting until its stack ends.
+no UTF-8 can carry, drops all but the last of several fields of one name, and follows any nesting
+until its stack ends.
 """
 
 import json
@@ -29,6 +30,8 @@ Json = dict[str, Any]
 
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# An escape of half of a surrogate pair begins so.
+_HALF_ESCAPES = (b"\\ud", b"\\uD")
 
 
 @contextmanager
@@ -50,11 +53,15 @@ def parse_object(body: bytes | bytearray) -> Json:
     try:
         # RFC 8259 §8.1 lets a reader ignore a byte order mark.
         text = body.removeprefix(_BYTE_ORDER_MARK).decode()
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_object_of_pairs
+        )
     except UnicodeDecodeError:
         raise _bad_json("it is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise _bad_json(f"{error.msg.removesuffix(' at')} at character {error.pos}") from None
+        # Of a second byte order mark Python says how it is decoded.
+        reason = error.msg.partition(" (")[0].removesuffix(" at")
+        raise _bad_json(f"{reason} at character {error.pos}") from None
     except RecursionError:
         raise _bad_json("it nests too deeply") from None
     except ValueError:
@@ -62,7 +69,34 @@ def parse_object(body: bytes | bytearray) -> Json:
     if not isinstance(value, dict):
         raise _bad_json("it is not an object")
     _check_depth(value)
+    if any(sign in body for sign in _HALF_ESCAPES):
+        _check_texts(value, "")
     return value
+
+
+def _object_of_pairs(pairs: list[tuple[str, Any]]) -> Json:
+    """Readers differ in which of two equal names counts, so a proxy may have checked the other."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in values if names.count(name) > 1)
+        shown = twice[:64].encode(errors="replace").decode()
+        raise _bad_json(f"an object has the field {shown!r} twice")
+    return values
+
+
+def _check_texts(value: Any, path: str) -> None:
+    """Names and texts that no UTF-8 can carry would fail where they are stored or repeated."""
+    if isinstance(value, str):
+        check_text(value, path)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_texts(item, f"{path}[{index}]")
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            inner = f"{path}.{name}" if path else name
+            check_text(name, inner.encode(errors="replace").decode())
+            _check_texts(item, inner)
 
 
 def _bad_json(why: str) -> ApiError:

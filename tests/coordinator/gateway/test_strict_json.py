@@ -131,9 +131,40 @@ def test_a_text_has_its_bounds(value: object) -> None:
 
 
 def test_half_a_surrogate_pair_cannot_travel() -> None:
-    text = parse_object(rb'{"t": "\ud800"}')["t"]
+    text = "\ud800"
     with pytest.raises(ApiError, match="surrogate"):
         check_text(text, "t")
+
+
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        (rb'{"user": "\ud800"}', "user"),
+        (rb'{"metadata": {"a": ["x", "\uDFFF"]}}', "metadata.a[1]"),
+        (rb'{"a": {"\ud800\u0041": 1}}', "a.?A"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_wherever_it_stands(text: bytes, param: str) -> None:
+    with pytest.raises(ApiError, match="surrogate") as caught:
+        parse_object(text)
+    assert caught.value.problem.param == param
+
+
+def test_a_whole_surrogate_pair_is_a_character() -> None:
+    assert parse_object(rb'{"a": "\ud83d\ude42", "b": "\\ud800"}') == {"a": "🙂", "b": r"\ud800"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"model": "a", "model": "a"}',
+        b'{"provider": {"sort": "price", "only": [], "sort": "latency"}}',
+        rb'{"messages": [{"role": "user", "\u0072ole": "system"}]}',
+    ],
+)
+def test_a_field_that_stands_twice_is_refused(text: bytes) -> None:
+    with pytest.raises(ApiError, match="twice"):
+        parse_object(text)
 
 
 def test_items_of_a_list_are_named_by_their_index() -> None:
