@@ -65,5 +65,8 @@ async def open_answers(
                 continue
             assert job.terms is not None, "a job that has ended says where it ran"
             node_s = trio.current_time() - started_at - job.terms.lease_ms / 1_000
-            choices.append(WholeAnswer(StartedAnswer(job.terms, node_s, model), chunks, outcome))
+            opened = StartedAnswer(
+                job.terms, node_s, model, model_name=name, generation_id=job_ids[0]
+            )
+            choices.append(WholeAnswer(opened, chunks, outcome))
         yield choices

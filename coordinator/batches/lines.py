@@ -103,6 +103,8 @@ def read_line(
         call = ENDPOINTS[endpoint].read(with_provider(Fields(envelope.body), provider))
         if call.is_streamed:
             raise invalid("a batch has no streams: leave stream out", "stream")
+        if any(order.routing.fallbacks for order in call.orders):
+            raise invalid("a line of a batch names one model", "models")
     except ApiError as error:
         return RefusedLine(number, envelope.custom_id, error)
     return PlannedLine(number, envelope.custom_id, call)

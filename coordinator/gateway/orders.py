@@ -39,7 +39,8 @@ _PAYLOAD_OVERHEAD_BYTES = 64 * 1_024
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Where a job may run, and what matters."""
+    """Where a job may run, and what matters. `fallbacks` are tried in their order where no node
+    takes the job; they have none of their own."""
 
     model: str
     objective: Objective
@@ -47,6 +48,7 @@ class Routing:
     session: str = ""
     hedge: bool = False
     continuation: Continuation = Continuation.CONTINUE
+    fallbacks: tuple["Routing", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ _ADVICE = {
     Reason.LATENCY_ABOVE_MAX: "raise max_latency",
     Reason.CONTEXT_TOO_SHORT: "shorten the prompt or lower max_tokens",
     Reason.ISOLATION_TOO_WEAK: "accept a weaker isolation tier",
-    Reason.FEATURES: "leave out what the model cannot do, or set require_parameters to false",
+    Reason.FEATURES: "leave out what the model cannot do",
 }
 
 

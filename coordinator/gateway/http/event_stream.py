@@ -58,6 +58,9 @@ async def open_event_stream(
         # Cancelled, too: without a reader the job would run on at its client's expense.
         chunks.close()
         raise
+    if chunks.head is not None:
+        # Another than was meant, where another model answers.
+        request.job_id = chunks.head.generation_id
     return EventStream(context, request, call, dialect, chunks=chunks, first=first)
 
 
@@ -174,7 +177,7 @@ class EventStream:
         opened = self._chunks.head
         assert opened is not None, "output comes from a job that is open"
         self._writer = self._call.writer(opened, self._context.now_s())
-        self._metrics = self._context.metrics.of_model(self._call.orders[0].routing.model)
+        self._metrics = self._context.metrics.of_model(opened.model_name)
         self._overhead_s = count_opened(self._context, self._request, opened)
         return self._writer.first()
 

@@ -34,7 +34,10 @@ def _billed(amount_nano: int) -> str:
 
 
 class Asked(Protocol):
-    """What is known of a request, whatever protocol brought it."""
+    """What is known of a request, whatever protocol brought it. `job_id` is of what it buys; with
+    several choices, of the first."""
+
+    job_id: JobId
 
     @property
     def request_id(self) -> str: ...
@@ -44,11 +47,6 @@ class Asked(Protocol):
 
     @property
     def caller(self) -> Caller | None: ...
-
-    @property
-    def job_id(self) -> JobId:
-        """Of what it buys; with several choices, of the first."""
-        ...
 
     @property
     def delivered(self) -> dict[int, list[Chunk]]:
@@ -76,6 +74,8 @@ async def finish_jobs(
         if isinstance(end, JobFailed):
             answers.append(job_error(context, request, order, end))
             continue
+        # Another than was meant, where another model answers.
+        request.job_id = end.opened.generation_id
         overhead_s = count_opened(context, request, end.opened)
         note_timings(context, end.opened, end.outcome, overhead_s=overhead_s, is_whole=True)
         count_finished(context, request, end.opened, end.outcome, order)
@@ -155,7 +155,7 @@ def count_finished(
     outcome: PurchaseResult,
     order: Order,
 ) -> None:
-    model = context.metrics.of_model(order.routing.model)
+    model = context.metrics.of_model(opened.model_name)
     model.end_to_end_s.observe(context.monotonic() - request.started_at)
     model.prompt_tokens.inc(outcome.units.input_tokens)
     model.generation_tokens.inc(outcome.units.output_tokens)

@@ -3,7 +3,7 @@ its word to clients that send a request again or hang up."""
 
 from collections.abc import Awaitable, Callable
 
-from coordinator.gateway.errors import ApiError
+from coordinator.gateway.errors import ApiError, Headers
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.dialect import Dialect, problem_response
 from coordinator.gateway.http.kept.keeper import Purchaser
@@ -26,11 +26,14 @@ async def serve_purchase(
     assert request.caller is not None, "purchases are for callers only"
 
     async def named() -> Reply:
-        headers = (header("x-generation-id", request.job_id),) if is_job else ()
+        def headers() -> Headers:
+            return (header("x-generation-id", request.job_id),) if is_job else ()
+
         try:
-            return WithHeaders(await produce(), headers)
+            reply = await produce()
+            return WithHeaders(reply, headers())
         except ApiError as error:
-            error = error.but(headers=(*error.problem.headers, *headers))
+            error = error.but(headers=(*error.problem.headers, *headers()))
             # What was paid for is an answer: the same request must not buy again.
             if not error.problem.is_charged:
                 raise error from None

@@ -6,6 +6,7 @@ refused, except for what OpenRouter itself calls a preference; so is a name that
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -75,13 +76,23 @@ PROVIDER_HEADER = "x-capacloud-provider"
 PROVIDER_CHARS_MAX = 4_096
 # A name of the user's own, as in a cookie.
 SESSION_CHARS_MAX = 256
+# Of one request. Each is looked up before anything is bought.
+MODELS_MAX = 8
 # Names that OpenRouter and OpenAI have for it.
 _SESSION_FIELDS = ("session_id", "prompt_cache_key")
 
 
 def read_routing(request: Fields) -> Routing:
-    """The model, and the `provider` object beside it. Raises ApiError (400)."""
-    model = request.text("model", chars_max=NAME_CHARS_MAX)
+    """The model, others to take its place, and the `provider` object beside them. Raises ApiError
+    (400)."""
+    names = request.texts("models", items_max=MODELS_MAX, chars_max=NAME_CHARS_MAX)
+    if request.raw("model") is not None or not names:
+        names = (request.text("model", chars_max=NAME_CHARS_MAX), *names)
+    first, *others = (_read_routing(request, name) for name in dict.fromkeys(names))
+    return replace(first, fallbacks=tuple(others)) if others else first
+
+
+def _read_routing(request: Fields, model: str) -> Routing:
     objective = Objective.BALANCED
     for suffix, wanted in _SUFFIXES.items():
         if model.endswith(suffix) and model != suffix:

@@ -1,10 +1,11 @@
 """Running the jobs of one request in trio: from a caller's orders to their chunks and outcomes.
 
 Most requests are one job. Those for several answers, or with several prompts, are one job for each;
-they are called choices, and each may fail alone.
+they are called choices, and each may fail alone. A request that names several models is run with
+the first that takes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import trio
@@ -15,11 +16,30 @@ from coordinator.buyer.result import PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.bridge import Feed
 from coordinator.gateway.caller import Caller
+from coordinator.gateway.errors import ApiError
 from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo, RunningJob
 from coordinator.gateway.market_side.waiting import wait_model
 from coordinator.gateway.orders import Order
+from protocol.errors import Code
 from protocol.ids import JobId, derive_ulid
 from protocol.payload import Chunk
+
+# Why a request that names another model tries that one. Money and deadlines are no other there.
+_FALLS_BACK = frozenset(
+    {
+        Code.UNKNOWN_MODEL,
+        Code.NO_NODE_FITS,
+        Code.MODEL_UNAVAILABLE,
+        Code.BUSY,
+        Code.DRAINING,
+        Code.NODE_LOST,
+        Code.WORKER_CRASHED,
+        Code.WORKER_HUNG,
+        Code.OUT_OF_MEMORY,
+        Code.PROMPT_TOO_LONG,
+        Code.INPUT_TOO_LARGE,
+    }
+)
 
 # Of one request. More would let one request take every seat of a model.
 CHOICES_AT_ONCE = 8
@@ -39,15 +59,25 @@ class JobLimits:
     def job_id_of(self, choice: int) -> JobId:
         return JobId(derive_ulid(self.job_id, f"choice/{choice}")) if choice else self.job_id
 
+    def of_try(self, number: int, *, is_last: bool) -> "JobLimits":
+        """For the model with that number of those that a request names. Each is another job. Only
+        for the last one is waited."""
+        job_id = JobId(derive_ulid(self.job_id, f"model/{number}")) if number else self.job_id
+        model_within_s = self.model_within_s if is_last else 0.0
+        return replace(self, job_id=job_id, model_within_s=model_within_s)
+
 
 @dataclass(frozen=True, slots=True)
 class StartedAnswer:
     """A job that has output. `node_s` is how long the node took from the lease until then; `model`
-    is what was known of the model, None if nothing."""
+    is what was known of the model, None if nothing; `model_name` is what the request called it.
+    `generation_id` is the id of the first choice's job."""
 
     info: AttemptTerms
     node_s: float
     model: ModelInfo | None
+    model_name: str
+    generation_id: JobId
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +113,19 @@ async def run_whole(
     market: GatewayMarket, caller: Caller, orders: Sequence[Order], limits: JobLimits
 ) -> list[WholeAnswer | JobFailed]:
     """Run jobs to their ends. Raises JobFailed if none has an answer, and ApiError."""
+    *tries, last = _tries(orders, limits)
+    for try_orders, try_limits in tries:
+        try:
+            return await _run_whole(market, caller, try_orders, try_limits)
+        except (ApiError, JobFailed) as failure:
+            if not _falls_back(failure):
+                raise
+    return await _run_whole(market, caller, *last)
+
+
+async def _run_whole(
+    market: GatewayMarket, caller: Caller, orders: Sequence[Order], limits: JobLimits
+) -> list[WholeAnswer | JobFailed]:
     run = _Run(market, caller, limits, await _find_model(market, orders, limits))
     if len(orders) == 1:
         return [await run.whole(0, orders[0])]
@@ -116,6 +159,23 @@ async def run_streaming(
 
     Raises JobFailed if none has an answer, and ApiError.
     """
+    *tries, last = _tries(orders, limits)
+    for try_orders, try_limits in tries:
+        try:
+            return await _run_streaming(feed, market, caller, try_orders, try_limits)
+        except (ApiError, JobFailed) as failure:
+            if feed.head is not None or not _falls_back(failure):
+                raise
+    return await _run_streaming(feed, market, caller, *last)
+
+
+async def _run_streaming(
+    feed: Feed[StartedAnswer, ChoiceItem],
+    market: GatewayMarket,
+    caller: Caller,
+    orders: Sequence[Order],
+    limits: JobLimits,
+) -> None:
     run = _Run(market, caller, limits, await _find_model(market, orders, limits))
     if len(orders) == 1:
         await run.into(feed, 0, orders[0])
@@ -137,6 +197,26 @@ async def run_streaming(
     _raise_if_none(list(failures.values()), orders)
     for item in failures.items():
         feed.put(item)
+
+
+def _tries(
+    orders: Sequence[Order], limits: JobLimits
+) -> Iterator[tuple[Sequence[Order], JobLimits]]:
+    """The same orders for one model after the other."""
+    routing = orders[0].routing
+    last = len(routing.fallbacks)
+    for number, routed in enumerate((routing, *routing.fallbacks)):
+        for_model = orders if routed is routing else [replace(o, routing=routed) for o in orders]
+        yield for_model, limits.of_try(number, is_last=number == last)
+
+
+def _falls_back(failure: ApiError | JobFailed) -> bool:
+    """Whether another model may do what this one could not. An ApiError comes before any job is
+    bought."""
+    if isinstance(failure, ApiError):
+        return True
+    is_free = not failure.delivered and not failure.amount_nano
+    return is_free and failure.code in _FALLS_BACK
 
 
 def _raise_if_none(failures: Sequence[JobFailed], orders: Sequence[Order]) -> None:
@@ -173,14 +253,14 @@ class _Run:
         async with self.market.open_job(self.caller, spec) as job:
             async for chunk in job:
                 chunks.append(chunk)  # noqa: PERF401 - what came before a cancel is kept
-            opened = self._opened(job, started_at)
+            opened = self._opened(job, order, started_at)
         return WholeAnswer(opened, chunks, outcome_of(job))
 
     async def into(self, feed: Feed[StartedAnswer, ChoiceItem], index: int, order: Order) -> None:
         spec = self._spec(index, order)
         started_at = trio.current_time()
         async with self.market.open_job(self.caller, spec) as job:
-            opened = self._opened(job, started_at)
+            opened = self._opened(job, order, started_at)
             if feed.head is None:
                 feed.head = opened
             async for chunk in job:
@@ -192,11 +272,17 @@ class _Run:
         spec = order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
         return replace(spec, job_id=self.limits.job_id_of(index))
 
-    def _opened(self, job: RunningJob, started_at: float) -> StartedAnswer:
+    def _opened(self, job: RunningJob, order: Order, started_at: float) -> StartedAnswer:
         info = job.terms
         assert info is not None, "a job that is open says where it runs"
         node_s = trio.current_time() - started_at - info.lease_ms / 1_000
-        return StartedAnswer(info, node_s, self.model)
+        return StartedAnswer(
+            info,
+            node_s,
+            self.model,
+            model_name=order.routing.model,
+            generation_id=self.limits.job_id,
+        )
 
 
 def outcome_of(job: RunningJob) -> PurchaseResult:

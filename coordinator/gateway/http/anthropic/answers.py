@@ -77,7 +77,7 @@ class MessageWriter:
             "id": f"msg_{opened.info.job_id}",
             "type": "message",
             "role": "assistant",
-            "model": request.order.routing.model,
+            "model": opened.model_name,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,

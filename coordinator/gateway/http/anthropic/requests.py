@@ -8,7 +8,7 @@ from coordinator.gateway.chat.schemas import schema_text
 from coordinator.gateway.errors import invalid
 from coordinator.gateway.http.anthropic.content import read_messages, read_system
 from coordinator.gateway.http.anthropic.tools import read_tools
-from coordinator.gateway.http.openai.names import check_names
+from coordinator.gateway.http.openai.names import ROUTING_WORDS, check_names
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.orders import GenerationOrder, check_text_size, text_bytes
@@ -35,6 +35,7 @@ WORDS = {
     "thinking": "Whether to show what the model writes before its answer, if it does so.",
     "output_config": "`format`: a JSON schema that the answer follows. `effort` is passed to the "
     "model's chat template.",
+    "models": ROUTING_WORDS["models"],
     "provider": "Where the job may run and what it may cost: OpenRouter's object.",
 }
 

@@ -57,7 +57,7 @@ _TRIES_MAX = 3
 _PAUSE_S = 0.25
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _JobAsk:
     """One job of a stream, as a request of its own."""
 

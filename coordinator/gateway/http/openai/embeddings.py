@@ -58,7 +58,7 @@ class EmbeddingCall:
             b'{"object":"embedding","index":%d,"embedding":%b}' % (index, self._encode(vector))
             for index, vector in enumerate(output.vectors)
         )
-        head = to_json({"object": "list", "model": self.order.routing.model, "usage": usage})
+        head = to_json({"object": "list", "model": finished.opened.model_name, "usage": usage})
         return b'%b,"data":[%b]}' % (head.removesuffix(b"}"), data)
 
     def writer(self, opened: StartedAnswer, created_s: int) -> NoReturn:

@@ -85,7 +85,7 @@ class GenerationCall:
             id=f"{self.names.id_prefix}-{opened.info.job_id}",
             object_name=object_name,
             created=created_s,
-            model=self.orders[0].routing.model,
+            model=opened.model_name,
             system_fingerprint=opened.info.model_digest[:FINGERPRINT_CHARS],
         )
 

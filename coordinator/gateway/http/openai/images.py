@@ -65,7 +65,7 @@ class ClassificationCall:
             "id": f"imgcls-{opened.info.job_id}",
             "object": "image.classification",
             "created": created_s,
-            "model": self.order.routing.model,
+            "model": opened.model_name,
             "system_fingerprint": opened.info.model_digest[:FINGERPRINT_CHARS],
             "data": [
                 {"object": "label", "index": index, "label": label.label, "score": label.score}

@@ -68,6 +68,8 @@ IGNORED = frozenset(
 # What every request for a job may say.
 ROUTING_WORDS = {
     "model": "The model's name, or the digest of its manifest.",
+    "models": "Models to try in this order where no node takes the job for `model`, or instead of "
+    "it; the answer's `model` says which one did.",
     "provider": "Where the job may run and what it may cost: OpenRouter's object.",
     "session_id": "Requests of one session go to the node that has its cache, where it has room.",
     "prompt_cache_key": "OpenAI's name of `session_id`.",
@@ -91,7 +93,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mirostat": (0,),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "models": ([],),
     "plugins": ([],),
     "prompt_logprobs": (),
     "repeat_penalty": (1,),

@@ -71,7 +71,7 @@ class RerankCall:
             {
                 "id": f"rerank-{finished.opened.info.job_id}",
                 "object": "list",
-                "model": self.order.routing.model,
+                "model": finished.opened.model_name,
                 "results": [self._result(int(index), float(scores[index])) for index in best],
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens, "cost_nano": cost_nano},
                 "meta": {"api_version": {"version": "2"}, "tokens": {"input_tokens": tokens}},

@@ -72,7 +72,7 @@ class ResponseWriter:
             "background": False,
             "error": None,
             "incomplete_details": None,
-            "model": request.order.routing.model,
+            "model": opened.model_name,
             "output": [],
             "previous_response_id": None,
             "service_tier": "default",

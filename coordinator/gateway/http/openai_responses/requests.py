@@ -6,7 +6,7 @@ from typing import Any
 
 from coordinator.gateway.chat.schemas import schema_text
 from coordinator.gateway.errors import invalid, unsupported
-from coordinator.gateway.http.openai.names import check_names
+from coordinator.gateway.http.openai.names import ROUTING_WORDS, check_names
 from coordinator.gateway.http.openai_responses.items import read_input
 from coordinator.gateway.http.openai_responses.tools import read_tools
 from coordinator.gateway.http.routing_params import read_routing
@@ -48,6 +48,7 @@ WORDS = {
     "previous_response_id": "Refused: send the conversation as `input`.",
     "conversation": "Refused: send the conversation as `input`.",
     "background": "Refused, if true.",
+    "models": ROUTING_WORDS["models"],
     "provider": "Where the job may run and what it may cost: OpenRouter's object.",
 }
 

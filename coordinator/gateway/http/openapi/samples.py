@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from coordinator.buyer.attempt import AttemptTerms
@@ -30,7 +31,7 @@ _TERMS = AttemptTerms(
     lease_ms=0.0,
     match_us=0,
 )
-OPENED = StartedAnswer(_TERMS, 0.0, None)
+OPENED = StartedAnswer(_TERMS, 0.0, None, model_name="", generation_id=_TERMS.job_id)
 TEXT = "Sunlight is scattered by the air."
 
 
@@ -68,17 +69,21 @@ def _outcome(order: Order) -> PurchaseResult:
     return PurchaseResult(finish, units, 424, ())
 
 
+def _opened(order: Order) -> StartedAnswer:
+    return replace(OPENED, model_name=order.routing.model)
+
+
 def whole_answer(call: JobCall) -> bytes:
     """The body of a whole answer."""
     answers: Sequence[WholeAnswer] = [
-        WholeAnswer(OPENED, _chunks(order), _outcome(order)) for order in call.orders
+        WholeAnswer(_opened(order), _chunks(order), _outcome(order)) for order in call.orders
     ]
     return call.answer(answers, CREATED_S)
 
 
 def streamed_answer(call: JobCall) -> bytes:
     """All events of a stream."""
-    writer = call.writer(OPENED, CREATED_S)
+    writer = call.writer(_opened(call.orders[0]), CREATED_S)
     events = [writer.first()]
     for choice, order in enumerate(call.orders):
         events += [writer.add(choice, [chunk]) for chunk in _chunks(order)]
