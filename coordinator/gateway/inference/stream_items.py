@@ -10,9 +10,9 @@ from typing import Any
 
 from coordinator.gateway.errors import ApiError, error_of
 from coordinator.gateway.inference.messages import InferenceAnswer, InferenceRequest
-from coordinator.gateway.inference.rows import can_join, rows_of, take_rows
 from coordinator.gateway.market_side.running import WholeAnswer
 from protocol.errors import Code
+from protocol.tensor_rows import can_join, rows_of, take_rows
 from protocol.tensors import TensorInput
 
 _SERIES = "sequence_id"

@@ -26,7 +26,6 @@ from coordinator.gateway.inference.answers import answer_of, text_tensor
 from coordinator.gateway.inference.messages import InferenceAnswer, InferenceRequest
 from coordinator.gateway.inference.models import signature_of, version_of
 from coordinator.gateway.inference.orders import check_inputs, orders_of
-from coordinator.gateway.inference.rows import RowWindow, join_rows, rows_of
 from coordinator.gateway.inference.stream_items import (
     StreamReply,
     StreamRequest,
@@ -43,6 +42,7 @@ from coordinator.gateway.orders import Order, Routing
 from protocol.ids import JobId
 from protocol.messages import Task
 from protocol.payload import Chunk
+from protocol.tensor_rows import RowWindow, join_rows, rows_of
 
 # Requests of one stream that wait, and their bytes; then its sender waits.
 PENDING_MAX = 256

@@ -1,4 +1,4 @@
-"""Rows of tensors: several requests become one job, and its answer becomes theirs again."""
+"""Rows of tensors: how they are cut and joined, and the last rows of a series."""
 
 from collections.abc import Sequence
 
