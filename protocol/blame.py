@@ -56,6 +56,9 @@ _NO_VERDICT = frozenset(
         Code.NO_NODE_FITS,
         Code.OUT_OF_FUNDS,
         Code.BUDGET_EXCEEDED,
+        # Kept rows may be lost at any time. Of a job that needs none it is a breach, which its
+        # client sees.
+        Code.STATE_MISSING,
     }
 )
 

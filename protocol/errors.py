@@ -73,6 +73,8 @@ class Code(OpenVocabulary):
     COORDINATOR_LOST = "coordinator_lost"
     STORAGE_FULL = "storage_full"
     INTERNAL = "internal"
+    # The node does not have the rows that the job goes on from: the client has to send them.
+    STATE_MISSING = "state_missing"
 
 
 # Another node may well succeed: the same request can be leased again without asking the client. A

@@ -25,3 +25,5 @@ class Feature(StrEnum):
     VISION = "vision"
     # Its receipts say which stop string ended a text, and `includes_stop` is honoured.
     STOP_DETAILS = "stop_details"
+    # It keeps the last rows of a stream from one job to the next: `protocol.tensors.StreamPlace`.
+    STREAM_WINDOWS = "stream_windows"

@@ -60,8 +60,13 @@ TENSOR_RANK_MAX = 8
 TENSOR_STRINGS_MAX = 65_536
 # Elements that one job may be metered for: as many as its payload has bytes.
 TENSOR_ELEMENTS_MAX = PAYLOAD_BYTES_MAX
-# Rows that the answer to a row may depend on. They travel with each part of a stream.
+# Rows that the answer to a row may depend on. They travel with the first part of a stream, and with
+# each that goes to a node which does not have them.
 WINDOW_ROWS_MAX = 4_096
+# What a node keeps of one stream: with a payload they fit into one tensor. A longer window travels.
+STREAM_WINDOW_BYTES_MAX = MIB
+# A stream's name is drawn at random, and nothing else tells it from others of its client.
+STREAM_ID_BYTES = 16
 TOOLS_MAX = 128
 TOOL_CALLS_MAX = 128
 # A JSON schema, a grammar, or what a chat template is given: longer ones take seconds to compile.

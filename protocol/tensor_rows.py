@@ -54,15 +54,24 @@ def can_join(one: Tensors, other: Tensors) -> bool:
 
 
 class RowWindow:
-    """The last rows of a series: what the answer to its next row depends on."""
+    """The last rows of a series: what the answer to its next row depends on. It does not change."""
 
-    def __init__(self, rows_max: int) -> None:
+    def __init__(self, rows_max: int, kept: Tensors = ()) -> None:
         self._rows_max = rows_max
-        self._kept: Tensors = ()
+        self._kept = kept
+
+    @property
+    def rows_max(self) -> int:
+        return self._rows_max
 
     @property
     def rows(self) -> int:
         return self._kept[0].rows if self._kept else 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return sum(len(tensor.data) for tensor in self._kept)
 
     def before(self, tensors: Tensors) -> Tensors:
         """The kept rows, and these behind them."""
@@ -71,11 +80,16 @@ class RowWindow:
     def fits(self, tensors: Tensors) -> bool:
         return not self._kept or can_join(self._kept, tensors)
 
-    def push(self, tensors: Tensors) -> None:
-        """These rows were answered, or stand for such."""
-        joined = self.before(tensors)
-        rows = rows_of(joined)
+    def after(self, tensors: Tensors) -> "RowWindow":
+        """The window once these rows are answered, or stand for such."""
+        rows = rows_of(tensors)
         if not self._rows_max or rows is None:
-            return
+            return self
+        if rows >= self._rows_max:
+            kept = tuple(take_rows(tensor, rows - self._rows_max, rows) for tensor in tensors)
+            return RowWindow(self._rows_max, kept)
+        joined = self.before(tensors)
+        rows += self.rows
         start = max(0, rows - self._rows_max)
-        self._kept = tuple(take_rows(tensor, start, rows) for tensor in joined)
+        kept = tuple(take_rows(tensor, start, rows) for tensor in joined)
+        return RowWindow(self._rows_max, kept)

@@ -15,6 +15,7 @@ from protocol.fields import check
 from protocol.limits import (
     NAME_CHARS_MAX,
     OUTPUT_BYTES_MAX,
+    STREAM_ID_BYTES,
     TENSOR_RANK_MAX,
     TENSOR_STRINGS_MAX,
     TENSORS_MAX,
@@ -139,6 +140,22 @@ class ModelSignature:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamPlace:
+    """Where a job stands in a stream: `first_row` is the number of the first row that is not
+    answered yet. A node that keeps windows has the last rows of `stream_id` after the job. One that
+    `is_continued` brings none of the rows before: a node that does not have exactly those before
+    `first_row` refuses it (STATE_MISSING). Streams of two clients never meet."""
+
+    stream_id: bytes
+    first_row: int
+    is_continued: bool = False
+
+    def __post_init__(self) -> None:
+        check(len(self.stream_id) == STREAM_ID_BYTES, f"a stream's id has {STREAM_ID_BYTES} bytes")
+        check(self.first_row >= 0, "a row's number is below 0")
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInput:
     """`outputs` names those that are wanted; none named are all. The first `context_rows` rows of
     every input were answered before: they are looked at, neither answered nor metered again."""
@@ -146,6 +163,7 @@ class TensorInput:
     inputs: tuple[NamedTensor, ...]
     outputs: tuple[str, ...] = ()
     context_rows: int = 0
+    place: StreamPlace | None = None
 
     def __post_init__(self) -> None:
         _check_names(self.inputs, TENSORS_MAX)
@@ -158,6 +176,8 @@ class TensorInput:
             rows = {tensor.rows for tensor in self.inputs}
             check(len(rows) == 1, "inputs with a context have different numbers of rows")
             check(self.context_rows < min(rows), "there is nothing after the context")
+            is_continued = self.place is not None and self.place.is_continued
+            check(not is_continued, "a job that is continued brings a context")
 
     @property
     def elements(self) -> int:

@@ -12,8 +12,10 @@ import json
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, cast
 
@@ -37,9 +39,11 @@ from capanode.worker.spec import (
     EngineOptions,
     parse_engine_options,
 )
+from capanode.worker.stream_windows import StreamWindows
 from protocol.errors import Code, RemoteProtocolError
 from protocol.pricing import Units
 from protocol.tasks import decode_input
+from protocol.tensors import TensorInput
 
 _RECEIVE_BYTES = 256 * 1024
 _FRAMES_LOGGED_MAX = 8
@@ -71,15 +75,16 @@ class NodeSocket:
             self._channel.sendall(frame)
 
 
-def serve(channel: NodeSocket, engine: Engine) -> None:
+def serve(channel: NodeSocket, engine: Engine, windows: StreamWindows) -> None:
     """Run jobs until the node says stop or is gone."""
     while True:
         events: list[EngineEvent] = []
         for command in channel.receive(wait=engine.is_idle):
             if isinstance(command, Start):
-                events += _submit(engine, command)
+                events += _submit(engine, windows, command)
             elif isinstance(command, Cancel):
                 engine.cancel(command.job_id)
+                windows.leave(command.job_id)
                 # After what is told of the job already, before anything of a successor.
                 channel.send_events(events)
                 events = []
@@ -89,18 +94,23 @@ def serve(channel: NodeSocket, engine: Engine) -> None:
             else:
                 return
         if not engine.is_idle:
-            events += engine.step()
+            made = engine.step()
+            windows.note_events(made)
+            events += made
         channel.send_events(events)
 
 
-def _submit(engine: Engine, command: Start) -> tuple[Failed, ...]:
+def _submit(engine: Engine, windows: StreamWindows, command: Start) -> tuple[Failed, ...]:
     try:
         job_input = decode_input(engine.info.task, command.payload)
+        if isinstance(job_input, TensorInput):
+            job_input = windows.enter(command.job_id, command.client, job_input)
         settled = settle_input(
             job_input, output_tokens_max=command.output_tokens_max, seed=command.seed
         )
         engine.submit(command.job_id, settled)
     except (EngineRefusal, RemoteProtocolError) as refusal:
+        windows.leave(command.job_id)
         log("job_input_refused", job_id=command.log_id, code=refusal.code)
         return (Failed(command.job_id, refusal.code, str(refusal), Units()),)
     except (KeyboardInterrupt, SystemExit):
@@ -108,6 +118,7 @@ def _submit(engine: Engine, command: Start) -> tuple[Failed, ...]:
     # Parsers in native code raise what no list of exceptions foresees: a panic in the tokenizer is
     # a BaseException. This boundary is per job, like the node's per-stream one.
     except BaseException as error:
+        windows.leave(command.job_id)
         code = Code.OUT_OF_MEMORY if _is_out_of_memory(error) else Code.INVALID_INPUT
         log("job_input_failed", job_id=command.log_id, code=code, **_describe(error))
         return (Failed(command.job_id, code, "the input could not be read", Units()),)
@@ -168,9 +179,11 @@ def main() -> None:
     # The libraries' millions of objects never die: keep the collector from visiting them.
     gc.collect()
     gc.freeze()
-    channel.send(encode_ready(engine.info))
+    info = engine.info
+    windows = StreamWindows.of_engine(info, time.monotonic)
+    channel.send(encode_ready(replace(info, features=(*info.features, *windows.features))))
     try:
-        serve(channel, engine)
+        serve(channel, engine, windows)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         log("node_gone")
     # The boundary of a step: no engine is trusted after one that failed, so the process ends, and

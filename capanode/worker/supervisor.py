@@ -5,6 +5,7 @@ Time is trio's and the jitter's randomness an argument, so that a test can repla
 on a thread that lives as long as the node: see `capanode.sandbox.spawn`.
 """
 
+import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.limits import PAYLOAD_BYTES_MAX
 
 POISON_MESSAGE = "this input ended the model's process"
+
+_ALIAS_SECRET_BYTES = 16
 
 # Endings that an input can bring about.
 _CRASHES = frozenset({Code.WORKER_CRASHED, Code.WORKER_HUNG, Code.OUT_OF_MEMORY})
@@ -88,6 +91,7 @@ class WorkerSupervisor:
         self._info: EngineInfo | None = None
         self._last_ending: WorkerExit | None = None
         self._restart_at_s = 0.0
+        self._alias_secret = rng.randbytes(_ALIAS_SECRET_BYTES)
         self._log = structlog.get_logger().bind(engine=spec.engine.partition(":")[2])
 
     @property
@@ -158,8 +162,22 @@ class WorkerSupervisor:
     def _send_start(self, run: Run, payload: bytes) -> None:
         assert self._process is not None
         terms = run.terms
-        start = Start(run.job_id, payload, terms.log_id, terms.output_tokens_max, terms.seed)
+        start = Start(
+            run.job_id,
+            payload,
+            terms.log_id,
+            terms.output_tokens_max,
+            terms.seed,
+            self._alias_of(terms.client),
+        )
         self._process.send_nowait(start)
+
+    def _alias_of(self, client: str) -> str:
+        """What the worker calls a client: enough to keep clients apart, not to know them. The
+        node's own jobs have none."""
+        if not client:
+            return ""
+        return hashlib.sha256(self._alias_secret + client.encode()).hexdigest()
 
     def _hear(self, run: Run, event: EngineEvent) -> None:
         """Pass an event on to the job's owner, but not what a second run repeats."""

@@ -49,6 +49,8 @@ class AttemptTerms:
     queue_position: int
     lease_ms: float
     match_us: int
+    # Words of `protocol.features`: what the model can do at this node.
+    features: tuple[str, ...] = ()
 
 
 # A node's word, which ends up in the client's `Retry-After`.
@@ -62,7 +64,8 @@ class Attempt:
     """One lease of a job at one node. Iterate over it for the chunks, then read `result`.
 
     `deadline` is a trio time; the job is abandoned then. An answer that `is_whole` is passed on
-    when all of it is there.
+    when all of it is there. `needs_state` is a job that goes on from rows that a node has kept, and
+    the only one for which a node may say that it does not have them.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Attempt:
         clock: Clock,
         deadline: float,
         is_whole: bool = False,
+        needs_state: bool = False,
     ) -> None:
         self._job = job
         self._channel = channel
@@ -84,6 +88,7 @@ class Attempt:
         self._first_output_at: float | None = None
         self._is_whole = is_whole
         self._frames_in_a_row = 0
+        self._needs_state = needs_state
         self._ready: deque[Chunk] = deque()
         self._tokens_used = 0
         # What waits for a text.
@@ -143,6 +148,7 @@ class Attempt:
             queue_position=self._accepted.queue_position,
             lease_ms=lease_ms,
             match_us=self._granted.match_us,
+            features=_features_of(self._granted),
         )
 
     @property
@@ -273,12 +279,17 @@ class Attempt:
             if event.ended is not None:
                 self._countersign(event.ended)
             # We sign whatever there is to sign; after output a slow reader of ours may have waited.
-            is_false = event.code is Code.UNSIGNED and self._first_output_at is None
-            if is_false or not may_node_say(event.code):
+            if self._is_false(event.code) or not may_node_say(event.code):
                 reason = f"the node ended the job by {event.code}, which is not its to say"
                 raise self._fail(reason, Code.INTERNAL, is_breach=True)
             raise self._fail(event.message, event.code, event.retry_after_ms)
         return event
+
+    def _is_false(self, code: Code) -> bool:
+        """Whether a node ends a job by what cannot be the case."""
+        if code is Code.STATE_MISSING:
+            return not self._needs_state
+        return code is Code.UNSIGNED and self._first_output_at is None
 
     async def _receive_frame(self) -> Frame:
         silent_until, deadline = self._silent_until(), self._deadline
@@ -353,3 +364,9 @@ class Attempt:
             units = counted.units
             amount_nano = min(amount_nano, charge_nano(price, units, billed.finish))
         self.result = AttemptResult(billed.finish, units, amount_nano, ended.receipt, acceptance)
+
+
+def _features_of(granted: Granted) -> tuple[str, ...]:
+    digest = granted.lease.message.model_digest
+    offered = (m for m in granted.offer.message.models if m.manifest_digest == digest)
+    return next((model.features for model in offered), ())

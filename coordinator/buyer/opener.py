@@ -28,6 +28,7 @@ from protocol.net.errors import NetError
 from protocol.net.pool import StreamPool
 from protocol.payload import JobInput
 from protocol.pricing import Units
+from protocol.tensors import TensorInput
 
 # A dial over a relay takes tens of milliseconds; a node that needs seconds is no use to anyone.
 OPEN_WITHIN_S = 5.0
@@ -151,6 +152,7 @@ class Opener:
             clock=self.clock,
             deadline=deadline,
             is_whole=is_whole(part.spec),
+            needs_state=_needs_state(part.spec.job_input),
         )
         try:
             attempt.send(job.open(now_ms=self.clock.now_ms()))
@@ -202,6 +204,12 @@ def _job_of(part: SignedPart, granted: Granted, key: SigningKey) -> ClientJob:
         key,
         silent_tokens=_silent_tokens(part.spec.job_input),
     )
+
+
+def _needs_state(job_input: JobInput) -> bool:
+    if not isinstance(job_input, TensorInput) or job_input.place is None:
+        return False
+    return job_input.place.is_continued
 
 
 def _silent_tokens(job_input: JobInput) -> int:

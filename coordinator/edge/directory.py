@@ -79,5 +79,6 @@ def _info_of(offers: list[tuple[ListedNode, ModelOffer]]) -> ModelInfo:
         features=frozenset(features),
         chat_format=first.chat_format,
         dimensions=first.dimensions,
+        signature=first.signature,
         quantizations=tuple(sorted(quantizations)),
     )

@@ -161,6 +161,10 @@ ANSWERS: dict[Code, Answer] = {
     Code.STORAGE_FULL: Answer(
         503, ProblemKind.UNAVAILABLE, False, "the market cannot take jobs: its disk is full"
     ),
+    # A stream sends the rows and goes on; nothing else asks for what a node keeps.
+    Code.STATE_MISSING: Answer(
+        503, ProblemKind.UNAVAILABLE, True, "the node lost what the job goes on from: try again"
+    ),
     Code.INTERNAL: Answer(
         500, ProblemKind.SERVER, False, "something failed that should not: it was reported"
     ),

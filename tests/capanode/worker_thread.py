@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from typing import Any
 
 from capanode.engines.base import Engine
@@ -9,6 +10,7 @@ from capanode.worker.commands import Command, encode_command
 from capanode.worker.frames import FrameBuffer
 from capanode.worker.main import NodeSocket, serve
 from capanode.worker.reports import parse_report
+from capanode.worker.stream_windows import StreamWindows
 
 
 class WorkerThread:
@@ -25,7 +27,8 @@ class WorkerThread:
 
     def _serve(self, engine: Engine) -> None:
         try:
-            serve(self._channel, engine)
+            windows = StreamWindows.of_engine(engine.info, time.monotonic)
+            serve(self._channel, engine, windows)
         except BaseException as error:
             self.failure = error
 

@@ -88,6 +88,7 @@ class Script(Enum):
     REFUSE_BARE = auto()  # busy, without a receipt
     BAD_INPUT = auto()  # the client's fault
     LATER_CODE = auto()  # refuses with a code of a later version
+    STATE_MISSING = auto()  # says that it lacks rows, of a job that needs none
     VANISH_AT_ONCE = auto()  # drops the channel before any output
     VANISH_MIDWAY = auto()  # drops it after two chunks
     CRASH_MIDWAY = auto()  # after two chunks an error, with a receipt for them
@@ -105,6 +106,7 @@ _REFUSALS = {
     Script.REFUSE: Code.BUSY,
     Script.BAD_INPUT: Code.PROMPT_TOO_LONG,
     Script.LATER_CODE: Code("moon_phase"),
+    Script.STATE_MISSING: Code.STATE_MISSING,
 }
 
 

@@ -22,7 +22,7 @@ from protocol.generation import GenerationInput
 from protocol.limits import EMBEDDING_TEXTS_MAX, LABELS_MAX, PAYLOAD_BYTES_MAX
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, ImageInput
-from protocol.tensors import Datatype, ModelSignature, NamedTensor, TensorInput
+from protocol.tensors import Datatype, ModelSignature, NamedTensor, StreamPlace, TensorInput
 
 # Of one request: each is a job.
 _PROMPTS_MAX = 128
@@ -55,9 +55,15 @@ _DATA_BYTES_MAX = PAYLOAD_BYTES_MAX - 64 * 1_024
 
 
 def orders_of(
-    request: InferenceRequest, routing: Routing, model: ModelInfo, *, context_rows: int = 0
-) -> Sequence[Order]:
-    """Raises ApiError (400, 413)."""
+    request: InferenceRequest,
+    routing: Routing,
+    model: ModelInfo,
+    *,
+    context_rows: int = 0,
+    place: StreamPlace | None = None,
+) -> tuple[Order, ...]:
+    """`context_rows` and `place` are of a request that is a part of a stream of tensors. Raises
+    ApiError (400, 413)."""
     if len(request.parameters) > PARAMETERS_MAX:
         raise invalid(f"a request has at most {PARAMETERS_MAX} parameters", "parameters")
     signature = signature_of(model)
@@ -65,8 +71,8 @@ def orders_of(
         _check_outputs(request, signature)
     if model.task is Task.TENSOR:
         _refuse_unknown(request, ())
-        return (_tensor_order(request, routing, signature, context_rows),)
-    return _MAKERS[model.task](request, routing)
+        return (_tensor_order(request, routing, signature, context_rows, place),)
+    return tuple(_MAKERS[model.task](request, routing))
 
 
 def _tensor_order(
@@ -74,6 +80,7 @@ def _tensor_order(
     routing: Routing,
     signature: ModelSignature | None,
     context_rows: int,
+    place: StreamPlace | None,
 ) -> PlainOrder:
     if signature is not None:
         check_inputs(request, signature)
@@ -85,7 +92,7 @@ def _tensor_order(
             input_param="inputs",
         )
     try:
-        job_input = TensorInput(request.inputs, request.outputs, context_rows)
+        job_input = TensorInput(request.inputs, request.outputs, context_rows, place)
     except ValueError as error:
         raise invalid(str(error), "inputs") from None
     return PlainOrder(Task.TENSOR, "inputs", routing, job_input, size)

@@ -137,10 +137,12 @@ async def test_the_clients_own_mistake_is_one_if_a_second_node_finds_it_too(
         market.assert_books_are_closed()
 
 
-async def test_a_node_that_refuses_with_a_word_of_a_later_version_is_left_for_another(
-    autojump_clock: MockClock,
+@pytest.mark.parametrize("script", [Script.LATER_CODE, Script.STATE_MISSING])
+async def test_a_node_that_refuses_for_no_reason_of_the_job_is_left_for_another(
+    autojump_clock: MockClock, script: Script
 ) -> None:
-    async with open_small_market(Script.LATER_CODE, Script.ANSWER) as market:
+    """With a word of a later version, or with one that only other jobs can meet."""
+    async with open_small_market(script, Script.ANSWER) as market:
         for _ in range(4):
             assert [chunk.text for chunk in await market.buy()] == list(WORDS)
         assert market.nodes[0].jobs_opened, "or the test shows nothing"

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
+from capanode.engines.base import Completed
+from capanode.worker.stream_windows import StreamWindows
 from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import AttemptResult, PurchasePart, PurchaseResult
@@ -36,6 +38,7 @@ from protocol.payload import (
     EmbeddingInput,
     EmbeddingOutput,
     ImageInput,
+    JobInput,
     Label,
 )
 from protocol.pricing import PriceSheet, Units, cost_nano
@@ -232,6 +235,9 @@ class FakeMarket:
     cancellation: trio.Event = field(default_factory=trio.Event)
     client: PeerId = CLIENT_KEY.peer_id
     shares_account: bool = False
+    # What its nodes keep of streams, if they do, and the tensors that they computed.
+    windows: StreamWindows | None = None
+    computed: list[TensorInput] = field(default_factory=list)
 
     shelf: AnswerShelf = field(
         default_factory=lambda: MemoryShelf(trio.current_time, bytes_max=2**20)
@@ -304,6 +310,10 @@ class FakeMarket:
     def network(self) -> TransportStatistics:
         return TransportStatistics(connections=7, gossip_rejected=3)
 
+    def keep_windows(self) -> None:
+        """From now on, by a node that has none yet."""
+        self.windows = StreamWindows(SIGNATURE.window_rows - 1, lambda: 0.0)
+
     @contextmanager
     def _watched(self) -> Iterator[None]:
         try:
@@ -325,13 +335,14 @@ class FakeJob:
         self._script = market.script
         self._spec = spec
         self._fails = market.script.failing_job in (None, len(market.specs) - 1)
-        self._chunks = list(chunks_of(market.script, spec))
+        self._chunks: list[Chunk] = []
         self._next = 0
 
     async def wait_first_output(self) -> None:
         if self._market.model(self._spec.model) is None:
             raise JobFailed(f"no node offers {self._spec.model!r} now", code=Code.UNKNOWN_MODEL)
         await self._reach(0)
+        self._chunks = list(chunks_of(self._script, replace(self._spec, job_input=self._input())))
         task = self._spec.task
         self.terms = AttemptTerms(
             job_id=self._spec.job_id or _JOB_ID,
@@ -344,7 +355,21 @@ class FakeJob:
             queue_position=0,
             lease_ms=self._script.lease_ms,
             match_us=42,
+            features=self._market.windows.features if self._market.windows is not None else (),
         )
+
+    def _input(self) -> JobInput:
+        """As the node computes it."""
+        job_input = self._spec.job_input
+        if not isinstance(job_input, TensorInput):
+            return job_input
+        if self._market.windows is not None:
+            try:
+                job_input = self._market.windows.enter("job", "client", job_input)
+            except RemoteProtocolError as error:
+                raise JobFailed(str(error), code=error.code) from None
+        self._market.computed.append(job_input)
+        return job_input
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
         return self
@@ -355,6 +380,8 @@ class FakeJob:
             await self._reach(index)
         if index == len(self._chunks):
             self.result = _outcome(self._script, self._spec, self._chunks)
+            if self._market.windows is not None:
+                self._market.windows.note_events([Completed("job", "complete", Units())])
             raise StopAsyncIteration
         self._next += 1
         return self._chunks[index]

@@ -3,8 +3,9 @@
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,14 @@ import pytest
 from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.http.oip.streaming import PENDING_MAX
 from protocol.errors import Code
+from protocol.features import Feature
 from protocol.messages import Task
-from protocol.tensors import TensorInput
+from protocol.tensors import StreamPlace, TensorInput
 from tests.coordinator.gateway.fake_market import (
     API_KEY,
     LIMITED_KEY,
     NAMES,
+    NODE_KEY,
     PRICE,
     SIGNATURE,
     Script,
@@ -169,6 +172,132 @@ def test_a_node_that_fails_costs_no_record(gateway: Harness) -> None:
     # Only what was not answered is asked again.
     assert (jobs[0], numbers(jobs[0])) == (jobs[1], [0.0])
     assert heard[-2]["records"] == 5
+
+
+def whole_rows(count: int) -> list[float]:
+    return [float(n) for n in range(count)]
+
+
+def computed(gateway: Harness) -> list[tuple[list[float], list[float]]]:
+    """The rows that nodes looked at, job by job: those of the window, and those answered."""
+    found = []
+    for job_input in gateway.market.computed:
+        rows = numbers(job_input)
+        found.append((rows[: job_input.context_rows], rows[job_input.context_rows :]))
+    return found
+
+
+def assert_unbroken(gateway: Harness, count: int) -> None:
+    """Each row was answered once, after the rows before it."""
+    at = 0
+    for context, rows in computed(gateway):
+        assert context == whole_rows(at)[-(SIGNATURE.window_rows - 1) :]
+        assert rows == whole_rows(at + len(rows))[at:]
+        at += len(rows)
+    assert at == count
+
+
+def one_by_one(
+    gateway: Harness, count: int, *, before: Callable[[int], object] = lambda number: None
+) -> list[dict[str, Any]]:
+    """Each record is sent when the one before it is answered."""
+
+    async def run() -> list[dict[str, Any]]:
+        async with connected(gateway) as socket:
+            socket.send(OPEN)
+            heard = [await socket.hear()]
+            for number in range(count):
+                before(number)
+                socket.send(record([number, 0]))
+                heard.append(await socket.hear())
+            socket.send(CLOSE)
+            return heard + await socket.hear_all()
+
+    return gateway.run(run())
+
+
+def test_a_node_that_keeps_the_window_gets_new_rows_only(gateway: Harness) -> None:
+    gateway.market.keep_windows()
+    heard = one_by_one(gateway, 6)
+    assert predictions(heard) == [(n, [float(n)]) for n in range(6)]
+    assert_unbroken(gateway, 6)
+    first, *others = gateway.market.specs
+    assert isinstance(first.job_input, TensorInput)
+    begun = first.job_input.place
+    assert begun is not None
+    assert begun == StreamPlace(begun.stream_id, 0)
+    for number, spec in enumerate(others, 1):
+        assert isinstance(spec.job_input, TensorInput)
+        place = replace(begun, first_row=number, is_continued=True)
+        assert (spec.job_input.place, numbers(spec.job_input)) == (place, [float(number)])
+        # Its own node if that is free, and only one that knows what is asked of it.
+        assert spec.constraints.order == (NODE_KEY.peer_id,)
+        assert spec.constraints.features == (Feature.STREAM_WINDOWS,)
+    assert (heard[-2]["records"], heard[-2]["elements"]) == (6, 12)
+
+
+def test_a_node_that_lost_the_window_is_sent_it_again(gateway: Harness) -> None:
+    gateway.market.keep_windows()
+
+    def forget(number: int) -> None:
+        if number in (2, 4):
+            gateway.market.keep_windows()
+
+    heard = one_by_one(gateway, 6, before=forget)
+    assert predictions(heard) == [(n, [float(n)]) for n in range(6)]
+    assert_unbroken(gateway, 6)
+    # The two that were refused were sent again, with the window; nothing else was.
+    sent = [(job.context_rows, numbers(job)) for job in inputs(gateway)]
+    assert [s for s in sent if s[0]] == [(2, [0.0, 1.0, 2.0]), (2, [2.0, 3.0, 4.0])]
+    assert len(sent) == 8
+    # What was looked at again is not charged again.
+    cost = 6 * -(-2 * PRICE.tensor_nano_per_kelement // 1_000)
+    assert heard[-2] == {"type": "closed", "records": 6, "elements": 12, "cost_nano": cost}
+
+
+def test_a_node_that_dies_with_the_window_costs_no_record(gateway: Harness) -> None:
+    gateway.market.keep_windows()
+    lost = JobFailed("the node is gone", code=Code.NODE_LOST)
+
+    def die(number: int) -> None:
+        if number == 3:
+            gateway.market.keep_windows()
+            gateway.market.script = Script(failure=lost, failing_job=3)
+
+    heard = one_by_one(gateway, 6, before=die)
+    assert predictions(heard) == [(n, [float(n)]) for n in range(6)]
+    assert_unbroken(gateway, 6)
+    again = gateway.market.specs[4]
+    assert isinstance(again.job_input, TensorInput)
+    assert (again.job_input.context_rows, again.constraints.order) == (2, ())
+
+
+def test_a_node_that_never_has_the_window_is_not_asked_for_it_for_ever(gateway: Harness) -> None:
+    gateway.market.keep_windows()
+    heard = one_by_one(gateway, 9, before=lambda number: gateway.market.keep_windows())
+    assert predictions(heard) == [(n, [float(n)]) for n in range(9)]
+    continued = [job for job in inputs(gateway) if job.place and job.place.is_continued]
+    assert len(continued) == 3
+
+
+def test_rows_of_a_break_go_to_the_node_with_the_next_record(gateway: Harness) -> None:
+    gateway.market.keep_windows()
+    messages = (record([0, 0]), record([7, 0], [8, 0], context=True), record([9, 0]))
+    talk(gateway, OPEN, *messages, record([10, 0]), CLOSE)
+    assert computed(gateway) == [([], [0.0]), ([7.0, 8.0], [9.0, 10.0])]
+
+
+def test_each_series_has_its_own_window_at_the_node(gateway: Harness) -> None:
+    gateway.market.keep_windows()
+
+    def of(series: int, number: float, **more: Any) -> dict[str, Any]:
+        return record([number, 0], parameters={"sequence_id": series, **more})
+
+    parts = (of(1, 1), of(2, 20), of(1, 2), of(2, 21), of(1, 3, sequence_start=True), of(1, 4))
+    talk(gateway, OPEN, *parts, CLOSE)
+    assert computed(gateway)[:4] == [([], [1.0]), ([], [20.0]), ([1.0], [2.0]), ([20.0], [21.0])]
+    ids = {job.place.stream_id for job in inputs(gateway) if job.place}
+    assert len(ids) == 3
 
 
 def test_a_market_that_fails_for_good_ends_the_stream(gateway: Harness) -> None:

@@ -2,9 +2,10 @@
 
 Requests of a tensor model that wait together become one job, so that a stream keeps up with its
 records however long the way to the node is. A model whose answers depend on the rows before them
-gets those as context: the window travels with each job, so that any node can go on where another
-one failed, and what was not answered is asked again. Nothing is answered twice. A reader of answers
-that falls behind holds up the jobs, and they hold up who sends requests.
+gets those once, and its node keeps them from job to job (`series`); a node that does not have them
+gets them again, so that any node can go on where another one failed, and what was not answered is
+asked again. Nothing is answered twice. A reader of answers that falls behind holds up the jobs, and
+they hold up who sends requests.
 """
 
 import asyncio
@@ -20,12 +21,13 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.fair_places import Place
 from coordinator.gateway.http.jobs import Asked, finish_jobs, job_error
 from coordinator.gateway.http.oip.running import routing_fields, run_inference, settle_model
+from coordinator.gateway.http.oip.series import Series
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.inference.answers import answer_of, text_tensor
 from coordinator.gateway.inference.messages import InferenceAnswer, InferenceRequest
-from coordinator.gateway.inference.models import signature_of, version_of
-from coordinator.gateway.inference.orders import check_inputs, orders_of
+from coordinator.gateway.inference.models import version_of
+from coordinator.gateway.inference.orders import orders_of
 from coordinator.gateway.inference.stream_items import (
     StreamReply,
     StreamRequest,
@@ -36,13 +38,13 @@ from coordinator.gateway.inference.stream_items import (
     split_answer,
     without_series,
 )
-from coordinator.gateway.market_side.market import ModelInfo
 from coordinator.gateway.market_side.running import ChoiceEnd, WholeAnswer, run_streaming
-from coordinator.gateway.orders import Order, Routing
+from coordinator.gateway.orders import Order
 from protocol.ids import JobId
+from protocol.limits import STREAM_ID_BYTES
 from protocol.messages import Task
 from protocol.payload import Chunk
-from protocol.tensor_rows import RowWindow, join_rows, rows_of
+from protocol.tensor_rows import join_rows, rows_of
 
 # Requests of one stream that wait, and their bytes; then its sender waits.
 PENDING_MAX = 256
@@ -90,13 +92,6 @@ class StreamCall(Protocol):
 
 
 @dataclass
-class _Series:
-    window: RowWindow
-    model: ModelInfo
-    routing: Routing
-
-
-@dataclass
 class _Waiting:
     """What has arrived and is not answered yet."""
 
@@ -113,7 +108,7 @@ class InferenceStream:
         self._call = call
         self._waiting = _Waiting()
         self._changed = asyncio.Condition()
-        self._series: dict[object, _Series] = {}
+        self._series: dict[object, Series] = {}
 
     async def put(self, item: StreamRequest | ApiError) -> None:
         """Waits while too much waits. An ApiError is a request that could not be read: it is told
@@ -192,7 +187,7 @@ class InferenceStream:
             raise
         if items[0].is_context:
             for item in items:
-                series.window.push(item.request.inputs)
+                series.add_context(item.request.inputs)
             return
         if series.model.task is not Task.TENSOR:
             async for reply in self._other(first, series):
@@ -214,7 +209,7 @@ class InferenceStream:
         for reply in replies:
             yield reply
 
-    async def _series_of(self, request: InferenceRequest) -> _Series:
+    async def _series_of(self, request: InferenceRequest) -> Series:
         """Raises ApiError."""
         key = series_key(request)
         series = self._series.get(key)
@@ -225,37 +220,28 @@ class InferenceStream:
             # Its parts go to one node while that serves.
             routing = replace(routing, session=routing.session or self._call.request_id)
             model, routing = await settle_model(self._context, request, routing)
-            series = _Series(_new_window(model), model, routing)
-            self._series[key] = series
-        if begins_series(request):
-            series.window = _new_window(series.model)
+            series = self._series[key] = Series.begin(model, routing, self._new_id())
+        elif begins_series(request):
+            series = self._series[key] = series.begun_anew(self._new_id())
         return series
 
-    async def _run(self, items: Sequence[StreamRequest], series: _Series) -> list[StreamReply]:
+    def _new_id(self) -> bytes:
+        return self._context.runtime.entropy(STREAM_ID_BYTES)
+
+    async def _run(self, items: Sequence[StreamRequest], series: Series) -> list[StreamReply]:
         """One job for all of them. Raises ApiError."""
-        signature = signature_of(series.model)
-        if signature is not None:
-            check_inputs(items[0].request, signature)
         inputs = join_rows([item.request.inputs for item in items])
-        if not series.window.fits(inputs):
-            raise invalid("the inputs have another form than those before them", "inputs")
-        context_rows = series.window.rows
-        merged = replace(
-            items[0].request,
-            inputs=series.window.before(inputs),
-            parameters=without_series(items[0].request),
+        series.check(items[0].request, inputs)
+        request = replace(
+            items[0].request, inputs=inputs, parameters=without_series(items[0].request)
         )
-        orders = orders_of(merged, series.routing, series.model, context_rows=context_rows)
-        whole = await self._buy(orders)
-        answer = answer_of(merged, series.model, [whole])
-        series.window.push(inputs)
+        whole = await self._buy(series, request)
+        answer = answer_of(request, series.model, [whole])
         if ends_series(items[-1].request):
-            series.window = _new_window(series.model)
+            self._series[series_key(items[-1].request)] = series.begun_anew(self._new_id())
         return split_answer(items, answer, whole)
 
-    async def _other(
-        self, request: InferenceRequest, series: _Series
-    ) -> AsyncIterator[StreamReply]:
+    async def _other(self, request: InferenceRequest, series: Series) -> AsyncIterator[StreamReply]:
         """Of a model for texts or pictures. Raises ApiError."""
         request = replace(request, parameters=without_series(request))
         try:
@@ -271,7 +257,7 @@ class InferenceStream:
         yield StreamReply(request, finished.answer)
 
     async def _text(
-        self, request: InferenceRequest, series: _Series, orders: Sequence[Order]
+        self, request: InferenceRequest, series: Series, orders: Sequence[Order]
     ) -> AsyncIterator[StreamReply]:
         """A reply for each piece of the text, and an empty one at its end. Raises ApiError."""
         context, caller = self._context, self._call.caller
@@ -309,29 +295,47 @@ class InferenceStream:
         job_id = context.new_job_id()
         return _JobAsk(call.request_id, context.monotonic(), call.caller, job_id)
 
-    async def _buy(self, orders: Sequence[Order]) -> WholeAnswer:
+    async def _buy(self, series: Series, request: InferenceRequest) -> WholeAnswer:
+        """From the node that has the window, or from any. Raises ApiError."""
+        whole = await self._buy_continued(series, request)
+        was_continued = whole is not None
+        if whole is None:
+            whole = await self._buy_whole(series.whole_orders(request))
+        series.note_answer(request.inputs, whole.opened.info, was_continued=was_continued)
+        return whole
+
+    async def _buy_continued(self, series: Series, request: InferenceRequest) -> WholeAnswer | None:
+        """None if no node has the window. Raises ApiError."""
+        orders = series.continued_orders(request)
+        if orders is None:
+            return None
+        try:
+            return await self._finish(orders)
+        except ApiError as error:
+            if not series.note_failure(error):
+                raise
+            return None
+
+    async def _buy_whole(self, orders: Sequence[Order]) -> WholeAnswer:
         """Raises ApiError."""
         for attempt in range(_TRIES_MAX):
             try:
-                (answer,) = await finish_jobs(self._context, self._ask(), orders)
+                return await self._finish(orders)
             except ApiError as error:
                 if not error.problem.should_retry or attempt == _TRIES_MAX - 1:
                     raise
                 retry_after_s = (error.problem.retry_after_ms or 0) / 1_000
                 await asyncio.sleep(max(_PAUSE_S, retry_after_s))
-            else:
-                if isinstance(answer, ApiError):
-                    raise answer
-                return answer
         raise AssertionError("the last try returns or raises")
 
+    async def _finish(self, orders: Sequence[Order]) -> WholeAnswer:
+        """Raises ApiError."""
+        (answer,) = await finish_jobs(self._context, self._ask(), orders)
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
 
-def _text_answer(request: InferenceRequest, series: _Series, text: str) -> InferenceAnswer:
+
+def _text_answer(request: InferenceRequest, series: Series, text: str) -> InferenceAnswer:
     model = series.model
     return InferenceAnswer(model.name, version_of(model), request.id, (text_tensor([text]),))
-
-
-def _new_window(model: ModelInfo) -> RowWindow:
-    signature = signature_of(model)
-    window = signature.window_rows if signature is not None else 0
-    return RowWindow(max(0, window - 1))
