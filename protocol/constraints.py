@@ -41,7 +41,8 @@ def _is_allowed(constraints: Constraints, node: PeerId) -> bool:
 
 
 def _is_dearer(price: PriceSheet, cap: PriceCap) -> bool:
-    limits = (
-        (position.of(price), getattr(cap, position.cap_field)) for position in PRICE_POSITIONS
-    )
-    return any(limit_nano is not None and asked > limit_nano for asked, limit_nano in limits)
+    for position in PRICE_POSITIONS:
+        limit_nano = getattr(cap, position.cap_field)
+        if limit_nano is not None and position.of(price) > limit_nano:
+            return True
+    return False

@@ -149,8 +149,10 @@ def cost_nano(sheet: PriceSheet, units: Units) -> int:
     """The charge for one job, rounded up once. Raises ValueError above what a ledger can hold."""
     # In parts of a nano-credit, so that the sum of all positions is rounded and no single one.
     parts = 0
-    for position in PRICE_POSITIONS:
-        parts += position.count(units) * position.of(sheet) * (_PARTS_PER_NANO // position.per)
+    for price, unit, weight in _TERMS:
+        nano = getattr(sheet, price)
+        if nano:
+            parts += nano * weight * (1 if unit is None else getattr(units, unit))
     amount_nano = divide_up(parts, _PARTS_PER_NANO)
     if amount_nano > AMOUNT_NANO_MAX:
         raise ValueError("the charge is more than the ledger can hold")
@@ -158,3 +160,6 @@ def cost_nano(sheet: PriceSheet, units: Units) -> int:
 
 
 _PARTS_PER_NANO = math.lcm(*(position.per for position in PRICE_POSITIONS))
+# Each position's field, its unit, and how many parts one nano-credit for one unit is. A job is
+# priced five times.
+_TERMS = [(p.field, p.unit, _PARTS_PER_NANO // p.per) for p in PRICE_POSITIONS]

@@ -91,14 +91,12 @@ class GenerationOrder:
             return _spec(self, job_input, units_of(job_input), caller, deadline_s)
         if self._tokens_min() >= context:
             raise _too_long(self, context)
-        job_input = replace(job_input, max_tokens=min(job_input.max_tokens, context - 1))
+        if job_input.max_tokens >= context:
+            job_input = replace(job_input, max_tokens=context - 1)
         units_max, expected = units_of(job_input)
         room = context - job_input.max_tokens
-        units = (
-            # What the whole context bounds need not be held.
-            replace(units_max, input_tokens=min(units_max.input_tokens, context)),
-            replace(expected, input_tokens=min(expected.input_tokens, room)),
-        )
+        # What the whole context bounds need not be held.
+        units = (_with_input_up_to(context, units_max), _with_input_up_to(room, expected))
         return _spec(self, job_input, units, caller, deadline_s)
 
     def _tokens_min(self) -> int:
@@ -132,6 +130,10 @@ class PlainOrder:
 
 
 Order = GenerationOrder | PlainOrder
+
+
+def _with_input_up_to(tokens: int, units: Units) -> Units:
+    return units if units.input_tokens <= tokens else replace(units, input_tokens=tokens)
 
 
 def _check_task(order: Order, model: ModelInfo | None) -> None:

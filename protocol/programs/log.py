@@ -36,6 +36,7 @@ SECRET_FIELDS = frozenset(
     }
 )
 HIDDEN = "[hidden]"
+_BYTES = (bytes, bytearray, memoryview)
 
 # A traceback of a deep call, or of a group of errors; a message of a peer's could be any length.
 TRACEBACK_CHARS_MAX = 20_000
@@ -65,7 +66,7 @@ def configure_logging(
     structlog.configure(
         processors=[*shared, *final],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(output),
+        logger_factory=structlog.WriteLoggerFactory(output),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(output)
@@ -91,7 +92,7 @@ def hide_secrets(_logger: Any, _method: str, event: _Event) -> _Event:
     for name, value in event.items():
         if name in SECRET_FIELDS:
             event[name] = HIDDEN
-        elif isinstance(value, bytes | bytearray | memoryview):
+        elif isinstance(value, _BYTES):
             event[name] = f"<{len(value)} bytes>"
     return event
 
@@ -105,7 +106,8 @@ def escape_text(_logger: Any, _method: str, event: _Event) -> _Event:
 
 def _escaped(value: Any, *, depth_left: int) -> Any:
     if isinstance(value, str):
-        return printable(value, chars_max=LOG_CHARS_MAX)
+        is_plain = len(value) <= LOG_CHARS_MAX and value.isprintable()
+        return value if is_plain else printable(value, chars_max=LOG_CHARS_MAX)
     if isinstance(value, list | tuple) and depth_left:
         return [_escaped(item, depth_left=depth_left - 1) for item in value]
     if isinstance(value, dict) and depth_left:

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import trio
 
@@ -55,10 +56,9 @@ def system_runtime() -> Runtime:
         random.SystemRandom(),
         ThreadRunner(),
         time.perf_counter_ns,
-        _since_boot_s,
+        partial(time.clock_gettime, _SINCE_BOOT),
     )
 
 
-def _since_boot_s() -> float:
-    """Counts the time that the machine is suspended, which trio's clock does not on Linux."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+# Counts the time that the machine is suspended, which trio's clock does not on Linux.
+_SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
