@@ -137,6 +137,27 @@ class BulkQuery:
         return sql
 
 
+class FixedQuery:
+    """Run a SELECT without parameters."""
+
+    def __init__(self, statement: Select[Any]) -> None:
+        self._statement = statement
+        self._sql: dict[str, str] = {}
+
+    def first(self, conn: Connection) -> Sequence[Any] | None:
+        """The first row, or None."""
+        sql = self._sql.get(conn.dialect.name)
+        if sql is None:
+            compiled = self._statement.compile(
+                dialect=conn.dialect, compile_kwargs={"literal_binds": True}
+            )
+            sql = self._sql[conn.dialect.name] = str(compiled)
+        cursor = _cursor(conn)
+        cursor.execute(sql)
+        row: Sequence[Any] | None = cursor.fetchone()
+        return row
+
+
 class Record(NamedTuple):
     """A row to write together with a posting (`coordinator.db.writer`)."""
 

@@ -76,7 +76,8 @@ def _configure(engine: Engine, *, begin: str, read_only: bool) -> None:
         configure_connection(connection, read_only=read_only)
 
     def begin_transaction(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        # The driver's own cursor: through SQLAlchemy it is a twelfth of a lone commit's CPU time.
+        connection.connection.cursor().execute(begin)
 
     event.listen(engine, "connect", connect)
     event.listen(engine, "begin", begin_transaction)

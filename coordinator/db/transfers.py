@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, delete, desc, func, or_, select, u
 
 from coordinator.db.accounts import find_accounts, store_accounts
 from coordinator.db.api_keys import find_key_funds, store_spending
-from coordinator.db.bulk import BulkInsert, BulkQuery, BulkUpdate, Record
+from coordinator.db.bulk import BulkInsert, BulkQuery, BulkUpdate, FixedQuery, Record
 from coordinator.db.schema import failed_ids, open_holds, transfers
 from coordinator.ledger.accounts import AccountId
 from coordinator.ledger.hash_chain import GENESIS, next_hash
@@ -42,7 +42,7 @@ _SELECT_RESOLUTIONS = BulkQuery(
     select(transfers.c.pending_id, transfers.c.kind), transfers.c.pending_id
 )
 _SELECT_FAILED = BulkQuery(select(failed_ids.c.id), failed_ids.c.id)
-_SELECT_LAST = (
+_SELECT_LAST = FixedQuery(
     select(transfers.c.sequence, transfers.c.created_at_ns, transfers.c.chain_hash)
     .order_by(desc(transfers.c.sequence))
     .limit(1)
@@ -83,7 +83,7 @@ def load_book(conn: Connection, chains: Sequence[Chain]) -> Book:
         existing |= find_transfers(conn, strays)
         found = _SELECT_RESOLUTIONS.select(conn, strays)
         resolutions = {pending_id: _KINDS[kind] for pending_id, kind in found}
-    last = conn.execute(_SELECT_LAST).first()
+    last = _SELECT_LAST.first(conn)
     return Book(
         accounts=find_accounts(conn, account_ids),
         existing=existing,
