@@ -79,7 +79,7 @@ class LedgerWriter:
         task_status.started()
         try:
             while True:
-                # Commits are shielded: without this, a busy ledger could not be shut down.
+                # Commits are not cancelled: without this, a busy ledger could not be shut down.
                 await trio.lowlevel.checkpoint_if_cancelled()
                 while not self._queue:
                     await self._idle.park()
@@ -157,9 +157,8 @@ class LedgerWriter:
         """Commit a batch and wake its submitters; never leaves one of them asleep."""
         answers: list[_Answer] = []
         try:
-            # Shielded, so that shutting down cannot separate a submitter from its answer.
-            with trio.CancelScope(shield=True):
-                answers = await self._write(batch)
+            # A transaction that has begun is not cancelled, and before that nothing is posted.
+            answers = await self._write(batch)
         finally:
             missing = len(batch) - len(answers)
             answers += [outcome.Error(_closed()) for _ in range(missing)]
@@ -178,8 +177,13 @@ class LedgerWriter:
                 return [_failed(error)]
         else:
             return [outcome.Value(result) for result in results]
-        # One posting's rows broke a constraint and took the batch with it: find out whose.
-        return [(await self._write([waiting]))[0] for waiting in batch]
+        # One posting's rows broke a constraint and took the batch with it: find out whose. It is
+        # shielded, so that shutting down cannot separate a submitter from its answer.
+        answers = []
+        with trio.CancelScope(shield=True):
+            for waiting in batch:
+                answers += await self._write([waiting])
+        return answers
 
 
 def post(conn: Connection, postings: Sequence[Posting], *, now_ms: int) -> list[ChainResult]:

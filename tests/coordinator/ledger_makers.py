@@ -49,11 +49,12 @@ class GatedRunner:
         return await self.runner.run_read(call)
 
     async def run_write(self, call: Callable[[], T]) -> T:
-        # Commits are shielded: a test that fails before it opens the gate would never end.
-        with trio.fail_after(10):
+        # What waits at the gate has begun: it is not cancelled. A test that fails before it opens
+        # the gate would never end.
+        with trio.fail_after(10, shield=True):
             await self.gate.wait()
-        self.writes += 1
-        return await self.runner.run_write(call)
+            self.writes += 1
+            return await self.runner.run_write(call)
 
 
 @contextmanager
