@@ -15,7 +15,7 @@ from coordinator.buyer.leaser import Leaser
 from coordinator.buyer.parts import SignedPart
 from coordinator.buyer.settlements import Settlements
 from coordinator.buyer.tries import Tries
-from protocol.blame import Observation, blame_for
+from protocol.blame import Blame, Observation, blame_for
 from protocol.client_session import EMPTY_TOKENS_MAX, ClientJob
 from protocol.clock import Clock
 from protocol.countersigning import Delivery
@@ -24,7 +24,7 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.generation import GenerationInput
 from protocol.grants import Granted, check_terms
 from protocol.keys import SigningKey
-from protocol.net.errors import NetError
+from protocol.net.errors import Backpressure, NetError
 from protocol.net.pool import StreamPool
 from protocol.payload import JobInput
 from protocol.pricing import Units
@@ -68,7 +68,10 @@ class Opener:
             raise
         except JobFailed as failure:
             # A node that cannot be reached must not be chosen again and again.
-            tries.note_word(self._give_back(granted, job, failure.code, started_at))
+            blame = blame_for(failure.code)
+            if isinstance(failure.__cause__, Backpressure):
+                blame = Blame.NEUTRAL  # our own bound of what is under way to one node
+            tries.note_word(self._give_back(granted, job, failure.code, started_at, blame=blame))
             tries.note_failure(granted.lease.message, failure, delivered_tokens=0)
             return None, lease_ms
 
@@ -143,6 +146,8 @@ class Opener:
             channel = await self._pool.open_channel(
                 node, addresses=offer.addresses, timeout_s=OPEN_WITHIN_S
             )
+        except Backpressure as error:
+            raise JobFailed(f"the node has much of ours: {error}", code=Code.BUSY) from error
         except NetError as error:
             raise JobFailed(f"the node cannot be reached: {error}", code=Code.NODE_LOST) from error
         attempt = Attempt(
@@ -156,6 +161,9 @@ class Opener:
         )
         try:
             attempt.send(job.open(now_ms=self.clock.now_ms()))
+        except Backpressure as error:
+            channel.close()
+            raise JobFailed(f"the node has much of ours: {error}", code=Code.BUSY) from error
         except NetError as error:
             channel.close()
             raise JobFailed(f"the node takes no jobs: {error}", code=Code.NODE_LOST) from error
@@ -179,13 +187,19 @@ class Opener:
             self.settlements.leave(attempt)
 
     def _give_back(
-        self, granted: Granted, job: ClientJob, code: Code, started_at: float
+        self,
+        granted: Granted,
+        job: ClientJob,
+        code: Code,
+        started_at: float,
+        *,
+        blame: Blame | None = None,
     ) -> Signed[Delivery]:
         """Say that nothing came of a lease, as its node was never asked to run it."""
         delivery = job.delivery(code, now_ms=self.clock.now_ms())
         observation = Observation(
             code=code,
-            blame=blame_for(code),
+            blame=blame or blame_for(code),
             first_output_ms=None,
             total_ms=1000 * (trio.current_time() - started_at),
             delivered=Units(),

@@ -228,7 +228,9 @@ class Market:
         if observation.code is not None:
             stake_nano = lease.ceiling_nano
         weight = self._voices.weigh(node, client, at_stake_nano=stake_nano, now_ms=now_ms)
-        source = Source(client, weight, is_first_hand=observation.is_first_hand)
+        # What a node says of other jobs there is no proof that it can run them.
+        at_once = sum(len(state.leases) for state in entry.models.values()) if entry else 0
+        source = Source(client, weight, observation.is_first_hand, at_once)
         self._judge_machine(lease, entry, observation, source)
         if observation.code is None or observation.blame is None:
             self._waits.on_success(client, node)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordinator.market.breaker import ACCUSERS_TO_OPEN, Breaker, BreakerState, Cooldown
-from coordinator.market.seats import SEATS_AT_START
+from coordinator.market.seats import SEATS_AT_START, is_used
 from coordinator.market.standing_rows import NO_RATIOS, Ratios, StandingRows
 from coordinator.market.standings import FAILURES, REFUSALS, SUCCESSES, Standings
 from coordinator.market.steadiness import Steadiness
@@ -35,11 +35,13 @@ _FIRST_HAND_SEATS = 0.25
 @dataclass(frozen=True, slots=True)
 class Source:
     """Who reports, and how much the report counts, from 0 to 1 (`market.voices`). What our own
-    client saw is first-hand; everything else may have been staged."""
+    client saw is first-hand; everything else may have been staged. `at_once` is how many jobs the
+    node had then."""
 
     client: PeerId
     weight: float = 1.0
     is_first_hand: bool = True
+    at_once: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +145,7 @@ class Reputation:
             record.cooldown.on_success()
             record.accusers.clear()
         self._rows.count(record.slot, SUCCESSES, now_ms, source.weight)
-        proof = max(source.weight, _FIRST_HAND_SEATS if source.is_first_hand else 0.0)
-        self._rows.earn_seats(record.slot, proof)
+        self._rows.earn_seats(record.slot, self._proof(record, source))
         self._rows.learn(record.slot, ratios, now_ms)
         self._mirror(record)
 
@@ -255,6 +256,14 @@ class Reputation:
 
     def _is_proven(self, record: _Record, now_ms: int) -> bool:
         return bool(self.standings(np.array([record.slot]), now_ms=now_ms).is_proven()[0])
+
+    def _proof(self, record: _Record, source: Source) -> float:
+        """How much of a seat an answer earns."""
+        if not source.is_first_hand:
+            return source.weight
+        if source.weight and is_used(self._rows.seats(record.slot), source.at_once):
+            return 1.0
+        return max(source.weight, _FIRST_HAND_SEATS)
 
     def _record_failure(self, record: _Record, source: Source, now_ms: int, jitter: float) -> None:
         record.failures += 1

@@ -1,17 +1,22 @@
 """Buying, from the buyer's side: answers, invisible retries, visible cuts, and what they cost."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from coordinator.buyer.errors import JobFailed
+from protocol.blame import Blame, Observation
 from protocol.endings import Finish
 from protocol.errors import Code
+from protocol.ids import PeerId
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Task
 from protocol.money import split_fee
+from protocol.net.errors import Backpressure
+from protocol.net.pool import Channel, StreamPool
 from protocol.payload import Chunk, ImageInput
 from protocol.pricing import Units
 from protocol.receipts import charge_nano
@@ -197,6 +202,27 @@ async def test_when_every_node_fails_the_last_reason_is_told(autojump_clock: Moc
         assert sum(node.jobs_opened for node in market.nodes) == 3
         await market.client.wait_settled()
         market.assert_books_are_closed()
+
+
+async def test_our_own_bound_of_what_goes_to_one_node_is_not_blamed_on_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_channel = StreamPool.open_channel
+    seen: list[Observation] = []
+
+    async with open_small_market(Script.ANSWER) as market:
+
+        async def open_few(pool: StreamPool, peer: PeerId, **options: Any) -> Channel:
+            if peer == market.nodes[0].key.peer_id:
+                raise Backpressure("256 channels are open")
+            return await open_channel(pool, peer, **options)
+
+        monkeypatch.setattr(StreamPool, "open_channel", open_few)
+        monkeypatch.setattr(market.leaser, "observe", lambda _, seen_: seen.append(seen_))
+        with pytest.raises(JobFailed) as caught:
+            await market.buy()
+        assert caught.value.code is Code.BUSY
+    assert [observation.blame for observation in seen] == [Blame.NEUTRAL]
 
 
 async def test_a_cut_after_the_first_output_is_told_and_not_joined_with_another_answer(

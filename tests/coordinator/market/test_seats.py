@@ -93,6 +93,36 @@ def test_a_claim_of_a_thousand_slots_is_worth_what_it_has_answered() -> None:
     assert strangers.fill() == 3
 
 
+@pytest.mark.parametrize(
+    ("weight", "at_once", "earned"),
+    [
+        (0.1, int(SEATS_AT_START), 4),  # half of its seats are taken, and it answers
+        (0.1, 1, 1),  # more jobs of a client that has paid for many
+        (0.0, int(SEATS_AT_START), 1),  # nothing was paid
+    ],
+)
+def test_a_node_that_answers_while_its_seats_are_taken_earns_whole_ones(
+    weight: float, at_once: int, earned: int
+) -> None:
+    reputation = Reputation(rng=random.Random(1))
+    source = Source(key(5).peer_id, weight=weight, at_once=at_once)
+    for _ in range(4):
+        reputation.record_success(node(1), source, now_ms=NOW_MS)
+    found = reputation.standing(node(1), now_ms=NOW_MS)
+    assert found is not None
+    assert found.seats == SEATS_AT_START + earned
+
+
+def test_what_a_party_elsewhere_says_earns_what_its_voice_weighs() -> None:
+    reputation = Reputation(rng=random.Random(1))
+    staged = Source(key(5).peer_id, weight=0.5, is_first_hand=False, at_once=1_000)
+    for _ in range(4):
+        reputation.record_success(node(1), staged, now_ms=NOW_MS)
+    found = reputation.standing(node(1), now_ms=NOW_MS)
+    assert found is not None
+    assert found.seats == SEATS_AT_START + 2
+
+
 def test_a_failure_halves_what_a_node_has_earned() -> None:
     strangers = Strangers()
     fallen = strangers.add(1, machine=1)
