@@ -79,6 +79,7 @@ BENCHMARKS = {
                 Target("chunk_cpu_us", 100.0),
                 Target("streams_ok", 1_000.0, at_least=True),
                 Target("stream_memory_kb", 60.0),
+                Target("stream_token_ms_p99", 1_100.0),
             ),
             takes="three minutes; `make bench-deps` installs what it is compared with",
         ),

@@ -71,6 +71,9 @@ class HttpBuyer:
         try:
             with trio.fail_after(ANSWER_WITHIN_S):
                 answer = await _exchange(connection, self._request(path, body))
+        except trio.TooSlowError:
+            await trio.aclose_forcefully(connection)
+            raise BuyerError(f"no whole answer within {ANSWER_WITHIN_S:g} s") from None
         except BaseException:
             # The rest of an answer that was not read would be taken for the next one.
             await trio.aclose_forcefully(connection)

@@ -22,7 +22,7 @@ PROMISED = {
     },
     "gateway": {
         *("added_ms_p50", "long_prompt_added_ms_p50", "jobs_per_core_s", "chunk_cpu_us"),
-        *("streams_ok", "stream_memory_kb"),
+        *("streams_ok", "stream_memory_kb", "stream_token_ms_p99"),
     },
     "failover": {"failover_gap_ms_p50", "failover_gap_ms_max", "streams_cut"},
     "engine": {"ratio_1", "ratio_8", "ratio_32", "gumbel_agreement"},
