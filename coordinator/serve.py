@@ -5,6 +5,7 @@ from collections.abc import Callable
 from coordinator.app import Coordinator, MarketRules
 from coordinator.auth import ApiKeyDesk
 from coordinator.batches.blobs import SealedFolder
+from coordinator.batches.book_rows import BookFiling, BookLeftovers
 from coordinator.batches.desk import BatchBounds, BatchDesk
 from coordinator.batches.usage import DAY_S, GIB, FileBounds
 from coordinator.clock_check import check_clock
@@ -58,10 +59,10 @@ async def serve(
         keys = ApiKeyDesk(database, Vault(key))
         local = LocalMarket(coordinator, keys, known=known)
         batches = BatchDesk(
-            database,
+            BookFiling(database),
             SealedFolder(config.files_dir, key, runtime.entropy),
             local,
-            coordinator.desk,
+            BookLeftovers(database, coordinator.desk, keys, runtime.clock),
             keys,
             runtime.steadied(),
             bounds=BatchBounds(_file_bounds(config)),

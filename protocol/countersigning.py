@@ -14,7 +14,7 @@ from typing import ClassVar
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.fields import check_stamps
-from protocol.ids import Digest, LeaseId, PeerId, is_digest, parse_ulid
+from protocol.ids import Digest, LeaseId, PeerId, is_digest, parse_ulid, sha256_digest
 from protocol.limits import SIGNED_BYTES_MAX
 from protocol.messages import Lease, Receipt
 from protocol.pricing import Units
@@ -103,6 +103,19 @@ class Proof:
 
 
 UNOPENED = Proof()
+
+
+def nothing_of(lease: Signed[Lease], *, now_ms: int) -> Delivery:
+    """Its client got nothing of a lease that an earlier process of it had under way."""
+    return Delivery(
+        lease_id=lease.message.lease_id,
+        lease_digest=lease.digest,
+        client=lease.message.client,
+        units=Units(),
+        output_digest=sha256_digest(b""),
+        code=Code.CANCELLED,
+        issued_at_ms=now_ms,
+    )
 
 
 def terms_of(lease: Lease) -> WindowTerms:

@@ -11,24 +11,14 @@ import trio
 from coordinator.batches import states
 from coordinator.batches.blobs import BlobReader, SealedFolder
 from coordinator.batches.files import FileDesk, FileUpload
-from coordinator.batches.leftovers import disown_leftovers
 from coordinator.batches.line_log import LineLog
 from coordinator.batches.lines import ENDPOINTS
+from coordinator.batches.needs import CallerFinder, FilingRows, Leftovers
 from coordinator.batches.run import BatchRun
-from coordinator.batches.services import BatchServices, CallerFinder
+from coordinator.batches.services import BatchServices
 from coordinator.batches.turns_by_account import AccountPlaces
 from coordinator.batches.usage import DEFAULT_FILE_BOUNDS, FileBounds
-from coordinator.buyer.leaser import Leaser
-from coordinator.db.batches import (
-    StoredBatch,
-    count_open_batches,
-    find_batch,
-    insert_batch,
-    list_batches,
-    list_open_batches,
-)
-from coordinator.db.engine import Database
-from coordinator.db.files import Page
+from coordinator.db.filing_rows import Page, StoredBatch
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, Problem, error_of, invalid
@@ -61,24 +51,23 @@ class BatchDesk:
 
     def __init__(
         self,
-        database: Database,
+        rows: FilingRows,
         folder: SealedFolder,
         market: GatewayMarket,
-        leaser: Leaser,
+        leftovers: Leftovers,
         callers: CallerFinder,
         runtime: Runtime,
         *,
         bounds: BatchBounds | None = None,
     ) -> None:
         self._bounds = bounds or BatchBounds()
-        self._database = database
+        self._rows = rows
         self._folder = folder
-        self._leaser = leaser
-        self._callers = callers
+        self._leftovers = leftovers
         self._runner = runtime.runner
         self._clock = runtime.clock
         self.files = FileDesk(
-            database,
+            rows,
             folder,
             runtime.runner,
             clock=runtime.clock,
@@ -87,7 +76,7 @@ class BatchDesk:
         )
         self._services = BatchServices(
             self.files,
-            database,
+            rows,
             market,
             callers,
             AccountPlaces(self._bounds.jobs_max),
@@ -104,7 +93,7 @@ class BatchDesk:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take up the batches that an earlier process left, and run all, until cancelled."""
         await self.files.prepare()
-        open_batches = await self._database.read(list_open_batches)
+        open_batches = await self._rows.open_batches()
         kept = {batch.id for batch in open_batches}
         await self._runner.run_read(partial(self._prepare_logs, kept))
         await self._disown(open_batches)
@@ -154,7 +143,7 @@ class BatchDesk:
 
     async def delete_file(self, caller: Caller, file_id: str) -> bool:
         """Raises ApiError while a batch reads it."""
-        stored = await self.files.find_row(account_of(caller.signing_key.peer_id), file_id)
+        stored = await self.files.find_row(account_of(caller.owner), file_id)
         if stored is None:
             return False
         if any(run.batch.input_file_id == file_id for run in self._runs.values()):
@@ -166,13 +155,13 @@ class BatchDesk:
 
     async def create_batch(self, caller: Caller, ask: BatchAsk) -> BatchInfo:
         """Durable when this returns. Raises ApiError."""
-        account = account_of(caller.signing_key.peer_id)
+        account = account_of(caller.owner)
         if ask.endpoint not in ENDPOINTS:
             raise invalid(f"endpoint is one of {', '.join(ENDPOINTS)}", "endpoint")
         if await self.files.find_row(account, ask.input_file_id) is None:
             message = "no file of yours has this id"
             raise ApiError(Problem(404, message, code="not_found", param="input_file_id"))
-        running = await self._database.read(count_open_batches, account)
+        running = sum(run.batch.account == account for run in self._runs.values())
         if running >= self._bounds.open_per_account_max:
             raise error_of(Code.RATE_LIMITED, f"{running} batches of yours are open already")
         now_ms = self._clock.now_ms()
@@ -187,7 +176,7 @@ class BatchDesk:
             created_at_ms=now_ms,
             expires_at_ms=now_ms + 1_000 * self._bounds.window_s,
         )
-        await self._database.write(insert_batch, batch)
+        await self._rows.add_batch(batch)
         self._start(batch)
         return states.info_of_batch(batch)
 
@@ -197,8 +186,8 @@ class BatchDesk:
 
     async def list_batches(self, caller: Caller, part: ListPart) -> Sequence[BatchInfo]:
         page = Page(part.limit, part.after, part.is_ascending)
-        account = account_of(caller.signing_key.peer_id)
-        rows = await self._database.read(list_batches, account, page)
+        account = account_of(caller.owner)
+        rows = await self._rows.list_batches(account, page)
         return [states.info_of_batch(self._newest(row)) for row in rows]
 
     async def cancel_batch(self, caller: Caller, batch_id: str) -> BatchInfo | None:
@@ -213,8 +202,8 @@ class BatchDesk:
     # Below: what the above share.
 
     async def _find(self, caller: Caller, batch_id: str) -> StoredBatch | None:
-        batch = await self._database.read(find_batch, batch_id)
-        if batch is None or batch.account != account_of(caller.signing_key.peer_id):
+        batch = await self._rows.find_batch(batch_id)
+        if batch is None or batch.account != account_of(caller.owner):
             return None
         return self._newest(batch)
 
@@ -237,7 +226,7 @@ class BatchDesk:
             errors = ", ".join(str(error) for error in leaves(group))
             log.error("batch_interrupted", batch=batch_id, errors=errors)
             await trio.sleep(_AGAIN_AFTER_S)
-        stored = await self._database.read(find_batch, batch_id)
+        stored = await self._rows.find_batch(batch_id)
         del self._runs[batch_id]
         if stored is not None and stored.ended_at_ms is None:
             self._start(stored)
@@ -250,9 +239,7 @@ class BatchDesk:
             heads = await self._runner.run_read(line_log.read_heads)
             line_log.close()
             answered.update(job_id for record in heads for job_id in record.job_ids)
-        await disown_leftovers(
-            self._database, self._leaser, self._callers, answered, now_ms=self._clock.now_ms()
-        )
+        await self._leftovers.disown(open_batches, answered)
 
     def _log_of(self, batch_id: str) -> LineLog:
         return LineLog(self._folder.folder / "logs" / batch_id, self._folder.sealer(batch_id))

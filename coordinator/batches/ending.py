@@ -1,6 +1,5 @@
 """How a batch ends: its files are written, and its row says where they are."""
 
-from collections.abc import Sequence
 from functools import partial
 
 import structlog
@@ -10,9 +9,7 @@ from coordinator.batches.blobs import BlobReader
 from coordinator.batches.line_log import LineLog
 from coordinator.batches.output_files import write_outputs
 from coordinator.batches.services import BatchServices
-from coordinator.db.batches import StoredBatch, store_batch
-from coordinator.db.engine import Connection
-from coordinator.db.files import StoredFile, insert_file
+from coordinator.db.filing_rows import StoredBatch
 
 log = structlog.get_logger(__name__)
 
@@ -57,15 +54,8 @@ async def hand_out(
         error_file_id=error_id,
         now_ms=services.clock.now_ms(),
     )
-    await services.database.write(_store_end, ended, rows)
+    await services.rows.end_batch(ended, rows)
     for row in rows:
         files.usage.add(row.account, row.bytes)
     log.info("batch_ended", batch=ended.id, status=ended.status.value)
     return ended
-
-
-def _store_end(conn: Connection, batch: StoredBatch, rows: Sequence[StoredFile]) -> None:
-    """The files and the word that they are there, or neither."""
-    for row in rows:
-        insert_file(conn, row)
-    store_batch(conn, batch)

@@ -11,19 +11,9 @@ import trio
 
 from coordinator.batches.blobs import BlobReader, BlobWriter, SealedFolder
 from coordinator.batches.errors import FilesFullError
+from coordinator.batches.needs import FilingRows
 from coordinator.batches.usage import FileBounds, Usage
-from coordinator.db.engine import Database
-from coordinator.db.files import (
-    Page,
-    StoredFile,
-    bytes_by_account,
-    delete_file,
-    find_file,
-    insert_file,
-    list_expired_files,
-    list_file_ids,
-    list_files,
-)
+from coordinator.db.filing_rows import Page, StoredFile
 from coordinator.errors import StorageError
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import error_of
@@ -72,7 +62,7 @@ class FileDesk:
 
     def __init__(
         self,
-        database: Database,
+        rows: FilingRows,
         folder: SealedFolder,
         runner: Runner,
         *,
@@ -83,7 +73,7 @@ class FileDesk:
         self.bounds = bounds
         self.usage = Usage(bounds)
         self.folder = folder
-        self._database = database
+        self._rows = rows
         self._runner = runner
         self._clock = clock
         self._entropy = entropy
@@ -91,8 +81,8 @@ class FileDesk:
 
     async def prepare(self) -> None:
         """Count what is there, and delete what an earlier process did not finish."""
-        self.usage.set(await self._database.read(bytes_by_account))
-        known = await self._database.read(list_file_ids)
+        self.usage.set(await self._rows.bytes_by_account())
+        known = await self._rows.file_ids()
         await self._runner.run_read(partial(_prepare, self.folder, known))
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -146,7 +136,7 @@ class FileDesk:
             size=upload.writer.size,
             lifetime_s=lifetime_s,
         )
-        await self._database.write(insert_file, stored)
+        await self._rows.add_file(stored)
         upload.is_over = True
         self._end_upload(upload.account)
         upload.writer.close()
@@ -190,7 +180,7 @@ class FileDesk:
 
     async def find_row(self, account: AccountId, file_id: str) -> StoredFile | None:
         """The account's own, unless its time is over."""
-        stored = await self._database.read(find_file, file_id)
+        stored = await self._rows.find_file(file_id)
         if stored is None or stored.account != account:
             return None
         return stored if stored.expires_at_ms > self._clock.now_ms() else None
@@ -199,7 +189,7 @@ class FileDesk:
         self, caller: Caller, part: ListPart, purpose: str | None
     ) -> Sequence[FileInfo]:
         page = Page(part.limit, part.after, part.is_ascending)
-        rows = await self._database.read(list_files, _account(caller), page, purpose=purpose)
+        rows = await self._rows.list_files(_account(caller), page, purpose=purpose)
         return [info_of(row) for row in rows]
 
     async def open_file(self, caller: Caller, file_id: str) -> BlobReader | None:
@@ -212,7 +202,7 @@ class FileDesk:
 
     async def delete_row(self, stored: StoredFile) -> bool:
         """The row goes first: a file without one is deleted by the next start."""
-        if not await self._database.write(delete_file, stored.id):
+        if not await self._rows.delete_file(stored.id):
             return False
         self.usage.add(stored.account, -stored.bytes)
         await self._runner.run_read(partial(self.folder.delete, stored.id))
@@ -220,9 +210,7 @@ class FileDesk:
 
     async def _drop_expired(self) -> int:
         now_ms = self._clock.now_ms()
-        expired = await self._database.read(
-            list_expired_files, now_ms=now_ms, limit=_EXPIRED_AT_ONCE
-        )
+        expired = await self._rows.expired_files(now_ms=now_ms, limit=_EXPIRED_AT_ONCE)
         for stored in expired:
             await self.delete_row(stored)
         return len(expired)
@@ -245,7 +233,7 @@ def info_of(stored: StoredFile) -> FileInfo:
 
 
 def _account(caller: Caller) -> AccountId:
-    return account_of(caller.signing_key.peer_id)
+    return account_of(caller.owner)
 
 
 def _prepare(folder: SealedFolder, known: set[str]) -> None:

@@ -29,7 +29,7 @@ from coordinator.batches.pieces import Piece, group
 from coordinator.batches.records import record_of_answers, record_of_failure
 from coordinator.batches.services import BatchServices
 from coordinator.buyer.errors import JobFailed
-from coordinator.db.batches import BatchStatus, StoredBatch, store_batch
+from coordinator.db.filing_rows import BatchStatus, StoredBatch
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError
@@ -261,7 +261,7 @@ class BatchRun:
     async def _store(self) -> None:
         if not self._is_stored:
             self._is_stored = True
-            await self._services.database.write(store_batch, self.batch)
+            await self._services.rows.store_batch(self.batch)
 
     async def _store_now_and_then(self) -> None:
         while True:

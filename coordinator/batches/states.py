@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from coordinator.batches.line_log import LineRecord
-from coordinator.db.batches import BatchStatus, StoredBatch
+from coordinator.db.filing_rows import BatchStatus, StoredBatch
 from coordinator.gateway.market_side.filing import BatchAsk, BatchError, BatchInfo
 from protocol.errors import Code
 

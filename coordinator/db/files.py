@@ -1,41 +1,14 @@
-"""Files of HTTP users as stored: what they are called and until when they are kept."""
+"""Files of HTTP users in the books: what they are called and until when they are kept."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select
 
+from coordinator.db.filing_rows import Page, StoredFile
 from coordinator.db.schema import files
 from coordinator.ledger.accounts import AccountId
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    id: str
-    account: AccountId
-    filename: str
-    purpose: str
-    bytes: int
-    created_at_ms: int
-    expires_at_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """Which part of a list: at most `limit` rows behind `after`, newest first or oldest first."""
-
-    limit: int
-    after: str | None = None
-    is_ascending: bool = False
-
-    def cut(self, query: Any, id_column: Any) -> Any:
-        if self.after is not None:
-            is_behind = id_column > self.after if self.is_ascending else id_column < self.after
-            query = query.where(is_behind)
-        order = id_column.asc() if self.is_ascending else id_column.desc()
-        return query.order_by(order).limit(self.limit)
-
 
 _COLUMNS = [files.c[field.name] for field in fields(StoredFile)]
 
@@ -54,7 +27,7 @@ def list_files(
     query = select(*_COLUMNS).where(files.c.account == account)
     if purpose is not None:
         query = query.where(files.c.purpose == purpose)
-    return [StoredFile(*row) for row in conn.execute(page.cut(query, files.c.id))]
+    return [StoredFile(*row) for row in conn.execute(cut(query, files.c.id, page))]
 
 
 def list_expired_files(conn: Connection, *, now_ms: int, limit: int) -> list[StoredFile]:
@@ -75,6 +48,15 @@ def bytes_by_account(conn: Connection) -> dict[str, int]:
     """What the files of each account add up to."""
     query = select(files.c.account, func.sum(files.c.bytes)).group_by(files.c.account)
     return {account: int(size) for account, size in conn.execute(query)}
+
+
+def cut(query: Any, id_column: Any, page: Page) -> Any:
+    """A query of one part of a list."""
+    if page.after is not None:
+        is_behind = id_column > page.after if page.is_ascending else id_column < page.after
+        query = query.where(is_behind)
+    order = id_column.asc() if page.is_ascending else id_column.desc()
+    return query.order_by(order).limit(page.limit)
 
 
 def _first(rows: Sequence[Any]) -> StoredFile | None:

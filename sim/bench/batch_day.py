@@ -9,7 +9,7 @@ import json
 import math
 import random
 import statistics
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Container, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from pathlib import Path
 import trio
 
 from coordinator.batches.blobs import SealedFolder
+from coordinator.batches.book_rows import BookFiling
 from coordinator.batches.desk import BatchDesk
 from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.errors import JobFailed
@@ -25,6 +26,7 @@ from coordinator.buyer.spec import JobSpec
 from coordinator.db.accounts import open_account
 from coordinator.db.api_keys import create_api_key
 from coordinator.db.engine import InlineRunner, open_database
+from coordinator.db.filing_rows import StoredBatch
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.filing import BatchAsk
 from coordinator.gateway.market_side.market import ModelInfo
@@ -161,10 +163,10 @@ async def _day(folder: Path, size: DaySize, rng: random.Random) -> dict[str, flo
                 callers[api_key.id] = Caller(api_key.id, key)
         market = DayMarket(random.Random(rng.getrandbits(64)))
         desk = BatchDesk(
-            database,
+            BookFiling(database),
             SealedFolder(folder, SigningKey.generate(rng.randbytes), rng.randbytes),
             market,  # type: ignore[arg-type]  # batches ask no more of it
-            _NoLeaser(),  # type: ignore[arg-type]  # no process was killed
+            _NoLeftovers(),
             _Callers(callers),
             Runtime(clock, rng.randbytes, rng),
         )
@@ -246,5 +248,8 @@ class _Callers:
         return self.by_id.get(api_key_id)
 
 
-class _NoLeaser:
+class _NoLeftovers:
     """Nothing is left of an earlier process."""
+
+    async def disown(self, batches: Sequence[StoredBatch], answered: Container[str]) -> None:
+        pass

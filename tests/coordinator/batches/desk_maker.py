@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 from coordinator.batches.blobs import SealedFolder
+from coordinator.batches.book_rows import BookFiling, BookLeftovers
 from coordinator.batches.desk import BatchBounds, BatchDesk
 from coordinator.db.accounts import open_account
 from coordinator.db.api_keys import create_api_key
@@ -73,10 +74,15 @@ class Office:
         bounds: BatchBounds | None = None,
     ) -> BatchDesk:
         return BatchDesk(
-            self.database,
+            BookFiling(self.database),
             SealedFolder(self.folder, OPERATOR, self._entropy),
             market,
-            self.words,  # type: ignore[arg-type]  # only its `declare` is asked for
+            BookLeftovers(
+                self.database,
+                self.words,  # type: ignore[arg-type]  # only its `declare` is asked for
+                self.callers,
+                clock,
+            ),
             self.callers,
             Runtime(clock, self._entropy, Random(1), runner),
             bounds=bounds,
