@@ -69,6 +69,11 @@ class BuyerConfig:
         "The key to buy with, made on first use: its account pays.",
         example='"/etc/capacloud/client.key"',
     )
+    files_dir: Path = setting(
+        InDataDir(lambda data_dir: data_dir / "files", "files/"),
+        PATH,
+        "Where a gateway's files, and the answers of its batches, lie, sealed.",
+    )
     dial_private: tuple[str, ...] = setting(
         (),
         NETWORKS,

@@ -32,7 +32,7 @@ ROOMS = {
     "settling": {"leasing", "ledger", "db"},
     "gateway": {"buyer"},
     "batches": {"buyer", "gateway", "db", "ledger"},
-    "edge": {"buyer", "gateway", "buyer_config"},
+    "edge": {"buyer", "gateway", "batches", "db", "ledger", "buyer_config"},
 }
 COMMON = {"errors"}
 

@@ -20,6 +20,8 @@ from protocol.messages import JobRequest, Lease
 
 log = structlog.get_logger(__name__)
 
+_TIME_CHARS = 10
+
 
 class BookFiling:
     """A `FilingRows`."""
@@ -81,8 +83,10 @@ class BookLeftovers:
         self._clock = clock
 
     async def disown(self, batches: Sequence[StoredBatch], answered: Container[str]) -> None:
+        times = {batch.id[:_TIME_CHARS] for batch in batches}
         for lease, api_key_id in await self._database.read(_batch_leases):
-            if lease.message.job_id in answered:
+            job_id = lease.message.job_id
+            if job_id in answered or job_id[:_TIME_CHARS] not in times:
                 continue
             caller = await self._callers.caller_of(api_key_id)
             if caller is None:

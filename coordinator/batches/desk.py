@@ -96,14 +96,16 @@ class BatchDesk:
         open_batches = await self._rows.open_batches()
         kept = {batch.id for batch in open_batches}
         await self._runner.run_read(partial(self._prepare_logs, kept))
-        await self._disown(open_batches)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
                 await nursery.start(self.files.run)
-                for batch in open_batches:
-                    self._start(batch)
+                waiting = [self._make_run(batch) for batch in open_batches]
                 task_status.started()
+                # A coordinator elsewhere may be away: new batches need not wait for it.
+                await self._disown(open_batches)
+                for run in waiting:
+                    nursery.start_soon(self._run, run)
                 await trio.sleep_forever()
             finally:
                 # Before the nursery closes: a closed one refuses new tasks with a crash.
@@ -214,8 +216,11 @@ class BatchDesk:
     def _start(self, batch: StoredBatch) -> None:
         if self._nursery is None:
             return  # the next process takes it up
+        self._nursery.start_soon(self._run, self._make_run(batch))
+
+    def _make_run(self, batch: StoredBatch) -> BatchRun:
         run = self._runs[batch.id] = BatchRun(self._services, batch, self._log_of(batch.id))
-        self._nursery.start_soon(self._run, run)
+        return run
 
     async def _run(self, run: BatchRun) -> None:
         """The boundary of one batch: what fails here is tried again, and ends no other."""

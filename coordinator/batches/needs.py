@@ -53,5 +53,6 @@ class Leftovers(Protocol):
     """
 
     async def disown(self, batches: Sequence[StoredBatch], answered: Container[str]) -> None:
-        """Sign that nothing came of the open leases of these batches that are not `answered`."""
+        """Sign that nothing came of the open leases of these batches that are not `answered`. The
+        ids of a batch's jobs begin as its own id does."""
         ...

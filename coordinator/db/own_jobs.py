@@ -60,20 +60,21 @@ def find_own_job(conn: Connection, client: PeerId, job_id: JobId) -> JobReply | 
 def find_own_evidence(
     conn: Connection, client: PeerId, job_id: JobId, lease_id: str
 ) -> EvidenceReply | None:
-    """What was signed of a lease, or of the last one with a receipt."""
+    """What was signed of a lease so far, or of the last one with a receipt."""
     job = next((job for job in find_jobs(conn, job_id) if job.client == client), None)
     billed = list_receipts_of(conn, client, job_id)
     wanted = [receipt for receipt in billed if lease_id in ("", receipt.lease_id)]
-    if job is None or not wanted:
-        return None
-    receipt = wanted[-1]
+    receipt = wanted[-1] if wanted else None
+    wanted_id = receipt.lease_id if receipt is not None else lease_id
     leases = list_leases_of(conn, client, job_id)
-    lease = next(lease for lease in leases if lease.lease_id == receipt.lease_id)
+    lease = next((lease for lease in leases if lease.lease_id == wanted_id), None)
+    if job is None or lease is None:
+        return None
     return EvidenceReply(
         job.request,
         lease.envelope,
-        receipt.receipt,
-        receipt.acceptance or b"",
+        receipt.receipt if receipt is not None else b"",
+        (receipt.acceptance if receipt is not None else None) or b"",
         lease.delivery or b"",
     )
 

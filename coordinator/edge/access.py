@@ -1,11 +1,9 @@
 """Who may use a gateway beside its users: the holders of its own API keys, or, where it was started
 without keys, every program of this machine."""
 
-from collections.abc import Awaitable, Callable
-
 from coordinator.buyer_config import BuyerConfig
 from coordinator.edge.errors import KeysError
-from coordinator.edge.keys import GatewayKeys
+from coordinator.edge.keys import GatewayKey, GatewayKeys
 from coordinator.gateway.caller import Caller
 from protocol.keys import SigningKey
 from protocol.net.dial_policy import ALLOW_LOOPBACK, PUBLIC_ONLY
@@ -36,23 +34,37 @@ def _is_local(host: str) -> bool:
     return host == "localhost" or (ALLOW_LOOPBACK.allows(host) and not PUBLIC_ONLY.allows(host))
 
 
-def authenticator(
-    keys: GatewayKeys, signing_key: SigningKey, runner: Runner, *, no_keys: bool
-) -> Callable[[str], Awaitable[Caller | None]]:
-    """What `EdgeMarket` asks: every caller buys with the gateway's one key."""
+class EdgeCallers:
+    """Who callers are, by their secrets or by the ids of their keys: each buys with the gateway's
+    one key."""
 
-    async def know_everyone(_secret: str) -> Caller:
-        return Caller(LOCAL_PROGRAMS, signing_key)
+    def __init__(
+        self, keys: GatewayKeys, signing_key: SigningKey, runner: Runner, *, no_keys: bool
+    ) -> None:
+        self._keys = keys
+        self._signing_key = signing_key
+        self._runner = runner
+        self._no_keys = no_keys
 
-    async def look_up(secret: str) -> Caller | None:
-        found = await runner.run_read(lambda: keys.authenticate(secret))
-        if found is None:
+    async def authenticate(self, secret: str) -> Caller | None:
+        if self._no_keys:
+            return Caller(LOCAL_PROGRAMS, self._signing_key)
+        return self._caller(await self._runner.run_read(lambda: self._keys.authenticate(secret)))
+
+    async def caller_of(self, api_key_id: str) -> Caller | None:
+        """As a batch needs it, whose request was long ago."""
+        if self._no_keys:
+            is_local = api_key_id == LOCAL_PROGRAMS
+            return Caller(LOCAL_PROGRAMS, self._signing_key) if is_local else None
+        found = await self._runner.run_read(lambda: self._keys.find(api_key_id))
+        return None if found is None or found.revoked_at_ms is not None else self._caller(found)
+
+    def _caller(self, key: GatewayKey | None) -> Caller | None:
+        if key is None:
             return None
         return Caller(
-            found.id,
-            signing_key,
-            requests_per_minute=found.requests_per_minute,
+            key.id,
+            self._signing_key,
+            requests_per_minute=key.requests_per_minute,
             shares_account=True,
         )
-
-    return know_everyone if no_keys else look_up

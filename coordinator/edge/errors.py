@@ -1,10 +1,14 @@
 """What goes wrong with a gateway beside its users."""
 
-from coordinator.errors import CoordinatorError
+from coordinator.errors import CoordinatorError, StorageError
 
 
 class EdgeError(CoordinatorError):
     """Base class; the message says what to do."""
+
+
+class FilingError(EdgeError, StorageError):
+    """The rows of the gateway's files and batches cannot be read or written."""
 
 
 class KeysError(EdgeError):

@@ -2,16 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+from coordinator.batches.blobs import SealedFolder
+from coordinator.batches.desk import BatchDesk
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.leaser import Leaser
 from coordinator.buyer.remote import RemoteLeaser
 from coordinator.buyer_config import BuyerConfig
-from coordinator.edge.access import authenticator, check_access
+from coordinator.edge.access import EdgeCallers, check_access
 from coordinator.edge.branch import Branch
 from coordinator.edge.budgets import BudgetLeaser, Budgets
 from coordinator.edge.errors import EdgeError
+from coordinator.edge.filing import EdgeFiling
 from coordinator.edge.keys import GatewayKeys
+from coordinator.edge.leftovers import EdgeLeftovers
 from coordinator.edge.market import EdgeMarket
 from coordinator.edge.records import EdgeRecords
 from coordinator.edge.round_trips import RoundTrips
@@ -57,6 +62,7 @@ class Edge:
         keys: GatewayKeys,
         runtime: Runtime,
         *,
+        files_dir: Path,
         no_keys: bool,
     ) -> None:
         runtime = runtime.steadied()
@@ -65,9 +71,19 @@ class Edge:
             StreamPool(transport, protocol, role=ROLE, rng=runtime.child_rng())
             for protocol in (LEASE_PROTOCOL, JOB_PROTOCOL)
         )
-        know = authenticator(keys, key, runtime.runner, no_keys=no_keys)
+        callers = EdgeCallers(keys, key, runtime.runner, no_keys=no_keys)
         remotes: list[RemoteLeaser] = []
-        self.market = EdgeMarket(transport, know, EdgeRecords(remotes, keys, runtime.runner))
+        self.market = EdgeMarket(
+            transport, callers.authenticate, EdgeRecords(remotes, keys, runtime.runner)
+        )
+        self.batches = BatchDesk(
+            EdgeFiling(files_dir / "rows.sqlite", runtime.runner),
+            SealedFolder(files_dir / "sealed", key, runtime.entropy),
+            self.market,
+            EdgeLeftovers(remotes, key, runtime.clock),
+            callers,
+            runtime,
+        )
         self.round_trips = RoundTrips(transport, self._job_pool, self.market)
         budgets = None if no_keys else Budgets(keys, runtime.runner, clock=runtime.clock)
         for address in coordinators:
@@ -97,6 +113,7 @@ class Edge:
         for branch in self.market.branches:
             await stages.start("lists", branch.run)
         await stages.start("lists", self.round_trips.run)
+        await stages.start("batches", self.batches.run)
 
     async def wait_settled(self) -> None:
         for branch in self.market.branches:
@@ -125,9 +142,10 @@ async def serve_edge(config: BuyerConfig, on_ready: Callable[[EdgeEndpoint], Non
             config.coordinators,
             keys,
             system_runtime(),
+            files_dir=config.files_dir,
             no_keys=config.no_keys,
         )
-        gateway = Gateway(_gateway_config(config), edge.market, Metrics())
+        gateway = Gateway(_gateway_config(config), edge.market, Metrics(), filing=edge.batches)
 
         async def body(signals: StopSignals) -> None:
             async with open_stages() as stages:

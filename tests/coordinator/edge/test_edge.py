@@ -84,6 +84,7 @@ async def open_edge(
         tuple(coordinator.transport.addresses[0] for coordinator in coordinators),
         keys,
         Runtime(market.clock, rng.randbytes, rng, monotonic_s=lambda: market.clock.now_ms() / 1e3),
+        files_dir=folder / "files",
         no_keys=no_keys,
     )
     async with open_stages() as stages:
