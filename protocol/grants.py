@@ -22,6 +22,8 @@ class Granted:
     match_us: int
     first_output_within_ms: int = FIRST_OUTPUT_WITHIN_MS
     gap_within_ms: int = GAP_WITHIN_MS
+    # When a first output is later than 19 of 20 of this node's; 0 if that is not known.
+    hedge_after_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,13 +102,15 @@ class LeaseAsk:
 class LeaseGrant:
     """The signed lease, and where the node listens. `offer` is the node's own signed offer, so that
     the client can check the price without trusting the coordinator. How long a node of that speed
-    may be silent before its first output and between outputs is advice to the client."""
+    may be silent before its first output and between outputs is advice to the client, and so is
+    when a first output is later than 19 of 20 of this node's (0 if that is not known)."""
 
     lease: bytes
     offer: bytes
     match_us: int
     first_output_within_ms: int = FIRST_OUTPUT_WITHIN_MS
     gap_within_ms: int = GAP_WITHIN_MS
+    hedge_after_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,7 @@ class RemoteLeaser:
             match_us=grant.match_us,
             first_output_within_ms=grant.first_output_within_ms,
             gap_within_ms=grant.gap_within_ms,
+            hedge_after_ms=grant.hedge_after_ms,
         )
 
     async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:

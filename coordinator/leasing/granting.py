@@ -206,6 +206,7 @@ class LeaseDesk:
             choice.match_us,
             first_output_within_ms=choice.first_output_within_ms,
             gap_within_ms=choice.gap_within_ms,
+            hedge_after_ms=choice.hedge_after_ms,
         )
 
     async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:

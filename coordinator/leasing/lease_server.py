@@ -95,6 +95,7 @@ class LeaseServer:
             granted.match_us,
             first_output_within_ms=granted.first_output_within_ms,
             gap_within_ms=granted.gap_within_ms,
+            hedge_after_ms=granted.hedge_after_ms,
         )
 
     async def _quote(self, client: PeerId, ask: QuoteAsk) -> QuoteReply:

@@ -4,6 +4,7 @@ Joins the offer book, reputation and matching behind the questions that the rest
 asks. Synchronous and without I/O; the answers that travel are `protocol.services` bodies.
 """
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from itertools import accumulate
 from coordinator.market.affinities import Affinities
 from coordinator.market.breaker import BreakerState
 from coordinator.market.client_waits import ClientWaits
+from coordinator.market.first_outputs import FirstOutputs
 from coordinator.market.matching import (
     NO_ROUND_TRIPS,
     Candidate,
@@ -86,17 +88,23 @@ NO_PROBE = Probe()
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The node that shall run a job, how long the decision took, and how long a node of this speed
-    may be silent."""
+    may be silent. `usual_most_ms` is what 19 of 20 of its first outputs take, if that is known."""
 
     candidate: Candidate
     match_us: int
     upload_ms: float
+    usual_most_ms: float | None
 
     @property
     def first_output_within_ms(self) -> int:
         """Several times what we expect of it by what was measured of its earlier jobs."""
         expected_ms = self.candidate.latency.first_output_ms
         return int(max(FIRST_OUTPUT_FLOOR_MS, _SILENCE_FACTOR * expected_ms) + self.upload_ms)
+
+    @property
+    def hedge_after_ms(self) -> int:
+        """0 if there is no record."""
+        return 0 if self.usual_most_ms is None else math.ceil(self.usual_most_ms + self.upload_ms)
 
     @property
     def gap_within_ms(self) -> int:
@@ -120,6 +128,7 @@ class Market:
         self._voices = Voices()
         self._waits = ClientWaits()
         self._affinities = Affinities()
+        self._first_outputs = FirstOutputs()
         self._clock = clock
         self._rng = rng
         self._stopwatch_ns = stopwatch_ns
@@ -159,7 +168,12 @@ class Market:
             found.candidates[0],
             match_us=(self._stopwatch_ns() - started_ns) // 1_000,
             upload_ms=request.payload_bytes / _UPLOAD_BYTES_PER_MS,
+            usual_most_ms=self._usual_most_ms(found.candidates[0]),
         )
+
+    def _usual_most_ms(self, chosen: Candidate) -> float | None:
+        ratio = self._first_outputs.usual_most(chosen.node, chosen.model.manifest_digest)
+        return None if ratio is None else chosen.latency.rtt_ms + ratio * chosen.claim.first_ms
 
     def reserve(self, lease: Lease, *, expires_at_ms: int, is_batch: bool) -> Probe:
         """Count a leased job against its node from now on, ahead of what the node reports. Returns
@@ -224,6 +238,8 @@ class Market:
                 output_tokens=observation.delivered.output_tokens,
                 rtt_ms=entry.rtt_ms if entry is not None else None,
             )
+            if ratios.first is not None:
+                self._first_outputs.note(node, lease.model_digest, ratios.first)
         stake_nano = charge_nano(lease.price, observation.delivered, Finish.COMPLETE)
         if observation.code is not None:
             stake_nano = lease.ceiling_nano

@@ -10,6 +10,7 @@ from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import PurchaseResult
 from coordinator.buyer.spec import Continuation
 from coordinator.buyer.tries import YIELDS_MAX
+from coordinator.market.first_outputs import LATEST_MIN
 from protocol.endings import Finish
 from protocol.errors import Code
 from protocol.limits import ATTEMPTS_MAX
@@ -276,6 +277,28 @@ async def test_a_hedged_purchase_does_not_wait_for_a_late_node(
         await market.client.wait_settled()
         assert market.nodes[0].cancels_seen == 1
         market.assert_books_are_closed()
+
+
+async def test_a_node_whose_usual_times_are_known_is_hedged_when_it_is_later_than_those(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
+        # The coordinator's own gateway, whose measurements count.
+        client = market.coordinator.client
+        order = tuple(node.key.peer_id for node in market.nodes)
+        spec = replace(market.spec(), hedge=True)
+        spec = replace(spec, constraints=replace(spec.constraints, order=order))
+        for _ in range(LATEST_MIN):
+            async with client.buy(spec, market.buyer) as stream:
+                assert [chunk async for chunk in stream]
+            await client.wait_settled()
+        market.nodes[0].script = Script.HANG
+        began_at = trio.current_time()
+        async with client.buy(spec, market.buyer) as stream:
+            waited_s = trio.current_time() - began_at
+            assert_is_whole([chunk async for chunk in stream], WORDS)
+        assert market.nodes[1].jobs_opened == 1
+        assert waited_s < 0.2
 
 
 async def test_a_hedged_purchase_whose_first_node_comes_first_is_paid_once(
