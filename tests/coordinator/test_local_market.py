@@ -11,14 +11,18 @@ from coordinator.auth import ApiKeyDesk
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.spec import JobSpec
 from coordinator.db.api_keys import create_api_key, find_key_funds, list_api_keys, revoke_api_key
+from coordinator.db.jobs import list_jobs
+from coordinator.db.leases import list_leases_of
 from coordinator.gateway.caller import Caller
 from coordinator.local_market import STARTING_S, LocalMarket, list_known_models
 from coordinator.vault import Vault
 from protocol.endings import Finish
-from protocol.errors import Code
+from protocol.envelope import open_envelope
+from protocol.errors import Code, RemoteProtocolError
 from protocol.grants import Payer
 from protocol.ids import PeerId
-from protocol.messages import Task
+from protocol.messages import Lease, Task
+from protocol.payload import Chunk
 from protocol.pricing import Units, cost_nano
 from protocol.receipts import charge_nano
 from tests.coordinator.small_market import (
@@ -288,3 +292,28 @@ async def test_a_key_that_was_revoked_after_it_was_looked_up_buys_nothing(
             await shop.buy(caller)
         assert caught.value.code is Code.UNKNOWN_API_KEY
         assert shop.spent_nano() == 0
+
+
+async def test_what_came_to_nothing_holds_no_money_whatever_its_node_says_later(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.HANG) as small:
+        shop = Shop(small)
+        caller = await shop.caller()
+        spec = shop.spec(caller)
+        spec = replace(spec, constraints=replace(spec.constraints, max_latency_ms=200))
+        with pytest.raises(JobFailed, match="max_latency"):
+            async with shop.market.open_job(caller, spec):
+                pass
+        await shop.settled()
+        small.assert_books_are_closed()
+        (row,) = await small.database.read(list_jobs)
+        (stored,) = await small.database.read(list_leases_of, row.client, row.job_id)
+        lease = open_envelope(stored.envelope, Lease)
+        node = small.nodes[0]
+        receipt = node.sign_unopened(lease, (Chunk((1,), "late"),), Finish.CANCELLED)
+        with pytest.raises(RemoteProtocolError) as caught:
+            await node.hand_in(receipt)
+        assert caught.value.code is Code.EXPIRED
+        assert shop.spent_nano() == 0
+        small.assert_books_are_closed()

@@ -47,7 +47,7 @@ EFFECTS = (
     "disk_was_full",
     "bad_node_was_leased",
     "misbehaved",
-    "lease_never_opened",
+    "lease_released",
     "clock_jumped",
     "wires_silenced",
     "connections_timed_out",
