@@ -362,8 +362,41 @@ async def test_all_parts_together_cost_no_more_than_the_request_allows(
         limit_nano = charge_nano(PRICE, spec.units_max, Finish.STOP)
         capped = replace(spec.constraints, order=order, max_cost_nano=limit_nano)
         spec = replace(spec, constraints=capped, deadline_s=100.0)
-        with pytest.raises(JobFailed) as caught:
+        began_at = trio.current_time()
+        with pytest.raises(JobFailed, match="max_cost leaves") as caught:
             async with market.client.buy(spec, market.buyer) as stream:
                 _ = [chunk async for chunk in stream]
         assert caught.value.amount_nano == cost_of(2)
         assert market.nodes[1].jobs_opened == 0
+        # Waiting for a node would not help.
+        assert trio.current_time() - began_at < 2
+
+
+async def test_an_account_that_is_spent_is_told_at_once(autojump_clock: MockClock) -> None:
+    spec_units = Units(input_tokens=16, output_tokens=8)
+    credit_nano = charge_nano(PRICE, spec_units, Finish.STOP)
+    scripts = (Script.CRASH_MIDWAY, Script.ANSWER)
+    async with open_small_market(*scripts, credit_nano=credit_nano) as market:
+        began_at = trio.current_time()
+        with pytest.raises(JobFailed) as caught:
+            await read_via(market, 0, 1)
+        assert caught.value.code is Code.OUT_OF_FUNDS
+        assert caught.value.amount_nano == cost_of(2)
+        assert trio.current_time() - began_at < 2
+
+
+async def test_money_that_a_dead_nodes_lease_holds_is_waited_for(autojump_clock: MockClock) -> None:
+    spec_units = Units(input_tokens=16, output_tokens=8)
+    ceiling_nano = charge_nano(PRICE, spec_units, Finish.STOP)
+    scripts = (Script.VANISH_MIDWAY, Script.ANSWER)
+    async with open_small_market(*scripts, credit_nano=2 * ceiling_nano - 1) as market:
+        node = market.nodes[0]
+
+        async def hand_in_later() -> None:
+            await trio.sleep(10)
+            lease = next(iter(market.coordinator.leases)).lease
+            await node.hand_in(node.sign_unopened(lease, (), Finish.FAILED, "drained"))
+
+        market.nursery.start_soon(hand_in_later)
+        chunks, _ = await read_via(market, 0, 1)
+        assert_is_whole(chunks, WORDS)
