@@ -58,4 +58,19 @@ PURCHASES = (
         "return self.price",
         test=f"{_MATCHING}::test_a_batch_takes_only_a_seat_that_is_idle_and_pays_less",
     ),
+    Mutant(
+        "a node may take a slot back from a batch as often as it likes",
+        "coordinator/buyer/tries.py",
+        "if self._yields_without_progress >= YIELDS_MAX:",
+        "if False:",
+        test=f"{_BUYER}/test_purchase.py"
+        "::test_a_node_that_always_takes_its_slot_back_is_paid_for_so_many_prompts_at_most",
+    ),
+    Mutant(
+        "jobs of batches keep live ones out",
+        "capanode/seats.py",
+        "ahead = len(self._taken) - (0 if is_batch else len(self._batch))",
+        "ahead = len(self._taken)",
+        test="tests/capanode/test_seats.py::test_jobs_of_batches_keep_no_other_out",
+    ),
 )

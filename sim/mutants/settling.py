@@ -114,4 +114,12 @@ SETTLING = (
         test=f"{_SETTLING}/test_cut_answers.py"
         "::test_an_answer_that_a_restart_of_ours_has_cut_is_paid_by_the_operator",
     ),
+    Mutant(
+        "a client elsewhere is believed that it got nothing",
+        "coordinator/settling/receipt_desk.py",
+        "return opened.is_watched_by_us and said.units == Units()",
+        "return said.units == Units()",
+        test=f"{_SETTLING}/test_deliveries.py"
+        "::test_a_client_elsewhere_that_got_nothing_holds_its_money_until_its_node_has_spoken",
+    ),
 )

@@ -248,3 +248,14 @@ async def lease_one(market: SmallMarket) -> Signed[Lease]:
     """A lease whose job is never opened."""
     granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
     return granted.lease
+
+
+async def test_a_client_elsewhere_that_got_nothing_holds_its_money_until_its_node_has_spoken(
+    autojump_clock: MockClock,
+) -> None:
+    """It may have signed for more while it streamed."""
+    async with open_small_market(Script.ANSWER) as market:
+        lease = (await market.leaser.lease(signed_request(market, market.buyer))).lease
+        await market.leaser.declare(deliver(lease, market.buyer, Units()))
+        assert market.coordinator.leases.get(lease.message.lease_id) is not None
+        assert market.account(market.buyer.peer_id).held_nano == lease.message.ceiling_nano
