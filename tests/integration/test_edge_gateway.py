@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sim.demo import EMBEDDING_MODEL
 from tests.integration.conftest import RunningMarket
 from tests.integration.test_market import CHAT, IMAGE, grace_hopper
 
@@ -80,6 +82,31 @@ def gateway(folder: Path, *arguments: str) -> Iterator[dict[str, Any]]:
         process.stdout.close()
 
 
+def run_batch(http: httpx.Client, *, count: int) -> None:
+    """Its file stays beside its users."""
+    body = {"model": EMBEDDING_MODEL, "input": "one text of many"}
+    requests = [
+        {"custom_id": f"e{number}", "method": "POST", "url": "/v1/embeddings", "body": body}
+        for number in range(count)
+    ]
+    content = b"".join(json.dumps(request).encode() + b"\n" for request in requests)
+    stored = http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("in", content)})
+    ask = {
+        "input_file_id": stored.json()["id"],
+        "endpoint": "/v1/embeddings",
+        "completion_window": "24h",
+    }
+    batch = http.post("/v1/batches", json=ask).json()
+    until = time.monotonic() + WITHIN_S
+    while batch["status"] not in ("completed", "failed"):
+        assert time.monotonic() < until, batch
+        time.sleep(0.1)
+        batch = http.get(f"/v1/batches/{batch['id']}").json()
+    assert batch["request_counts"] == {"total": count, "completed": count, "failed": 0}
+    answers = http.get(f"/v1/files/{batch['output_file_id']}/content").text.splitlines()
+    assert len(answers) == count
+
+
 def test_the_api_beside_its_users(market: RunningMarket, tmp_path: Path) -> None:
     """Its account pays, and what it sends to the coordinator does not grow with the prompt."""
     whoami = subprocess.run(
@@ -115,6 +142,7 @@ def test_the_api_beside_its_users(market: RunningMarket, tmp_path: Path) -> None
             files = {"image": ("grace.jpg", grace_hopper(), "image/jpeg")}
             answer = http.post("/v1/images/classifications", data={"model": IMAGE}, files=files)
             assert answer.json()["data"][0]["label"] == "military uniform"
+            run_batch(http, count=20)
     # Leases, words on them and lists of nodes, and not the photograph.
     assert 0 < relay.upstream_bytes - before < len(grace_hopper()) / 2
     account = json.loads(market.command("accounts", "show", "edge", "--json"))
