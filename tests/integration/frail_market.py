@@ -192,10 +192,10 @@ def chat_body(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def plan(name: str, price: str) -> NodePlan:
+def plan(name: str, price: str, model: str = CHAT) -> NodePlan:
     return NodePlan(
         name=name,
-        models=(CHAT,),
+        models=(model,),
         input_per_mtok=price,
         output_per_mtok=price,
         image="0.0001",
@@ -206,8 +206,10 @@ def plan(name: str, price: str) -> NodePlan:
 
 
 @contextmanager
-def open_frail_market(folder: Path, model_store: Path) -> Iterator[FrailMarket]:
-    """Two nodes with one chat model; leaving stops everything and raises what went wrong."""
+def open_frail_market(
+    folder: Path, model_store: Path, *, model: str = CHAT
+) -> Iterator[FrailMarket]:
+    """Two nodes with one model; leaving stops everything and raises what went wrong."""
     ready: list[FrailMarket] = []
     failures: list[BaseException] = []
     is_up, leave = threading.Event(), trio.Event()
@@ -217,7 +219,7 @@ def open_frail_market(folder: Path, model_store: Path) -> Iterator[FrailMarket]:
             await network.start_coordinator()
             async with trio.open_nursery() as starting:
                 for name, price in (("node-1", "0.02"), ("node-2", "0.03")):
-                    starting.start_soon(network.start_node, plan(name, price))
+                    starting.start_soon(network.start_node, plan(name, price, model))
             network.nodes.sort(key=lambda node: node.plan.name)
             api_key = await open_account(network)
             config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})

@@ -13,9 +13,12 @@ from typing import Any
 import grpc
 import pytest
 
+from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.grpc.wire import MESSAGES, SERVICE
+from protocol.errors import Code
 from protocol.messages import Task
+from protocol.tensors import TensorInput
 from tests.coordinator.gateway.fake_market import API_KEY, LIMITED_KEY, NAMES, Script
 from tests.integration.openai_api import WITHIN_S, Served, served_gateway
 
@@ -152,3 +155,73 @@ def test_a_server_that_stops_lets_calls_end(served: Served) -> None:
         asking.join(WITHIN_S)
     (answer,) = found
     assert answer.outputs[0].name == "sum"
+
+
+def keyed(key: str) -> Any:
+    return (*KEY, ("idempotency-key", key))
+
+
+def test_a_call_that_is_sent_again_is_bought_once(served: Served) -> None:
+    with calling(served, "ModelInfer") as call:
+        first, done = call.with_call(rows(1, 2), metadata=keyed("k"), timeout=WITHIN_S)
+        again, replayed = call.with_call(rows(1, 2), metadata=keyed("k"), timeout=WITHIN_S)
+        assert again == first
+        assert len(served.market.specs) == 1
+        trailers, told = dict(done.trailing_metadata()), dict(replayed.trailing_metadata())
+        assert "idempotent-replayed" not in trailers
+        assert told == trailers | {"idempotent-replayed": "true"}
+        other = refusal(call, rows(1, 3), metadata=keyed("k"))
+        assert other.code() is grpc.StatusCode.ALREADY_EXISTS
+        assert "another request was sent with this Idempotency-Key" in other.details()
+        call(rows(1, 2), metadata=keyed("k2"), timeout=WITHIN_S)
+    assert len(served.market.specs) == 2
+
+
+def test_a_call_whose_client_left_is_finished_for_its_key(served: Served) -> None:
+    served.market.script = Script(gate_before=0)
+    with calling(served, "ModelInfer") as call:
+        running = call.future(rows(1, 2), metadata=keyed("k"), timeout=WITHIN_S)
+        served.wait(served.market.waiting)
+        running.cancel()
+        following = call.future(rows(1, 2), metadata=keyed("k"), timeout=WITHIN_S)
+        served.in_trio(served.market.gate.set)
+        assert struct.unpack("<f", following.result().raw_output_contents[0]) == (3.0,)
+    assert (len(served.market.specs), served.market.cancelled) == (1, 0)
+
+
+def test_a_failure_that_was_free_gives_its_key_free(served: Served) -> None:
+    served.market.hidden.add(NAMES[Task.TENSOR])
+    with calling(served, "ModelInfer") as call:
+        assert refusal(call, rows(1, 2), metadata=keyed("k")).code() is grpc.StatusCode.NOT_FOUND
+        served.market.hidden.clear()
+        call(rows(1, 2), metadata=keyed("k"), timeout=WITHIN_S)
+
+
+def test_a_failure_that_was_paid_for_is_not_bought_again(served: Served) -> None:
+    paid = JobFailed("it broke off", code=Code.NODE_LOST, amount_nano=5)
+    served.market.script = Script(failure=paid)
+    with calling(served, "ModelInfer") as call:
+        first = refusal(call, rows(1, 2), metadata=keyed("k"))
+        again = refusal(call, rows(1, 2), metadata=keyed("k"))
+    assert (again.code(), again.details()) == (first.code(), first.details())
+    assert len(served.market.specs) == 1
+
+
+def test_a_stream_takes_no_key(served: Served) -> None:
+    with calling(served, "ModelStreamInfer") as call:
+        stream = call(iter([rows(1, 2)]), metadata=keyed("k"), timeout=WITHIN_S)
+        with pytest.raises(grpc.RpcError) as raised:
+            next(stream)
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert not served.market.specs
+
+
+def test_a_stream_goes_on_from_the_records_before_a_break(served: Served) -> None:
+    context = rows(1, 2, 3, 4)
+    context.parameters["capacloud_context"].bool_param = True
+    with calling(served, "ModelStreamInfer") as call:
+        (answer,) = call(iter([context, rows(5, 6)]), metadata=KEY, timeout=WITHIN_S)
+    assert struct.unpack("<f", answer.infer_response.raw_output_contents[0]) == (11.0,)
+    (spec,) = served.market.specs
+    assert isinstance(spec.job_input, TensorInput)
+    assert spec.job_input.context_rows == 2

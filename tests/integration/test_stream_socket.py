@@ -3,27 +3,18 @@
 What a stream answers is tested in `tests/coordinator/gateway/test_streams.py`.
 """
 
-import json
 import threading
-from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import (
-    AcceptConnection,
-    CloseConnection,
-    Event,
-    RejectConnection,
-    Request,
-    TextMessage,
-)
+from wsproto.events import AcceptConnection, RejectConnection
 
 from protocol.messages import Task
 from tests.coordinator.gateway.fake_market import API_KEY, NAMES
 from tests.integration.openai_api import Served, served_gateway
+from tests.integration.stream_client import StreamClient
 
 OPEN = {"type": "open", "model": NAMES[Task.TENSOR], "outputs": ["sum"]}
 
@@ -33,53 +24,16 @@ def record(*rows: list[float]) -> dict[str, Any]:
     return {"type": "record", "inputs": [tensor]}
 
 
-class Client:
-    """A WebSocket client that blocks."""
-
-    def __init__(self, connection: Any, path: str, key: str) -> None:
-        self._connection = connection
-        self._protocol = WSConnection(ConnectionType.CLIENT)
-        self._events: deque[Event] = deque()
-        headers = [(b"authorization", f"Bearer {key}".encode())]
-        self._send(Request(host="gateway", target=path, extra_headers=headers))
-
-    def _send(self, event: Event) -> None:
-        self._connection.sendall(self._protocol.send(event))
-
-    def say(self, *messages: Any) -> None:
-        for message in messages:
-            self._send(TextMessage(json.dumps(message)))
-
-    def next(self) -> Event:
-        while not self._events:
-            data = self._connection.recv(65_536)
-            self._protocol.receive_data(data or None)
-            self._events.extend(self._protocol.events())
-        return self._events.popleft()
-
-    def hear(self) -> Any:
-        text = ""
-        while True:
-            event = self.next()
-            assert isinstance(event, TextMessage), event
-            text += event.data
-            if event.message_finished:
-                return json.loads(text)
-
-    def hear_close(self) -> int:
-        event = self.next()
-        assert isinstance(event, CloseConnection), event
-        return int(event.code)
-
-
 @contextmanager
-def connected(served: Served, *, path: str = "/v1/stream", key: str = API_KEY) -> Iterator[Client]:
+def connected(
+    served: Served, *, path: str = "/v1/stream", key: str = API_KEY
+) -> Iterator[StreamClient]:
     with closing(served.connect()) as connection:
-        yield Client(connection, path, key)
+        yield StreamClient(connection, path, key)
 
 
 @contextmanager
-def opened(served: Served) -> Iterator[Client]:
+def opened(served: Served) -> Iterator[StreamClient]:
     with connected(served) as client:
         assert isinstance(client.next(), AcceptConnection)
         client.say(OPEN)

@@ -40,6 +40,23 @@ class RpcCall:
     metadata: dict[str, str]
     job_id: JobId
     delivered: dict[int, list[Chunk]] = field(default_factory=dict)
+    has_place: bool = True
+    # Of `ResendableRequest`: clients of gRPC do not count their tries.
+    retry_count: None = None
+    is_asked_to_keep: bool = False
+
+    @property
+    def idempotency_key(self) -> str | None:
+        return self.metadata.get("idempotency-key")
+
+    def take_place(self) -> Place | None:
+        """See `kept.keeper.ResendableRequest`."""
+        had_place, self.has_place = self.has_place, False
+        return self.place if had_place else None
+
+    def leave_place(self) -> None:
+        if self.take_place() is not None:
+            self.place.leave()
 
     async def identify(self, context: GatewayContext) -> None:
         """The key may have been revoked since. Raises ApiError (401)."""
@@ -74,10 +91,11 @@ async def admitted(context: GatewayContext, rpc: Any) -> AsyncIterator[RpcCall]:
         context.limits.take(caller.key_id, caller.requests_per_minute)
     place = context.places.enter(caller.owner)
     request_id = f"req_{context.runtime.entropy(_REQUEST_ID_BYTES).hex()}"
+    call = RpcCall(request_id, started_at, caller, place, metadata, context.new_job_id())
     try:
-        yield RpcCall(request_id, started_at, caller, place, metadata, context.new_job_id())
+        yield call
     finally:
-        place.leave()
+        call.leave_place()
 
 
 async def abort(rpc: Any, error: BaseException) -> None:

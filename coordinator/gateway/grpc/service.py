@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -9,13 +10,13 @@ import grpc
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.errors import ApiError
 from coordinator.gateway.grpc.calls import RpcCall, abort, admitted
+from coordinator.gateway.grpc.kept import Answer, serve_kept
 from coordinator.gateway.grpc.reading import read_infer_request, write_infer_response
-from coordinator.gateway.grpc.statuses import metadata_of
 from coordinator.gateway.grpc.wire import MESSAGES, SERVICE
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.oip.routes import look_ready, named_model, server_metadata
 from coordinator.gateway.http.oip.running import routing_fields, run_inference
-from coordinator.gateway.http.oip.streaming import InferenceStream
+from coordinator.gateway.http.oip.streaming import InferenceStream, refuse_key
 from coordinator.gateway.http.oip.writing import metadata_plain
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.inference.models import platform_of, signature_of, version_of
@@ -48,6 +49,9 @@ _CONFIG_TYPES = {
     )
 }
 
+
+# Marks a request of a stream whose rows were answered by another one: it has no response.
+_CONTEXT = "capacloud_context"
 
 # Calls that need no key.
 PUBLIC = frozenset(f"/{SERVICE}/{name}" for name in ("ServerLive", "ServerReady", "ServerMetadata"))
@@ -155,13 +159,19 @@ class InferenceService:
         call.place.grow(message.ByteSize())
         request = read_infer_request(message)
         routing = read_routing(call.routed(routing_fields(request)))
-        finished = await run_inference(self._context, call, request, routing)
-        rpc.set_trailing_metadata(metadata_of(finished.headers))
-        return write_infer_response(finished.answer)
+
+        async def produce() -> Answer:
+            finished = await run_inference(self._context, call, request, routing)
+            return write_infer_response(finished.answer), finished.headers
+
+        response, trailers = await serve_kept(self._context, call, message, produce)
+        rpc.set_trailing_metadata(trailers)
+        return response
 
     async def _model_stream_infer(self, messages: Any, rpc: Any) -> AsyncIterator[Any]:
         try:
             async with admitted(self._context, rpc) as call:
+                refuse_key(call.idempotency_key)
                 stream = InferenceStream(self._context, call)
                 async with asyncio.TaskGroup() as group:
                     feeding = group.create_task(_feed(stream, messages))
@@ -177,11 +187,19 @@ async def _feed(stream: InferenceStream, messages: Any) -> None:
     """Until the client has sent its last request."""
     async for message in messages:
         try:
-            item: StreamRequest | ApiError = StreamRequest(read_infer_request(message))
+            item: StreamRequest | ApiError = _stream_request(message)
         except ApiError as error:
             item = error
         await stream.put(item)
     await stream.close()
+
+
+def _stream_request(message: Any) -> StreamRequest:
+    """Raises ApiError (400)."""
+    request = read_infer_request(message)
+    parameters = dict(request.parameters)
+    is_context = bool(parameters.pop(_CONTEXT, False))
+    return StreamRequest(replace(request, parameters=parameters), is_context=is_context)
 
 
 def _stream_response(reply: StreamReply) -> Any:

@@ -170,6 +170,11 @@ class Request:
         if self.place is not None:
             self.place.shrink_to(input_bytes)
 
+    def take_place(self) -> Place | None:
+        """See `kept.keeper.ResendableRequest`."""
+        place, self.place = self.place, None
+        return place
+
     def close(self) -> None:
         """The request is answered: stop watching its client, and free its place."""
         if self._watch is not None:

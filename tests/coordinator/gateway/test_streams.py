@@ -72,12 +72,14 @@ class Socket:
 
 
 @asynccontextmanager
-async def connected(gateway: Harness, *, key: str = API_KEY) -> AsyncIterator[Socket]:
+async def connected(
+    gateway: Harness, *, key: str = API_KEY, headers: tuple[tuple[bytes, bytes], ...] = ()
+) -> AsyncIterator[Socket]:
     found = Socket()
     scope = {
         "type": "websocket",
         "path": "/v1/stream",
-        "headers": [(b"authorization", f"Bearer {key}".encode())],
+        "headers": [(b"authorization", f"Bearer {key}".encode()), *headers],
     }
     found.incoming.put_nowait({"type": "websocket.connect"})
     task = asyncio.ensure_future(gateway.app(scope, found.incoming.get, found.outgoing.put))
@@ -272,6 +274,24 @@ def test_a_node_that_dies_with_the_window_costs_no_record(gateway: Harness) -> N
     assert (again.job_input.context_rows, again.constraints.order) == (2, ())
 
 
+@pytest.mark.parametrize("code", [Code.NO_NODE_FITS, Code.UNKNOWN_MODEL])
+def test_a_stream_that_has_begun_waits_for_a_node(gateway: Harness, code: Code) -> None:
+    none_fits = JobFailed("no node fits", code=code)
+
+    def leave(number: int) -> None:
+        gateway.market.script = Script(failure=none_fits if number == 2 else None, failing_job=2)
+
+    heard = one_by_one(gateway, 4, before=leave)
+    assert predictions(heard) == [(n, [float(n)]) for n in range(4)]
+    assert_unbroken(gateway, 4)
+
+
+def test_a_stream_that_no_node_can_begin_is_told_so(gateway: Harness) -> None:
+    gateway.market.script = Script(failure=JobFailed("no node fits", code=Code.NO_NODE_FITS))
+    heard = talk(gateway, OPEN, record([1, 0]), CLOSE)
+    assert heard[1]["error"]["code"] == "no_node_fits"
+
+
 def test_a_node_that_never_has_the_window_is_not_asked_for_it_for_ever(gateway: Harness) -> None:
     gateway.market.keep_windows()
     heard = one_by_one(gateway, 9, before=lambda number: gateway.market.keep_windows())
@@ -377,6 +397,14 @@ def test_a_wrong_key_gets_an_answer_to_its_handshake(gateway: Harness) -> None:
     start, body = gateway.run(run())
     assert start["status"] == 401
     assert json.loads(body["body"])["error"]["code"] == "invalid_api_key"
+
+
+def test_a_stream_takes_no_idempotency_key(gateway: Harness) -> None:
+    async def run() -> dict[str, Any]:
+        async with connected(gateway, headers=((b"idempotency-key", b"k"),)) as socket:
+            return await socket.hear()
+
+    assert gateway.run(run())["status"] == 400
 
 
 def test_a_stream_counts_as_one_request_of_its_key(gateway: Harness) -> None:

@@ -17,7 +17,7 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -25,8 +25,8 @@ from coordinator.errors import CoordinatorError
 from coordinator.gateway.bridge import Bridge, BridgeClosedError
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.errors import ApiError, Headers, Problem, api_error_of, error_of
+from coordinator.gateway.http.fair_places import Place
 from coordinator.gateway.http.kept.recording import Recording
-from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, Response, Send
 from coordinator.gateway.market_side.answers import AnswerShelf
 from protocol.errors import Code, RemoteProtocolError
@@ -35,9 +35,30 @@ from protocol.ids import JobId, PeerId
 log = structlog.get_logger(__name__)
 
 # Says that nothing was bought for this reply.
-_REPLAYED: Headers = ((b"idempotent-replayed", b"true"),)
+REPLAYED: Headers = ((b"idempotent-replayed", b"true"),)
 # Purchases whose clients may come back within seconds; more, and the oldest is given up.
 _RESENDS_MAX = 1_024
+
+
+class ResendableRequest(Protocol):
+    """What the keeper has to know of a request, whatever protocol brought it."""
+
+    @property
+    def idempotency_key(self) -> str | None: ...
+
+    @property
+    def retry_count(self) -> int | None:
+        """How often a stock client has sent it before; None of others."""
+        ...
+
+    @property
+    def is_asked_to_keep(self) -> bool:
+        """Whether the client wants its purchase to go on without it."""
+        ...
+
+    def take_place(self) -> Place | None:
+        """Its place among all requests, which the taker has to leave."""
+        ...
 
 
 @dataclass(slots=True)
@@ -79,7 +100,7 @@ class Keeper:
         self._left: dict[_Running, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, request: Request, purchaser: Purchaser) -> Reply:
+    async def serve(self, request: ResendableRequest, purchaser: Purchaser) -> Reply:
         """The reply to a request that buys something. Raises ApiError."""
         key = request.idempotency_key
         if key is not None:
@@ -97,7 +118,9 @@ class Keeper:
         recording.load(found)
         return _Follower(recording)
 
-    async def _serve_keyed(self, request: Request, key: str, purchaser: Purchaser) -> Reply:
+    async def _serve_keyed(
+        self, request: ResendableRequest, key: str, purchaser: Purchaser
+    ) -> Reply:
         # The key itself is the client's own word, and may say something of it.
         name = f"key/{hashlib.sha256(key.encode()).hexdigest()}"
         place = (purchaser.account, name)
@@ -110,7 +133,7 @@ class Keeper:
             digest, recording = known
             if digest != purchaser.request_digest:
                 raise _another_request()
-        follower = _Follower(recording, _REPLAYED if known is not None else ())
+        follower = _Follower(recording, REPLAYED if known is not None else ())
         await follower.wait_begun()
         return follower
 
@@ -121,7 +144,7 @@ class Keeper:
             if isinstance(found, ApiError):
                 recording.fail(found)
             elif found is not None:
-                recording.load(found, _REPLAYED)
+                recording.load(found, REPLAYED)
             else:
                 # A whole answer is durable before its client has it: what comes after is a replay.
                 made = recording if purchaser.is_streamed else Recording()
@@ -144,9 +167,9 @@ class Keeper:
                 recording.fail(api_error_of(BridgeClosedError("the gateway is shutting down")))
             del self._keyed[account, name]
 
-    async def _serve_whole(self, request: Request, purchaser: Purchaser) -> Reply:
+    async def _serve_whole(self, request: ResendableRequest, purchaser: Purchaser) -> Reply:
         running = self._take_left(purchaser) if request.retry_count else None
-        headers = _REPLAYED
+        headers = REPLAYED
         if running is None:
             running, headers = _Running(purchaser), ()
             running.task = self._start(self._run_whole(running), request)
@@ -164,7 +187,7 @@ class Keeper:
         if running.is_unread:
             await self._shelve(running)
 
-    def _on_left(self, request: Request, running: _Running) -> Callable[[], None]:
+    def _on_left(self, request: ResendableRequest, running: _Running) -> Callable[[], None]:
         """What to do when the client of this request is gone, or has all of the reply."""
 
         def leave() -> None:
@@ -216,13 +239,13 @@ class Keeper:
             log.error("answer_not_kept", job_id=purchaser.job_id, error=str(error))
 
     def _start(
-        self, work: Coroutine[Any, Any, None], request: Request | None = None
+        self, work: Coroutine[Any, Any, None], request: ResendableRequest | None = None
     ) -> "asyncio.Task[None]":
         """Run on without the request, in its place: what runs counts, also if no client waits."""
         task = asyncio.ensure_future(work)
         place = None
         if request is not None:
-            place, request.place = request.place, None
+            place = request.take_place()
         self._tasks.add(task)
 
         def end(task: "asyncio.Task[None]") -> None:

@@ -47,6 +47,11 @@ class Series:
     def begun_anew(self, stream_id: bytes) -> "Series":
         return self.begin(self.model, self.routing, stream_id)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of it is answered."""
+        return self.next_row > 0
+
     def check(self, request: InferenceRequest, inputs: Tensors) -> None:
         """Raises ApiError (400) if the model does not take the request, or these rows now."""
         signature = signature_of(self.model)

@@ -40,6 +40,7 @@ from coordinator.gateway.inference.stream_items import (
 )
 from coordinator.gateway.market_side.running import ChoiceEnd, WholeAnswer, run_streaming
 from coordinator.gateway.orders import Order
+from protocol.errors import Code
 from protocol.ids import JobId
 from protocol.limits import STREAM_ID_BYTES
 from protocol.messages import Task
@@ -56,7 +57,10 @@ _JOB_BYTES_MAX = 1024 * 1024
 SERIES_MAX = 64
 # Nodes that fail one after another. Each purchase tries several by itself.
 _TRIES_MAX = 3
-_PAUSE_S = 0.25
+_PAUSE_S, _PAUSE_MAX_S = 0.25, 2.0
+# A series that has begun waits so long for a node that can go on, as a text does that has begun.
+_GO_ON_WITHIN_S = 30.0
+_NO_NODE = frozenset({Code.NO_NODE_FITS.value, Code.UNKNOWN_MODEL.value})
 
 
 @dataclass(slots=True)
@@ -300,7 +304,7 @@ class InferenceStream:
         whole = await self._buy_continued(series, request)
         was_continued = whole is not None
         if whole is None:
-            whole = await self._buy_whole(series.whole_orders(request))
+            whole = await self._buy_whole(series, series.whole_orders(request))
         series.note_answer(request.inputs, whole.opened.info, was_continued=was_continued)
         return whole
 
@@ -316,17 +320,25 @@ class InferenceStream:
                 raise
             return None
 
-    async def _buy_whole(self, orders: Sequence[Order]) -> WholeAnswer:
+    async def _buy_whole(self, series: Series, orders: Sequence[Order]) -> WholeAnswer:
         """Raises ApiError."""
-        for attempt in range(_TRIES_MAX):
+        loop = asyncio.get_running_loop()
+        gives_up_at = loop.time() + _GO_ON_WITHIN_S
+        failures, pause_s = 0, _PAUSE_S
+        while True:
             try:
                 return await self._finish(orders)
             except ApiError as error:
-                if not error.problem.should_retry or attempt == _TRIES_MAX - 1:
+                problem = error.problem
+                if series.has_begun and problem.code in _NO_NODE:
+                    is_last = loop.time() >= gives_up_at
+                else:
+                    failures += 1
+                    is_last = not problem.should_retry or failures == _TRIES_MAX
+                if is_last:
                     raise
-                retry_after_s = (error.problem.retry_after_ms or 0) / 1_000
-                await asyncio.sleep(max(_PAUSE_S, retry_after_s))
-        raise AssertionError("the last try returns or raises")
+            await asyncio.sleep(max(pause_s, (problem.retry_after_ms or 0) / 1_000))
+            pause_s = min(2 * pause_s, _PAUSE_MAX_S)
 
     async def _finish(self, orders: Sequence[Order]) -> WholeAnswer:
         """Raises ApiError."""
@@ -334,6 +346,16 @@ class InferenceStream:
         if isinstance(answer, ApiError):
             raise answer
         return answer
+
+
+def refuse_key(key: str | None) -> None:
+    """A stream is no purchase that could be made once. Raises ApiError (400)."""
+    if key is not None:
+        raise invalid(
+            "a stream takes no idempotency key: a client that reconnects sends its last records "
+            "as context",
+            "idempotency-key",
+        )
 
 
 def _text_answer(request: InferenceRequest, series: Series, text: str) -> InferenceAnswer:

@@ -24,7 +24,7 @@ from coordinator.gateway.http.fair_places import Place
 from coordinator.gateway.http.local_only import check_local
 from coordinator.gateway.http.oip.reading import read_request
 from coordinator.gateway.http.oip.routes import named_model
-from coordinator.gateway.http.oip.streaming import InferenceStream
+from coordinator.gateway.http.oip.streaming import InferenceStream, refuse_key
 from coordinator.gateway.http.oip.writing import metadata_plain, output_plain
 from coordinator.gateway.http.openai.dialect import OPENAI, error_object
 from coordinator.gateway.http.requests import ClientGone, Request, Scope
@@ -80,6 +80,7 @@ class StreamDoor:
         context, request = self._context, self._request
         check_local(request, context.config)
         await context.identify(request)
+        refuse_key(request.idempotency_key)
         caller = request.caller
         assert caller is not None, "an identified request has a caller"
         if caller.requests_per_minute is not None:
