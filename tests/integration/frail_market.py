@@ -25,7 +25,7 @@ from protocol.offers import NodeOffer
 from protocol.services import NodesAsk, NodeSummary
 from sim.demo import CHAT_MODEL, open_account, wait_nodes
 from sim.latency import LATENCY_CLASSES
-from sim.network import LocalNetwork, LocalNode, NodePlan, open_network
+from sim.network import LocalNetwork, LocalNode, NodePlan, free_port, open_network
 from tests.integration.conftest import RunningMarket
 
 R = TypeVar("R")
@@ -56,10 +56,12 @@ class FrailMarket:
         session: MarketSession,
         token: trio.lowlevel.TrioToken,
         api_key: str,
+        grpc_address: str,
     ) -> None:
         self.network = network
         self.session = session
         self.token = token
+        self.grpc_address = grpc_address
         endpoint = network.endpoint
         self.market = RunningMarket(
             endpoint.http, api_key, endpoint.addresses[0], str(network.coordinator_dir), {}
@@ -216,6 +218,9 @@ def open_frail_market(
 
     async def live() -> None:
         async with open_network(folder, model_store) as network:
+            grpc_address = f"127.0.0.1:{free_port()}"
+            network.coordinator_dir.mkdir(parents=True)
+            (network.coordinator_dir / "coordinator.toml").write_text(f'grpc = "{grpc_address}"\n')
             await network.start_coordinator()
             async with trio.open_nursery() as starting:
                 for name, price in (("node-1", "0.02"), ("node-2", "0.03")):
@@ -226,7 +231,7 @@ def open_frail_market(
             async with open_market(config, at=None, key_path=None) as session:
                 await wait_nodes(session, 2, _ignore)
                 token = trio.lowlevel.current_trio_token()
-                ready.append(FrailMarket(network, session, token, api_key))
+                ready.append(FrailMarket(network, session, token, api_key, grpc_address))
                 is_up.set()
                 await leave.wait()
 
