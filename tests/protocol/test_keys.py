@@ -25,6 +25,15 @@ def test_a_signature_verifies_for_its_key_and_data_only() -> None:
         assert caught.value.code is Code.BAD_SIGNATURE
 
 
+@pytest.mark.parametrize("cut", [0, 63, 65, 128])
+def test_bytes_that_move_from_the_signature_to_the_data_are_no_signature(cut: int) -> None:
+    key = SigningKey(bytes(32))
+    joined = key.sign(b"data") + b"data" * 20
+    with pytest.raises(RemoteProtocolError) as caught:
+        verify(key.peer_id, joined[cut:], joined[:cut])
+    assert caught.value.code is Code.BAD_SIGNATURE
+
+
 def test_a_key_shows_nothing_of_its_seed() -> None:
     key = SigningKey.generate(Random(1).randbytes)
     assert key.seed().hex() not in repr(key)
