@@ -15,7 +15,6 @@ import structlog
 import trio
 
 from capanode.announce import Announcer
-from capanode.errors import OutboxError
 from capanode.opened_leases import OpenedLeases
 from capanode.outbox import Outbox
 from capanode.outbox_store import PENDING, OutboxReceipt
@@ -60,7 +59,10 @@ RESTART_WITHIN_S = 300.0
 WANTED_MS_MAX = 15 * 60_000
 
 # Receipts under way at once: enough for the ledger to commit them as one group.
-RECEIPTS_AT_ONCE = 16
+RECEIPTS_AT_ONCE = 64
+# A receipt that comes alone is handed in at once; after that, those of so long a time go together:
+# both sides wake once for all of them, where every receipt cost a round of its own.
+HAND_IN_EVERY_S = 0.1
 # A receipt that the coordinator could not take for now comes again after this, doubled per try.
 RECEIPT_RETRY_MS = 2_000
 RECEIPT_RETRY_MS_MAX = 15 * 60_000
@@ -132,7 +134,7 @@ class ControlLine:
         while True:
             try:
                 await self._stay_attached()
-            except* (NetError, RemoteProtocolError, OutboxError) as group:
+            except* (NetError, RemoteProtocolError) as group:
                 error = leaves(group)[0]
                 if self._state is LineState.ATTACHED:
                     failures, lost_at = 0, trio.current_time()
@@ -159,7 +161,7 @@ class ControlLine:
         return max(pause_s * self._rng.uniform(0.5, 1.0), wanted_ms / 1000)
 
     async def _stay_attached(self) -> None:
-        """Raises NetError, RemoteProtocolError or OutboxError, alone or in a group."""
+        """Raises NetError or RemoteProtocolError, alone or in a group."""
         reply = await self._attach()
         every_ms = min(max(reply.report_every_ms, REPORT_EVERY_MS_MIN), REPORT_EVERY_MS_MAX)
         self._state, self._error = LineState.ATTACHED, ""
@@ -223,25 +225,27 @@ class ControlLine:
             async with trio.open_nursery() as nursery:
                 for stored in due:
                     nursery.start_soon(self._hand_in, stored)
+            if len(due) < RECEIPTS_AT_ONCE:
+                await trio.sleep(HAND_IN_EVERY_S)
 
     async def _hand_in(self, stored: OutboxReceipt) -> None:
-        """Raises NetError when the line is gone, OutboxError; the receipt stays due then."""
+        """Raises NetError when the line is gone; the receipt stays due then."""
         ask = ReceiptAsk(stored.receipt, stored.acceptance)
         try:
             reply = await self._call(Method.RECEIPT, ask, SettleReply)
         except RemoteProtocolError as error:
             if error.code in RETRYABLE_LATER:
                 due_ms = self._retry_at_ms(stored, RECEIPT_RETRY_MS, error.retry_after_ms or 0)
-                await self._outbox.postpone(stored, due_ms=due_ms)
+                self._outbox.postpone(stored, due_ms=due_ms)
             else:
-                await self._outbox.refuse(stored, reason=f"{error.code}: {error}")
+                self._outbox.refuse(stored, reason=f"{error.code}: {error}")
         else:
             self._handed_in += 1
             if reply.state == PENDING:
                 due_ms = self._retry_at_ms(stored, RECEIPT_PENDING_MS, RECEIPT_PENDING_MS)
-                await self._outbox.postpone(stored, due_ms=due_ms, state=PENDING)
+                self._outbox.postpone(stored, due_ms=due_ms, state=PENDING)
             else:
-                await self._outbox.acknowledge(stored, state=reply.state)
+                self._outbox.acknowledge(stored, state=reply.state)
 
     def _retry_at_ms(self, stored: OutboxReceipt, first_ms: int, least_ms: int) -> int:
         wait_ms = min(first_ms << min(stored.tries, 16), RECEIPT_RETRY_MS_MAX)

@@ -3,7 +3,9 @@
     receipts   signed for, not yet acknowledged by the coordinator; refused ones stay as evidence
     earnings   per coordinator, what acknowledged receipts came to
 
-A receipt that was committed survives a power cut: `protocol.programs.sqlite`.
+A receipt that was committed survives a power cut: `protocol.programs.sqlite`. The statements are
+plain SQL: a layer that makes them took two thirds of the time of a job's write (630 µs of CPU for
+one receipt, 190 without it, on a busy machine).
 """
 
 import sqlite3
@@ -11,31 +13,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    Column,
-    Connection,
-    Executable,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    StaticPool,
-    String,
-    Table,
-    bindparam,
-    create_engine,
-    delete,
-    event,
-    func,
-    select,
-    update,
-)
-from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import DBAPIError
 
 from capanode.errors import OutboxError, OutboxFullError
 from protocol.ids import LeaseId, PeerId
@@ -47,39 +24,34 @@ from protocol.programs.sqlite import (
 )
 
 _SCHEMA_VERSION = 1
+_REASON_CHARS_MAX = 200
 
 # States of a receipt that is still here; others are its coordinator's last word.
 WAITING = "waiting"
 # The coordinator has it, but lets the client have its say before it pays.
 PENDING = "pending"
 REFUSED = "refused"
-_TO_HAND_IN = (WAITING, PENDING)
 
-_metadata = MetaData()
-
-_receipts = Table(
-    "receipts",
-    _metadata,
-    Column("lease_id", String(26), primary_key=True),
-    Column("coordinator", String(64), nullable=False),
-    Column("receipt", LargeBinary, nullable=False),
-    Column("acceptance", LargeBinary, nullable=False, default=b""),
-    Column("amount_nano", BigInteger, nullable=False),
-    Column("state", String(16), nullable=False),
-    Column("reason", String(200), nullable=False, default=""),
-    Column("tries", Integer, nullable=False, default=0),
-    Column("due_ms", BigInteger, nullable=False),
-    CheckConstraint("amount_nano >= 0", name="amount_is_not_negative"),
-    Index("receipts_by_due", "coordinator", "state", "due_ms"),
-)
-
-_earnings = Table(
-    "earnings",
-    _metadata,
-    Column("coordinator", String(64), primary_key=True),
-    Column("state", String(16), primary_key=True),
-    Column("jobs", BigInteger, nullable=False),
-    Column("amount_nano", BigInteger, nullable=False),
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS receipts (
+        lease_id VARCHAR(26) NOT NULL PRIMARY KEY,
+        coordinator VARCHAR(64) NOT NULL,
+        receipt BLOB NOT NULL,
+        acceptance BLOB NOT NULL,
+        amount_nano BIGINT NOT NULL,
+        state VARCHAR(16) NOT NULL,
+        reason VARCHAR(200) NOT NULL,
+        tries INTEGER NOT NULL,
+        due_ms BIGINT NOT NULL,
+        CONSTRAINT amount_is_not_negative CHECK (amount_nano >= 0))""",
+    """CREATE TABLE IF NOT EXISTS earnings (
+        coordinator VARCHAR(64) NOT NULL,
+        state VARCHAR(16) NOT NULL,
+        jobs BIGINT NOT NULL,
+        amount_nano BIGINT NOT NULL,
+        PRIMARY KEY (coordinator, state))""",
+    # Older versions asked the file what is due.
+    "DROP INDEX IF EXISTS receipts_by_due",
 )
 
 
@@ -94,6 +66,7 @@ class OutboxReceipt:
     amount_nano: int
     tries: int
     due_ms: int
+    state: str = WAITING
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +82,9 @@ class Earning:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change to the file; several share a transaction, and so the cost of making it durable.
+    """One change to the file; several share a transaction, and so the cost of making it durable."""
 
-    Statements are made once and take their values as parameters: to build one costs as much as to
-    run it, and every job needs four.
-    """
-
-    statement: Executable
+    statement: str
     values: dict[str, object]
     # What else happens, and only if the statement changed a row.
     then: "Change | None" = None
@@ -128,177 +97,129 @@ class OutboxStore:
         """`None` keeps everything in memory, for simulations. Raises OutboxError."""
         if path is not None:
             _keep_private(path)
-        self._engine = create_engine(
-            f"sqlite:///{path}" if path is not None else "sqlite://",
-            poolclass=StaticPool,
-            connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
-        )
-        event.listen(self._engine, "connect", _configure)
-        event.listen(self._engine, "begin", _begin)
+        try:
+            # Any thread may come, one after the other.
+            self._connection = sqlite3.connect(
+                path or ":memory:", timeout=BUSY_TIMEOUT_S, check_same_thread=False
+            )
+            configure_connection(self._connection)
+        except sqlite3.Error as error:
+            raise _translate(error) from error
         with self._transaction() as connection:
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version not in (0, _SCHEMA_VERSION):
                 raise OutboxError(f"{path} was written by a newer capanode: upgrade this one")
-            _metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {_SCHEMA_VERSION}")
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
 
-    def apply(self, changes: Iterable[Change]) -> int:
-        """All of them in one durable transaction; returns how many receipts are here then.
+    def apply(self, changes: Iterable[Change]) -> None:
+        """All of them in one durable transaction.
 
         Raises OutboxError; none of the changes was made then.
         """
         with self._transaction() as connection:
             for change in changes:
                 _run(connection, change)
-            return _count(connection)
 
-    def due(self, coordinator: PeerId, *, limit: int) -> list[OutboxReceipt]:
-        """What waits for a coordinator, earliest due first."""
+    def load(self) -> list[OutboxReceipt]:
+        """What waits for coordinators, earliest due first."""
         with self._transaction() as connection:
-            rows = connection.execute(_DUE, {"owed_by": coordinator, "most": limit})
-            return [_to_receipt(row) for row in rows]
+            rows = connection.execute(_LOAD, {"waiting": WAITING, "pending": PENDING}).fetchall()
+        return [OutboxReceipt(*row) for row in rows]
 
-    def count(self) -> int:
+    def count_refused(self) -> int:
         with self._transaction() as connection:
-            return _count(connection)
+            (count,) = connection.execute(_COUNT, {"refused": REFUSED}).fetchone()
+        return int(count)
 
     def earnings(self) -> list[Earning]:
         """Sums by coordinator and state, of what was acknowledged and of what is still here."""
-        here = select(
-            _receipts.c.coordinator,
-            _receipts.c.state,
-            func.count(),
-            func.sum(_receipts.c.amount_nano),
-        ).group_by(_receipts.c.coordinator, _receipts.c.state)
         with self._transaction() as connection:
-            rows = [*connection.execute(select(_earnings)), *connection.execute(here)]
-        return [Earning(PeerId(row[0]), row[1], row[2], row[3]) for row in rows]
+            rows = connection.execute(_ACKNOWLEDGED).fetchall()
+            rows += connection.execute(_STILL_HERE).fetchall()
+        return [Earning(*row) for row in rows]
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._connection.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
         try:
-            with self._engine.begin() as connection:
+            connection.execute(BEGIN_WRITE)
+            try:
                 yield connection
-        except DBAPIError as error:
+                connection.execute("COMMIT")
+            except BaseException:
+                # A failed commit on a full disk may have ended the transaction already.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
             raise _translate(error) from error
 
 
-_DUE = (
-    select(_receipts)
-    .where(_receipts.c.coordinator == bindparam("owed_by"), _receipts.c.state.in_(_TO_HAND_IN))
-    .order_by(_receipts.c.due_ms, _receipts.c.lease_id)
-    .limit(bindparam("most"))
-)
-_COUNT = select(func.count()).select_from(_receipts)
-_INSERT = (
-    insert(_receipts)
-    .values({name: bindparam(name) for name in (*OutboxReceipt.__slots__, "state")})
-    .on_conflict_do_nothing()
-)
-_ATTACH = (
-    update(_receipts)
-    .where(_receipts.c.lease_id == bindparam("lease"), _receipts.c.state.in_(_TO_HAND_IN))
-    .values(
-        acceptance=bindparam("new_acceptance"),
-        due_ms=func.min(_receipts.c.due_ms, bindparam("now_ms")),
-    )
-)
-_FORGET = delete(_receipts).where(_receipts.c.lease_id == bindparam("lease"))
-_EARN = insert(_earnings).values(
-    {name: bindparam(name) for name in ("coordinator", "state", "jobs", "amount_nano")}
-)
-_EARN = _EARN.on_conflict_do_update(
-    index_elements=["coordinator", "state"],
-    set_={
-        "jobs": _earnings.c.jobs + 1,
-        "amount_nano": _earnings.c.amount_nano + _EARN.excluded.amount_nano,
-    },
-)
-_REFUSE = (
-    update(_receipts)
-    .where(_receipts.c.lease_id == bindparam("lease"))
-    .values(state=REFUSED, reason=bindparam("new_reason"))
-)
-_POSTPONE = (
-    update(_receipts)
-    .where(_receipts.c.lease_id == bindparam("lease"))
-    .values(
-        due_ms=bindparam("new_due_ms"),
-        tries=_receipts.c.tries + 1,
-        state=bindparam("new_state"),
-    )
-)
+_LOAD = """
+    SELECT lease_id, coordinator, receipt, acceptance, amount_nano, tries, due_ms, state
+    FROM receipts WHERE state IN (:waiting, :pending) ORDER BY due_ms, lease_id"""
+_COUNT = "SELECT count(*) FROM receipts WHERE state = :refused"
+_ACKNOWLEDGED = "SELECT coordinator, state, jobs, amount_nano FROM earnings"
+_STILL_HERE = """
+    SELECT coordinator, state, count(*), sum(amount_nano)
+    FROM receipts GROUP BY coordinator, state"""
+_PUT = """
+    INSERT INTO receipts
+        (lease_id, coordinator, receipt, acceptance, amount_nano, state, reason, tries, due_ms)
+    VALUES
+        (:lease_id, :coordinator, :receipt, :acceptance, :amount_nano, :state, '', :tries, :due_ms)
+    ON CONFLICT DO UPDATE SET
+        acceptance = excluded.acceptance, state = excluded.state, tries = excluded.tries,
+        due_ms = excluded.due_ms"""
+_FORGET = "DELETE FROM receipts WHERE lease_id = :lease_id"
+_EARN = """
+    INSERT INTO earnings (coordinator, state, jobs, amount_nano)
+    VALUES (:coordinator, :state, 1, :amount_nano)
+    ON CONFLICT DO UPDATE SET
+        jobs = jobs + 1, amount_nano = amount_nano + excluded.amount_nano"""
+_REFUSE = """
+    UPDATE receipts SET state = :refused, reason = :reason WHERE lease_id = :lease_id"""
 # ULIDs sort by time.
-_KEPT = (
-    select(_receipts.c.lease_id)
-    .where(_receipts.c.state == REFUSED)
-    .order_by(_receipts.c.lease_id.desc())
-    .limit(bindparam("keep"))
-)
-_PRUNE = delete(_receipts).where(_receipts.c.state == REFUSED, _receipts.c.lease_id.not_in(_KEPT))
+_PRUNE = """
+    DELETE FROM receipts WHERE state = :refused AND lease_id NOT IN (
+        SELECT lease_id FROM receipts WHERE state = :refused
+        ORDER BY lease_id DESC LIMIT :keep)"""
 
 
-def insert_receipt(stored: OutboxReceipt) -> Change:
-    """A receipt that is here already stays as it is: a lease ends once."""
-    values = {name: getattr(stored, name) for name in OutboxReceipt.__slots__}
-    return Change(_INSERT, values | {"state": WAITING})
-
-
-def attach_acceptance(lease_id: LeaseId, acceptance: bytes, *, now_ms: int) -> Change:
-    """Complete a receipt; it is due at once then. One that is gone already needs nothing."""
-    values = {"lease": lease_id, "new_acceptance": acceptance, "now_ms": now_ms}
-    return Change(_ATTACH, values)
+def put_receipt(stored: OutboxReceipt) -> Change:
+    """It is new, its acceptance came, or it was tried and is due later."""
+    return Change(_PUT, {name: getattr(stored, name) for name in OutboxReceipt.__slots__})
 
 
 def acknowledge(stored: OutboxReceipt, *, state: str) -> Change:
     """The coordinator has it: forget the receipt, count the money. Idempotent."""
-    earned = {
+    earned: dict[str, object] = {
         "coordinator": stored.coordinator,
         "state": state,
-        "jobs": 1,
         "amount_nano": stored.amount_nano,
     }
-    return Change(_FORGET, {"lease": stored.lease_id}, then=Change(_EARN, earned))
+    return Change(_FORGET, {"lease_id": stored.lease_id}, then=Change(_EARN, earned))
 
 
-def refuse(lease_id: LeaseId, *, reason: str) -> Change:
-    """The coordinator will never take it. It stays as evidence for a dispute."""
-    return Change(_REFUSE, {"lease": lease_id, "new_reason": reason[:200]})
+def refuse(lease_id: LeaseId, *, reason: str, keep: int) -> Change:
+    """The coordinator will never take it. It stays as evidence for a dispute, in place of the
+    oldest beyond `keep`."""
+    return Change(
+        _REFUSE,
+        {"lease_id": lease_id, "refused": REFUSED, "reason": reason[:_REASON_CHARS_MAX]},
+        then=Change(_PRUNE, {"refused": REFUSED, "keep": keep}),
+    )
 
 
-def postpone(lease_id: LeaseId, *, due_ms: int, state: str = WAITING) -> Change:
-    """Count a try that was not the last, and try again later."""
-    return Change(_POSTPONE, {"lease": lease_id, "new_due_ms": due_ms, "new_state": state})
-
-
-def prune_refused(*, keep: int) -> Change:
-    """Drop the oldest refused receipts beyond `keep`."""
-    return Change(_PRUNE, {"keep": keep})
-
-
-def _run(connection: Connection, change: Change) -> None:
+def _run(connection: sqlite3.Connection, change: Change) -> None:
     changed = connection.execute(change.statement, change.values).rowcount
     if changed and change.then is not None:
         _run(connection, change.then)
-
-
-def _count(connection: Connection) -> int:
-    return int(connection.execute(_COUNT).scalar_one())
-
-
-def _to_receipt(row: Any) -> OutboxReceipt:
-    return OutboxReceipt(
-        lease_id=LeaseId(row.lease_id),
-        coordinator=PeerId(row.coordinator),
-        receipt=row.receipt,
-        acceptance=row.acceptance,
-        amount_nano=row.amount_nano,
-        tries=row.tries,
-        due_ms=row.due_ms,
-    )
 
 
 def _keep_private(path: Path) -> None:
@@ -308,20 +229,11 @@ def _keep_private(path: Path) -> None:
         raise OutboxError(f"the outbox cannot be used: {error}") from error
 
 
-def _configure(connection: sqlite3.Connection, _record: object) -> None:
-    configure_connection(connection)
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql(BEGIN_WRITE)
-
-
-def _translate(error: DBAPIError) -> OutboxError:
-    cause = error.orig
-    code = getattr(cause, "sqlite_errorcode", None)
+def _translate(error: sqlite3.Error) -> OutboxError:
+    code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_FULL:
         return OutboxFullError("the disk under the outbox is full: free some space")
     if isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_IOERR:
         # Some file systems report a full disk as a failed write or sync.
-        return OutboxFullError(f"the outbox cannot be written: {cause}")
-    return OutboxError(f"the outbox cannot be used: {cause}")
+        return OutboxFullError(f"the outbox cannot be written: {error}")
+    return OutboxError(f"the outbox cannot be used: {error}")

@@ -87,7 +87,7 @@ class SimNode:
     @property
     def is_owed(self) -> bool:
         """A receipt on its disk waits for the coordinator's last word."""
-        return bool(self.store.due(self._coordinator.peer, limit=1))
+        return any(each.coordinator == self._coordinator.peer for each in self.store.load())
 
     @property
     def live_jobs(self) -> int:

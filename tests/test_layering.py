@@ -47,7 +47,7 @@ COMPILER_PLACES = ("contracts/build.py",)
 CHAIN_LIBRARIES = ("coincurve", "eth_abi", "rlp")
 
 # Only these talk to a database.
-SQL_PLACES = ("coordinator/db/", "capanode/outbox")
+SQL_PLACES = ("coordinator/db/",)
 
 
 def source_files() -> list[Path]:

@@ -55,13 +55,17 @@ def send_last_word(
 
 async def wait_acceptance(channel: Channel, job: NodeJob, outbox: Outbox) -> None:
     """The client's countersignature goes into the outbox beside the receipt."""
+    terms = job.terms
+    assert terms is not None, "only an opened job has a receipt"
     with trio.move_on_after(ACCEPTANCE_WITHIN_S):
         try:
             while True:
                 frame = await channel.receive()
                 event = job.receive(frame.type, frame.body)
                 if isinstance(event, Accepted):
-                    outbox.attach_nowait(event.acceptance)
+                    outbox.attach_nowait(
+                        event.acceptance, coordinator=terms.lease.message.coordinator
+                    )
                     return
         except NetError:
             return

@@ -93,7 +93,7 @@ async def test_the_receipt_is_durable_before_the_client_sees_it(autojump_clock: 
         client = await market.open(1)
         ended = await client.end()
         assert isinstance(ended, Ended)
-        (stored,) = market.store.due(COORDINATOR.peer_id, limit=10)
+        (stored,) = market.store.load()
         assert stored.receipt == ended.receipt.raw
 
 
@@ -193,7 +193,7 @@ async def test_a_client_that_goes_away_is_billed_for_what_was_streamed(
         client.channel.close()
         await trio.sleep(5 * STEP_S)
         assert market.model.seats.running == len(market.worker.live) == 0
-        (stored,) = market.store.due(COORDINATOR.peer_id, limit=10)
+        (stored,) = market.store.load()
         assert stored.amount_nano > 0
 
 
@@ -691,7 +691,7 @@ async def test_the_disk_filling_up_mid_job_costs_nobody_the_answer(
     async with open_market() as market:
         apply = market.store.apply
 
-        def full(changes: object) -> int:
+        def full(changes: object) -> None:
             raise OutboxFullError("the disk under the outbox is full")
 
         client = await market.open(3)
@@ -779,7 +779,7 @@ async def test_breaking_the_protocol_is_a_cancel_by_another_name(
         client.channel.send_nowait(*frame)
         await trio.sleep(5 * STEP_S)
         assert market.server.live_jobs == len(market.worker.live) == 0
-        (stored,) = market.store.due(COORDINATOR.peer_id, limit=10)
+        (stored,) = market.store.load()
         billed = open_envelope(stored.receipt, Receipt).message
         assert billed.finish is Finish.CANCELLED
         assert billed.amount_nano > 0

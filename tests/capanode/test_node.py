@@ -460,7 +460,7 @@ async def test_a_node_killed_with_a_job_running_still_has_its_receipt(
                 nursery.start_soon(run)
                 await trio.sleep(0.3)
                 world.node_scope.cancel()
-    (stored,) = store.due(COORDINATOR.peer_id, limit=10)
+    (stored,) = store.load()
     receipt = open_envelope(stored.receipt, Receipt, signer=NODE.peer_id).message
     assert receipt.units.output_tokens > 0
     assert receipt.code == Code.DRAINING

@@ -14,9 +14,10 @@ from capanode.errors import OutboxError, OutboxFullError
 from capanode.outbox import (
     ACCEPTANCE_WAIT_MS,
     FULL_RETRY_S,
+    WRITTEN_WITHIN_S,
     Outbox,
 )
-from capanode.outbox_store import OutboxStore, attach_acceptance
+from capanode.outbox_store import Change, OutboxStore
 from protocol.envelope import Signed, seal
 from protocol.ids import LeaseId, new_ulid
 from protocol.messages import Receipt
@@ -101,7 +102,7 @@ async def test_a_receipt_is_handed_in_at_once_when_its_acceptance_came(
     chain = make_chain()
     async with running(make_outbox(store)) as outbox:
         await outbox.add(chain.receipt).wait()
-        outbox.attach_nowait(chain.acceptance)
+        outbox.attach_nowait(chain.acceptance, coordinator=COORDINATOR.peer_id)
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
         assert trio.current_time() == 0
         assert stored.acceptance == chain.acceptance.raw
@@ -123,8 +124,8 @@ async def test_an_acknowledged_receipt_is_counted_once_and_gone(
     async with running(make_outbox(store)) as outbox:
         await outbox.add(new_receipt()).wait()
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
-        await outbox.acknowledge(stored, state="settled")
-        await outbox.acknowledge(stored, state="settled")
+        outbox.acknowledge(stored, state="settled")
+        outbox.acknowledge(stored, state="settled")
         (earning,) = await outbox.earnings()
         assert (earning.state, earning.jobs) == ("settled", 1)
         assert earning.amount_nano == stored.amount_nano
@@ -148,7 +149,7 @@ async def test_a_failed_try_comes_back_when_it_is_due(
     async with running(make_outbox(store)) as outbox:
         await outbox.add(new_receipt()).wait()
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
-        await outbox.postpone(stored, due_ms=stored.due_ms + 60_000)
+        outbox.postpone(stored, due_ms=stored.due_ms + 60_000)
         (again,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
         assert trio.current_time() == pytest.approx(62.0)
         assert again.tries == 1
@@ -160,7 +161,7 @@ async def test_a_refused_receipt_stays_as_evidence_but_is_not_handed_in(
     async with running(make_outbox(store)) as outbox:
         await outbox.add(new_receipt()).wait()
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
-        await outbox.refuse(stored, reason="receipt_mismatch")
+        outbox.refuse(stored, reason="receipt_mismatch")
         (earning,) = await outbox.earnings()
         assert (earning.state, earning.jobs) == ("refused", 1)
         with trio.move_on_after(3600) as scope:
@@ -188,7 +189,7 @@ async def test_a_full_outbox_takes_no_work_until_receipts_leave(
             accepting.append(outbox.is_accepting)
         assert "coordinator" in outbox.failure
         (stored, _) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
-        await outbox.acknowledge(stored, state="disputed")
+        outbox.acknowledge(stored, state="disputed")
         assert [*accepting, outbox.is_accepting] == [True, True, False, True]
 
 
@@ -218,7 +219,7 @@ async def test_what_was_not_waited_for_is_written_before_the_end(tmp_path: Path)
         outbox.add(new_receipt())
     store.close()
     again = OutboxStore(path)
-    assert again.count() == 1
+    assert len(again.load()) == 1
     again.close()
 
 
@@ -228,9 +229,9 @@ async def test_a_burst_of_receipts_shares_transactions(
     sizes: list[int] = []
     apply = store.apply
 
-    def counted(changes: list[object]) -> int:
+    def counted(changes: list[Change]) -> None:
         sizes.append(len(changes))
-        return apply(changes)  # type: ignore[arg-type]  # the fake takes any list
+        apply(changes)
 
     monkeypatch.setattr(store, "apply", counted)
     async with running(make_outbox(store)) as outbox, trio.open_nursery() as nursery:
@@ -256,10 +257,66 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
         OutboxStore(path)
 
 
-def test_an_acceptance_without_its_receipt_changes_nothing(store: OutboxStore) -> None:
+async def test_an_acceptance_without_its_receipt_changes_nothing(
+    store: OutboxStore, autojump_clock: trio.testing.MockClock
+) -> None:
     acceptance = seal(CLIENT, make_acceptance(new_receipt()))
-    change = attach_acceptance(acceptance.message.lease_id, acceptance.raw, now_ms=NOW_MS)
-    assert store.apply([change]) == 0
+    async with running(make_outbox(store)) as outbox:
+        outbox.attach_nowait(acceptance, coordinator=COORDINATOR.peer_id)
+        await trio.sleep(2 * WRITTEN_WITHIN_S)
+    assert store.load() == []
+
+
+async def test_what_became_of_a_receipt_costs_no_write_of_its_own(
+    store: OutboxStore, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    apply = store.apply
+
+    def counted(changes: list[Change]) -> None:
+        sizes.append(len(changes))
+        apply(changes)
+
+    monkeypatch.setattr(store, "apply", counted)
+    chain = make_chain()
+    async with running(make_outbox(store)) as outbox:
+        await outbox.add(chain.receipt).wait()
+        outbox.attach_nowait(chain.acceptance, coordinator=COORDINATOR.peer_id)
+        (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
+        outbox.acknowledge(stored, state="settled")
+        await outbox.add(new_receipt()).wait()
+        # The receipt; then in one write the end of that one, and the next.
+        assert sizes == [1, 2]
+        await trio.sleep(2 * WRITTEN_WITHIN_S)
+        assert len(sizes) == 2
+
+
+async def test_what_no_job_waits_for_is_on_disk_within_its_time(
+    store: OutboxStore, autojump_clock: trio.testing.MockClock
+) -> None:
+    chain = make_chain()
+    async with running(make_outbox(store)) as outbox:
+        await outbox.add(chain.receipt).wait()
+        outbox.attach_nowait(chain.acceptance, coordinator=COORDINATOR.peer_id)
+        await trio.sleep(WRITTEN_WITHIN_S + 0.1)
+        (stored,) = store.load()
+        assert stored.acceptance == chain.acceptance.raw
+
+
+async def test_a_receipt_is_not_handed_in_before_it_is_on_disk(
+    store: OutboxStore, autojump_clock: trio.testing.MockClock
+) -> None:
+    disk = FullDisk()
+    chain = make_chain()
+    async with running(Outbox(store, clock=VirtualClock(), runner=disk)) as outbox:
+        disk.is_full = True
+        outbox.add(chain.receipt)
+        outbox.attach_nowait(chain.acceptance, coordinator=COORDINATOR.peer_id)
+        await trio.sleep(1)
+        disk.is_full = False
+        (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
+        assert trio.current_time() == pytest.approx(FULL_RETRY_S)
+        assert stored.acceptance == chain.acceptance.raw
 
 
 @pytest.mark.parametrize("is_new", [True, False])
