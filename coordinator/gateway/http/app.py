@@ -5,7 +5,7 @@ import asyncio
 import structlog
 
 from coordinator.errors import CoordinatorError
-from coordinator.gateway.errors import api_error_of, error_of
+from coordinator.gateway.errors import ApiError, api_error_of, error_of
 from coordinator.gateway.http.all_routes import make_routes
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.cors import Cors
@@ -77,7 +77,11 @@ class GatewayApp:
         try:
             reply: Reply | None = self._cors.preflight(request)
             if reply is None:
-                found = self._router.find(request.scope)
+                try:
+                    found = self._router.find(request.scope)
+                except ApiError:
+                    dialect = self._router.dialect_of(request.scope) or dialect
+                    raise
                 dialect, name = found.route.dialect, found.route.template
                 request.parameters = found.parameters
                 if dialect.request_id_header != REQUEST_ID:

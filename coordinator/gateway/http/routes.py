@@ -5,6 +5,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 from starlette.routing import Match
 from starlette.routing import Route as PathPattern
@@ -129,6 +130,18 @@ class Router:
                 raise _not_allowed(path, allowed)
         raise self._not_found(scope)
 
+    def dialect_of(self, scope: Scope) -> Dialect | None:
+        """Whose errors a path gets that has no route: those of the route that it has most in common
+        with. None if it has nothing in common with any."""
+        words = next(_readings(str(scope["path"]))).split("/")
+        nearest = max(
+            (route for route, _ in self._routes),
+            # Of equals the shortest: `/v2` stands for all below it.
+            key=lambda route: (_common(route.template, words), -len(route.template)),
+        )
+        # Both begin with nothing before their first slash.
+        return nearest.dialect if _common(nearest.template, words) > 1 else None
+
     def _not_found(self, scope: Scope) -> ApiError:
         path = str(scope["path"])
         message = f"there is no {scope['method']} {path[:128]}"
@@ -155,6 +168,12 @@ def _readings(path: str) -> Iterator[str]:
     yield _VERSION + bare
     # A few routes, such as /health, have no version.
     yield bare
+
+
+def _common(template: str, words: Sequence[str]) -> int:
+    """How many words two paths begin with alike."""
+    pairs = zip(template.split("/"), words, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _not_allowed(path: str, allowed: list[str]) -> ApiError:

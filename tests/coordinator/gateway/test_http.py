@@ -430,3 +430,23 @@ def test_a_listed_origin_may_read_and_ask_first() -> None:
         assert preflight.headers["access-control-allow-private-network"] == "true"
         other = gateway.get("/v1/models", headers={"origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        ("/v1/messages/batches", {"type", "error"}),
+        ("/v1/messages", {"type", "error"}),
+        ("/v1/moderations", {"error"}),
+        ("/v2/repository/index", {"error"}),
+        ("/nope", {"error"}),
+    ],
+)
+def test_a_path_without_a_route_is_told_in_the_words_of_its_api(
+    gateway: Harness, path: str, keys: set[str]
+) -> None:
+    response = gateway.get(path)
+    assert response.status_code in (404, 405)
+    assert set(response.json()) == keys
+    # The Open Inference Protocol has a text there.
+    assert isinstance(response.json()["error"], str) == path.startswith("/v2")

@@ -158,6 +158,14 @@ def test_a_call_is_a_block_and_ends_the_turn(gateway: Harness) -> None:
     assert message["stop_reason"] == "tool_use"
 
 
+def test_a_thread_is_refused_so_that_clients_go_on_without(gateway: Harness) -> None:
+    """Anthropic's own tool runner asks for one, and reads the details."""
+    response = gateway.post(PATH, body(thread={"type": "create"}))
+    assert response.status_code == 400
+    details = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert response.json()["error"]["details"] == details
+
+
 def test_thinking_is_shown_only_to_those_who_ask(gateway: Harness) -> None:
     gateway.market.features = frozenset(Feature)
     say(gateway, THINKING)

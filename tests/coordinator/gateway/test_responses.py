@@ -159,6 +159,43 @@ def test_calls_and_reasoning_are_items(gateway: Harness) -> None:
     assert json.loads(call["arguments"]) == {"city": "Paris"}
 
 
+def test_functions_of_a_namespace_are_called_by_their_names(gateway: Harness) -> None:
+    """As Codex sends them, and reads the call."""
+    gateway.market.features = frozenset(Feature)
+    space = {"type": "namespace", "name": "weather", "tools": [TOOL, TOOL | {"name": "other"}]}
+    say(gateway, CALLING)
+    request = body(tools=[TOOL | {"name": "plain"}, space])
+    output = gateway.post(PATH, request).json()["output"]
+    call = output[-1]
+    assert (call["name"], call["namespace"]) == ("get_weather", "weather")
+    (spec,) = gateway.market.specs
+    assert isinstance(spec.job_input, GenerationInput)
+    assert [tool.name for tool in spec.job_input.tools] == ["plain", "get_weather", "other"]
+    # The call is sent back as it was.
+    answer = {"type": "function_call_output", "call_id": call["call_id"], "output": "sunny"}
+    job_input = asked(gateway, tools=[space], input=[*output, answer])
+    assert job_input.messages[-1].content == "sunny"
+
+
+def test_the_tokens_of_an_input_are_counted_for_nothing(gateway: Harness) -> None:
+    gateway.market.features = frozenset(Feature)
+    response = gateway.post(f"{PATH}/input_tokens", body(tools=[TOOL], instructions="Be brief."))
+    assert response.status_code == 200, response.text
+    count = response.json()
+    assert count.pop("input_tokens") > 0
+    assert count == {"object": "response.input_tokens"}
+    (spec,) = gateway.market.specs
+    assert isinstance(spec.job_input, GenerationInput)
+    assert spec.job_input.tokenizes_only
+    refused = gateway.post(f"{PATH}/input_tokens", body(conversation="conv_1"))
+    assert refused.json()["error"]["param"] == "conversation"
+
+
+def test_what_is_kept_nowhere_is_not_found(gateway: Harness) -> None:
+    assert gateway.post(f"{PATH}/compact", body()).status_code == 404
+    assert gateway.get(f"{PATH}/resp_1").status_code == 404
+
+
 def test_an_answer_that_reached_its_limit_is_incomplete(gateway: Harness) -> None:
     say(gateway, "Hi", Finish.LENGTH)
     told = gateway.post(PATH, body(max_output_tokens=2)).json()
@@ -296,7 +333,18 @@ def test_how_tokens_are_chosen_is_passed_on(gateway: Harness) -> None:
             "input[0].content[0].type",
             "does not support images",
         ),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "web_search"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type", "in Codex, set web_search"),
+        (
+            {"tools": [TOOL, {"type": "namespace", "name": "a", "tools": [TOOL]}]},
+            "tools[1]",
+            "two tools are called",
+        ),
+        ({"tools": [{"type": "namespace", "name": "a"}]}, "tools[0].tools", "give"),
+        (
+            {"tools": [{"type": "namespace", "name": "a", "tools": [{"type": "custom"}]}]},
+            "tools[0].tools[0].type",
+            "custom",
+        ),
         ({"tools": [{"type": "custom", "name": "x"}]}, "tools[0].type", "custom"),
         ({"tool_choice": "required"}, "tool_choice", "no tools"),
         ({"top_logprobs": 3}, "top_logprobs", "not supported"),

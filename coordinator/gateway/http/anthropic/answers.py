@@ -8,20 +8,18 @@ from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.chat.ending import stop_of
 from coordinator.gateway.chat.parser import parser_of
 from coordinator.gateway.chat.pieces import AnswerReader
-from coordinator.gateway.errors import Problem, error_of
+from coordinator.gateway.errors import Problem
 from coordinator.gateway.http.anthropic.blocks import MessageBlocks
 from coordinator.gateway.http.anthropic.dialect import ANTHROPIC
 from coordinator.gateway.http.anthropic.requests import MessageRequest, read_count, read_request
 from coordinator.gateway.http.collected import write_whole
-from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
-from coordinator.gateway.http.event_text import event_json, named_event
+from coordinator.gateway.http.counting import CountCall
+from coordinator.gateway.http.dialect import ChoiceAnswer
+from coordinator.gateway.http.event_text import named_event
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.running import StartedAnswer
 from coordinator.gateway.orders import GenerationOrder
-from protocol.codec import decode
-from protocol.errors import RemoteProtocolError
 from protocol.features import Feature
-from protocol.generation import TokensOutput
 from protocol.payload import Chunk
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -32,7 +30,7 @@ def read_message(fields: Fields) -> "MessageCall":
     return MessageCall(read_request(fields))
 
 
-def read_token_count(fields: Fields) -> "CountCall":
+def read_token_count(fields: Fields) -> CountCall:
     """How many tokens a conversation is to the model, for nothing. Raises ApiError (400, 413)."""
     return CountCall(read_count(fields))
 
@@ -125,25 +123,3 @@ def _usage(input_tokens: int, output_tokens: int = 0) -> dict[str, int]:
         "cache_read_input_tokens": 0,
         "output_tokens": output_tokens,
     }
-
-
-@dataclass(frozen=True, slots=True)
-class CountCall:
-    """A `JobCall` that asks a node's tokenizer, for nothing."""
-
-    order: GenerationOrder
-    is_streamed: bool = False
-
-    @property
-    def orders(self) -> tuple[GenerationOrder]:
-        return (self.order,)
-
-    def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
-        try:
-            output = decode(TokensOutput, only_answer(choices).data)
-        except RemoteProtocolError as error:
-            raise error_of(error.code, str(error)) from error
-        return event_json({"input_tokens": len(output.token_ids)}).encode()
-
-    def writer(self, opened: StartedAnswer, created_s: int) -> MessageWriter:
-        raise AssertionError("a count is not streamed")

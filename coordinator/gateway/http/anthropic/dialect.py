@@ -19,6 +19,9 @@ _TYPES_BY_STATUS = {404: "not_found_error", 413: "request_too_large"}
 
 _OVERLOADED = 529
 
+# Anthropic's clients go on without a thread where this is what refuses one.
+NO_THREADS = "thread_unsupported_request"
+
 
 class AnthropicDialect:
     stream_headers: Headers = (
@@ -45,7 +48,10 @@ def _error(problem: Problem) -> dict[str, object]:
     if problem.code == Code.PROMPT_TOO_LONG.value:
         # Agents look for these words before they shorten a conversation.
         message = f"prompt is too long: {message}"
-    return {"type": "error", "error": {"type": kind, "message": message}}
+    error: dict[str, object] = {"type": kind, "message": message}
+    if problem.code == NO_THREADS:
+        error["details"] = {"error_code": NO_THREADS, "unsupported": ["thread"]}
+    return {"type": "error", "error": error}
 
 
 ANTHROPIC = AnthropicDialect()

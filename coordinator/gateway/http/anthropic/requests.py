@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordinator.gateway.chat.schemas import schema_text
-from coordinator.gateway.errors import invalid
+from coordinator.gateway.errors import ApiError, Problem, invalid
 from coordinator.gateway.http.anthropic.content import read_messages, read_system
+from coordinator.gateway.http.anthropic.dialect import NO_THREADS
 from coordinator.gateway.http.anthropic.tools import read_tools
 from coordinator.gateway.http.openai.names import ROUTING_WORDS, check_names
 from coordinator.gateway.http.routing_params import read_routing
@@ -35,6 +36,7 @@ WORDS = {
     "thinking": "Whether to show what the model writes before its answer, if it does so.",
     "output_config": "`format`: a JSON schema that the answer follows. `effort` is passed to the "
     "model's chat template.",
+    "thread": "Refused: send the whole conversation as `messages`.",
     "models": ROUTING_WORDS["models"],
     "provider": "Where the job may run and what it may cost: OpenRouter's object.",
 }
@@ -66,6 +68,15 @@ class MessageRequest:
 def read_request(fields: Fields) -> MessageRequest:
     """Raises ApiError (400, 413)."""
     check_names(fields, WORDS, neutral=_NEUTRAL, ignored=_IGNORED)
+    if fields.raw("thread") is not None:
+        raise ApiError(
+            Problem(
+                400,
+                "thread: conversations are not kept here: send all of its messages",
+                code=NO_THREADS,
+                param="thread",
+            )
+        )
     max_tokens = fields.integer("max_tokens", low=1, high=2**31)
     if max_tokens is None:
         fields.required("max_tokens")

@@ -39,8 +39,8 @@ def _read_tool(value: Any, path: str) -> Tool:
     kind = tool.raw("type")
     if kind not in (None, "custom"):
         raise unsupported(
-            f"{path}.type: only tools that the client runs are supported: give a name and an "
-            "input_schema, and leave out the type",
+            f"{path}.type is {str(kind)[:64]}: only tools that the client runs are supported: give "
+            "a name and an input_schema, and leave out the type",
             f"{path}.type",
         )
     description = tool.raw("description")

@@ -9,10 +9,15 @@ from coordinator.gateway.chat.parser import parser_of
 from coordinator.gateway.chat.pieces import AnswerReader
 from coordinator.gateway.errors import Problem, ProblemKind
 from coordinator.gateway.http.collected import write_whole
+from coordinator.gateway.http.counting import CountCall
 from coordinator.gateway.http.dialect import ChoiceAnswer
 from coordinator.gateway.http.openai.dialect import error_object
 from coordinator.gateway.http.openai_responses.output import OutputItems
-from coordinator.gateway.http.openai_responses.requests import ResponseRequest, read_request
+from coordinator.gateway.http.openai_responses.requests import (
+    ResponseRequest,
+    read_count,
+    read_request,
+)
 from coordinator.gateway.http.strict_json import Fields
 from coordinator.gateway.market_side.running import StartedAnswer
 from coordinator.gateway.orders import GenerationOrder
@@ -27,6 +32,12 @@ _CODES = {ProblemKind.RATE: "rate_limit_exceeded", ProblemKind.REQUEST: "invalid
 def read_response(fields: Fields) -> "ResponseCall":
     """The next message of a conversation, or calls of its tools. Raises ApiError (400, 413)."""
     return ResponseCall(read_request(fields))
+
+
+def read_input_count(fields: Fields) -> CountCall:
+    """How many tokens the input of a response is to the model, for nothing. Raises ApiError (400,
+    413)."""
+    return CountCall(read_count(fields), {"object": "response.input_tokens"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class ResponseWriter:
 
     def __init__(self, request: ResponseRequest, opened: StartedAnswer, created_s: int) -> None:
         job_id, model = opened.info.job_id, opened.model
-        self._items = OutputItems(job_id)
+        self._items = OutputItems(job_id, request.namespaces)
         self._reader = AnswerReader(
             parser_of(
                 request.order.job_input,

@@ -1,7 +1,7 @@
 """The output items of a response, from the events of an answer: as what a stream says of them, and
 as what they are in the end."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from coordinator.gateway.chat.events import (
@@ -20,10 +20,12 @@ _PARTS = {"message": "output_text", "reasoning": "reasoning_text"}
 
 
 class OutputItems:
-    """One item is open at a time. `items` are those that were begun, whole once they are closed."""
+    """One item is open at a time. `items` are those that were begun, whole once they are closed.
+    `namespaces` has the namespace of functions that are in one."""
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, namespaces: Mapping[str, str]) -> None:
         self.items: list[Plain] = []
+        self._namespaces = namespaces
         self._job_id = job_id
         self._is_open = False
         self._text: list[str] = []
@@ -57,6 +59,8 @@ class OutputItems:
             return self._add_text("reasoning", event.text)
         if isinstance(event, ToolCallStart):
             item = {"call_id": event.id, "name": event.name, "arguments": ""}
+            if event.name in self._namespaces:
+                item["namespace"] = self._namespaces[event.name]
             return self.close() + self._open("function_call", "fc", item)
         if isinstance(event, ToolCallArguments):
             self._text.append(event.text)

@@ -1,6 +1,7 @@
 """Reading a request for a response."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ from coordinator.gateway.chat.schemas import schema_text
 from coordinator.gateway.errors import invalid, unsupported
 from coordinator.gateway.http.openai.names import ROUTING_WORDS, check_names
 from coordinator.gateway.http.openai_responses.items import read_input
-from coordinator.gateway.http.openai_responses.tools import read_tools
+from coordinator.gateway.http.openai_responses.tools import ResponseTools, read_tools
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text
 from coordinator.gateway.orders import (
@@ -37,7 +38,7 @@ WORDS = {
     "top_p": "Choose among the likeliest tokens that have this probability together. Default 1.",
     "text": "`format`: `text`, `json_object`, or `json_schema` with a schema that the answer "
     "follows; it is always strict.",
-    "tools": "Functions that the model may call.",
+    "tools": "Functions that the model may call, by themselves or in namespaces.",
     "tool_choice": "`auto`, `none`, `required`, one function that must be called, or "
     "`allowed_tools`. Default `auto`.",
     "parallel_tool_calls": "Whether an answer may have several calls. Default true.",
@@ -81,23 +82,19 @@ _STATE = ("previous_response_id", "conversation")
 
 @dataclass(frozen=True, slots=True)
 class ResponseRequest:
-    """`echo` are the fields that the response repeats, as they were given."""
+    """`echo` are the fields that the response repeats, as they were given, `namespaces` those of
+    functions, by name."""
 
     order: GenerationOrder
     is_streamed: bool
     echo: dict[str, Any]
+    namespaces: Mapping[str, str]
 
 
 def read_request(fields: Fields) -> ResponseRequest:
     """Raises ApiError (400, 413)."""
     check_names(fields, WORDS, neutral=_NEUTRAL, ignored=_IGNORED)
     _check_state(fields)
-    routing = read_routing(fields)
-    messages = read_input(fields)
-    instructions = fields.raw("instructions")
-    if instructions:
-        text = check_text(instructions, "instructions")
-        messages = (ChatMessage("system", text), *messages)
     limit = fields.integer("max_output_tokens", low=1, high=_INTEGER_MAX)
     top_p = fields.number("top_p", low=0, high=1)
     chosen: dict[str, Any] = {
@@ -105,17 +102,40 @@ def read_request(fields: Fields) -> ResponseRequest:
         "top_p": None if top_p is None else max(_TOP_P_MIN, top_p),
         "format": _read_format(fields),
     }
+    tools = read_tools(fields)
+    chosen["max_tokens"] = min(limit or OUTPUT_TOKENS_DEFAULT, TOKENS_MAX)
+    order = _read_order(
+        fields, tools, {name: value for name, value in chosen.items() if value is not None}
+    )
+    echo = _read_echo(fields, order.job_input)
+    return ResponseRequest(order, bool(fields.flag("stream")), echo, tools.namespaces)
+
+
+def read_count(fields: Fields) -> GenerationOrder:
+    """The same input, to be counted. Raises ApiError (400, 413)."""
+    check_names(fields, WORDS, neutral=_NEUTRAL, ignored=_IGNORED)
+    _check_state(fields)
+    return _read_order(fields, read_tools(fields), {"max_tokens": 1, "tokenizes_only": True})
+
+
+def _read_order(
+    fields: Fields, tools: ResponseTools, arguments: Mapping[str, Any]
+) -> GenerationOrder:
+    routing = read_routing(fields)
+    messages = read_input(fields)
+    instructions = fields.raw("instructions")
+    if instructions:
+        text = check_text(instructions, "instructions")
+        messages = (ChatMessage("system", text), *messages)
     job_input = GenerationInput(
         messages=messages,
-        max_tokens=min(limit or OUTPUT_TOKENS_DEFAULT, TOKENS_MAX),
         template_arguments=_read_effort(fields),
-        **read_tools(fields).to_arguments(),
-        **{name: value for name, value in chosen.items() if value is not None},
+        **tools.use.to_arguments(),
+        **arguments,
     )
     size = text_bytes(job_input)
     check_text_size(size, "input")
-    order = GenerationOrder(routing, job_input, size)
-    return ResponseRequest(order, bool(fields.flag("stream")), _read_echo(fields, job_input))
+    return GenerationOrder(routing, job_input, size)
 
 
 def _check_state(fields: Fields) -> None:

@@ -208,6 +208,13 @@ REQUESTS: Final[dict[str, tuple[Json, ...]]] = {
             "output_config": {"effort": "low"},
         },
     ),
+    "/v1/responses/input_tokens": (
+        {
+            "model": _MODEL,
+            "instructions": "You answer in one sentence.",
+            "input": "Why is the sky blue?",
+        },
+    ),
     "/v1/messages/count_tokens": (
         {
             "model": _MODEL,
