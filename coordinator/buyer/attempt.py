@@ -264,6 +264,8 @@ class Attempt:
             raise self._fail(
                 f"the node broke the protocol: {error}", error.code, is_breach=True
             ) from error
+        if isinstance(event, Chunk):
+            return event
         if isinstance(event, Admitted):
             self._accepted = event
         elif isinstance(event, WindowReached):

@@ -81,12 +81,13 @@ class Opener:
         if tries.are_used_up and tries.last_failure is not None:
             raise tries.last_failure
         try:
-            with trio.fail_at(deadline):
-                if self.leaser.is_local:
-                    granted = await self.leaser.lease(
-                        part.request, earlier=tries.earlier, payer=part.spec.payer
-                    )
-                else:
+            if self.leaser.is_local:
+                # It knows the job's deadline, and waits for nothing beyond it but a commit.
+                granted = await self.leaser.lease(
+                    part.request, earlier=tries.earlier, payer=part.spec.payer
+                )
+            else:
+                with trio.fail_at(deadline):
                     granted = await self._ask_elsewhere(part, key, tries)
             check_terms(granted, part.request)
         except trio.TooSlowError:

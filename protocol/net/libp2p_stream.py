@@ -57,6 +57,9 @@ class Libp2pStream:
         except MuxedStreamClosed as error:
             raise StreamClosed(f"{self._peer}: {error}") from None
 
+    def send_nowait(self, data: bytes) -> bool:
+        return self._stream.write_nowait(data)
+
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES_MAX) -> bytes:
         try:
             return await self._stream.read(max_bytes)

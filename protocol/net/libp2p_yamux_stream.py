@@ -127,6 +127,15 @@ class MuxStream(IMuxedStream):
         # Only now, so that the frame is on its way while others have their turn.
         await trio.lowlevel.cancel_shielded_checkpoint()
 
+    def write_nowait(self, data: bytes) -> bool:
+        """Queue all of it in one frame, or none of it if there is no room or no stream any more."""
+        is_over = self._failure is not None or self.eof_sent
+        if is_over or self.mux.is_congested or len(data) > min(self._send_credit, DATA_BYTES_MAX):
+            return False
+        self._send_credit -= len(data)
+        self.mux.send(DATA, 0, self.stream_id, len(data), data)
+        return True
+
     async def close(self) -> None:
         """End our side; the peer's side goes on."""
         await trio.lowlevel.checkpoint()

@@ -171,6 +171,10 @@ class MemoryStream:
             self._credit -= len(piece)
             self._tell(methodcaller("on_data", piece))
 
+    def send_nowait(self, data: bytes) -> bool:
+        """Every sender gives others their turn, so that a simulation is fair."""
+        return False
+
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES_MAX) -> bytes:
         await trio.lowlevel.checkpoint()
         while not self._buffer:

@@ -116,7 +116,7 @@ class StreamPool:
         """
         link = self._links.get(peer)
         if link is not None and link.is_open:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             return link.open_channel()
         with trio.move_on_after(timeout_s):
             return (await self._wait_link(peer, addresses)).open_channel()

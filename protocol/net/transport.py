@@ -50,6 +50,11 @@ class Stream(Protocol):
         """Raises StreamClosed. Waits while the peer's window is full."""
         ...
 
+    def send_nowait(self, data: bytes) -> bool:
+        """Queue all of it for the peer, if there is room for it now. False if none of it was taken:
+        `send_all` then waits for room, or says what is wrong."""
+        ...
+
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES_MAX) -> bytes:
         """At least one byte, or b"" when the peer ended its side. Raises StreamClosed."""
         ...

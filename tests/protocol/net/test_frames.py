@@ -38,6 +38,9 @@ class RecordingStream:
         await self.gate.wait()
         self.writes.append(data)
 
+    def send_nowait(self, data: bytes) -> bool:
+        return False
+
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES_MAX) -> bytes:
         await trio.lowlevel.checkpoint()
         return self._pieces.pop(0) if self._pieces else b""
@@ -306,6 +309,9 @@ class DrippingStream(RecordingStream):
     def __init__(self, wire: bytes, pause_s: float) -> None:
         super().__init__([bytes([byte]) for byte in wire])
         self._pause_s = pause_s
+
+    def send_nowait(self, data: bytes) -> bool:
+        return False
 
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES_MAX) -> bytes:
         await trio.sleep(self._pause_s)
