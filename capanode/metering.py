@@ -5,7 +5,7 @@ worker says that it made. Here the input is counted, and what the worker makes i
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from capanode.engines.base import Completed, Produced, Started
 from protocol.endings import Finish
@@ -50,12 +50,16 @@ class Meter:
     @property
     def units(self) -> Units:
         """What has been delivered."""
-        return replace(self._input, output_tokens=self._job.window.sent_tokens)
+        return self._with_output(self._job.window.sent_tokens)
 
     @property
     def produced(self) -> Units:
         """What the worker made, sent or not."""
-        return replace(self._input, output_tokens=self._produced_tokens)
+        return self._with_output(self._produced_tokens)
+
+    def _with_output(self, tokens: int) -> Units:
+        counted = self._input
+        return Units(counted.input_tokens, tokens, counted.images, counted.tensor_elements)
 
     def accept(self, started: Started, *, profile: str = "") -> None:
         """`profile` is what computes. Raises RemoteProtocolError if the input counts as more than
@@ -94,23 +98,18 @@ class Meter:
             output_digest=self._job.output_digest.hexdigest(),
             issued_at_ms=now_ms,
             code=code,
+            queued_ms=timing.queued_ms,
+            first_output_ms=timing.first_output_ms,
+            total_ms=timing.total_ms,
+            opening=terms.opening.raw,
+            countersigned=self._job.window.countersigned,
+            input_digest=self._input_digest(terms.salt),
+            prefix_tokens=self._started.prefix_tokens if self._started else 0,
+            end_token=self._end_token,
+            profile=self._profile,
+            end_stop=self._end_stop,
         )
-        return seal(
-            key,
-            replace(
-                receipt,
-                queued_ms=timing.queued_ms,
-                first_output_ms=timing.first_output_ms,
-                total_ms=timing.total_ms,
-                opening=terms.opening.raw,
-                countersigned=self._job.window.countersigned,
-                input_digest=self._input_digest(terms.salt),
-                prefix_tokens=self._started.prefix_tokens if self._started else 0,
-                end_token=self._end_token,
-                profile=self._profile,
-                end_stop=self._end_stop,
-            ),
-        )
+        return seal(key, receipt)
 
     def _input_digest(self, salt: bytes) -> Digest | None:
         """Salted like all digests of a job, because a short prompt could be guessed from it."""

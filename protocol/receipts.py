@@ -6,6 +6,7 @@ before it pays, and anyone later with nothing but the four signed messages (`ver
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from protocol.countersigning import Delivery, Proof, check_delivery, read_proof
 from protocol.endings import FINISH_RULES, Finish
@@ -125,10 +126,12 @@ def draft_receipt(
     output_digest: Digest,
     issued_at_ms: int,
     code: str = "",
+    **details: Any,
 ) -> Receipt:
-    """A receipt with the names of its lease, charged as `charge_nano` does. What else a node says
-    of a job (times, the client's opening and last signature) is left out: `replace` adds it."""
+    """A receipt with the names of its lease, charged as `charge_nano` does. `details` are fields
+    of what else a node says of a job: times, the client's opening and last signature."""
     granted = lease.message
+    times = {"queued_ms": 0, "first_output_ms": 0, "total_ms": 0}
     return Receipt(
         lease_id=granted.lease_id,
         lease_digest=lease.digest,
@@ -142,10 +145,8 @@ def draft_receipt(
         output_digest=output_digest,
         finish=finish,
         code=code,
-        queued_ms=0,
-        first_output_ms=0,
-        total_ms=0,
         issued_at_ms=issued_at_ms,
+        **(times | details),
     )
 
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from protocol.endings import Finish
 from protocol.errors import Code, RemoteProtocolError
 
+# Output that is held back waits this long for the client to sign for what it has.
+SIGN_WITHIN_S = 30.0
+
 # What the outside is told of our own failures; the worker's words stay in our log.
 _OUR_FAILURES = {
     Code.INTERNAL: "the node failed to run the job",
@@ -44,6 +47,12 @@ class JobEnding:
 
 DRAINED = JobEnding(Finish.FAILED, Code.DRAINING, "this node is shutting down")
 LATE = JobEnding(Finish.FAILED, Code.DEADLINE_EXCEEDED, "the deadline has passed")
+# Output that is held back waited for the client to sign for what it has.
+UNSIGNED = JobEnding(
+    Finish.CANCELLED,
+    Code.UNSIGNED,
+    f"the client signed for no output for {SIGN_WITHIN_S:g} s",
+)
 # What a job ends with that a bug ended: the client learns that much.
 UNEXPECTED = JobEnding(Finish.FAILED, Code.INTERNAL, "the job ended unexpectedly")
 

@@ -16,7 +16,15 @@ import trio
 from capanode.admission import Admission, Ticket
 from capanode.engines.base import Completed, EngineEvent, Produced, Started
 from capanode.jobs.closing import send_last_word, wait_acceptance, wait_durable
-from capanode.jobs.ending import DRAINED, LATE, UNEXPECTED, JobEnding, JobFailure
+from capanode.jobs.ending import (
+    DRAINED,
+    LATE,
+    SIGN_WITHIN_S,
+    UNEXPECTED,
+    UNSIGNED,
+    JobEnding,
+    JobFailure,
+)
 from capanode.jobs.times import JobTimes, work_deadline
 from capanode.jobs.upload import receive_payload
 from capanode.metering import Meter, chunks_of
@@ -37,9 +45,6 @@ from protocol.pricing import Units
 from protocol.programs.log import bind_job
 
 log = structlog.get_logger(__name__)
-
-# Output that is held back waits this long for the client to sign for what it has.
-SIGN_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +77,9 @@ class ServedJob:
         self._ending: JobEnding | None = None
         # How the job ends once the client has signed for what is held back.
         self._outcome: JobEnding | None = None
+        # One scope for both deadlines: each costs as much as a check of a signature.
         self._work = trio.CancelScope()
-        self._signing = trio.CancelScope()
+        self._work_until = self._signed_until = math.inf
 
     async def run(self) -> None:
         """Serve the job, up to its last word to the client. Raises only what is a bug."""
@@ -123,7 +129,7 @@ class ServedJob:
             self.end(DRAINED)
             raise
         if self._ending is None:
-            self.end(LATE)
+            self.end(LATE if self._work_until <= self._signed_until else UNSIGNED)
 
     def _take_frame(self, is_whole: bool, due_at: float) -> None:
         """A part of the payload came. Raises RemoteProtocolError."""
@@ -147,7 +153,7 @@ class ServedJob:
         self._meter = Meter(lease, self._job)
         self._ticket = admission.admit(request, lease, is_whole=is_whole, now_ms=now_ms)
         self._ticket.evict = self._give_way
-        self._work.deadline = work_deadline(lease.message, now_ms)
+        self._work.deadline = self._work_until = work_deadline(lease.message, now_ms)
         if not is_whole:
             self._desk.on_change()
 
@@ -163,18 +169,14 @@ class ServedJob:
 
     async def _listen(self) -> None:
         """While the job waits or runs. Raises RemoteProtocolError, NetError."""
-        with self._signing:
-            while True:
-                frame = await self._channel.receive()
-                event = self._job.receive(frame.type, frame.body)
-                if isinstance(event, CancelRequested):
-                    self.end(JobEnding(Finish.CANCELLED))
-                    return
-                if isinstance(event, Countersignature):
-                    self._send_all(event.frames)
-        if self._signing.cancelled_caught:
-            message = f"the client signed for no output for {SIGN_WITHIN_S:g} s"
-            self.end(JobEnding(Finish.CANCELLED, Code.UNSIGNED, message))
+        while True:
+            frame = await self._channel.receive()
+            event = self._job.receive(frame.type, frame.body)
+            if isinstance(event, CancelRequested):
+                self.end(JobEnding(Finish.CANCELLED))
+                return
+            if isinstance(event, Countersignature):
+                self._send_all(event.frames)
 
     def _lose_client(self, error: NetError) -> None:
         """As if cancelled, with no client to tell."""
@@ -278,11 +280,16 @@ class ServedJob:
         for frame in frames:
             self._channel.send_nowait(*frame)
         if self._job.terms is None or not self._job.window.is_blocked:
-            self._signing.deadline = math.inf
+            self._wait_signature_until(math.inf)
             if self._outcome is not None:
                 self.end(self._outcome)
-        elif self._signing.deadline == math.inf or frames:
-            self._signing.deadline = trio.current_time() + SIGN_WITHIN_S
+        elif self._signed_until == math.inf or frames:
+            self._wait_signature_until(trio.current_time() + SIGN_WITHIN_S)
+
+    def _wait_signature_until(self, deadline: float) -> None:
+        if deadline != self._signed_until:
+            self._signed_until = deadline
+            self._work.deadline = min(self._work_until, deadline)
 
     def _finish(self, ending: JobEnding) -> None:
         """The answer is complete: the slot is free, and the job ends when all of it is sent."""

@@ -9,7 +9,7 @@ from capanode.admission import UPLOAD_BYTES_MAX, UPLOAD_BYTES_PER_CLIENT_MAX
 from capanode.engines.base import Completed, EngineInfo, Produced, Started
 from capanode.errors import OutboxFullError
 from capanode.jobs.closing import ACCEPTANCE_WITHIN_S
-from capanode.jobs.served_job import SIGN_WITHIN_S
+from capanode.jobs.ending import SIGN_WITHIN_S
 from capanode.jobs.upload import UPLOAD_PAUSE_S
 from capanode.outbox import FULL_RETRY_S
 from protocol.client_session import Admitted, ClientJob, Ended, Refused
