@@ -18,9 +18,12 @@ def test_triton_infers_over_http(served: Served) -> None:
     found = run_python("triton", "triton_http.py", served.api, SUMS)
     assert found["live"] == [True, True]
     assert found["ready"] is True
-    assert found["extensions"] == ["binary_tensor_data"]
+    assert found["extensions"] == ["binary_tensor_data", "statistics"]
     assert found["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 2]}]
     assert found["raw"] == {"sum": [3.0, 7.5], "name": ["3", "7.5"], "id": "7"}
+    (statistics,) = found["statistics"]
+    assert (statistics["name"], statistics["inference_count"]) == (SUMS, 2)
+    assert statistics["inference_stats"]["success"]["count"] == 2
     assert found["json"] == {"sum": [3.0, 7.5], "name": None, "id": "7"}
     assert found["wrong"] == ["400", "the model's input x is missing"]
     assert found["no key"] == "401"
@@ -36,6 +39,7 @@ def test_triton_infers_and_streams_over_grpc(served: Served) -> None:
     assert found["inputs"] == [["x", "FP32", [-1, 2]]]
     assert found["config"] == [SUMS, 11, [-1, 2]]
     assert [SUMS, "READY"] in found["index"]
+    assert found["statistics"] == [[SUMS, 1, 1]]
     assert (found["sum"], found["name"], found["id"]) == ([3.0, 7.5], ["3", "7.5"], "7")
     assert found["wrong"] == ["StatusCode.INVALID_ARGUMENT", "the model's input x is missing"]
     assert found["no key"] == "StatusCode.UNAUTHENTICATED"

@@ -14,14 +14,19 @@ from coordinator.gateway.grpc.kept import Answer, serve_kept
 from coordinator.gateway.grpc.reading import read_infer_request, write_infer_response
 from coordinator.gateway.grpc.wire import MESSAGES, SERVICE
 from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.oip.routes import look_ready, named_model, server_metadata
+from coordinator.gateway.http.oip.routes import (
+    list_models,
+    look_ready,
+    named_model,
+    server_metadata,
+    statistics_plain,
+)
 from coordinator.gateway.http.oip.running import routing_fields, run_inference
 from coordinator.gateway.http.oip.streaming import InferenceStream, refuse_key
 from coordinator.gateway.http.oip.writing import metadata_plain
 from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.inference.models import platform_of, signature_of, version_of
 from coordinator.gateway.inference.stream_items import StreamReply, StreamRequest
-from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo
 from protocol.messages import Task
 from protocol.tensors import Datatype
 
@@ -72,6 +77,7 @@ class InferenceService:
             "ModelReady": self._with_key(self._model_ready),
             "ModelMetadata": self._with_key(self._model_metadata),
             "ModelConfig": self._with_key(self._model_config),
+            "ModelStatistics": self._with_key(self._model_statistics),
             "RepositoryIndex": self._with_key(self._repository_index),
             "ModelInfer": self._with_key(self._model_infer),
         }
@@ -145,8 +151,18 @@ class InferenceService:
         config.model_transaction_policy.decoupled = model.task is Task.CAUSAL_LM
         return response
 
+    async def _model_statistics(self, request: Any, rpc: Any, call: RpcCall) -> Any:
+        context = self._context
+        if request.name:
+            models = [await named_model(context, request.name, request.version)]
+        else:
+            models = await context.bridge.call(list_models, context.market)
+        assert call.caller is not None, "the call needs a key"
+        plain = statistics_plain(context, call.caller, models)
+        return MESSAGES["ModelStatisticsResponse"](**plain)
+
     async def _repository_index(self, request: Any, rpc: Any, call: RpcCall) -> Any:
-        models = await self._context.bridge.call(_models, self._context.market)
+        models = await self._context.bridge.call(list_models, self._context.market)
         response = MESSAGES["RepositoryIndexResponse"]()
         for model in models:
             is_ready = model.nodes > 0
@@ -223,10 +239,3 @@ def _first_of(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-# In trio, through the bridge.
-
-
-async def _models(market: GatewayMarket) -> list[ModelInfo]:
-    return list(market.models())

@@ -62,6 +62,19 @@ _MESSAGES: Final[dict[str, str]] = {
     "RepositoryIndexRequest": "string repository_name = 1; bool ready = 2",
     "RepositoryIndexResponse": "repeated ModelIndex models = 1",
     "ModelIndex": "string name = 1; string version = 2; string state = 3; string reason = 4",
+    "ModelStatisticsRequest": "string name = 1; string version = 2",
+    "ModelStatisticsResponse": "repeated ModelStatistics model_stats = 1",
+    "ModelStatistics": (
+        "string name = 1; string version = 2; uint64 last_inference = 3; "
+        "uint64 inference_count = 4; uint64 execution_count = 5; "
+        "InferStatistics inference_stats = 6"
+    ),
+    "InferStatistics": (
+        "StatisticDuration success = 1; StatisticDuration fail = 2; StatisticDuration queue = 3; "
+        "StatisticDuration compute_input = 4; StatisticDuration compute_infer = 5; "
+        "StatisticDuration compute_output = 6"
+    ),
+    "StatisticDuration": "uint64 count = 1; uint64 ns = 2",
     "ModelConfigRequest": "string name = 1; string version = 2",
     "ModelConfigResponse": "ModelConfig config = 1",
     # Its enum of datatypes travels as a number.

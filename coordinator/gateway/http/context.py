@@ -8,6 +8,7 @@ from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.callers import Callers
 from coordinator.gateway.http.fair_places import FairPlaces
 from coordinator.gateway.http.kept.keeper import Keeper
+from coordinator.gateway.http.model_use import ModelUses
 from coordinator.gateway.http.rate_limit import RateLimits
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.strict_json import Fields
@@ -40,6 +41,7 @@ class GatewayContext:
     keeper: Keeper
     timings: Timings
     filing: Filing | None = None
+    uses: ModelUses = field(default_factory=ModelUses)
     parsing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_PARSED_AT_ONCE))
 
     @classmethod

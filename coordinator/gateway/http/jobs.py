@@ -94,6 +94,9 @@ def job_error(
         code=failure.code.value,
     )
     context.metrics.count_job(order.task, failure.code.value, attempts=0)
+    if failure.code is not Code.UNKNOWN_MODEL and request.caller is not None:
+        name, ns = order.routing.model, _since_ns(context, request)
+        context.uses.note_failure(request.caller.owner, name, ns=ns)
     # A node that counts too much input says so with one code for all tasks.
     code = order.too_large_code if failure.code is Code.INPUT_TOO_LARGE else failure.code
     message = str(failure)
@@ -163,6 +166,18 @@ def count_finished(
     model.tensor_elements.inc(outcome.units.tensor_elements)
     model.count_success(API_FINISH_REASONS[outcome.finish])
     context.metrics.count_job(order.task, outcome.finish.value, attempts=opened.info.attempts)
+    assert request.caller is not None, "jobs are for callers only"
+    context.uses.note_success(
+        request.caller.owner,
+        opened.model_name,
+        outcome,
+        ns=_since_ns(context, request),
+        now_ms=context.runtime.clock.now_ms(),
+    )
+
+
+def _since_ns(context: GatewayContext, request: Asked) -> int:
+    return round(1e9 * (context.monotonic() - request.started_at))
 
 
 def opened_headers(context: GatewayContext, request: Asked, opened: StartedAnswer) -> Headers:

@@ -74,6 +74,10 @@ print(
             "sum": answer.as_numpy("sum").tolist(),
             "name": [name.decode() for name in answer.as_numpy("name")],
             "id": answer.get_response().id,
+            "statistics": [
+                [m.name, m.inference_count, m.inference_stats.success.count]
+                for m in client.get_inference_statistics(model, headers=headers).model_stats
+            ],
             "wrong": refused(client.infer, model, [wrong], headers=headers),
             "no key": refused(client.infer, model, [rows([1, 2])])[0],
             "no model": refused(client.get_model_metadata, "none", headers=headers),

@@ -45,6 +45,7 @@ print(
             "inputs": client.get_model_metadata(model, headers=headers)["inputs"],
             "raw": infer(binary=True),
             "json": infer(binary=False),
+            "statistics": client.get_inference_statistics(model, headers=headers)["model_stats"],
             "wrong": refused(client.infer, model, [wrong], headers=dict(headers)),
             "no key": refused(client.infer, model, [wrong])[0],
             "no model": refused(client.get_model_metadata, "none", headers=headers),

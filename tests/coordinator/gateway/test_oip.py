@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordinator.buyer.errors import JobFailed
 from coordinator.gateway.errors import ApiError
 from coordinator.gateway.http.oip.reading import read_body
+from protocol.errors import Code
 from protocol.generation import GenerationInput
 from protocol.messages import DataCollection, Task
 from protocol.payload import EmbeddingInput, ImageInput
 from protocol.tensors import Datatype, NamedTensor, TensorInput, join_strings, split_strings
-from tests.coordinator.gateway.fake_market import DIGESTS, NAMES, VECTOR
+from tests.coordinator.gateway.fake_market import DIGESTS, NAMES, NOW_MS, OTHER_KEY, VECTOR, Script
 from tests.coordinator.gateway.harness import Harness
 from tests.coordinator.gateway.test_images import PNG
 
@@ -63,12 +65,39 @@ def test_a_market_without_nodes_is_not_ready(gateway: Harness) -> None:
 
 def test_strangers_see_health_and_the_server_and_nothing_else(gateway: Harness) -> None:
     nobody = {"headers": {"authorization": ""}}
-    assert gateway.get("/v2", **nobody).json()["extensions"] == ["binary_tensor_data"]
+    assert gateway.get("/v2", **nobody).json()["extensions"] == ["binary_tensor_data", "statistics"]
     assert gateway.get("/v2/health/live", **nobody).status_code == 200
     refused = gateway.get(SUMS, **nobody)
     assert refused.status_code == 401
     assert list(refused.json()) == ["error"]
     assert type(refused.json()["error"]) is str
+
+
+def test_statistics_are_of_the_account_and_of_one_model(gateway: Harness) -> None:
+    chat = {"model": NAMES[Task.CAUSAL_LM], "prompt": "hi"}
+    assert gateway.post("/v1/completions", chat).status_code == 200
+    assert gateway.post("/v1/completions", chat | {"model": "nowhere"}).status_code == 404
+    gateway.market.script = Script(failure=JobFailed("no", code=Code.BUSY))
+    by_digest = chat | {"model": DIGESTS[Task.CAUSAL_LM]}
+    assert gateway.post("/v1/completions", by_digest).status_code == 429
+    path = f"/v2/models/{NAMES[Task.CAUSAL_LM]}/stats"
+    (found,) = gateway.get(path).json()["model_stats"]
+    assert (found["name"], found["inference_count"]) == (NAMES[Task.CAUSAL_LM], 1)
+    assert found["last_inference"] == NOW_MS
+    times = found["inference_stats"]
+    assert [times[name]["count"] for name in ("success", "fail", "queue")] == [1, 1, 1]
+    # As the scripted receipt says it.
+    assert (times["queue"]["ns"], times["compute_infer"]["ns"]) == (3_000_000, 6_000_000)
+    everything = gateway.get("/v2/models/stats").json()["model_stats"]
+    assert sorted(model["inference_count"] for model in everything) == [0, 0, 0, 1]
+    version = DIGESTS[Task.CAUSAL_LM][:16]
+    assert gateway.get(f"/v2/models/{NAMES[Task.CAUSAL_LM]}/versions/{version}/stats").json() == {
+        "model_stats": [found]
+    }
+    others = {"authorization": f"Bearer {OTHER_KEY}"}
+    (of_another,) = gateway.get(path, headers=others).json()["model_stats"]
+    assert of_another["inference_count"] == 0
+    assert gateway.get("/v2/models/none/stats").status_code == 404
 
 
 def test_a_model_says_what_it_takes_and_answers(gateway: Harness) -> None:

@@ -1,10 +1,12 @@
 """The routes of the Open Inference Protocol. Health and the server's description need no key."""
 
 import asyncio
+from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import version as package_version
 from typing import Any
 
+from coordinator.gateway.caller import Caller
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.oip.dialect import OIP
 from coordinator.gateway.http.oip.reading import LENGTH_HEADER, ReadRequest, read_body
@@ -15,12 +17,12 @@ from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, Response, json_response, to_json
 from coordinator.gateway.http.routes import Route
 from coordinator.gateway.http.routing_params import read_routing, routed
-from coordinator.gateway.inference.models import pinned_model
+from coordinator.gateway.inference.models import pinned_model, version_of
 from coordinator.gateway.market_side.market import GatewayMarket, Health, ModelInfo
 from coordinator.gateway.orders import Routing
 
 SERVER_NAME = "capacloud"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "statistics")
 
 # A body or an answer of this size takes milliseconds to read or to write.
 _LARGE_BYTES = 64 * 1024
@@ -81,6 +83,34 @@ async def _asked_model(context: GatewayContext, request: Request) -> ModelInfo:
     return await named_model(context, parameters["model"], parameters.get("version", ""))
 
 
+async def _statistics(context: GatewayContext, request: Request) -> Reply:
+    """What the account's own jobs on the model came to since the gateway began. Raises ApiError
+    (404)."""
+    model = await _asked_model(context, request)
+    assert request.caller is not None, "the route needs a key"
+    return json_response(statistics_plain(context, request.caller, [model]))
+
+
+async def _all_statistics(context: GatewayContext, request: Request) -> Reply:
+    """The same of all models that are offered now."""
+    models = await context.bridge.call(list_models, context.market)
+    assert request.caller is not None, "the route needs a key"
+    return json_response(statistics_plain(context, request.caller, models))
+
+
+def statistics_plain(
+    context: GatewayContext, caller: Caller, models: Iterable[ModelInfo]
+) -> dict[str, Any]:
+    """Triton's `ModelStatisticsResponse`."""
+    return {
+        "model_stats": [
+            {"name": model.name, "version": version_of(model)}
+            | context.uses.sum(caller.owner, (model.name, model.digest)).to_plain()
+            for model in models
+        ]
+    }
+
+
 async def _infer(context: GatewayContext, request: Request) -> Reply:
     """Run tensors, texts or pictures through a model: JSON, with raw tensors behind it where a
     header says how long it is. Raises ApiError, ClientGone."""
@@ -128,10 +158,13 @@ ROUTES = (
     Route("GET", "/v2/health/live", _live, OIP, is_public=True),
     Route("GET", "/v2/health/ready", _ready, OIP, is_public=True),
     # The longest first: a model's name may have slashes.
+    Route("GET", "/v2/models/stats", _all_statistics, OIP),
+    Route("GET", _VERSION + "/stats", _statistics, OIP),
     Route("POST", _VERSION + "/infer", _infer, OIP),
     Route("GET", _VERSION + "/ready", _model_ready, OIP),
     Route("GET", _VERSION, _metadata, OIP),
     Route("POST", _MODEL + "/infer", _infer, OIP),
+    Route("GET", _MODEL + "/stats", _statistics, OIP),
     Route("GET", _MODEL + "/ready", _model_ready, OIP),
     Route("GET", _MODEL, _metadata, OIP),
 )
@@ -142,6 +175,10 @@ ROUTES = (
 
 async def _health(market: GatewayMarket) -> Health:
     return market.health()
+
+
+async def list_models(market: GatewayMarket) -> list[ModelInfo]:
+    return list(market.models())
 
 
 async def _model(market: GatewayMarket, name: str) -> ModelInfo | None:
