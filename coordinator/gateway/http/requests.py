@@ -79,7 +79,8 @@ class Request:
 
     @property
     def idempotency_key(self) -> str | None:
-        return self.header(b"idempotency-key")
+        """None of an empty one as well: all who send that would share it."""
+        return self.header(b"idempotency-key") or None
 
     @property
     def retry_count(self) -> int | None:

@@ -75,6 +75,14 @@ def test_every_route_answers_a_key_once_and_then_the_same_again(
     assert purchases(gateway) == 1
 
 
+def test_an_empty_key_is_none(gateway: Harness) -> None:
+    for body in (BODY, BODY, BODY | {"max_tokens": 7}):
+        response = gateway.post(CHAT, body, headers={"idempotency-key": ""})
+        assert response.status_code == 200
+        assert "idempotent-replayed" not in response.headers
+    assert purchases(gateway) == 3
+
+
 def test_another_body_route_or_routing_under_a_key_is_a_conflict(gateway: Harness) -> None:
     gateway.post(CHAT, BODY, headers=KEY)
     provider = {"x-capacloud-provider": '{"sort": "price"}'}

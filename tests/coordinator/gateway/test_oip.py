@@ -73,6 +73,12 @@ def test_strangers_see_health_and_the_server_and_nothing_else(gateway: Harness) 
     assert type(refused.json()["error"]) is str
 
 
+def test_a_provider_that_is_no_json_is_told_by_its_name(gateway: Harness) -> None:
+    refused = gateway.post(f"{SUMS}/infer", {"inputs": [ROWS], "parameters": {"provider": "{"}})
+    assert refused.status_code == 400
+    assert refused.json()["error"].startswith("parameters.provider is not valid JSON")
+
+
 def test_statistics_are_of_the_account_and_of_one_model(gateway: Harness) -> None:
     chat = {"model": NAMES[Task.CAUSAL_LM], "prompt": "hi"}
     assert gateway.post("/v1/completions", chat).status_code == 200

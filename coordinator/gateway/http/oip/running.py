@@ -46,7 +46,8 @@ def routing_fields(request: InferenceRequest) -> Fields:
         try:
             provider = parse_object(provider.encode())
         except ApiError as error:
-            raise error.but(param="parameters.provider") from None
+            message = str(error).replace("the body", "parameters.provider")
+            raise error.but(message=message, param="parameters.provider") from None
     if provider is not None:
         values["provider"] = provider
     session = request.parameters.get("session")
