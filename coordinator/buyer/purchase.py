@@ -9,24 +9,20 @@ without I/O is in `continuation`.
 import math
 from collections import deque
 from collections.abc import Awaitable
-from dataclasses import replace
 
 import structlog
 import trio
 
+from coordinator.buyer.answer_parts import AnswerParts
 from coordinator.buyer.attempt import Attempt, AttemptTerms
 from coordinator.buyer.continuation import (
-    Delivered,
-    FirstPart,
     is_at_length,
-    is_resumable,
     is_text,
-    next_part,
 )
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.hedging import Race
 from coordinator.buyer.opener import Opener
-from coordinator.buyer.parts import RequestStamps, SignedPart, sign_part
+from coordinator.buyer.parts import SignedPart
 from coordinator.buyer.result import PurchasePart, PurchaseResult
 from coordinator.buyer.resuming import Resumption
 from coordinator.buyer.tries import Tries
@@ -34,10 +30,7 @@ from protocol.endings import Finish
 from protocol.errors import Code
 from protocol.grants import Granted
 from protocol.keys import SigningKey
-from protocol.limits import PARTS_MAX
-from protocol.money import format_credits
 from protocol.payload import Chunk
-from protocol.receipts import charge_nano
 
 log = structlog.get_logger(__name__)
 
@@ -56,17 +49,13 @@ class Purchase:
     """
 
     def __init__(self, begun: SignedPart, *, key: SigningKey, opener: Opener) -> None:
-        self._begun = begun
-        self._part = begun
+        self._spec = begun.spec
+        self._answer = AnswerParts(begun, key)
         self._key = key
         self._opener = opener
         self._deadline = trio.current_time() + begun.spec.deadline_s
         self._first_output_by = math.inf
         self._tries = Tries()
-        self._first: FirstPart | None = None
-        self._delivered = Delivered(begun.payload.salt) if is_resumable(begun.spec) else None
-        # How many tokens the parts before this one have delivered.
-        self._tokens_before = 0
         self._is_shown = False
         self._ready: deque[Chunk] = deque()
         self._attempt: Attempt | None = None
@@ -125,8 +114,8 @@ class Purchase:
                 await self._go_on(attempt, failure)
                 continue
             self._is_shown = True
-            if self._delivered is not None:
-                self._delivered.add(chunk)
+            if self._answer.delivered is not None:
+                self._answer.delivered.add(chunk)
             return chunk
         self._is_shown = True
         return self._ready.popleft()
@@ -134,7 +123,7 @@ class Purchase:
     async def open(self) -> None:
         """Lease and open, at one node after another, until there is output; within the buyer's
         `max_latency`, if there is one. Raises JobFailed."""
-        limit_ms = self._begun.spec.constraints.max_latency_ms
+        limit_ms = self._spec.constraints.max_latency_ms
         if limit_ms is None:
             await self._open_next()
             return
@@ -178,7 +167,7 @@ class Purchase:
         attempt, lease_ms = await self._open_attempt()
         if attempt is None:
             return False
-        if self._begun.spec.hedge and not self._delivered:
+        if self._spec.hedge and not self._answer.has_begun:
             return await self._race(attempt, lease_ms)
         try:
             await attempt.wait_first_output(attempts=self._tries.count, lease_ms=lease_ms)
@@ -200,7 +189,7 @@ class Purchase:
         def open_second() -> Awaitable[tuple[Attempt | None, float]]:
             self._tries.avoid(first.granted.lease.message.node)
             return self._opener.open_attempt(
-                self._part, self._key, self._tries, deadline=self._deadline
+                self._answer.present, self._key, self._tries, deadline=self._deadline
             )
 
         is_over = False
@@ -224,7 +213,7 @@ class Purchase:
 
     async def _open_attempt(self) -> tuple[Attempt | None, float]:
         """As `Opener.open_attempt`; once the answer has begun, wait for what may pass."""
-        is_batch = self._begun.spec.is_batch
+        is_batch = self._spec.is_batch
         if self._tries.yield_pause_s:
             self._deadline += self._tries.yield_pause_s
             await trio.sleep(self._tries.yield_pause_s)
@@ -233,14 +222,14 @@ class Purchase:
         while True:
             try:
                 return await self._opener.open_attempt(
-                    self._part, self._key, self._tries, deadline=self._deadline
+                    self._answer.present, self._key, self._tries, deadline=self._deadline
                 )
             except JobFailed as failure:
                 if self._ends_unopened(failure):
                     return None, 0.0
-                if not self._delivered or self._tries.are_used_up:
+                if not self._answer.has_begun or self._tries.are_used_up:
                     raise
-                self._check_cost_max()
+                self._answer.check_cost_max([a.granted.lease.message for a in self._left])
                 if not wait.may_help(failure, by_node=failure is self._tries.last_failure):
                     raise
                 if is_batch and self._is_half_over():
@@ -253,24 +242,24 @@ class Purchase:
         """Take what a failed attempt delivered, and prepare what follows. Raises JobFailed if
         nothing can."""
         is_late = self._is_late(failure)
-        if is_late and is_text(self._begun.spec) and (self._is_shown or attempt.has_output):
+        if is_late and is_text(self._spec) and (self._is_shown or attempt.has_output):
             await self._end_late(attempt)
             return
-        if self._delivered is not None:
+        if self._answer.delivered is not None:
             for chunk in attempt.take_pending():
-                self._delivered.add(chunk)
+                self._answer.delivered.add(chunk)
                 self._ready.append(chunk)
         self._leave_failed(attempt)
         if self._is_over_by(failure):
             return
-        if self._is_shown and self._delivered is None:
+        if self._is_shown and self._answer.delivered is None:
             raise failure
-        tokens = len(self._delivered or ()) - self._tokens_before
+        tokens = self._answer.tokens
         self._tries.note_failure(
             attempt.granted.lease.message,
             failure,
             delivered_tokens=tokens,
-            has_yielded=self._begun.spec.is_batch and failure.code is Code.BUSY,
+            has_yielded=self._spec.is_batch and failure.code is Code.BUSY,
         )
         if tokens:
             self._sign_next_part(failure)
@@ -288,8 +277,7 @@ class Purchase:
         self._tries.note_word(self._opener.settlements.leave(attempt))
         self._left.append(attempt)
         self._terms = self._terms or attempt.terms
-        if self._first is None and self._delivered:
-            self._first = _first_part(self._begun, attempt)
+        self._answer.note_left(attempt)
 
     def _is_late(self, failure: JobFailed) -> bool:
         slack_s = self._deadline - trio.current_time()
@@ -298,10 +286,10 @@ class Purchase:
     def _is_over_by(self, failure: JobFailed) -> bool:
         """Whether the answer that broke off was complete all the same, or no node has room for more
         of it; then it ends here."""
-        if self._first is None or self._delivered is None:
+        if self._answer.first is None or self._answer.delivered is None:
             return False
         is_refused = failure.code is Code.PROMPT_TOO_LONG and self._tries.was_input_blamed
-        if is_refused or is_at_length(self._begun.spec, self._first, len(self._delivered)):
+        if is_refused or is_at_length(self._spec, self._answer.first, len(self._answer.delivered)):
             self._end(Finish.LENGTH)
         return self._result is not None
 
@@ -312,71 +300,33 @@ class Purchase:
             return False
         if self._is_late(failure):
             self._end(Finish.LENGTH, reason=Code.DEADLINE_EXCEEDED)
-        elif failure.code is Code.PROMPT_TOO_LONG and self._first is not None:
+        elif failure.code is Code.PROMPT_TOO_LONG and self._answer.first is not None:
             self._end(Finish.LENGTH)
         return self._result is not None
 
     def _sign_next_part(self, failure: JobFailed) -> None:
         """Raises the failure if there can be no more parts."""
-        number = self._part.request.message.part + 1
-        if number >= PARTS_MAX:
-            raise failure
-        assert self._first is not None
-        assert self._delivered is not None
-        if self._begun.spec.is_batch:
-            self._deadline = trio.current_time() + self._begun.spec.deadline_s
-        spec = next_part(
-            replace(self._begun.spec, deadline_s=self._deadline - trio.current_time()),
-            self._first,
-            self._delivered,
+        if self._spec.is_batch:
+            self._deadline = trio.current_time() + self._spec.deadline_s
+        self._answer.sign_next(
+            failure,
             spent_nano=sum(part.amount_nano for part in self.parts),
-        )
-        stamps = RequestStamps(
-            job_id=self._begun.request.message.job_id,
-            salt=self._begun.payload.salt,
+            left_s=self._deadline - trio.current_time(),
             coordinator=self._opener.leaser.coordinator,
             now_ms=self._opener.clock.now_ms(),
-            part=number,
-            delivered_digest=self._delivered.digest,
         )
-        self._part = sign_part(spec, self._key, stamps)
-        self._tokens_before = len(self._delivered)
-        log.info("purchase_goes_on", job_id=stamps.job_id, part=number, code=failure.code)
+        asked = self._answer.present.request.message
+        log.info("purchase_goes_on", job_id=asked.job_id, part=asked.part, code=failure.code)
 
     def _is_half_over(self) -> bool:
-        return self._deadline - trio.current_time() < self._begun.spec.deadline_s / 2
-
-    def _check_cost_max(self) -> None:
-        """Raises JobFailed if `max_cost` leaves less than the rest may cost at any node so far."""
-        left_nano = self._part.spec.constraints.max_cost_nano
-        if left_nano is None:
-            return
-        most, leases = self._part.spec.units_max, [a.granted.lease.message for a in self._left]
-        least_nano = min(charge_nano(lease.price, most, Finish.STOP) for lease in leases)
-        if least_nano > left_nano:
-            raise JobFailed(
-                f"max_cost leaves {format_credits(left_nano)} credits, and the rest of the answer "
-                f"may cost {format_credits(least_nano)}",
-                code=Code.NO_NODE_FITS,
-            )
+        return self._deadline - trio.current_time() < self._spec.deadline_s / 2
 
     def _end(self, finish: Finish, *, reason: Code | None = None) -> None:
         self._result = PurchaseResult.over(self.parts, finish, reason=reason)
 
     def _told(self, failure: JobFailed) -> JobFailed:
         """The failure with what its buyer has to know: which job, and what was charged."""
-        failure.job_id = self._begun.request.message.job_id
+        failure.job_id = self._answer.begun.request.message.job_id
         failure.amount_nano = sum(part.amount_nano for part in self.parts)
         failure.delivered = self._is_shown or failure.amount_nano > 0
         return failure
-
-
-def _first_part(begun: SignedPart, attempt: Attempt) -> FirstPart:
-    lease, offer = attempt.granted.lease.message, attempt.granted.offer.message
-    offered = [m for m in offer.models if m.manifest_digest == lease.model_digest]
-    return FirstPart(
-        request_digest=begun.request.digest,
-        model_digest=lease.model_digest,
-        input_tokens=attempt.input_units.input_tokens,
-        context_tokens=offered[0].context_tokens if offered else 0,
-    )
