@@ -10,7 +10,9 @@ from coordinator.market.reputation import Reputation
 from protocol.blame import Blame, Observation
 from protocol.envelope import seal
 from protocol.errors import Code
+from protocol.ids import LeaseId
 from protocol.messages import Lease
+from protocol.offers import LoadReport, ModelLoad
 from protocol.pricing import Units
 from protocol.services import QuoteAsk, QuoteReply
 from tests.clocks import HandClock
@@ -141,3 +143,23 @@ def test_a_node_that_goes_on_failing_after_the_quiet_is_a_stranger() -> None:
     block.pass_s(10)
     block.crash(1, jobs=3)
     assert block.last_resorts() == {2}
+
+
+def test_a_node_earns_whole_seats_by_jobs_that_it_has_and_not_by_those_that_it_reports() -> None:
+    block = Block(1, 2)
+    book, digest = block.market.book, model_offer().manifest_digest
+    for number, leases in ((1, 8), (2, 1)):
+        for job in range(leases):
+            lease_id = LeaseId(f"{number}{job:025}")
+            book.grant(
+                lease_id, node(number), digest, expires_at_ms=NOW_MS + 60_000, is_batch=False
+            )
+        load = ModelLoad(digest, running=64, queued=0, available=True)
+        entry = book.get(node(number))
+        assert entry is not None
+        report = LoadReport(entry.offer.incarnation_ms, draining=False, models=(load,))
+        assert book.apply_load(node(number), report)
+        block.answer(number, times=8)
+    seats = {each.node: each.seats for each in block.market.reputation.snapshot(now_ms=NOW_MS)}
+    assert seats[node(1)] == 4 + 8
+    assert seats[node(2)] == 4 + 2 + 1, "1 + 1/2 + 1/3, and then quarters"
