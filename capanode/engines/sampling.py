@@ -20,9 +20,12 @@ from capanode.engines.noise import RowNoise, gumbel, rough_gumbel
 # its maximum is (20 us instead of 160 us a row).
 _BLOCK = 128
 
-# How many columns of tokens are looked at first, how many times more if that was not enough, and
-# how many of their tokens are compared exactly.
-_FIRST_COLUMNS = 24
+# A draw reads the vocabulary as a table of so many rows. With fewer the bounds of its columns are
+# closer, and cost more.
+_COLUMN = 32
+# How many columns of tokens are looked at first (one row of 30 at a temperature of 1.5 needs more),
+# how many times more if that was not enough, and how many of their tokens are compared exactly.
+_FIRST_COLUMNS = 48
 _MORE_COLUMNS = 8
 _CONTENDERS = 4
 # `rough_gumbel` is closer than this.
@@ -132,16 +135,16 @@ def _choose_likeliest(batch: _Batch, _: int) -> list[int]:
 
 
 def _choose_unfiltered(batch: _Batch, columns: int) -> list[int]:
-    """The vocabulary is read as a table of `_BLOCK` rows, whose columns have at most the sum of
+    """The vocabulary is read as a table of `_COLUMN` rows, whose columns have at most the sum of
     their greatest logit and their greatest noise: only the tokens of the best ones are looked at,
     and if another column could still hold the best token, of more of them."""
     noise, temperatures, logits = batch.noise, batch.temperatures, batch.logits
     count, vocab = logits.shape
-    if vocab % _BLOCK:
-        logits = functional.pad(logits, (0, -vocab % _BLOCK), value=-torch.inf)
-    table = logits.view(count, _BLOCK, -1)
+    if vocab % _COLUMN:
+        logits = functional.pad(logits, (0, -vocab % _COLUMN), value=-torch.inf)
+    table = logits.view(count, _COLUMN, -1)
     every = table.shape[2]
-    bounds = rough_gumbel(noise.column_minima(logits.shape[1], _BLOCK))
+    bounds = rough_gumbel(noise.column_minima(logits.shape[1], _COLUMN))
     bounds.add_(table.amax(1).float().div_(temperatures))
     columns = min(columns, every)
     best = bounds.topk(min(columns + 1, every))
@@ -150,10 +153,12 @@ def _choose_unfiltered(batch: _Batch, columns: int) -> list[int]:
     scaled = logits.gather(1, ids).float().div_(temperatures)
     tokens, sums = _greatest_sums(batch, ids, scaled, noise.hashes(ids, logits.shape[1]))
     if columns < every:
-        for row, bound in enumerate(_floats(best.values[:, columns])):
-            if bound >= sums[row] - _ROUGHNESS:
-                one = batch.take([row])
-                (tokens[row],) = _choose_unfiltered(one, _MORE_COLUMNS * columns)
+        unseen = _floats(best.values[:, columns])
+        open_rows = [row for row in range(count) if unseen[row] >= sums[row] - _ROUGHNESS]
+        if open_rows:
+            more = _choose_unfiltered(batch.take(open_rows), _MORE_COLUMNS * columns)
+            for row, token in zip(open_rows, more, strict=True):
+                tokens[row] = token
     return tokens
 
 
