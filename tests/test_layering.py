@@ -227,7 +227,7 @@ BOUNDARIES = {
         "load_tokenizer",
     ),  # one file; the library raises bare Exception
     ("capanode/models/convert.py", "main"),  # one conversion, in a process of its own
-    ("capanode/worker/main.py", "_submit"),  # one job's input
+    ("capanode/worker/main.py", "_take_in"),  # one job's input
     ("capanode/worker/main.py", "main"),  # one model's loading, and one step
     ("coordinator/gateway/grpc/service.py", "handle"),  # one call
     ("coordinator/gateway/grpc/service.py", "_model_stream_infer"),  # one call

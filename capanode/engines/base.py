@@ -4,7 +4,7 @@ An engine is synchronous and single-threaded: the worker submits and cancels job
 hands on the events that a step returns. It never sees the network, a key, a price or a client.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,15 @@ from protocol.payload import EmbeddingInput, ImageInput
 from protocol.pricing import Units
 from protocol.tensors import ModelSignature, TensorInput
 
-EngineInput = GenerationInput | EmbeddingInput | ImageInput | TensorInput
+
+class ReadInput(Protocol):
+    """An input that an engine has read ahead, by its `slow_reading`."""
+
+    @property
+    def job_input(self) -> GenerationInput: ...
+
+
+EngineInput = GenerationInput | EmbeddingInput | ImageInput | TensorInput | ReadInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,11 @@ class Engine(Protocol):
     @property
     def is_idle(self) -> bool:
         """True if `step` would do nothing."""
+        ...
+
+    def slow_reading(self, job_input: EngineInput) -> Callable[[], EngineInput] | None:
+        """What is to be done before `submit` where reading an input takes long: to be called on any
+        thread, gives what to submit instead and raises what `submit` would. None for most."""
         ...
 
     def submit(self, job_id: str, job_input: EngineInput) -> None:

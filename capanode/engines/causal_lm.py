@@ -13,7 +13,8 @@ CPU.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from capanode.engines.base import (
 from capanode.engines.cache_budget import cache_budget
 from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.generation import FinishReason, Generation
-from capanode.engines.generation_reader import GenerationReader, end_tokens_of
+from capanode.engines.generation_reader import GenerationReader, ReadGeneration, end_tokens_of
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import INVARIANT_ROWS
 from capanode.engines.llama import LlamaModel
@@ -133,6 +134,12 @@ class CausalLM:
     def is_idle(self) -> bool:
         return not self._jobs and not self._ready
 
+    def slow_reading(self, job_input: EngineInput) -> Callable[[], ReadGeneration] | None:
+        """See `Engine.slow_reading`: of formats and of long texts."""
+        if isinstance(job_input, GenerationInput) and self._reader.is_slow(job_input):
+            return partial(self._reader.read, job_input)
+        return None
+
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         """Raises EngineRefusal: PROMPT_TOO_LONG or INVALID_INPUT.
 
@@ -140,13 +147,15 @@ class CausalLM:
         counted. The answer also ends where the context is full. The worker's loop gives each input
         a seed; without one it is 0.
         """
-        if not isinstance(job_input, GenerationInput):
+        if isinstance(job_input, GenerationInput):
+            job_input = self._reader.read(job_input)
+        if not isinstance(job_input, ReadGeneration):
             raise EngineRefusal("this model generates text", code=Code.INVALID_INPUT)
         assert job_id not in self._jobs, "the parent names each job once"
-        if job_input.tokenizes_only:
-            self._ready += self._reader.tokenize(job_id, job_input)
+        if job_input.job_input.tokenizes_only:
+            self._ready += self._reader.tokenized(job_id, job_input)
             return
-        job = self._reader.read(job_id, job_input)
+        job = self._reader.job(job_id, job_input)
         self._jobs[job_id] = job
         self._waiting.append(job)
 

@@ -141,6 +141,9 @@ class TextEmbedder:
     def is_idle(self) -> bool:
         return not self._jobs
 
+    def slow_reading(self, job_input: EngineInput) -> None:
+        """See `Engine.slow_reading`: all inputs are read by `submit`."""
+
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         """Raises EngineRefusal: PROMPT_TOO_LONG, INPUT_TOO_LARGE or INVALID_INPUT."""
         if not isinstance(job_input, EmbeddingInput):

@@ -1,6 +1,7 @@
 """From an input to a job of the generation engine: all that is decided before it holds a slot."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from capanode.engines.base import (
 )
 from capanode.engines.detokenize import AnswerText, TokenBytes
 from capanode.engines.generation import Generation
-from capanode.engines.grammar import GrammarCompiler
+from capanode.engines.grammar import Grammar, GrammarCompiler
 from capanode.engines.logit_rules import LogitRules
-from capanode.engines.prompt import Prompt, PromptReader
+from capanode.engines.prompt import Prompt, PromptReader, given_chars
 from capanode.engines.sampling import SamplingParameters
 from capanode.engines.scores import scores_max
 from capanode.engines.weights import read_optional_json
@@ -24,8 +25,20 @@ from protocol.codec import encode
 from protocol.errors import Code
 from protocol.features import Feature
 from protocol.generation import GenerationInput, TokensOutput, ToolChoice
-from protocol.limits import OUTPUT_BYTES_MAX
+from protocol.limits import KIB, OUTPUT_BYTES_MAX
 from protocol.pricing import Units
+
+# What is written in so many characters takes several milliseconds.
+_SLOW_CHARS = 16 * KIB
+
+
+@dataclass(frozen=True, slots=True)
+class ReadGeneration:
+    """An input, its prompt as tokens, and the format that its answer must match."""
+
+    job_input: GenerationInput
+    prompt: Prompt
+    grammar: Grammar | None = None
 
 
 class GenerationReader:
@@ -56,9 +69,22 @@ class GenerationReader:
     def chat_format(self) -> str:
         return self._prompts.chat.name if self._prompts.chat is not None else ""
 
-    def tokenize(self, job_id: str, job_input: GenerationInput) -> list[EngineEvent]:
+    def is_slow(self, job_input: GenerationInput) -> bool:
+        """True if `read` may take longer than a step should."""
+        has_grammar = job_input.format is not None or job_input.tool_choice is ToolChoice.REQUIRED
+        return has_grammar or given_chars(job_input) > _SLOW_CHARS
+
+    def read(self, job_input: GenerationInput) -> ReadGeneration:
+        """Tokenize an input and compile its format; on any thread. Raises EngineRefusal."""
+        prompt = self._prompts.read(job_input)
+        if job_input.tokenizes_only:
+            return ReadGeneration(job_input, prompt)
+        _check_scores(job_input, len(prompt.token_ids))
+        return ReadGeneration(job_input, prompt, self._grammar(job_input, prompt))
+
+    def tokenized(self, job_id: str, read: ReadGeneration) -> list[EngineEvent]:
         """The whole answer to a `tokenizes_only` input. Raises EngineRefusal."""
-        token_ids = self._prompts.read(job_input).token_ids
+        token_ids = read.prompt.token_ids
         pieces = tuple(map(self._prompts.token_bytes.spelled, token_ids))
         data = encode(TokensOutput(tuple(token_ids), pieces))
         if len(data) > OUTPUT_BYTES_MAX:
@@ -73,12 +99,11 @@ class GenerationReader:
             Completed(job_id, "complete", Units()),
         ]
 
-    def read(self, job_id: str, job_input: GenerationInput) -> Generation:
+    def job(self, job_id: str, read: ReadGeneration) -> Generation:
         """Raises EngineRefusal."""
-        prompt = self._prompts.read(job_input)
+        job_input, prompt = read.job_input, read.prompt
         count = len(prompt.token_ids)
-        _check_scores(job_input, count)
-        rules = self._rules(job_input, prompt)
+        rules = self._rules(read)
         ends = frozenset(job_input.stop_token_ids)
         if not job_input.ignore_eos or (rules is not None and rules.has_grammar):
             ends |= self._end_tokens
@@ -116,22 +141,25 @@ class GenerationReader:
             )
         return job
 
-    def _rules(self, job_input: GenerationInput, prompt: Prompt) -> LogitRules | None:
+    def _grammar(self, job_input: GenerationInput, prompt: Prompt) -> Grammar | None:
         chat_format = self._prompts.chat.format if self._prompts.chat is not None else None
         # What a template has opened comes before what must match.
         after = chat_format.reasoning_close if chat_format is not None and prompt.opened else ""
-        grammar = None
         if self._grammars is not None:
-            grammar = self._grammars.compile(job_input, chat_format, after=after)
-        elif job_input.format is not None or job_input.tool_choice is ToolChoice.REQUIRED:
+            return self._grammars.compile(job_input, chat_format, after=after)
+        if job_input.format is not None or job_input.tool_choice is ToolChoice.REQUIRED:
             raise EngineRefusal(
                 "formats cannot be enforced with this model's tokenizer", code=Code.INVALID_INPUT
             )
-        if grammar is None and not LogitRules.are_needed(job_input):
+        return None
+
+    def _rules(self, read: ReadGeneration) -> LogitRules | None:
+        job_input, prompt = read.job_input, read.prompt
+        if read.grammar is None and not LogitRules.are_needed(job_input):
             return None
         return LogitRules(
             job_input,
-            grammar,
+            read.grammar,
             prompt=prompt.token_ids[: len(prompt.token_ids) - prompt.prefix_count],
             vocab=self._vocab,
             ends=self._end_tokens | frozenset(job_input.stop_token_ids),

@@ -100,6 +100,9 @@ class ImageClassifier:
     def is_idle(self) -> bool:
         return not self._waiting
 
+    def slow_reading(self, job_input: EngineInput) -> None:
+        """See `Engine.slow_reading`: all inputs are read by `submit`."""
+
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         """Raises EngineRefusal: INVALID_IMAGE, IMAGE_TOO_LARGE or INVALID_INPUT."""
         if not isinstance(job_input, ImageInput):

@@ -105,7 +105,7 @@ class PromptReader:
             raise EngineRefusal(
                 "this model has no chat template: give a prompt", code=Code.INVALID_INPUT
             )
-        self._check_chars(_given_chars(job_input))
+        self._check_chars(_message_chars(job_input))
         return self._template.render(job_input, self._check_chars)
 
     def _encode_pieces(self, pieces: list[str]) -> list[int]:
@@ -135,7 +135,12 @@ class PromptReader:
             )
 
 
-def _given_chars(job_input: GenerationInput) -> int:
+def given_chars(job_input: GenerationInput) -> int:
+    """How much text an input brings."""
+    return _message_chars(job_input) + len(job_input.prompt or "")
+
+
+def _message_chars(job_input: GenerationInput) -> int:
     messages = sum(
         len(message.content)
         + len(message.reasoning or "")

@@ -110,6 +110,9 @@ class TensorEngine:
     def is_idle(self) -> bool:
         return not self._jobs
 
+    def slow_reading(self, job_input: EngineInput) -> None:
+        """See `Engine.slow_reading`: all inputs are read by `submit`."""
+
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         """Raises EngineRefusal: INVALID_INPUT or INPUT_TOO_LARGE."""
         if not isinstance(job_input, TensorInput):

@@ -4,6 +4,7 @@ Tokenizing is work that is done before a job is accepted, so for free. What it c
 the tokens that a model takes and not by the size of the text.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, Protocol
 
@@ -26,6 +27,10 @@ class Encodes(Protocol):
     """What is used of a `tokenizers.Tokenizer`."""
 
     def encode(self, sequence: str, *, add_special_tokens: bool) -> "HasIds": ...
+
+    def encode_batch(
+        self, texts: list[str], /, *, add_special_tokens: bool
+    ) -> "Sequence[HasIds]": ...
 
 
 class HasIds(Protocol):
@@ -59,7 +64,11 @@ class BoundedTokenizer:
             )
         if len(text) > CHUNK_CHARS:
             self._check_chunks(text)
-        ids = self._tokenizer.encode(text, add_special_tokens=adds_special).ids
+            # Other than `encode` it lets other threads go on meanwhile.
+            (one,) = self._tokenizer.encode_batch([text], add_special_tokens=adds_special)
+        else:
+            one = self._tokenizer.encode(text, add_special_tokens=adds_special)
+        ids = one.ids
         if len(ids) > self._tokens_max:
             self._refuse(len(ids))
         return ids

@@ -14,8 +14,9 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ from capanode.worker.reports import (
     encode_pong,
     encode_ready,
 )
+from capanode.worker.slow_inputs import Read, SlowInputs
 from capanode.worker.spec import (
     EXIT_LOAD_FAILED,
     EXIT_OUT_OF_MEMORY,
@@ -67,6 +69,10 @@ class NodeSocket:
             raise EOFError
         return [parse_command(header, blob) for header, blob in self._buffer.feed(data)]
 
+    def wait_beside(self, slow: SlowInputs) -> None:
+        """Until there is a command, or one of `slow` is ready."""
+        slow.wait(self._channel)
+
     def send(self, frame: bytes) -> None:
         self._channel.sendall(frame)
 
@@ -77,12 +83,18 @@ class NodeSocket:
 
 def serve(channel: NodeSocket, engine: Engine, windows: StreamWindows) -> None:
     """Run jobs until the node says stop or is gone."""
+    slow = SlowInputs()
     while True:
         events: list[EngineEvent] = []
-        for command in channel.receive(wait=engine.is_idle):
+        is_waiting = engine.is_idle and not slow.is_idle
+        if is_waiting:
+            channel.wait_beside(slow)
+        for command in channel.receive(wait=engine.is_idle and not is_waiting):
             if isinstance(command, Start):
-                events += _submit(engine, windows, command)
+                begin = partial(_begin, engine, windows, slow, command)
+                events += _take_in(windows, command, begin)
             elif isinstance(command, Cancel):
+                slow.cancel(command.job_id)
                 engine.cancel(command.job_id)
                 windows.leave(command.job_id)
                 # After what is told of the job already, before anything of a successor.
@@ -93,6 +105,8 @@ def serve(channel: NodeSocket, engine: Engine, windows: StreamWindows) -> None:
                 channel.send(encode_pong(command.number))
             else:
                 return
+        for start, read in slow.take():
+            events += _take_in(windows, start, partial(_submit, engine, start, read))
         if not engine.is_idle:
             made = engine.step()
             windows.note_events(made)
@@ -100,15 +114,31 @@ def serve(channel: NodeSocket, engine: Engine, windows: StreamWindows) -> None:
         channel.send_events(events)
 
 
-def _submit(engine: Engine, windows: StreamWindows, command: Start) -> tuple[Failed, ...]:
-    try:
-        job_input = decode_input(engine.info.task, command.payload)
-        if isinstance(job_input, TensorInput):
-            job_input = windows.enter(command.job_id, command.client, job_input)
-        settled = settle_input(
-            job_input, output_tokens_max=command.output_tokens_max, seed=command.seed
-        )
+def _begin(engine: Engine, windows: StreamWindows, slow: SlowInputs, command: Start) -> None:
+    """Read a job's input, or leave that to the thread beside."""
+    job_input = decode_input(engine.info.task, command.payload)
+    if isinstance(job_input, TensorInput):
+        job_input = windows.enter(command.job_id, command.client, job_input)
+    settled = settle_input(
+        job_input, output_tokens_max=command.output_tokens_max, seed=command.seed
+    )
+    read = engine.slow_reading(settled)
+    if read is None:
         engine.submit(command.job_id, settled)
+    else:
+        slow.start(command, read)
+
+
+def _submit(engine: Engine, command: Start, read: Read) -> None:
+    engine.submit(command.job_id, read.result())
+
+
+def _take_in(
+    windows: StreamWindows, command: Start, attempt: Callable[[], None]
+) -> tuple[Failed, ...]:
+    """The boundary of a job's input."""
+    try:
+        attempt()
     except (EngineRefusal, RemoteProtocolError) as refusal:
         windows.leave(command.job_id)
         log("job_input_refused", job_id=command.log_id, code=refusal.code)

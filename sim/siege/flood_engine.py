@@ -31,6 +31,9 @@ class FloodEngine:
     def load(cls, model_dir: Path, *, slots: int, threads: int) -> "FloodEngine":
         return cls((model_dir / "behaviour").read_text(), slots)
 
+    def slow_reading(self, job_input: EngineInput) -> None:
+        """Nothing is read here."""
+
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         """Never called: nothing is bought here."""
 

@@ -8,8 +8,9 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from capanode.engines.base import (
@@ -55,6 +56,7 @@ class FaultEngine:
         self._model_dir = model_dir
         self._queue: list[_Job] = []
         self._hoard: list[bytearray] = []
+        self.gate = threading.Event()
 
     @classmethod
     def load(cls, model_dir: Path, *, slots: int, threads: int) -> "FaultEngine":
@@ -72,6 +74,18 @@ class FaultEngine:
     @property
     def is_idle(self) -> bool:
         return not self._queue
+
+    def slow_reading(self, job_input: EngineInput) -> Callable[[], EngineInput] | None:
+        """What follows the word `slow` is read when the gate opens."""
+        assert isinstance(job_input, GenerationInput)
+        first, _, rest = (job_input.prompt or "").partition(" ")
+        return partial(self._read, replace(job_input, prompt=rest)) if first == "slow" else None
+
+    def _read(self, job_input: GenerationInput) -> GenerationInput:
+        assert self.gate.wait(10)
+        if job_input.prompt == "panic":
+            raise PanicException("secret prompt")
+        return job_input
 
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         assert isinstance(job_input, GenerationInput)

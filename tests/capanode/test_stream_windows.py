@@ -206,6 +206,9 @@ class RowsEngine:
     def is_idle(self) -> bool:
         return not self._jobs
 
+    def slow_reading(self, job_input: EngineInput) -> None:
+        """All inputs are read by `submit`."""
+
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         assert isinstance(job_input, TensorInput)
         if job_input.inputs[0].name != "x":

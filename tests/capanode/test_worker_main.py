@@ -26,9 +26,15 @@ def start(prompt: str, job_id: str | None = None) -> Start:
 
 
 @pytest.fixture
-def node() -> Iterator[WorkerThread]:
-    node = WorkerThread(FaultEngine(Path("/"), slots=4))
+def engine() -> FaultEngine:
+    return FaultEngine(Path("/"), slots=4)
+
+
+@pytest.fixture
+def node(engine: FaultEngine) -> Iterator[WorkerThread]:
+    node = WorkerThread(engine)
     yield node
+    engine.gate.set()
     node.close()
 
 
@@ -114,6 +120,43 @@ def test_bad_input_is_its_own_jobs_failure(
     assert "secret" not in line
     told = json.loads(line)
     assert (told["job_id"], told["code"]) == ("01JOB", code)
+
+
+def test_an_input_that_takes_long_to_read_holds_up_no_other(
+    node: WorkerThread, engine: FaultEngine
+) -> None:
+    node.start(start("slow one two", "slow"), start("three"))
+    assert [report.job_id for report in node.hear(3)] == ["three"] * 3
+    engine.gate.set()
+    reports = node.hear(4)
+    assert isinstance(reports[-1], Completed)
+    assert reports[-1].job_id == "slow"
+
+
+def test_a_job_that_is_cancelled_while_it_is_read_never_begins(
+    node: WorkerThread, engine: FaultEngine
+) -> None:
+    node.start(start("slow one", "job"), start("slow two", "next"))
+    node.tell(Cancel("job"), Cancel("next"), start("again", "job"))
+    one, other, *reports = node.hear(5)
+    assert (one, other) == (Cancelled("job"), Cancelled("next"))
+    assert [type(report) for report in reports] == [Started, Produced, Completed]
+    engine.gate.set()
+    node.tell(Ping(1))
+    assert node.hear(1) == [Pong(1)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"), [("panic", Code.INVALID_INPUT), ("too long", Code.PROMPT_TOO_LONG)]
+)
+def test_what_a_slow_reading_raises_is_its_own_jobs_failure(
+    node: WorkerThread, engine: FaultEngine, prompt: str, code: Code
+) -> None:
+    engine.gate.set()
+    node.start(start(f"slow {prompt}", "bad"), start("slow good", "good"))
+    reports = node.hear(4)
+    assert [(r.job_id, r.code) for r in reports if isinstance(r, Failed)] == [("bad", code)]
+    assert isinstance(reports[-1], Completed)
 
 
 def test_step_that_raises_ends_the_loop(node: WorkerThread) -> None:

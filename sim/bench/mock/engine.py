@@ -51,6 +51,9 @@ class MockEngine:
     def is_idle(self) -> bool:
         return not self._jobs
 
+    def slow_reading(self, job_input: EngineInput) -> None:
+        """Nothing is read here."""
+
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         if not isinstance(job_input, GenerationInput):
             raise EngineRefusal("the mock generates text", code=Code.INVALID_INPUT)

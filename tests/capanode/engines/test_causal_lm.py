@@ -218,7 +218,7 @@ def test_a_stop_string_across_tokens_ends_the_answer_before_it(tmp_path: Path) -
     transcript = run(engine)
     assert transcript.text("job") == "ab"
     assert transcript.tokens("job") == list(b"abcde")
-    assert transcript.finished("job") == Completed("job", "stop", Units(1, 5))
+    assert transcript.finished("job") == Completed("job", "stop", Units(1, 5), end_stop=1)
 
 
 def test_text_held_back_for_a_stop_string_is_released_when_it_cannot_come(tmp_path: Path) -> None:

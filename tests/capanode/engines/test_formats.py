@@ -3,7 +3,9 @@
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,24 @@ def test_no_format_holds_the_engine_up(engine: CausalLM, wanted: OutputFormat) -
         engine.step()
         slowest = max(slowest, time.perf_counter() - began_s)
     assert slowest < 2.0
+
+
+def test_what_takes_long_to_read_can_be_read_on_another_thread(engine: CausalLM) -> None:
+    asked = GenerationInput(max_tokens=400, prompt_tokens=PROMPT, format=PERSON, seed=4)
+    at_once = ask(engine, format=PERSON, seed=4)
+    read = engine.slow_reading(asked)
+    assert read is not None
+    with ThreadPoolExecutor(1) as thread:
+        ready = thread.submit(read).result()
+        engine.submit("job", ready)
+        assert run(engine).tokens("job") == at_once.tokens("job")
+        wrong = replace(asked, format=OutputFormat(FormatKind.REGEX, "("))
+        read = engine.slow_reading(wrong)
+        assert read is not None
+        with pytest.raises(EngineRefusal, match="wrong"):
+            thread.submit(read).result()
+    assert engine.slow_reading(replace(asked, format=None)) is None
+    assert engine.slow_reading(replace(asked, format=None, prompt_tokens=(), prompt="x" * 20_000))
 
 
 def call_names(text: str) -> list[str]:

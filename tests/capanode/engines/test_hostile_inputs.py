@@ -65,6 +65,10 @@ class Work:
                 work.chars += len(sequence)
                 return tokenizer.encode(sequence, add_special_tokens=add_special_tokens)
 
+            def encode_batch(self, texts: list[str], /, *, add_special_tokens: bool) -> Any:
+                work.chars += sum(map(len, texts))
+                return tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
+
         return Counting()
 
 
