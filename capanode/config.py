@@ -16,7 +16,16 @@ from protocol.messages import DataCollection
 from protocol.net.dial_policy import DialPolicy, parse_networks
 from protocol.offers import BATCH_PERCENT_DEFAULT, SLOTS_MAX
 from protocol.pricing import PERCENT
-from protocol.programs.kinds import ADDRESSES, CREDITS, NETWORKS, PATH, TEXT, choice, count
+from protocol.programs.kinds import (
+    ADDRESSES,
+    CREDITS,
+    NETWORKS,
+    PATH,
+    SWITCH,
+    TEXT,
+    choice,
+    count,
+)
 from protocol.programs.log_format import LEVELS, LogFormat
 from protocol.programs.settings import InDataDir, new_config_text, resolve_settings, setting
 
@@ -71,6 +80,11 @@ class NodeConfig:
         PATH,
         "Where models lie; nodes may share a store.",
         example='"/srv/models"',
+    )
+    allow_code_models: bool = setting(
+        False,
+        SWITCH,
+        "Whether models may be programs of torch.export: loading one runs code of its maker.",
     )
     data_collection: DataCollection = setting(
         DataCollection.DENY,

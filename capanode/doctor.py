@@ -15,11 +15,12 @@ from pathlib import Path
 from capanode.config import NodeConfig
 from capanode.errors import NotRunningError
 from capanode.hardware import MachineCheck, hardware_findings, probe_machine
-from capanode.models.errors import ModelError
+from capanode.models.errors import ModelError, UnsafeModelError
 from capanode.models.store import ModelStore
 from capanode.ports import PortError, check_port
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.status_socket import ask_status
+from capanode.workers import refuse_code
 from protocol.net.addresses import check_tcp, split_peer_id
 from protocol.net.errors import AddressInvalid
 from protocol.programs.keyfile import KeyFileError, load_key_file
@@ -132,7 +133,11 @@ def _models(config: NodeConfig) -> MachineCheck:
         store = ModelStore(config.model_store)
         wanted = [model.name for model in config.models] or sorted(store.names())
         for name in wanted:
-            store.find(name)
+            stored = store.find(name)
+            if not config.allow_code_models:
+                refuse_code(stored)
+    except UnsafeModelError as error:
+        return MachineCheck("models", False, str(error), "`capanode models rm` forgets it")
     except ModelError as error:
         return MachineCheck(
             "models", False, str(error), "`capanode models list` shows what there is"

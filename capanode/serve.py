@@ -57,7 +57,13 @@ async def serve(
         report = require_isolation(probe_isolation(), on_milestone)
         assert report.sandbox is not None
         models = ModelStore(config.model_store)
-        plans = plan_models(config.models, models, machine, gpu=hardware.kind == "cuda")
+        plans = plan_models(
+            config.models,
+            models,
+            machine,
+            gpu=hardware.kind == "cuda",
+            allow_code=config.allow_code_models,
+        )
         runtime = system_runtime()
         # libp2p alone takes 45 MB: only the running node loads it.
         from protocol.net.libp2p import Libp2pTransport  # noqa: PLC0415

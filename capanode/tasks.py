@@ -76,6 +76,7 @@ NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
             "TensorTrees",
             "TensorConvolutions",
             "TensorForecaster",
+            "TensorExport",
         ),
         model_files=(),
         # Trees are mostly indices.
@@ -86,6 +87,10 @@ NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
         earned_by={"tensor_per_kelement": "batched_tps"},
     ),
 }
+
+
+# Loading a model of these runs what its maker wrote: only where the operator allows it.
+CODE_ARCHITECTURES = frozenset({"TensorExport"})
 
 
 def task_of_architecture(architecture: object) -> Task | None:

@@ -12,12 +12,13 @@ from typing import Protocol
 
 from capanode.errors import NothingToServeError
 from capanode.hardware import Machine
+from capanode.models.errors import UnsafeModelError
 from capanode.models.store import ModelStore, StoredModel
 from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
 from capanode.sandbox.spawn import Sandbox
 from capanode.served import ModelWorker
 from capanode.settings import ModelSettings
-from capanode.tasks import NODE_TASKS
+from capanode.tasks import CODE_ARCHITECTURES, NODE_TASKS
 from capanode.worker.jobs import WorkerState
 from capanode.worker.spec import WorkerSpec
 from capanode.worker.supervisor import WorkerSupervisor
@@ -85,12 +86,17 @@ class SandboxedWorkers:
 
 
 def plan_models(
-    settings: tuple[ModelSettings, ...], store: ModelStore, machine: Machine, *, gpu: bool
+    settings: tuple[ModelSettings, ...],
+    store: ModelStore,
+    machine: Machine,
+    *,
+    gpu: bool,
+    allow_code: bool = False,
 ) -> tuple[ModelPlan, ...]:
     """What to serve: the models of the configuration, or else all that the store holds.
 
     Raises UnknownModelError or CorruptModelError for a model that was named, NothingToServeError
-    if nothing is there.
+    if nothing is there, UnsafeModelError for a program without `allow_code`.
     """
     wanted = settings or tuple(map(ModelSettings, sorted(store.names())))
     if not wanted:
@@ -104,10 +110,23 @@ def plan_models(
         )
     plans: dict[Digest, ModelPlan] = {}
     for setting in wanted:
-        plan = _plan(setting, store.find(setting.name), machine, gpu=gpu)
+        stored = store.find(setting.name)
+        if not allow_code:
+            refuse_code(stored)
+        plan = _plan(setting, stored, machine, gpu=gpu)
         # Two names of one model would run it twice and offer it twice.
         plans.setdefault(plan.digest, plan)
     return tuple(plans.values())
+
+
+def refuse_code(stored: StoredModel) -> None:
+    """Raises UnsafeModelError for a model that is a program."""
+    if stored.manifest.architecture in CODE_ARCHITECTURES:
+        raise UnsafeModelError(
+            f"{stored.manifest.name} is a program of torch.export, and loading it runs code of its "
+            "maker: set allow_code_models (--allow-code-models) if you trust that, or list the "
+            "models to serve without it"
+        )
 
 
 def _plan(setting: ModelSettings, stored: StoredModel, machine: Machine, *, gpu: bool) -> ModelPlan:

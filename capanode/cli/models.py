@@ -11,6 +11,11 @@ from protocol.programs.output import bytes_text, print_json, print_table, say
 if TYPE_CHECKING:
     from capanode.models.library import ModelSummary
 
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code-models", help="Take a program, whose loading runs code."),
+]
+
 app = typer.Typer(help="Get, list and remove models.", no_args_is_help=True)
 
 
@@ -59,23 +64,26 @@ def pull_command(
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     model_store: ModelStoreDir = None,
+    allow_code_models: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Get models, check them byte for byte, and convert them if needed."""
     from rich.console import Console
 
     from capanode.models.catalog import load_catalog
-    from capanode.models.library import pull
+    from capanode.models.library import PullOptions, pull
     from capanode.models.progress_bar import ConsoleProgress
     from capanode.models.store import ModelStore
 
     if name is not None and len(names) != 1:
         raise typer.BadParameter("--name goes with one model")
-    config = load_config(data_dir, config_file, model_store=model_store)
+    flags = {"allow_code_models": True} if allow_code_models else {}
+    config = load_config(data_dir, config_file, model_store=model_store, **flags)
+    options = PullOptions(allow_code=config.allow_code_models)
     store, catalog, console = ModelStore(config.model_store), load_catalog(), Console(stderr=True)
     for wanted in names:
         with ConsoleProgress(console) as progress:
-            model = pull(store, catalog, wanted, progress=progress, name=name)
+            model = pull(store, catalog, wanted, progress=progress, name=name, options=options)
         if as_json:
             print_json({"name": name or model.manifest.name, "digest": model.digest})
         else:
@@ -94,10 +102,13 @@ def add_command(
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     model_store: ModelStoreDir = None,
+    allow_code_models: AllowCode = False,
     as_json: Json = False,
 ) -> None:
     """Take over a model from this machine, for example one that you trained: `pull file:PATH`."""
-    pull_command([f"file:{path}"], name, data_dir, config_file, model_store, as_json)
+    pull_command(
+        [f"file:{path}"], name, data_dir, config_file, model_store, allow_code_models, as_json
+    )
 
 
 @app.command("rm")

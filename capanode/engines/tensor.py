@@ -1,13 +1,13 @@
 """Tensor models: numbers in, numbers out. The rows of all waiting jobs are computed together.
 
-They run on the processor, also where there is a GPU: they are small, and a copy to a device takes
-longer than they do. The receipt's profile says so.
+They run where the node's other models do, on its GPU if it has one: the receipt's profile says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from capanode.engines.tensor_config import (
     read_metadata,
     row_shape,
 )
+from capanode.engines.tensor_export import ExportedProgram
 from capanode.engines.tensor_models import ARCHITECTURES, TensorModel
 from capanode.engines.weights import Weights, read_json
 from protocol.codec import encode
@@ -46,6 +47,9 @@ from protocol.tensors import (
     TensorInput,
     TensorOutput,
 )
+
+# As `capanode.tasks` names it.
+EXPORT_ARCHITECTURE = "TensorExport"
 
 # Numbers that one step works on: 64 MiB of float32.
 _STEP_FLOATS = 16 * 1024 * 1024
@@ -67,12 +71,20 @@ class _Job:
 class TensorEngine:
     """An Engine for tensor models."""
 
-    def __init__(self, model: TensorModel, head: OutputHead, *, slots: int, rows_max: int) -> None:
-        self._model, self._head = model, head
+    def __init__(
+        self,
+        model: TensorModel,
+        head: OutputHead,
+        *,
+        slots: int,
+        rows_max: int,
+        device: torch.device,
+    ) -> None:
+        self._model, self._head, self._device = model, head, device
         self._rows_max = rows_max
         self._jobs: dict[str, _Job] = {}
         profile = Profile(
-            engine=TENSOR, weights="fp32", compute="fp32", device=device_class(torch.device("cpu"))
+            engine=TENSOR, weights="fp32", compute="fp32", device=device_class(device)
         )
         self._info = EngineInfo(
             task=Task.TENSOR,
@@ -84,23 +96,29 @@ class TensorEngine:
         )
 
     @classmethod
-    def load(cls, model_dir: Path, *, slots: int, threads: int) -> "TensorEngine":
-        """Raises ModelLoadError if the directory does not hold a model that runs here."""
+    def load(
+        cls, model_dir: Path, *, slots: int, threads: int, device: torch.device | None = None
+    ) -> "TensorEngine":
+        """Raises ModelLoadError if the directory does not hold a model that runs here.
+
+        Without a `device` it is CUDA's where there is one.
+        """
         torch.set_num_threads(threads)
+        if device is None:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # Convolutions would else be computed in ten bits of fraction there, and the profile says
+        # float32.
+        torch.backends.cudnn.allow_tf32 = False
         config = read_json(model_dir / "config.json")
         inputs = read_metadata(config, "inputs")
         shape = row_shape(inputs)
-        name = next(iter(config.get("architectures") or ("none",)))
-        build = ARCHITECTURES.get(name)
-        if build is None:
-            raise ModelLoadError(f"architecture {str(name)[:64]!r} is run by no engine here")
         with torch.inference_mode():
-            model = build(config, Weights(model_dir), shape)
+            model = _build(config, model_dir, shape, device)
         head = read_head(config, inputs, model)
         rows_max = (OUTPUT_BYTES_MAX - _OVERHEAD_BYTES) // max(head.row_bytes(), 1)
         if any(output.datatype is Datatype.BYTES for output in head.signature.outputs):
             rows_max = min(rows_max, TENSOR_STRINGS_MAX)
-        return cls(model, head, slots=slots, rows_max=rows_max)
+        return cls(model, head, slots=slots, rows_max=rows_max, device=device)
 
     @property
     def info(self) -> EngineInfo:
@@ -175,7 +193,7 @@ class TensorEngine:
         share = room // len(jobs)
         taken = [job.samples[job.done : job.done + share] for job in jobs]
         with torch.inference_mode():
-            made = self._head.outputs(self._model.compute(torch.cat(taken)))
+            made = self._head.outputs(self._model.compute(torch.cat(taken).to(self._device)))
         events: list[EngineEvent] = []
         at = 0
         for job, samples in zip(jobs, taken, strict=True):
@@ -195,6 +213,19 @@ class TensorEngine:
         by_name = {output.name: output for output in self._head.signature.outputs}
         wanted = job.wanted or tuple(by_name)
         return TensorOutput(tuple(self._head.tensor(by_name[name], job.parts) for name in wanted))
+
+
+def _build(
+    config: Mapping[str, Any], model_dir: Path, shape: Sequence[int], device: torch.device
+) -> TensorModel:
+    """Raises ModelLoadError."""
+    name = next(iter(config.get("architectures") or ("none",)))
+    if name == EXPORT_ARCHITECTURE:
+        return ExportedProgram(config, model_dir, shape, device)
+    build = ARCHITECTURES.get(name)
+    if build is None:
+        raise ModelLoadError(f"architecture {str(name)[:64]!r} is run by no engine here")
+    return build(config, Weights(model_dir, device=device), shape)
 
 
 def _numbers(tensor: NamedTensor) -> npt.NDArray[np.float32]:

@@ -60,6 +60,7 @@ class OutputHead:
     classes: tuple[bytes, ...]
 
     def outputs(self, values: Tensor) -> Outputs:
+        values = values.cpu()
         scores = self.link(values)
         best = scores.argmax(-1).numpy()
         made: Mapping[str, Callable[[], npt.NDArray[Any]]] = {

@@ -47,7 +47,7 @@ class TensorModel(Protocol):
         ...
 
 
-class _RowModel:
+class RowModel:
     """A model that looks at each row alone."""
 
     window_rows = 0
@@ -56,7 +56,7 @@ class _RowModel:
         return rows[context_rows:]
 
 
-class Perceptron(_RowModel):
+class Perceptron(RowModel):
     """`layers` in config.json are the sizes from the input to the output; `scaler.mean` and
     `scaler.scale` may stand among the weights."""
 
@@ -91,7 +91,7 @@ class Forecaster:
     """
 
     def __init__(self, config: Mapping[str, Any], weights: Weights, shape: Sequence[int]) -> None:
-        window = _size(config, "window_rows", high=WINDOW_ROWS_MAX)
+        window = read_size(config, "window_rows", high=WINDOW_ROWS_MAX)
         if len(shape) != 1 or window < 2:
             raise ModelLoadError("a forecaster needs rows of numbers, and a window of two or more")
         self.window_rows, self.width = window, 1
@@ -114,7 +114,7 @@ class Forecaster:
         return error.square().mean(1, keepdim=True)
 
 
-class Trees(_RowModel):
+class Trees(RowModel):
     """Trees as tensors [trees, nodes]: at a node, `feature` <= `threshold` goes to `left`, anything
     else, and what is no number, to `right`; a leaf goes to itself, and its `value` is added to the
     `output` of its tree. `base` [width] is what an answer starts with."""
@@ -139,7 +139,7 @@ class Trees(_RowModel):
 
     def _measure(self) -> int:
         """The longest way to a leaf. Raises ModelLoadError if a way has no end."""
-        nodes = torch.arange(self._left.shape[1])
+        nodes = torch.arange(self._left.shape[1], device=self._left.device)
         is_leaf = (self._left == nodes) & (self._right == nodes)
         height = torch.zeros_like(self._left)
         for depth in range(_DEPTH_MAX):
@@ -151,8 +151,9 @@ class Trees(_RowModel):
         raise ModelLoadError(f"a tree is deeper than {_DEPTH_MAX} nodes, or goes in circles")
 
     def compute(self, samples: Tensor) -> Tensor:
-        trees = torch.arange(self._trees)
-        at = torch.zeros((len(samples), self._trees), dtype=torch.long)
+        device = samples.device
+        trees = torch.arange(self._trees, device=device)
+        at = torch.zeros((len(samples), self._trees), dtype=torch.long, device=device)
         # In float64, as they were trained: a threshold lies between two float32.
         numbers = samples.double()
         for _ in range(self._depth):
@@ -162,7 +163,7 @@ class Trees(_RowModel):
         return sums.index_add_(1, self._output, self._value[trees, at])
 
 
-class Convolutions(_RowModel):
+class Convolutions(RowModel):
     """`layers` in config.json: {"kind": "conv", "channels", "kernel", "padding"}, {"kind": "pool",
     "size"} and, after the last of those, {"kind": "dense", "size"}. The activation follows every
     layer with weights but the last one."""
@@ -184,7 +185,7 @@ class Convolutions(_RowModel):
             step, size = self._layer(layer, weights, f"layers.{number}", size)
             self._layers.append(step)
             # A convolution unrolls its input: a kernel's worth of numbers for each that it has.
-            unrolled = _size(layer, "kernel") ** 2 if layer.get("kind") == "conv" else 1
+            unrolled = read_size(layer, "kernel") ** 2 if layer.get("kind") == "conv" else 1
             self.floats = max(self.floats, _product(size) * (1 + unrolled))
         if len(size) != 1:
             raise ModelLoadError("config.json: the last layer is not dense")
@@ -196,14 +197,14 @@ class Convolutions(_RowModel):
     ) -> tuple[Callable[[Tensor], Tensor], list[int]]:
         kind = layer.get("kind")
         if kind == "dense":
-            into, out = _product(size), _size(layer, "size")
+            into, out = _product(size), read_size(layer, "size")
             weight = weights.take(f"{name}.weight", (out, into), torch.float32)
             bias = weights.take(f"{name}.bias", (out,), torch.float32)
             return lambda x: functional.linear(x.flatten(1), weight, bias), [out]
         if len(size) != 3:
             raise ModelLoadError(f"config.json: {name} follows a dense layer")
         if kind == "pool":
-            pool = _size(layer, "size", high=min(size[1:]))
+            pool = read_size(layer, "size", high=min(size[1:]))
             return lambda x: functional.max_pool2d(x, pool), [
                 size[0],
                 size[1] // pool,
@@ -211,8 +212,8 @@ class Convolutions(_RowModel):
             ]
         if kind != "conv":
             raise ModelLoadError(f"config.json: {name} is neither conv, pool nor dense")
-        out, kernel = _size(layer, "channels"), _size(layer, "kernel", high=32)
-        padding = _size(layer, "padding", low=0, high=kernel)
+        out, kernel = read_size(layer, "channels"), read_size(layer, "kernel", high=32)
+        padding = read_size(layer, "padding", low=0, high=kernel)
         weight = weights.take(f"{name}.weight", (out, size[0], kernel, kernel), torch.float32)
         bias = weights.take(f"{name}.bias", (out,), torch.float32)
         grown = [side + 2 * padding - kernel + 1 for side in size[1:]]
@@ -239,7 +240,7 @@ ARCHITECTURES: Mapping[str, Callable[[Mapping[str, Any], Weights, Sequence[int]]
 }
 
 
-def _size(plain: Mapping[str, Any], key: str, *, low: int = 1, high: int = SIZE_MAX) -> int:
+def read_size(plain: Mapping[str, Any], key: str, *, low: int = 1, high: int = SIZE_MAX) -> int:
     value = plain.get(key)
     if type(value) is not int or not low <= value <= high:
         raise ModelLoadError(f"config.json: {key} is missing or out of range")
@@ -250,7 +251,7 @@ def _sizes(plain: Mapping[str, Any], key: str) -> list[int]:
     values = plain.get(key)
     if not isinstance(values, list) or not 2 <= len(values) <= _LAYERS_MAX:
         raise ModelLoadError(f"config.json: {key} is missing, too short or too long")
-    return [_size({key: value}, key) for value in values]
+    return [read_size({key: value}, key) for value in values]
 
 
 def _activation(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
@@ -263,7 +264,7 @@ def _activation(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
 def _scaler(weights: Weights, size: int) -> tuple[Tensor, Tensor]:
     """What is taken off every input, and what it is divided by."""
     if "scaler.mean" not in weights:
-        return torch.zeros(size), torch.ones(size)
+        return weights.zeros(size), weights.zeros(size) + 1
     mean = weights.take("scaler.mean", (size,), torch.float32)
     return mean, _positive(weights.take("scaler.scale", (size,), torch.float32))
 

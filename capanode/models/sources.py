@@ -17,6 +17,9 @@ from capanode.models.progress import ProgressCallback
 _REPO_PATTERN = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?", re.ASCII)
 _REVISION_PATTERN = re.compile(r"[\w][\w./-]{0,127}", re.ASCII)
 
+# Never from a hub.
+CODE_FILE = "model.pt2"
+
 _SAFE_SUFFIXES = (".safetensors", ".json", ".txt", ".jinja")
 # Sentence encoders say in a folder how they pool; every other folder holds variants for others.
 _SAFE_NESTED = ("1_Pooling/config.json",)
@@ -77,7 +80,9 @@ def is_wanted_file(path: str) -> bool:
     return path.endswith(_SAFE_SUFFIXES) and not path.startswith(".")
 
 
-def copy_local(source: FileSource, target: Path, *, progress: ProgressCallback) -> str:
+def copy_local(
+    source: FileSource, target: Path, *, progress: ProgressCallback, allow_code: bool = False
+) -> str:
     """Copy a local model into `target`, so that later changes to the original change nothing.
 
     Returns the converter's format. Raises SourceError, UnsafeModelError.
@@ -87,8 +92,14 @@ def copy_local(source: FileSource, target: Path, *, progress: ProgressCallback) 
         root, files, format_name = origin.parent, {origin.name: target / "model.gguf"}, "gguf"
     elif origin.is_dir():
         root, format_name = origin, "layout"
-        files = {name: target / name for name in list_files(root, is_wanted=is_wanted_file)}
-        if not any(name.endswith(".safetensors") for name in files):
+        names = list_files(root, is_wanted=lambda name: name == CODE_FILE or is_wanted_file(name))
+        files = {name: target / name for name in names}
+        if CODE_FILE in files and not allow_code:
+            raise UnsafeModelError(
+                f"{origin} holds {CODE_FILE}, a program of torch.export: loading it runs code of "
+                "its maker. If you trust that, set allow_code_models (--allow-code-models)"
+            )
+        if not any(name.endswith((".safetensors", CODE_FILE)) for name in files):
             raise UnsafeModelError(
                 f"{origin} holds no safetensors weights: pickled weights are code and are never "
                 "loaded; save the model as safetensors"

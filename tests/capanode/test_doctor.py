@@ -8,11 +8,13 @@ from capanode.config import NodeConfig
 from capanode.doctor import examine
 from capanode.errors import NotRunningError
 from capanode.hardware import GpuReport, Machine, MachineCheck
+from capanode.models.store import ModelStore
 from capanode.ports import PortError
 from capanode.sandbox.probe import Fact, IsolationReport
 from capanode.sandbox.spawn import Sandbox
-from protocol.messages import IsolationTier
+from protocol.messages import IsolationTier, Task
 from protocol.programs.keyfile import create_key_file
+from tests.capanode.test_workers import add_model
 from tests.protocol.makers import COORDINATOR
 
 GIB = 1024**3
@@ -122,3 +124,13 @@ def test_the_clock_and_the_gpu_are_no_reason_not_to_serve(tmp_path: Path) -> Non
     subjects = {f.subject for f in examine(make_config(tmp_path)).findings}
     assert {"clock", "gpu", "processor", "memory"} <= subjects
     assert not {"clock", "gpu", "coordinator"} & doctor.ESSENTIAL
+
+
+def test_a_model_that_is_code_is_a_finding_unless_it_is_allowed(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    store = ModelStore(config.model_store)
+    add_model(store, "program", task=Task.TENSOR, architecture="TensorExport")
+    found = find(config, "models")
+    assert not found.works
+    assert "allow_code_models" in found.detail
+    assert find(make_config(tmp_path, allow_code_models="yes"), "models").works

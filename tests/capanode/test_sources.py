@@ -115,6 +115,15 @@ def test_a_local_folder_with_pickles_only_is_refused(tmp_path: Path) -> None:
         copy_local(FileSource(tmp_path / "origin"), tmp_path / "t", progress=ignore_progress)
 
 
+def test_a_local_program_is_copied_only_where_that_is_allowed(tmp_path: Path) -> None:
+    write_files(tmp_path / "origin", {"config.json": b"{}", "model.pt2": b"code"})
+    source = FileSource(tmp_path / "origin")
+    with pytest.raises(UnsafeModelError, match="allow_code_models"):
+        copy_local(source, tmp_path / "t", progress=ignore_progress)
+    copy_local(source, tmp_path / "t", progress=ignore_progress, allow_code=True)
+    assert (tmp_path / "t" / "model.pt2").read_bytes() == b"code"
+
+
 def test_a_local_path_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="neither"):
         copy_local(FileSource(tmp_path / "no"), tmp_path / "t", progress=ignore_progress)

@@ -4,7 +4,7 @@ import pytest
 
 from capanode.errors import NothingToServeError
 from capanode.hardware import GpuReport, Machine
-from capanode.models.errors import UnknownModelError
+from capanode.models.errors import UnknownModelError, UnsafeModelError
 from capanode.models.store import ModelStore
 from capanode.settings import ModelSettings
 from capanode.tasks import NODE_TASKS
@@ -17,10 +17,14 @@ from protocol.pricing import PriceSheet
 MACHINE = Machine("cpu", 2, 8, 8, "Linux", GpuReport((), None, "none"), None)
 
 
-def add_model(store: ModelStore, name: str, *, task: Task = Task.CAUSAL_LM) -> Digest:
+def add_model(
+    store: ModelStore, name: str, *, task: Task = Task.CAUSAL_LM, architecture: str = "Fake"
+) -> Digest:
     data = name.encode()
     file = ModelFile("config.json", sha256_digest(data), len(data))
-    manifest = ModelManifest(name, task, "Fake", (file,), "bf16", "bf16", 128, "mit", "file:fake")
+    manifest = ModelManifest(
+        name, task, architecture, (file,), "bf16", "bf16", 128, "mit", "file:fake"
+    )
     with store.scratch() as scratch:
         (scratch / "config.json").write_bytes(data)
         return store.add(scratch, manifest, name=name).digest
@@ -64,6 +68,14 @@ def test_one_model_under_two_names_is_served_once(store: ModelStore) -> None:
     assert plan.name == "a-model"
     (named_by_digest,) = plan_models((ModelSettings(digest),), store, MACHINE, gpu=False)
     assert named_by_digest.name == "a-model"
+
+
+def test_a_model_that_is_code_is_planned_only_where_that_is_allowed(store: ModelStore) -> None:
+    add_model(store, "program", task=Task.TENSOR, architecture="TensorExport")
+    with pytest.raises(UnsafeModelError, match="allow_code_models"):
+        plan_models((), store, MACHINE, gpu=False)
+    (plan,) = plan_models((), store, MACHINE, gpu=False, allow_code=True)
+    assert plan.name == "program"
 
 
 def test_nothing_to_serve_says_how_to_get_something(store: ModelStore) -> None:

@@ -108,6 +108,57 @@ def test_a_perceptron_answers_with_values_scores_class_and_label(perceptron: Ten
     assert got["label"] == [[b"no", b"yes"][place] for place in got["class"]]
 
 
+class Doubler(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((2 * x, x.sum(1, keepdim=True)), 1)
+
+
+def write_program(folder: Path, rows: Any = None, **changes: Any) -> Path:
+    """A model of three numbers in and four out; `rows` is the dimension that it was exported for,
+    any number if it is None."""
+    folder.mkdir(exist_ok=True)
+    size = rows if isinstance(rows, int) else 4
+    any_size = torch.export.Dim("rows", max=16_384) if rows is None else rows
+    shapes = None if isinstance(rows, int) else {"x": {0: any_size}}
+    program = torch.export.export(Doubler(), (torch.zeros(size, 3),), dynamic_shapes=shapes)
+    torch.export.save(program, folder / "model.pt2")
+    outputs = [{"name": "values", "datatype": "FP32", "shape": [-1, 4], "kind": "values"}]
+    config = CONFIG | {"architectures": ["TensorExport"], "outputs": outputs, "width": 4}
+    plain = {**config, "link": "identity", "classes": [], **changes}
+    (folder / "config.json").write_text(json.dumps(plain))
+    return folder
+
+
+@pytest.mark.parametrize("rows", [None, 3, torch.export.Dim("rows", min=4, max=6)])
+def test_an_exported_program_answers_for_any_number_of_rows(tmp_path: Path, rows: Any) -> None:
+    engine = load(write_program(tmp_path, rows))
+    for asked in (1, 5, 13):
+        numbers = np.arange(3.0 * asked, dtype="<f4").reshape(asked, 3)
+        got = ask(engine, TensorInput((tensor(numbers),)))["values"]
+        assert got[:, :3] == pytest.approx(2 * numbers)
+        assert got[:, 3] == pytest.approx(numbers.sum(1))
+
+
+def test_a_program_that_is_not_what_its_config_says_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="not 7 numbers"):
+        load(write_program(tmp_path, width=7))
+    config = (tmp_path / "config.json").read_text()
+    four = [{"name": "x", "datatype": "FP32", "shape": [-1, 3, 4]}]
+    (tmp_path / "config.json").write_text(json.dumps(json.loads(config) | {"inputs": four}))
+    with pytest.raises(ModelLoadError, match=r"takes rows of \[3\]"):
+        load(tmp_path)
+    (tmp_path / "model.pt2").write_bytes(b"junk")
+    with pytest.raises(ModelLoadError, match="does not run"):
+        load(tmp_path)
+
+
+def test_a_model_runs_on_the_device_that_its_profile_names(tmp_path: Path) -> None:
+    folder = write(tmp_path, perceptron_weights())
+    engine = TensorEngine.load(folder, slots=1, threads=1, device=torch.device("cpu"))
+    assert "device=cpu-" in engine.info.profile
+    assert len(ask(engine, TensorInput((tensor([[1, 2, 3]]),)))["class"]) == 1
+
+
 def test_only_the_outputs_that_are_asked_for_come_in_their_order(perceptron: TensorEngine) -> None:
     got = ask(perceptron, TensorInput((tensor([[1, 2, 3]]),), ("label", "values")))
     assert list(got) == ["label", "values"]
