@@ -17,6 +17,7 @@ import types
 import typing
 from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgpack
@@ -31,6 +32,7 @@ _INT64_MAX = 2**63 - 1
 _INT64_MIN = -(2**63)
 
 _Reader = Callable[[Any], Any]
+_Writer = Callable[[Any], Any]
 
 
 class _Mismatch(Exception):
@@ -119,26 +121,44 @@ _PLAIN = frozenset({str, int, float, bool, bytes})
 
 
 def _to_plain(value: Any) -> Any:
-    if type(value) in _PLAIN:
-        return value
-    if dataclasses.is_dataclass(value):
-        plain = {}
-        cls: Any = type(value)
-        for name in _field_names(cls):
-            item = getattr(value, name)
-            if item is not None:
-                plain[name] = _to_plain(item)
-        return plain
-    if isinstance(value, tuple):
-        return [_to_plain(item) for item in value]
-    if isinstance(value, enum.Enum):
-        return value.value
-    return value
+    kind: Any = type(value)
+    return value if kind in _PLAIN else _writer_for(kind)(value)
 
 
 @cache
-def _field_names(cls: Any) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(cls))
+def _writer_for(kind: Any) -> _Writer:
+    """How values of one type become plain. Made once: a job encodes eight messages, and to find out
+    anew what each field is took a twentieth of the coordinator's calls."""
+    if dataclasses.is_dataclass(kind):
+        return _write_dataclass(kind)
+    if issubclass(kind, tuple):
+        return _write_items
+    if issubclass(kind, enum.Enum):
+        return attrgetter("value")
+    return _write_as_it_is
+
+
+def _write_dataclass(cls: Any) -> _Writer:
+    names = tuple(field.name for field in dataclasses.fields(cls))
+
+    def write_fields(message: Any) -> dict[str, Any]:
+        plain = {}
+        for name in names:
+            item = getattr(message, name)
+            if item is not None:
+                kind: Any = type(item)
+                plain[name] = item if kind in _PLAIN else _writer_for(kind)(item)
+        return plain
+
+    return write_fields
+
+
+def _write_items(items: tuple[Any, ...]) -> list[Any]:
+    return [_to_plain(item) for item in items]
+
+
+def _write_as_it_is(value: Any) -> Any:
+    return value
 
 
 def _reader_for(annotation: Any) -> _Reader:
