@@ -139,10 +139,15 @@ class Admission:
         self.opened.note(granted)
 
     def admit(
-        self, request: Signed[JobRequest], lease: Signed[Lease], *, is_whole: bool, now_ms: int
+        self,
+        request: Signed[JobRequest],
+        lease: Signed[Lease],
+        *,
+        upload_bytes: int,
+        now_ms: int,
     ) -> Ticket:
-        """Let a job in; if its payload `is_whole`, it can take a seat at once. Raises
-        RemoteProtocolError with the first reason against it."""
+        """Let a job in; if nothing is to be uploaded beside what has come, it can take a seat at
+        once. Raises RemoteProtocolError with the first reason against it."""
         asked, granted = request.message, lease.message
         self._check_node(asked)
         model = self._check_model(asked, granted, now_ms)
@@ -152,8 +157,8 @@ class Admission:
             )
         self._check_room(asked, model)
         ticket = Ticket(granted.lease_id, asked.client, model, is_batch=asked.is_batch)
-        if not is_whole:
-            self._begin_upload(ticket, granted, asked.payload_bytes)
+        if upload_bytes:
+            self._begin_upload(ticket, granted, upload_bytes)
         place = (asked.client, asked.is_batch)
         self._clients[place] = self._clients.get(place, 0) + 1
         return ticket

@@ -38,8 +38,10 @@ class Meter:
     """Counts one leased job, which `job` sends."""
 
     def __init__(self, lease: Signed[Lease], job: NodeJob) -> None:
+        assert job.terms is not None, "only an opened job is metered"
         self._lease = lease
         self._job = job
+        self._units_max = job.terms.payload.units_max
         self._started: Started | None = None
         self._end_token: int | None = None
         self._end_stop: int | None = None
@@ -65,10 +67,10 @@ class Meter:
         """`profile` is what computes. Raises RemoteProtocolError if the input counts as more than
         the client leased."""
         input_units = started.input_units
-        leased = self._lease.message.units_max
+        leased = self._units_max
         if input_units.output_tokens or not input_units.fits_in(leased):
             raise RemoteProtocolError(
-                f"the input counts {_counts(input_units)}, the lease allows {_counts(leased)}",
+                f"the input counts {_counts(input_units)}, the client allows {_counts(leased)}",
                 code=Code.INPUT_TOO_LARGE,
             )
         self._input = input_units
@@ -80,7 +82,7 @@ class Meter:
     def has_room_for(self, chunk: Chunk) -> bool:
         """False if the client leased less output than the input asks for: then the answer ends."""
         tokens = self._produced_tokens + len(chunk.token_ids)
-        if tokens > self._lease.message.units_max.output_tokens:
+        if tokens > self._units_max.output_tokens:
             return False
         self._produced_tokens = tokens
         return True

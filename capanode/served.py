@@ -11,6 +11,7 @@ from capanode.measurements import Speed
 from capanode.seats import Seats
 from capanode.worker.jobs import JobWorker, WorkerState
 from protocol.codec import encode
+from protocol.features import Feature
 from protocol.ids import Digest
 from protocol.limits import KIB
 from protocol.manifest import ModelManifest
@@ -73,7 +74,7 @@ class ServedModel:
             prefill_tps=self.speed.prefill_tps,
             decode_tps=self.speed.decode_tps,
             price=self.price,
-            features=info.features,
+            features=(*info.features, Feature.LATE_PAYLOAD),
             chat_format=info.chat_format,
             batch_percent=self.batch_percent,
             signature=info.signature,

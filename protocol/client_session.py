@@ -18,6 +18,7 @@ from protocol.framing import FrameType
 from protocol.job_frames import DATA_BYTES, AcceptedBody, JobErrorBody, OpenBody, Outgoing
 from protocol.job_state import JobEvent, JobState, next_state
 from protocol.keys import SigningKey
+from protocol.late_payloads import PayloadBinding
 from protocol.limits import OUTPUT_BYTES_MAX
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.payload import Chunk, OutputDigest, SaltedPayload
@@ -79,7 +80,8 @@ ClientEvent = Admitted | Chunk | WindowReached | Ended | Refused
 
 class ClientJob:
     """One job, for one client. So many `silent_tokens` may show no text, beside those of every
-    answer: a node holds back what may become a stop string."""
+    answer: a node holds back what may become a stop string. `binding` names the payload where the
+    request leaves it open."""
 
     def __init__(
         self,
@@ -89,12 +91,15 @@ class ClientJob:
         key: SigningKey,
         *,
         silent_tokens: int = 0,
+        binding: PayloadBinding | None = None,
     ) -> None:
         self.state = JobState.LEASED
         self._request = request
         self._lease = lease
         self._payload = payload
         self._key = key
+        self._binding = binding
+        self._units_max = lease.message.units_max if binding is None else binding.units_max
         self._terms = terms_of(lease.message)
         self._chains = ClientChains(key, lease.digest, self._terms)
         self._is_stream = lease.message.units_max.output_tokens > 0
@@ -108,7 +113,7 @@ class ClientJob:
         self._empty_tokens = 0
         self._has_text = False
         self._chunks = 0
-        self._chunks_max = lease.message.units_max.output_tokens + CHUNKS_BESIDE_TOKENS_MAX
+        self._chunks_max = self._units_max.output_tokens + CHUNKS_BESIDE_TOKENS_MAX
 
     @property
     def units(self) -> Units:
@@ -142,6 +147,7 @@ class ClientJob:
                 input_anchor=self._chains.input_anchor,
                 output_anchor=self._chains.output_anchor,
                 issued_at_ms=now_ms,
+                binding=self._binding,
             ),
         )
         data, salt = self._payload.data, self._payload.salt
@@ -213,8 +219,8 @@ class ClientJob:
         self._advance(JobEvent.ACCEPT)
         admission = read_unverified(accepted.admission, JobAdmission)
         check_admission(admission, self._lease)
-        counted, units_max = admission.input_units, self._lease.message.units_max
-        if counted.output_tokens or not counted.fits_in(units_max):
+        counted = admission.input_units
+        if counted.output_tokens or not counted.fits_in(self._units_max):
             raise RemoteProtocolError(
                 "the node counts more input than the lease allows", code=Code.RECEIPT_MISMATCH
             )
@@ -236,7 +242,7 @@ class ClientJob:
             )
         # What goes too far is not counted: there may be no number for it.
         tokens = self._output_tokens + len(chunk.token_ids)
-        if tokens > self._lease.message.units_max.output_tokens:
+        if tokens > self._units_max.output_tokens:
             raise RemoteProtocolError(
                 "the node sends more tokens than were leased", code=Code.RECEIPT_MISMATCH
             )

@@ -8,22 +8,24 @@
 those bounds is settling's business.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from protocol.envelope import Signed, open_envelope
 from protocol.errors import Code, RemoteProtocolError
 from protocol.fields import check_stamps
 from protocol.ids import Digest, LeaseId, PeerId, is_digest, parse_ulid, sha256_digest
+from protocol.late_payloads import PayloadBinding, payload_of
 from protocol.limits import SIGNED_BYTES_MAX
-from protocol.messages import Lease, Receipt
+from protocol.messages import JobRequest, Lease, Receipt
 from protocol.pricing import Units
 from protocol.windows import LINK_BYTES, ChainReader, Countersigned, WindowTerms
 
 
 @dataclass(frozen=True, slots=True)
 class JobOpening:
-    """Signed by the client, sent in JOB_OPEN: proof that it opened this lease at this node."""
+    """Signed by the client, sent in JOB_OPEN: proof that it opened this lease at this node.
+    `binding` names the payload if the request leaves it open."""
 
     KIND: ClassVar[str] = "job_opening"
     BYTES_MAX: ClassVar[int] = SIGNED_BYTES_MAX
@@ -34,6 +36,7 @@ class JobOpening:
     input_anchor: bytes
     output_anchor: bytes
     issued_at_ms: int
+    binding: PayloadBinding | None = None
 
     def __post_init__(self) -> None:
         if not is_digest(self.lease_digest):
@@ -92,7 +95,8 @@ class Proof:
     """What a client has certainly signed of a job, by its opening and its last links.
 
     `output_tokens` and `input_tokens_min` are the least that it has agreed to, `input_tokens_max`
-    the most; `has_countersigned` is false before the first link.
+    the most; `has_countersigned` is false before the first link. `units_max` is what it allowed for
+    a payload that it named when it opened the lease.
     """
 
     is_opened: bool = False
@@ -100,6 +104,7 @@ class Proof:
     input_tokens_min: int = 0
     input_tokens_max: int = 0
     output_tokens: int = 0
+    units_max: Units | None = None
 
 
 UNOPENED = Proof()
@@ -133,6 +138,24 @@ def check_opening(opening: Signed[JobOpening], lease: Signed[Lease]) -> None:
         raise RemoteProtocolError("the opening is for another lease", code=Code.DIGEST_MISMATCH)
     if said.node != granted.node:
         raise RemoteProtocolError("the opening is for another node", code=Code.WRONG_AUDIENCE)
+
+
+def check_payload_named(receipt: Receipt, lease: Lease, request: JobRequest) -> None:
+    """That the evidence of a job names its payload: where the request leaves it open, the receipt's
+    opening does, and the receipt keeps to what that allows. Raises RemoteProtocolError."""
+    if not request.is_ahead:
+        return
+    if not receipt.opening:
+        if receipt.amount_nano:
+            raise RemoteProtocolError(
+                "it charges for a payload that was never named", code=Code.RECEIPT_MISMATCH
+            )
+        return
+    opening = open_envelope(receipt.opening, JobOpening).message
+    if not receipt.units.fits_in(payload_of(request, lease, opening.binding).units_max):
+        raise RemoteProtocolError(
+            "the receipt bills more units than the opening allows", code=Code.RECEIPT_MISMATCH
+        )
 
 
 def check_admission(admission: JobAdmission, lease: Signed[Lease]) -> None:
@@ -183,9 +206,12 @@ def _read_proof(receipt: Receipt, lease: Signed[Lease]) -> Proof:
         return UNOPENED
     opening = open_envelope(receipt.opening, JobOpening)
     check_opening(opening, lease)
+    binding = opening.message.binding
+    units_max = binding.units_max if binding is not None else None
     if receipt.countersigned is None:
-        return Proof(is_opened=True)
-    return _read_links(receipt.countersigned, opening.message, terms_of(lease.message))
+        return Proof(is_opened=True, units_max=units_max)
+    proof = _read_links(receipt.countersigned, opening.message, terms_of(lease.message))
+    return replace(proof, units_max=units_max)
 
 
 def _read_links(links: Countersigned, opening: JobOpening, terms: WindowTerms) -> Proof:

@@ -27,3 +27,5 @@ class Feature(StrEnum):
     STOP_DETAILS = "stop_details"
     # It keeps the last rows of a stream from one job to the next: `protocol.tensors.StreamPlace`.
     STREAM_WINDOWS = "stream_windows"
+    # Its node takes leases of requests that leave their payload open: see `JobRequest`.
+    LATE_PAYLOAD = "late_payload"

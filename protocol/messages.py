@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from protocol.endings import Finish
+from protocol.features import Feature
 from protocol.fields import check, check_names, check_optional_digest, check_stamps
 from protocol.ids import Digest, JobId, LeaseId, PeerId, is_digest, parse_ulid
 from protocol.limits import (
@@ -114,7 +115,9 @@ class JobRequest:
 
     `model` is a manifest digest or a name; `units_max` bounds what may be billed; `units_expected`
     is the client's guess, for matching only. `payload_digest` pins the input without showing it: it
-    is salted (see `protocol.payload`). A purchase that goes on after a cut asks again with the same
+    is salted (see `protocol.payload`). A client that leases ahead of its jobs leaves it out: then
+    `payload_bytes` is the most that may come, and the opening of the lease pins the payload (see
+    `protocol.late_payloads`). A purchase that goes on after a cut asks again with the same
     job id and a higher `part`; `delivered_digest` is the output digest of what it has by then.
     A batch job runs only where a seat is idle, lets others go first, and pays the batch price.
     `affinity` are keyed hashes of how its input begins, longest beginning first: requests that
@@ -129,7 +132,7 @@ class JobRequest:
     coordinator: PeerId
     model: str
     task: Task
-    payload_digest: Digest
+    payload_digest: Digest | None
     payload_bytes: int
     units_max: Units
     units_expected: Units
@@ -145,7 +148,7 @@ class JobRequest:
     def __post_init__(self) -> None:
         parse_ulid(self.job_id)
         check(0 < len(self.model) <= NAME_CHARS_MAX, "the model's name is empty or too long")
-        check(is_digest(self.payload_digest), "the payload digest is not a sha256")
+        check_optional_digest(self.payload_digest, "the payload digest")
         check(0 < self.payload_bytes <= PAYLOAD_BYTES_MAX, "the payload's size is out of range")
         check(self.units_max != Units(), "the job may not use anything")
         check(self.units_expected.fits_in(self.units_max), "expected units exceed the maximum")
@@ -162,6 +165,23 @@ class JobRequest:
             all(len(key) == AFFINITY_BYTES for key in self.affinity),
             f"an affinity key has {AFFINITY_BYTES} bytes",
         )
+        check(not self.is_ahead or self._may_be_ahead, "this request has to pin its payload")
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it asks for a lease before its job is known."""
+        return self.payload_digest is None
+
+    @property
+    def needs_idle_seat(self) -> bool:
+        """Whether it takes no seat for which others may wait."""
+        return self.is_batch or self.is_ahead
+
+    @property
+    def _may_be_ahead(self) -> bool:
+        """Only nodes that know of such requests may be leased, and only for what begins."""
+        is_plain = not (self.part or self.is_batch or self.affinity)
+        return is_plain and Feature.LATE_PAYLOAD in self.constraints.features
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from protocol.framing import FrameType
 from protocol.job_frames import AcceptedBody, JobErrorBody, OpenBody, Outgoing
 from protocol.job_state import JobEvent, JobState, next_state
 from protocol.keys import SigningKey
+from protocol.late_payloads import PayloadBinding, payload_of
 from protocol.limits import MESSAGE_CHARS_MAX
 from protocol.messages import Acceptance, JobRequest, Lease, Receipt
 from protocol.output_window import OutputWindow
@@ -34,12 +35,13 @@ class JobTerms:
     request: Signed[JobRequest]
     lease: Signed[Lease]
     opening: Signed[JobOpening]
+    payload: PayloadBinding
     salt: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The whole payload has arrived, and is the one that the request pins."""
+    """The whole payload has arrived, and is the one that its client signed for."""
 
     request: Signed[JobRequest]
     lease: Signed[Lease]
@@ -174,6 +176,7 @@ class NodeJob:
         request = open_vouched(body.request, JobRequest, digest=lease.message.request_digest)
         opening = open_envelope(body.opening, JobOpening)
         check_opening(opening, lease)
+        payload = payload_of(request.message, lease.message, opening.message.binding)
         terms = terms_of(lease.message)
         self._chain = node_chain(self._key, lease.digest, terms)
         self._window = OutputWindow(
@@ -183,7 +186,7 @@ class NodeJob:
             is_stream=lease.message.units_max.output_tokens > 0,
         )
         self._digest = OutputDigest(body.salt)
-        self.terms = JobTerms(request, lease, opening, body.salt)
+        self.terms = JobTerms(request, lease, opening, payload, body.salt)
         return self._collect(body.payload)
 
     def _receive_data(self, piece: bytes) -> Opened | None:
@@ -193,16 +196,16 @@ class NodeJob:
 
     def _collect(self, piece: bytes) -> Opened | None:
         assert self.terms is not None
-        request = self.terms.request.message
+        named = self.terms.payload
         self._payload += piece
-        if len(self._payload) < request.payload_bytes:
+        if len(self._payload) < named.payload_bytes:
             return None
         payload = bytes(self._payload)
         self._payload.clear()
         self._is_whole = True
-        if salted_digest(payload, self.terms.salt) != request.payload_digest:
+        if salted_digest(payload, self.terms.salt) != named.payload_digest:
             raise RemoteProtocolError(
-                "the payload is not the one that the request pins", code=Code.DIGEST_MISMATCH
+                "the payload is not the one that was signed for", code=Code.DIGEST_MISMATCH
             )
         return Opened(self.terms.request, self.terms.lease, payload)
 

@@ -8,7 +8,13 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.countersigning import Delivery, Proof, check_delivery, read_proof
+from protocol.countersigning import (
+    Delivery,
+    Proof,
+    check_delivery,
+    check_payload_named,
+    read_proof,
+)
 from protocol.endings import FINISH_RULES, Finish
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
@@ -230,4 +236,5 @@ def verify_chain(evidence: Evidence) -> Proof:
     if evidence.delivery is not None:
         check_delivery(evidence.delivery, evidence.lease)
     is_accepted = evidence.acceptance is not None
+    check_payload_named(evidence.receipt.message, evidence.lease.message, evidence.request.message)
     return read_proof(evidence.receipt.message, evidence.lease, is_accepted=is_accepted)

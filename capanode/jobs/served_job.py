@@ -151,7 +151,8 @@ class ServedJob:
         admission.check_evidence(request, lease, now_ms=now_ms)
         # From here on the lease is ours, so that every ending owes a receipt, if only of nothing.
         self._meter = Meter(lease, self._job)
-        self._ticket = admission.admit(request, lease, is_whole=is_whole, now_ms=now_ms)
+        upload_bytes = 0 if is_whole else terms.payload.payload_bytes
+        self._ticket = admission.admit(request, lease, upload_bytes=upload_bytes, now_ms=now_ms)
         self._ticket.evict = self._give_way
         self._work.deadline = self._work_until = work_deadline(lease.message, now_ms)
         if not is_whole:
@@ -217,7 +218,7 @@ class ServedJob:
         return RunTerms(
             lease.job_id,
             lease.client,
-            lease.units_max.output_tokens,
+            terms.payload.units_max.output_tokens,
             seed=derive_seed(terms.request.digest),
         )
 

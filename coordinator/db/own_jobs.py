@@ -15,6 +15,7 @@ from coordinator.db.receipts import StoredReceipt, list_receipts_of
 from coordinator.db.schema import jobs, receipts
 from protocol.countersigning import Delivery
 from protocol.envelope import open_envelope
+from protocol.errors import Code
 from protocol.ids import Digest, JobId, PeerId, new_ulid
 from protocol.messages import JobRequest, Lease, Receipt
 from protocol.pricing import UNIT_NAMES, Units
@@ -35,11 +36,16 @@ _LOWEST = bytes(10)
 
 
 def list_own_jobs(conn: Connection, client: PeerId, *, before: str, limit: int) -> JobsReply:
-    """One page, newest first."""
+    """One page, newest first, without leases ahead that no job came for: it may be shorter."""
     older = JobId(before) if before else None
     found = list_jobs(conn, client=client, before=older, limit=limit + 1)
     page = found[:limit]
-    summaries = [_summary(job, list_receipts_of(conn, client, job.job_id)) for job in page]
+    billed = [list_receipts_of(conn, client, job.job_id) for job in page]
+    summaries = [
+        _summary(job, its)
+        for job, its in zip(page, billed, strict=True)
+        if not _is_unused(job, its)
+    ]
     return JobsReply(tuple(summaries), page[-1].job_id if len(found) > limit else "")
 
 
@@ -117,6 +123,14 @@ def _usage(conn: Connection, client: PeerId, row: Sequence[Any]) -> UsageRow:
     assert request is not None, "the row is of this very job"
     named = open_envelope(request, JobRequest).message.model
     return UsageRow(int(day), Digest(model_digest), named, count, amount_nano, Counted(*units))
+
+
+def _is_unused(job: StoredJob, billed: Sequence[StoredReceipt]) -> bool:
+    """A lease ahead that was given back, or that lapsed."""
+    if job.attempt or job.error_code not in (None, Code.CANCELLED):
+        return False
+    is_ahead = open_envelope(job.request, JobRequest).message.is_ahead
+    return is_ahead and all(receipt.units == Units() for receipt in billed)
 
 
 def _summary(job: StoredJob, billed: Sequence[StoredReceipt]) -> JobSummary:

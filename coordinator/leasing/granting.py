@@ -99,7 +99,8 @@ class LeaseDesk:
         rtt_ms: Mapping[PeerId, float] = NO_ROUND_TRIPS,
     ) -> Granted:
         """See `Leaser.lease`. The caller vouches that the request comes from its client. If all
-        fitting nodes are busy, it waits for its turn up to `wait_s` and to the job's deadline.
+        fitting nodes are busy, it waits for its turn up to `wait_s` and to the job's deadline; a
+        lease ahead of its job waits for nothing.
         `rtt_ms` is how far nodes are from a client that stands elsewhere."""
         now_ms = self._clock.now_ms()
         check_request(request, coordinator=self.coordinator, now_ms=now_ms)
@@ -114,6 +115,8 @@ class LeaseDesk:
         await self._funds.check(asked.client)
         deadline_at_ms = self._leases.jobs.deadline_at_ms(request, now_ms=now_ms)
         within_s = min(wait_s, max(deadline_at_ms - now_ms, 0) / 1_000)
+        if asked.is_ahead:
+            within_s = 0.0
         gives_up_at = trio.current_time() + within_s
         while True:
             try:
@@ -152,10 +155,14 @@ class LeaseDesk:
         except _LeasedBeforeError:
             await self._recall(request.message.client, request.message.job_id)
         except RemoteProtocolError as error:
-            if payer is None or error.code is not Code.BUDGET_EXCEEDED:
+            if error.code is Code.NO_NODE_FITS and not request.message.needs_idle_seat:
+                if not self._leases.yield_ahead():
+                    raise
+            elif payer is None or error.code is not Code.BUDGET_EXCEEDED:
                 raise
-            # A cheaper node may do.
-            budget_nano = await self._left_nano(payer)
+            else:
+                # A cheaper node may do.
+                budget_nano = await self._left_nano(payer)
         return await self._grant(request, exclude, payer, rtt_ms=rtt_ms, budget_nano=budget_nano)
 
     async def _grant(
@@ -175,7 +182,9 @@ class LeaseDesk:
                 code=Code.RATE_LIMITED,
                 retry_after_ms=LEASES_FULL_RETRY_MS,
             )
-        if payer is None:
+        if request.message.is_ahead:
+            self._leases.openings.check_room_ahead(request.message.client)
+        elif payer is None:
             self._leases.openings.check_room(request.message.client)
         deadline_at_ms = self._leases.jobs.deadline_at_ms(request, now_ms=now_ms)
         choice = self._market.choose(
@@ -191,6 +200,7 @@ class LeaseDesk:
         lease = seal(self._key, terms)
         opened = _open_lease(lease, candidate, payer)
         opened.is_batch = request.message.is_batch
+        opened.is_ahead = request.message.is_ahead
         await self._hold(request, opened)
         log.info(
             "lease_granted",
@@ -302,7 +312,7 @@ class LeaseDesk:
         if posted is not Result.CREATED:
             raise _leased_before()
         self._leases.confirm(opened)
-        self._market.note_affinity(request.message, granted.node)
+        self._market.note_affinity(granted.client, request.message.affinity, granted.node)
         self._funds.note_hold(granted.client)
 
     async def _recall(self, client: PeerId, job_id: JobId) -> None:

@@ -39,7 +39,8 @@ class OpenLease:
     client signed that it got of a job that ended without a receipt; `has_receipt` once one
     is durable that waits for its client, and is paid whatever becomes of the hold meanwhile;
     `is_arriving` while its node reports that the payload is not whole; `restored_at_ms` is set if
-    an earlier process granted it; `probe` is what `reserve` took of the breakers."""
+    an earlier process granted it; `probe` is what `reserve` took of the breakers; `is_ahead` if its
+    client leased it before it had a job, and then `has_yielded` once its seat went to others."""
 
     lease: Signed[Lease]
     api_key_id: str | None
@@ -52,6 +53,8 @@ class OpenLease:
     restored_at_ms: int = 0
     probe: Probe = NO_PROBE
     is_batch: bool = False
+    is_ahead: bool = False
+    has_yielded: bool = False
 
     @property
     def funds(self) -> LeaseFunds:

@@ -175,6 +175,19 @@ class LeaseRegistry:
             for opened in self.openings.idle(self._by_id.values(), now_ms):
                 self._leave_seat(opened)
 
+    def yield_ahead(self) -> bool:
+        """Free the seats of leases that wait for a job: one is here that has none. Returns whether
+        there were any."""
+        found = self.openings.take_ahead()
+        for granted in (opened.lease.message for opened in found):
+            self._market.book.release(granted.lease_id)
+        return bool(found)
+
+    def note_beginning(self, opened: OpenLease, affinity: tuple[bytes, ...]) -> None:
+        """How the input of a lease began that was taken ahead of it, as its client signed."""
+        granted = opened.lease.message
+        self._market.note_affinity(granted.client, affinity, granted.node)
+
     def note_receipt(self, opened: OpenLease) -> None:
         """A receipt is durable that is not paid yet: its job runs no more."""
         opened.has_receipt = True

@@ -194,9 +194,9 @@ class Market:
         )
         return Probe(is_nodes, machine)
 
-    def note_affinity(self, request: JobRequest, node: PeerId) -> None:
+    def note_affinity(self, client: PeerId, affinity: tuple[bytes, ...], node: PeerId) -> None:
         """The money of this node's lease is held: the next input that begins alike may go there."""
-        self._affinities.note(request.client, request.affinity, node)
+        self._affinities.note(client, affinity, node)
 
     def cancel(self, lease: Lease, probe: Probe) -> None:
         """No job follows a `reserve`: give back the seat, and the probe if it took one."""

@@ -25,7 +25,7 @@ from coordinator.leasing.open_lease import Opening, OpenLease
 from coordinator.leasing.registry import LeaseRegistry, Settlement
 from coordinator.settling.payments import TOO_LATE, Payments
 from coordinator.settling.verdicts import Verdict, judge
-from coordinator.settling.words import observation_of, word_of
+from coordinator.settling.words import beginning_of, observation_of, word_of
 from protocol.clock import Clock
 from protocol.countersigning import Delivery, check_delivery
 from protocol.endings import FINISH_RULES, ReceiptState
@@ -300,6 +300,8 @@ class ReceiptDesk:
         self, opened: OpenLease, receipt: Signed[Receipt], verdict: Verdict, *, has_accepted: bool
     ) -> None:
         billed, paid_nano = receipt.message, verdict.amount_nano or 0
+        if opened.is_ahead and paid_nano:
+            self._leases.note_beginning(opened, beginning_of(billed, opened))
         # If the client was ours, it has told more than a receipt can, and this changes nothing.
         # That a job went well is only believed of a node if its client says so.
         is_signed = has_accepted or opened.delivered is not None

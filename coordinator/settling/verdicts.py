@@ -67,6 +67,8 @@ def lone_amount_nano(receipt: Receipt, lease: Lease, proof: Proof) -> int:
     """What a receipt is worth on the node's word and the client's links alone."""
     if not proof.is_opened:
         return 0
+    if proof.units_max is not None and not receipt.units.fits_in(proof.units_max):
+        return 0  # An honest node keeps to what the opening allows.
     if not lease.units_max.output_tokens:
         return receipt.amount_nano
     window_tokens = terms_of(lease).window_tokens if lease.pays_tails else 0

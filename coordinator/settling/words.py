@@ -4,10 +4,10 @@ record."""
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.settling.verdicts import ClientWord
 from protocol.blame import Observation, blame_by_receipt
-from protocol.countersigning import read_proof
+from protocol.countersigning import JobOpening, read_proof
 from protocol.endings import FINISH_RULES
-from protocol.envelope import Signed
-from protocol.errors import Code
+from protocol.envelope import Signed, open_envelope
+from protocol.errors import Code, RemoteProtocolError
 from protocol.messages import Acceptance, Receipt
 
 
@@ -21,6 +21,19 @@ def word_of(
         return ClientWord(counted, opened.delivered)
     proof = read_proof(receipt.message, opened.lease, is_accepted=counted is not None)
     return ClientWord(counted, opened.delivered, proof)
+
+
+def beginning_of(receipt: Receipt, opened: OpenLease) -> tuple[bytes, ...]:
+    """The affinity keys of an input that its client named when it opened the lease; none if that
+    was not signed."""
+    try:
+        opening = open_envelope(receipt.opening, JobOpening, signer=opened.lease.message.client)
+    except RemoteProtocolError:
+        return ()
+    binding = opening.message.binding
+    if binding is None or opening.message.lease_digest != opened.lease.digest:
+        return ()
+    return binding.affinity
 
 
 def observation_of(receipt: Receipt) -> Observation:

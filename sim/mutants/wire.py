@@ -111,8 +111,24 @@ WIRE = (
     Mutant(
         "a client counts output beyond its lease",
         "protocol/client_session.py",
-        "if tokens > self._lease.message.units_max.output_tokens:",
+        "if tokens > self._units_max.output_tokens:",
         "if False:",
         test=f"{_PROTOCOL}/test_session.py::test_more_tokens_than_leased_are_refused",
+    ),
+    Mutant(
+        "an opening may allow more than was leased",
+        "protocol/late_payloads.py",
+        'late.units_max.fits_in(lease.units_max), "the opening',
+        'True, "the opening',
+        test=f"{_PROTOCOL}/test_late_payloads.py"
+        "::test_a_node_refuses_an_opening_that_does_not_fit_its_request",
+    ),
+    Mutant(
+        "evidence need not name a payload",
+        "protocol/countersigning.py",
+        "    if not request.is_ahead:\n        return\n",
+        "    if request.payload_bytes:\n        return\n",
+        test=f"{_PROTOCOL}/test_late_payloads.py"
+        "::test_evidence_that_names_no_payload_or_breaks_its_bounds_is_refused",
     ),
 )

@@ -70,7 +70,8 @@ def admit(
 ) -> Ticket:
     request, lease = signed(market, payload, key)
     now_ms = market.clock.now_ms()
-    return market.admission.admit(request, lease, is_whole=is_whole, now_ms=now_ms)
+    upload_bytes = 0 if is_whole else request.message.payload_bytes
+    return market.admission.admit(request, lease, upload_bytes=upload_bytes, now_ms=now_ms)
 
 
 async def test_one_client_gets_a_share_of_the_room_for_uploads() -> None:
@@ -141,6 +142,6 @@ async def test_a_lease_past_its_deadline_is_not_seated() -> None:
         request, lease = signed(market, b"x")
         late_ms = lease.message.deadline_at_ms + CLOCK_SKEW_MAX_MS
         with pytest.raises(RemoteProtocolError) as caught:
-            market.admission.admit(request, lease, is_whole=True, now_ms=late_ms)
+            market.admission.admit(request, lease, upload_bytes=0, now_ms=late_ms)
         assert caught.value.code is Code.DEADLINE_EXCEEDED
         assert market.model.seats.queued == 0

@@ -404,7 +404,7 @@ async def test_an_upload_whose_room_is_needed_is_refused_as_by_a_busy_node(
             request = seal(key, market.request(large, key=key))
             lease = seal(COORDINATOR, market.lease(request))
             now_ms = market.clock.now_ms()
-            market.admission.admit(request, lease, is_whole=False, now_ms=now_ms)
+            market.admission.admit(request, lease, upload_bytes=len(large), now_ms=now_ms)
         channel, job, _ = uploads[0]
         frame = await channel.receive()
         answer = refused(job.receive(frame.type, frame.body))

@@ -31,6 +31,7 @@ from protocol.codec import decode
 from protocol.endings import Finish
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
+from protocol.features import Feature
 from protocol.generation import GenerationInput
 from protocol.ids import LeaseId, PeerId, TransferId, new_ulid, sha256_digest
 from protocol.job_frames import Outgoing
@@ -121,6 +122,7 @@ class ScriptedNode:
     transport: MemoryTransport
     clock: MovableClock
     price: PriceSheet = PRICE
+    features: tuple[str, ...] = (Feature.LATE_PAYLOAD,)
     script: Script = Script.ANSWER
     receipts: list[Signed[Receipt]] = field(default_factory=list)
     jobs_opened: int = 0
@@ -165,7 +167,17 @@ class ScriptedNode:
             hardware=Hardware("cpu", "test", 2**30, 1),
             models=(
                 ModelOffer(
-                    MODEL, DIGEST, Task.CAUSAL_LM, "bf16", 2_048, 4, 4, 1_000, 100, self.price
+                    MODEL,
+                    DIGEST,
+                    Task.CAUSAL_LM,
+                    "bf16",
+                    2_048,
+                    4,
+                    4,
+                    1_000,
+                    100,
+                    self.price,
+                    features=self.features,
                 ),
             ),
             software="test",

@@ -17,6 +17,7 @@ import coordinator.leasing.control
 import coordinator.leasing.granting
 import coordinator.leasing.leased_jobs
 import coordinator.leasing.open_lease
+import coordinator.leasing.openings
 import coordinator.market.market
 import coordinator.market.matching.explain
 import coordinator.market.offers.book
@@ -90,6 +91,7 @@ NUMBER_PLACES = (
     coordinator.leasing.control,
     coordinator.leasing.clients,
     coordinator.leasing.granting,
+    coordinator.leasing.openings,
     coordinator.leasing.leased_jobs,
     coordinator.leasing.open_lease,
     coordinator.market.market,

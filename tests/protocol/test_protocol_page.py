@@ -25,6 +25,7 @@ from protocol import (
     countersigning,
     generation,
     job_frames,
+    late_payloads,
     manifest,
     messages,
     offers,
@@ -61,6 +62,7 @@ OTHER_MESSAGES: tuple[type, ...] = (
     countersigning.JobOpening,
     countersigning.JobAdmission,
     countersigning.Delivery,
+    late_payloads.PayloadBinding,
 )
 ROLES = {
     coordinator.cli.market_session.ROLE,

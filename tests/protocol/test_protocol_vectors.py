@@ -11,14 +11,17 @@ from protocol.countersigning import Delivery, check_delivery, read_proof
 from protocol.endings import Finish
 from protocol.envelope import Signed, open_envelope, seal
 from protocol.errors import Code
+from protocol.features import Feature
 from protocol.framing import Frame, FrameDecoder, FrameType, encode_frame
 from protocol.generation import GenerationInput
 from protocol.ids import JobId, LeaseId, derive_ulid, new_ulid, sha256_digest
 from protocol.keys import SigningKey, verify
+from protocol.late_payloads import PayloadBinding
 from protocol.manifest import ModelFile, ModelManifest, encode_manifest, manifest_digest
 from protocol.messages import (
     NO_CONSTRAINTS,
     Acceptance,
+    Constraints,
     DataCollection,
     IsolationTier,
     JobRequest,
@@ -160,6 +163,27 @@ def make_receipt(lease: Signed[Lease], node: NodeJob) -> Receipt:
     )
 
 
+def ahead_vectors(offer: Signed[NodeOffer]) -> dict[str, str]:
+    constraints = Constraints(features=(Feature.LATE_PAYLOAD,))
+    asked = replace(
+        make_request(), payload_digest=None, payload_bytes=1_024, constraints=constraints
+    )
+    request = seal(CLIENT, asked)
+    lease = seal(COORDINATOR, make_lease(request, offer))
+    payload = SaltedPayload(PAYLOAD, SALT)
+    binding = PayloadBinding(payload.digest, len(PAYLOAD), UNITS_MAX)
+    node = NodeJob(NODE)
+    client = ClientJob(request, lease, payload, CLIENT, binding=binding)
+    for frame in client.open(now_ms=NOW_MS + 10):
+        node.receive(*frame)
+    assert node.terms is not None
+    return {
+        "request ahead": request.raw.hex(),
+        "lease ahead": lease.raw.hex(),
+        "binding opening": node.terms.opening.raw.hex(),
+    }
+
+
 def make_vectors() -> dict[str, str]:
     """The section of the page, in its order."""
     found: dict[str, str] = {}
@@ -226,6 +250,7 @@ def make_vectors() -> dict[str, str]:
         "delivery envelope": delivery.raw.hex(),
         "delivery digest": delivery.digest,
         "REQUEST": frames[7],
+        **ahead_vectors(offer),
     }
 
 

@@ -70,7 +70,7 @@ class Selection:
 
     def busy(self) -> Floats:
         """Jobs that this one would have to wait for, where all slots are taken."""
-        return self.rows.value(BUSY if self.job.is_batch else LIVE)
+        return self.rows.value(BUSY if self.job.needs_idle_seat else LIVE)
 
     def is_last_resort(self) -> Bools:
         """Nodes that go away without notice, and those of machines that do or that failed several
@@ -191,10 +191,10 @@ def _is_expired(selection: Selection) -> Bools:
 
 
 def _is_full(selection: Selection) -> Bools:
-    """Claims are a ceiling; below it, a node has the seats that it has earned. A batch job takes
-    none in the queue: only what would be idle."""
+    """Claims are a ceiling; below it, a node has the seats that it has earned. A batch job, and a
+    lease ahead of its job, take none in the queue: only what would be idle."""
     seats = np.floor(selection.standings.seats())
-    claimed = selection.rows.value(SLOTS if selection.job.is_batch else ROOM)
+    claimed = selection.rows.value(SLOTS if selection.job.needs_idle_seat else ROOM)
     is_full: Bools = selection.busy() >= np.minimum(claimed, seats)
     return is_full
 

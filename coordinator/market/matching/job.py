@@ -91,6 +91,7 @@ class Job:
     exclude: frozenset[PeerId] = frozenset()
     resting: Mapping[PeerId, int] = field(default_factory=dict)
     is_batch: bool = False
+    is_ahead: bool = False
     cache_at: PeerId | None = None
     rtt_ms: Mapping[PeerId, float] = field(default_factory=lambda: NO_ROUND_TRIPS)
 
@@ -106,7 +107,12 @@ class Job:
             request.deadline_at_ms,
             exclude,
             is_batch=request.is_batch,
+            is_ahead=request.is_ahead,
         )
+
+    @property
+    def needs_idle_seat(self) -> bool:
+        return self.is_batch or self.is_ahead
 
     @classmethod
     def of_quote(cls, ask: QuoteAsk) -> "Job":
