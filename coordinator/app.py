@@ -65,6 +65,8 @@ class MarketRules:
     # A job takes two: a lease and a settlement. So fifty jobs a second, and a minute's worth at
     # once.
     client_asks_per_minute: int = 6_000
+    # Leases that our own gateway takes ahead of its jobs, of each class of jobs in demand.
+    leases_ahead: int = 0
 
 
 class Coordinator:
@@ -124,7 +126,13 @@ class Coordinator:
             transport, self.market, self.leases, self.receipts, clock=clock, rng=runtime.child_rng()
         )
         self.pool = StreamPool(transport, JOB_PROTOCOL, role=ROLE, rng=runtime.child_rng())
-        self.client = MarketClient(self.pool, self._leaser(), clock=clock, entropy=runtime.entropy)
+        self.client = MarketClient(
+            self.pool,
+            self._leaser(),
+            clock=clock,
+            entropy=runtime.entropy,
+            leases_ahead=rules.leases_ahead,
+        )
         self.shelf = DurableShelf(key, database, clock, runtime.entropy)
         self._clock = clock
         self._bounds = bounds

@@ -12,6 +12,8 @@ from coordinator.settings import (
     DRAIN_S_MAX,
     GRPC_ADDRESS,
     HTTP_ADDRESS,
+    LEASE_POOL,
+    LEASES_AHEAD,
     ORIGINS,
     HttpAddress,
 )
@@ -90,6 +92,12 @@ class BuyerConfig:
         False,
         replace(SWITCH, has_flag=False),  # `coordinator gateway --no-keys` takes no value.
         "Whether the gateway serves every program of this machine without an API key.",
+    )
+    lease_pool: int = setting(
+        LEASES_AHEAD,
+        LEASE_POOL,
+        "How many leases the gateway takes ahead of its jobs, for each model and size of jobs that "
+        "is in demand; 0 takes none.",
     )
     grpc: HttpAddress | None = setting(
         None,

@@ -7,6 +7,7 @@ import trio
 
 from coordinator.app import Coordinator
 from coordinator.auth import ApiKeyDesk
+from coordinator.buyer.ahead.pool import PoolCounts
 from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.spec import JobSpec
 from coordinator.db.engine import Connection
@@ -21,6 +22,7 @@ from coordinator.market.offers.table import (
     ModelTable,
 )
 from protocol.envelope import open_envelope
+from protocol.features import NODE_FEATURES
 from protocol.ids import PeerId
 from protocol.messages import JobRequest
 from protocol.net.transport import TransportStatistics
@@ -113,6 +115,9 @@ class LocalMarket:
         nodes = len(self._book)
         return Health(nodes, "" if nodes else "no node offers anything")
 
+    def leases_ahead(self) -> PoolCounts:
+        return self._client.leases.counts()
+
     def network(self) -> TransportStatistics:
         return self._transport.statistics()
 
@@ -147,7 +152,7 @@ def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:
         price_from=PriceSheet(*(int(column.min()) for column in columns)),
         price_to=PriceSheet(*(int(column.max()) for column in columns)),
         first_seen_s=entry.offer.incarnation_ms // 1_000,
-        features=frozenset(word for item in offers for word in item.features),
+        features=frozenset(word for item in offers for word in item.features) - NODE_FEATURES,
         chat_format=offer.chat_format,
         dimensions=offer.dimensions,
         quantizations=tuple(sorted({item.quantization for item in offers})),

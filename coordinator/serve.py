@@ -53,7 +53,12 @@ async def serve(
         transport = Libp2pTransport(
             key, config.listen, announce=config.announce, policy=config.dial_policy
         )
-        rules = MarketRules(config.fee_bps, config.catalogue, config.client_asks_per_minute)
+        rules = MarketRules(
+            config.fee_bps,
+            config.catalogue,
+            config.client_asks_per_minute,
+            leases_ahead=config.lease_pool,
+        )
         coordinator = Coordinator(key, transport, database, rules, runtime)
         known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())
         keys = ApiKeyDesk(database, Vault(key))

@@ -30,6 +30,10 @@ from protocol.programs.settings import InDataDir, resolve_settings, setting
 PROGRAM = "coordinator"
 
 DRAIN_S_MAX = 3_600
+# A pool is asked for when half of it is gone: four jobs find a lease while new ones come, and the
+# money that waits is that of a few jobs.
+LEASES_AHEAD = 8
+LEASES_AHEAD_MAX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ GRPC_ADDRESS = ValueKind(
     read_grpc_address, "HOST:PORT, or none", tell=lambda address: str(address or "none").lower()
 )
 HTTP_ADDRESS = ValueKind(read_http_address, "HOST:PORT or fd:NUMBER")
+LEASE_POOL = count(0, LEASES_AHEAD_MAX, "leases")
 CATALOGUE = ValueKind(read_catalogue, "names with manifest digests", has_flag=False)
 
 
@@ -186,6 +191,12 @@ class CoordinatorConfig:
         6_000,
         count(1, 10_000_000),
         "How often one client may ask for leases, settlements or quotes; each job takes two.",
+    )
+    lease_pool: int = setting(
+        0,
+        LEASE_POOL,
+        "How many leases its own HTTP API takes ahead of its jobs, for each account, model and "
+        "size of jobs that is in demand; 0 takes none.",
     )
     drain_s: int = setting(
         20,

@@ -29,3 +29,7 @@ class Feature(StrEnum):
     STREAM_WINDOWS = "stream_windows"
     # Its node takes leases of requests that leave their payload open: see `JobRequest`.
     LATE_PAYLOAD = "late_payload"
+
+
+# What a node lists for all its models, whatever they are.
+NODE_FEATURES = frozenset({Feature.LATE_PAYLOAD})

@@ -227,6 +227,9 @@ class WatchedLeaser:
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
         self._inner.observe(lease, observation)
 
+    async def free_nano(self, client: PeerId, payer: Payer | None) -> int:
+        return await self._inner.free_nano(client, payer)
+
     async def quote(self, ask: QuoteAsk) -> QuoteReply:
         return await self._inner.quote(ask)
 

@@ -45,6 +45,20 @@ class AnswerParts:
         if self.first is None and self.has_begun:
             self.first = _first_part(self.begun, attempt)
 
+    def sign_anew(self, *, left_s: float, coordinator: PeerId, now_ms: int) -> None:
+        """A lease that was taken ahead came to nothing: sign the job as any other, as the same
+        purchase. Nothing was delivered, so that the answer begins here."""
+        begun, name = self.begun, self.begun.spec.name
+        stamps = RequestStamps(
+            job_id=begun.request.message.job_id,
+            salt=begun.payload.salt,
+            coordinator=coordinator,
+            now_ms=now_ms,
+            part=name.next_part() if name is not None else 1,
+        )
+        spec = replace(begun.spec, deadline_s=left_s)
+        self.begun = self.present = sign_part(spec, self._key, stamps)
+
     def sign_next(
         self,
         failure: JobFailed,

@@ -12,8 +12,9 @@ from coordinator.buyer.attempt import Attempt
 from coordinator.buyer.continuation import is_whole
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.leaser import Leaser
-from coordinator.buyer.parts import SignedPart
+from coordinator.buyer.parts import LeasedPart, SignedPart
 from coordinator.buyer.settlements import Settlements
+from coordinator.buyer.spec import JobSpec
 from coordinator.buyer.tries import Tries
 from protocol.blame import Blame, Observation, blame_for
 from protocol.client_session import EMPTY_TOKENS_MAX, ClientJob
@@ -24,9 +25,12 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.generation import GenerationInput
 from protocol.grants import Granted, check_terms
 from protocol.keys import SigningKey
+from protocol.late_payloads import PayloadBinding
+from protocol.limits import SALT_BYTES
+from protocol.messages import JobRequest
 from protocol.net.errors import Backpressure, NetError
 from protocol.net.pool import StreamPool
-from protocol.payload import JobInput
+from protocol.payload import JobInput, SaltedPayload
 from protocol.pricing import Units
 from protocol.tensors import TensorInput
 
@@ -61,10 +65,39 @@ class Opener:
         lease_ms = 1000 * (trio.current_time() - started_at)
         tries.note_granted()
         job = _job_of(part, granted, key)
+        return await self._open(part, granted, job, tries, deadline=deadline), lease_ms
+
+    async def open_ahead(
+        self, leased: LeasedPart, key: SigningKey, tries: Tries, *, deadline: float
+    ) -> Attempt | None:
+        """As `open_attempt`, under a lease that was taken ahead of this job."""
+        tries.note_granted()
+        part, granted = leased.part, leased.granted
+        job = _job_of(part, granted, key, leased.binding)
+        return await self._open(part, granted, job, tries, deadline=deadline)
+
+    def give_back_ahead(
+        self, request: Signed[JobRequest], granted: Granted, key: SigningKey
+    ) -> None:
+        """No job has come for a lease."""
+        nothing = SaltedPayload(b"", bytes(SALT_BYTES))
+        binding = PayloadBinding(nothing.digest, 1, granted.lease.message.units_max)
+        self._let_go(granted, ClientJob(request, granted.lease, nothing, key, binding=binding))
+
+    async def _open(
+        self,
+        part: SignedPart,
+        granted: Granted,
+        job: ClientJob,
+        tries: Tries,
+        *,
+        deadline: float,
+    ) -> Attempt | None:
+        started_at = trio.current_time()
         try:
-            return await self._dial(part, granted, job, deadline=deadline), lease_ms
+            return await self._dial(granted, job, deadline=deadline, spec=part.spec)
         except trio.Cancelled:
-            self._let_go(part, granted, job)
+            self._let_go(granted, job)
             raise
         except JobFailed as failure:
             # A node that cannot be reached must not be chosen again and again.
@@ -73,7 +106,7 @@ class Opener:
                 blame = Blame.NEUTRAL  # our own bound of what is under way to one node
             tries.note_word(self._give_back(granted, job, failure.code, started_at, blame=blame))
             tries.note_failure(granted.lease.message, failure, delivered_tokens=0)
-            return None, lease_ms
+            return None
 
     async def _lease(
         self, part: SignedPart, key: SigningKey, tries: Tries, *, deadline: float
@@ -133,14 +166,14 @@ class Opener:
             is_taken = True
         finally:
             if granted is not None and not is_taken:
-                self._let_go(part, granted, _job_of(part, granted, key))
+                self._let_go(granted, _job_of(part, granted, key))
         if error is not None:
             raise error
         assert granted is not None, "a lease that was not cut short is granted or refused"
         return granted
 
     async def _dial(
-        self, part: SignedPart, granted: Granted, job: ClientJob, *, deadline: float
+        self, granted: Granted, job: ClientJob, *, deadline: float, spec: JobSpec | None = None
     ) -> Attempt:
         node, offer = granted.lease.message.node, granted.offer.message
         try:
@@ -157,8 +190,8 @@ class Opener:
             granted,
             clock=self.clock,
             deadline=deadline,
-            is_whole=is_whole(part.spec),
-            needs_state=_needs_state(part.spec.job_input),
+            is_whole=spec is not None and is_whole(spec),
+            needs_state=spec is not None and _needs_state(spec.job_input),
         )
         try:
             attempt.send(job.open(now_ms=self.clock.now_ms()))
@@ -170,18 +203,18 @@ class Opener:
             raise JobFailed(f"the node takes no jobs: {error}", code=Code.NODE_LOST) from error
         return attempt
 
-    def _let_go(self, part: SignedPart, granted: Granted, job: ClientJob) -> None:
+    def _let_go(self, granted: Granted, job: ClientJob) -> None:
         """The buyer has left. A coordinator in this process believes that the lease was not opened;
         one elsewhere believes its node, which is asked to cancel the job before it runs."""
-        if part.spec.payer is None:
-            self.settlements.run_soon(self._open_and_leave, part, granted, job)
-        else:
+        if self.leaser.is_local:
             self._give_back(granted, job, Code.CANCELLED, trio.current_time())
+        else:
+            self.settlements.run_soon(self._open_and_leave, granted, job)
 
-    async def _open_and_leave(self, part: SignedPart, granted: Granted, job: ClientJob) -> None:
+    async def _open_and_leave(self, granted: Granted, job: ClientJob) -> None:
         started_at = trio.current_time()
         try:
-            attempt = await self._dial(part, granted, job, deadline=math.inf)
+            attempt = await self._dial(granted, job, deadline=math.inf)
         except JobFailed:
             self._give_back(granted, job, Code.CANCELLED, started_at)
         else:
@@ -211,13 +244,16 @@ class Opener:
         return delivery
 
 
-def _job_of(part: SignedPart, granted: Granted, key: SigningKey) -> ClientJob:
+def _job_of(
+    part: SignedPart, granted: Granted, key: SigningKey, binding: PayloadBinding | None = None
+) -> ClientJob:
     return ClientJob(
         part.request,
         granted.lease,
         part.payload,
         key,
         silent_tokens=_silent_tokens(part.spec.job_input),
+        binding=binding,
     )
 
 

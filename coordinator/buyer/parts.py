@@ -8,8 +8,10 @@ from coordinator.buyer.spec import JobSpec
 from protocol.codec import encode
 from protocol.envelope import Signed, seal
 from protocol.errors import Code
+from protocol.grants import Granted
 from protocol.ids import Digest, JobId, PeerId
 from protocol.keys import SigningKey
+from protocol.late_payloads import PayloadBinding
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import JobRequest
 from protocol.payload import SaltedPayload
@@ -35,6 +37,15 @@ class SignedPart:
     spec: JobSpec
     request: Signed[JobRequest]
     payload: SaltedPayload
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedPart:
+    """A part that has found a lease which was taken ahead of it, and binds its payload to that."""
+
+    part: SignedPart
+    granted: Granted
+    binding: PayloadBinding
 
 
 def sign_part(spec: JobSpec, key: SigningKey, stamps: RequestStamps) -> SignedPart:

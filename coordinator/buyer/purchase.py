@@ -22,7 +22,7 @@ from coordinator.buyer.continuation import (
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.hedging import Race
 from coordinator.buyer.opener import Opener
-from coordinator.buyer.parts import SignedPart
+from coordinator.buyer.parts import LeasedPart, SignedPart
 from coordinator.buyer.result import PurchasePart, PurchaseResult
 from coordinator.buyer.resuming import Resumption
 from coordinator.buyer.tries import Tries
@@ -43,14 +43,23 @@ _DEADLINE_SLACK_S = 2.0
 class Purchase:
     """Iterate over it for the chunks, then read `result`. Made by `MarketClient.buy`.
 
-    `begun` is its first part. The purchase is given up when the time that its spec leaves is over;
-    a text that has begun by then ends there. Of a batch that time is each part's own: waiting for
-    an idle seat takes nothing of it.
+    `begun` is its first part, `leased` if that has a lease already, which was taken ahead. The
+    purchase is given up when the time that its spec leaves is over; a text that has begun by then
+    ends there. Of a batch that time is each part's own: waiting for an idle seat takes nothing of
+    it.
     """
 
-    def __init__(self, begun: SignedPart, *, key: SigningKey, opener: Opener) -> None:
+    def __init__(
+        self,
+        begun: SignedPart,
+        *,
+        key: SigningKey,
+        opener: Opener,
+        leased: LeasedPart | None = None,
+    ) -> None:
         self._spec = begun.spec
         self._answer = AnswerParts(begun, key)
+        self._leased = leased
         self._key = key
         self._opener = opener
         self._deadline = trio.current_time() + begun.spec.deadline_s
@@ -213,6 +222,19 @@ class Purchase:
 
     async def _open_attempt(self) -> tuple[Attempt | None, float]:
         """As `Opener.open_attempt`; once the answer has begun, wait for what may pass."""
+        leased, self._leased = self._leased, None
+        if leased is not None:
+            attempt = await self._opener.open_ahead(
+                leased, self._key, self._tries, deadline=self._deadline
+            )
+            return attempt, 0.0
+        if self._answer.present.request.message.is_ahead:
+            # The lease that was taken ahead came to nothing.
+            self._answer.sign_anew(
+                left_s=self._deadline - trio.current_time(),
+                coordinator=self._opener.leaser.coordinator,
+                now_ms=self._opener.clock.now_ms(),
+            )
         is_batch = self._spec.is_batch
         if self._tries.yield_pause_s:
             self._deadline += self._tries.yield_pause_s

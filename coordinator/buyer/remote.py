@@ -104,6 +104,9 @@ class RemoteLeaser:
         """A coordinator believes strangers only what they sign: a receipt's acceptance, or a
         delivery."""
 
+    async def free_nano(self, client: PeerId, payer: Payer | None) -> int:
+        return (await self.balance()).available_nano
+
     async def quote(self, ask: QuoteAsk) -> QuoteReply:
         return await self._call(Method.QUOTE, ask, QuoteReply)
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from coordinator.buyer.job_name import JobName
 from protocol.grants import Payer
 from protocol.ids import JobId
 from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
@@ -26,7 +27,8 @@ class JobSpec:
     """What to run, and what it may cost. `units_expected` guides matching only; `payer` is
     whose budget the job counts against, where the coordinator is in the same process; `job_id` is
     for a buyer that may ask again for the same job. An answer that `is_shown_whole` is kept from
-    its reader until all of it is there."""
+    its reader until all of it is there. A job with a `name` has its id, which may become that of a
+    lease that was taken ahead."""
 
     model: str
     task: Task
@@ -42,5 +44,6 @@ class JobSpec:
     hedge: bool = False
     is_batch: bool = False
     job_id: JobId | None = None
+    name: JobName | None = None
     # A name of the user's own: what has the same one goes to the same node where it can.
     session: str = ""

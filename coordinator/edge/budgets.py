@@ -47,7 +47,7 @@ class Budgets:
 
     async def check_left(self, key_id: str) -> None:
         """Before a lease is asked for. Raises RemoteProtocolError (BUDGET_EXCEEDED, …)."""
-        left = await self._left_nano(key_id)
+        left = await self.left_nano(key_id)
         if left is not None and left <= 0:
             raise RemoteProtocolError(
                 "nothing is left of this API key's budget, or running jobs hold all of it",
@@ -56,7 +56,7 @@ class Budgets:
 
     async def check_held(self, key_id: str, lease: Lease) -> None:
         """With the lease's own hold counted. Raises RemoteProtocolError (BUDGET_EXCEEDED, …)."""
-        left = await self._left_nano(key_id)
+        left = await self.left_nano(key_id)
         if left is not None and left < 0:
             raise RemoteProtocolError(
                 f"the job may cost {format_credits(lease.ceiling_nano)} credits, and this API key "
@@ -86,7 +86,7 @@ class Budgets:
             await self._runner.run_write(lambda: self._keys.spend(key_id, amount_nano))
         self._unwritten[key_id] -= amount_nano
 
-    async def _left_nano(self, key_id: str) -> int | None:
+    async def left_nano(self, key_id: str) -> int | None:
         """None is no limit. Raises RemoteProtocolError (UNKNOWN_API_KEY)."""
         key = await self._runner.run_read(lambda: self._keys.find(key_id))
         if key is None or key.revoked_at_ms is not None:
@@ -160,6 +160,11 @@ class BudgetLeaser:
 
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
         self._leaser.observe(lease, observation)
+
+    async def free_nano(self, client: PeerId, payer: Payer | None) -> int:
+        free = await self._leaser.free_nano(client, payer)
+        left = await self._budgets.left_nano(payer.api_key_id) if payer is not None else None
+        return free if left is None else max(min(free, left), 0)
 
     async def quote(self, ask: QuoteAsk) -> QuoteReply:
         return await self._leaser.quote(ask)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from coordinator.gateway.market_side.market import ModelInfo
 from protocol.envelope import open_envelope
 from protocol.errors import RemoteProtocolError
+from protocol.features import NODE_FEATURES
 from protocol.ids import PeerId
 from protocol.offers import ModelOffer, NodeOffer
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
@@ -62,7 +63,7 @@ def list_models(nodes: Iterable[ListedNode]) -> Mapping[str, ModelInfo]:
 def _info_of(offers: list[tuple[ListedNode, ModelOffer]]) -> ModelInfo:
     """One node's offer stands for what they share; prices and contexts are of all."""
     _, first = offers[0]
-    features = {word for _, offered in offers for word in offered.features}
+    features = {word for _, offered in offers for word in offered.features} - NODE_FEATURES
     quantizations = {offered.quantization for _, offered in offers}
     prices = [offered.price for _, offered in offers]
     columns = [[position.of(price) for price in prices] for position in PRICE_POSITIONS]

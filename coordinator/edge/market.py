@@ -7,6 +7,7 @@ from dataclasses import replace
 import structlog
 import trio
 
+from coordinator.buyer.ahead.pool import PoolCounts, sum_counts
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.spec import JobSpec
@@ -145,6 +146,9 @@ class EdgeMarket:
         if not answering:
             return Health(0, "no coordinator answers")
         return Health(len(nodes), "" if nodes else "no node offers anything")
+
+    def leases_ahead(self) -> PoolCounts:
+        return sum_counts(branch.client.leases.counts() for branch in self.branches)
 
     def network(self) -> TransportStatistics:
         return self._transport.statistics()

@@ -64,6 +64,7 @@ class Edge:
         *,
         files_dir: Path,
         no_keys: bool,
+        leases_ahead: int = 0,
     ) -> None:
         runtime = runtime.steadied()
         self._transport = transport
@@ -96,7 +97,11 @@ class Edge:
             remotes.append(remote)
             leaser: Leaser = remote if budgets is None else BudgetLeaser(remote, budgets)
             client = MarketClient(
-                self._job_pool, leaser, clock=runtime.clock, entropy=runtime.entropy
+                self._job_pool,
+                leaser,
+                clock=runtime.clock,
+                entropy=runtime.entropy,
+                leases_ahead=leases_ahead,
             )
             self.market.branches.append(
                 Branch(
@@ -144,6 +149,7 @@ async def serve_edge(config: BuyerConfig, on_ready: Callable[[EdgeEndpoint], Non
             system_runtime(),
             files_dir=config.files_dir,
             no_keys=config.no_keys,
+            leases_ahead=config.lease_pool,
         )
         gateway = Gateway(_gateway_config(config), edge.market, Metrics(), filing=edge.batches)
 

@@ -11,6 +11,7 @@ from dataclasses import fields
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from coordinator.buyer.ahead.pool import PoolCounts
 from protocol.messages import Task
 from protocol.net.transport import TransportStatistics
 from protocol.text import printable
@@ -106,6 +107,13 @@ class Metrics:
             ["figure"],
             registry=self.registry,
         )
+        self._leases_ahead = Gauge(
+            "capacloud_leases_ahead",
+            "Leases that wait for a job, and since the start jobs that found one (hits) or did not "
+            "(misses), and leases that were given back (unused)",
+            ["figure"],
+            registry=self.registry,
+        )
         self._by_model: dict[str, ModelMetrics] = {}
 
     def of_model(self, model: str) -> ModelMetrics:
@@ -139,6 +147,11 @@ class Metrics:
         """The market's network as it is now; each figure by its name."""
         for figure in fields(statistics):
             self._network.labels(figure.name).set(getattr(statistics, figure.name))
+
+    def set_leases_ahead(self, counts: PoolCounts) -> None:
+        """The pool of leases as it is now."""
+        for figure in fields(counts):
+            self._leases_ahead.labels(figure.name).set(getattr(counts, figure.name))
 
     def render(self) -> bytes:
         """Prometheus' text format."""

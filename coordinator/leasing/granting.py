@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 import trio
 
+from coordinator.db.accounts import find_account
 from coordinator.db.api_keys import find_key_funds
 from coordinator.db.engine import Database
 from coordinator.db.jobs import record_job
@@ -24,6 +25,7 @@ from coordinator.leasing.open_lease import Opening, OpenLease
 from coordinator.leasing.openings import TooManyUnopenedError
 from coordinator.leasing.receipts import ReceiptTaker
 from coordinator.leasing.registry import LeaseRegistry
+from coordinator.ledger.accounts import account_of
 from coordinator.ledger.postings import hold, lease_id_of
 from coordinator.ledger.refusals import IdTakenError
 from coordinator.ledger.transfers import Result
@@ -227,6 +229,12 @@ class LeaseDesk:
 
     def observe(self, lease: Signed[Lease], observation: Observation) -> None:
         self._leases.observe(lease.message.lease_id, observation)
+
+    async def free_nano(self, client: PeerId, payer: Payer | None) -> int:
+        account = await self._database.read(find_account, account_of(client))
+        free = account.available_nano if account is not None else 0
+        left = await self._left_nano(payer) if payer is not None else None
+        return free if left is None else min(free, left)
 
     async def quote(self, ask: QuoteAsk) -> QuoteReply:
         return self._market.quote(ask)

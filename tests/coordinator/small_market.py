@@ -193,6 +193,12 @@ class ScriptedNode:
     async def serve_job(self, channel: Channel) -> None:
         job = NodeJob(self.key)
         opened = await _receive_opened(job, channel)
+        if opened is None:
+            # A lease that its client gives back.
+            receipt = self.sign(job, (), Finish.REFUSED, code=Code.CANCELLED.value)
+            channel.send_nowait(*job.receipt(receipt))
+            await self._wait_acceptance(job, channel)
+            return
         self.jobs_opened += 1
         job_input = decode(GenerationInput, opened.payload)
         self.prefixes[opened.lease.message.lease_id] = len(job_input.prefix_tokens)
@@ -351,10 +357,12 @@ def read_countersignatures(job: NodeJob, channel: Channel) -> bool:
     return False
 
 
-async def _receive_opened(job: NodeJob, channel: Channel) -> Opened:
+async def _receive_opened(job: NodeJob, channel: Channel) -> Opened | None:
     while True:
         frame = await channel.receive()
         event = job.receive(frame.type, frame.body)
+        if isinstance(event, CancelRequested):
+            return None
         if isinstance(event, Opened):
             return event
 
@@ -443,6 +451,7 @@ async def open_small_market(
     adjust: Callable[[list[ScriptedNode]], None] = lambda nodes: None,
     coordinator_clock: Callable[[Clock], Clock] = lambda clock: clock,
     asks_per_minute: int = 6_000,
+    leases_ahead: int = 0,
 ) -> AsyncIterator[SmallMarket]:
     """A market with a node per script and a buyer with money; `adjust` may change the nodes."""
     rng = random.Random(seed)
@@ -484,7 +493,9 @@ async def open_small_market(
         await nursery.start(leases.run)
         await nursery.start(jobs.run)
         leaser = RemoteLeaser(leases, coordinator.key.peer_id, addresses=(address,))
-        client = MarketClient(jobs, leaser, clock=clock, entropy=rng.randbytes)
+        client = MarketClient(
+            jobs, leaser, clock=clock, entropy=rng.randbytes, leases_ahead=leases_ahead
+        )
         await nursery.start(client.run)
         yield SmallMarket(
             network, clock, database, coordinator, nodes, buyer, client, leaser, nursery

@@ -138,6 +138,13 @@ def test_the_api_beside_its_users(market: RunningMarket, tmp_path: Path) -> None
             streamed = body | {"max_tokens": 8, "stream": True}
             with http.stream("POST", "/v1/chat/completions", json=streamed) as reply:
                 assert "data: [DONE]" in list(reply.iter_lines())
+            # Jobs that come one after another find a lease that was taken ahead of them.
+            for _ in range(10):
+                again = http.post("/v1/chat/completions", json=body | {"max_tokens": 1})
+                assert again.status_code == 200, again.text
+                assert again.headers["x-generation-id"] in again.json()["id"]
+            hits = 'capacloud_leases_ahead{figure="hits"} '
+            assert int(float(http.get("/metrics").text.partition(hits)[2].split()[0])) > 0
             before = relay.upstream_bytes
             files = {"image": ("grace.jpg", grace_hopper(), "image/jpeg")}
             answer = http.post("/v1/images/classifications", data={"model": IMAGE}, files=files)

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import structlog
 
+from coordinator.buyer.job_name import JobName
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, api_error_of, error_of
@@ -21,7 +22,6 @@ from coordinator.gateway.http.routing_params import (
 )
 from coordinator.gateway.http.strict_json import Fields
 from protocol.errors import Code
-from protocol.ids import JobId
 from protocol.payload import Chunk
 
 log = structlog.get_logger(__name__)
@@ -38,7 +38,7 @@ class RpcCall:
     caller: Caller | None
     place: Place
     metadata: dict[str, str]
-    job_id: JobId
+    name: JobName
     delivered: dict[int, list[Chunk]] = field(default_factory=dict)
     has_place: bool = True
     # Of `ResendableRequest`: clients of gRPC do not count their tries.
@@ -91,7 +91,7 @@ async def admitted(context: GatewayContext, rpc: Any) -> AsyncIterator[RpcCall]:
         context.limits.take(caller.key_id, caller.requests_per_minute)
     place = context.places.enter(caller.owner)
     request_id = f"req_{context.runtime.entropy(_REQUEST_ID_BYTES).hex()}"
-    call = RpcCall(request_id, started_at, caller, place, metadata, context.new_job_id())
+    call = RpcCall(request_id, started_at, caller, place, metadata, context.new_job_name())
     try:
         yield call
     finally:

@@ -49,7 +49,7 @@ async def serve_kept(
 
     purchaser = Purchaser(
         call.caller.owner,
-        call.job_id,
+        call.name,
         _digest_of(call, message),
         False,
         make_reply,

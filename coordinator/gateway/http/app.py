@@ -45,7 +45,7 @@ class GatewayApp:
             scope,
             receive,
             request_id=f"req_{self._entropy(_REQUEST_ID_BYTES).hex()}",
-            job_id=self._context.new_job_id(),
+            name=self._context.new_job_name(),
             started_at=self._context.monotonic(),
         )
         self._running += 1

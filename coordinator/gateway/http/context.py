@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from coordinator.buyer.job_name import JobName
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.callers import Callers
@@ -79,13 +80,14 @@ class GatewayContext:
             filing,
         )
 
-    def job_limits(self, job_id: JobId, delivered: dict[int, list[Chunk]]) -> JobLimits:
+    def job_limits(self, name: JobName, delivered: dict[int, list[Chunk]]) -> JobLimits:
         config = self.config
-        return JobLimits(config.job_within_s, config.model_within_s, job_id, delivered)
+        return JobLimits(config.job_within_s, config.model_within_s, name, delivered)
 
-    def new_job_id(self) -> JobId:
+    def new_job_name(self) -> JobName:
         runtime = self.runtime
-        return JobId(new_ulid(runtime.clock.now_ms(), runtime.entropy(ULID_ENTROPY_BYTES)))
+        job_id = new_ulid(runtime.clock.now_ms(), runtime.entropy(ULID_ENTROPY_BYTES))
+        return JobName(JobId(job_id))
 
     def monotonic(self) -> float:
         """Seconds, for durations."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.job_name import JobName
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.bridge import BatchStream
 from coordinator.gateway.errors import Headers, Problem, api_error_of, error_of
@@ -45,7 +46,7 @@ async def open_event_stream(
         context.market,
         request.caller,
         call.orders,
-        context.job_limits(request.job_id, request.delivered),
+        context.job_limits(request.name, request.delivered),
         buffer_max=config.stream_chunks_max,
         silence_s=config.keepalive_s,
     )
@@ -60,7 +61,7 @@ async def open_event_stream(
         raise
     if chunks.head is not None:
         # Another than was meant, where another model answers.
-        request.job_id = chunks.head.generation_id
+        request.name = JobName(chunks.head.generation_id)
     return EventStream(context, request, call, dialect, chunks=chunks, first=first)
 
 

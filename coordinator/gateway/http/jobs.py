@@ -6,6 +6,7 @@ from typing import Protocol
 import structlog
 
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.job_name import JobName
 from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, Headers, error_of
@@ -16,7 +17,6 @@ from coordinator.gateway.market_side.running import StartedAnswer, WholeAnswer, 
 from coordinator.gateway.orders import GenerationOrder, Order
 from protocol.endings import API_FINISH_REASONS
 from protocol.errors import Code
-from protocol.ids import JobId
 from protocol.money import format_credits
 from protocol.payload import Chunk
 from protocol.pricing import prices_of
@@ -34,10 +34,10 @@ def _billed(amount_nano: int) -> str:
 
 
 class Asked(Protocol):
-    """What is known of a request, whatever protocol brought it. `job_id` is of what it buys; with
+    """What is known of a request, whatever protocol brought it. `name` is of what it buys; with
     several choices, of the first."""
 
-    job_id: JobId
+    name: JobName
 
     @property
     def request_id(self) -> str: ...
@@ -65,7 +65,7 @@ async def finish_jobs(
             context.market,
             request.caller,
             orders,
-            context.job_limits(request.job_id, request.delivered),
+            context.job_limits(request.name, request.delivered),
         )
     except JobFailed as failure:
         raise job_error(context, request, orders[0], failure) from failure
@@ -75,7 +75,7 @@ async def finish_jobs(
             answers.append(job_error(context, request, order, end))
             continue
         # Another than was meant, where another model answers.
-        request.job_id = end.opened.generation_id
+        request.name = JobName(end.opened.generation_id)
         overhead_s = count_opened(context, request, end.opened)
         note_timings(context, end.opened, end.outcome, overhead_s=overhead_s, is_whole=True)
         count_finished(context, request, end.opened, end.outcome, order)

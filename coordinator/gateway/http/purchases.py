@@ -25,10 +25,10 @@ async def serve_purchase(
     to a job names it, as its generation. Raises ApiError."""
     assert request.caller is not None, "purchases are for callers only"
 
-    async def named() -> Reply:
-        def headers() -> Headers:
-            return (header("x-generation-id", request.job_id),) if is_job else ()
+    def headers() -> Headers:
+        return (header("x-generation-id", request.job_id),) if is_job else ()
 
+    async def named() -> Reply:
         try:
             reply = await produce()
             return WithHeaders(reply, headers())
@@ -41,7 +41,7 @@ async def serve_purchase(
 
     purchaser = Purchaser(
         request.caller.owner,
-        request.job_id,
+        request.name,
         request.body_digest,
         is_streamed,
         named,

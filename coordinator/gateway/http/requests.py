@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from coordinator.buyer.job_name import JobName
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, Problem
 from coordinator.gateway.http.body import CLOSE, ClientGone, read_body, read_pieces
@@ -31,8 +32,8 @@ _DIGITS_MAX = 10
 
 
 class Request:
-    """`started_at` is when it arrived, on the monotonic clock. `job_id` is what it buys, if it buys
-    anything, and `delivered` what has come of that so far, by choice, written by the market's side.
+    """`started_at` is when it arrived, on the monotonic clock. `name` is of what it buys, if
+    that is anything, `delivered` what has come of it so far, by choice, written by the market side.
     `caller` and `place` are set once known, `body_digest` once the body is read, `is_gone` once the
     client has hung up, `parameters` from the path once it is routed."""
 
@@ -42,12 +43,12 @@ class Request:
         receive: Receive,
         *,
         request_id: str,
-        job_id: JobId,
+        name: JobName,
         started_at: float,
     ) -> None:
         self.scope = scope
         self.request_id = request_id
-        self.job_id = job_id
+        self.name = name
         self.started_at = started_at
         self.caller: Caller | None = None
         self.place: Place | None = None
@@ -58,6 +59,11 @@ class Request:
         self.delivered: dict[int, list[Chunk]] = {}
         self._receive = receive
         self._watch: asyncio.Future[None] | None = None
+
+    @property
+    def job_id(self) -> JobId:
+        """Of what it buys; fixed from here on."""
+        return self.name.tell()
 
     @property
     def path(self) -> str:

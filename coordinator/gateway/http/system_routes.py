@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from coordinator.buyer.ahead.pool import PoolCounts
 from coordinator.gateway.bridge import BridgeClosedError
 from coordinator.gateway.errors import ApiError, Problem, ProblemKind
 from coordinator.gateway.http.context import GatewayContext
@@ -101,9 +102,10 @@ async def _look_at_health(context: GatewayContext) -> Response:
 
 
 async def _render_metrics(context: GatewayContext) -> Response:
-    found, models, network = await context.bridge.call(_look, context.market)
+    found, models, network, leases = await context.bridge.call(_look, context.market)
     context.metrics.set_market(found.nodes, {model.name: model.nodes for model in models})
     context.metrics.set_network(network)
+    context.metrics.set_leases_ahead(leases)
     # With many models there are thousands of series: half a second of work.
     text = await asyncio.to_thread(context.metrics.render)
     return Response(200, text, _METRICS_TYPE)
@@ -138,5 +140,7 @@ async def _health(market: GatewayMarket) -> Health:
     return market.health()
 
 
-async def _look(market: GatewayMarket) -> tuple[Health, list[ModelInfo], TransportStatistics]:
-    return market.health(), list(market.models()), market.network()
+async def _look(
+    market: GatewayMarket,
+) -> tuple[Health, list[ModelInfo], TransportStatistics, PoolCounts]:
+    return market.health(), list(market.models()), market.network(), market.leases_ahead()

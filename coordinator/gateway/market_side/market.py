@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordinator.buyer.ahead.pool import PoolCounts
 from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.result import PurchaseResult
 from coordinator.buyer.spec import JobSpec
@@ -98,6 +99,10 @@ class GatewayMarket(Protocol):
         ...
 
     def health(self) -> Health: ...
+
+    def leases_ahead(self) -> PoolCounts:
+        """What became of leases that were taken before their jobs."""
+        ...
 
     def network(self) -> TransportStatistics:
         """What the market's own network holds, and has refused."""

@@ -12,6 +12,7 @@ import trio
 
 from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.job_name import JobName
 from coordinator.buyer.result import PurchaseResult
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.bridge import Feed
@@ -47,24 +48,27 @@ CHOICES_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class JobLimits:
-    """How long one job may take, and how much of that it may wait for a node of its model. `job_id`
+    """How long one job may take, and how much of that it may wait for a node of its model. `name`
     is the first choice's, from which those of others follow; `delivered` gains what comes of the
     choices of a whole answer."""
 
     job_within_s: float
     model_within_s: float
-    job_id: JobId
+    name: JobName
     delivered: dict[int, list[Chunk]]
 
     def job_id_of(self, choice: int) -> JobId:
-        return JobId(derive_ulid(self.job_id, f"choice/{choice}")) if choice else self.job_id
+        first = self.name.tell()
+        return JobId(derive_ulid(first, f"choice/{choice}")) if choice else first
 
     def of_try(self, number: int, *, is_last: bool) -> "JobLimits":
         """For the model with that number of those that a request names. Each is another job. Only
         for the last one is waited."""
-        job_id = JobId(derive_ulid(self.job_id, f"model/{number}")) if number else self.job_id
+        name = self.name
+        if number:
+            name = JobName(JobId(derive_ulid(name.tell(), f"model/{number}")))
         model_within_s = self.model_within_s if is_last else 0.0
-        return replace(self, job_id=job_id, model_within_s=model_within_s)
+        return replace(self, name=name, model_within_s=model_within_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,8 @@ async def run_whole(
 async def _run_whole(
     market: GatewayMarket, caller: Caller, orders: Sequence[Order], limits: JobLimits
 ) -> list[WholeAnswer | JobFailed]:
-    run = _Run(market, caller, limits, await _find_model(market, orders, limits))
+    model = await _find_model(market, orders, limits)
+    run = _Run(market, caller, limits, model, has_choices=len(orders) > 1)
     if len(orders) == 1:
         return [await run.whole(0, orders[0])]
     found: dict[int, WholeAnswer | JobFailed] = {}
@@ -176,7 +181,8 @@ async def _run_streaming(
     orders: Sequence[Order],
     limits: JobLimits,
 ) -> None:
-    run = _Run(market, caller, limits, await _find_model(market, orders, limits))
+    model = await _find_model(market, orders, limits)
+    run = _Run(market, caller, limits, model, has_choices=len(orders) > 1)
     if len(orders) == 1:
         await run.into(feed, 0, orders[0])
         return
@@ -240,6 +246,7 @@ class _Run:
     caller: Caller
     limits: JobLimits
     model: ModelInfo | None
+    has_choices: bool
 
     def check(self, orders: Sequence[Order]) -> None:
         """Raises ApiError before any job is bought, if one of them cannot be."""
@@ -270,6 +277,8 @@ class _Run:
 
     def _spec(self, index: int, order: Order) -> JobSpec:
         spec = order.to_spec(self.caller, self.model, deadline_s=self.limits.job_within_s)
+        if not self.has_choices:
+            return replace(spec, name=self.limits.name)
         return replace(spec, job_id=self.limits.job_id_of(index))
 
     def _opened(self, job: RunningJob, order: Order, started_at: float) -> StartedAnswer:
@@ -281,7 +290,7 @@ class _Run:
             node_s,
             self.model,
             model_name=order.routing.model,
-            generation_id=self.limits.job_id,
+            generation_id=self.limits.name.id,
         )
 
 

@@ -102,6 +102,7 @@ class Play:
     async def serve(self, node: ScriptedNode, channel: Channel) -> None:
         job = NodeJob(node.key)
         opened = await _receive_opened(job, channel)
+        assert opened is not None
         job_input = decode(GenerationInput, opened.payload)
         node.prefixes[opened.lease.message.lease_id] = len(job_input.prefix_tokens)
         chunks, finish = self.chunks(job_input)

@@ -13,6 +13,7 @@ import trio
 
 from capanode.engines.base import Completed
 from capanode.worker.stream_windows import StreamWindows
+from coordinator.buyer.ahead.pool import PoolCounts
 from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import AttemptResult, PurchasePart, PurchaseResult
@@ -307,12 +308,21 @@ class FakeMarket:
         self.looks += 1
         return Health(self.nodes, "" if self.nodes else "no node offers anything")
 
+    def job_id_of(self, number: int) -> JobId:
+        """What the client of a job was told, or will be."""
+        name = self.specs[number].name
+        assert name is not None, "it is the only job of its request"
+        return name.id
+
     def network(self) -> TransportStatistics:
         return TransportStatistics(connections=7, gossip_rejected=3)
 
     def keep_windows(self) -> None:
         """From now on, by a node that has none yet."""
         self.windows = StreamWindows(SIGNATURE.window_rows - 1, lambda: 0.0)
+
+    def leases_ahead(self) -> PoolCounts:
+        return PoolCounts(ready=2, hits=5)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -345,7 +355,7 @@ class FakeJob:
         self._chunks = list(chunks_of(self._script, replace(self._spec, job_input=self._input())))
         task = self._spec.task
         self.terms = AttemptTerms(
-            job_id=self._spec.job_id or _JOB_ID,
+            job_id=self._spec.name.id if self._spec.name else self._spec.job_id or _JOB_ID,
             node=NODE_KEY.peer_id,
             attempts=1,
             model_digest=DIGESTS[task],

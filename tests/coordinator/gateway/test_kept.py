@@ -225,7 +225,7 @@ def test_a_client_that_hangs_up_ends_its_purchase_and_can_fetch_what_there_is(
         await gateway.wait(gateway.market.cancellation)
 
     gateway.run(main())
-    generation = gateway.market.specs[0].job_id
+    generation = gateway.market.job_id_of(0)
     assert generation is not None
     data = eventually(gateway, generation).json()["data"]
     assert data["is_partial"]
@@ -262,7 +262,7 @@ def test_a_client_that_asked_for_it_fetches_the_whole_answer(gateway: Harness) -
         gateway.in_trio(gateway.market.gate.set)
 
     gateway.run(main())
-    generation = gateway.market.specs[0].job_id
+    generation = gateway.market.job_id_of(0)
     assert generation is not None
     answer = eventually(gateway, generation).json()
     assert answer["choices"][0]["message"]["content"] == ANSWER
@@ -299,7 +299,7 @@ def test_the_generation_is_named_before_its_node_is_known() -> None:
             return headers
 
         headers = gateway.run(main())
-        job_id = gateway.market.specs[0].job_id
+        job_id = gateway.market.job_id_of(0)
         assert headers[b"x-generation-id"].decode() == job_id
         assert b"x-capacloud-node" not in headers
 

@@ -1,5 +1,6 @@
 """What Prometheus reads."""
 
+from coordinator.buyer.ahead.pool import PoolCounts
 from coordinator.gateway.metrics import MODELS_MAX, OTHER, Metrics
 from protocol.messages import Task
 from protocol.net.transport import TransportStatistics
@@ -53,6 +54,8 @@ def test_jobs_count_by_task_and_outcome() -> None:
 def test_the_network_is_shown_by_the_names_of_its_figures() -> None:
     metrics = Metrics()
     metrics.set_network(TransportStatistics(connections=7, gossip_rejected=3))
+    metrics.set_leases_ahead(PoolCounts(ready=2, hits=5))
     text = metrics.render().decode()
     assert 'capacloud_network{figure="connections"} 7.0' in text
+    assert 'capacloud_leases_ahead{figure="hits"} 5.0' in text
     assert 'capacloud_network{figure="gossip_rejected"} 3.0' in text

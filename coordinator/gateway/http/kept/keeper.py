@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from coordinator.buyer.job_name import JobName
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.bridge import Bridge, BridgeClosedError
 from coordinator.gateway.config import GatewayConfig
@@ -67,11 +68,16 @@ class Purchaser:
     the body with what there is of the answer when it is given up, empty for nothing."""
 
     account: PeerId
-    job_id: JobId
+    name: JobName
     request_digest: bytes
     is_streamed: bool
     produce: Callable[[], Awaitable[Reply]]
     partial: Callable[[], bytes]
+
+    @property
+    def job_id(self) -> JobId:
+        """Fixed from here on."""
+        return self.name.tell()
 
 
 @dataclass(slots=True, eq=False)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from coordinator.buyer.errors import JobFailed
+from coordinator.buyer.job_name import JobName
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, invalid
 from coordinator.gateway.http.context import GatewayContext
@@ -41,7 +42,6 @@ from coordinator.gateway.inference.stream_items import (
 from coordinator.gateway.market_side.running import ChoiceEnd, WholeAnswer, run_streaming
 from coordinator.gateway.orders import Order
 from protocol.errors import Code
-from protocol.ids import JobId
 from protocol.limits import STREAM_ID_BYTES
 from protocol.messages import Task
 from protocol.payload import Chunk
@@ -70,7 +70,7 @@ class _JobAsk:
     request_id: str
     started_at: float
     caller: Caller | None
-    job_id: JobId
+    name: JobName
     delivered: dict[int, list[Chunk]] = field(default_factory=dict)
 
 
@@ -272,7 +272,7 @@ class InferenceStream:
             context.market,
             caller,
             orders,
-            context.job_limits(ask.job_id, ask.delivered),
+            context.job_limits(ask.name, ask.delivered),
             buffer_max=context.config.stream_chunks_max,
             silence_s=context.config.keepalive_s,
         )
@@ -296,8 +296,8 @@ class InferenceStream:
 
     def _ask(self) -> Asked:
         context, call = self._context, self._call
-        job_id = context.new_job_id()
-        return _JobAsk(call.request_id, context.monotonic(), call.caller, job_id)
+        name = context.new_job_name()
+        return _JobAsk(call.request_id, context.monotonic(), call.caller, name)
 
     async def _buy(self, series: Series, request: InferenceRequest) -> WholeAnswer:
         """From the node that has the window, or from any. Raises ApiError."""

@@ -100,7 +100,7 @@ def _to_plain(model: ModelInfo) -> dict[str, object]:
         "top_provider": {"context_length": context, "max_completion_tokens": None},
         "supported_parameters": supported_parameters(model),
         "task": model.task.value,
-        "capabilities": sorted(model.features - {Feature.LATE_PAYLOAD}),
+        "capabilities": sorted(model.features),
         "dimensions": model.dimensions or None,
         "quantization": model.quantization,
         "quantizations": model.quantizations or (model.quantization,),

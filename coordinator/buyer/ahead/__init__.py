@@ -1,0 +1,1 @@
+"""Leases that a buyer takes before it has jobs, so that matching and money are off their way."""
