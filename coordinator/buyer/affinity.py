@@ -14,8 +14,8 @@ from protocol.limits import AFFINITY_BYTES, KIB
 from protocol.payload import JobInput
 
 _PURPOSE = "affinity"
-# A shorter system text is read again faster than a node is chosen for it.
-_SYSTEM_CHARS_MIN = 1_024
+# A shorter text is read again faster than a node is chosen for it.
+CACHED_CHARS_MIN = 1_024
 # A longer beginning is told by its two ends and its size: to hash all of a document takes as long
 # as to parse it, and two that differ in the middle only cost each other a cache.
 _END_BYTES = 8 * KIB
@@ -38,7 +38,7 @@ def _beginnings(job_input: GenerationInput) -> Iterator[bytes]:
         return
     yield _encoded(messages[: first_user + 1])
     system = messages[:first_user]
-    if sum(len(message.content) for message in system) >= _SYSTEM_CHARS_MIN:
+    if sum(len(message.content) for message in system) >= CACHED_CHARS_MIN:
         yield _encoded(system)
 
 

@@ -10,13 +10,14 @@ streams that are all open at once, a ramp of short jobs lets nodes show that the
 
 import statistics
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
+from sim.bench.edges import open_edges
 from sim.bench.gateways import (
     GatewayUnderTest,
     open_litellm,
@@ -74,8 +75,10 @@ def run(size: BenchSize = BenchSize()) -> dict[str, float]:
 async def _measure(folder: Path, size: BenchSize) -> dict[str, float]:
     async with _open_doors(folder) as doors:
         bench = _Bench(doors, size)
-        await bench.warm_up()
-        figures = await bench.alone()
+        async with open_edges(folder, doors["ours"]) as edges:
+            alone = doors | {edge.name: edge for edge in edges}
+            await bench.warm_up(alone)
+            figures = await bench.alone(alone)
         for connections, requests in size.many:
             figures |= await bench.together(connections, requests)
         figures |= await bench.long_prompts()
@@ -102,19 +105,20 @@ class _Bench:
     doors: dict[str, GatewayUnderTest]
     size: BenchSize
 
-    async def warm_up(self) -> None:
+    async def warm_up(self, doors: Mapping[str, GatewayUnderTest]) -> None:
         """Connections, caches and just-in-time code: not what is measured."""
-        for door in self.doors.values():
+        for door in doors.values():
             await _ask(door, ["hello"] * 10, tokens=2, connections=2)
 
-    async def alone(self) -> dict[str, float]:
+    async def alone(self, doors: Mapping[str, GatewayUnderTest]) -> dict[str, float]:
         """Time to first token on one connection, and what each door adds to the mock's."""
-        found = await self._rounds(connections=1, requests=self.size.alone_requests)
+        found = await self._rounds(1, self.size.alone_requests, doors)
         p50_ms = {name: statistics.median(times) for name, times in found.items()}
         figures = {f"ttft_ms_p50_{name}": value for name, value in p50_ms.items()}
         for name, value in p50_ms.items():
             if name != "mock":
                 figures[f"added_ms_p50{_suffix(name)}"] = value - p50_ms["mock"]
+        figures["pool_added_ms_p50"] = figures.pop("added_ms_p50_pool")
         if "litellm" in p50_ms:
             added = figures["added_ms_p50"]
             figures["litellm_ratio_added"] = figures["added_ms_p50_litellm"] / added
@@ -122,7 +126,7 @@ class _Bench:
 
     async def together(self, connections: int, requests: int) -> dict[str, float]:
         """The same over many connections: the slowest in a hundred."""
-        found = await self._rounds(connections, requests)
+        found = await self._rounds(connections, requests, self.doors)
         p99_ms = {name: _p99(times) for name, times in found.items()}
         return {
             f"added_ms_p99_{connections}{_suffix(name)}": value - p99_ms["mock"]
@@ -130,11 +134,13 @@ class _Bench:
             if name != "mock"
         }
 
-    async def _rounds(self, connections: int, requests: int) -> dict[str, list[float]]:
+    async def _rounds(
+        self, connections: int, requests: int, doors: Mapping[str, GatewayUnderTest]
+    ) -> dict[str, list[float]]:
         """Times to first token in milliseconds, by door."""
-        found: dict[str, list[float]] = {name: [] for name in self.doors}
+        found: dict[str, list[float]] = {name: [] for name in doors}
         for _ in range(self.size.rounds):
-            for name, door in self.doors.items():
+            for name, door in doors.items():
                 each = ["Say a word."] * max(1, requests // self.size.rounds)
                 answers = await _ask(door, each, tokens=2, connections=connections)
                 found[name] += [1_000 * answer.first_s for answer in answers]

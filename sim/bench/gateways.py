@@ -22,7 +22,7 @@ from sim.chaos.model import NAME as MODEL
 from sim.chaos.model import add_recital
 from sim.demo import open_account, wait_nodes
 from sim.latency import LATENCY_CLASSES
-from sim.network import NetworkError, NodePlan, free_port, open_network
+from sim.network import LocalNetwork, NetworkError, NodePlan, free_port, open_network
 from sim.processes import ChildProcess
 
 ENVIRONMENTS = Path.cwd() / ".capacloud/bench"
@@ -35,13 +35,15 @@ _POLL_EVERY_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class GatewayUnderTest:
-    """One door. `processes` are what its work is done in, the mock's own apart."""
+    """One door. `processes` are what its work is done in, the mock's own apart; `network` is the
+    market behind ours."""
 
     name: str
     url: str
     key: str
     model: str
     processes: tuple[psutil.Process, ...]
+    network: LocalNetwork | None = None
 
     def cpu_s(self) -> float:
         times = [process.cpu_times() for process in self.processes]
@@ -66,7 +68,7 @@ async def open_ours(folder: Path) -> AsyncIterator[GatewayUnderTest]:
             await wait_nodes(market, NODES, lambda offer, rtt_ms: None)
         pids = [network.coordinator.pid, *(node.process.pid for node in network.nodes)]
         processes = tuple(map(psutil.Process, pids))
-        yield GatewayUnderTest("ours", network.endpoint.http, key, MODEL, processes)
+        yield GatewayUnderTest("ours", network.endpoint.http, key, MODEL, processes, network)
 
 
 def _plan(number: int) -> NodePlan:
@@ -89,7 +91,7 @@ async def open_mock(folder: Path) -> AsyncIterator[GatewayUnderTest]:
     """The mock behind nothing."""
     port = free_port()
     arguments = [str(port)]
-    async with _running("mock", "sim.bench.mock.upstream", arguments, folder, port) as process:
+    async with running("mock", "sim.bench.mock.upstream", arguments, folder, port) as process:
         yield GatewayUnderTest("mock", f"http://127.0.0.1:{port}", "none", "mock", (process,))
 
 
@@ -110,7 +112,7 @@ async def open_litellm(folder: Path, upstream: str) -> AsyncIterator[GatewayUnde
     )
     arguments = [f"--config={config}", "--host=127.0.0.1", f"--port={port}", "--num_workers=1"]
     module = "litellm.proxy.proxy_cli"
-    async with _running("litellm", module, arguments, folder, port, python) as process:
+    async with running("litellm", module, arguments, folder, port, python) as process:
         yield GatewayUnderTest("litellm", f"http://127.0.0.1:{port}", key, "mock", (process,))
 
 
@@ -131,14 +133,14 @@ async def open_vllm_router(folder: Path, upstream: str) -> AsyncIterator[Gateway
         upstream,
     ]
     module = "vllm_router.launch_router"
-    async with _running("vllm-router", module, arguments, folder, port, python) as process:
+    async with running("vllm-router", module, arguments, folder, port, python) as process:
         yield GatewayUnderTest(
             "vllm_router", f"http://127.0.0.1:{port}", "none", "mock", (process,)
         )
 
 
 @asynccontextmanager
-async def _running(
+async def running(
     name: str,
     module: str,
     arguments: list[str],

@@ -21,7 +21,13 @@ PROMISED = {
         "cpu_us_per_token_worker_32",
     },
     "gateway": {
-        *("added_ms_p50", "long_prompt_added_ms_p50", "jobs_per_core_s", "chunk_cpu_us"),
+        *(
+            "added_ms_p50",
+            "pool_added_ms_p50",
+            "long_prompt_added_ms_p50",
+            "jobs_per_core_s",
+            "chunk_cpu_us",
+        ),
         *("streams_ok", "stream_memory_kb", "stream_token_ms_p99"),
     },
     "failover": {"failover_gap_ms_p50", "failover_gap_ms_max", "streams_cut"},

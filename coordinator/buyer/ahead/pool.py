@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import structlog
 import trio
 
-from coordinator.buyer.affinity import affinity_of
+from coordinator.buyer.affinity import CACHED_CHARS_MIN, affinity_of
 from coordinator.buyer.ahead.classes import LeaseClass, class_of
 from coordinator.buyer.ahead.stock import LeaseAhead, LeaseStock
 from coordinator.buyer.leaser import Leaser
@@ -121,7 +121,9 @@ class LeasePool:
         if stock.missing(now):
             self._changed.set()
         affinity = affinity_of(spec.job_input, spec.session, key)
-        lease = stock.find(now, lambda lease: self._fits(lease, spec, affinity, now))
+        is_short = len(data) < CACHED_CHARS_MIN and not spec.session
+        node = None if is_short else self._node_of(affinity)
+        lease = stock.find(now, lambda lease: _fits(lease, spec, node, now))
         if lease is None or not _may_have_id(spec, lease):
             self._counts.misses += 1
             return None
@@ -144,16 +146,9 @@ class LeasePool:
         while len(self._nodes) > _BEGINNINGS_MAX:
             self._nodes.popitem(last=False)
 
-    def _fits(
-        self, lease: LeaseAhead, spec: JobSpec, affinity: tuple[bytes, ...], now: float
-    ) -> bool:
-        granted, most_nano = lease.granted.lease.message, spec.constraints.max_cost_nano
-        if lease.deadline_at - now < spec.deadline_s:
-            return False
-        if most_nano is not None and granted.ceiling_nano > most_nano:
-            return False
-        known = next((self._nodes[key] for key in affinity if key in self._nodes), None)
-        return known in (None, granted.node)
+    def _node_of(self, affinity: tuple[bytes, ...]) -> PeerId | None:
+        """The node that should have the input's beginning in its cache."""
+        return next((self._nodes[key] for key in affinity if key in self._nodes), None)
 
     def _stock(self, wanted: LeaseClass, key: SigningKey) -> LeaseStock:
         found = self._stocks.get(wanted)
@@ -251,6 +246,16 @@ class LeasePool:
     def _give_back(self, lease: LeaseAhead, key: SigningKey) -> None:
         self._counts.unused += 1
         self._opener.give_back_ahead(lease.request, lease.granted, key)
+
+
+def _fits(lease: LeaseAhead, spec: JobSpec, node: PeerId | None, now: float) -> bool:
+    """Whether a job may have this lease, which has to be at `node` if one is named."""
+    granted, most_nano = lease.granted.lease.message, spec.constraints.max_cost_nano
+    if lease.deadline_at - now < spec.deadline_s:
+        return False
+    if most_nano is not None and granted.ceiling_nano > most_nano:
+        return False
+    return node in (None, granted.node)
 
 
 def _may_have_id(spec: JobSpec, lease: LeaseAhead) -> bool:

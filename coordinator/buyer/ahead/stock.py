@@ -19,7 +19,9 @@ _JOBS_KEPT = 256
 # Leases are asked for when half of them are gone, several at once, so that most jobs find nothing
 # else going on. What arrives until new ones are there comes out of the other half.
 _REFILL_WITHIN_S = 0.25
-# A coordinator that refuses is asked again after so long, and then after twice as long.
+# A coordinator that grants some and refuses others has told how many it grants, for so long.
+_CAP_FOR_S = 10.0
+# One that grants none is asked again after so long, and then after twice as long.
 _PAUSE_S = 1.0
 _PAUSE_MAX_S = 60.0
 # The way to the node, before the lease can be opened no more.
@@ -56,6 +58,8 @@ class LeaseStock:
         self._asked_for = 0
         self._refusals = 0
         self._paused_until = -math.inf
+        self._cap = most
+        self._capped_until = -math.inf
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -80,7 +84,8 @@ class LeaseStock:
             return 0
         span_s = max(now - self._arrivals[0], _REFILL_WITHIN_S)
         per_s = len(self._arrivals) / span_s
-        return min(2 * math.ceil(per_s * _REFILL_WITHIN_S), self._most)
+        most = self._cap if now < self._capped_until else self._most
+        return min(2 * math.ceil(per_s * _REFILL_WITHIN_S), most)
 
     def missing(self, now: float) -> int:
         """How many to ask for now."""
@@ -101,7 +106,9 @@ class LeaseStock:
     def note_refused(self, now: float) -> None:
         """One that was asked for does not come."""
         self._asked_for -= 1
-        if now >= self._paused_until:
+        self._cap, self._capped_until = len(self._leases) + self._asked_for, now + _CAP_FOR_S
+        if not self._cap and now >= self._paused_until:
+            self._capped_until = -math.inf
             pause_s = min(_PAUSE_S * 2**self._refusals, _PAUSE_MAX_S)
             self._paused_until = now + pause_s
             self._refusals = min(self._refusals + 1, 10)

@@ -99,6 +99,22 @@ def test_new_leases_are_asked_for_when_half_are_gone() -> None:
     assert missing == [0, 0, 0, 4, 5, 6, 7, 8]
 
 
+def test_a_coordinator_that_grants_some_is_asked_for_no_more() -> None:
+    stock = LeaseStock(most=MOST)
+    for number in range(100):
+        stock.note_arrival(number / 100)
+    stock.ask_for(MOST)
+    for lease in LEASES[:3]:
+        stock.add(lease)
+        stock.note_refused(1.0)
+    stock.note_refused(1.0)
+    stock.note_refused(1.0)
+    assert stock.missing(1.0) == 0
+    stock.remove(LEASES[0])
+    stock.remove(LEASES[1])
+    assert stock.missing(1.0) == 2
+
+
 def test_a_refused_stock_waits_longer_each_time() -> None:
     stock, now, waits = LeaseStock(most=MOST), 0.0, []
     for _ in range(8):
