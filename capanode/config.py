@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from capanode.hourly_rates import DEFAULT_HOURLY_RATES
 from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
 from capanode.settings import COORDINATORS, MODELS, CoordinatorAddress, ModelSettings
-from capanode.wages import DEFAULT_WAGES
 from protocol.messages import DataCollection
 from protocol.net.dial_policy import DialPolicy, parse_networks
 from protocol.offers import BATCH_PERCENT_DEFAULT, SLOTS_MAX
@@ -107,12 +107,12 @@ class NodeConfig:
         "How far models stand back (as nice(1)) when the processor is busy with other things.",
     )
     price_cpu_core_hour: int = setting(
-        DEFAULT_WAGES.cpu_core_hour_nano,
+        DEFAULT_HOURLY_RATES.cpu_core_hour_nano,
         CREDITS,
         "Target revenue of one busy CPU core per hour; sets the prices that you leave open.",
     )
     price_gpu_gib_hour: int = setting(
-        DEFAULT_WAGES.gpu_gib_hour_nano,
+        DEFAULT_HOURLY_RATES.gpu_gib_hour_nano,
         CREDITS,
         "Target revenue of one GiB of busy GPU memory per hour (an 80 GiB card: 1.60).",
     )

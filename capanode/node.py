@@ -20,6 +20,7 @@ from capanode.announce import About, Announcer
 from capanode.benchmark import SpeedCache, measure_speed, speed_key
 from capanode.control import ControlLine
 from capanode.errors import NodeError, NothingToServeError
+from capanode.hourly_rates import DEFAULT_HOURLY_RATES, HourlyRates
 from capanode.jobs import ROLE, JobServer
 from capanode.measurements import Speed
 from capanode.milestones import (
@@ -39,7 +40,6 @@ from capanode.pricing_policy import hourly_nano, propose_price
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel, within_signature_room
 from capanode.settings import CoordinatorAddress
-from capanode.wages import DEFAULT_WAGES, Wages
 from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
@@ -71,7 +71,7 @@ class NodeRules:
     data_collection: DataCollection = DataCollection.DENY
     queue_max: int = 16
     per_client_max: int = 64
-    wages: Wages = DEFAULT_WAGES
+    rates: HourlyRates = DEFAULT_HOURLY_RATES
     batch_percent: int = BATCH_PERCENT_DEFAULT
     drain_s: float = 30.0
 
@@ -190,7 +190,7 @@ class Node:
             log.error("model_not_measured", model=plan.name, error=str(error))
             self._tell(model_failed(plan.name, error))
             return
-        hourly = hourly_nano(self.rules.hardware, self.rules.wages, threads=plan.threads)
+        hourly = hourly_nano(self.rules.hardware, self.rules.rates, threads=plan.threads)
         model = ServedModel(
             name=plan.name,
             digest=plan.digest,

@@ -8,9 +8,9 @@ Which speed prices which position is in `capanode.tasks`. A node is not busy all
 says how much of it is expected to be paid for. What the operator configures always wins.
 """
 
+from capanode.hourly_rates import HourlyRates
 from capanode.measurements import Speed
 from capanode.tasks import NODE_TASKS
-from capanode.wages import Wages
 from protocol.messages import Task
 from protocol.money import divide_up
 from protocol.offers import Hardware
@@ -40,11 +40,11 @@ def propose_price(task: Task, speed: Speed, *, hourly_nano: int) -> PriceSheet:
     )
 
 
-def hourly_nano(hardware: Hardware, wages: Wages, *, threads: int) -> int:
+def hourly_nano(hardware: Hardware, rates: HourlyRates, *, threads: int) -> int:
     """What the hardware of one model shall earn in a busy hour."""
     if hardware.kind == "cpu":
-        return threads * wages.cpu_core_hour_nano
-    return divide_up(hardware.memory_bytes * hardware.count * wages.gpu_gib_hour_nano, _GIB)
+        return threads * rates.cpu_core_hour_nano
+    return divide_up(hardware.memory_bytes * hardware.count * rates.gpu_gib_hour_nano, _GIB)
 
 
 def _per_units(units: int, units_per_s: int, hourly_nano: int) -> int:

@@ -14,6 +14,7 @@ from capanode.benchmark import SpeedCache
 from capanode.config import NodeConfig
 from capanode.errors import IsolationError, NodeError
 from capanode.hardware import hardware_of, probe_machine
+from capanode.hourly_rates import HourlyRates
 from capanode.milestones import Milestone, OnMilestone
 from capanode.models.store import ModelStore
 from capanode.node import Node, NodeRules
@@ -21,7 +22,6 @@ from capanode.outbox_store import OutboxStore
 from capanode.ports import PortError, check_port
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.status import NodeStatus, StatusServer, read_status
-from capanode.wages import Wages
 from capanode.workers import SandboxedWorkers, plan_models
 from protocol.offers import Hardware
 from protocol.programs.gc import settle_garbage_collection
@@ -149,7 +149,7 @@ def _rules(
         data_collection=config.data_collection,
         queue_max=config.queue_max,
         per_client_max=config.per_client_max,
-        wages=Wages(config.price_cpu_core_hour, config.price_gpu_gib_hour),
+        rates=HourlyRates(config.price_cpu_core_hour, config.price_gpu_gib_hour),
         batch_percent=config.batch_percent,
         drain_s=config.drain_s,
     )

@@ -1,15 +1,15 @@
 import pytest
 
+from capanode.hourly_rates import HourlyRates
 from capanode.measurements import Speed
 from capanode.pricing_policy import hourly_nano, propose_price
-from capanode.wages import Wages
 from protocol.messages import Task
 from protocol.money import NANO_PER_CREDIT
 from protocol.offers import Hardware
 from protocol.pricing import PRICE_NANO_MAX
 
 GIB = 1024**3
-WAGES = Wages(cpu_core_hour_nano=20_000_000, gpu_gib_hour_nano=20_000_000)
+RATES = HourlyRates(cpu_core_hour_nano=20_000_000, gpu_gib_hour_nano=20_000_000)
 SPEED = Speed(prefill_tps=1_000, decode_tps=40, batched_tps=200)
 
 
@@ -50,5 +50,5 @@ def test_no_wage_and_no_speed_makes_an_impossible_price(hourly: int) -> None:
 def test_hardware_is_paid_by_cores_or_by_gpu_memory() -> None:
     cpu = Hardware("cpu", "two cores", 8 * GIB, 1)
     gpu = Hardware("cuda", "H100", 80 * GIB, 2)
-    assert hourly_nano(cpu, WAGES, threads=2) == 40_000_000
-    assert hourly_nano(gpu, WAGES, threads=2) == 160 * 20_000_000
+    assert hourly_nano(cpu, RATES, threads=2) == 40_000_000
+    assert hourly_nano(gpu, RATES, threads=2) == 160 * 20_000_000

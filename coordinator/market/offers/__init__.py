@@ -1,6 +1,6 @@
 """Who offers what right now: signed offers from gossip, and the live state of their nodes.
 
-`intake` decides what is worth a look, `lineage` which of two offers of one node counts, `pool` who
+`intake` decides what is worth a look, `versions` which of two offers of a node counts, `pool` who
 makes room in a full book. `table` holds one model's offers as columns, `index` finds the table of a
 model, `seating` counts our own leases, and `book` joins them.
 All of it is synchronous state without I/O: `OfferBook` is what others use.

@@ -20,7 +20,6 @@ from coordinator.market.offers.index import (
     publish_rtt,
 )
 from coordinator.market.offers.intake import Intake
-from coordinator.market.offers.lineage import Lineage, Lineages, Succession, judge
 from coordinator.market.offers.pool import (
     UNPROVEN_BYTES_MAX,
     UnprovenPool,
@@ -29,6 +28,7 @@ from coordinator.market.offers.pool import (
 )
 from coordinator.market.offers.seating import Seating
 from coordinator.market.offers.table import ModelTable, tie_of
+from coordinator.market.offers.versions import OfferVersion, OfferVersions, Succession, judge
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import Digest, LeaseId, PeerId
@@ -101,7 +101,7 @@ class OfferBook:
         self.machines = machines or Machines()
         self._nodes_max = nodes_max
         self._intake = Intake()
-        self._lineages = Lineages()
+        self._versions = OfferVersions()
         self._unproven = UnprovenPool(unproven_bytes_max)
         self._entries: dict[PeerId, NodeEntry] = {}
         self._index = OfferIndex(catalogue or {})
@@ -165,7 +165,7 @@ class OfferBook:
     ) -> OfferVerdict:
         """List a verified offer unless a better one of the same node is known."""
         offer = signed.message
-        known = self._lineages.get(offer.node)
+        known = self._versions.get(offer.node)
         succession = judge(known, offer, signed.digest)
         if succession is Succession.SAME:
             return OfferVerdict(OfferOutcome.DUPLICATE, offer.node, Code.REPLAYED, "already listed")
@@ -203,7 +203,7 @@ class OfferBook:
                 entry.suspended_until_ms, entry.suspension = 0, ""
                 publish_flags(entry)
         self._seating.expire(now_ms)
-        self._lineages.forget(now_ms)
+        self._versions.forget(now_ms)
         return tuple(gone)
 
     # Live state.
@@ -285,8 +285,9 @@ class OfferBook:
         # The skew is the node's clock's, not its right to live longer than others.
         expires_at_ms = min(offer.expires_at_ms + CLOCK_SKEW_MAX_MS, now_ms + OFFER_LIFETIME_MAX_MS)
         forget_at_ms = expires_at_ms + 2 * CLOCK_SKEW_MAX_MS
-        self._lineages.put(
-            offer.node, Lineage(offer.incarnation_ms, offer.sequence, signed.digest, forget_at_ms)
+        self._versions.put(
+            offer.node,
+            OfferVersion(offer.incarnation_ms, offer.sequence, signed.digest, forget_at_ms),
         )
         old = self._entries.get(offer.node)
         if old is None:
@@ -363,7 +364,7 @@ class OfferBook:
         entry = self._entries.get(node)
         if entry is not None:
             self._unlist(entry)
-            self._lineages.drop(node)
+            self._versions.drop(node)
             self._intake.forget(entry.signed.raw)
 
     def _prove(self, entry: NodeEntry) -> None:

@@ -3,13 +3,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator.market.offers.lineage import Lineage, Lineages, Succession, judge
+from coordinator.market.offers.versions import OfferVersion, OfferVersions, Succession, judge
 from protocol.ids import Digest
 from protocol.limits import CLOCK_SKEW_MAX_MS
 from tests.coordinator.market_makers import NOW_MS, node, node_offer
 
 STARTED_MS = NOW_MS - 60_000
-KNOWN = Lineage(STARTED_MS, 5, Digest("a" * 64), NOW_MS + 300_000)
+KNOWN = OfferVersion(STARTED_MS, 5, Digest("a" * 64), NOW_MS + 300_000)
 SAME, OTHER = Digest("a" * 64), Digest("b" * 64)
 
 
@@ -64,9 +64,9 @@ def test_only_what_is_later_in_the_same_order_wins(
 
 
 def test_lineages_are_forgotten_once_nothing_can_contradict_them() -> None:
-    lineages = Lineages()
-    lineages.put(node(1), KNOWN)
-    lineages.forget(KNOWN.forget_at_ms - 1)
-    assert lineages.get(node(1)) == KNOWN
-    lineages.forget(KNOWN.forget_at_ms)
-    assert len(lineages) == 0
+    versions = OfferVersions()
+    versions.put(node(1), KNOWN)
+    versions.forget(KNOWN.forget_at_ms - 1)
+    assert versions.get(node(1)) == KNOWN
+    versions.forget(KNOWN.forget_at_ms)
+    assert len(versions) == 0

@@ -24,7 +24,7 @@ class Succession(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Lineage:
+class OfferVersion:
     """The best offer known of one node. After `forget_at_ms` every older one has expired, too."""
 
     incarnation_ms: int
@@ -33,7 +33,7 @@ class Lineage:
     forget_at_ms: int
 
 
-def judge(known: Lineage | None, offer: NodeOffer, digest: Digest) -> Succession:
+def judge(known: OfferVersion | None, offer: NodeOffer, digest: Digest) -> Succession:
     """Compare `offer` with what is known of its node.
 
     The one who restarts a node on the same machine reads the same clock, and for a key on two
@@ -51,20 +51,20 @@ def judge(known: Lineage | None, offer: NodeOffer, digest: Digest) -> Succession
     return Succession.SAME if digest == known.digest else Succession.CONFLICT
 
 
-class Lineages:
-    """The lineage of every node, also of those whose last offer has just expired."""
+class OfferVersions:
+    """The best known version of every node, also of those whose last offer has just expired."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[PeerId, Lineage] = OrderedDict()
+        self._known: OrderedDict[PeerId, OfferVersion] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, node: PeerId) -> Lineage | None:
+    def get(self, node: PeerId) -> OfferVersion | None:
         return self._known.get(node)
 
-    def put(self, node: PeerId, lineage: Lineage) -> None:
-        self._known[node] = lineage
+    def put(self, node: PeerId, version: OfferVersion) -> None:
+        self._known[node] = version
         self._known.move_to_end(node)
 
     def drop(self, node: PeerId) -> None:
