@@ -13,7 +13,6 @@ from collections.abc import Awaitable
 import structlog
 import trio
 
-from coordinator.buyer.answer_parts import AnswerParts
 from coordinator.buyer.attempt import Attempt, AttemptTerms
 from coordinator.buyer.continuation import (
     is_at_length,
@@ -23,6 +22,7 @@ from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.hedging import Race
 from coordinator.buyer.opener import Opener
 from coordinator.buyer.parts import LeasedPart, SignedPart
+from coordinator.buyer.progress import PurchaseProgress
 from coordinator.buyer.result import PurchasePart, PurchaseResult
 from coordinator.buyer.resuming import Resumption
 from coordinator.buyer.tries import Tries
@@ -58,7 +58,7 @@ class Purchase:
         leased: LeasedPart | None = None,
     ) -> None:
         self._spec = begun.spec
-        self._answer = AnswerParts(begun, key)
+        self._progress = PurchaseProgress(begun, key)
         self._leased = leased
         self._key = key
         self._opener = opener
@@ -123,8 +123,8 @@ class Purchase:
                 await self._go_on(attempt, failure)
                 continue
             self._is_shown = True
-            if self._answer.delivered is not None:
-                self._answer.delivered.add(chunk)
+            if self._progress.delivered is not None:
+                self._progress.delivered.add(chunk)
             return chunk
         self._is_shown = True
         return self._ready.popleft()
@@ -176,7 +176,7 @@ class Purchase:
         attempt, lease_ms = await self._open_attempt()
         if attempt is None:
             return False
-        if self._spec.hedge and not self._answer.has_begun:
+        if self._spec.hedge and not self._progress.has_begun:
             return await self._race(attempt, lease_ms)
         try:
             await attempt.wait_first_output(attempts=self._tries.count, lease_ms=lease_ms)
@@ -198,7 +198,7 @@ class Purchase:
         def open_second() -> Awaitable[tuple[Attempt | None, float]]:
             self._tries.avoid(first.granted.lease.message.node)
             return self._opener.open_attempt(
-                self._answer.present, self._key, self._tries, deadline=self._deadline
+                self._progress.present, self._key, self._tries, deadline=self._deadline
             )
 
         is_over = False
@@ -228,9 +228,9 @@ class Purchase:
                 leased, self._key, self._tries, deadline=self._deadline
             )
             return attempt, 0.0
-        if self._answer.present.request.message.is_ahead:
+        if self._progress.present.request.message.is_ahead:
             # The lease that was taken ahead came to nothing.
-            self._answer.sign_anew(
+            self._progress.sign_anew(
                 left_s=self._deadline - trio.current_time(),
                 coordinator=self._opener.leaser.coordinator,
                 now_ms=self._opener.clock.now_ms(),
@@ -244,14 +244,14 @@ class Purchase:
         while True:
             try:
                 return await self._opener.open_attempt(
-                    self._answer.present, self._key, self._tries, deadline=self._deadline
+                    self._progress.present, self._key, self._tries, deadline=self._deadline
                 )
             except JobFailed as failure:
                 if self._ends_unopened(failure):
                     return None, 0.0
-                if not self._answer.has_begun or self._tries.are_used_up:
+                if not self._progress.has_begun or self._tries.are_used_up:
                     raise
-                self._answer.check_cost_max([a.granted.lease.message for a in self._left])
+                self._progress.check_cost_max([a.granted.lease.message for a in self._left])
                 if not wait.may_help(failure, by_node=failure is self._tries.last_failure):
                     raise
                 if is_batch and self._is_half_over():
@@ -267,16 +267,16 @@ class Purchase:
         if is_late and is_text(self._spec) and (self._is_shown or attempt.has_output):
             await self._end_late(attempt)
             return
-        if self._answer.delivered is not None:
+        if self._progress.delivered is not None:
             for chunk in attempt.take_pending():
-                self._answer.delivered.add(chunk)
+                self._progress.delivered.add(chunk)
                 self._ready.append(chunk)
         self._leave_failed(attempt)
         if self._is_over_by(failure):
             return
-        if self._is_shown and self._answer.delivered is None:
+        if self._is_shown and self._progress.delivered is None:
             raise failure
-        tokens = self._answer.tokens
+        tokens = self._progress.tokens
         self._tries.note_failure(
             attempt.granted.lease.message,
             failure,
@@ -299,7 +299,7 @@ class Purchase:
         self._tries.note_word(self._opener.settlements.leave(attempt))
         self._left.append(attempt)
         self._terms = self._terms or attempt.terms
-        self._answer.note_left(attempt)
+        self._progress.note_left(attempt)
 
     def _is_late(self, failure: JobFailed) -> bool:
         slack_s = self._deadline - trio.current_time()
@@ -308,10 +308,12 @@ class Purchase:
     def _is_over_by(self, failure: JobFailed) -> bool:
         """Whether the answer that broke off was complete all the same, or no node has room for more
         of it; then it ends here."""
-        if self._answer.first is None or self._answer.delivered is None:
+        if self._progress.first is None or self._progress.delivered is None:
             return False
         is_refused = failure.code is Code.PROMPT_TOO_LONG and self._tries.was_input_blamed
-        if is_refused or is_at_length(self._spec, self._answer.first, len(self._answer.delivered)):
+        if is_refused or is_at_length(
+            self._spec, self._progress.first, len(self._progress.delivered)
+        ):
             self._end(Finish.LENGTH)
         return self._result is not None
 
@@ -322,7 +324,7 @@ class Purchase:
             return False
         if self._is_late(failure):
             self._end(Finish.LENGTH, reason=Code.DEADLINE_EXCEEDED)
-        elif failure.code is Code.PROMPT_TOO_LONG and self._answer.first is not None:
+        elif failure.code is Code.PROMPT_TOO_LONG and self._progress.first is not None:
             self._end(Finish.LENGTH)
         return self._result is not None
 
@@ -330,14 +332,14 @@ class Purchase:
         """Raises the failure if there can be no more parts."""
         if self._spec.is_batch:
             self._deadline = trio.current_time() + self._spec.deadline_s
-        self._answer.sign_next(
+        self._progress.sign_next(
             failure,
             spent_nano=sum(part.amount_nano for part in self.parts),
             left_s=self._deadline - trio.current_time(),
             coordinator=self._opener.leaser.coordinator,
             now_ms=self._opener.clock.now_ms(),
         )
-        asked = self._answer.present.request.message
+        asked = self._progress.present.request.message
         log.info("purchase_goes_on", job_id=asked.job_id, part=asked.part, code=failure.code)
 
     def _is_half_over(self) -> bool:
@@ -348,7 +350,7 @@ class Purchase:
 
     def _told(self, failure: JobFailed) -> JobFailed:
         """The failure with what its buyer has to know: which job, and what was charged."""
-        failure.job_id = self._answer.begun.request.message.job_id
+        failure.job_id = self._progress.begun.request.message.job_id
         failure.amount_nano = sum(part.amount_nano for part in self.parts)
         failure.delivered = self._is_shown or failure.amount_nano > 0
         return failure

@@ -17,7 +17,7 @@ from protocol.money import format_credits
 from protocol.receipts import charge_nano
 
 
-class AnswerParts:
+class PurchaseProgress:
     """`begun` is the first part and `present` the one that is bought now. `delivered` is what all
     of them have got; None if another node cannot go on with the answer."""
 
