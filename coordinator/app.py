@@ -22,7 +22,7 @@ from coordinator.errors import CoordinatorError
 from coordinator.head_signer import sign_heads_forever
 from coordinator.leasing.clients import Clients
 from coordinator.leasing.control import ControlServer
-from coordinator.leasing.granting import LeaseDesk
+from coordinator.leasing.granting import LeaseService
 from coordinator.leasing.lease_server import ROLE, LeaseServer
 from coordinator.leasing.own_records import OwnRecords
 from coordinator.leasing.registry import LeaseRegistry
@@ -31,7 +31,7 @@ from coordinator.market.market import Market
 from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
 from coordinator.settling.payments import Payments
-from coordinator.settling.receipt_desk import ReceiptDesk
+from coordinator.settling.receipt_service import ReceiptService
 from coordinator.shelf import DurableShelf
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
@@ -100,7 +100,7 @@ class Coordinator:
             self.market, Clients(bounds.windows, clients_max=bounds.clients_remembered_max)
         )
         payments = Payments(database, self.writer, clock=clock, fee_bps=rules.fee_bps)
-        self.receipts = ReceiptDesk(
+        self.receipts = ReceiptService(
             database,
             self.leases,
             payments,
@@ -108,7 +108,7 @@ class Coordinator:
             sweep_max=bounds.sweep_max,
             remembered_max=bounds.receipts_remembered_max,
         )
-        self.desk = LeaseDesk(
+        self.lease_service = LeaseService(
             key,
             self.market,
             self.leases,
@@ -120,7 +120,7 @@ class Coordinator:
         )
         self.records = OwnRecords(database)
         self._lease_server = LeaseServer(
-            self.desk, self.records, asks_per_minute=rules.client_asks_per_minute
+            self.lease_service, self.records, asks_per_minute=rules.client_asks_per_minute
         )
         self.control = ControlServer(
             transport, self.market, self.leases, self.receipts, clock=clock, rng=runtime.child_rng()
@@ -173,7 +173,7 @@ class Coordinator:
 
     def _leaser(self) -> Leaser:
         """Where our own client leases and settles."""
-        return self.desk
+        return self.lease_service
 
     def stop(self) -> None:
         """End `run` when the receipts of our own client are handed in."""

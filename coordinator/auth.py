@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 _Found = tuple[ApiKey, bytes | None, str | None]
 
 
-class ApiKeyDesk:
+class ApiKeyService:
     """Looks API keys up. One read transaction each: callers cache."""
 
     def __init__(self, database: Database, vault: Vault) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from coordinator.db.writer import BATCH_MAX
 from coordinator.leasing.clients import ALL_WINDOWS, CLIENTS_MAX, WindowRange
 from coordinator.leasing.restoring import ANSWERS_MAX, ENDED_MAX
-from coordinator.settling.receipt_desk import REMEMBERED_MAX, SWEEP_MAX
+from coordinator.settling.receipt_service import REMEMBERED_MAX, SWEEP_MAX
 from protocol.limits import LEASE_OPEN_WITHIN_MS
 
 # Offers, holds and silent clients are looked through this often; their own times are much longer.

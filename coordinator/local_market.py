@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from coordinator.app import Coordinator
-from coordinator.auth import ApiKeyDesk
+from coordinator.auth import ApiKeyService
 from coordinator.buyer.ahead.pool import PoolCounts
 from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.spec import JobSpec
@@ -52,7 +52,7 @@ class LocalMarket:
     """
 
     def __init__(
-        self, coordinator: Coordinator, keys: ApiKeyDesk, *, known: frozenset[str] = frozenset()
+        self, coordinator: Coordinator, keys: ApiKeyService, *, known: frozenset[str] = frozenset()
     ) -> None:
         self.shelf = coordinator.shelf
         self.records = coordinator.records

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from coordinator.app import Coordinator, MarketRules
-from coordinator.auth import ApiKeyDesk
+from coordinator.auth import ApiKeyService
 from coordinator.batches.blobs import SealedFolder
 from coordinator.batches.book_rows import BookFiling, BookLeftovers
-from coordinator.batches.desk import BatchBounds, BatchDesk
+from coordinator.batches.service import BatchBounds, BatchService
 from coordinator.batches.usage import DAY_S, GIB, FileBounds
 from coordinator.clock_check import check_clock
 from coordinator.db.engine import ThreadRunner, only_coordinator, open_database
@@ -61,13 +61,13 @@ async def serve(
         )
         coordinator = Coordinator(key, transport, database, rules, runtime)
         known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())
-        keys = ApiKeyDesk(database, Vault(key))
+        keys = ApiKeyService(database, Vault(key))
         local = LocalMarket(coordinator, keys, known=known)
-        batches = BatchDesk(
+        batches = BatchService(
             BookFiling(database),
             SealedFolder(config.files_dir, key, runtime.entropy),
             local,
-            BookLeftovers(database, coordinator.desk, keys, runtime.clock),
+            BookLeftovers(database, coordinator.lease_service, keys, runtime.clock),
             keys,
             runtime.steadied(),
             bounds=BatchBounds(_file_bounds(config)),
@@ -113,7 +113,7 @@ def _file_bounds(config: CoordinatorConfig) -> FileBounds:
     )
 
 
-def _make_gateway(config: CoordinatorConfig, market: LocalMarket, batches: BatchDesk) -> Gateway:
+def _make_gateway(config: CoordinatorConfig, market: LocalMarket, batches: BatchService) -> Gateway:
     gateway_config = GatewayConfig(
         host=config.http.host,
         port=config.http.port,

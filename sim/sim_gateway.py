@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from coordinator.app import Coordinator
-from coordinator.auth import ApiKeyDesk
+from coordinator.auth import ApiKeyService
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.result import PurchaseResult
@@ -60,7 +60,7 @@ class SimGateway:
     """Serves requests in one process of a coordinator, in its `nursery`."""
 
     def __init__(self, program: Coordinator, process: Process, nursery: trio.Nursery) -> None:
-        keys = ApiKeyDesk(program.database, Vault(program.key))
+        keys = ApiKeyService(program.database, Vault(program.key))
         self._market = LocalMarket(program, keys)
         self._limits = RateLimits(trio.current_time)
         self._model_within_s = GatewayConfig().model_within_s

@@ -48,7 +48,7 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class JobDesk:
+class JobService:
     """What the jobs of a node share."""
 
     key: SigningKey
@@ -62,10 +62,10 @@ class JobDesk:
 class ServedJob:
     """One channel, so one job: `run` it, then `wait_acceptance`."""
 
-    def __init__(self, desk: JobDesk, channel: Channel) -> None:
-        self._desk = desk
+    def __init__(self, service: JobService, channel: Channel) -> None:
+        self._service = service
         self._channel = channel
-        self._job = NodeJob(desk.key)
+        self._job = NodeJob(service.key)
         self._times = JobTimes()
         self._meter: Meter | None = None
         self._ticket: Ticket | None = None
@@ -89,7 +89,7 @@ class ServedJob:
         finally:
             receipt = self._leave()
             if receipt is not None:
-                durable = self._desk.outbox.add(receipt)
+                durable = self._service.outbox.add(receipt)
         if receipt is not None and receipt.message.amount_nano and durable is not None:
             await wait_durable(durable)
         self._say_last_word(receipt)
@@ -105,7 +105,7 @@ class ServedJob:
     async def wait_acceptance(self) -> None:
         """The client signs for the receipt, if it got one."""
         if self._owes_acceptance:
-            await wait_acceptance(self._channel, self._job, self._desk.outbox)
+            await wait_acceptance(self._channel, self._job, self._service.outbox)
 
     # What the client says.
 
@@ -146,8 +146,8 @@ class ServedJob:
         request, lease = terms.request, terms.lease
         # This task is this job's alone, so that all it logs from here on may carry the id.
         bind_job(request.message.job_id)
-        now_ms = self._desk.clock.now_ms()
-        admission = self._desk.admission
+        now_ms = self._service.clock.now_ms()
+        admission = self._service.admission
         admission.check_evidence(request, lease, now_ms=now_ms)
         # From here on the lease is ours, so that every ending owes a receipt, if only of nothing.
         self._meter = Meter(lease, self._job)
@@ -156,7 +156,7 @@ class ServedJob:
         self._ticket.evict = self._give_way
         self._work.deadline = self._work_until = work_deadline(lease.message, now_ms)
         if not is_whole:
-            self._desk.on_change()
+            self._service.on_change()
 
     def _give_way(self) -> None:
         message = "the payload came slowly, and other clients need the room"
@@ -188,7 +188,7 @@ class ServedJob:
 
     def _enter_queue(self) -> None:
         assert self._ticket is not None
-        self._desk.admission.take_seat(self._ticket)
+        self._service.admission.take_seat(self._ticket)
         seats = self._ticket.model.seats
         terms = self._job.terms
         assert terms is not None
@@ -197,7 +197,7 @@ class ServedJob:
             self._start,
             give_way=self._give_way_to_live if self._ticket.is_batch else None,
         )
-        self._desk.on_change()
+        self._service.on_change()
 
     def _start(self) -> None:
         """A slot is ours: hand the job to the worker."""
@@ -249,7 +249,7 @@ class ServedJob:
         accepted = self._job.accepted(
             event.input_units,
             queue_position=self._queue_position,
-            now_ms=self._desk.clock.now_ms(),
+            now_ms=self._service.clock.now_ms(),
         )
         self._send_all([accepted])
 
@@ -314,11 +314,11 @@ class ServedJob:
         if self._meter is None:
             return None
         return self._meter.sign(
-            self._desk.key,
+            self._service.key,
             ending.finish,
             code=ending.code or "",
             timing=self._times.timing(),
-            now_ms=self._desk.clock.now_ms(),
+            now_ms=self._service.clock.now_ms(),
         )
 
     def _free(self) -> None:
@@ -330,8 +330,8 @@ class ServedJob:
         ran_ms = self._times.ran_ms
         if ran_ms is not None:
             ticket.model.jobs_done += 1
-        self._desk.admission.release(ticket, ran_ms=ran_ms)
-        self._desk.on_change()
+        self._service.admission.release(ticket, ran_ms=ran_ms)
+        self._service.on_change()
 
     def _record(self, ending: JobEnding) -> None:
         """One line per job in the log, and failures for `capanode status`."""
@@ -350,8 +350,8 @@ class ServedJob:
             total_ms=self._times.timing().total_ms,
         )
         if ending.code is not None and ending.is_failure:
-            now_ms = self._desk.clock.now_ms()
-            self._desk.on_failure(JobFailure(now_ms, job_id, ending.code, ending.message))
+            now_ms = self._service.clock.now_ms()
+            self._service.on_failure(JobFailure(now_ms, job_id, ending.code, ending.message))
 
     def _say_last_word(self, receipt: Signed[Receipt] | None) -> None:
         assert self._ending is not None

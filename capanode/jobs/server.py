@@ -8,7 +8,7 @@ import trio
 from capanode.admission import Admission
 from capanode.jobs.closing import CUT_WITHIN_S
 from capanode.jobs.ending import DRAINED, JobFailure
-from capanode.jobs.served_job import JobDesk, ServedJob
+from capanode.jobs.served_job import JobService, ServedJob
 from capanode.outbox import Outbox
 from protocol.clock import Clock
 from protocol.keys import SigningKey
@@ -34,7 +34,7 @@ class JobServer:
     ) -> None:
         self.admission = admission
         self.failures: deque[JobFailure] = deque(maxlen=ERRORS_REMEMBERED)
-        self._desk = JobDesk(key, admission, outbox, clock, on_change, self.failures.append)
+        self._service = JobService(key, admission, outbox, clock, on_change, self.failures.append)
         # A dictionary, not a set: a drain cuts jobs in the order in which they came.
         self._live: dict[ServedJob, None] = {}
         self._idle = trio.Event()
@@ -48,7 +48,7 @@ class JobServer:
         await serve_channels(stream, self.serve_channel, role=ROLE)
 
     async def serve_channel(self, channel: Channel) -> None:
-        job = ServedJob(self._desk, channel)
+        job = ServedJob(self._service, channel)
         self._live[job] = None
         try:
             await job.run()
@@ -59,7 +59,7 @@ class JobServer:
     async def drain(self, *, within_s: float) -> None:
         """Take no more jobs; let those here finish, then cut what is left, each with a receipt."""
         self.admission.is_draining = True
-        self._desk.on_change()
+        self._service.on_change()
         with trio.move_on_after(within_s):
             await self._wait_idle()
         for job in tuple(self._live):

@@ -57,7 +57,7 @@ class FileUpload:
             raise error_of(error.code, "") from error
 
 
-class FileDesk:
+class FileService:
     """See the module docstring. `prepare` before the first call; `run` sweeps."""
 
     def __init__(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from coordinator.batches.files import FileDesk
+from coordinator.batches.files import FileService
 from coordinator.batches.needs import CallerFinder, FilingRows
 from coordinator.batches.turns_by_account import AccountPlaces
 from coordinator.gateway.market_side.market import GatewayMarket
@@ -14,7 +14,7 @@ from protocol.programs.runners import Runner
 class BatchServices:
     """All but the batch itself."""
 
-    files: FileDesk
+    files: FileService
     rows: FilingRows
     market: GatewayMarket
     callers: CallerFinder

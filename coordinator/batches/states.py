@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 
 from coordinator.batches.line_log import LineRecord
 from coordinator.db.filing_rows import BatchStatus, StoredBatch
-from coordinator.gateway.market_side.filing import BatchAsk, BatchError, BatchInfo
+from coordinator.gateway.market_side.filing import BatchError, BatchInfo, BatchRequest
 from protocol.errors import Code
 
 _CANCELLED = "this request was not run before the batch was cancelled"
@@ -123,7 +123,7 @@ def finish(
 
 
 def info_of_batch(batch: StoredBatch) -> BatchInfo:
-    ask = BatchAsk(
+    ask = BatchRequest(
         batch.input_file_id, batch.endpoint, json.loads(batch.labels), batch.output_lifetime_s
     )
     stamps = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.batches.blobs import SealedFolder
-from coordinator.batches.desk import BatchDesk
+from coordinator.batches.service import BatchService
 from coordinator.buyer.client import MarketClient
 from coordinator.buyer.leaser import Leaser
 from coordinator.buyer.remote import RemoteLeaser
@@ -77,7 +77,7 @@ class Edge:
         self.market = EdgeMarket(
             transport, callers.authenticate, EdgeRecords(remotes, keys, runtime.runner)
         )
-        self.batches = BatchDesk(
+        self.batches = BatchService(
             EdgeFiling(files_dir / "rows.sqlite", runtime.runner),
             SealedFolder(files_dir / "sealed", key, runtime.entropy),
             self.market,

@@ -56,7 +56,7 @@ TURN_WITHIN_S = 30.0
 REMOTE_TURN_WITHIN_S = 8.0
 
 
-class LeaseDesk:
+class LeaseService:
     """The coordinator as a client sees it, in the same process: a `Leaser`."""
 
     def __init__(

@@ -6,7 +6,7 @@ stolen request is of no use. How often anyone may ask is bounded, whatever the q
 
 import trio
 
-from coordinator.leasing.granting import REMOTE_TURN_WITHIN_S, LeaseDesk
+from coordinator.leasing.granting import REMOTE_TURN_WITHIN_S, LeaseService
 from coordinator.leasing.own_records import OwnRecords
 from protocol.countersigning import Delivery
 from protocol.envelope import open_envelope
@@ -46,8 +46,8 @@ CLIENTS_MAX = 10_000
 class LeaseServer:
     """Serves one stream per client; `handle` is the transport's handler."""
 
-    def __init__(self, desk: LeaseDesk, records: OwnRecords, *, asks_per_minute: int) -> None:
-        self._desk = desk
+    def __init__(self, service: LeaseService, records: OwnRecords, *, asks_per_minute: int) -> None:
+        self._service = service
         self._asks_per_minute = asks_per_minute
         self._buckets = TokenBuckets(keys_max=CLIENTS_MAX)
         self._rpc = RpcServer(admit=self._take_turn)
@@ -83,7 +83,7 @@ class LeaseServer:
             tuple(open_envelope(raw, Receipt) for raw in ask.receipts),
             tuple(open_envelope(raw, Delivery, signer=client) for raw in ask.deliveries),
         )
-        granted = await self._desk.lease(
+        granted = await self._service.lease(
             request,
             earlier=earlier,
             wait_s=REMOTE_TURN_WITHIN_S,
@@ -99,16 +99,16 @@ class LeaseServer:
         )
 
     async def _quote(self, client: PeerId, ask: QuoteAsk) -> QuoteReply:
-        return await self._desk.quote(ask)
+        return await self._service.quote(ask)
 
     async def _settle(self, client: PeerId, ask: SettleAsk) -> SettleReply:
         receipt = open_envelope(ask.receipt, Receipt)
         acceptance = open_envelope(ask.acceptance, Acceptance, signer=client)
-        return await self._desk.settle(receipt, acceptance)
+        return await self._service.settle(receipt, acceptance)
 
     async def _deliver(self, client: PeerId, ask: DeliveryAsk) -> DeliveryAck:
-        await self._desk.declare(open_envelope(ask.delivery, Delivery, signer=client))
+        await self._service.declare(open_envelope(ask.delivery, Delivery, signer=client))
         return DeliveryAck()
 
     async def _nodes(self, client: PeerId, ask: NodesAsk) -> NodesReply:
-        return await self._desk.nodes(ask)
+        return await self._service.nodes(ask)

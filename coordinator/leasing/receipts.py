@@ -9,7 +9,7 @@ from protocol.services import SettleReply
 
 
 class ReceiptTaker(Protocol):
-    """Takes receipts from clients and nodes. `settling.receipt_desk` has the real one."""
+    """Takes receipts from clients and nodes. `settling.receipt_service` has the real one."""
 
     async def recall(self, raw: bytes) -> SettleReply | None:
         """What was paid on a receipt that was settled lately, if these are its very bytes; one that

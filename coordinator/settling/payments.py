@@ -1,7 +1,7 @@
 """How a verdict becomes transfers: resolve a lease's hold, and write its rows with it.
 
-What is paid is decided in `verdicts`, when in `receipt_desk`. Everything of one lease is one chain
-in one transaction: the receipt's row, the lease's end, the job's state, and the money.
+What is paid is decided in `verdicts`, when in `receipt_service`. Everything of one lease is one
+chain in one transaction: the receipt's row, the lease's end, the job's state, and the money.
 """
 
 from contextlib import suppress

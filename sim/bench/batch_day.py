@@ -1,5 +1,5 @@
-"""How long batches take on a day of idle seats: the coordinator's own desk, in virtual time, before
-a market whose seats are mostly taken by others.
+"""How long batches take on a day of idle seats: the coordinator's own service, in virtual time,
+before a market whose seats are mostly taken by others.
 
 What others take follows the hour: a fifth of the seats at night, nearly all of them at the busiest
 time, with noise. A job of a batch gets a seat that is idle, and gives it back when others want it.
@@ -18,7 +18,7 @@ import trio
 
 from coordinator.batches.blobs import SealedFolder
 from coordinator.batches.book_rows import BookFiling
-from coordinator.batches.desk import BatchDesk
+from coordinator.batches.service import BatchService
 from coordinator.buyer.attempt import AttemptTerms
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.result import PurchaseResult
@@ -28,7 +28,7 @@ from coordinator.db.api_keys import create_api_key
 from coordinator.db.engine import InlineRunner, open_database
 from coordinator.db.filing_rows import StoredBatch
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.market_side.filing import BatchAsk
+from coordinator.gateway.market_side.filing import BatchRequest
 from coordinator.gateway.market_side.market import ModelInfo
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from protocol.clock import Clock
@@ -162,7 +162,7 @@ async def _day(folder: Path, size: DaySize, rng: random.Random) -> dict[str, flo
                 )
                 callers[api_key.id] = Caller(api_key.id, key)
         market = DayMarket(random.Random(rng.getrandbits(64)))
-        desk = BatchDesk(
+        service = BatchService(
             BookFiling(database),
             SealedFolder(folder, SigningKey.generate(rng.randbytes), rng.randbytes),
             market,  # type: ignore[arg-type]  # batches ask no more of it
@@ -172,8 +172,8 @@ async def _day(folder: Path, size: DaySize, rng: random.Random) -> dict[str, flo
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(market.run)
-            await nursery.start(desk.run)
-            minutes = await _through_the_day(desk, list(callers.values()), size, rng, clock)
+            await nursery.start(service.run)
+            minutes = await _through_the_day(service, list(callers.values()), size, rng, clock)
             nursery.cancel_scope.cancel()
         used = market.used_s / market.idle_s
     finally:
@@ -190,21 +190,21 @@ async def _day(folder: Path, size: DaySize, rng: random.Random) -> dict[str, flo
 
 
 async def _through_the_day(
-    desk: BatchDesk, callers: list[Caller], size: DaySize, rng: random.Random, clock: Clock
+    service: BatchService, callers: list[Caller], size: DaySize, rng: random.Random, clock: Clock
 ) -> list[float]:
     minutes: list[float] = []
 
     async def one(arrives_s: float, lines: int, caller: Caller) -> None:
         await trio.sleep(arrives_s)
-        upload = await desk.begin_upload(caller)
+        upload = await service.begin_upload(caller)
         upload.write(b"".join(_lines(lines)))
-        stored = await desk.finish_upload(
+        stored = await service.finish_upload(
             caller, upload, filename="day.jsonl", purpose="batch", lifetime_s=None
         )
-        batch = await desk.create_batch(caller, BatchAsk(stored.id, _ENDPOINT, {}, None))
+        batch = await service.create_batch(caller, BatchRequest(stored.id, _ENDPOINT, {}, None))
         while "completed" not in batch.stamps_ms and "expired" not in batch.stamps_ms:
             await trio.sleep(5)
-            found = await desk.find_batch(caller, batch.id)
+            found = await service.find_batch(caller, batch.id)
             assert found is not None
             batch = found
         minutes.append((clock.now_ms() - batch.created_at_ms) / 60_000)

@@ -108,7 +108,7 @@ LEASES = (
     ),
     Mutant(
         "a lone receipt is a success of its node",
-        "coordinator/settling/receipt_desk.py",
+        "coordinator/settling/receipt_service.py",
         "is_evidence = has_accepted or",
         "is_evidence = True or",
         test=f"{_REGISTRY}::test_a_lone_receipt_is_no_success_of_its_node",

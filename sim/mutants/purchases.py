@@ -25,7 +25,7 @@ PURCHASES = (
     Mutant(
         "the next part goes on after the tokens of the last one only",
         "coordinator/buyer/purchase.py",
-        "self._answer.delivered.add(chunk)\n                self._ready.append(chunk)",
+        "self._progress.delivered.add(chunk)\n                self._ready.append(chunk)",
         "self._ready.append(chunk)",
         test=_ANY_CUT,
     ),

@@ -53,7 +53,7 @@ SETTLING = (
     ),
     Mutant(
         "a receipt is acknowledged before it is durable",
-        "coordinator/settling/receipt_desk.py",
+        "coordinator/settling/receipt_service.py",
         "            await self._payments.store(row)\n",
         "",
         test=f"{_SETTLING}/test_settling.py"
@@ -61,7 +61,7 @@ SETTLING = (
     ),
     Mutant(
         "a lone receipt that waits keeps the agreed pair out",
-        "coordinator/settling/receipt_desk.py",
+        "coordinator/settling/receipt_service.py",
         "if acceptance is None and opened.has_receipt:",
         "if opened.has_receipt:",
         test=f"{_SETTLING}/test_settling.py"
@@ -77,7 +77,7 @@ SETTLING = (
     ),
     Mutant(
         "another lone receipt replaces the one that waits",
-        "coordinator/settling/receipt_desk.py",
+        "coordinator/settling/receipt_service.py",
         "            await self._check_same(receipt, lease_id)\n",
         "            pass\n",
         test="tests/coordinator/leasing/test_registry.py"
@@ -85,7 +85,7 @@ SETTLING = (
     ),
     Mutant(
         "a receipt that came after its hold had ended is taken",
-        "coordinator/settling/receipt_desk.py",
+        "coordinator/settling/receipt_service.py",
         "if not opened.is_payable(now_ms):",
         "if False:",
         test=f"{_SETTLING}/test_settling.py::test_a_receipt_that_comes_before_the_sweep_but_after_its_time_is_refused",
@@ -116,7 +116,7 @@ SETTLING = (
     ),
     Mutant(
         "a client elsewhere is believed that it got nothing",
-        "coordinator/settling/receipt_desk.py",
+        "coordinator/settling/receipt_service.py",
         "return opened.is_watched_by_us and said.units == Units()",
         "return said.units == Units()",
         test=f"{_SETTLING}/test_deliveries.py"

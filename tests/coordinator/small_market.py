@@ -21,7 +21,7 @@ from coordinator.buyer.spec import Continuation, JobSpec
 from coordinator.db.accounts import find_account
 from coordinator.db.engine import Connection, Database, InlineRunner, open_database
 from coordinator.db.writer import post_one
-from coordinator.leasing.granting import LeaseDesk
+from coordinator.leasing.granting import LeaseService
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from coordinator.ledger.postings import credit
@@ -422,10 +422,10 @@ class SmallMarket:
         assert report.held_nano == 0
 
 
-def restarted_desk(market: SmallMarket) -> LeaseDesk:
+def restarted_service(market: SmallMarket) -> LeaseService:
     """One that knows what a new process knows: of leases that have ended, nothing."""
     coordinator = market.coordinator
-    return LeaseDesk(
+    return LeaseService(
         coordinator.key,
         coordinator.market,
         LeaseRegistry(coordinator.market),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from coordinator.accounts import create_account
-from coordinator.auth import ApiKeyDesk
+from coordinator.auth import ApiKeyService
 from coordinator.db.api_keys import create_api_key, revoke_api_key
 from coordinator.db.engine import Database, InlineRunner, open_database
 from coordinator.db.key_routings import store_key_routing
@@ -55,7 +55,7 @@ def books() -> Iterator[Books]:
 async def test_a_key_stands_for_its_account(books: Books) -> None:
     account = books.account("ada")
     secret, key_id = books.key(account, requests_per_minute=60)
-    caller = await ApiKeyDesk(books.database, books.vault).authenticate(secret)
+    caller = await ApiKeyService(books.database, books.vault).authenticate(secret)
     assert caller is not None
     assert account_of(caller.signing_key.peer_id) == account.id
     assert (caller.key_id, caller.requests_per_minute) == (key_id, 60)
@@ -63,38 +63,38 @@ async def test_a_key_stands_for_its_account(books: Books) -> None:
 
 async def test_a_key_without_limits_has_none(books: Books) -> None:
     secret, _ = books.key(books.account("ada"))
-    caller = await ApiKeyDesk(books.database, books.vault).authenticate(secret)
+    caller = await ApiKeyService(books.database, books.vault).authenticate(secret)
     assert caller is not None
     assert caller.requests_per_minute is None
 
 
 async def test_strangers_and_revoked_keys_are_nobody(books: Books) -> None:
-    desk = ApiKeyDesk(books.database, books.vault)
+    service = ApiKeyService(books.database, books.vault)
     secret, key_id = books.key(books.account("ada"))
-    assert await desk.authenticate(secret + "x") is None
-    assert await desk.authenticate("") is None
+    assert await service.authenticate(secret + "x") is None
+    assert await service.authenticate("") is None
     with books.database.transaction() as conn:
         assert revoke_api_key(conn, key_id, now_ms=NOW_MS)
-    assert await desk.authenticate(secret) is None
+    assert await service.authenticate(secret) is None
 
 
 async def test_an_account_that_signs_for_itself_has_no_api_keys(books: Books) -> None:
     owner = SigningKey(bytes(31) + b"o")
     secret, _ = books.key(books.account("ada", peer_id=owner.peer_id))
-    assert await ApiKeyDesk(books.database, books.vault).authenticate(secret) is None
+    assert await ApiKeyService(books.database, books.vault).authenticate(secret) is None
 
 
 async def test_another_coordinators_key_opens_nothing(books: Books) -> None:
     secret, _ = books.key(books.account("ada"))
     stranger = Vault(SigningKey(bytes(31) + b"s"))
     with pytest.raises(VaultError):
-        await ApiKeyDesk(books.database, stranger).authenticate(secret)
+        await ApiKeyService(books.database, stranger).authenticate(secret)
 
 
 async def test_a_key_brings_what_it_says_of_routing(books: Books) -> None:
     secret, key_id = books.key(books.account("ada"))
     with books.database.transaction() as conn:
         store_key_routing(conn, key_id, '{"zdr": true}')
-    caller = await ApiKeyDesk(books.database, books.vault).authenticate(secret)
+    caller = await ApiKeyService(books.database, books.vault).authenticate(secret)
     assert caller is not None
     assert caller.provider == {"zdr": True}

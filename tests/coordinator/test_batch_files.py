@@ -14,7 +14,7 @@ from coordinator.gateway.errors import error_of, invalid
 from protocol.errors import Code
 from protocol.messages import Task
 from protocol.pricing import Units
-from tests.coordinator.batches.desk_maker import chat_lines, jsonl
+from tests.coordinator.batches.service_maker import chat_lines, jsonl
 
 VECTOR = {"data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}]}
 LABELS = {"data": [{"object": "label", "label": 'a, "b"', "score": 0.75}]}

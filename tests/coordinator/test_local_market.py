@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from coordinator.accounts import create_account
-from coordinator.auth import ApiKeyDesk
+from coordinator.auth import ApiKeyService
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.spec import JobSpec
 from coordinator.db.api_keys import create_api_key, find_key_funds, list_api_keys, revoke_api_key
@@ -58,7 +58,7 @@ class Shop:
                 conn, account.id, "", now_ms=now_ms, entropy=entropy, budget_nano=budget_nano
             )
         self.key_id = key.id
-        self.keys = ApiKeyDesk(market.database, vault)
+        self.keys = ApiKeyService(market.database, vault)
         self.market = LocalMarket(market.coordinator, self.keys)
 
     async def caller(self) -> Caller:

@@ -22,7 +22,7 @@ import coordinator.market.market
 import coordinator.market.matching.explain
 import coordinator.market.offers.book
 import coordinator.market.offers.pool
-import coordinator.settling.receipt_desk
+import coordinator.settling.receipt_service
 from coordinator.market.offers.intake import OFFERS
 from protocol import (
     client_session,
@@ -98,7 +98,7 @@ NUMBER_PLACES = (
     coordinator.market.matching.explain,
     coordinator.market.offers.book,
     coordinator.market.offers.pool,
-    coordinator.settling.receipt_desk,
+    coordinator.settling.receipt_service,
 )
 
 

@@ -5,7 +5,7 @@
 - 1, 8 and 15 waited for dead nodes until the deadline: a healed network did not tell of peers that
   had been killed behind its partition (tests/protocol/net/test_memory.py).
 - 753 told a client that its own retry is a replay: the coordinator had been restarted between the
-  two attempts (tests/coordinator/leasing/test_lease_desk.py).
+  two attempts (tests/coordinator/leasing/test_lease_service.py).
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from functools import cache
 import pytest
 
 import coordinator.settling.payments
-import coordinator.settling.receipt_desk
+import coordinator.settling.receipt_service
 from capanode.engines.base import EngineEvent
 from coordinator.ledger.machine import Chain
 from coordinator.ledger.postings import LeaseFunds, capture
@@ -174,7 +174,7 @@ def test_holds_that_never_end_are_noticed(monkeypatch: pytest.MonkeyPatch) -> No
     async def forget(self: object) -> int:
         return 0
 
-    monkeypatch.setattr(coordinator.settling.receipt_desk.ReceiptDesk, "expire", forget)
+    monkeypatch.setattr(coordinator.settling.receipt_service.ReceiptService, "expire", forget)
     result = run_world(2)
     assert any("should have ended" in violation for violation in result.violations)
     assert any("everything is settled" in violation for violation in result.violations)
@@ -198,7 +198,7 @@ def test_a_bug_in_a_handler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(self: object, receipt: object, acceptance: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(coordinator.settling.receipt_desk.ReceiptDesk, "accept", broken)
+    monkeypatch.setattr(coordinator.settling.receipt_service.ReceiptService, "accept", broken)
     result = run_world(1, options=replace(SMALL, api_keys=()))
     assert any("handler_crashed" in violation for violation in result.violations)
     assert any("ZeroDivisionError: a bug" in violation for violation in result.violations)

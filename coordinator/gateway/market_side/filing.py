@@ -33,7 +33,7 @@ class BatchError:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchAsk:
+class BatchRequest:
     """A batch that was asked for. `labels` is the user's metadata."""
 
     input_file_id: str
@@ -47,7 +47,7 @@ class BatchInfo:
     """`status` is OpenAI's word; `stamps_ms` has the times of statuses by their names."""
 
     id: str
-    ask: BatchAsk
+    ask: BatchRequest
     status: str
     created_at_ms: int
     expires_at_ms: int
@@ -124,7 +124,7 @@ class Filing(Protocol):
 
     async def open_file(self, caller: Caller, file_id: str) -> StoredContent | None: ...
 
-    async def create_batch(self, caller: Caller, ask: BatchAsk) -> BatchInfo: ...
+    async def create_batch(self, caller: Caller, ask: BatchRequest) -> BatchInfo: ...
 
     async def find_batch(self, caller: Caller, batch_id: str) -> BatchInfo | None: ...
 

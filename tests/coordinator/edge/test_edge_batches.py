@@ -18,7 +18,7 @@ from protocol.envelope import seal
 from protocol.ids import JobId, derive_ulid, new_ulid
 from protocol.pricing import Units
 from protocol.programs.runners import InlineRunner
-from tests.coordinator.batches.desk_maker import chat_lines, put_batch, read_file
+from tests.coordinator.batches.service_maker import chat_lines, put_batch, read_file
 from tests.coordinator.edge.test_edge import OpenEdge, open_edge
 from tests.coordinator.lease_requests import signed_request
 from tests.coordinator.small_market import MODEL, WORDS, Script, open_small_market

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import httpx
 import trio
 
-from coordinator.batches.desk import BatchDesk
+from coordinator.batches.service import BatchService
 from coordinator.gateway.bridge import Bridge
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.http.app import GatewayApp
@@ -130,9 +130,9 @@ def harness(
     config: GatewayConfig | None = None,
     *,
     market: FakeMarket | None = None,
-    make_filing: Callable[[FakeMarket, Clock], BatchDesk] | None = None,
+    make_filing: Callable[[FakeMarket, Clock], BatchService] | None = None,
 ) -> Iterator[Harness]:
-    """With `make_filing`, its desk runs too."""
+    """With `make_filing`, its service runs too."""
     clock = HandClock(NOW_MS)
     numbers = iter(range(1, 2**32))
     runtime = Runtime(

@@ -1,4 +1,4 @@
-"""Files and batches over HTTP, with the desk that runs them and a fake market."""
+"""Files and batches over HTTP, with the service that runs them and a fake market."""
 
 import json
 import time
@@ -12,7 +12,7 @@ import pytest
 from coordinator.batches.lines import ENDPOINTS
 from coordinator.gateway.caller import Caller
 from protocol.programs.runners import InlineRunner
-from tests.coordinator.batches.desk_maker import (
+from tests.coordinator.batches.service_maker import (
     chat_lines,
     embedding_lines,
     jsonl,
@@ -42,7 +42,7 @@ def gateway(tmp_path: Path) -> Iterator[Harness]:
         market = KeyedMarket({API_KEY: rooms.caller, OTHER_KEY: rooms.other})
         with harness(
             market=market,
-            make_filing=lambda market, clock: rooms.desk(market, InlineRunner(), clock),
+            make_filing=lambda market, clock: rooms.service(market, InlineRunner(), clock),
         ) as found:
             yield found
 

@@ -14,7 +14,7 @@ from tests.coordinator.gateway.harness import Harness
 CALLER = Caller("key-1", CLIENT_KEY)
 
 
-class Desk:
+class KeyService:
     """Knows one key, until it is revoked."""
 
     def __init__(self) -> None:
@@ -29,37 +29,39 @@ class Desk:
 
 
 @pytest.fixture
-def desk() -> Desk:
-    return Desk()
+def service() -> KeyService:
+    return KeyService()
 
 
 @pytest.fixture
-def callers(desk: Desk) -> Callers:
-    return Callers(desk.authenticate, monotonic=lambda: desk.now)
+def callers(service: KeyService) -> Callers:
+    return Callers(service.authenticate, monotonic=lambda: service.now)
 
 
-def test_a_good_key_is_looked_up_once_per_period(desk: Desk, callers: Callers) -> None:
+def test_a_good_key_is_looked_up_once_per_period(service: KeyService, callers: Callers) -> None:
     async def several() -> None:
         for _ in range(5):
             assert await callers.identify("Bearer sk-good") is CALLER
-        assert desk.lookups == 1
-        desk.now += CALLER_TTL_S
+        assert service.lookups == 1
+        service.now += CALLER_TTL_S
         assert await callers.identify("bearer  sk-good") is CALLER
-        assert desk.lookups == 2
+        assert service.lookups == 2
 
     asyncio.run(several())
 
 
-def test_requests_that_arrive_together_share_a_lookup(desk: Desk, callers: Callers) -> None:
+def test_requests_that_arrive_together_share_a_lookup(
+    service: KeyService, callers: Callers
+) -> None:
     async def together() -> None:
         await asyncio.gather(*(callers.identify("Bearer sk-good") for _ in range(20)))
-        assert desk.lookups == 1
+        assert service.lookups == 1
 
     asyncio.run(together())
 
 
 def test_a_request_that_is_given_up_leaves_the_lookup_to_others(
-    desk: Desk, callers: Callers
+    service: KeyService, callers: Callers
 ) -> None:
     async def one_leaves() -> None:
         first, second = (
@@ -73,23 +75,25 @@ def test_a_request_that_is_given_up_leaves_the_lookup_to_others(
     asyncio.run(one_leaves())
 
 
-def test_a_revoked_key_stops_working_within_the_period(desk: Desk, callers: Callers) -> None:
+def test_a_revoked_key_stops_working_within_the_period(
+    service: KeyService, callers: Callers
+) -> None:
     async def revoke() -> None:
         await callers.identify("Bearer sk-good")
-        desk.known.clear()
-        desk.now += CALLER_TTL_S
+        service.known.clear()
+        service.now += CALLER_TTL_S
         with pytest.raises(ApiError, match="revoked"):
             await callers.identify("Bearer sk-good")
 
     asyncio.run(revoke())
 
 
-def test_an_unknown_key_is_remembered_too(desk: Desk, callers: Callers) -> None:
+def test_an_unknown_key_is_remembered_too(service: KeyService, callers: Callers) -> None:
     async def repeat() -> None:
         for _ in range(3):
             with pytest.raises(ApiError):
                 await callers.identify("Bearer sk-bad")
-        assert desk.lookups == 1
+        assert service.lookups == 1
 
     asyncio.run(repeat())
 
@@ -98,15 +102,15 @@ def test_an_unknown_key_is_remembered_too(desk: Desk, callers: Callers) -> None:
     "header", [None, "", "Bearer", "Bearer ", "Basic abc", "sk-good", "Bearer " + "x" * 300]
 )
 def test_what_is_no_bearer_key_is_not_even_looked_up(
-    desk: Desk, callers: Callers, header: str | None
+    service: KeyService, callers: Callers, header: str | None
 ) -> None:
     with pytest.raises(ApiError) as caught:
         asyncio.run(callers.identify(header))
     assert (caught.value.problem.status, caught.value.problem.code) == (401, "unknown_api_key")
-    assert desk.lookups == 0
+    assert service.lookups == 0
 
 
-def test_a_failed_lookup_is_not_remembered(desk: Desk) -> None:
+def test_a_failed_lookup_is_not_remembered(service: KeyService) -> None:
     async def fail_once() -> None:
         answers: list[ApiError | Caller] = [ApiError(Problem(503, "down")), CALLER]
 
@@ -125,7 +129,7 @@ def test_a_failed_lookup_is_not_remembered(desk: Desk) -> None:
 
 
 def test_the_cache_is_bounded(
-    desk: Desk, callers: Callers, monkeypatch: pytest.MonkeyPatch
+    service: KeyService, callers: Callers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("coordinator.gateway.http.callers._CACHE_MAX", 2)
 
@@ -133,11 +137,11 @@ def test_the_cache_is_bounded(
         for number in range(5):
             with pytest.raises(ApiError):
                 await callers.identify(f"Bearer sk-{number}")
-        asked = desk.lookups
+        asked = service.lookups
         for number in (4, 0):
             with pytest.raises(ApiError):
                 await callers.identify(f"Bearer sk-{number}")
-        assert desk.lookups == asked + 1, "the youngest is known, the oldest was forgotten"
+        assert service.lookups == asked + 1, "the youngest is known, the oldest was forgotten"
 
     asyncio.run(many())
 

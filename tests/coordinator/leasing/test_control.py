@@ -13,7 +13,14 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.limits import OFFER_BYTES_MAX
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
-from protocol.services import CONTROL_PROTOCOL, AttachAsk, AttachReply, LoadAck, Method, NodesAsk
+from protocol.services import (
+    CONTROL_PROTOCOL,
+    AttachAsk,
+    AttachReply,
+    LoadAck,
+    Method,
+    NodesAsk,
+)
 from tests.coordinator.small_market import Script, SmallMarket, open_small_market
 
 
@@ -71,7 +78,9 @@ async def test_a_node_that_goes_away_often_without_a_goodbye_is_unsteady(
             node.pool.close(node.coordinator)
             await trio.sleep(10)
             await node.call(
-                Method.ATTACH, AttachAsk(node.offer(sequence=number).raw, node.load()), AttachReply
+                Method.ATTACH,
+                AttachAsk(node.offer(sequence=number).raw, node.load()),
+                AttachReply,
             )
         (summary,) = market.coordinator.market.nodes(NodesAsk()).nodes
         assert summary.health == health

@@ -35,11 +35,13 @@ def ahead(market: SmallMarket, key: SigningKey) -> Signed[JobRequest]:
 
 
 async def lease_ahead(market: SmallMarket, key: SigningKey = STRANGER) -> Signed[Lease]:
-    return (await market.coordinator.desk.lease(ahead(market, key))).lease
+    return (await market.coordinator.lease_service.lease(ahead(market, key))).lease
 
 
 async def lease(market: SmallMarket, key: SigningKey = STRANGER) -> Signed[Lease]:
-    return (await market.coordinator.desk.lease(signed_request(market, key), wait_s=0)).lease
+    return (
+        await market.coordinator.lease_service.lease(signed_request(market, key), wait_s=0)
+    ).lease
 
 
 def pay_in(market: SmallMarket) -> None:

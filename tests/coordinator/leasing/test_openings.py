@@ -43,7 +43,7 @@ async def lease(
     market: SmallMarket, key: SigningKey, *, deadline_ms: int = 600_000
 ) -> Signed[Lease]:
     request = signed_request(market, key, deadline_ms=deadline_ms)
-    return (await market.coordinator.desk.lease(request, wait_s=0)).lease
+    return (await market.coordinator.lease_service.lease(request, wait_s=0)).lease
 
 
 async def report_forever(node: ScriptedNode, *opened: LeaseId) -> None:
@@ -114,7 +114,9 @@ async def test_a_client_waits_for_its_leases_to_be_opened(autojump_clock: MockCl
 
         async def lease_one_more() -> None:
             request = signed_request(market, market.buyer)
-            granted.append((await market.coordinator.desk.lease(request)).lease.message.lease_id)
+            granted.append(
+                (await market.coordinator.lease_service.lease(request)).lease.message.lease_id
+            )
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lease_one_more)
@@ -150,7 +152,7 @@ async def test_another_lease_of_the_same_job_ends_the_wait_for_the_earlier(
     async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
         request = signed_request(market, market.buyer)
         for _ in range(UNOPENED_MAX_OF_STRANGERS + 2):
-            await market.coordinator.desk.lease(request, wait_s=0)
+            await market.coordinator.lease_service.lease(request, wait_s=0)
         assert busy_seats(market) == 1
         awaited = [lease for lease in market.coordinator.leases if lease.opening is Opening.AWAITED]
         assert len(awaited) == 1
@@ -182,7 +184,7 @@ async def test_a_client_that_says_that_nothing_came_is_not_told_that_it_squats(
             market.nursery.start_soon(report_forever, node)
         for _ in range(2 * UNOPENED_MAX_OF_STRANGERS):
             cut_off = await lease(market, market.buyer)
-            await market.coordinator.desk.declare(nothing_came(market, cut_off))
+            await market.coordinator.lease_service.declare(nothing_came(market, cut_off))
         assert busy_seats(market) == 0
         await trio.sleep(OVER_S)
         record = market.coordinator.leases.clients.look_up(market.buyer.peer_id)
@@ -194,7 +196,7 @@ async def test_a_client_that_says_that_nothing_came_is_not_told_that_it_squats(
 async def test_a_node_that_was_reached_all_the_same_says_so(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.ANSWER) as market:
         reached = await lease(market, market.buyer)
-        await market.coordinator.desk.declare(nothing_came(market, reached))
+        await market.coordinator.lease_service.declare(nothing_came(market, reached))
         market.nursery.start_soon(report_forever, market.nodes[0], reached.message.lease_id)
         await trio.sleep(OVER_S)
         assert market.account(market.buyer.peer_id).held_nano > 0, "its receipt may still come"
@@ -232,7 +234,7 @@ async def test_leases_whose_jobs_cannot_run_yield_their_seats_to_those_who_wait(
         with market.database.transaction() as conn:
             give_credit(conn, STRANGER.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
         request = signed_request(market, STRANGER)
-        await market.coordinator.desk.lease(request, wait_s=5)
+        await market.coordinator.lease_service.lease(request, wait_s=5)
         assert busy_seats(market) == 2, "the job that runs, and the newcomer's"
         opened = market.coordinator.leases.get(uploading)
         assert opened is not None, "an upload may still be run"

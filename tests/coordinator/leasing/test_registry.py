@@ -47,7 +47,7 @@ def rows(market: SmallMarket) -> int:
 
 async def code_of_lease(market: SmallMarket, request: Signed[JobRequest]) -> Code:
     with pytest.raises(RemoteProtocolError) as caught:
-        await market.coordinator.desk.lease(request, wait_s=0)
+        await market.coordinator.lease_service.lease(request, wait_s=0)
     return caught.value.code
 
 
@@ -86,7 +86,7 @@ async def test_a_request_without_money_takes_no_probe_no_seat_and_no_row(
         assert rows(market) == before
         assert len(market.coordinator.leases) == open_before
         assert standing(market).breaker is BreakerState.HALF_OPEN
-        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        granted = await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
         assert granted.lease.message.node == market.nodes[0].key.peer_id
 
 
@@ -95,7 +95,7 @@ async def test_a_reservation_that_is_cancelled_gives_its_probe_back(
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         await break_node(market)
-        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        granted = await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
         assert standing(market).blocked_until_ms > market.clock.now_ms()
         opened = market.coordinator.leases.get(granted.lease.message.lease_id)
         assert opened is not None
@@ -115,7 +115,7 @@ async def test_after_an_outage_a_squatter_cannot_make_a_lease_be_forgotten(
     """The job is long over, its lease is open as long as its node may hand a receipt in."""
     async with open_small_market(Script.ANSWER) as market:
         request = signed_request(market, market.buyer)
-        granted = await market.coordinator.desk.lease(request)
+        granted = await market.coordinator.lease_service.lease(request)
         leases = LeaseRegistry(market.coordinator.market)
         late_ms = market.clock.now_ms() + 180_000
         market.coordinator.leases.end(only(market))
@@ -144,7 +144,7 @@ async def test_a_job_that_our_own_end_has_cut_takes_no_seat_after_the_restart(
 ) -> None:
     """Ten such leases took every seat of four idle nodes for five minutes."""
     async with open_small_market(Script.ANSWER) as market:
-        await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
         cut = only(market)
         market.coordinator.leases.end(cut)
         assert busy(market) == 0
@@ -159,7 +159,7 @@ async def test_a_receipt_frees_the_seat_although_it_is_paid_later(
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         node = market.nodes[0]
-        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        granted = await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
         assert busy(market) == 1
         reply = await node.hand_in(node.sign_unopened(granted.lease, (), Finish.STOP))
         assert reply.state == ReceiptState.PENDING
@@ -239,7 +239,7 @@ async def test_a_client_that_opened_nothing_is_known_after_a_restart(
         for number in range(4):
             old = JobId(new_ulid(number * 4_000_000_000_000, bytes([number]) * 10))
             request = signed_request(market, market.buyer, job_id=old)
-            await market.coordinator.desk.lease(request)
+            await market.coordinator.lease_service.lease(request)
         node = market.nodes[0]
         for _ in range(20):
             await trio.sleep(5)
@@ -255,7 +255,7 @@ async def test_a_younger_process_of_a_node_frees_the_seats_of_the_older(
     """Restored leases blocked an idle node that had restarted for ten minutes."""
     async with open_small_market(Script.ANSWER) as market:
         node = market.nodes[0]
-        await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
         leases = LeaseRegistry(market.coordinator.market)
         await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
         leases.note_attached(node.key.peer_id, node.incarnation_ms)
@@ -271,7 +271,7 @@ async def test_a_hold_without_a_receipt_counts_against_the_party_that_failed(
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         node, coordinator = market.nodes[0], market.coordinator
-        granted = await coordinator.desk.lease(signed_request(market, market.buyer))
+        granted = await coordinator.lease_service.lease(signed_request(market, market.buyer))
         if is_opened:
             opened = (granted.lease.message.lease_id,)
             await node.call(Method.LOAD, replace(node.load(), opened=opened), LoadAck)
@@ -286,7 +286,7 @@ async def test_a_hold_without_a_receipt_counts_against_the_party_that_failed(
 async def test_a_lone_receipt_is_no_success_of_its_node(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.ANSWER) as market:
         node = market.nodes[0]
-        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        granted = await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
         await node.hand_in(node.sign_unopened(granted.lease, (), Finish.STOP))
         await trio.sleep(100)
         assert len(market.coordinator.leases) == 0
@@ -299,7 +299,7 @@ async def test_another_lone_receipt_does_not_replace_the_one_that_waits(
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         node = market.nodes[0]
-        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        granted = await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
         first = node.sign_unopened(granted.lease, (), Finish.STOP)
         await node.hand_in(first)
         other = seal(node.key, replace(first.message, first_output_ms=9))
@@ -311,11 +311,11 @@ async def test_another_lone_receipt_does_not_replace_the_one_that_waits(
 
 async def test_a_purchase_goes_on_as_its_next_part(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.ANSWER) as market:
-        desk = market.coordinator.desk
+        service = market.coordinator.lease_service
         first = signed_request(market, market.buyer)
-        leased: list[Lease] = [(await desk.lease(first)).lease.message]
+        leased: list[Lease] = [(await service.lease(first)).lease.message]
         second = signed_request(market, market.buyer, job_id=first.message.job_id, part=1)
-        leased.append((await desk.lease(second)).lease.message)
+        leased.append((await service.lease(second)).lease.message)
         assert [lease.attempt for lease in leased] == [0, 1]
         assert await code_of_lease(market, first) is Code.ALREADY_EXISTS
 
@@ -323,7 +323,7 @@ async def test_a_purchase_goes_on_as_its_next_part(autojump_clock: MockClock) ->
 async def seats_after(market: SmallMarket, *, leased_by_gateway: bool, load_ahead_ms: int) -> int:
     """Of a lease whose node then attaches as a process that began later."""
     node = market.nodes[0]
-    granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+    granted = await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
     opened = market.coordinator.leases.get(granted.lease.message.lease_id)
     assert opened is not None
     opened.api_key_id = "key" if leased_by_gateway else None

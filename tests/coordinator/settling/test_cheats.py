@@ -74,7 +74,7 @@ def make_request(
 
 async def code_of_lease(market: SmallMarket, request: Signed[JobRequest]) -> Code:
     with pytest.raises(RemoteProtocolError) as caught:
-        await market.coordinator.desk.lease(request)
+        await market.coordinator.lease_service.lease(request)
     return caught.value.code
 
 
@@ -181,16 +181,16 @@ async def test_a_client_that_learns_a_job_id_cannot_touch_its_owners_job(
     """Such as one that ran the job: its lease of that id is a lease of its own."""
     async with open_small_market(Script.ANSWER) as market:
         mine = make_request(market, market.buyer)
-        granted = await market.coordinator.desk.lease(mine)
+        granted = await market.coordinator.lease_service.lease(mine)
         thief = SigningKey.generate(lambda size: bytes(range(size)))
         with market.database.transaction() as conn:
             give_credit(conn, thief.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
-        stolen = await market.coordinator.desk.lease(
+        stolen = await market.coordinator.lease_service.lease(
             make_request(market, thief, mine.message.job_id)
         )
         assert stolen.lease.message.attempt == 0
         assert stolen.lease.message.lease_id != granted.lease.message.lease_id
-        again = await market.coordinator.desk.lease(mine)
+        again = await market.coordinator.lease_service.lease(mine)
         assert again.lease.message.attempt == 1
         other = make_request(market, market.buyer, mine.message.job_id, output_tokens=9)
         assert await code_of_lease(market, other) is Code.ALREADY_EXISTS
@@ -208,7 +208,7 @@ async def test_a_lease_that_was_refused_leaves_nothing_in_the_way_of_the_next(
         await trio.sleep(0.01)
         with market.database.transaction() as conn:
             give_credit(conn, market.buyer.peer_id, OPENING_CREDIT_NANO, market.clock.now_ms())
-        granted = await market.coordinator.desk.lease(request)
+        granted = await market.coordinator.lease_service.lease(request)
         assert granted.lease.message.attempt == 0
         await trio.sleep(200)
         market.assert_books_are_closed()
@@ -262,7 +262,7 @@ async def test_a_client_cannot_break_a_nodes_name(autojump_clock: MockClock) -> 
             now_ms = market.clock.now_ms()
             job_id = JobId(new_ulid(now_ms, market.network.rng.randbytes(10)))
             request = make_request(market, market.buyer, job_id)
-            granted = await market.coordinator.desk.lease(request)
+            granted = await market.coordinator.lease_service.lease(request)
             signed = node.sign_unopened(granted.lease, (), Finish.REFUSED).message
             await node.hand_in(seal(node.key, replace(signed, code=code.value)))
         standing = market.coordinator.market.reputation.standing(
@@ -299,11 +299,11 @@ async def test_a_client_cannot_open_leases_without_end(
         nodes[0].price = PriceSheet()
 
     async with open_small_market(Script.ANSWER, adjust=give_away) as market:
-        desk, now_ms = market.coordinator.desk, market.clock.now_ms()
+        service, now_ms = market.coordinator.lease_service, market.clock.now_ms()
 
         async def lease(number: int) -> None:
             job_id = JobId(new_ulid(now_ms, bytes([number] * 10)))
-            await desk.lease(make_request(market, market.buyer, job_id))
+            await service.lease(make_request(market, market.buyer, job_id))
 
         await lease(1)
         await lease(2)

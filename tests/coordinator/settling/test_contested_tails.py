@@ -29,7 +29,7 @@ async def buy_at(market: SmallMarket, node: PeerId, buyer: SigningKey) -> None:
 async def lease_at(market: SmallMarket, node: PeerId) -> Lease:
     asked = signed_request(market, BUYERS[0]).message
     request = seal(BUYERS[0], replace(asked, constraints=Constraints(only=(node,))))
-    granted = await market.coordinator.desk.lease(request)
+    granted = await market.coordinator.lease_service.lease(request)
     return granted.lease.message
 
 

@@ -10,7 +10,7 @@ from coordinator.leasing.open_lease import Opening, OpenLease
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.ledger.accounts import SystemAccount
 from coordinator.settling.payments import Payments
-from coordinator.settling.receipt_desk import ReceiptDesk
+from coordinator.settling.receipt_service import ReceiptService
 from protocol.endings import Finish, ReceiptState
 from protocol.limits import RECEIPT_GRACE_MS, WINDOW_TOKENS_MIN
 from protocol.pricing import Units, cost_nano
@@ -74,7 +74,7 @@ async def test_a_receipt_of_a_job_that_was_never_opened_is_worth_nothing(
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         node = market.nodes[0]
-        granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+        granted = await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
         receipt = node.sign_unopened(granted.lease, (), Finish.STOP)
         assert receipt.message.amount_nano > 0
         assert (await node.hand_in(receipt)).state == ReceiptState.PENDING
@@ -99,10 +99,10 @@ async def test_an_answer_that_a_restart_of_ours_has_cut_is_paid_by_the_operator(
         restored = OpenLease(lost.lease, "a key of our gateway", opening=Opening.UNKNOWN)
         leases.restore([restored], now_ms=market.clock.now_ms())
         payments = Payments(market.database, old.writer, clock=market.clock, fee_bps=FEE_BPS)
-        desk = ReceiptDesk(market.database, leases, payments, clock=market.clock)
-        assert (await desk.accept(receipt, None)).state == ReceiptState.PENDING
+        service = ReceiptService(market.database, leases, payments, clock=market.clock)
+        assert (await service.accept(receipt, None)).state == ReceiptState.PENDING
         await trio.sleep((restored.lone_receipt_due_ms - market.clock.now_ms()) / 1_000)
-        assert await desk.sweep() == 1
+        assert await service.sweep() == 1
         assert spent(market) == 0
         assert market.account(market.nodes[0].key.peer_id).posted_nano > 0
         with market.database.transaction() as conn:

@@ -17,7 +17,7 @@ from coordinator.leasing.clients import FIRST_STEP_NANO
 from coordinator.leasing.registry import LeaseRegistry
 from coordinator.leasing.restoring import restore_leases
 from coordinator.settling.payments import Payments
-from coordinator.settling.receipt_desk import ReceiptDesk
+from coordinator.settling.receipt_service import ReceiptService
 from protocol.countersigning import Delivery
 from protocol.endings import Finish, ReceiptState
 from protocol.envelope import Signed, open_envelope, seal
@@ -140,8 +140,8 @@ async def test_the_word_of_a_client_on_a_cut_answer_survives_a_restart(
         leases = LeaseRegistry(old.market)
         await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
         payments = Payments(market.database, old.writer, clock=market.clock, fee_bps=FEE_BPS)
-        desk = ReceiptDesk(market.database, leases, payments, clock=market.clock)
-        reply = await desk.accept(bill_everything(market.nodes[0], lost.lease), None)
+        service = ReceiptService(market.database, leases, payments, clock=market.clock)
+        reply = await service.accept(bill_everything(market.nodes[0], lost.lease), None)
         assert reply.state == ReceiptState.DISPUTED
         assert shop.spent_nano() == charge_nano(PRICE, GOT, Finish.STOP)
         market.assert_books_are_closed()
@@ -152,26 +152,26 @@ async def test_only_the_first_word_of_the_leases_own_client_counts(
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         lease = await lease_one(market)
-        desk = market.coordinator.desk
+        service = market.coordinator.lease_service
         refusals = [
             (deliver(lease, STRANGER_KEY), Code.WRONG_SIGNER),
             (deliver(lease, market.buyer, Units(1_000, 1_000)), Code.RECEIPT_MISMATCH),
         ]
         for delivery, code in refusals:
             with pytest.raises(RemoteProtocolError) as caught:
-                await desk.declare(delivery)
+                await service.declare(delivery)
             assert caught.value.code is code
         first = deliver(lease, market.buyer)
         for _ in range(2):
-            await desk.declare(first)
+            await service.declare(first)
         with pytest.raises(RemoteProtocolError) as caught:
-            await desk.declare(deliver(lease, market.buyer, Units()))
+            await service.declare(deliver(lease, market.buyer, Units()))
         assert caught.value.code is Code.ALREADY_EXISTS
         await trio.sleep(30 + RECEIPT_GRACE_MS / 1_000 + 5)
         market.assert_books_are_closed()
-        await desk.declare(first)
+        await service.declare(first)
         with pytest.raises(RemoteProtocolError) as caught:
-            await desk.declare(deliver(lease, market.buyer, Units()))
+            await service.declare(deliver(lease, market.buyer, Units()))
         assert caught.value.code is Code.EXPIRED
 
 
@@ -246,7 +246,7 @@ async def read_and_interrupt(market: SmallMarket) -> None:
 
 async def lease_one(market: SmallMarket) -> Signed[Lease]:
     """A lease whose job is never opened."""
-    granted = await market.coordinator.desk.lease(signed_request(market, market.buyer))
+    granted = await market.coordinator.lease_service.lease(signed_request(market, market.buyer))
     return granted.lease
 
 

@@ -152,7 +152,7 @@ async def test_a_client_that_was_cut_off_may_still_say_that_it_agrees(
             market.buyer, replace(part.acceptance.message, receipt_digest=sha256_digest(b""))
         )
         with pytest.raises(RemoteProtocolError):
-            await market.coordinator.desk.settle(part.receipt, other)
+            await market.coordinator.lease_service.settle(part.receipt, other)
         for _ in range(2):
-            await market.coordinator.desk.settle(part.receipt, part.acceptance)
+            await market.coordinator.lease_service.settle(part.receipt, part.acceptance)
             assert (record.signed, record.unsigned) == (1.0, 0.0), "and only once"

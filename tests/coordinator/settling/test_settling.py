@@ -19,7 +19,7 @@ from coordinator.leasing.restoring import restore_leases
 from coordinator.ledger.machine import Chain
 from coordinator.ledger.transfers import Result
 from coordinator.settling.payments import Payments
-from coordinator.settling.receipt_desk import ReceiptDesk
+from coordinator.settling.receipt_service import ReceiptService
 from protocol.endings import Finish, LeaseState, ReceiptState
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
@@ -305,7 +305,7 @@ def pass_expiry(market: SmallMarket) -> None:
     market.clock.ahead_ms += opened.hold_expires_at_ms - market.clock.now_ms()
 
 
-async def restart_after_expiry(market: SmallMarket) -> ReceiptDesk:
+async def restart_after_expiry(market: SmallMarket) -> ReceiptService:
     """A coordinator that was killed before the hold's timeout, and started after it."""
     old = market.coordinator
     pass_expiry(market)
@@ -315,7 +315,7 @@ async def restart_after_expiry(market: SmallMarket) -> ReceiptDesk:
     leases = LeaseRegistry(old.market)
     await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
     payments = Payments(market.database, old.writer, clock=market.clock, fee_bps=FEE_BPS)
-    return ReceiptDesk(market.database, leases, payments, clock=market.clock)
+    return ReceiptService(market.database, leases, payments, clock=market.clock)
 
 
 async def test_after_an_outage_receipts_are_taken_for_as_long_as_after_a_deadline(
@@ -323,11 +323,11 @@ async def test_after_an_outage_receipts_are_taken_for_as_long_as_after_a_deadlin
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         receipt = await lose_client(market)
-        desk = await restart_after_expiry(market)
-        assert await desk.expire() == 0
-        assert (await desk.accept(receipt, None)).state == ReceiptState.PENDING
+        service = await restart_after_expiry(market)
+        assert await service.expire() == 0
+        assert (await service.accept(receipt, None)).state == ReceiptState.PENDING
         market.clock.ahead_ms += ACCEPTANCE_WITHIN_MS
-        assert await desk.sweep() == 1
+        assert await service.sweep() == 1
         assert spent(market) == receipt.message.amount_nano
         market.assert_books_are_closed()
 
@@ -337,12 +337,12 @@ async def test_after_an_outage_a_hold_without_a_receipt_is_given_back_a_little_l
 ) -> None:
     async with open_small_market(Script.ANSWER) as market:
         receipt = await lose_client(market)
-        desk = await restart_after_expiry(market)
+        service = await restart_after_expiry(market)
         market.clock.ahead_ms += RECEIPT_GRACE_MS
         with pytest.raises(RemoteProtocolError) as caught:
-            await desk.accept(receipt, None)
+            await service.accept(receipt, None)
         assert caught.value.code is Code.EXPIRED
-        assert await desk.expire() == 1
+        assert await service.expire() == 1
         market.assert_books_are_closed()
 
 
@@ -352,10 +352,10 @@ async def test_after_an_outage_a_receipt_that_had_been_acknowledged_is_paid(
     async with open_small_market(Script.ANSWER) as market:
         receipt = await lose_client(market)
         await market.nodes[0].hand_in(receipt)
-        desk = await restart_after_expiry(market)
+        service = await restart_after_expiry(market)
         market.clock.ahead_ms += 10 * RECEIPT_GRACE_MS
-        assert await desk.expire() == 0, "what was acknowledged is kept, however late it is"
-        assert await desk.sweep() == 1
+        assert await service.expire() == 0, "what was acknowledged is kept, however late it is"
+        assert await service.sweep() == 1
         assert spent(market) == receipt.message.amount_nano
         market.assert_books_are_closed()
 

@@ -64,7 +64,7 @@ _NO_NODE = frozenset({Code.NO_NODE_FITS.value, Code.UNKNOWN_MODEL.value})
 
 
 @dataclass(slots=True)
-class _JobAsk:
+class _JobOrder:
     """One job of a stream, as a request of its own."""
 
     request_id: str
@@ -297,7 +297,7 @@ class InferenceStream:
     def _ask(self) -> Asked:
         context, call = self._context, self._call
         name = context.new_job_name()
-        return _JobAsk(call.request_id, context.monotonic(), call.caller, name)
+        return _JobOrder(call.request_id, context.monotonic(), call.caller, name)
 
     async def _buy(self, series: Series, request: InferenceRequest) -> WholeAnswer:
         """From the node that has the window, or from any. Raises ApiError."""

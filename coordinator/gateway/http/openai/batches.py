@@ -18,7 +18,7 @@ from coordinator.gateway.http.purchases import serve_purchase
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, json_response
 from coordinator.gateway.http.strict_json import Fields, check_text
-from coordinator.gateway.market_side.filing import BatchAsk, BatchInfo
+from coordinator.gateway.market_side.filing import BatchInfo, BatchRequest
 from protocol.errors import RemoteProtocolError
 from protocol.ids import parse_ulid
 
@@ -82,13 +82,13 @@ async def cancel_batch(context: GatewayContext, request: Request) -> Reply:
     return json_response(batch_object(info))
 
 
-def read_ask(fields: Fields) -> BatchAsk:
+def read_ask(fields: Fields) -> BatchRequest:
     """Raises ApiError (400, 404)."""
     file_id = fields.text("input_file_id", chars_max=_ID_CHARS_MAX)
     endpoint = fields.text("endpoint", chars_max=_ID_CHARS_MAX)
     if fields.required("completion_window") != WINDOW:
         raise unsupported(f"completion_window is {WINDOW}", "completion_window")
-    return BatchAsk(
+    return BatchRequest(
         read_file_id(file_id, "input_file_id"),
         endpoint,
         _read_labels(fields),

@@ -11,18 +11,18 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from coordinator.batches.desk import BatchBounds, BatchDesk
+from coordinator.batches.service import BatchBounds, BatchService
 from coordinator.batches.usage import FileBounds
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.spec import JobSpec
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError
-from coordinator.gateway.market_side.filing import BatchAsk, BatchInfo, ListPart
+from coordinator.gateway.market_side.filing import BatchInfo, BatchRequest, ListPart
 from protocol.errors import Code
 from protocol.net.clock import VirtualClock
 from protocol.payload import EmbeddingInput
 from protocol.programs.runners import InlineRunner, Runner
-from tests.coordinator.batches.desk_maker import (
+from tests.coordinator.batches.service_maker import (
     Office,
     chat_lines,
     embedding_lines,
@@ -66,18 +66,20 @@ async def running(
     market: FakeMarket,
     runner: Runner | None = None,
     bounds: BatchBounds | None = None,
-) -> AsyncIterator[BatchDesk]:
-    desk = rooms.desk(market, runner or InlineRunner(), VirtualClock(), bounds=bounds)
+) -> AsyncIterator[BatchService]:
+    service = rooms.service(market, runner or InlineRunner(), VirtualClock(), bounds=bounds)
     async with trio.open_nursery() as nursery:
-        await nursery.start(desk.run)
-        yield desk
+        await nursery.start(service.run)
+        yield service
         nursery.cancel_scope.cancel()
 
 
-async def wait_status(desk: BatchDesk, caller: Caller, batch_id: str, *statuses: str) -> BatchInfo:
+async def wait_status(
+    service: BatchService, caller: Caller, batch_id: str, *statuses: str
+) -> BatchInfo:
     with trio.fail_after(48 * 3_600):
         while True:
-            info = await desk.find_batch(caller, batch_id)
+            info = await service.find_batch(caller, batch_id)
             assert info is not None
             if info.status in statuses:
                 return info
@@ -90,13 +92,13 @@ async def test_good_lines_are_answered_and_a_bad_one_fails_alone(
     lines = chat_lines(3)
     del lines[1]["body"]["messages"]
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, market := ScriptedMarket()) as desk:
-            batch = await put_batch(desk, rooms.caller, lines)
+        async with running(rooms, market := ScriptedMarket()) as service:
+            batch = await put_batch(service, rooms.caller, lines)
             assert batch.status == "validating"
-            ended = await wait_status(desk, rooms.caller, batch.id, "completed")
+            ended = await wait_status(service, rooms.caller, batch.id, "completed")
             assert (ended.total, ended.completed, ended.failed) == (3, 2, 1)
-            output = await read_file(desk, rooms.caller, ended.output_file_id)
-            (failed,) = await read_file(desk, rooms.caller, ended.error_file_id)
+            output = await read_file(service, rooms.caller, ended.output_file_id)
+            (failed,) = await read_file(service, rooms.caller, ended.error_file_id)
     assert {line["custom_id"] for line in output} == {"c0", "c2"}
     body = output[0]["response"]["body"]
     assert body["choices"][0]["message"]["content"] == "Hello wörld 🙂"
@@ -114,10 +116,12 @@ async def test_lines_that_are_alike_become_one_job_whose_cost_is_shared_exactly(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, market := ScriptedMarket()) as desk:
-            batch = await put_batch(desk, rooms.caller, embedding_lines(300, texts=2), EMBEDDINGS)
-            ended = await wait_status(desk, rooms.caller, batch.id, "completed")
-            output = await read_file(desk, rooms.caller, ended.output_file_id)
+        async with running(rooms, market := ScriptedMarket()) as service:
+            batch = await put_batch(
+                service, rooms.caller, embedding_lines(300, texts=2), EMBEDDINGS
+            )
+            ended = await wait_status(service, rooms.caller, batch.id, "completed")
+            output = await read_file(service, rooms.caller, ended.output_file_id)
     texts = [len(spec.job_input.texts) for spec in market.specs]  # type: ignore[union-attr]
     assert texts == [256, 256, 88]
     assert [line["custom_id"] for line in output] == [f"e{number}" for number in range(300)]
@@ -145,9 +149,9 @@ async def test_a_file_that_is_no_list_of_requests_fails_and_says_where(
     tmp_path: Path, autojump_clock: MockClock, line: object, code: str
 ) -> None:
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, market := ScriptedMarket()) as desk:
-            batch = await put_batch(desk, rooms.caller, [*chat_lines(1), line])
-            failed = await wait_status(desk, rooms.caller, batch.id, "failed")
+        async with running(rooms, market := ScriptedMarket()) as service:
+            batch = await put_batch(service, rooms.caller, [*chat_lines(1), line])
+            failed = await wait_status(service, rooms.caller, batch.id, "failed")
     (error,) = failed.errors
     assert (error.code, error.line) == (code, 2)
     assert "failed" in failed.stamps_ms
@@ -160,15 +164,15 @@ async def test_a_cancelled_batch_hands_out_the_answers_that_there_are(
     with office(tmp_path / "files") as rooms:
         market = ScriptedMarket()
         market.script.gate_before = 2
-        async with running(rooms, market) as desk:
-            done = await put_batch(desk, rooms.caller, [*chat_lines(2)])
-            await wait_status(desk, rooms.caller, done.id, "in_progress")
-            cancelled = await desk.cancel_batch(rooms.caller, done.id)
+        async with running(rooms, market) as service:
+            done = await put_batch(service, rooms.caller, [*chat_lines(2)])
+            await wait_status(service, rooms.caller, done.id, "in_progress")
+            cancelled = await service.cancel_batch(rooms.caller, done.id)
             assert cancelled is not None
             assert cancelled.status == "cancelling"
-            ended = await wait_status(desk, rooms.caller, done.id, "cancelled")
-            errors = await read_file(desk, rooms.caller, ended.error_file_id)
-            again = await desk.cancel_batch(rooms.caller, done.id)
+            ended = await wait_status(service, rooms.caller, done.id, "cancelled")
+            errors = await read_file(service, rooms.caller, ended.error_file_id)
+            again = await service.cancel_batch(rooms.caller, done.id)
             assert again == ended
     assert market.cancelled == 2
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
@@ -181,18 +185,18 @@ async def test_a_batch_whose_window_is_over_expires_with_what_it_has(
     with office(tmp_path / "files") as rooms:
         market = ScriptedMarket()
         bounds = BatchBounds(window_s=60)
-        async with running(rooms, market, bounds=bounds) as desk:
+        async with running(rooms, market, bounds=bounds) as service:
             lines = [*chat_lines(1)]
             lines.append(
                 request_line("never", "/v1/chat/completions", lines[0]["body"] | {"model": "later"})
             )
             market.expected.add("later")
-            batch = await put_batch(desk, rooms.caller, lines)
+            batch = await put_batch(service, rooms.caller, lines)
             started_at = trio.current_time()
-            ended = await wait_status(desk, rooms.caller, batch.id, "expired")
+            ended = await wait_status(service, rooms.caller, batch.id, "expired")
             assert trio.current_time() - started_at == pytest.approx(60, abs=0.5)
-            (answer,) = await read_file(desk, rooms.caller, ended.output_file_id)
-            (missing,) = await read_file(desk, rooms.caller, ended.error_file_id)
+            (answer,) = await read_file(service, rooms.caller, ended.output_file_id)
+            (missing,) = await read_file(service, rooms.caller, ended.error_file_id)
     assert answer["custom_id"] == "c0"
     assert (missing["custom_id"], missing["error"]["code"]) == ("never", "batch_expired")
 
@@ -206,14 +210,14 @@ async def test_a_batch_waits_for_a_market_that_is_full_and_for_money(
             *(JobFailed("full", code=Code.NO_NODE_FITS) for _ in range(8)),
             JobFailed("no money", code=Code.OUT_OF_FUNDS),
         ]
-        async with running(rooms, market) as desk:
-            batch = await put_batch(desk, rooms.caller, chat_lines(1))
-            await wait_status(desk, rooms.caller, batch.id, "in_progress")
+        async with running(rooms, market) as service:
+            batch = await put_batch(service, rooms.caller, chat_lines(1))
+            await wait_status(service, rooms.caller, batch.id, "in_progress")
             await trio.sleep(100)
-            info = await desk.find_batch(rooms.caller, batch.id)
+            info = await service.find_batch(rooms.caller, batch.id)
             assert info is not None
             assert info.errors[0].code == "out_of_funds"
-            ended = await wait_status(desk, rooms.caller, batch.id, "completed")
+            ended = await wait_status(service, rooms.caller, batch.id, "completed")
     assert (ended.completed, ended.errors) == (1, ())
 
 
@@ -222,17 +226,17 @@ async def test_a_batch_waits_while_its_account_has_no_room_for_answers(
 ) -> None:
     bounds = BatchBounds(FileBounds(account_bytes_max=2_000))
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, market := ScriptedMarket(), bounds=bounds) as desk:
+        async with running(rooms, market := ScriptedMarket(), bounds=bounds) as service:
             lines = chat_lines(1)
-            filler = await put_file(desk, rooms.caller, bytes(2_000 - len(jsonl(lines))))
-            batch = await put_batch(desk, rooms.caller, lines)
+            filler = await put_file(service, rooms.caller, bytes(2_000 - len(jsonl(lines))))
+            batch = await put_batch(service, rooms.caller, lines)
             await trio.sleep(10)
-            info = await desk.find_batch(rooms.caller, batch.id)
+            info = await service.find_batch(rooms.caller, batch.id)
             assert info is not None
             assert info.errors[0].code == "storage_full"
             assert not market.specs
-            assert await desk.delete_file(rooms.caller, filler.id)
-            ended = await wait_status(desk, rooms.caller, batch.id, "completed")
+            assert await service.delete_file(rooms.caller, filler.id)
+            ended = await wait_status(service, rooms.caller, batch.id, "completed")
             assert ended.completed == 1
             assert market.specs
 
@@ -250,10 +254,10 @@ async def test_the_text_that_a_node_cannot_take_fails_without_its_neighbours(
                 yield job
 
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, Picky()) as desk:
-            batch = await put_batch(desk, rooms.caller, embedding_lines(20), EMBEDDINGS)
-            ended = await wait_status(desk, rooms.caller, batch.id, "completed")
-            (failed,) = await read_file(desk, rooms.caller, ended.error_file_id)
+        async with running(rooms, Picky()) as service:
+            batch = await put_batch(service, rooms.caller, embedding_lines(20), EMBEDDINGS)
+            ended = await wait_status(service, rooms.caller, batch.id, "completed")
+            (failed,) = await read_file(service, rooms.caller, ended.error_file_id)
     assert (ended.completed, ended.failed) == (19, 1)
     assert failed["custom_id"] == "e5"
 
@@ -265,12 +269,12 @@ async def test_one_account_does_not_starve_another(
         market = ScriptedMarket()
         market.script.interval_s = 1.0
         bounds = BatchBounds(jobs_max=4)
-        async with running(rooms, market, bounds=bounds) as desk:
-            big = await put_batch(desk, rooms.caller, chat_lines(60))
-            await wait_status(desk, rooms.caller, big.id, "in_progress")
-            small = await put_batch(desk, rooms.other, chat_lines(4))
-            ended = await wait_status(desk, rooms.other, small.id, "completed")
-            other = await desk.find_batch(rooms.caller, big.id)
+        async with running(rooms, market, bounds=bounds) as service:
+            big = await put_batch(service, rooms.caller, chat_lines(60))
+            await wait_status(service, rooms.caller, big.id, "in_progress")
+            small = await put_batch(service, rooms.other, chat_lines(4))
+            ended = await wait_status(service, rooms.other, small.id, "completed")
+            other = await service.find_batch(rooms.caller, big.id)
     assert ended.completed == 4
     assert other is not None
     assert other.completed <= 12
@@ -290,11 +294,11 @@ async def test_a_batch_whose_key_is_revoked_ends_with_one_reason_for_the_rest(
                 yield job
 
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, market := Revoking()) as desk:
-            batch = await put_batch(desk, rooms.caller, chat_lines(20))
-            ended = await wait_status(desk, rooms.caller, batch.id, "failed")
-            output = await read_file(desk, rooms.caller, ended.output_file_id)
-            errors = await read_file(desk, rooms.caller, ended.error_file_id)
+        async with running(rooms, market := Revoking()) as service:
+            batch = await put_batch(service, rooms.caller, chat_lines(20))
+            ended = await wait_status(service, rooms.caller, batch.id, "failed")
+            output = await read_file(service, rooms.caller, ended.output_file_id)
+            errors = await read_file(service, rooms.caller, ended.error_file_id)
     (error,) = ended.errors
     assert error.code == "unknown_api_key"
     assert (ended.completed, ended.failed, len(output)) == (answered, 0, answered)
@@ -313,10 +317,10 @@ async def test_a_batch_that_expires_while_it_has_no_money_says_so_on_each_line(
     market = ScriptedMarket()
     market.failures = [JobFailed("spent", code=Code.BUDGET_EXCEEDED) for _ in range(asks_max)]
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, market, bounds=BatchBounds(window_s=600)) as desk:
-            batch = await put_batch(desk, rooms.caller, chat_lines(50))
-            ended = await wait_status(desk, rooms.caller, batch.id, "expired")
-            errors = await read_file(desk, rooms.caller, ended.error_file_id)
+        async with running(rooms, market, bounds=BatchBounds(window_s=600)) as service:
+            batch = await put_batch(service, rooms.caller, chat_lines(50))
+            ended = await wait_status(service, rooms.caller, batch.id, "expired")
+            errors = await read_file(service, rooms.caller, ended.error_file_id)
     assert len(errors) == 50
     assert all("budget of the API key is spent" in line["error"]["message"] for line in errors)
     assert not market.specs
@@ -324,17 +328,17 @@ async def test_a_batch_that_expires_while_it_has_no_money_says_so_on_each_line(
 
 async def test_what_is_anothers_does_not_exist(tmp_path: Path, autojump_clock: MockClock) -> None:
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, ScriptedMarket()) as desk:
-            batch = await put_batch(desk, rooms.caller, chat_lines(1))
+        async with running(rooms, ScriptedMarket()) as service:
+            batch = await put_batch(service, rooms.caller, chat_lines(1))
             file_id = batch.ask.input_file_id
-            assert await desk.find_batch(rooms.other, batch.id) is None
-            assert await desk.cancel_batch(rooms.other, batch.id) is None
-            assert await desk.find_file(rooms.other, file_id) is None
-            assert await desk.open_file(rooms.other, file_id) is None
-            assert not await desk.delete_file(rooms.other, file_id)
-            assert not await desk.list_batches(rooms.other, ListPart(10))
+            assert await service.find_batch(rooms.other, batch.id) is None
+            assert await service.cancel_batch(rooms.other, batch.id) is None
+            assert await service.find_file(rooms.other, file_id) is None
+            assert await service.open_file(rooms.other, file_id) is None
+            assert not await service.delete_file(rooms.other, file_id)
+            assert not await service.list_batches(rooms.other, ListPart(10))
             with pytest.raises(ApiError, match="no file"):
-                await desk.create_batch(rooms.other, BatchAsk(file_id, EMBEDDINGS, {}, None))
+                await service.create_batch(rooms.other, BatchRequest(file_id, EMBEDDINGS, {}, None))
 
 
 async def test_bytes_at_rest_are_sealed_and_their_owners_alone(
@@ -342,9 +346,9 @@ async def test_bytes_at_rest_are_sealed_and_their_owners_alone(
 ) -> None:
     folder = tmp_path / "files"
     with office(folder) as rooms:
-        async with running(rooms, ScriptedMarket()) as desk:
-            batch = await put_batch(desk, rooms.caller, chat_lines(1))
-            await wait_status(desk, rooms.caller, batch.id, "completed")
+        async with running(rooms, ScriptedMarket()) as service:
+            batch = await put_batch(service, rooms.caller, chat_lines(1))
+            await wait_status(service, rooms.caller, batch.id, "completed")
             paths = [path for path in folder.rglob("*") if path.is_file()]
             assert len(paths) == 2
             assert not any(b"say 0" in path.read_bytes() for path in paths)
@@ -358,9 +362,9 @@ async def test_a_part_of_a_large_file_is_read_and_a_changed_byte_is_noticed(
 ) -> None:
     data = os.urandom(300_000)
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, ScriptedMarket()) as desk:
-            stored = await put_file(desk, rooms.caller, data)
-            content = await desk.open_file(rooms.caller, stored.id)
+        async with running(rooms, ScriptedMarket()) as service:
+            stored = await put_file(service, rooms.caller, data)
+            content = await service.open_file(rooms.caller, stored.id)
             assert content is not None
             assert b"".join(content.pieces()) == data
             assert content.read(70_000, 10) == data[70_000:70_010]
@@ -370,7 +374,7 @@ async def test_a_part_of_a_large_file_is_read_and_a_changed_byte_is_noticed(
             sealed = bytearray(path.read_bytes())
             sealed[100_000] ^= 1
             path.write_bytes(sealed)
-            spoiled = await desk.open_file(rooms.caller, stored.id)
+            spoiled = await service.open_file(rooms.caller, stored.id)
             assert spoiled is not None
             with pytest.raises(Exception, match="damaged"):
                 list(spoiled.pieces())
@@ -382,23 +386,23 @@ async def test_files_are_bounded_for_an_account_and_dropped_when_their_time_is_o
 ) -> None:
     bounds = BatchBounds(FileBounds(file_bytes_max=1_000, account_bytes_max=1_500))
     with office(tmp_path / "files") as rooms:
-        async with running(rooms, ScriptedMarket(), bounds=bounds) as desk:
-            upload = await desk.begin_upload(rooms.caller)
+        async with running(rooms, ScriptedMarket(), bounds=bounds) as service:
+            upload = await service.begin_upload(rooms.caller)
             with pytest.raises(ApiError, match="1000 bytes"):
                 upload.write(bytes(1_001))
-            await desk.abandon_upload(upload)
-            stored = await put_file(desk, rooms.caller, bytes(1_000))
+            await service.abandon_upload(upload)
+            stored = await put_file(service, rooms.caller, bytes(1_000))
             with pytest.raises(ApiError, match="delete some"):
-                await put_file(desk, rooms.caller, bytes(600))
-            await put_file(desk, rooms.other, bytes(600))
-            assert await desk.delete_file(rooms.caller, stored.id)
-            upload = await desk.begin_upload(rooms.caller)
+                await put_file(service, rooms.caller, bytes(600))
+            await put_file(service, rooms.other, bytes(600))
+            assert await service.delete_file(rooms.caller, stored.id)
+            upload = await service.begin_upload(rooms.caller)
             upload.write(bytes(900))
-            kept = await desk.finish_upload(
+            kept = await service.finish_upload(
                 rooms.caller, upload, filename="f", purpose="batch", lifetime_s=3_600
             )
             await trio.sleep(3_600)
-            assert await desk.find_file(rooms.caller, kept.id) is None
+            assert await service.find_file(rooms.caller, kept.id) is None
             await trio.sleep(120)
             assert not (tmp_path / "files" / kept.id).exists()
 
@@ -441,25 +445,27 @@ async def kill_once(rooms: Office, data: bytes, calls: int, *, is_after: bool) -
     """Kill the process at one step, start it again, and look at what became of the batch. False if
     the batch had ended before."""
     market = ScriptedMarket()
-    async with running(rooms, market) as desk:
-        stored = await put_file(desk, rooms.caller, data)
+    async with running(rooms, market) as service:
+        stored = await put_file(service, rooms.caller, data)
     batch_id = ""
     try:
         runner = MortalRunner(market, calls, is_after=is_after)
-        async with running(rooms, market, runner) as desk:
+        async with running(rooms, market, runner) as service:
             batch_id = (
-                await desk.create_batch(rooms.caller, BatchAsk(stored.id, EMBEDDINGS, {}, None))
+                await service.create_batch(
+                    rooms.caller, BatchRequest(stored.id, EMBEDDINGS, {}, None)
+                )
             ).id
-            await wait_status(desk, rooms.caller, batch_id, "completed")
+            await wait_status(service, rooms.caller, batch_id, "completed")
     except* Killed:
         pass
     was_killed, market.is_dead = market.is_dead, False
     if not batch_id:
         return True
-    async with running(rooms, market) as desk:
-        ended = await wait_status(desk, rooms.caller, batch_id, "completed")
-        output = await read_file(desk, rooms.caller, ended.output_file_id)
-        errors = await read_file(desk, rooms.caller, ended.error_file_id)
+    async with running(rooms, market) as service:
+        ended = await wait_status(service, rooms.caller, batch_id, "completed")
+        output = await read_file(service, rooms.caller, ended.output_file_id)
+        errors = await read_file(service, rooms.caller, ended.error_file_id)
     assert sorted(line["custom_id"] for line in output) == sorted(f"e{n}" for n in range(40))
     assert [line["custom_id"] for line in errors] == ["bad"]
     assert (ended.total, ended.completed, ended.failed) == (41, 40, 1)

@@ -1,4 +1,4 @@
-"""What a desk does with jobs that an earlier process has leased."""
+"""What a service does with jobs that an earlier process has leased."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from tests.coordinator.small_market import (
     SmallMarket,
     give_credit,
     open_small_market,
-    restarted_desk,
+    restarted_service,
 )
 from tests.protocol.makers import SALT, STRANGER, make_request
 
@@ -45,7 +45,7 @@ def a_request(market: SmallMarket, key: SigningKey) -> Signed[JobRequest]:
 
 async def lease_and_refuse(market: SmallMarket, request: Signed[JobRequest]) -> None:
     """A first attempt, whose lease is closed by a receipt of nothing."""
-    granted = await market.coordinator.desk.lease(request)
+    granted = await market.coordinator.lease_service.lease(request)
     terms = granted.lease.message
     (node,) = (node for node in market.nodes if node.key.peer_id == terms.node)
     receipt = draft_receipt(
@@ -67,10 +67,10 @@ async def test_a_job_goes_on_after_a_restart_between_its_attempts(
     async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
         request = a_request(market, market.buyer)
         await lease_and_refuse(market, request)
-        desk = restarted_desk(market)
-        second = await desk.lease(request)
+        service = restarted_service(market)
+        second = await service.lease(request)
         assert second.lease.message.attempt == 1
-        third = await desk.lease(request)
+        third = await service.lease(request)
         assert third.lease.message.attempt == 2
         assert third.lease.message.deadline_at_ms == second.lease.message.deadline_at_ms
 
@@ -83,7 +83,7 @@ async def test_another_client_may_choose_the_same_job_id(autojump_clock: MockClo
             give_credit(conn, STRANGER.peer_id, 10**9, market.clock.now_ms())
         theirs = a_request(market, STRANGER)
         assert theirs.message.job_id == request.message.job_id
-        granted = await restarted_desk(market).lease(theirs)
+        granted = await restarted_service(market).lease(theirs)
         assert granted.lease.message.attempt == 0
 
 
@@ -92,17 +92,17 @@ async def refusal_of(market: SmallMarket, key: SigningKey, entropy: bytes) -> Re
         a_request(market, key).message, job_id=JobId(new_ulid(market.clock.now_ms(), entropy))
     )
     with pytest.raises(RemoteProtocolError) as caught:
-        await market.coordinator.desk.lease(seal(key, request))
+        await market.coordinator.lease_service.lease(seal(key, request))
     return caught.value
 
 
 async def test_money_that_is_only_held_is_worth_coming_back_for(autojump_clock: MockClock) -> None:
     async with open_small_market(Script.HANG, Script.HANG) as market:
-        first = await market.coordinator.desk.lease(a_request(market, market.buyer))
+        first = await market.coordinator.lease_service.lease(a_request(market, market.buyer))
         ceiling_nano = first.lease.message.ceiling_nano
         with market.database.transaction() as conn:
             give_credit(conn, STRANGER.peer_id, ceiling_nano * 3 // 2, market.clock.now_ms())
-        await market.coordinator.desk.lease(a_request(market, STRANGER))
+        await market.coordinator.lease_service.lease(a_request(market, STRANGER))
         refused = await refusal_of(market, STRANGER, b"abcdefghij")
         assert refused.code is Code.OUT_OF_FUNDS
         assert refused.retry_after_ms is not None

@@ -48,7 +48,7 @@ REMEMBERED_MAX = 4_096
 SWEEP_MAX = 500
 
 
-class ReceiptDesk:
+class ReceiptService:
     """Takes receipts from clients and nodes, and turns them into captures."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A desk for files and batches over books in memory and a folder, with a market of the test's."""
+"""A service for files and batches over books in memory, with a market of the test's."""
 
 import json
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from typing import Any
 
 from coordinator.batches.blobs import SealedFolder
 from coordinator.batches.book_rows import BookFiling, BookLeftovers
-from coordinator.batches.desk import BatchBounds, BatchDesk
+from coordinator.batches.service import BatchBounds, BatchService
 from coordinator.db.accounts import open_account
 from coordinator.db.api_keys import create_api_key
 from coordinator.db.engine import Database
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.market_side.filing import BatchAsk, BatchInfo, FileInfo
+from coordinator.gateway.market_side.filing import BatchInfo, BatchRequest, FileInfo
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.ledger.accounts import Account, AccountKind, account_of
 from protocol.clock import Clock
@@ -44,7 +44,7 @@ class Callers:
 
 @dataclass
 class Words:
-    """Stands for the coordinator's desk: keeps what was signed for."""
+    """Stands for the coordinator's service: keeps what was signed for."""
 
     delivered: list[Signed[Delivery]] = field(default_factory=list)
 
@@ -54,7 +54,7 @@ class Words:
 
 @dataclass
 class Office:
-    """What outlives a desk: books, folder and keys."""
+    """What outlives a service: books, folder and keys."""
 
     database: Database
     folder: Path
@@ -65,15 +65,15 @@ class Office:
     # What is made later has a higher id, also within one millisecond.
     numbers: Iterator[int] = field(default_factory=lambda: count_from(1))
 
-    def desk(
+    def service(
         self,
         market: GatewayMarket,
         runner: Runner,
         clock: Clock,
         *,
         bounds: BatchBounds | None = None,
-    ) -> BatchDesk:
-        return BatchDesk(
+    ) -> BatchService:
+        return BatchService(
             BookFiling(self.database),
             SealedFolder(self.folder, OPERATOR, self._entropy),
             market,
@@ -139,25 +139,27 @@ def jsonl(lines: list[Any]) -> bytes:
     )
 
 
-async def put_file(desk: BatchDesk, caller: Caller, data: bytes) -> FileInfo:
-    upload = await desk.begin_upload(caller)
+async def put_file(service: BatchService, caller: Caller, data: bytes) -> FileInfo:
+    upload = await service.begin_upload(caller)
     upload.write(data)
-    return await desk.finish_upload(
+    return await service.finish_upload(
         caller, upload, filename="in.jsonl", purpose="batch", lifetime_s=None
     )
 
 
 async def put_batch(
-    desk: BatchDesk, caller: Caller, lines: list[Any], endpoint: str = "/v1/chat/completions"
+    service: BatchService, caller: Caller, lines: list[Any], endpoint: str = "/v1/chat/completions"
 ) -> BatchInfo:
-    stored = await put_file(desk, caller, jsonl(lines))
-    return await desk.create_batch(caller, BatchAsk(stored.id, endpoint, {}, None))
+    stored = await put_file(service, caller, jsonl(lines))
+    return await service.create_batch(caller, BatchRequest(stored.id, endpoint, {}, None))
 
 
-async def read_file(desk: BatchDesk, caller: Caller, file_id: str | None) -> list[dict[str, Any]]:
+async def read_file(
+    service: BatchService, caller: Caller, file_id: str | None
+) -> list[dict[str, Any]]:
     if file_id is None:
         return []
-    content = await desk.open_file(caller, file_id)
+    content = await service.open_file(caller, file_id)
     assert content is not None
     text = b"".join(content.pieces())
     content.close()

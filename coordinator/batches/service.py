@@ -10,7 +10,7 @@ import trio
 
 from coordinator.batches import states
 from coordinator.batches.blobs import BlobReader, SealedFolder
-from coordinator.batches.files import FileDesk, FileUpload
+from coordinator.batches.files import FileService, FileUpload
 from coordinator.batches.line_log import LineLog
 from coordinator.batches.lines import ENDPOINTS
 from coordinator.batches.needs import CallerFinder, FilingRows, Leftovers
@@ -22,7 +22,7 @@ from coordinator.db.filing_rows import Page, StoredBatch
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, Problem, error_of, invalid
-from coordinator.gateway.market_side.filing import BatchAsk, BatchInfo, FileInfo, ListPart
+from coordinator.gateway.market_side.filing import BatchInfo, BatchRequest, FileInfo, ListPart
 from coordinator.gateway.market_side.market import GatewayMarket
 from coordinator.ledger.accounts import account_of
 from protocol.errors import Code, leaves
@@ -46,7 +46,7 @@ class BatchBounds:
     window_s: int = WINDOW_S
 
 
-class BatchDesk:
+class BatchService:
     """A `Filing`. `run` must be running before the first call."""
 
     def __init__(
@@ -66,7 +66,7 @@ class BatchDesk:
         self._leftovers = leftovers
         self._runner = runtime.runner
         self._clock = runtime.clock
-        self.files = FileDesk(
+        self.files = FileService(
             rows,
             folder,
             runtime.runner,
@@ -155,7 +155,7 @@ class BatchDesk:
 
     # Batches.
 
-    async def create_batch(self, caller: Caller, ask: BatchAsk) -> BatchInfo:
+    async def create_batch(self, caller: Caller, ask: BatchRequest) -> BatchInfo:
         """Durable when this returns. Raises ApiError."""
         account = account_of(caller.owner)
         if ask.endpoint not in ENDPOINTS:
