@@ -20,6 +20,7 @@ from coordinator.db.kept_answers import SWEEP_MAX
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.head_signer import sign_heads_forever
+from coordinator.in_process.shelf import DurableShelf
 from coordinator.leasing.clients import Clients
 from coordinator.leasing.control import ControlServer
 from coordinator.leasing.granting import LeaseService
@@ -32,7 +33,6 @@ from coordinator.market.offers import OfferBook
 from coordinator.market.reputation import Reputation
 from coordinator.settling.payments import Payments
 from coordinator.settling.receipt_service import ReceiptService
-from coordinator.shelf import DurableShelf
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
 from protocol.net.pool import StreamPool

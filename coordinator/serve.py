@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from coordinator.app import Coordinator, MarketRules
-from coordinator.auth import ApiKeyService
 from coordinator.batches.blobs import SealedFolder
 from coordinator.batches.book_rows import BookFiling, BookLeftovers
 from coordinator.batches.service import BatchBounds, BatchService
@@ -15,7 +14,8 @@ from coordinator.endpoint import Endpoint, write_endpoint
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
-from coordinator.local_market import LocalMarket, list_known_models
+from coordinator.in_process.api_keys import ApiKeyService
+from coordinator.in_process.market import LocalMarket, list_known_models
 from coordinator.settings import CoordinatorConfig
 from coordinator.vault import Vault
 from protocol.net.libp2p import Libp2pTransport

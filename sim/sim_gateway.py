@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import trio
 
 from coordinator.app import Coordinator
-from coordinator.auth import ApiKeyService
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.result import PurchaseResult
@@ -21,7 +20,8 @@ from coordinator.gateway.errors import ApiError
 from coordinator.gateway.http.rate_limit import RateLimits
 from coordinator.gateway.market_side.waiting import wait_model
 from coordinator.gateway.orders import Order
-from coordinator.local_market import LocalMarket
+from coordinator.in_process.api_keys import ApiKeyService
+from coordinator.in_process.market import LocalMarket
 from coordinator.vault import Vault
 from protocol.errors import Code
 from protocol.payload import Chunk

@@ -33,6 +33,7 @@ ROOMS = {
     "gateway": {"buyer"},
     "batches": {"buyer", "gateway", "db", "ledger"},
     "edge": {"buyer", "gateway", "batches", "db", "ledger", "buyer_config"},
+    "in_process": {"buyer", "gateway", "market", "db", "app", "vault"},
 }
 COMMON = {"errors"}
 

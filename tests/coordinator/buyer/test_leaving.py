@@ -13,6 +13,7 @@ from coordinator.buyer.purchase import Purchase
 from coordinator.db.accounts import find_account
 from coordinator.ledger.accounts import account_of
 from protocol.pricing import Units, cost_nano
+from tests.coordinator.in_process.test_market import Shop
 from tests.coordinator.small_market import (
     INPUT_UNITS,
     PRICE,
@@ -20,7 +21,6 @@ from tests.coordinator.small_market import (
     SmallMarket,
     open_small_market,
 )
-from tests.coordinator.test_local_market import Shop
 
 Buy = Callable[[], AbstractAsyncContextManager[Purchase]]
 # More steps than a whole purchase has.

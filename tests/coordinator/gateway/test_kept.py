@@ -12,7 +12,7 @@ import pytest
 from coordinator.buyer.errors import JobFailed
 from coordinator.db.engine import Database
 from coordinator.gateway.config import GatewayConfig
-from coordinator.shelf import DurableShelf
+from coordinator.in_process.shelf import DurableShelf
 from protocol.errors import Code
 from protocol.keys import SigningKey
 from tests.clocks import HandClock

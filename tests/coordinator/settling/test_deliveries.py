@@ -28,6 +28,7 @@ from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Lease, Receipt
 from protocol.pricing import Units, cost_nano
 from protocol.receipts import charge_nano
+from tests.coordinator.in_process.test_market import Shop
 from tests.coordinator.lease_requests import signed_request
 from tests.coordinator.small_market import (
     FEE_BPS,
@@ -39,7 +40,6 @@ from tests.coordinator.small_market import (
     SmallMarket,
     open_small_market,
 )
-from tests.coordinator.test_local_market import Shop
 from tests.protocol.makers import make_chain
 
 # What VANISH_MIDWAY sends before it goes.

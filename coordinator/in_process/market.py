@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 import trio
 
 from coordinator.app import Coordinator
-from coordinator.auth import ApiKeyService
 from coordinator.buyer.ahead.pool import PoolCounts
 from coordinator.buyer.purchase import Purchase
 from coordinator.buyer.spec import JobSpec
@@ -14,6 +13,7 @@ from coordinator.db.engine import Connection
 from coordinator.db.jobs import list_jobs
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.market_side.market import Health, ModelInfo
+from coordinator.in_process.api_keys import ApiKeyService
 from coordinator.market.offers import OfferBook
 from coordinator.market.offers.table import (
     CONTEXT,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import pytest
 
 from coordinator.accounts import create_account
-from coordinator.auth import ApiKeyService
 from coordinator.db.api_keys import create_api_key, revoke_api_key
 from coordinator.db.engine import Database, InlineRunner, open_database
 from coordinator.db.key_routings import store_key_routing
+from coordinator.in_process.api_keys import ApiKeyService
 from coordinator.ledger.accounts import Account, account_of
 from coordinator.vault import Vault, VaultError
 from protocol.keys import SigningKey

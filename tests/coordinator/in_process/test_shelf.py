@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from coordinator.db.engine import Database
 from coordinator.db.schema import kept_answers
 from coordinator.gateway.market_side.answers import AnswerShelf, MemoryShelf
-from coordinator.shelf import DurableShelf
+from coordinator.in_process.shelf import DurableShelf
 from protocol.ids import JobId, derive_ulid
 from tests.clocks import HandClock
 from tests.coordinator.ledger_makers import memory_books

@@ -7,14 +7,14 @@ import trio
 from trio.testing import MockClock
 
 from coordinator.accounts import create_account
-from coordinator.auth import ApiKeyService
 from coordinator.buyer.errors import JobFailed
 from coordinator.buyer.spec import JobSpec
 from coordinator.db.api_keys import create_api_key, find_key_funds, list_api_keys, revoke_api_key
 from coordinator.db.jobs import list_jobs
 from coordinator.db.leases import list_leases_of
 from coordinator.gateway.caller import Caller
-from coordinator.local_market import STARTING_S, LocalMarket, list_known_models
+from coordinator.in_process.api_keys import ApiKeyService
+from coordinator.in_process.market import STARTING_S, LocalMarket, list_known_models
 from coordinator.vault import Vault
 from protocol.endings import Finish
 from protocol.envelope import open_envelope
