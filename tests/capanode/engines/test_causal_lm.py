@@ -233,7 +233,7 @@ def test_a_prefix_that_ends_with_the_stop_string_is_a_finished_answer(tmp_path: 
     engine.submit("job", prompt(">", prefix_tokens=tuple(b"abcd"), stop=("cd",)))
     assert run(engine).of("job") == [
         Started("job", Units(5), tokens_digest((b">abcd",), prefix_tokens=4), prefix_tokens=4),
-        Completed("job", "stop", Units(input_tokens=5)),
+        Completed("job", "stop", Units(input_tokens=5), end_stop=0),
     ]
     assert engine.is_idle
 
