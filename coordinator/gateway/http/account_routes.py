@@ -4,9 +4,20 @@
 import base64
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Final, TypeVar
 
 from coordinator.gateway.errors import ApiError, Problem, ProblemKind, error_of, invalid
+from coordinator.gateway.http.account_shapes import (
+    CreditAnswer,
+    DayUsage,
+    EvidenceAnswer,
+    JobAnswer,
+    JobsAnswer,
+    KeyAnswer,
+    PlainAttempt,
+    PlainJob,
+    UsageAnswer,
+)
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.lists import read_query
 from coordinator.gateway.http.openai.dialect import OPENAI
@@ -40,6 +51,7 @@ _DAYS_DEFAULT = 30
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # As `coordinator receipts export` writes it.
 _EVIDENCE_FORMAT = "capacloud-evidence-1"
+_SIGNED: Final = ("request", "lease", "receipt", "acceptance", "delivery")
 
 
 async def ask_records(context: GatewayContext, question: Callable[[Records], Awaitable[R]]) -> R:
@@ -87,44 +99,42 @@ async def show_key(context: GatewayContext, request: Request) -> Reply:
     if use.budget_nano is not None:
         left_nano = max(0, use.budget_nano - use.spent_nano - use.held_nano)
     rate = use.requests_per_minute
-    return json_response(
-        {
-            "data": {
-                "label": use.label,
-                "usage": credits_number(use.spent_nano),
-                "limit": None if use.budget_nano is None else credits_number(use.budget_nano),
-                "limit_remaining": None if left_nano is None else credits_number(left_nano),
-                "limit_reset": None,
-                "is_free_tier": False,
-                "rate_limit": {"requests": -1 if rate is None else rate, "interval": "60s"},
-                "id": use.id,
-                "account": client_of(request),
-                "created_at": use.created_at_ms // 1_000,
-                "usage_nano": use.spent_nano,
-                "held_nano": use.held_nano,
-                "limit_nano": use.budget_nano,
-            }
+    answer: KeyAnswer = {
+        "data": {
+            "label": use.label,
+            "usage": credits_number(use.spent_nano),
+            "limit": None if use.budget_nano is None else credits_number(use.budget_nano),
+            "limit_remaining": None if left_nano is None else credits_number(left_nano),
+            "limit_reset": None,
+            "is_free_tier": False,
+            "rate_limit": {"requests": -1 if rate is None else rate, "interval": "60s"},
+            "id": use.id,
+            "account": client_of(request),
+            "created_at": use.created_at_ms // 1_000,
+            "usage_nano": use.spent_nano,
+            "held_nano": use.held_nano,
+            "limit_nano": use.budget_nano,
         }
-    )
+    }
+    return json_response(answer)
 
 
 async def show_credits(context: GatewayContext, request: Request) -> Reply:
     """What the account has had, spent, and has: held money is in neither of the last two."""
     client = _only_user_of(request)
     found = await ask_records(context, lambda records: records.balance(client, BalanceAsk()))
-    return json_response(
-        {
-            "data": {
-                "total_credits": credits_number(found.credited_nano),
-                "total_usage": credits_number(found.spent_nano),
-                "account": client,
-                "available_nano": found.available_nano,
-                "held_nano": found.held_nano,
-                "total_credits_nano": found.credited_nano,
-                "total_usage_nano": found.spent_nano,
-            }
+    answer: CreditAnswer = {
+        "data": {
+            "total_credits": credits_number(found.credited_nano),
+            "total_usage": credits_number(found.spent_nano),
+            "account": client,
+            "available_nano": found.available_nano,
+            "held_nano": found.held_nano,
+            "total_credits_nano": found.credited_nano,
+            "total_usage_nano": found.spent_nano,
         }
-    )
+    }
+    return json_response(answer)
 
 
 async def show_usage(context: GatewayContext, request: Request) -> Reply:
@@ -137,9 +147,12 @@ async def show_usage(context: GatewayContext, request: Request) -> Reply:
     )
     client = _only_user_of(request)
     found = await ask_records(context, lambda records: records.usage(client, ask))
-    return json_response(
-        {"object": "list", "data": [_usage(row) for row in found.rows], "has_more": found.is_cut}
-    )
+    answer: UsageAnswer = {
+        "object": "list",
+        "data": [_usage(row) for row in found.rows],
+        "has_more": found.is_cut,
+    }
+    return json_response(answer)
 
 
 async def list_jobs(context: GatewayContext, request: Request) -> Reply:
@@ -152,21 +165,21 @@ async def list_jobs(context: GatewayContext, request: Request) -> Reply:
     )
     client = _only_user_of(request)
     found = await ask_records(context, lambda records: records.jobs(client, ask))
-    return json_response(
-        {
-            "object": "list",
-            "data": [plain_job(job) for job in found.jobs],
-            "has_more": bool(found.next_before),
-            "next_before": found.next_before or None,
-        }
-    )
+    answer: JobsAnswer = {
+        "object": "list",
+        "data": [plain_job(job) for job in found.jobs],
+        "has_more": bool(found.next_before),
+        "next_before": found.next_before or None,
+    }
+    return json_response(answer)
 
 
 async def show_job(context: GatewayContext, request: Request) -> Reply:
     """One job with every attempt at it. Raises ApiError (404)."""
     found = await find_job(context, request, job_id_of(request))
     attempts = [plain_attempt(attempt) for attempt in found.attempts]
-    return json_response(plain_job(found.job) | {"attempts": attempts})
+    answer: JobAnswer = {**plain_job(found.job), "attempts": attempts}
+    return json_response(answer)
 
 
 async def show_evidence(context: GatewayContext, request: Request) -> Reply:
@@ -176,12 +189,11 @@ async def show_evidence(context: GatewayContext, request: Request) -> Reply:
     ask = EvidenceAsk(job_id_of(request), str(read_job_id(lease_id)) if lease_id else "")
     client = client_of(request)
     found = await ask_records(context, lambda records: records.evidence(client, ask))
-    signed = {
-        name: base64.b64encode(getattr(found, name)).decode()
-        for name in ("request", "lease", "receipt", "acceptance", "delivery")
-        if getattr(found, name)
-    }
-    return json_response({"format": _EVIDENCE_FORMAT, **signed})
+    answer: EvidenceAnswer = {"format": _EVIDENCE_FORMAT}
+    for name in _SIGNED:
+        if signed := getattr(found, name):
+            answer[name] = base64.b64encode(signed).decode()
+    return json_response(answer)
 
 
 async def find_job(context: GatewayContext, request: Request, job_id: JobId) -> JobReply:
@@ -208,7 +220,7 @@ def credits_number(nano: int) -> float:
     return nano / NANO_PER_CREDIT
 
 
-def plain_job(job: JobSummary) -> dict[str, Any]:
+def plain_job(job: JobSummary) -> PlainJob:
     return {
         "id": job.job_id,
         "object": "job",
@@ -227,7 +239,7 @@ def plain_job(job: JobSummary) -> dict[str, Any]:
     }
 
 
-def plain_attempt(attempt: JobAttempt) -> dict[str, Any]:
+def plain_attempt(attempt: JobAttempt) -> PlainAttempt:
     return {
         "attempt": attempt.attempt,
         "node": attempt.node,
@@ -250,7 +262,7 @@ def plain_attempt(attempt: JobAttempt) -> dict[str, Any]:
     }
 
 
-def _usage(row: UsageRow) -> dict[str, Any]:
+def _usage(row: UsageRow) -> DayUsage:
     return {
         "date": (_EPOCH + timedelta(days=row.day)).date().isoformat(),
         "model": row.model,

@@ -2,7 +2,6 @@
 OpenRouter's; what it ran on, attempt by attempt, and the evidence are ours."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 from coordinator.gateway.errors import ApiError, Problem, invalid
 from coordinator.gateway.http.account_routes import (
@@ -13,6 +12,7 @@ from coordinator.gateway.http.account_routes import (
     plain_job,
     read_job_id,
 )
+from coordinator.gateway.http.account_shapes import Generation, GenerationAnswer
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.lists import read_query
 from coordinator.gateway.http.openai.dialect import OPENAI
@@ -57,10 +57,11 @@ async def read_content(context: GatewayContext, request: Request) -> Reply:
 
 async def _show(context: GatewayContext, request: Request, job_id: JobId) -> Reply:
     found = await find_job(context, request, job_id)
-    return json_response({"data": plain_generation(found, context.timings.of(job_id))})
+    answer: GenerationAnswer = {"data": plain_generation(found, context.timings.of(job_id))}
+    return json_response(answer)
 
 
-def plain_generation(found: JobReply, stages: Stages) -> dict[str, Any]:
+def plain_generation(found: JobReply, stages: Stages) -> Generation:
     job, attempts = found.job, found.attempts
     billed = [attempt for attempt in attempts if attempt.finish]
     last = billed[-1] if billed else None

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from coordinator.gateway.errors import invalid
+from coordinator.gateway.http.openai.shapes import ListPage
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Response, json_response
 from coordinator.gateway.market_side.filing import ListPart
@@ -39,15 +40,14 @@ def read_part(
 
 
 def list_response(
-    part: ListPart, items: Sequence[T], write: Callable[[T], dict[str, Any]]
+    part: ListPart, items: Sequence[T], write: Callable[[T], Mapping[str, Any]]
 ) -> Response:
     data = [write(item) for item in items[: part.limit - 1]]
-    return json_response(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": len(items) >= part.limit,
-        }
-    )
+    answer: ListPage = {
+        "object": "list",
+        "data": data,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+        "has_more": len(items) >= part.limit,
+    }
+    return json_response(answer)

@@ -4,9 +4,9 @@ it. The statistics of all accounts together are the operator's (`coordinator.gat
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from coordinator.buyer.result import PurchaseResult
+from coordinator.gateway.http.oip.shapes import PlainUse
 from protocol.ids import PeerId
 
 # Pairs of an account and a model; the least used go first. About 5 MB.
@@ -43,7 +43,7 @@ class ModelUse:
             self.tallies[name].count += tally.count
             self.tallies[name].ns += tally.ns
 
-    def to_plain(self) -> dict[str, Any]:
+    def to_plain(self) -> PlainUse:
         done = self.tallies["success"].count
         return {
             "last_inference": self.last_ms,

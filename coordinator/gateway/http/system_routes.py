@@ -8,7 +8,7 @@ import ipaddress
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypedDict, TypeVar
 
 from coordinator.buyer.ahead.pool import PoolCounts
 from coordinator.gateway.bridge import BridgeClosedError
@@ -33,6 +33,12 @@ _METRICS_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 
 T = TypeVar("T")
+
+
+class HealthAnswer(TypedDict):
+    status: Literal["ok", "unavailable"]
+    reason: str | None
+    nodes: int
 
 
 @dataclass(slots=True)
@@ -96,8 +102,11 @@ async def _look_at_health(context: GatewayContext) -> Response:
         found = Health(0, str(error))
     except TimeoutError:
         found = Health(0, "the market does not answer")
-    status = "unavailable" if found.reason else "ok"
-    body = {"status": status, "reason": found.reason or None, "nodes": found.nodes}
+    body: HealthAnswer = {
+        "status": "unavailable" if found.reason else "ok",
+        "reason": found.reason or None,
+        "nodes": found.nodes,
+    }
     return Response(503 if found.reason else 200, json.dumps(body).encode())
 
 

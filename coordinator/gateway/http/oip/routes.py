@@ -11,6 +11,13 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.oip.dialect import OIP
 from coordinator.gateway.http.oip.reading import LENGTH_HEADER, ReadRequest, read_body
 from coordinator.gateway.http.oip.running import routing_fields, run_inference
+from coordinator.gateway.http.oip.shapes import (
+    LiveAnswer,
+    ModelReadyAnswer,
+    ReadyAnswer,
+    ServerAnswer,
+    StatisticsAnswer,
+)
 from coordinator.gateway.http.oip.writing import metadata_plain, write_answer
 from coordinator.gateway.http.purchases import serve_purchase
 from coordinator.gateway.http.requests import Request
@@ -28,7 +35,7 @@ EXTENSIONS = ("binary_tensor_data", "statistics")
 _LARGE_BYTES = 64 * 1024
 
 
-def server_metadata() -> dict[str, Any]:
+def server_metadata() -> ServerAnswer:
     return {
         "name": SERVER_NAME,
         "version": package_version(SERVER_NAME),
@@ -43,13 +50,15 @@ async def _server(context: GatewayContext, request: Request) -> Reply:
 
 async def _live(context: GatewayContext, request: Request) -> Reply:
     """200 as long as the gateway answers."""
-    return json_response({"live": True})
+    answer: LiveAnswer = {"live": True}
+    return json_response(answer)
 
 
 async def _ready(context: GatewayContext, request: Request) -> Reply:
     """200 if jobs can be taken, 503 if not."""
     is_ready = await look_ready(context)
-    return Response(200 if is_ready else 503, to_json({"ready": is_ready}))
+    answer: ReadyAnswer = {"ready": is_ready}
+    return Response(200 if is_ready else 503, to_json(answer))
 
 
 async def look_ready(context: GatewayContext) -> bool:
@@ -74,8 +83,8 @@ async def _model_ready(context: GatewayContext, request: Request) -> Reply:
     """200 if a node offers the model and takes jobs, 503 if none does. Raises ApiError (404)."""
     model = await _asked_model(context, request)
     is_ready = model.nodes > 0
-    body = to_json({"name": model.name, "ready": is_ready})
-    return Response(200 if is_ready else 503, body)
+    answer: ModelReadyAnswer = {"name": model.name, "ready": is_ready}
+    return Response(200 if is_ready else 503, to_json(answer))
 
 
 async def _asked_model(context: GatewayContext, request: Request) -> ModelInfo:
@@ -100,12 +109,15 @@ async def _all_statistics(context: GatewayContext, request: Request) -> Reply:
 
 def statistics_plain(
     context: GatewayContext, caller: Caller, models: Iterable[ModelInfo]
-) -> dict[str, Any]:
+) -> StatisticsAnswer:
     """Triton's `ModelStatisticsResponse`."""
     return {
         "model_stats": [
-            {"name": model.name, "version": version_of(model)}
-            | context.uses.sum(caller.owner, (model.name, model.digest)).to_plain()
+            {
+                "name": model.name,
+                "version": version_of(model),
+                **context.uses.sum(caller.owner, (model.name, model.digest)).to_plain(),
+            }
             for model in models
         ]
     }

@@ -6,6 +6,7 @@ from typing import Any
 from coordinator.buyer.tensor_json import numbers_of
 from coordinator.gateway.errors import Headers, invalid
 from coordinator.gateway.http.oip.reading import ReadRequest
+from coordinator.gateway.http.oip.shapes import ModelMetadata, PlainTensor
 from coordinator.gateway.http.responses import JSON_TYPE, Response, header, to_json
 from coordinator.gateway.inference.messages import InferenceAnswer
 from coordinator.gateway.inference.models import platform_of, signature_of, version_of
@@ -67,7 +68,7 @@ def _head(tensor: NamedTensor) -> dict[str, Any]:
     }
 
 
-def metadata_plain(model: ModelInfo) -> dict[str, Any]:
+def metadata_plain(model: ModelInfo) -> ModelMetadata:
     signature = signature_of(model)
     return {
         "name": model.name,
@@ -78,7 +79,7 @@ def metadata_plain(model: ModelInfo) -> dict[str, Any]:
     }
 
 
-def _tensor(tensor: TensorMetadata) -> dict[str, Any]:
+def _tensor(tensor: TensorMetadata) -> PlainTensor:
     return {
         "name": tensor.name,
         "datatype": tensor.datatype.value,

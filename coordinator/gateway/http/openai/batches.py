@@ -1,6 +1,6 @@
 """Batches: POST and GET /v1/batches, GET /v1/batches/{id}, POST /v1/batches/{id}/cancel."""
 
-from typing import Any
+from typing import Final
 
 from coordinator.gateway.errors import ApiError, Problem, invalid, unsupported
 from coordinator.gateway.http.context import GatewayContext
@@ -14,6 +14,7 @@ from coordinator.gateway.http.openai.files import (
     filing_of,
     read_file_id,
 )
+from coordinator.gateway.http.openai.shapes import BatchObject, BatchProblem, BatchUsage
 from coordinator.gateway.http.purchases import serve_purchase
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, json_response
@@ -23,21 +24,11 @@ from protocol.errors import RemoteProtocolError
 from protocol.ids import parse_ulid
 
 BATCH_PREFIX = "batch_"
-WINDOW = "24h"
+WINDOW: Final = "24h"
 _PAGE, _PAGE_MAX = 20, 100
 _ID_CHARS_MAX = 64
 # OpenAI's bounds on metadata.
 _LABELS_MAX, _LABEL_KEY_MAX, _LABEL_VALUE_MAX = 16, 64, 512
-
-_STAMPS = (
-    "in_progress",
-    "finalizing",
-    "completed",
-    "failed",
-    "expired",
-    "cancelling",
-    "cancelled",
-)
 
 
 async def create_batch(context: GatewayContext, request: Request) -> Reply:
@@ -96,8 +87,8 @@ def read_ask(fields: Fields) -> BatchRequest:
     )
 
 
-def batch_object(info: BatchInfo) -> dict[str, Any]:
-    used = {
+def batch_object(info: BatchInfo) -> BatchObject:
+    used: BatchUsage = {
         "input_tokens": info.input_tokens,
         "input_tokens_details": {"cached_tokens": 0},
         "output_tokens": info.output_tokens,
@@ -105,7 +96,7 @@ def batch_object(info: BatchInfo) -> dict[str, Any]:
         "total_tokens": info.input_tokens + info.output_tokens,
         "cost_nano": info.cost_nano,
     }
-    errors = [
+    errors: list[BatchProblem] = [
         {"code": e.code, "message": e.message, "line": e.line, "param": e.param}
         for e in info.errors
     ]
@@ -122,7 +113,13 @@ def batch_object(info: BatchInfo) -> dict[str, Any]:
         "error_file_id": _file_id(info.error_file_id),
         "created_at": info.created_at_ms // 1_000,
         "expires_at": info.expires_at_ms // 1_000,
-        **{f"{name}_at": _seconds(info.stamps_ms.get(name)) for name in _STAMPS},
+        "in_progress_at": _seconds(info.stamps_ms.get("in_progress")),
+        "finalizing_at": _seconds(info.stamps_ms.get("finalizing")),
+        "completed_at": _seconds(info.stamps_ms.get("completed")),
+        "failed_at": _seconds(info.stamps_ms.get("failed")),
+        "expired_at": _seconds(info.stamps_ms.get("expired")),
+        "cancelling_at": _seconds(info.stamps_ms.get("cancelling")),
+        "cancelled_at": _seconds(info.stamps_ms.get("cancelled")),
         "request_counts": {
             "total": info.total,
             "completed": info.completed,

@@ -1,7 +1,6 @@
 """Files: POST and GET /v1/files, GET and DELETE /v1/files/{id}, GET /v1/files/{id}/content."""
 
 import asyncio
-from typing import Any
 
 from coordinator.gateway.caller import Caller
 from coordinator.gateway.errors import ApiError, Problem, invalid, unsupported
@@ -9,6 +8,7 @@ from coordinator.gateway.http.content_reply import ContentReply
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.form_stream import FormStream
 from coordinator.gateway.http.lists import list_response, read_part, read_query
+from coordinator.gateway.http.openai.shapes import DeletedFile, FileObject
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, json_response
 from coordinator.gateway.market_side.filing import FileInfo, Filing, Upload
@@ -65,7 +65,8 @@ async def delete_file(context: GatewayContext, request: Request) -> Reply:
     filing = filing_of(context)
     if not await context.bridge.call(filing.delete_file, caller_of(request), info.id):
         raise _no_file(FILE_PREFIX + info.id)
-    return json_response({"id": FILE_PREFIX + info.id, "object": "file", "deleted": True})
+    answer: DeletedFile = {"id": FILE_PREFIX + info.id, "object": "file", "deleted": True}
+    return json_response(answer)
 
 
 async def retrieve_content(context: GatewayContext, request: Request) -> Reply:
@@ -108,7 +109,7 @@ def caller_of(request: Request) -> Caller:
     return request.caller
 
 
-def file_object(info: FileInfo) -> dict[str, Any]:
+def file_object(info: FileInfo) -> FileObject:
     return {
         "id": FILE_PREFIX + info.id,
         "object": "file",

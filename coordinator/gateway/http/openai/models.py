@@ -6,6 +6,7 @@ from decimal import Decimal
 
 from coordinator.gateway.errors import error_of
 from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.openai.shapes import Architecture, ModelObject, ModelsAnswer
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, json_response
 from coordinator.gateway.market_side.market import GatewayMarket, ModelInfo
@@ -39,7 +40,7 @@ _PARAMETERS_OF_TASKS = {
 }
 
 
-def _architecture(takes: str, gives: str) -> dict[str, object]:
+def _architecture(takes: str, gives: str) -> Architecture:
     return {
         "modality": f"{takes}->{gives}",
         "input_modalities": [takes],
@@ -58,7 +59,8 @@ _ARCHITECTURES = {
 async def list_models(context: GatewayContext, request: Request) -> Reply:
     """All models that nodes offer now, with their prices."""
     models = await context.bridge.call(_all, context.market)
-    return json_response({"object": "list", "data": [_to_plain(model) for model in models]})
+    answer: ModelsAnswer = {"object": "list", "data": [_to_plain(model) for model in models]}
+    return json_response(answer)
 
 
 async def retrieve_model(context: GatewayContext, request: Request) -> Reply:
@@ -81,9 +83,7 @@ async def _one(market: GatewayMarket, name: str) -> ModelInfo | None:
     return await wait_model(market, name, within_s=0)
 
 
-def _to_plain(model: ModelInfo) -> dict[str, object]:
-    """OpenAI's four fields, vLLM's `max_model_len`, OpenRouter's from `context_length` on, and
-    ours."""
+def _to_plain(model: ModelInfo) -> ModelObject:
     context = model.context_tokens or None
     return {
         "id": model.name,
@@ -103,7 +103,7 @@ def _to_plain(model: ModelInfo) -> dict[str, object]:
         "capabilities": sorted(model.features),
         "dimensions": model.dimensions or None,
         "quantization": model.quantization,
-        "quantizations": model.quantizations or (model.quantization,),
+        "quantizations": list(model.quantizations or (model.quantization,)),
         "manifest_digest": model.digest,
         "nodes": model.nodes,
         "price_nano": {"from": prices_of(model.price_from), "to": prices_of(model.price_to)},
