@@ -124,7 +124,7 @@ class EvidenceAnswer(TypedDict):
     delivery: NotRequired[Base64]
 
 
-class Generation(TypedDict):
+class GenerationObject(TypedDict):
     id: str
     model: str
     model_digest: str
@@ -152,4 +152,4 @@ class Generation(TypedDict):
 
 
 class GenerationAnswer(TypedDict):
-    data: Generation
+    data: GenerationObject

@@ -3,6 +3,7 @@
 from coordinator.gateway.http.account_routes import ROUTES as ACCOUNT_ROUTES
 from coordinator.gateway.http.anthropic.routes import ROUTES as ANTHROPIC_ROUTES
 from coordinator.gateway.http.generation_routes import ROUTES as GENERATION_ROUTES
+from coordinator.gateway.http.job_routes import ROUTES as JOB_ROUTES
 from coordinator.gateway.http.oip.routes import ROUTES as OIP_ROUTES
 from coordinator.gateway.http.openai.routes import ROUTES as OPENAI_ROUTES
 from coordinator.gateway.http.openai_responses.routes import ROUTES as RESPONSES_ROUTES
@@ -21,6 +22,7 @@ def make_routes() -> tuple[Route, ...]:
             *OIP_ROUTES,
             *GENERATION_ROUTES,
             *ACCOUNT_ROUTES,
+            *JOB_ROUTES,
             *make_system_routes(),
         )
     )

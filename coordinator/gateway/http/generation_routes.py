@@ -4,25 +4,27 @@ OpenRouter's; what it ran on, attempt by attempt, and the evidence are ours."""
 from datetime import UTC, datetime
 
 from coordinator.gateway.errors import ApiError, Problem, invalid
-from coordinator.gateway.http.account_routes import (
-    credits_number,
+from coordinator.gateway.http.account_routes import credits_number
+from coordinator.gateway.http.account_shapes import GenerationAnswer, GenerationObject
+from coordinator.gateway.http.context import GatewayContext
+from coordinator.gateway.http.job_routes import (
     find_job,
     job_id_of,
     plain_attempt,
     plain_job,
     read_job_id,
 )
-from coordinator.gateway.http.account_shapes import Generation, GenerationAnswer
-from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.lists import read_query
 from coordinator.gateway.http.openai.dialect import OPENAI
+from coordinator.gateway.http.query import TextParameter, read_query
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, json_response
-from coordinator.gateway.http.routes import Route
+from coordinator.gateway.http.routes import AnswerShape, Route
 from coordinator.gateway.http.timings import Stages
 from protocol.endings import API_FINISH_REASONS, Finish
 from protocol.ids import JobId
 from protocol.services import JobReply
+
+_ID = TextParameter("id", "The id of an answer, or of its job.", is_required=True)
 
 
 async def show_generation(context: GatewayContext, request: Request) -> Reply:
@@ -33,7 +35,7 @@ async def show_generation(context: GatewayContext, request: Request) -> Reply:
 
 async def find_generation(context: GatewayContext, request: Request) -> Reply:
     """The same, with the id as the parameter `id`. Raises ApiError (400, 404)."""
-    text = read_query(request).get("id")
+    text = read_query(request).get(_ID.name)
     if not text:
         raise invalid("name a generation: ?id=…", "id", code="missing_required_parameter")
     return await _show(context, request, read_job_id(text))
@@ -61,7 +63,7 @@ async def _show(context: GatewayContext, request: Request, job_id: JobId) -> Rep
     return json_response(answer)
 
 
-def plain_generation(found: JobReply, stages: Stages) -> Generation:
+def plain_generation(found: JobReply, stages: Stages) -> GenerationObject:
     job, attempts = found.job, found.attempts
     billed = [attempt for attempt in attempts if attempt.finish]
     last = billed[-1] if billed else None
@@ -100,8 +102,12 @@ def _finish_reason(finish: str) -> str | None:
     return API_FINISH_REASONS.get(known[finish]) if finish in known else None
 
 
+_ANSWER = AnswerShape(GenerationAnswer)
+# What the purchase's own route would have answered.
+_CONTENT = AnswerShape(content_type="*/*")
+
 ROUTES = (
-    Route("GET", "/v1/generation", find_generation, OPENAI),
-    Route("GET", "/v1/generation/{id}", show_generation, OPENAI),
-    Route("GET", "/v1/generation/{id}/content", read_content, OPENAI),
+    Route("GET", "/v1/generation", find_generation, OPENAI, query=(_ID,), answer=_ANSWER),
+    Route("GET", "/v1/generation/{id}", show_generation, OPENAI, answer=_ANSWER),
+    Route("GET", "/v1/generation/{id}/content", read_content, OPENAI, answer=_CONTENT),
 )

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 from starlette.routing import Match
 from starlette.routing import Route as PathPattern
@@ -16,6 +17,7 @@ from coordinator.gateway.http.dialect import Dialect, JobCall
 from coordinator.gateway.http.event_stream import open_event_stream
 from coordinator.gateway.http.jobs import finish_jobs, finished_headers
 from coordinator.gateway.http.purchases import serve_purchase
+from coordinator.gateway.http.query import QueryParameter
 from coordinator.gateway.http.requests import Request, Scope
 from coordinator.gateway.http.responses import Reply, Response, header
 from coordinator.gateway.http.routing_params import routed
@@ -32,9 +34,21 @@ Handler = Callable[[GatewayContext, Request], Awaitable[Reply]]
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerShape:
+    """`json` is the type of an answer in JSON; None stands for another kind of content. `statuses`
+    are those that have such an answer."""
+
+    json: Any = None
+    content_type: str = "application/json"
+    statuses: tuple[int, ...] = (200,)
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """`template` is a path in Starlette's form, and the route's name in metrics: a path may contain
-    a model's name. Public routes take no key. `job` is what the route buys, if it buys."""
+    a model's name. Public routes take no key. `query` has the parameters that the handler reads.
+    `job` is what the route buys, if it buys. Of the others `read` reads the JSON body, if they have
+    one, and `answer` is what they answer with: None where they always refuse."""
 
     method: str
     template: str
@@ -42,6 +56,9 @@ class Route:
     dialect: Dialect
     is_public: bool = False
     job: "JobRoute | None" = None
+    query: tuple[QueryParameter, ...] = ()
+    read: Callable[[Fields], object] | None = None
+    answer: AnswerShape | None = None
 
 
 @dataclass(frozen=True, slots=True)

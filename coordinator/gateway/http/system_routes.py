@@ -17,7 +17,7 @@ from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, Response
-from coordinator.gateway.http.routes import Route
+from coordinator.gateway.http.routes import AnswerShape, Route
 from coordinator.gateway.market_side.market import GatewayMarket, Health, ModelInfo
 from protocol.net.transport import TransportStatistics
 
@@ -89,8 +89,22 @@ def make_system_routes() -> tuple[Route, ...]:
         return await known_metrics.get(context)
 
     return (
-        Route("GET", "/health", health, OPENAI, is_public=True),
-        Route("GET", "/metrics", metrics, OPENAI, is_public=True),
+        Route(
+            "GET",
+            "/health",
+            health,
+            OPENAI,
+            is_public=True,
+            answer=AnswerShape(HealthAnswer, statuses=(200, 503)),
+        ),
+        Route(
+            "GET",
+            "/metrics",
+            metrics,
+            OPENAI,
+            is_public=True,
+            answer=AnswerShape(content_type="text/plain"),
+        ),
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,21 @@ class KeyedMarket(FakeMarket):
         return self.callers.get(secret)
 
 
-@pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[Harness]:
-    with office(tmp_path / "files") as rooms:
+@contextmanager
+def batch_gateway(folder: Path) -> Iterator[Harness]:
+    with office(folder / "files") as rooms:
         market = KeyedMarket({API_KEY: rooms.caller, OTHER_KEY: rooms.other})
         with harness(
             market=market,
             make_filing=lambda market, clock: rooms.service(market, InlineRunner(), clock),
         ) as found:
             yield found
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Harness]:
+    with batch_gateway(tmp_path) as found:
+        yield found
 
 
 def upload(gateway: Harness, data: bytes, **fields: str) -> httpx.Response:

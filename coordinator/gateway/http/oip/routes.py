@@ -13,6 +13,7 @@ from coordinator.gateway.http.oip.reading import LENGTH_HEADER, ReadRequest, rea
 from coordinator.gateway.http.oip.running import routing_fields, run_inference
 from coordinator.gateway.http.oip.shapes import (
     LiveAnswer,
+    ModelMetadata,
     ModelReadyAnswer,
     ReadyAnswer,
     ServerAnswer,
@@ -22,7 +23,7 @@ from coordinator.gateway.http.oip.writing import metadata_plain, write_answer
 from coordinator.gateway.http.purchases import serve_purchase
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, Response, json_response, to_json
-from coordinator.gateway.http.routes import Route
+from coordinator.gateway.http.routes import AnswerShape, Route
 from coordinator.gateway.http.routing_params import read_routing, routed
 from coordinator.gateway.inference.models import pinned_model, version_of
 from coordinator.gateway.market_side.market import GatewayMarket, Health, ModelInfo
@@ -165,20 +166,27 @@ async def _answer(
 _MODEL = "/v2/models/{model:path}"
 _VERSION = _MODEL + "/versions/{version}"
 
+_READY = AnswerShape(ReadyAnswer, statuses=(200, 503))
+_MODEL_READY = AnswerShape(ModelReadyAnswer, statuses=(200, 503))
+_METADATA = AnswerShape(ModelMetadata)
+_STATISTICS = AnswerShape(StatisticsAnswer)
+# JSON, or octets where raw tensors follow it.
+_INFERENCE = AnswerShape(content_type="*/*")
+
 ROUTES = (
-    Route("GET", "/v2", _server, OIP, is_public=True),
-    Route("GET", "/v2/health/live", _live, OIP, is_public=True),
-    Route("GET", "/v2/health/ready", _ready, OIP, is_public=True),
+    Route("GET", "/v2", _server, OIP, is_public=True, answer=AnswerShape(ServerAnswer)),
+    Route("GET", "/v2/health/live", _live, OIP, is_public=True, answer=AnswerShape(LiveAnswer)),
+    Route("GET", "/v2/health/ready", _ready, OIP, is_public=True, answer=_READY),
     # The longest first: a model's name may have slashes.
-    Route("GET", "/v2/models/stats", _all_statistics, OIP),
-    Route("GET", _VERSION + "/stats", _statistics, OIP),
-    Route("POST", _VERSION + "/infer", _infer, OIP),
-    Route("GET", _VERSION + "/ready", _model_ready, OIP),
-    Route("GET", _VERSION, _metadata, OIP),
-    Route("POST", _MODEL + "/infer", _infer, OIP),
-    Route("GET", _MODEL + "/stats", _statistics, OIP),
-    Route("GET", _MODEL + "/ready", _model_ready, OIP),
-    Route("GET", _MODEL, _metadata, OIP),
+    Route("GET", "/v2/models/stats", _all_statistics, OIP, answer=_STATISTICS),
+    Route("GET", _VERSION + "/stats", _statistics, OIP, answer=_STATISTICS),
+    Route("POST", _VERSION + "/infer", _infer, OIP, answer=_INFERENCE),
+    Route("GET", _VERSION + "/ready", _model_ready, OIP, answer=_MODEL_READY),
+    Route("GET", _VERSION, _metadata, OIP, answer=_METADATA),
+    Route("POST", _MODEL + "/infer", _infer, OIP, answer=_INFERENCE),
+    Route("GET", _MODEL + "/stats", _statistics, OIP, answer=_STATISTICS),
+    Route("GET", _MODEL + "/ready", _model_ready, OIP, answer=_MODEL_READY),
+    Route("GET", _MODEL, _metadata, OIP, answer=_METADATA),
 )
 
 

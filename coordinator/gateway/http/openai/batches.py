@@ -4,7 +4,7 @@ from typing import Final
 
 from coordinator.gateway.errors import ApiError, Problem, invalid, unsupported
 from coordinator.gateway.http.context import GatewayContext
-from coordinator.gateway.http.lists import list_response, read_part, read_query
+from coordinator.gateway.http.lists import AFTER, ORDER, list_response, read_part
 from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.openai.files import (
     FILE_PREFIX,
@@ -16,6 +16,7 @@ from coordinator.gateway.http.openai.files import (
 )
 from coordinator.gateway.http.openai.shapes import BatchObject, BatchProblem, BatchUsage
 from coordinator.gateway.http.purchases import serve_purchase
+from coordinator.gateway.http.query import CountParameter, read_query
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, json_response
 from coordinator.gateway.http.strict_json import Fields, check_text
@@ -25,7 +26,8 @@ from protocol.ids import parse_ulid
 
 BATCH_PREFIX = "batch_"
 WINDOW: Final = "24h"
-_PAGE, _PAGE_MAX = 20, 100
+_LIMIT = CountParameter("limit", "How many batches.", default=20, high=100)
+BATCHES_QUERY = (_LIMIT, ORDER, AFTER)
 _ID_CHARS_MAX = 64
 # OpenAI's bounds on metadata.
 _LABELS_MAX, _LABEL_KEY_MAX, _LABEL_VALUE_MAX = 16, 64, 512
@@ -47,7 +49,7 @@ async def create_batch(context: GatewayContext, request: Request) -> Reply:
 async def list_batches(context: GatewayContext, request: Request) -> Reply:
     """The account's batches."""
     query = read_query(request)
-    part = read_part(query, limit_default=_PAGE, limit_max=_PAGE_MAX, read_id=_read_after)
+    part = read_part(query, _LIMIT, read_id=_read_after)
     filing = filing_of(context)
     batches = await context.bridge.call(filing.list_batches, caller_of(request), part)
     return list_response(part, batches, batch_object)
@@ -140,7 +142,7 @@ def _read_labels(fields: Fields) -> dict[str, str]:
         raise invalid(f"metadata has at most {_LABELS_MAX} pairs", "metadata")
     labels = {}
     for key, value in given.items():
-        if len(check_text(key, "metadata")) > _LABEL_KEY_MAX:
+        if len(key) > _LABEL_KEY_MAX:
             raise invalid(f"a key of metadata has at most {_LABEL_KEY_MAX} characters", "metadata")
         path = f"metadata.{key}"
         labels[key] = check_text(value, path)

@@ -7,8 +7,9 @@ from coordinator.gateway.errors import ApiError, Problem, invalid, unsupported
 from coordinator.gateway.http.content_reply import ContentReply
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.form_stream import FormStream
-from coordinator.gateway.http.lists import list_response, read_part, read_query
+from coordinator.gateway.http.lists import AFTER, ORDER, list_response, read_part
 from coordinator.gateway.http.openai.shapes import DeletedFile, FileObject
+from coordinator.gateway.http.query import CountParameter, TextParameter, read_query
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, json_response
 from coordinator.gateway.market_side.filing import FileInfo, Filing, Upload
@@ -21,7 +22,9 @@ FILE_PREFIX = "file-"
 _FORM_BYTES = MIB
 # OpenAI's bounds on how long a file is kept.
 LIFETIME_S_MIN, LIFETIME_S_MAX = 3_600, 2_592_000
-_FILES_PAGE = 10_000
+_LIMIT = CountParameter("limit", "How many files.", default=10_000, high=10_000)
+_PURPOSE = TextParameter("purpose", "Files of this purpose only.")
+FILES_QUERY = (_LIMIT, ORDER, AFTER, _PURPOSE)
 # One crossing into a thread for so many bytes.
 _WRITE_BYTES = 512 * 1024
 FILENAME_CHARS_MAX = 255
@@ -48,9 +51,9 @@ async def create_file(context: GatewayContext, request: Request) -> Reply:
 async def list_files(context: GatewayContext, request: Request) -> Reply:
     """The account's files."""
     query = read_query(request)
-    part = read_part(query, limit_default=_FILES_PAGE, limit_max=_FILES_PAGE, read_id=_read_id)
+    part = read_part(query, _LIMIT, read_id=_read_id)
     filing, caller = filing_of(context), caller_of(request)
-    files = await context.bridge.call(filing.list_files, caller, part, query.get("purpose"))
+    files = await context.bridge.call(filing.list_files, caller, part, query.get(_PURPOSE.name))
     return list_response(part, files, file_object)
 
 

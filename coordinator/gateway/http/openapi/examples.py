@@ -215,6 +215,15 @@ REQUESTS: Final[dict[str, tuple[Json, ...]]] = {
             "input": "Why is the sky blue?",
         },
     ),
+    "/v1/batches": (
+        {
+            "input_file_id": "file-01M85AHTB35FKDKRAZX80MZY81",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "metadata": {"purpose": "example"},
+            "output_expires_after": {"anchor": "created_at", "seconds": 86_400},
+        },
+    ),
     "/v1/messages/count_tokens": (
         {
             "model": _MODEL,

@@ -22,11 +22,12 @@ def make_page(document: Json) -> str:
 def _lines(document: Json) -> Iterator[str]:
     yield document["info"]["description"]
     yield ""
-    yield "| route | key | what it does |"
-    yield "|---|---|---|"
+    yield "| route | key | what it does | answer |"
+    yield "|---|---|---|---|"
     for path, method, operation in _operations(document):
         key = "yes" if operation["security"] else "no"
-        yield f"| `{method} {path}` | {key} | {_cell(operation['summary'])} |"
+        words, answer = _cell(operation["summary"]), _answer(operation)
+        yield f"| `{method} {path}` | {key} | {words} | {answer} |"
     yield ""
     yield "## Limits"
     yield ""
@@ -39,6 +40,51 @@ def _lines(document: Json) -> Iterator[str]:
         if "requestBody" in operation:
             yield from _body(path, method, operation)
     yield from _provider(document)
+    yield from _queries(document)
+    yield from _shapes(document)
+
+
+def _answer(operation: Json) -> str:
+    """The kind of a whole answer, or the name of its shape."""
+    content = operation["responses"].get("200", {}).get("content", {})
+    for kind, part in content.items():
+        name = _reference(part.get("schema", {}))
+        return f"[{name}](#{name.lower()})" if name else f"`{kind}`"
+    return "–"
+
+
+def _reference(schema: Json) -> str:
+    return str(schema.get("$ref", "")).rpartition("/")[2]
+
+
+def _queries(document: Json) -> Iterator[str]:
+    yield ""
+    yield "## Parameters behind the path"
+    yield ""
+    yield "| route | parameter | value |"
+    yield "|---|---|---|"
+    for path, method, operation in _operations(document):
+        for parameter in operation.get("parameters", []):
+            if parameter["in"] == "query":
+                value = _cell(f"{_value(parameter['schema'])}. {parameter['description']}")
+                yield f"| `{method} {path}` | `{parameter['name']}` | {value} |"
+
+
+def _shapes(document: Json) -> Iterator[str]:
+    yield ""
+    yield "## Answers"
+    for name, schema in document["components"]["schemas"].items():
+        yield ""
+        yield f"### {name}"
+        yield ""
+        yield "| field | always | value |"
+        yield "|---|---|---|"
+        yield from _answer_rows(schema)
+
+
+def _answer_rows(schema: Json) -> Iterator[str]:
+    for field, is_always, value in _fields("", schema):
+        yield f"| `{field}` | {'yes' if is_always else ''} | {_cell(value)} |"
 
 
 def _operations(document: Json) -> Iterator[tuple[str, str, Json]]:
@@ -60,6 +106,12 @@ def _body(path: str, method: str, operation: Json) -> Iterator[str]:
     if refused:
         yield ""
         yield "Refused, unless the value changes nothing: " + ", ".join(f"`{n}`" for n in refused)
+    answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    if not _reference(answer):
+        yield ""
+        yield "| field of the answer | always | value |"
+        yield "|---|---|---|"
+        yield from _answer_rows(answer)
 
 
 def _provider(document: Json) -> Iterator[str]:
@@ -100,7 +152,15 @@ def _value(schema: Json) -> str:
         return " or ".join(map(_value, schema["anyOf"]))
     if "enum" in schema:
         return ", ".join(f"`{word}`" for word in schema["enum"])
-    kind = str(schema.get("type", "any value"))
+    if "$ref" in schema:
+        name = _reference(schema)
+        return f"[{name}](#{name.lower()})"
+    kinds = schema.get("type", "any value")
+    kind = " or ".join(kinds) if isinstance(kinds, list) else str(kinds)
+    if kind == "array" and _reference(schema.get("items", {})):
+        kind = f"array of {_value(schema['items'])}"
+    if kind == "object" and schema.get("additionalProperties"):
+        kind = f"object of {_value(schema['additionalProperties'])} by name"
     if "minimum" in schema:
         kind += f" from {schema['minimum']:,} to {schema['maximum']:,}"
     if "maxLength" in schema:

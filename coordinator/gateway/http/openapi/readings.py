@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from coordinator.gateway.http.openapi.value_shapes import shape_of
 from coordinator.gateway.http.strict_json import Json
 
 _ITEMS = "[]"
@@ -106,14 +107,3 @@ class Readings:
                 return {}
         shape = shape_of(value)
         return {"type": shape["type"]} if shape else {}
-
-
-def shape_of(value: object) -> Json:
-    """The schema of an example: its types, and all of its fields."""
-    if isinstance(value, dict):
-        properties = {name: shape_of(item) for name, item in value.items()}
-        return {"type": "object", "properties": properties, "required": list(value)}
-    if isinstance(value, list):
-        return {"type": "array"} | ({"items": shape_of(value[0])} if value else {})
-    kinds = {bool: "boolean", int: "integer", float: "number", str: "string"}
-    return {"type": kinds[type(value)]} if type(value) in kinds else {}

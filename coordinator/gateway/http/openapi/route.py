@@ -1,11 +1,13 @@
 """GET /openapi.json: for people and for programs that make clients, without a key."""
 
+from typing import Any
+
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.openapi.document import make_document
 from coordinator.gateway.http.requests import Request
 from coordinator.gateway.http.responses import Reply, Response, to_json
-from coordinator.gateway.http.routes import Route
+from coordinator.gateway.http.routes import AnswerShape, Route
 
 
 def with_description(routes: tuple[Route, ...]) -> tuple[Route, ...]:
@@ -18,5 +20,7 @@ def with_description(routes: tuple[Route, ...]) -> tuple[Route, ...]:
             known.append(to_json(make_document(described, context.config)))
         return Response(200, known[0])
 
-    described = (*routes, Route("GET", "/openapi.json", describe, OPENAI, is_public=True))
+    answer = AnswerShape(dict[str, Any])
+    itself = Route("GET", "/openapi.json", describe, OPENAI, is_public=True, answer=answer)
+    described = (*routes, itself)
     return described
