@@ -38,7 +38,7 @@ async def find_generation(context: GatewayContext, request: Request) -> Reply:
     text = read_query(request).get(_ID.name)
     if not text:
         raise invalid("name a generation: ?id=…", "id", code="missing_required_parameter")
-    return await _show(context, request, read_job_id(text))
+    return await _show(context, request, read_job_id(text, _ID.name))
 
 
 async def read_content(context: GatewayContext, request: Request) -> Reply:

@@ -45,7 +45,7 @@ async def list_jobs(context: GatewayContext, request: Request) -> Reply:
     ApiError (400)."""
     query = read_query(request)
     ask = JobsAsk(
-        str(read_job_id(query[_BEFORE.name])) if _BEFORE.name in query else "",
+        str(read_job_id(query[_BEFORE.name], _BEFORE.name)) if _BEFORE.name in query else "",
         _LIMIT.read(query),
     )
     client = only_user_of(request)
@@ -71,7 +71,9 @@ async def show_evidence(context: GatewayContext, request: Request) -> Reply:
     """The signed messages of a job's last receipt, or of that of `lease`, to keep and to check
     with `coordinator receipts verify`. Raises ApiError (404)."""
     lease_id = read_query(request).get(_LEASE.name, "")
-    ask = EvidenceAsk(job_id_of(request), str(read_job_id(lease_id)) if lease_id else "")
+    ask = EvidenceAsk(
+        job_id_of(request), str(read_job_id(lease_id, _LEASE.name)) if lease_id else ""
+    )
     client = client_of(request)
     found = await ask_records(context, lambda records: records.evidence(client, ask))
     answer: EvidenceAnswer = {"format": _EVIDENCE_FORMAT}
@@ -89,15 +91,15 @@ async def find_job(context: GatewayContext, request: Request, job_id: JobId) -> 
 
 def job_id_of(request: Request) -> JobId:
     """The id in the path. Raises ApiError (400)."""
-    return read_job_id(request.parameters["id"])
+    return read_job_id(request.parameters["id"], "id")
 
 
-def read_job_id(text: str) -> JobId:
+def read_job_id(text: str, param: str) -> JobId:
     """A job's id; that of an answer, such as `chatcmpl-…`, ends in it. Raises ApiError (400)."""
     try:
         return JobId(parse_ulid(text[:128].rpartition("-")[2]))
     except (ValueError, CapaError):
-        raise invalid(f"{text[:64]!r} is not an id of a job or a generation", "id") from None
+        raise invalid(f"{text[:64]!r} is not an id of a job or a generation", param) from None
 
 
 def plain_job(job: JobSummary) -> PlainJob:

@@ -52,7 +52,7 @@ def test_usage_is_by_day_and_model(gateway: Harness) -> None:
         ("usage?date=yesterday", "date"),
         ("usage?date=0001-01-01", "date"),
         ("jobs?limit=101", "limit"),
-        ("jobs?before=x", "id"),
+        ("jobs?before=x", "before"),
         ("jobs/nonsense", "id"),
         ("receipts/nonsense", "id"),
         ("generation", "id"),

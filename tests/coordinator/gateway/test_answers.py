@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from coordinator.gateway.http.query import QueryParameter
 from coordinator.gateway.http.routes import Route
 from protocol.grants import KeyUse
 from protocol.messages import Task
@@ -114,3 +115,31 @@ def test_a_field_too_few_too_many_or_of_another_type_is_noticed(body: Any) -> No
     transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, stream=stream))
     with httpx.Client(transport=transport) as client:
         assert not live.is_valid_response(client.get("http://gateway"))
+
+
+QUERIES = [(route, parameter) for route in ROUTES for parameter in route.query]
+
+
+@pytest.mark.parametrize(
+    ("route", "parameter"), QUERIES, ids=[f"{r.template} {p.name}" for r, p in QUERIES]
+)
+def test_described_limits_of_a_query_are_those_that_are_kept(
+    gateway: Harness, route: Route, parameter: QueryParameter
+) -> None:
+    path = route.template.format(**PARAMETERS)
+    schema = parameter.schema
+    beyond = ["a" * 5]
+    if "maximum" in schema:
+        beyond += ["0", str(schema["maximum"] + 1), "1.5", "9" * 5_000, "-1", ""]
+    if parameter.name == "purpose":
+        # Any text will do: of an unknown purpose there are no files.
+        beyond = []
+    for value in beyond:
+        refused = gateway.get(path, params={parameter.name: value})
+        assert refused.status_code in (400, 404), value
+        assert refused.json()["error"]["param"] == parameter.name
+    for value in (schema.get("minimum"), schema.get("maximum"), *schema.get("enum", ())):
+        if value is not None:
+            assert gateway.get(path, params={parameter.name: value}).status_code != 400
+    if parameter.is_required:
+        assert gateway.get(path).json()["error"]["param"] == parameter.name
