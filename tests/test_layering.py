@@ -223,6 +223,7 @@ BOUNDARIES = {
     ("coordinator/gateway/bridge.py", "_capture"),  # one call into trio
     ("coordinator/gateway/http/app.py", "_serve"),  # one request
     ("coordinator/gateway/http/kept/keeper.py", "_record"),  # one purchase
+    ("coordinator/gateway/http/oip/websocket.py", "serve"),  # one stream
     (
         "capanode/engines/tokenizer.py",
         "load_tokenizer",

@@ -215,7 +215,7 @@ def _stream_request(message: Any) -> StreamRequest:
     request = read_infer_request(message)
     parameters = dict(request.parameters)
     is_context = bool(parameters.pop(_CONTEXT, False))
-    return StreamRequest(replace(request, parameters=parameters), is_context=is_context)
+    return StreamRequest.of(replace(request, parameters=parameters), is_context=is_context)
 
 
 def _stream_response(reply: StreamReply) -> Any:

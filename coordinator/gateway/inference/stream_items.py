@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from coordinator.gateway.errors import ApiError, error_of
-from coordinator.gateway.inference.messages import InferenceAnswer, InferenceRequest
+from coordinator.gateway.errors import ApiError, error_of, invalid
+from coordinator.gateway.inference.messages import ID_CHARS_MAX, InferenceAnswer, InferenceRequest
 from coordinator.gateway.market_side.running import WholeAnswer
 from protocol.errors import Code
 from protocol.tensor_rows import can_join, rows_of, take_rows
@@ -26,6 +26,20 @@ class StreamRequest:
 
     request: InferenceRequest
     is_context: bool = False
+
+    @classmethod
+    def of(cls, request: InferenceRequest, *, is_context: bool) -> "StreamRequest":
+        """Raises ApiError (400) if what it says of its series is of a wrong type."""
+        series = request.parameters.get(_SERIES)
+        if series is not None and type(series) not in (int, str):
+            raise _wrong_type(_SERIES, "a number or text")
+        if isinstance(series, str) and len(series) > ID_CHARS_MAX:
+            path = f"parameters.{_SERIES}"
+            raise invalid(f"{path} has at most {ID_CHARS_MAX} characters", path)
+        for name in (_BEGINS, _ENDS):
+            if not isinstance(request.parameters.get(name), bool | None):
+                raise _wrong_type(name, "true or false")
+        return cls(request, is_context)
 
     @property
     def size(self) -> int:
@@ -44,6 +58,11 @@ class StreamReply:
     elements: int = 0
     cost_nano: int = 0
     node: str = ""
+
+
+def _wrong_type(name: str, expected: str) -> ApiError:
+    path = f"parameters.{name}"
+    return invalid(f"{path} must be {expected}", path, code="invalid_type")
 
 
 def series_key(request: InferenceRequest) -> tuple[str, str, object]:

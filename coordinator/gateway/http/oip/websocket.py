@@ -16,9 +16,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
+
 from coordinator.errors import CoordinatorError
 from coordinator.gateway.caller import Caller
-from coordinator.gateway.errors import ApiError, Problem, api_error_of, invalid
+from coordinator.gateway.errors import ApiError, Problem, api_error_of, error_of, invalid
 from coordinator.gateway.http.context import GatewayContext
 from coordinator.gateway.http.fair_places import Place
 from coordinator.gateway.http.local_only import check_local
@@ -33,7 +35,10 @@ from coordinator.gateway.http.routing_params import routed
 from coordinator.gateway.http.strict_json import Fields, parse_object
 from coordinator.gateway.inference.models import signature_of, version_of
 from coordinator.gateway.inference.stream_items import StreamReply, StreamRequest
+from protocol.errors import Code
 from protocol.limits import NAME_CHARS_MAX, TENSORS_MAX
+
+log = structlog.get_logger(__name__)
 
 PATH = "/v1/stream"
 
@@ -74,6 +79,10 @@ class StreamDoor:
             await self._fail(api_error_of(error).problem)
         except TimeoutError:
             await self._send({"type": "websocket.close", "code": _NORMAL, "reason": "idle"})
+        except Exception as error:
+            # The boundary of one stream: its client gets an error, as of one request.
+            log.error("stream_crashed", request_id=self._request.request_id, exc_info=error)
+            await self._fail(error_of(Code.INTERNAL, "").problem)
 
     async def _admit(self) -> None:
         """As a request is let in. Raises ApiError."""
@@ -133,12 +142,9 @@ class StreamDoor:
     ) -> None:
         """Until the client says `close`. Raises ApiError, ClientGone, TimeoutError."""
         outputs = opening.texts("outputs", items_max=TENSORS_MAX, chars_max=NAME_CHARS_MAX)
-        parameters = opening.raw("parameters") or {}
-        if not isinstance(parameters, dict):
-            raise invalid("parameters must be an object", "parameters")
         defaults = {
             "outputs": [{"name": output} for output in outputs] or None,
-            "parameters": parameters,
+            "parameters": _parameters_of(opening),
         }
         while True:
             message = await self._next_message()
@@ -241,6 +247,14 @@ def is_stream_path(scope: Scope) -> bool:
     return str(scope["path"]).rstrip("/") == PATH
 
 
+def _parameters_of(message: Fields) -> dict[str, Any]:
+    """Raises ApiError (400)."""
+    if message.fields("parameters") is None:
+        return {}
+    parameters: dict[str, Any] = message.raw("parameters")
+    return parameters
+
+
 def _read_record(
     message: Fields, defaults: Mapping[str, Any], name: str, version: str
 ) -> StreamRequest | ApiError:
@@ -250,9 +264,9 @@ def _read_record(
             "inputs": message.raw("inputs"),
             "id": message.raw("id"),
             "outputs": message.raw("outputs") or defaults["outputs"],
-            "parameters": {**defaults["parameters"], **(message.raw("parameters") or {})},
+            "parameters": defaults["parameters"] | _parameters_of(message),
         }
         read = read_request(Fields(values), model=name, version=version)
-        return StreamRequest(read.request, is_context=bool(message.flag("context")))
+        return StreamRequest.of(read.request, is_context=bool(message.flag("context")))
     except ApiError as error:
         return error
