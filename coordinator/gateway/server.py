@@ -175,6 +175,8 @@ class _Server(uvicorn.Server):
                 http=bounded_protocol(ServerBounds(places, config.reader_within_s)),
                 ws=BoundedWebSocket,
                 ws_max_size=_MESSAGE_BYTES_MAX,
+                # A frame would be unpacked whole before its size is looked at.
+                ws_per_message_deflate=False,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

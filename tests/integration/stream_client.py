@@ -3,21 +3,30 @@
 import json
 import socket
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import CloseConnection, Event, Request, TextMessage
+from wsproto.events import CloseConnection, Event, Ping, Request, TextMessage
+from wsproto.extensions import Extension
+
+# A server that reads takes a packet in milliseconds.
+_STALLED_S = 1.0
 
 
 class StreamClient:
     """A WebSocket. `next` is what comes, `hear` a message, `hear_close` the end's code."""
 
-    def __init__(self, connection: socket.socket, path: str, key: str) -> None:
+    def __init__(
+        self, connection: socket.socket, path: str, key: str, extensions: Sequence[Extension] = ()
+    ) -> None:
         self._connection = connection
         self._protocol = WSConnection(ConnectionType.CLIENT)
         self._events: deque[Event] = deque()
         headers = [(b"authorization", f"Bearer {key}".encode())]
-        self._send(Request(host="gateway", target=path, extra_headers=headers))
+        self._send(
+            Request(host="gateway", target=path, extra_headers=headers, extensions=list(extensions))
+        )
 
     def _send(self, event: Event) -> None:
         self._connection.sendall(self._protocol.send(event))
@@ -25,6 +34,21 @@ class StreamClient:
     def say(self, *messages: Any) -> None:
         for message in messages:
             self._send(TextMessage(json.dumps(message)))
+
+    def say_in_pieces(self, message: Any, size: int) -> None:
+        """One message in frames of so many characters, with a ping before each."""
+        text = json.dumps(message)
+        for start in range(0, len(text), size):
+            self._send(Ping())
+            is_last = start + size >= len(text)
+            self._send(TextMessage(text[start : start + size], message_finished=is_last))
+
+    def flood_with_pings(self, count: int) -> None:
+        """Without reading a single pong. Raises TimeoutError where the server stops reading."""
+        ping = self._protocol.send(Ping(b"x" * 125))
+        self._connection.settimeout(_STALLED_S)
+        for _ in range(count // 1_000):
+            self._connection.sendall(ping * 1_000)
 
     def next(self) -> Event:
         while not self._events:

@@ -3,13 +3,15 @@
 What a stream answers is tested in `tests/coordinator/gateway/test_streams.py`.
 """
 
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
-from wsproto.events import AcceptConnection, RejectConnection
+from wsproto.events import AcceptConnection, Pong, RejectConnection, TextMessage
+from wsproto.extensions import Extension, PerMessageDeflate
 
 from protocol.messages import Task
 from tests.coordinator.gateway.fake_market import API_KEY, NAMES
@@ -26,10 +28,14 @@ def record(*rows: list[float]) -> dict[str, Any]:
 
 @contextmanager
 def connected(
-    served: Served, *, path: str = "/v1/stream", key: str = API_KEY
+    served: Served,
+    *,
+    path: str = "/v1/stream",
+    key: str = API_KEY,
+    extensions: Sequence[Extension] = (),
 ) -> Iterator[StreamClient]:
     with closing(served.connect()) as connection:
-        yield StreamClient(connection, path, key)
+        yield StreamClient(connection, path, key, extensions)
 
 
 @contextmanager
@@ -66,6 +72,30 @@ def test_a_message_that_is_too_large_ends_the_connection(served: Served) -> None
     with opened(served) as client:
         client.say(record(*[[1.0, 2.0]] * 120_000))
         assert client.hear_close() == 1009
+
+
+def test_a_message_in_pieces_is_one_and_pings_between_them_are_answered(served: Served) -> None:
+    with opened(served) as client:
+        client.say_in_pieces(record([1, 2]), 7)
+        pongs = 0
+        while isinstance(event := client.next(), Pong):
+            pongs += 1
+        assert isinstance(event, TextMessage)
+        assert json.loads(event.data)["outputs"][0]["data"] == [3.0]
+        assert pongs == -(-len(json.dumps(record([1, 2]))) // 7)
+
+
+def test_pings_of_a_client_that_reads_no_pongs_are_not_read(served: Served) -> None:
+    with opened(served) as client, pytest.raises(TimeoutError):
+        client.flood_with_pings(1_000_000)
+
+
+def test_messages_are_not_compressed(served: Served) -> None:
+    """A frame of some kilobytes could become gigabytes before its size is looked at."""
+    with connected(served, extensions=[PerMessageDeflate()]) as client:
+        accepted = client.next()
+        assert isinstance(accepted, AcceptConnection)
+        assert accepted.extensions == []
 
 
 @pytest.mark.parametrize(

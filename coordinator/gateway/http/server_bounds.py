@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 from dataclasses import dataclass, field
+from typing import Any
 
 from uvicorn.protocols.websockets.wsproto_impl import WSProtocol
 
@@ -34,11 +35,13 @@ class ServerBounds:
 
 
 class BoundedWebSocket(WSProtocol):
-    """uvicorn's, within the same bounds of connections, and of the time of a stalled reader."""
+    """uvicorn's, within the same bounds of connections, and of the time of a stalled reader. Of a
+    client that does not read nothing is read: each ping would leave a pong in memory."""
 
     _bounds: ServerBounds | None = None
     _block = ""
     _reader_timer: asyncio.TimerHandle | None = None
+    _is_stalled = False
 
     def watch(self, bounds: ServerBounds, block: str) -> None:
         self._bounds, self._block = bounds, block
@@ -49,8 +52,17 @@ class BoundedWebSocket(WSProtocol):
             self._bounds.leave(self._block)
         super().connection_lost(exc)
 
+    async def receive(self) -> Any:
+        message = await super().receive()
+        # It resumed reading if nothing else waits.
+        if self._is_stalled:
+            self._pause_reading()
+        return message
+
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._is_stalled = True
+        self._pause_reading()
         if self._reader_timer is None and self._bounds is not None:
             self._reader_timer = self.loop.call_later(
                 self._bounds.reader_within_s, self.transport.abort
@@ -61,6 +73,14 @@ class BoundedWebSocket(WSProtocol):
             self._reader_timer.cancel()
             self._reader_timer = None
         super().resume_writing()
+        if self._is_stalled:
+            self._is_stalled = False
+            if not self.read_paused and not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.pause_reading()
 
 
 def block_of(host: str) -> str:
