@@ -134,6 +134,16 @@ async def test_a_budget_is_spent_to_its_end_and_not_beyond(autojump_clock: MockC
         small.assert_books_are_closed()
 
 
+async def test_a_budget_of_nothing_buys_nothing(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as small:
+        shop = Shop(small, budget_nano=0)
+        with pytest.raises(JobFailed, match="the budget of this API key has 0") as caught:
+            await shop.buy(await shop.caller())
+        assert caught.value.code is Code.BUDGET_EXCEEDED
+        assert shop.spent_nano() == 0
+        small.assert_books_are_closed()
+
+
 async def test_a_budget_that_jobs_hold_is_worth_coming_back_for(
     autojump_clock: MockClock,
 ) -> None:
