@@ -13,7 +13,7 @@ from protocol.envelope import Signed
 from protocol.errors import RETRYABLE_LATER, Code
 from protocol.ids import Digest, PeerId
 from protocol.messages import Acceptance, Lease, Receipt
-from sim.worth import charge_nano, lone_nano, word_nano
+from sim.worth import charge_nano, exceeds_binding, lone_nano, word_nano
 
 # What a coordinator answers when a receipt is durable but its client may still object.
 PENDING = "pending"
@@ -141,6 +141,8 @@ def _judge_receipt(receipt: Signed[Receipt], lease: Signed[Lease]) -> Iterable[t
         yield Rule.RECEIPT_FITS_LEASE, "it names another client or job"
     if not billed.units.fits_in(granted.units_max) or billed.amount_nano > granted.ceiling_nano:
         yield Rule.RECEIPT_FITS_LEASE, f"it bills {billed.units} for {billed.amount_nano}"
+    if exceeds_binding(billed):
+        yield Rule.RECEIPT_FITS_LEASE, f"it bills {billed.units}, more than its opening allows"
     is_free = billed.finish is Finish.REFUSED or (
         billed.finish is Finish.FAILED and not billed.units.output_tokens
     )

@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
+from protocol.countersigning import JobOpening
 from protocol.endings import Finish
+from protocol.envelope import open_envelope
 from protocol.messages import Lease, Receipt
 from protocol.pricing import PriceSheet, Units
 
@@ -48,10 +50,20 @@ def _window(granted: Lease) -> int:
     return max(granted.window_tokens, -(-granted.units_max.output_tokens // (_LINKS_MAX - 1)))
 
 
-def lone_nano(billed: Receipt, granted: Lease) -> int:
-    """Of a receipt without an acceptance: what the client's links say, and a window more."""
-    most = granted.units_max
+def exceeds_binding(billed: Receipt) -> bool:
+    """Whether it bills more than its client allowed for the payload that the opening names; one
+    whose request names the payload allows what was leased."""
     if not billed.opening:
+        return False
+    binding = open_envelope(billed.opening, JobOpening).message.binding
+    return binding is not None and not billed.units.fits_in(binding.units_max)
+
+
+def lone_nano(billed: Receipt, granted: Lease) -> int:
+    """Of a receipt without an acceptance: what the client's links say, and a window more. Nothing,
+    if its node has billed beyond the binding."""
+    most = granted.units_max
+    if not billed.opening or exceeds_binding(billed):
         return 0
     if not most.output_tokens:
         return billed.amount_nano

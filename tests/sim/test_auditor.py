@@ -18,6 +18,7 @@ from protocol.envelope import Signed, seal
 from protocol.errors import Code
 from protocol.ids import LeaseId, derive_ulid
 from protocol.keys import SigningKey
+from protocol.late_payloads import PayloadBinding
 from protocol.messages import Acceptance, Lease, Receipt
 from protocol.pricing import Units
 from sim.auditor import Auditor, Balances
@@ -59,15 +60,18 @@ def make_job(
     finish: Finish = Finish.STOP,
     lease_key: SigningKey = COORDINATOR,
     receipt_key: SigningKey = NODE,
+    bound: Units | None = None,
     **receipt: Any,
 ) -> Job:
-    """Honest but for what is changed: the signers, and fields of the receipt."""
+    """Honest but for what is changed: the signers, and fields of the receipt. `bound` is what its
+    client allows for a payload that it names in the opening."""
     lease_id = LeaseId(derive_ulid(JOB_ID, f"lease/{number}"))
     terms = make_lease(seal(CLIENT, make_request()))
     lease = seal(lease_key, replace(terms, lease_id=lease_id))
     links = countersigned(lease, UNITS)
+    binding = PayloadBinding(lease.digest, 1, bound) if bound is not None else None
     evidence: dict[str, Any] = {
-        "opening": seal(CLIENT, make_opening(lease)).raw,
+        "opening": seal(CLIENT, replace(make_opening(lease), binding=binding)).raw,
         "countersigned": links,
     }
     billed = replace(make_receipt(lease, UNITS, finish=finish), **(evidence | receipt))
@@ -117,6 +121,23 @@ def test_a_lone_receipt_earns_what_its_client_signed() -> None:
         auditor.answered(job.receipt, "disputed", earned_nano)
         assert auditor.captured_nano() == earned_nano
         assert Rule.CAPTURE_IS_EARNED not in rules_of(auditor, balances(jobs=0))
+
+
+@pytest.mark.parametrize(
+    ("bound", "earned_nano"), [(UNITS, CHARGE_NANO), (Units(7, 10), 0), (Units(6, 11), 0)]
+)
+def test_a_lone_receipt_that_bills_beyond_its_openings_binding_earns_nothing(
+    bound: Units, earned_nano: int
+) -> None:
+    auditor = make_auditor()
+    job = make_job(0, bound=bound)
+    auditor.leased(job.lease)
+    auditor.answered(job.receipt, "settled" if earned_nano else "disputed", earned_nano)
+    found = rules_of(auditor, balances(jobs=1 if earned_nano else 0))
+    assert Rule.CAPTURE_IS_EARNED not in found
+    assert (Rule.RECEIPT_FITS_LEASE in found) == (not earned_nano)
+    auditor.answered(job.receipt, "settled", CHARGE_NANO - earned_nano)
+    assert Rule.CAPTURE_IS_EARNED in rules_of(auditor, balances())
 
 
 @pytest.mark.parametrize("is_declared", [True, False])
@@ -317,6 +338,10 @@ def more_than_leased(auditor: Auditor) -> None:
     show(auditor, make_job(1, units=units, amount_nano=140 + 51 * 60))
 
 
+def more_than_bound(auditor: Auditor) -> None:
+    show(auditor, make_job(1, bound=Units(input_tokens=7, output_tokens=10)))
+
+
 def wrong_charge(auditor: Auditor) -> None:
     show(auditor, make_job(1, amount_nano=CHARGE_NANO + 1))
 
@@ -374,6 +399,7 @@ WRONG_EVIDENCE: dict[Callable[[Auditor], None], Rule] = {
     foreign_receipt: Rule.RECEIPT_FITS_LEASE,
     receipt_for_another_client: Rule.RECEIPT_FITS_LEASE,
     more_than_leased: Rule.RECEIPT_FITS_LEASE,
+    more_than_bound: Rule.RECEIPT_FITS_LEASE,
     wrong_charge: Rule.CHARGE_IS_PRICE,
     charged_refusal: Rule.CHARGE_IS_PRICE,
     two_bills: Rule.ONE_RECEIPT,
