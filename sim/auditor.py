@@ -57,6 +57,16 @@ class _Capture:
     is_gift: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TakenAhead:
+    """A lease that was there before its job: the job's id, as the lease brings it, and what was
+    captured."""
+
+    job_id: JobId
+    captured_nano: int
+    is_of_gateway: bool
+
+
 class Auditor:
     """Collects evidence in any order; `audit` judges it."""
 
@@ -77,10 +87,14 @@ class Auditor:
         """What its own client bought in an earlier process is cut."""
         self._process += 1
 
-    def leased(self, lease: Signed[Lease], *, api_key_id: str | None = None) -> None:
-        """A client got a lease; the coordinator's own client for an API key."""
+    def leased(
+        self, lease: Signed[Lease], *, api_key_id: str | None = None, is_ahead: bool = False
+    ) -> None:
+        """A client got a lease, `is_ahead` before it had the job; the coordinator's own client for
+        an API key."""
         case = self._cases[lease.message.lease_id]
         case.lease, case.api_key_id, case.process = lease, api_key_id, self._process
+        case.is_ahead = is_ahead
 
     def receipted(self, receipt: Signed[Receipt]) -> None:
         """A node signed a receipt, or a client got one."""
@@ -119,6 +133,18 @@ class Auditor:
     def leases(self) -> tuple[LeaseId, ...]:
         """Those that clients have got."""
         return tuple(lease_id for lease_id, case in self._cases.items() if case.lease is not None)
+
+    def taken_ahead(self) -> dict[LeaseId, TakenAhead]:
+        """The leases that clients took before they had jobs for them."""
+        return {
+            lease_id: TakenAhead(
+                case.lease.message.job_id,
+                captured_nano(case) if case.answers else 0,
+                is_of_gateway=case.api_key_id is not None,
+            )
+            for lease_id, case in self._cases.items()
+            if case.lease is not None and case.is_ahead
+        }
 
     def job_ids(self, *, but_of: PeerId) -> tuple[JobId, ...]:
         """Those that all other clients have chosen."""

@@ -142,11 +142,22 @@ class Buyer(SimClient):
     # What may come of its jobs is what may come of those of all.
     honest_codes: frozenset[Code] = frozenset()
 
-    def __init__(self, *args: Any, rng: random.Random, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, rng: random.Random, leases_ahead: int = 0, **kwargs: Any
+    ) -> None:
         super().__init__(*args, rng=rng, **kwargs)
         self._market = MarketClient(
-            self.job_pool, self.leaser, clock=self.steady, entropy=child_rng(rng).randbytes
+            self.job_pool,
+            self.leaser,
+            clock=self.steady,
+            entropy=child_rng(rng).randbytes,
+            leases_ahead=leases_ahead,
         )
+
+    @property
+    def leases_ready(self) -> int:
+        """Leases that wait for a job."""
+        return self._market.leases.counts().ready
 
     async def _start(self, nursery: trio.Nursery) -> None:
         await nursery.start(self._market.run)
@@ -205,7 +216,11 @@ class WatchedLeaser:
         for delivery in earlier.deliveries:
             self._auditor.delivered(delivery)
         granted = await self._inner.lease(request, earlier=earlier, payer=payer)
-        self._auditor.leased(granted.lease, api_key_id=payer.api_key_id if payer else None)
+        self._auditor.leased(
+            granted.lease,
+            api_key_id=payer.api_key_id if payer else None,
+            is_ahead=request.message.is_ahead,
+        )
         return granted
 
     async def settle(self, receipt: Signed[Receipt], acceptance: Signed[Acceptance]) -> SettleReply:

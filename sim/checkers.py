@@ -11,8 +11,9 @@ from coordinator.buyer.result import PurchaseResult
 from coordinator.leasing.open_lease import OpenLease
 from coordinator.market.offers import OfferBook
 from protocol.errors import Code
-from protocol.ids import JobId
+from protocol.ids import JobId, LeaseId
 from protocol.limits import CHANNELS_PER_PEER_MAX
+from sim.auditor import TakenAhead
 from sim.buyer import End, JobReport
 from sim.options import Faults
 from sim.sim_worker import SimWorker, text_of
@@ -92,8 +93,11 @@ def check_bad_client(name: str, habit: Habit, codes: Collection[Code]) -> Iterat
 
 
 def check_shares(reports: Sequence[JobReport], shares: Mapping[Code, float]) -> Iterator[str]:
-    """No honest code is so frequent that it hides a fault."""
-    counts = Counter(report.code for report in reports if report.code is not None)
+    """No honest code is so frequent that it hides a fault. The jobs of a run all meet what is
+    broken at its time: they count once for each code."""
+    failed = [(report.code, report.planned.run) for report in reports if report.code is not None]
+    counts = Counter(code for code, run in failed if not run)
+    counts.update(code for code, run in set(failed) if run)
     for code, count in counts.items():
         most = max(_ALWAYS_ALLOWED, shares.get(code, 1.0) * len(reports))
         if count > most:
@@ -123,6 +127,27 @@ def check_job(
         yield from _check_deadline(report)
     if report.end is End.FAILED and report.chunks:
         yield f"{planned.name} delivered {report.chunks} chunks and says that it delivered nothing"
+
+
+def check_taken_ahead(
+    leases: Mapping[LeaseId, TakenAhead], reports: Sequence[JobReport]
+) -> Iterator[str]:
+    """A lease serves one job, and costs nothing if none came for it. A user who left the gateway
+    before anything came does not know the id of the job."""
+    asked = Counter(report.job_id for report in reports if report.job_id is not None)
+    for job_id, count in asked.items():
+        if count > 1:
+            yield f"{count} jobs have the id {job_id}"
+    for lease_id, taken in leases.items():
+        is_unused = not taken.is_of_gateway and taken.job_id not in asked
+        if is_unused and taken.captured_nano:
+            yield f"no job came for lease {lease_id}, and {taken.captured_nano} was paid for it"
+
+
+def check_pool(name: str, ready: int) -> Iterator[str]:
+    """A pool of leases, when no job is left."""
+    if ready:
+        yield f"{name} keeps {ready} leases ahead of jobs that do not come"
 
 
 def _check_deadline(report: JobReport) -> Iterator[str]:

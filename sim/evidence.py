@@ -71,6 +71,7 @@ class Case:
     lease: Signed[Lease] | None = None
     api_key_id: str | None = None
     process: int = 0
+    is_ahead: bool = False
     receipts: dict[Digest, Signed[Receipt]] = field(default_factory=dict)
     acceptances: dict[Digest, Signed[Acceptance]] = field(default_factory=dict)
     delivery: Delivery | None = None

@@ -10,7 +10,7 @@ from coordinator.audit.books import audit
 from coordinator.db.engine import Connection
 from protocol.errors import Code
 from protocol.ids import JobId
-from protocol.limits import RECEIPT_GRACE_MS
+from protocol.limits import LEASE_OPEN_WITHIN_MS, RECEIPT_GRACE_MS
 from sim.api_user import ApiUser
 from sim.auditor import Auditor, Balances
 from sim.book_rows import BookRows, check_ended, check_promises, check_rows, read_rows
@@ -24,7 +24,9 @@ from sim.checkers import (
     check_idle,
     check_job,
     check_model,
+    check_pool,
     check_shares,
+    check_taken_ahead,
     ended_at_node,
     honest_shares,
 )
@@ -57,11 +59,13 @@ class Inspector:
         self.is_quiet = False
         self._parties = parties
         self._trace = trace
+        self._ended: list[JobReport] = []
         # When the holds of jobs that came through the gateway have to be over, in virtual time.
         self._holds_until: dict[JobId, float] = {}
         self._honest_shares = honest_shares(options.faults)
         # A hold may time out right after a sweep.
         self._hold_late_ms = int(2_000 * options.bounds.sweep_every_s) + SWEEP_TAKES_MS
+        self._opened_late_ms = LEASE_OPEN_WITHIN_MS + 1_000 if options.pools.is_at_gateway else 0
         # Those with a bound of their own (`check_bad_node`).
         self._bad_nodes = {
             node.key.peer_id for node in parties.bad_nodes if node.vice is not Vice.GARBAGE
@@ -76,10 +80,13 @@ class Inspector:
         return QUIET_LOOK_EVERY_S if self.is_quiet else LOOK_EVERY_S
 
     def note_ended(self, report: JobReport) -> None:
-        """A job has ended for its buyer."""
+        """A job has ended for its buyer, or a probe."""
+        self._ended.append(report)
         buyer = self._parties.buyer_of(report.planned.buyer)
         if isinstance(buyer, ApiUser) and report.job_id is not None:
-            late_s = (RECEIPT_GRACE_MS + self._hold_late_ms) / 1000
+            # A lease that was there before its job is there for longer by the time to open it.
+            late_ms = RECEIPT_GRACE_MS + self._hold_late_ms + self._opened_late_ms
+            late_s = late_ms / 1000
             until = trio.current_time() + report.planned.spec.deadline_s + late_s
             self._holds_until[report.job_id] = until
         is_garbled = not self._garblers.isdisjoint(report.nodes)
@@ -122,8 +129,18 @@ class Inspector:
                 yield from check_idle(f"{node.name}'s {model.name}", model)
         for buyer in self._parties.buyers:
             yield from check_channels(buyer.name, buyer.channels_open, 0)
+            yield from check_pool(buyer.name, buyer.leases_ready)
         channels = coordinator.pool.statistics().channels
         yield from check_channels(self._parties.coordinator.host.name, channels, 0)
+        ready = coordinator.client.leases.counts().ready
+        yield from check_pool(self._parties.coordinator.host.name, ready)
+
+    def tell_leases_ahead(self) -> None:
+        """Which leases that were there before their jobs have served one."""
+        asked = {report.job_id for report in self._ended}
+        for lease_id, taken in self._parties.auditor.taken_ahead().items():
+            event = "lease_ahead_used" if taken.job_id in asked else "lease_ahead_unused"
+            self._trace.add("world", event, lease_id=lease_id, captured_nano=taken.captured_nano)
 
     async def look_forever(self) -> None:
         while True:
@@ -207,6 +224,8 @@ class Inspector:
         for client in self._parties.bad_clients:
             for violation in check_bad_client(client.name, client.habit, client.codes):
                 self.violate(violation)
+        for violation in check_taken_ahead(auditor.taken_ahead(), self._ended):
+            self.violate(violation)
         unexplained = [report for report in reports if not self._is_explained(report)]
         for violation in check_shares(unexplained, self._honest_shares):
             self.violate(violation)

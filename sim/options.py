@@ -8,12 +8,17 @@ import random
 from dataclasses import dataclass, field, replace
 
 from coordinator.bounds import DEFAULT_BOUNDS, MarketBounds
+from coordinator.buyer.ahead.pool import LEASES_PER_CLASS
 from coordinator.leasing.clients import WindowRange
 from protocol.limits import CLOCK_SKEW_MAX_MS
 from protocol.money import NANO_PER_CREDIT
 from protocol.net.memory_wire import Conditions
 from protocol.pricing import PriceSheet
 from sim.vices import Habit, Vice
+
+_CLIENTS = 3
+# Of all worlds.
+_NO_POOLS_SHARE = 0.5
 
 # Both sides of the window are used, and two honest clocks may stand at its two ends.
 SKEW_MS_MAX = CLOCK_SKEW_MAX_MS // 2
@@ -155,6 +160,11 @@ class Demand:
     # money is held.
     slow_body_share: float = 0.2
     slow_body_s: tuple[float, float] = (1.0, 10.0)
+    # In a world with lease pools so many of the jobs come in runs, so long and so far apart: one
+    # buyer asks for jobs that are alike one after another. Nothing else is what a pool is for.
+    runs: int = 3
+    run_jobs: tuple[int, int] = (6, 12)
+    run_gap_s: tuple[float, float] = (0.1, 1.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +179,24 @@ class KeyPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """Who leases ahead of its jobs: clients by number, and the coordinator's own gateway for the
+    users with an API key. A pool keeps up to `leases` of each class of jobs."""
+
+    leases: int = 0
+    clients: tuple[int, ...] = ()
+    is_at_gateway: bool = False
+
+
+NO_POOLS = PoolPlan()
+
+
+@dataclass(frozen=True, slots=True)
 class WorldOptions:
     """One world. Equal options and an equal seed make equal traces."""
 
     nodes: int = 5
-    clients: int = 3
+    clients: int = _CLIENTS
     api_keys: tuple[KeyPlan, ...] = (KeyPlan(),)
     machines: tuple[SimMachine, ...] = MACHINES
     bounds: MarketBounds = DEFAULT_BOUNDS
@@ -182,6 +205,17 @@ class WorldOptions:
     network: Network = field(default_factory=Network)
     faults: Faults = field(default_factory=Faults)
     demand: Demand = field(default_factory=Demand)
+    pools: PoolPlan = NO_POOLS
+
+    @property
+    def pooled_buyers(self) -> tuple[int, ...]:
+        """Those whose jobs find leases that were taken ahead: clients, and then API keys."""
+        keys = range(self.clients, self.clients + len(self.api_keys))
+        return (*self.pools.clients, *(keys if self.pools.is_at_gateway else ()))
+
+    def leases_ahead_of(self, client: int) -> int:
+        """Of each class of jobs of a client; 0 without a pool."""
+        return self.pools.leases if client in self.pools.clients else 0
 
 
 def draw_options(seed: int) -> WorldOptions:
@@ -222,6 +256,7 @@ def draw_options(seed: int) -> WorldOptions:
             cancel_share=rng.uniform(0.1, 0.3),
             poor_credit_nano=rng.randint(60_000, 300_000),
         ),
+        pools=_draw_pools(random.Random(f"pools {seed}")),
     )
 
 
@@ -250,6 +285,20 @@ def _draw_bounds(rng: random.Random) -> MarketBounds:
         leases_restored_max=rng.choice((4, 20_000)),
         lease_open_within_ms=rng.choice((8_000, 15_000, 30_000)),
         windows=WindowRange(rng.choice((16, 23, 48)), rng.choice((64, 256))),
+    )
+
+
+def _draw_pools(rng: random.Random) -> PoolPlan:
+    """In every other world one client or two with money lease ahead. The poor one may want to: its
+    share of its money is worth few leases."""
+    if rng.random() < _NO_POOLS_SHARE:
+        return NO_POOLS
+    poor = _CLIENTS - 1
+    rich = rng.sample(range(poor), rng.randint(1, poor))
+    return PoolPlan(
+        leases=rng.choice((2, 4, LEASES_PER_CLASS)),
+        clients=(*rich, poor) if rng.random() < 0.25 else tuple(rich),
+        is_at_gateway=rng.random() < 0.5,
     )
 
 

@@ -172,7 +172,10 @@ class _Casting:
             return Runtime(clock, child_rng(rng).randbytes, child_rng(rng))
 
         key = SigningKey.generate(self._rng.randbytes)
-        rules = MarketRules(fee_bps=self._options.fee_bps)
+        pools = self._options.pools
+        rules = MarketRules(
+            fee_bps=self._options.fee_bps, leases_ahead=pools.leases if pools.is_at_gateway else 0
+        )
         auditor = Auditor(key.peer_id, fee_bps=self._options.fee_bps)
         coordinator = SimCoordinator(
             key,
@@ -212,6 +215,7 @@ class _Casting:
             coordinator=coordinator,
             addresses=(address_of(coordinator),),
             auditor=auditor,
+            leases_ahead=self._options.leases_ahead_of(number),
         )
 
     def make_gateway_accounts(

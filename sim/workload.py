@@ -30,10 +30,30 @@ _TEXTS_MAX = 6
 
 
 @dataclass(frozen=True, slots=True)
+class _Run:
+    """What the jobs of a run have in common: one class of leases serves nearly all of them."""
+
+    name: str
+    objective: Objective
+    words: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """When which buyer asks for a job, and as part of which run."""
+
+    at_s: float
+    buyer: int
+    run: _Run | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedJob:
     """A job of buyer number `buyer` (the clients come first, then the API keys), asked for `at_s`
     after the chaos begins. `is_bad` if no node may answer it; `cancel_after` chunks its buyer has
-    had enough. At the gateway, its body takes `body_s`."""
+    had enough. At the gateway, its body takes `body_s`. `run` names the run that it is part of, if
+    it is of one."""
 
     number: int
     buyer: int
@@ -43,6 +63,7 @@ class PlannedJob:
     is_bad: bool = False
     cancel_after: int | None = None
     body_s: float = 0.0
+    run: str = ""
 
     @property
     def name(self) -> str:
@@ -53,11 +74,13 @@ def plan_jobs(
     options: WorldOptions, nodes: Sequence[PeerId], rng: random.Random
 ) -> tuple[PlannedJob, ...]:
     """The demand of the chaos phase, in order of time."""
-    asked = sorted(_plan_times(options, rng))
-    return tuple(
-        _plan_job(number, at_s, buyer, options, nodes, rng)
-        for number, (at_s, buyer) in enumerate(asked, 1)
+    demand = options.demand
+    runs = list(_plan_runs(options, rng)) if options.pooled_buyers else []
+    runs = runs[: demand.jobs]
+    asked = sorted(
+        (*runs, *_plan_bursts(options, demand.jobs - len(runs), rng)), key=lambda ask: ask.at_s
     )
+    return tuple(_plan_job(number, ask, options, nodes, rng) for number, ask in enumerate(asked, 1))
 
 
 def plan_probes(options: WorldOptions, rng: random.Random) -> tuple[PlannedJob, ...]:
@@ -92,10 +115,29 @@ def _deadline_s(demand: Demand, rng: random.Random, *, is_at_gateway: bool) -> f
     return round(rng.uniform(*demand.deadline_s), 1)
 
 
-def _plan_times(options: WorldOptions, rng: random.Random) -> Iterator[tuple[float, int]]:
-    """When which buyer asks. Jobs come in bursts; some bursts are of one program with a key."""
+def _plan_runs(options: WorldOptions, rng: random.Random) -> Iterator[_Ask]:
+    """Jobs that are alike and come one after another, of buyers that lease ahead: of a client, of
+    the gateway's first key, and of any."""
+    demand, pooled = options.demand, options.pooled_buyers
+    first = pooled[0], *((options.clients,) if options.pools.is_at_gateway else ())
+    buyers = (*first, *rng.choices(pooled, k=demand.runs - len(first)))
+    for number, buyer in enumerate(buyers, 1):
+        at_s, gap_s = rng.uniform(0.0, options.chaos_s), rng.uniform(*demand.run_gap_s)
+        run = _Run(
+            name=f"run-{number}",
+            objective=rng.choice(tuple(Objective)),
+            words=rng.randint(*_PROMPT_WORDS),
+            max_tokens=rng.randint(*demand.tokens),
+        )
+        for _ in range(rng.randint(*demand.run_jobs)):
+            yield _Ask(at_s, buyer, run)
+            at_s += rng.uniform(0.5, 1.5) * gap_s
+
+
+def _plan_bursts(options: WorldOptions, jobs: int, rng: random.Random) -> Iterator[_Ask]:
+    """Jobs come in bursts; some bursts are of one program with a key."""
     demand, keys = options.demand, len(options.api_keys)
-    for number in range(demand.jobs):
+    for number in range(jobs):
         if number % demand.burst == 0:
             burst_at_s = rng.uniform(0.0, options.chaos_s)
             is_of_one = keys and rng.random() < demand.gateway_burst_share
@@ -104,18 +146,19 @@ def _plan_times(options: WorldOptions, rng: random.Random) -> Iterator[tuple[flo
         if key is None and keys and rng.random() < demand.gateway_share:
             key = rng.randrange(keys)
         buyer = rng.randrange(options.clients) if key is None else options.clients + key
-        yield burst_at_s + rng.uniform(0.0, demand.burst_s), buyer
+        yield _Ask(burst_at_s + rng.uniform(0.0, demand.burst_s), buyer)
 
 
 def _plan_job(
     number: int,
-    at_s: float,
-    buyer: int,
+    ask: _Ask,
     options: WorldOptions,
     nodes: Sequence[PeerId],
     rng: random.Random,
 ) -> PlannedJob:
-    demand = options.demand
+    if ask.run is not None:
+        return _plan_job_of_run(number, ask, ask.run, options, rng)
+    demand, at_s, buyer = options.demand, ask.at_s, ask.buyer
     is_embedding = rng.random() < demand.embedding_share
     job_input = _texts(rng) if is_embedding else _generation(demand, rng)
     key = options.api_keys[buyer - options.clients] if buyer >= options.clients else None
@@ -142,6 +185,29 @@ def _plan_job(
         is_bad=is_bad,
         cancel_after=rng.randrange(4) if is_impatient else None,
         body_s=0.0 if key is None else _body_s(key, at_s, demand, rng),
+    )
+
+
+def _plan_job_of_run(
+    number: int, ask: _Ask, run: _Run, options: WorldOptions, rng: random.Random
+) -> PlannedJob:
+    job_input = GenerationInput(
+        max_tokens=run.max_tokens, prompt=_prompt(run.words, rng), seed=rng.getrandbits(31)
+    )
+    is_impatient = rng.random() < options.demand.cancel_share
+    return PlannedJob(
+        number=number,
+        buyer=ask.buyer,
+        at_s=ask.at_s,
+        spec=_spec(
+            job_input,
+            answer_of(job_input),
+            objective=run.objective,
+            deadline_s=_USUAL_DEADLINES_S[ask.buyer >= options.clients],
+        ),
+        answer=answer_of(job_input),
+        cancel_after=rng.randrange(4) if is_impatient else None,
+        run=run.name,
     )
 
 

@@ -164,6 +164,7 @@ class SimWorld:
         self._inspector.is_quiet = True
         await self._wait_until(self._inspector.is_settled, within_s, "everything is settled")
         self.trace.add("world", "settled")
+        self._inspector.tell_leases_ahead()
         return answered
 
     async def _run_job(self, planned: PlannedJob) -> None:

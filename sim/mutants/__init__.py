@@ -4,6 +4,7 @@ A bug that survives means that a test is missing. Nothing here imports the marke
 process that runs a mutant reads this table before it may import what the mutant changes.
 """
 
+from sim.mutants.ahead import AHEAD
 from sim.mutants.keys import KEYS
 from sim.mutants.leases import LEASES
 from sim.mutants.market import MARKET
@@ -14,7 +15,17 @@ from sim.mutants.purchases import PURCHASES
 from sim.mutants.settling import SETTLING
 from sim.mutants.wire import WIRE
 
-MUTANTS: tuple[Mutant, ...] = (*MONEY, *KEYS, *SETTLING, *LEASES, *WIRE, *MARKET, *NODE, *PURCHASES)
+MUTANTS: tuple[Mutant, ...] = (
+    *MONEY,
+    *KEYS,
+    *SETTLING,
+    *LEASES,
+    *AHEAD,
+    *WIRE,
+    *MARKET,
+    *NODE,
+    *PURCHASES,
+)
 
 
 def find_mutant(name: str) -> Mutant:

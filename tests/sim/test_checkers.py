@@ -15,10 +15,11 @@ from coordinator.market.reputation import Reputation
 from protocol.endings import Finish
 from protocol.envelope import seal
 from protocol.errors import Code
-from protocol.ids import JobId, derive_ulid
+from protocol.ids import JobId, LeaseId, derive_ulid
 from protocol.limits import RECEIPT_GRACE_MS
 from protocol.messages import Task
 from protocol.pricing import PriceSheet, Units
+from sim.auditor import TakenAhead
 from sim.buyer import End, JobReport
 from sim.checkers import (
     HONEST_SHARES,
@@ -32,7 +33,9 @@ from sim.checkers import (
     check_idle,
     check_job,
     check_model,
+    check_pool,
     check_shares,
+    check_taken_ahead,
     honest_shares,
 )
 from sim.options import NO_FAULTS, SimMachine, WorldOptions
@@ -43,6 +46,7 @@ from tests.coordinator.market_makers import NOW_MS, node_offer, sealed
 from tests.protocol.makers import (
     CLIENT,
     COORDINATOR,
+    JOB_ID,
     LEASE_ID,
     make_chain,
     make_lease,
@@ -50,6 +54,22 @@ from tests.protocol.makers import (
 )
 
 PLANNED: PlannedJob = plan_probes(WorldOptions(), Random(1))[0]
+
+
+def test_a_lease_ahead_serves_one_job_and_costs_nothing_without_one() -> None:
+    report = answered()
+    report.job_id, other = JOB_ID, JobId(derive_ulid(JOB_ID, "other"))
+    taken = {
+        LEASE_ID: TakenAhead(JOB_ID, 7, is_of_gateway=False),
+        LeaseId(derive_ulid(LEASE_ID, "1")): TakenAhead(other, 0, is_of_gateway=False),
+        LeaseId(derive_ulid(LEASE_ID, "2")): TakenAhead(other, 7, is_of_gateway=True),
+    }
+    assert list(check_taken_ahead(taken, [report])) == []
+    assert len(list(check_taken_ahead(taken, []))) == 1
+    (twice,) = check_taken_ahead(taken, [report, report])
+    assert JOB_ID in twice
+    assert list(check_pool("client-1", 0)) == []
+    assert len(list(check_pool("client-1", 2))) == 1
 
 
 def answered() -> JobReport:
@@ -184,6 +204,8 @@ def test_a_code_that_is_more_frequent_than_faults_explain_is_a_violation() -> No
     reports += [failed(Code.BUSY)] * 20
     (violation,) = check_shares(reports, HONEST_SHARES)
     assert "40 of 110 jobs failed with busy" in violation
+    together = replace(failed(Code.BUSY), planned=replace(PLANNED, run="run-1"))
+    assert list(check_shares([answered()] * 70 + [together] * 40, HONEST_SHARES)) == []
 
 
 def test_a_bad_machine_costs_a_bounded_number_of_leases_and_jobs() -> None:

@@ -48,6 +48,19 @@ def test_jobs_come_in_bursts() -> None:
     assert gaps[True] > gaps[False] or options.demand.burst <= 2
 
 
+def test_who_leases_ahead_asks_for_jobs_that_one_class_of_leases_serves() -> None:
+    pooled = [seed for seed in range(1, 20) if draw_options(seed).pools.leases]
+    assert 5 < len(pooled) < 15
+    for seed in pooled:
+        options, alike = draw_options(seed), Counter[tuple[object, ...]]()
+        for job in jobs(seed):
+            spec = job.spec
+            if job.buyer in options.pooled_buyers:
+                units = spec.units_max
+                alike[job.buyer, units.output_tokens, spec.objective, spec.deadline_s] += 1
+        assert max(alike.values()) >= options.demand.run_jobs[0]
+
+
 def test_probes_are_ordinary_jobs_of_the_clients_with_money_and_of_each_key() -> None:
     options = draw_options(3)
     probes = plan_probes(options, Random(3))

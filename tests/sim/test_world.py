@@ -56,6 +56,8 @@ EFFECTS = (
     "worker_crashed",
     "leases_restored",
     "key_revoked",
+    "lease_ahead_used",
+    "lease_ahead_unused",
 )
 # What may come of a job because of its API key.
 KEY_CODES = {Code.UNKNOWN_API_KEY, Code.BUDGET_EXCEEDED, Code.RATE_LIMITED}

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -136,6 +137,13 @@ def test_an_answer_in_one_piece_is_paid_whole_once_it_was_opened() -> None:
     lease = replace(LONG_LEASE, units_max=Units(100, 0, 2))
     assert lone(Units(90, 0, 2), Proof(is_opened=True), lease) == paid_for(Units(90, 0, 2))
     assert lone(Units(90, 0, 2), UNOPENED, lease) == 0
+
+
+@pytest.mark.parametrize("proof", [Proof(is_opened=True), SIGNED])
+def test_a_lone_receipt_beyond_what_its_opening_allows_is_worth_nothing(proof: Proof) -> None:
+    bound = replace(proof, units_max=Units(120, 70))
+    assert lone(Units(120, 70), bound) == lone(Units(120, 70), proof) > 0
+    assert lone(Units(121, 70), bound) == lone(Units(120, 71), bound) == 0
 
 
 @given(

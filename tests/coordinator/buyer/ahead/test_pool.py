@@ -57,6 +57,22 @@ async def test_a_job_opens_a_warm_lease_without_asking_the_coordinator(
         verify_chain(Evidence(request, open_envelope(found.lease, Lease), receipt))
 
 
+async def test_each_lease_serves_one_job(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER, leases_ahead=MOST) as market:
+        await warm_up(market)
+        bought: list[tuple[str, JobId, bool]] = []
+
+        async def buy_one() -> None:
+            bought.append(await buy(market))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(buy_one)
+        assert {text for text, _, _ in bought} == {"".join(WORDS)}
+        assert len({job_id for _, job_id, _ in bought}) == 4
+        assert market.client.leases.counts().hits >= 2
+
+
 async def test_what_is_not_used_is_given_back_at_once_and_listed_nowhere(
     autojump_clock: MockClock,
 ) -> None:

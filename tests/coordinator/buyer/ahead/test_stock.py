@@ -63,6 +63,19 @@ def test_a_stock_is_bounded_fresh_and_gives_each_lease_once(
     assert not set(map(id, gone)) & set(map(id, stock.leases))
 
 
+def test_a_lease_that_the_node_may_refuse_as_too_old_is_given_back_and_serves_no_job() -> None:
+    stock = LeaseStock(most=MOST)
+    for now in (1.0, 2.0):
+        stock.note_arrival(now)
+    stock.ask_for(2)
+    old, fresh = (replace(LEASES[n], usable_until=until) for n, until in enumerate((2.5, 9.0)))
+    stock.add(old)
+    stock.add(fresh)
+    assert stock.find(2.4, lambda lease: True) is old
+    assert stock.find(2.5, lambda lease: True) is fresh
+    assert stock.take_unwanted(2.5) == [old]
+
+
 def test_one_job_is_no_demand_and_silence_ends_it() -> None:
     stock = LeaseStock(most=MOST)
     stock.note_arrival(1.0)
