@@ -11,6 +11,7 @@ from sqlalchemy import (
     Subquery,
     and_,
     bindparam,
+    case,
     func,
     literal_column,
     select,
@@ -19,14 +20,14 @@ from sqlalchemy import (
 
 from coordinator.db.bulk import BulkInsert, BulkUpdate, Record
 from coordinator.db.digests import row_digest
-from coordinator.db.schema import leases, receipts, transfers
+from coordinator.db.schema import jobs, leases, receipts, transfers
 from coordinator.ledger.transfers import Transfer, TransferKind
 from protocol.countersigning import Delivery
 from protocol.endings import LeaseState, ReceiptState
-from protocol.envelope import Signed, open_envelope
+from protocol.envelope import Signed, open_envelope, read_unverified
 from protocol.errors import RemoteProtocolError
 from protocol.ids import JobId, LeaseId, PeerId, TransferId
-from protocol.messages import Lease
+from protocol.messages import JobRequest, Lease
 
 # A hold, its end, and what the node and the operator get of it.
 _TRANSFERS_PER_LEASE = 4
@@ -67,7 +68,8 @@ class StoredLease:
 @dataclass(frozen=True, slots=True)
 class EndedLease:
     """How a lease ended, between whom. `receipt_state` is None if it ended without a receipt;
-    `is_signed` if its client signed for what it got; `is_own` if our own gateway bought it."""
+    `is_signed` if its client signed for what it got; `is_own` if our own gateway bought it;
+    `is_lapsed_ahead` if its client leased it before it had a job, and nothing came of it."""
 
     node: PeerId
     client: PeerId
@@ -76,16 +78,19 @@ class EndedLease:
     paid_nano: int
     is_signed: bool
     is_own: bool
+    is_lapsed_ahead: bool
 
 
 @dataclass(frozen=True, slots=True)
 class OpenLeaseRow:
-    """What a restarted coordinator takes up again; `has_receipt` if one waits for its client."""
+    """What a restarted coordinator takes up again; `has_receipt` if one waits for its client,
+    `is_ahead` if its client leased it before it had a job."""
 
     envelope: bytes
     terms: LeaseTerms
     delivery: bytes | None
     has_receipt: bool
+    is_ahead: bool
 
 
 _FIXED = (
@@ -127,6 +132,13 @@ _END = BulkUpdate(
     .where(leases.c.lease_id == bindparam("lease"))
     .where(leases.c.state == bindparam("old_state")),
     ("new_state", "new_ended_at_ms", "lease", "old_state"),
+)
+# A job's row keeps the request of its first lease. No later one is ahead of its job.
+_FIRST_REQUEST = jobs.c.request
+_IS_OF_FIRST_REQUEST = and_(
+    jobs.c.client == leases.c.client,
+    jobs.c.job_id == leases.c.job_id,
+    leases.c.attempt == literal_column("0"),
 )
 # The first word stands. A lease that has ended meanwhile needs none.
 _DELIVER = BulkUpdate(
@@ -197,15 +209,17 @@ def list_open_leases(conn: Connection) -> list[OpenLeaseRow]:
             leases.c.envelope,
             receipts.c.lease_id.is_not(None),
             leases.c.delivery,
+            _FIRST_REQUEST,
             *_columns(*_TERMS),
         )
         .outerjoin(receipts, receipts.c.lease_id == leases.c.lease_id)
+        .outerjoin(jobs, _IS_OF_FIRST_REQUEST)
         .where(leases.c.state == LeaseState.OPEN.value)
         .order_by(leases.c.client, leases.c.job_id, leases.c.attempt)
     )
     return [
-        OpenLeaseRow(envelope, LeaseTerms(*terms), delivery, has_receipt)
-        for envelope, has_receipt, delivery, *terms in conn.execute(query)
+        OpenLeaseRow(envelope, LeaseTerms(*terms), delivery, has_receipt, _is_ahead(request))
+        for envelope, has_receipt, delivery, request, *terms in conn.execute(query)
     ]
 
 
@@ -246,12 +260,15 @@ def list_ended_leases(conn: Connection, *, since_ms: int, limit: int) -> list[En
             receipts.c.amount_nano,
             receipts.c.acceptance.is_not(None) | leases.c.delivery.is_not(None),
             leases.c.api_key_id.is_not(None),
+            case((leases.c.state == LeaseState.RELEASED.value, _FIRST_REQUEST)),
         )
         .join(holds, is_of_hold(holds))
         .outerjoin(receipts, receipts.c.lease_id == leases.c.lease_id)
+        .outerjoin(jobs, _IS_OF_FIRST_REQUEST & receipts.c.lease_id.is_(None))
         .where(leases.c.state != LeaseState.OPEN.value)
         .order_by(holds.c.sequence)
     )
+    rows = conn.execute(query)
     return [
         EndedLease(
             node,
@@ -261,9 +278,14 @@ def list_ended_leases(conn: Connection, *, since_ms: int, limit: int) -> list[En
             paid_nano or 0,
             bool(is_signed),
             bool(is_own),
+            _is_ahead(request),
         )
-        for node, client, state, receipt_state, paid_nano, is_signed, is_own in conn.execute(query)
+        for node, client, state, receipt_state, paid_nano, is_signed, is_own, request in rows
     ]
+
+
+def _is_ahead(request: bytes | None) -> bool:
+    return request is not None and read_unverified(request, JobRequest).is_ahead
 
 
 def damaged_leases(conn: Connection) -> Iterator[LeaseId]:

@@ -38,6 +38,7 @@ async def restore_leases(database: Database, leases: LeaseRegistry, *, now_ms: i
             row.terms.api_key_id,
             delivered=_delivered(row.delivery),
             has_receipt=row.has_receipt,
+            is_ahead=row.is_ahead,
         )
         for row in rows
     ]
@@ -77,7 +78,7 @@ async def restore_clients(
         if past.receipt_state is not None:
             if not _was_cut_by_us(past):
                 leases.remember(past.node, past.client, _settlement(past))
-        elif past.state is LeaseState.RELEASED and not past.is_signed:
+        elif past.state is LeaseState.RELEASED and not (past.is_signed or past.is_lapsed_ahead):
             leases.clients.keep(past.client).note_opened(is_opened=False)
 
 

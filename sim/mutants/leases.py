@@ -74,8 +74,8 @@ LEASES = (
     Mutant(
         "a client that does not open its leases begins anew with each restart",
         "coordinator/leasing/restoring.py",
-        "        elif past.state is LeaseState.RELEASED and not past.is_signed:\n",
-        "        elif False:\n",
+        "past.state is LeaseState.RELEASED and not (",
+        "False and not (",
         test=f"{_REGISTRY}::test_a_client_that_opened_nothing_is_known_after_a_restart",
     ),
     Mutant(

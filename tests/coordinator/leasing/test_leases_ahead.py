@@ -7,6 +7,8 @@ import trio
 from trio.testing import MockClock
 
 from coordinator.leasing.clients import UNOPENED_MAX_OF_STRANGERS
+from coordinator.leasing.registry import LeaseRegistry
+from coordinator.leasing.restoring import restore_leases
 from protocol.envelope import Signed, seal
 from protocol.errors import Code, RemoteProtocolError
 from protocol.features import Feature
@@ -14,6 +16,7 @@ from protocol.keys import SigningKey
 from protocol.messages import Constraints, JobRequest, Lease
 from tests.coordinator.lease_requests import signed_request
 from tests.coordinator.leasing.test_openings import OVER_S, busy_seats, report_forever
+from tests.coordinator.leasing.test_registry import restored_clients
 from tests.coordinator.small_market import (
     OPENING_CREDIT_NANO,
     Script,
@@ -113,3 +116,24 @@ async def test_a_lease_ahead_that_lapses_gives_its_money_back_and_is_no_fault(
         assert record.standing > 0
         market.assert_books_are_closed()
         await lease_ahead(market)
+        restored = await restored_clients(market)
+        assert restored.clients.look_up(STRANGER.peer_id).standing > 0
+
+
+async def test_leases_ahead_yield_their_seats_after_a_restart_too(
+    autojump_clock: MockClock,
+) -> None:
+    """A coordinator that restarts finds its own gateway's leases, which no job will open."""
+    async with open_small_market(Script.ANSWER) as market:
+        pay_in(market)
+        for _ in range(SLOTS - 1):
+            await lease_ahead(market)
+        used = await lease(market)
+        leases = LeaseRegistry(market.coordinator.market)
+        await restore_leases(market.database, leases, now_ms=market.clock.now_ms())
+        assert busy_seats(market) == SLOTS
+        assert leases.yield_ahead()
+        assert busy_seats(market) == 1
+        assert not leases.yield_ahead()
+        assert len(leases) == SLOTS, "a node may have opened them: their receipts are paid"
+        assert leases.get(used.message.lease_id) is not None
