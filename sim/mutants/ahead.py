@@ -52,6 +52,13 @@ AHEAD = (
         test=f"{_GRANTED}::test_leases_ahead_take_idle_seats_only_and_yield_them_at_once",
     ),
     Mutant(
+        "a restarted coordinator takes leases ahead for leases of jobs",
+        "coordinator/leasing/restoring.py",
+        "            is_ahead=row.is_ahead,\n",
+        "",
+        test=f"{_GRANTED}::test_leases_ahead_yield_their_seats_after_a_restart_too",
+    ),
+    Mutant(
         "a client may lease ahead as much as it likes",
         "coordinator/leasing/openings.py",
         "if len(self._ahead.get(client, ())) >= min(most, LEASES_AHEAD_MAX):",
