@@ -25,6 +25,8 @@ class Feature(StrEnum):
     VISION = "vision"
     # Its receipts say which stop string ended a text, and `includes_stop` is honoured.
     STOP_DETAILS = "stop_details"
+    # `scores_prefix` of an input is honoured.
+    ANSWER_SCORES = "answer_scores"
     # It keeps the last rows of a stream from one job to the next: `protocol.tensors.StreamPlace`.
     STREAM_WINDOWS = "stream_windows"
     # Its node takes leases of requests that leave their payload open: see `JobRequest`.

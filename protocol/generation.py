@@ -27,6 +27,9 @@ SEED_MAX = 2**63 - 1
 # No vocabulary comes near it, and it fits the four bytes that the output digest takes.
 TOKEN_ID_MAX = 2**31 - 1
 
+# No two sums of logit and noise are so far apart.
+GAP_MAX = 1_000_000.0
+
 
 def check_token_ids(token_ids: tuple[int, ...]) -> None:
     # Not one by one in Python: a million of them may come for free.
@@ -127,7 +130,8 @@ class GenerationInput:
     those of the prompt. `continues_final_message` leaves the last message open, so that the answer
     goes on with it. `template_arguments` is a JSON object for the chat template. With
     `tokenizes_only` the answer is one `TokensOutput` in `data`, and nothing is metered. With
-    `includes_stop` the stop string that ends the answer is part of it.
+    `includes_stop` the stop string that ends the answer is part of it. With `scores_prefix` the
+    prefix is an answer to check: its tokens are scored with those of the prompt, each with its gap.
     """
 
     max_tokens: int
@@ -158,6 +162,7 @@ class GenerationInput:
     template_arguments: str = ""
     tokenizes_only: bool = False
     includes_stop: bool = False
+    scores_prefix: bool = False
 
     def __post_init__(self) -> None:
         given = (bool(self.messages), self.prompt is not None, bool(self.prompt_tokens))
@@ -185,6 +190,10 @@ class GenerationInput:
         check_token_ids(tuple(item.token_id for item in self.logit_bias))
         is_finite = all(math.isfinite(item.bias) for item in self.logit_bias)
         check(is_finite and all(abs(b.bias) <= 100 for b in self.logit_bias), "a bias is too large")
+        has_scored = bool(self.prefix_tokens) and self.prompt_logprobs is not None
+        check(
+            has_scored or not self.scores_prefix, "an answer to score, or its logprobs, is missing"
+        )
         for count in (self.logprobs, self.prompt_logprobs):
             check(count is None or 0 <= count <= TOP_LOGPROBS_MAX, "logprobs is out of range")
 
@@ -201,13 +210,20 @@ class GenerationInput:
 @dataclass(frozen=True, slots=True)
 class TokenScore:
     """One token: the natural logarithm of its probability before temperature and filters, and how
-    many tokens were likelier."""
+    many tokens were likelier.
+
+    `gap` is of an answer that was given to be scored: the token's sum of scaled logit and noise
+    less the greatest of the others that the request's rules and filters leave, so that the sampler
+    takes the token where it is positive. Without sampling it is the difference of the logits. It is
+    clipped to ±GAP_MAX, which also stands for a token that is left out, or alone.
+    """
 
     token_id: int
     piece: bytes
     logprob: float
     rank: int | None = None
     top: tuple["Alternative", ...] | None = None
+    gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

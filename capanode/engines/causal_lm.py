@@ -207,8 +207,13 @@ class CausalLM:
         return self._replay(first) if self._is_prompt_cached(first) else self._prefill()
 
     def _is_prompt_cached(self, job: Generation) -> bool:
-        """What is left of the job was decoded before. A GPU promises no bits, and prefills all."""
-        return self._model.device.type == "cpu" and job.cached >= job.prompt_count
+        """What is left of the job was decoded before. A GPU promises no bits, and prefills all, as
+        does a job that checks an answer."""
+        return job.cached >= self._prefill_end(job)
+
+    def _prefill_end(self, job: Generation) -> int:
+        is_exact = self._model.device.type == "cpu" and not job.scores_prefix
+        return job.prompt_count if is_exact else len(job.tokens)
 
     def _replay(self, job: Generation) -> list[EngineEvent]:
         """Take the next tokens of an answer that goes on into the cache as they were decoded."""
@@ -232,9 +237,8 @@ class CausalLM:
         finished: list[Generation] = []
         wanted: list[int] = []  # the chunks that end a prompt
         scored: dict[int, Generation] = {}
-        is_cpu = self._model.device.type == "cpu"
         for job in self._slots.prefilling:
-            end = job.prompt_count if is_cpu else len(job.tokens)
+            end = self._prefill_end(job)
             while left and job.cached < end:
                 # Cut at multiples of the chunk size only: where a prompt is cut must not depend on
                 # what else runs.
@@ -294,6 +298,10 @@ class CausalLM:
         events: list[EngineEvent] = []
         ended: list[Generation] = []
         for job, token, score in zip(jobs, tokens, scores, strict=True):
+            if job.is_over:  # An answer that was checked.
+                events.append(job.finished(FinishReason.STOP))
+                ended.append(job)
+                continue
             produced, reason = job.accept(token, score)
             if job.failure is not None:
                 events.append(job.failed(job.failure))

@@ -37,6 +37,7 @@ class Generation:
     rules: LogitRules | None = None
     logprobs: int | None = None  # alternatives to score with each output token
     prompt_logprobs: int | None = None
+    scores_prefix: bool = False  # the prefix is an answer that is checked
     input_count: int = 0
     end_token: int | None = None  # the end-of-text token that ended the answer
     row: int = -1  # in the cache; -1 while waiting
@@ -101,7 +102,14 @@ class Generation:
     def replay(self) -> None:
         """Let what looks back at the answer see the tokens that were answered elsewhere."""
         for token in self.tokens[self.input_count - self.prefix_count : self.input_count]:
-            self._note(token)
+            self.note(token)
+
+    def note(self, token: int) -> str:
+        """Let what looks back at the answer see its next token; returns the text it releases."""
+        if self.rules is not None:
+            self.rules.note(token, self.answer.piece(token))
+            self._check_rules()
+        return self.answer.push(token)
 
     def take_prompt_scores(self, block: bytes) -> Produced | None:
         """None once they are more than an output may hold: then the job has failed."""
@@ -125,7 +133,7 @@ class Generation:
             text = self.answer.finish()
             return Produced(self.job_id, (), text) if text else None, FinishReason.STOP
         self.tokens.append(token)
-        text, reason = self._note(token), None
+        text, reason = self.note(token), None
         data = encode(TokenScores((score,))) if score is not None else b""
         self.score_bytes += len(data)
         if self.answer.is_stopped or self._is_complete:
@@ -144,10 +152,3 @@ class Generation:
         """A format that has failed lets an answer end anywhere."""
         if self.rules is not None and self.rules.has_failed:
             self.failure = "the format became too complex to be enforced"
-
-    def _note(self, token: int) -> str:
-        """The text that the answer's next token releases."""
-        if self.rules is not None:
-            self.rules.note(token, self.answer.piece(token))
-            self._check_rules()
-        return self.answer.push(token)

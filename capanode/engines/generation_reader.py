@@ -31,6 +31,14 @@ from protocol.pricing import Units
 # What is written in so many characters takes several milliseconds.
 _SLOW_CHARS = 16 * KIB
 
+_ALWAYS = (
+    Feature.LOGPROBS,
+    Feature.SAMPLING,
+    Feature.TOKENIZE,
+    Feature.STOP_DETAILS,
+    Feature.ANSWER_SCORES,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ReadGeneration:
@@ -58,8 +66,7 @@ class GenerationReader:
     @property
     def features(self) -> tuple[str, ...]:
         formats = (Feature.STRUCTURED_OUTPUTS,) if self._grammars is not None else ()
-        always = (Feature.LOGPROBS, Feature.SAMPLING, Feature.TOKENIZE, Feature.STOP_DETAILS)
-        return (*self._prompts.features, *formats, *always)
+        return (*self._prompts.features, *formats, *_ALWAYS)
 
     @property
     def token_bytes(self) -> TokenBytes:
@@ -108,7 +115,8 @@ class GenerationReader:
         if not job_input.ignore_eos or (rules is not None and rules.has_grammar):
             ends |= self._end_tokens
         # An answer that goes on elsewhere has its prompt's scores already.
-        scores_prompt = job_input.prompt_logprobs is not None and not prompt.prefix_count
+        is_new = not prompt.prefix_count or job_input.scores_prefix
+        scores_prompt = job_input.prompt_logprobs is not None and is_new
         job = Generation(
             job_id=job_id,
             tokens=prompt.token_ids,
@@ -133,8 +141,10 @@ class GenerationReader:
             rules=rules,
             logprobs=job_input.logprobs,
             prompt_logprobs=job_input.prompt_logprobs if scores_prompt else None,
+            scores_prefix=job_input.scores_prefix,
         )
-        job.replay()
+        if not job.scores_prefix:  # Else each token is looked at when it is scored.
+            job.replay()
         if job.failure is not None:
             raise EngineRefusal(
                 "what was answered before does not match the format", code=Code.INVALID_INPUT

@@ -162,11 +162,11 @@ class LlamaModel:
             return logits, None
         return logits, ExactLogits(logits, states[:count], self._head_rows)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Of a few tokens that `prefill` has kept, [n, vocab]."""
+    def logits(self, hidden: Tensor) -> tuple[Tensor, ExactLogits | None]:
+        """As `decode`, after each of a few tokens that `prefill` has kept."""
         rows = padded_rows(len(hidden))
         padded = functional.pad(hidden, (0, 0, 0, rows - len(hidden)))
-        return self._head(self._norm(padded))[: len(hidden)]
+        return self._next(padded, len(hidden))
 
     def warm_up(self, rows_max: int, prefill_tokens_max: int) -> None:
         """Run each product once for each number of rows to come: oneDNN compiles a kernel for each,

@@ -236,13 +236,13 @@ def _choose_wide(batch: _Batch) -> int:
         if bool(passes.any()):
             left = own.masked_fill(~passes, -torch.inf)
             return _greatest_sums(batch, tried, left, hashes.gather(1, tried))[0][0]
-    least = _least_likely(scaled[0], weights[0], wanted)
+    least = least_likely(scaled[0], weights[0], wanted)
     left = scaled.masked_fill(scaled < least, -torch.inf)
     ids = torch.arange(vocab, device=device)[None]
     return _greatest_sums(batch, ids, left, hashes)[0][0]
 
 
-def _least_likely(scaled: Tensor, weights: Tensor, wanted: SamplingParameters) -> Tensor:
+def least_likely(scaled: Tensor, weights: Tensor, wanted: SamplingParameters) -> Tensor:
     """The scaled logit that a token needs to pass the filters."""
     order = scaled.sort(descending=True)
     least = scaled.new_tensor(-torch.inf)

@@ -1,12 +1,15 @@
 """The next token of every job after a pass of the model, with its score where one is wanted."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from capanode.engines.base import Produced
 from capanode.engines.detokenize import TokenBytes
 from capanode.engines.exact_logits import ExactLogits
+from capanode.engines.gaps import signed_gap
 from capanode.engines.generation import Generation
 from capanode.engines.llama import LlamaModel
 from capanode.engines.sampling import choose_tokens
@@ -60,13 +63,37 @@ def score_prompt(
         first = start + at + 1
         tokens = job.tokens[first : min(first + _SCORED_AT_ONCE, job.input_count)]
         if tokens:
-            logits = model.logits(hidden[at : at + len(tokens)])
-            scores += score_tokens(logits, tokens, alternatives, pieces)
+            logits, exact = model.logits(hidden[at : at + len(tokens)])
+            found = score_tokens(logits, tokens, alternatives, pieces)
+            scores += _with_gaps(job, first, found, logits, exact) if job.scores_prefix else found
     job.scored = start + len(hidden) + 1
     for block in prompt_blocks(scores, alternatives):
         produced = job.take_prompt_scores(block)
         if produced is not None:
             yield produced
+
+
+def _with_gaps(
+    job: Generation,
+    first: int,
+    scores: Sequence[TokenScore],
+    logits: Tensor,
+    exact: ExactLogits | None,
+) -> Iterator[TokenScore]:
+    """The scores of the job's tokens from `first` on, those of the answer with their gaps: its
+    rules see it grow."""
+    for row, score in enumerate(scores):
+        index = first + row - job.prompt_count
+        if index < 0:
+            yield score
+            continue
+        values = logits[row].to(torch.float32, copy=True)
+        if job.rules is not None:
+            job.rules.apply(values)
+        taken = exact.take([row]) if exact is not None else None
+        gap = signed_gap(values, score.token_id, job.sampling, index=index, exact=taken)
+        job.note(score.token_id)
+        yield replace(score, gap=gap)
 
 
 def _draw_of(

@@ -27,6 +27,7 @@ from coordinator.market.offers.intake import OFFERS
 from protocol import (
     client_session,
     fields,
+    generation,
     job_frames,
     limits,
     manifest,
@@ -60,6 +61,7 @@ NUMBER_PLACES = (
     messages,
     offers,
     fields,
+    generation,
     services,
     payload,
     pricing,

@@ -1,6 +1,7 @@
 """What a client may ask of sampling, scores and ends, on a tiny random model."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from capanode.worker.allowance import Allowance, RunTerms
 from protocol.codec import decode
 from protocol.errors import Code
 from protocol.generation import (
+    GAP_MAX,
     ChatMessage,
+    FormatKind,
     GenerationInput,
+    OutputFormat,
     TokenBias,
     TokenScore,
     TokenScores,
@@ -160,6 +164,55 @@ def test_scoring_an_answer_gives_what_generating_it_gave(engine: CausalLM) -> No
     assert [score.rank for score in again] == [0] * len(answer)
     for one, other in zip(again, scores_of(given), strict=True):
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+SAMPLED = {"temperature": 0.8, "seed": 7}
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "unfiltered": SAMPLED,
+    "nucleus": {**SAMPLED, "top_p": 0.7},
+    "few": {**SAMPLED, "top_k": 5, "min_p": 0.01},
+    "ruled": {**SAMPLED, "presence_penalty": 1.0, "repetition_penalty": 1.3, "min_tokens": 4},
+    "formed": {**SAMPLED, "format": OutputFormat(FormatKind.REGEX, "[ab]{40}")},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_gaps_of_an_honest_answer_are_above_zero(engine: CausalLM, way: str) -> None:
+    answer = ask(engine, max_tokens=40, **WAYS[way]).tokens("job")
+    gaps = gaps_of(engine, answer, **WAYS[way])
+    assert len(gaps) == len(answer)
+    # Scoring is one pass over many rows, and rounds near ties otherwise.
+    assert all(gap > -1e-3 for gap in gaps)
+    assert min(gaps) < 20, "noise decides: no token is far ahead"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_token_that_the_sampler_did_not_take_has_a_gap_below_zero(
+    engine: CausalLM, way: str
+) -> None:
+    answer = ask(engine, max_tokens=8, **WAYS[way]).tokens("job")
+    honest = gaps_of(engine, answer, **WAYS[way])
+    changed = [*answer[:4], answer[4] ^ 3, *answer[5:]]
+    gaps = gaps_of(engine, changed, **WAYS[way])
+    assert gaps[:4] == pytest.approx(honest[:4], abs=1e-3)
+    assert gaps[4] < 0
+
+
+def test_a_token_that_filters_leave_out_has_the_least_gap(engine: CausalLM) -> None:
+    answer = ask(engine, max_tokens=4, temperature=0.8, top_k=2, seed=7).tokens("job")
+    found = [gaps_of(engine, [token], temperature=0.8, top_k=2, seed=7)[0] for token in range(250)]
+    assert sum(gap > 0 for gap in found) == 1
+    assert found.count(-GAP_MAX) == 248
+    assert found[answer[0]] > 0
+
+
+def gaps_of(engine: CausalLM, answer: Sequence[int], **options: Any) -> list[float]:
+    checked = {"prompt_logprobs": 0, "scores_prefix": True, "max_tokens": 1}
+    transcript = ask(engine, **{**options, **checked, "prefix_tokens": tuple(answer)})
+    scores = scores_of(transcript, is_prompt=True)
+    assert [score.gap for score in scores[: len(PROMPT)]] == [None] * len(PROMPT)
+    return [score.gap for score in scores[len(PROMPT) :] if score.gap is not None]
 
 
 def test_an_answer_that_goes_on_elsewhere_does_not_score_its_prompt_again(engine: CausalLM) -> None:
