@@ -48,7 +48,8 @@ class Route:
     """`template` is a path in Starlette's form, and the route's name in metrics: a path may contain
     a model's name. Public routes take no key. `query` has the parameters that the handler reads.
     `job` is what the route buys, if it buys. Of the others `read` reads the JSON body, if they have
-    one, and `answer` is what they answer with: None where they always refuse."""
+    one, `form` has the fields beside the file, if they take a form, and `answer` is what they
+    answer with: None where they always refuse."""
 
     method: str
     template: str
@@ -58,6 +59,7 @@ class Route:
     job: "JobRoute | None" = None
     query: tuple[QueryParameter, ...] = ()
     read: Callable[[Fields], object] | None = None
+    form: tuple[QueryParameter, ...] = ()
     answer: AnswerShape | None = None
 
 

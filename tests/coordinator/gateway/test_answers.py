@@ -107,6 +107,25 @@ def posted(unasked: Any, template: str, answer: httpx.Response) -> Any:
     return answer.json()
 
 
+def test_described_limits_of_a_form_are_those_that_are_kept(filing_gateway: Harness) -> None:
+    (form,) = (route.form for route in ROUTES if route.form)
+    for field in form:
+        schema = field.schema
+        within = [schema.get("minimum"), schema.get("maximum"), *schema.get("enum", ())]
+        for value in within:
+            if value is not None:
+                answer = upload(filing_gateway, b"x", **{field.name: str(value)})
+                assert answer.status_code == 200, answer.text
+        beyond = ["no such word"]
+        if "minimum" in schema:
+            beyond += [str(schema["minimum"] - 1), str(schema["maximum"] + 1)]
+        for value in beyond:
+            answer = upload(filing_gateway, b"x", **{field.name: value})
+            assert answer.status_code == 400
+            param = field.name.replace("[", ".").removesuffix("]")
+            assert answer.json()["error"]["param"] == param
+
+
 @pytest.mark.parametrize("body", [{}, {"live": "yes"}, {"live": True, "more": 1}])
 def test_a_field_too_few_too_many_or_of_another_type_is_noticed(body: Any) -> None:
     live = OPERATIONS["GET", "/v2/health/live"]

@@ -22,13 +22,23 @@ FILE_PREFIX = "file-"
 _FORM_BYTES = MIB
 # OpenAI's bounds on how long a file is kept.
 LIFETIME_S_MIN, LIFETIME_S_MAX = 3_600, 2_592_000
+_PURPOSES = ("batch",)
 _LIMIT = CountParameter("limit", "How many files.", default=10_000, high=10_000)
 _PURPOSE = TextParameter("purpose", "Files of this purpose only.")
+_ANCHOR = "created_at"
+FILE_FORM = (
+    TextParameter("purpose", "What it is for.", {"enum": list(_PURPOSES)}, is_required=True),
+    TextParameter("expires_after[anchor]", "From when its time counts.", {"enum": [_ANCHOR]}),
+    TextParameter(
+        "expires_after[seconds]",
+        "How long it is kept.",
+        {"type": "integer", "minimum": LIFETIME_S_MIN, "maximum": LIFETIME_S_MAX},
+    ),
+)
 FILES_QUERY = (_LIMIT, ORDER, AFTER, _PURPOSE)
 # One crossing into a thread for so many bytes.
 _WRITE_BYTES = 512 * 1024
 FILENAME_CHARS_MAX = 255
-_PURPOSES = ("batch",)
 
 
 async def create_file(context: GatewayContext, request: Request) -> Reply:
@@ -197,8 +207,8 @@ class _Receiving:
 
 
 def _read_lifetime(texts: dict[str, str]) -> int | None:
-    if texts.get("expires_after[anchor]", "created_at") != "created_at":
-        raise invalid("expires_after.anchor is created_at", "expires_after.anchor")
+    if texts.get("expires_after[anchor]", _ANCHOR) != _ANCHOR:
+        raise invalid(f"expires_after.anchor is {_ANCHOR}", "expires_after.anchor")
     text = texts.get("expires_after[seconds]")
     if text is None:
         return None

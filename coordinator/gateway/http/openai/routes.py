@@ -13,6 +13,7 @@ from coordinator.gateway.http.openai.completions import read_completion
 from coordinator.gateway.http.openai.dialect import OPENAI
 from coordinator.gateway.http.openai.embeddings import read_embedding
 from coordinator.gateway.http.openai.files import (
+    FILE_FORM,
     FILES_QUERY,
     create_file,
     delete_file,
@@ -66,7 +67,7 @@ _BATCH_ANSWER = AnswerShape(BatchObject)
 _CONTENT = AnswerShape(content_type="application/octet-stream", statuses=(200, 206))
 
 _FILE_ROUTES = (
-    Route("POST", "/v1/files", create_file, OPENAI, answer=_FILE_ANSWER),
+    Route("POST", "/v1/files", create_file, OPENAI, form=FILE_FORM, answer=_FILE_ANSWER),
     Route(
         "GET",
         "/v1/files",

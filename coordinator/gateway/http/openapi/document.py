@@ -96,6 +96,9 @@ def _operation(route: Route, shapes: TypedShapes) -> Json:
         operation["responses"] |= _described(route.answer, shapes)
     if route.read is not None:
         _describe_body(route.template, route.read, operation)
+    if route.form:
+        form = {"multipart/form-data": {"schema": _form_shape(route.form)}}
+        operation["requestBody"] = {"required": True, "content": form}
     if route.job is not None:
         _describe_job(route.job, operation)
     return operation
@@ -112,6 +115,18 @@ def _query_parameter(parameter: QueryParameter) -> Json:
         "required": parameter.is_required,
         "description": parameter.words,
         "schema": parameter.schema,
+    }
+
+
+def _form_shape(fields: Sequence[QueryParameter]) -> Json:
+    """Of a form with one file."""
+    file = {"type": "string", "contentMediaType": "application/octet-stream"}
+    properties = {field.name: field.schema | {"description": field.words} for field in fields}
+    required = [field.name for field in fields if field.is_required]
+    return {
+        "type": "object",
+        "properties": {"file": file, **properties},
+        "required": ["file", *required],
     }
 
 

@@ -131,7 +131,9 @@ def _provider(document: Json) -> Iterator[str]:
 
 
 def _schema_of(operation: Json) -> Json:
-    schema: Json = operation["requestBody"]["content"]["application/json"]["schema"]
+    """Of a body in JSON, or else of a form."""
+    content = operation["requestBody"]["content"]
+    schema: Json = next(iter(content.values()))["schema"]
     return schema
 
 
