@@ -117,9 +117,10 @@ def _deadline_s(demand: Demand, rng: random.Random, *, is_at_gateway: bool) -> f
 
 def _plan_runs(options: WorldOptions, rng: random.Random) -> Iterator[_Ask]:
     """Jobs that are alike and come one after another, of buyers that lease ahead: of a client, of
-    the gateway's first key, and of any."""
+    the gateway's first key or its last, which have no limits and most of them, and of any."""
     demand, pooled = options.demand, options.pooled_buyers
-    first = pooled[0], *((options.clients,) if options.pools.is_at_gateway else ())
+    at_gateway = (rng.choice((options.clients, pooled[-1])),) if options.pools.is_at_gateway else ()
+    first = (pooled[0], *at_gateway)
     buyers = (*first, *rng.choices(pooled, k=demand.runs - len(first)))
     for number, buyer in enumerate(buyers, 1):
         at_s, gap_s = rng.uniform(0.0, options.chaos_s), rng.uniform(*demand.run_gap_s)
