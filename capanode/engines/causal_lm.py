@@ -47,6 +47,10 @@ from protocol.messages import Task
 # ms a token on two cores) and would hold running answers up for longer than about 35 ms.
 PREFILL_CHUNK_TOKENS = 128
 
+# Of an answer that is checked, in one pass: beside it each token may take 5 ms, where its filters
+# need the vocabulary sorted.
+CHECKED_CHUNK_TOKENS = 16
+
 # While no answer waits for its next token, one pass may take more chunks.
 _IDLE_PASS_TOKENS = 4 * PREFILL_CHUNK_TOKENS
 
@@ -242,7 +246,8 @@ class CausalLM:
             while left and job.cached < end:
                 # Cut at multiples of the chunk size only: where a prompt is cut must not depend on
                 # what else runs.
-                ids = job.tokens[job.cached : min(job.cached + PREFILL_CHUNK_TOKENS, end)]
+                size = _chunk_tokens(job)
+                ids = job.tokens[job.cached : min(job.cached + size, end)]
                 if len(ids) > left:
                     left = 0
                     break
@@ -250,7 +255,7 @@ class CausalLM:
                     scored[len(chunks)] = job
                 chunks.append((PrefillChunk(job.row, job.cached, len(ids)), ids))
                 job.cached += len(ids)
-                left -= len(ids)
+                left = left - len(ids) if size == PREFILL_CHUNK_TOKENS else 0
             if job.cached == len(job.tokens):
                 finished.append(job)
                 wanted.append(len(chunks) - 1)
@@ -335,3 +340,9 @@ class CausalLM:
     def _vacate(self, job: Generation) -> None:
         self._slots.vacate(job)
         self._attention = None
+
+
+def _chunk_tokens(job: Generation) -> int:
+    """How many of its next tokens one pass takes."""
+    is_checked = job.scores_prefix and job.cached + PREFILL_CHUNK_TOKENS >= job.prompt_count
+    return CHECKED_CHUNK_TOKENS if is_checked else PREFILL_CHUNK_TOKENS

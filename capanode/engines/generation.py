@@ -151,4 +151,9 @@ class Generation:
     def _check_rules(self) -> None:
         """A format that has failed lets an answer end anywhere."""
         if self.rules is not None and self.rules.has_failed:
-            self.failure = "the format became too complex to be enforced"
+            is_checked = self.scores_prefix and not self.output_count
+            self.failure = (
+                "the answer to check does not match the format"
+                if is_checked
+                else "the format became too complex to be enforced"
+            )

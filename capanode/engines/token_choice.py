@@ -59,9 +59,10 @@ def score_prompt(
     alternatives = job.prompt_logprobs
     assert alternatives is not None
     scores = [TokenScore(job.tokens[0], pieces.spelled(job.tokens[0]), 0.0)] if not start else []
+    end = min(start + len(hidden) + 1, job.input_count)
     for at in range(0, len(hidden), _SCORED_AT_ONCE):
         first = start + at + 1
-        tokens = job.tokens[first : min(first + _SCORED_AT_ONCE, job.input_count)]
+        tokens = job.tokens[first : min(first + _SCORED_AT_ONCE, end)]
         if tokens:
             logits, exact = model.logits(hidden[at : at + len(tokens)])
             found = score_tokens(logits, tokens, alternatives, pieces)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from capanode.engines import generation
-from capanode.engines.base import Completed, Produced, Started
-from capanode.engines.causal_lm import CausalLM
+from capanode.engines.base import Completed, Failed, Produced, Started
+from capanode.engines.causal_lm import CHECKED_CHUNK_TOKENS, CausalLM
 from capanode.engines.logit_rules import LogitRules
 from capanode.worker.allowance import Allowance, RunTerms
 from protocol.codec import decode
@@ -205,6 +205,36 @@ def test_a_token_that_filters_leave_out_has_the_least_gap(engine: CausalLM) -> N
     assert sum(gap > 0 for gap in found) == 1
     assert found.count(-GAP_MAX) == 248
     assert found[answer[0]] > 0
+
+
+def test_an_answer_that_is_checked_and_breaks_its_format_is_refused_in_words(
+    engine: CausalLM,
+) -> None:
+    form = OutputFormat(FormatKind.REGEX, "[ab]{4}")
+    checked: dict[str, Any] = {"format": form, "prompt_logprobs": 0, "scores_prefix": True}
+    (failed,) = [
+        e
+        for e in ask(engine, prefix_tokens=tuple(b"abX"), **checked).of("job")
+        if isinstance(e, Failed)
+    ]
+    assert (failed.code, failed.message) == (
+        Code.INVALID_INPUT,
+        "the answer to check does not match the format",
+    )
+
+
+def test_a_long_answer_that_is_checked_leaves_others_their_turns(engine: CausalLM) -> None:
+    prefix = tuple(b"ab" * 50)
+    options: dict[str, Any] = {"prompt_logprobs": 0, "scores_prefix": True}
+    options |= {"prompt_tokens": PROMPT, "prefix_tokens": prefix}
+    engine.submit("job", GenerationInput(max_tokens=1, **options))
+    counts = []
+    while not engine.is_idle:
+        events = [event for event in engine.step() if isinstance(event, Produced) and event.data]
+        blocks = [decode(TokenScores, event.data) for event in events]
+        counts.append(sum(s.gap is not None for block in blocks for s in block.tokens))
+    assert sum(counts) == len(prefix)
+    assert max(counts) <= CHECKED_CHUNK_TOKENS
 
 
 def gaps_of(engine: CausalLM, answer: Sequence[int], **options: Any) -> list[float]:
