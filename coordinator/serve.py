@@ -53,13 +53,7 @@ async def serve(
         transport = Libp2pTransport(
             key, config.listen, announce=config.announce, policy=config.dial_policy
         )
-        rules = MarketRules(
-            config.fee_bps,
-            config.catalogue,
-            config.client_asks_per_minute,
-            leases_ahead=config.lease_pool,
-        )
-        coordinator = Coordinator(key, transport, database, rules, runtime)
+        coordinator = Coordinator(key, transport, database, _market_rules(config), runtime)
         known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())
         keys = ApiKeyService(database, Vault(key))
         local = LocalMarket(coordinator, keys, known=known)
@@ -103,6 +97,15 @@ async def serve(
         finally:
             config.endpoint_path.unlink(missing_ok=True)
             database.close()
+
+
+def _market_rules(config: CoordinatorConfig) -> MarketRules:
+    return MarketRules(
+        config.fee_bps,
+        config.catalogue,
+        config.client_asks_per_minute,
+        leases_ahead=config.lease_pool,
+    )
 
 
 def _file_bounds(config: CoordinatorConfig) -> FileBounds:
