@@ -191,7 +191,8 @@ def test_items_of_one_turn_cross_with_one_wake_up(
         ends.bridge.run_in_trio(go.set)
         # The loop is kept from running in between, as it is when it has something else to do.
         assert all_fed.wait(WITHIN_S)
-        assert len(wakes) == 1
+        # None, where the wake-up of the call above is still due and serves for these items, too.
+        assert len(wakes) <= 1
         batches = await asyncio.gather(*tasks)
         assert [len(batch) for batch in batches] == [32] * 16
         for stream in streams:
