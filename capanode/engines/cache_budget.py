@@ -6,8 +6,8 @@ import torch
 
 from capanode.engines.attention import LENGTH_STEP
 from capanode.engines.base import ModelLoadError
+from capanode.engines.decoder_config import DecoderConfig
 from capanode.engines.kv_cache import CacheShape
-from capanode.engines.llama_config import LlamaConfig
 
 # Keys and values of all jobs in main memory. With torch (230 MB), SmolLM2's weights (330 MB) and
 # tokenizer (50 MB) it keeps a worker under 1.2 GB, and holds 17,000 tokens of that model.
@@ -30,7 +30,7 @@ class CacheBudget:
 
 
 def cache_budget(
-    config: LlamaConfig,
+    config: DecoderConfig,
     dtype: torch.dtype,
     slots: int,
     device: torch.device,
@@ -60,7 +60,7 @@ def cache_budget(
     return CacheBudget(shape, filled_bytes // token.token_bytes)
 
 
-def _free_gpu_bytes(config: LlamaConfig, dtype: torch.dtype, device: torch.device) -> int:
+def _free_gpu_bytes(config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> int:
     """What is left for the cache once the weights, which are not loaded yet, are there."""
     layer = config.hidden_size * (
         2 * (config.heads + config.kv_heads) * config.head_dim + 3 * config.intermediate_size

@@ -28,13 +28,13 @@ from capanode.engines.base import (
     EngineRefusal,
 )
 from capanode.engines.cache_budget import cache_budget
+from capanode.engines.decoder import DecoderModel
+from capanode.engines.decoder_config import DecoderConfig
 from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.generation import FinishReason, Generation
 from capanode.engines.generation_reader import GenerationReader, ReadGeneration, end_tokens_of
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import INVARIANT_ROWS
-from capanode.engines.llama import LlamaModel
-from capanode.engines.llama_config import LlamaConfig
 from capanode.engines.profile import DTYPE_NAMES, llama_profile
 from capanode.engines.slots import Slots
 from capanode.engines.token_choice import choose_next, score_next, score_prompt
@@ -64,7 +64,7 @@ class CausalLM:
 
     def __init__(
         self,
-        model: LlamaModel,
+        model: DecoderModel,
         cache: KvCache,
         reader: GenerationReader,
         *,
@@ -108,7 +108,7 @@ class CausalLM:
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         plain = read_json(model_dir / "config.json")
-        config = LlamaConfig.parse(plain)
+        config = DecoderConfig.parse(plain)
         is_half = config.dtype == torch.float16 and device.type == "cpu"
         dtype = torch.bfloat16 if is_half else config.dtype
         budget = cache_budget(
@@ -123,7 +123,7 @@ class CausalLM:
         )
         with torch.inference_mode():
             weights = Weights(model_dir)
-            model = LlamaModel(
+            model = DecoderModel(
                 config, weights, device=device, dtype=dtype, context_tokens=shape.context_tokens
             )
             cache = KvCache(shape, device=device)

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from capanode.engines.base import Produced
+from capanode.engines.decoder import DecoderModel
 from capanode.engines.detokenize import TokenBytes
 from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.gaps import signed_gap
 from capanode.engines.generation import Generation
-from capanode.engines.llama import LlamaModel
 from capanode.engines.sampling import choose_tokens
 from capanode.engines.scores import prompt_blocks, score_tokens
 from protocol.generation import TokenScore
@@ -52,7 +52,7 @@ def score_next(
 
 
 def score_prompt(
-    job: Generation, start: int, hidden: Tensor, model: LlamaModel, pieces: TokenBytes
+    job: Generation, start: int, hidden: Tensor, model: DecoderModel, pieces: TokenBytes
 ) -> Iterator[Produced]:
     """The scores that a chunk of a prompt gives: those of the tokens after each of its own, which
     begin at `start`. `hidden` is what the model kept of it."""

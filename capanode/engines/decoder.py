@@ -20,6 +20,7 @@ from capanode.engines.attention import (
     PrefillChunk,
     ReplayAttention,
 )
+from capanode.engines.decoder_config import DecoderConfig, rope_frequencies
 from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import (
@@ -30,7 +31,6 @@ from capanode.engines.linear import (
     padded_rows,
     rows_up_to,
 )
-from capanode.engines.llama_config import LlamaConfig, rope_frequencies
 from capanode.engines.weights import Weights
 
 
@@ -63,12 +63,12 @@ class _Layer:
     down: Linear
 
 
-class LlamaModel:
+class DecoderModel:
     """Weights and the forward passes. Holds no state of any job: that is the cache's."""
 
     def __init__(
         self,
-        config: LlamaConfig,
+        config: DecoderConfig,
         weights: Weights,
         *,
         device: torch.device,
@@ -207,7 +207,7 @@ class _Builder:
     """Takes tensors from the model's files into the layout that the forward pass wants."""
 
     def __init__(
-        self, config: LlamaConfig, weights: Weights, *, device: torch.device, dtype: torch.dtype
+        self, config: DecoderConfig, weights: Weights, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._config, self._weights = config, weights
         self._device, self._dtype = device, dtype
@@ -274,7 +274,7 @@ class _Builder:
 
 
 def _rope_tables(
-    config: LlamaConfig, context_tokens: int, dtype: torch.dtype, device: torch.device
+    config: DecoderConfig, context_tokens: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and signed sines, [context, 2, head_dim]: plane 0 rotates, plane 1 leaves as it is.
 

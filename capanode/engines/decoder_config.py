@@ -29,7 +29,7 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaConfig:
+class DecoderConfig:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -48,8 +48,8 @@ class LlamaConfig:
     dtype: torch.dtype
 
     @classmethod
-    def parse(cls, plain: Mapping[str, Any]) -> "LlamaConfig":
-        """Raises ModelLoadError if the config is not one that `LlamaModel` runs exactly."""
+    def parse(cls, plain: Mapping[str, Any]) -> "DecoderConfig":
+        """Raises ModelLoadError if the config is not one that `DecoderModel` runs exactly."""
         architecture = next(iter(plain.get("architectures") or ["none"]))
         if architecture not in ARCHITECTURES:
             raise ModelLoadError(f"architecture {str(architecture)[:64]!r} is not run here")
@@ -87,7 +87,7 @@ class LlamaConfig:
         return config
 
 
-def rope_frequencies(config: LlamaConfig) -> Tensor:
+def rope_frequencies(config: DecoderConfig) -> Tensor:
     """Radians per position for each pair of channels, float32 [head_dim / 2]."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / (config.rope_theta**exponents)

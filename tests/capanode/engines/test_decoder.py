@@ -9,9 +9,9 @@ import torch
 
 from capanode.engines.attention import DecodeAttention, PrefillChunk
 from capanode.engines.base import ModelLoadError
+from capanode.engines.decoder import DecoderModel
+from capanode.engines.decoder_config import DecoderConfig
 from capanode.engines.kv_cache import CacheShape, KvCache
-from capanode.engines.llama import LlamaModel
-from capanode.engines.llama_config import LlamaConfig
 from capanode.engines.weights import Weights
 from tests.capanode.engines.tiny_models import LLAMA, write_llama
 
@@ -19,9 +19,11 @@ CPU = torch.device("cpu")
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [70, 71, 72], [200] * 40 + [7]]
 
 
-def load_model(folder: Path) -> tuple[LlamaModel, KvCache]:
-    config = LlamaConfig.parse(json.loads((folder / "config.json").read_text()))
-    model = LlamaModel(config, Weights(folder), device=CPU, dtype=config.dtype, context_tokens=128)
+def load_model(folder: Path) -> tuple[DecoderModel, KvCache]:
+    config = DecoderConfig.parse(json.loads((folder / "config.json").read_text()))
+    model = DecoderModel(
+        config, Weights(folder), device=CPU, dtype=config.dtype, context_tokens=128
+    )
     shape = CacheShape(config.layers, 5, config.kv_heads, 128, config.head_dim, config.dtype)
     return model, KvCache(shape, device=CPU)
 
@@ -117,4 +119,4 @@ def test_a_config_that_is_not_run_exactly_is_refused(
     changes: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ModelLoadError, match=complaint):
-        LlamaConfig.parse({**LLAMA, **changes})
+        DecoderConfig.parse({**LLAMA, **changes})
