@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from capanode.engines.attention_rules import AttentionRules, LayerRule
 from capanode.engines.kv_cache import KvCache
 
 # Decode reads every row up to a multiple of this: the views hold for that many steps, and a row's
@@ -84,14 +85,14 @@ class _SegmentBatch:
         cache: KvCache,
         segment: Segment,
         scratch: Tensor,
+        rules: AttentionRules,
         *,
-        heads: int,
         shared_row: int | None = None,
     ) -> None:
         shape = cache.shape
         self.rows, self.length = segment.rows, segment.length
-        self._groups = heads // shape.kv_heads
-        self._scale = shape.head_dim**-0.5
+        self._groups = rules.heads // shape.kv_heads
+        self._rules = rules.layers
         read = segment.rows if shared_row is None else range(shared_row, shared_row + 1)
         sizes = (len(segment.rows), shape.kv_heads, 2, segment.length, shape.head_dim)
         self._views = [
@@ -101,12 +102,19 @@ class _SegmentBatch:
         # Where keys and values are computed with: in place if their type is the one computed in.
         self._copy = scratch[: math.prod(sizes)].view(sizes) if len(scratch) else None
         self._positions = torch.arange(segment.length, device=cache.layers[0].device)
-        self._mask = scratch.new_empty((len(segment.rows), shape.kv_heads, 1, segment.length))
+        self._masks = {
+            window: scratch.new_empty((len(segment.rows), shape.kv_heads, 1, segment.length))
+            for window in rules.windows
+        }
 
     def set_positions(self, positions: Tensor) -> None:
-        """Show each row the keys up to and including its own position."""
-        hidden = self._positions > positions[self.rows.start : self.rows.stop, None]
-        self._mask.zero_().masked_fill_(hidden[:, None, None], -torch.inf)
+        """Show each row the keys up to and including its own position, as far back as it sees."""
+        own = positions[self.rows.start : self.rows.stop, None]
+        for window, mask in self._masks.items():
+            hidden = self._positions > own
+            if window is not None:
+                hidden |= self._positions <= own - window
+            mask.zero_().masked_fill_(hidden[:, None, None], -torch.inf)
 
     def __call__(self, layer: int, queries: Tensor) -> Tensor:
         """`queries` is [rows, heads, head_dim]; the result is [rows, heads * head_dim]."""
@@ -115,9 +123,12 @@ class _SegmentBatch:
             both = self._copy.copy_(both)
         both = both.flatten(0, 1)
         grouped = queries.reshape(both.shape[0], self._groups, -1).to(both.dtype)
-        scores = torch.baddbmm(
-            self._mask.flatten(0, 1), grouped, both[:, 0].transpose(1, 2), alpha=self._scale
-        )
+        rule = self._rules[layer]
+        mask, keys = self._masks[rule.window_tokens].flatten(0, 1), both[:, 0].transpose(1, 2)
+        if rule.softcap is None:
+            scores = torch.baddbmm(mask, grouped, keys, alpha=rule.scale)
+        else:
+            scores = _capped(torch.bmm(grouped, keys).mul_(rule.scale), rule.softcap).add_(mask)
         weights = torch.softmax(scores, -1)
         return torch.bmm(weights, both[:, 1]).view(len(self.rows), -1)
 
@@ -129,12 +140,12 @@ class _RowsAttention:
         self,
         cache: KvCache,
         lengths: Sequence[int],
+        rules: AttentionRules,
         *,
-        heads: int,
         shared_row: int | None = None,
     ) -> None:
         self._cache = cache
-        self._heads = heads
+        self._heads = rules.heads
         shape, device = cache.shape, cache.layers[0].device
         segments = plan_segments(lengths)
         # A GPU computes in what the cache holds.
@@ -143,7 +154,7 @@ class _RowsAttention:
         size = 0 if dtype == shape.dtype else tokens * 2 * shape.kv_heads * shape.head_dim
         scratch = torch.empty(size, dtype=dtype, device=device)
         self._batches = [
-            _SegmentBatch(cache, segment, scratch, heads=heads, shared_row=shared_row)
+            _SegmentBatch(cache, segment, scratch, rules, shared_row=shared_row)
             for segment in segments
         ]
         count = len(lengths)
@@ -176,8 +187,8 @@ class _RowsAttention:
 class DecodeAttention(_RowsAttention):
     """One new token for each of rows 0..n. Kept from step to step while the rows stay the same."""
 
-    def __init__(self, cache: KvCache, lengths: Sequence[int], *, heads: int) -> None:
-        super().__init__(cache, lengths, heads=heads)
+    def __init__(self, cache: KvCache, lengths: Sequence[int], rules: AttentionRules) -> None:
+        super().__init__(cache, lengths, rules)
 
     def fits(self, lengths: Sequence[int]) -> bool:
         """True if the same number of rows, now of these lengths, can still be served."""
@@ -187,12 +198,12 @@ class DecodeAttention(_RowsAttention):
 
 
 class ReplayAttention(_RowsAttention):
-    """Tokens of one job that were decoded before, one after another from `start`, taken in at once
-    as if each were decoded: the same kernels see the same numbers, so the cache comes out alike."""
+    """Tokens of one job that were decoded before, taken in at once as if each were decoded: the
+    same kernels see the same numbers, so the cache comes out alike."""
 
-    def __init__(self, cache: KvCache, row: int, start: int, count: int, *, heads: int) -> None:
-        lengths = range(start + 1, start + count + 1)
-        super().__init__(cache, lengths, heads=heads, shared_row=row)
+    def __init__(self, cache: KvCache, chunk: "PrefillChunk", rules: AttentionRules) -> None:
+        lengths = range(chunk.start + 1, chunk.start + chunk.count + 1)
+        super().__init__(cache, lengths, rules, shared_row=chunk.row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,23 +224,26 @@ class PrefillAttention:
         chunks: Sequence[PrefillChunk],
         rows: Tensor,
         positions: Tensor,
-        *,
-        heads: int,
+        rules: AttentionRules,
     ) -> None:
         self._cache = cache
-        self._heads = heads
+        self._rules = rules
         self._chunks = chunks
         self._rows, self._positions = rows, positions
-        self._masks = [_causal_mask(chunk, cache) for chunk in chunks]
+        self._masks = {
+            window: [_causal_mask(chunk, cache, window) for chunk in chunks]
+            for window in rules.windows
+        }
 
     def __call__(self, layer: int, mixed: Tensor) -> Tensor:
-        heads, shape = self._heads, self._cache.shape
+        heads, shape = self._rules.heads, self._cache.shape
+        rule = self._rules.layers[layer]
         torch.ops.aten.index_put_(
             self._cache.layers[layer], [self._rows, None, self._positions], mixed[:, heads:]
         )
         attended = mixed.new_zeros((mixed.shape[0], heads * shape.head_dim))
         offset = 0
-        for chunk, mask in zip(self._chunks, self._masks, strict=True):
+        for chunk, mask in zip(self._chunks, self._masks[rule.window_tokens], strict=True):
             end = offset + chunk.count
             queries = mixed[offset:end, :heads].view(
                 chunk.count, shape.kv_heads, heads // shape.kv_heads, shape.head_dim
@@ -237,25 +251,60 @@ class PrefillAttention:
             keys, values = self._cache.keys_values(
                 layer, range(chunk.row, chunk.row + 1), chunk.start + chunk.count
             ).unbind(1)
-            # Query heads that share a key head are the kernel's heads, and key heads its batch, so
-            # that keys are broadcast by stride and not copied.
-            groups = (-1, queries.shape[2], -1, -1)
-            mixed_values = functional.scaled_dot_product_attention(
-                queries.permute(1, 2, 0, 3),
-                keys[:, None].expand(groups),
-                values[:, None].expand(groups),
-                attn_mask=mask,
-                is_causal=mask is None,
-            )
+            mixed_values = _attend(queries.permute(1, 2, 0, 3), keys, values, mask, rule)
             attended[offset:end] = mixed_values.permute(2, 0, 1, 3).reshape(chunk.count, -1)
             offset = end
         return attended
 
 
-def _causal_mask(chunk: PrefillChunk, cache: KvCache) -> Tensor | None:
-    """None for the first chunk of a prompt, which the kernel masks by itself."""
-    if chunk.start == 0:
+def _attend(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, rule: LayerRule
+) -> Tensor:
+    """`queries` and the result are [kv_heads, groups, count, dim], keys and values [kv_heads,
+    length, dim]; no mask means that the last of `count` tokens sees all, the one before it one
+    less, and so on from the first.
+
+    Query heads that share a key head are the kernel's heads, and key heads its batch, so that keys
+    are broadcast by stride and not copied.
+    """
+    groups = (-1, queries.shape[1], -1, -1)
+    if rule.softcap is None:
+        return functional.scaled_dot_product_attention(
+            queries,
+            keys[:, None].expand(groups),
+            values[:, None].expand(groups),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=rule.scale,
+        )
+    # No fused kernel bends scores: they are made whole, in float32 as the kernel's are.
+    scores = queries.float() @ keys[:, None].float().transpose(-1, -2)
+    scores = _capped(scores.mul_(rule.scale), rule.softcap)
+    if mask is None:
+        mask = _hidden(queries.shape[2], 0, None, scores)
+    weights = torch.softmax(scores.add_(mask), -1)
+    return (weights @ values[:, None].float()).to(queries.dtype)
+
+
+def _capped(scores: Tensor, softcap: float) -> Tensor:
+    """Scores bent towards ±softcap, in place (Gemma 2)."""
+    return scores.div_(softcap).tanh_().mul_(softcap)
+
+
+def _causal_mask(chunk: PrefillChunk, cache: KvCache, window: int | None) -> Tensor | None:
+    """None where the kernel masks by itself: in the first chunk of a prompt, if no token of it is
+    out of another's sight."""
+    length = chunk.start + chunk.count
+    if window is not None and window >= length:
+        window = None
+    if chunk.start == 0 and window is None:
         return None
-    size = (chunk.count, chunk.start + chunk.count)
-    mask = torch.full(size, -torch.inf, dtype=cache.shape.dtype, device=cache.layers[0].device)
-    return mask.triu_(chunk.start + 1)
+    return _hidden(chunk.count, chunk.start, window, cache.layers[0])
+
+
+def _hidden(count: int, start: int, window: int | None, like: Tensor) -> Tensor:
+    """What `count` tokens from position `start` on must not see is -inf: [count, start + count]."""
+    future = like.new_full((count, start + count), -torch.inf).triu_(start + 1)
+    if window is None:
+        return future
+    return torch.full_like(future, -torch.inf).tril_(start - window).add_(future)

@@ -223,9 +223,8 @@ class CausalLM:
         """Take the next tokens of an answer that goes on into the cache as they were decoded."""
         start = job.cached
         ids = job.tokens[start : start + INVARIANT_ROWS]
-        attention = ReplayAttention(
-            self._cache, job.row, start, len(ids), heads=self._model.config.heads
-        )
+        chunk = PrefillChunk(job.row, start, len(ids))
+        attention = ReplayAttention(self._cache, chunk, self._model.config.attention)
         logits, exact = self._model.replay(ids, start, attention)
         job.cached += len(ids)
         if job.cached < len(job.tokens):
@@ -283,8 +282,7 @@ class CausalLM:
         jobs = self._slots.decoding
         lengths = [len(job.tokens) for job in jobs]
         if self._attention is None or not self._attention.fits(lengths):
-            heads = self._model.config.heads
-            self._attention = DecodeAttention(self._cache, lengths, heads=heads)
+            self._attention = DecodeAttention(self._cache, lengths, self._model.config.attention)
         logits, exact = self._model.decode(
             [job.tokens[-1] for job in jobs], [length - 1 for length in lengths], self._attention
         )

@@ -142,7 +142,7 @@ class DecoderModel:
             [chunk for chunk, _ in chunks],
             torch.tensor(rows + [padding_row] * len(padding), device=self.device),
             place,
-            heads=self.config.heads,
+            self.config.attention,
         )
         hidden = self._run(torch.tensor(tokens + padding, device=self.device), place, attention)
         kept = [

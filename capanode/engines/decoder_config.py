@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from capanode.engines.attention_rules import AttentionRules, LayerRule
 from capanode.engines.base import ModelLoadError
 
 ARCHITECTURES = frozenset({"LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM"})
@@ -46,6 +47,11 @@ class DecoderConfig:
     has_output_bias: bool
     has_mlp_bias: bool
     dtype: torch.dtype
+
+    @property
+    def attention(self) -> AttentionRules:
+        """How each layer attends."""
+        return AttentionRules(self.heads, (LayerRule(self.head_dim**-0.5),) * self.layers)
 
     @classmethod
     def parse(cls, plain: Mapping[str, Any]) -> "DecoderConfig":

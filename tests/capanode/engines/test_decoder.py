@@ -81,9 +81,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, changes: dict[str, Any
     # The last two are decoded, with all rows together.
     for back in (2, 1):
         positions = [len(prompt) - back for prompt in PROMPTS]
-        attention = DecodeAttention(
-            cache, [p + 1 for p in positions], heads=LLAMA["num_attention_heads"]
-        )
+        attention = DecodeAttention(cache, [p + 1 for p in positions], model.config.attention)
         logits, _ = model.decode([prompt[-back] for prompt in PROMPTS], positions, attention)
         for row, want in enumerate(expected):
             torch.testing.assert_close(logits[row], want[-back], atol=2e-4, rtol=1e-4)
