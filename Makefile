@@ -10,7 +10,7 @@ DEMO_MODELS := smollm2-135m-instruct all-minilm-l6-v2 efficientnet-lite0
 # Other gateways, each in an environment of its own: nothing of ours imports them.
 BENCHED := .capacloud/bench
 
-.PHONY: help setup models demo test bench bench-deps lint format types api-docs contracts contracts-proof
+.PHONY: help setup models demo test bench bench-deps lint format types api-docs contracts contracts-proof dist
 
 help:
 	@echo "make demo     set up, then run a whole market on this machine and show a job of each kind"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-deps  install what the gateway benchmark compares with (a minute, 800 MB)"
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
 	@echo "make api-docs  docs/api.md from the routes of the HTTP API"
+	@echo "make dist     the wheel and the sdist, in dist/"
 	@echo "make contracts  compile the settlement contract into contracts/artifacts"
 	@echo "make contracts-proof  all mutants of it, and a long run of its state machine (a quarter of an hour)"
 
@@ -70,6 +71,10 @@ format: setup
 
 api-docs: setup
 	@$(BIN)/python -m coordinator.gateway.http.openapi
+
+# Without an environment of its own: what builds is pinned like all else.
+dist: setup
+	@$(BIN)/python -m build --no-isolation --outdir dist .
 
 contracts: setup
 	@$(BIN)/python -m contracts.build

@@ -37,3 +37,7 @@ class OutboxFullError(OutboxError):
 
 class BenchmarkError(NodeError):
     """A model did not get through the start-up benchmark, so its speed cannot be offered."""
+
+
+class SetupError(NodeError):
+    """What a node needs could not be installed."""

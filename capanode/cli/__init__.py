@@ -6,7 +6,7 @@ stderr. `main` is the one place that turns errors into exit codes.
 
 import typer
 
-from capanode.cli import config, doctor, init, models, start, status
+from capanode.cli import config, doctor, init, models, setup, start, status
 from capanode.cli.options import program_version
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command("setup")(setup.setup)
 app.command("init")(init.init)
 app.command("start")(start.start)
 app.command("status")(status.status)
