@@ -95,6 +95,7 @@ class OutboxStore:
 
     def __init__(self, path: Path | None) -> None:
         """`None` keeps everything in memory, for simulations. Raises OutboxError."""
+        self._place = "memory" if path is None else str(path)
         if path is not None:
             _keep_private(path)
         try:
@@ -104,7 +105,7 @@ class OutboxStore:
             )
             configure_connection(self._connection)
         except sqlite3.Error as error:
-            raise _translate(error) from error
+            raise _translate(error, self._place) from error
         with self._transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version not in (0, _SCHEMA_VERSION):
@@ -157,7 +158,7 @@ class OutboxStore:
                     connection.execute("ROLLBACK")
                 raise
         except sqlite3.Error as error:
-            raise _translate(error) from error
+            raise _translate(error, self._place) from error
 
 
 _LOAD = """
@@ -226,14 +227,14 @@ def _keep_private(path: Path) -> None:
     try:
         keep_database_private(path)
     except OSError as error:
-        raise OutboxError(f"the outbox cannot be used: {error}") from error
+        raise OutboxError(f"the outbox {path} cannot be used: {error}") from error
 
 
-def _translate(error: sqlite3.Error) -> OutboxError:
+def _translate(error: sqlite3.Error, place: str) -> OutboxError:
     code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_FULL:
-        return OutboxFullError("the disk under the outbox is full: free some space")
+        return OutboxFullError(f"the disk under the outbox {place} is full: free some space")
     if isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_IOERR:
         # Some file systems report a full disk as a failed write or sync.
-        return OutboxFullError(f"the outbox cannot be written: {error}")
-    return OutboxError(f"the outbox cannot be used: {error}")
+        return OutboxFullError(f"the outbox {place} cannot be written: {error}")
+    return OutboxError(f"the outbox {place} cannot be used: {error}")

@@ -12,7 +12,14 @@ from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
 from protocol.offers import SLOTS_MAX
 from protocol.pricing import PRICE_POSITIONS, PriceSheet
-from protocol.programs.kinds import ValueKind, read_addresses, read_count, read_credits, read_items
+from protocol.programs.kinds import (
+    KeyValueError,
+    ValueKind,
+    read_addresses,
+    read_count,
+    read_credits,
+    read_items,
+)
 
 THREADS_MAX = 1_024
 
@@ -82,17 +89,21 @@ def _read_model_text(text: str) -> ModelSettings:
 
 def _read_model(name: str, table: Any) -> ModelSettings:
     if not 0 < len(name) <= NAME_CHARS_MAX or not isinstance(table, Mapping):
-        raise ValueError('a table per model: [models."NAME"]')
-    unknown = set(table) - set(_PRICE_FIELDS) - set(_COUNT_KEYS)
-    if unknown:
+        raise KeyValueError('a table per model: [models."NAME"]', (name,))
+    for key in sorted(set(table) - set(_PRICE_FIELDS) - set(_COUNT_KEYS)):
         known = ", ".join([*_COUNT_KEYS, *_PRICE_FIELDS])
-        raise ValueError(f"for a model only {known}, not {sorted(unknown)[0]!r}")
-    counts = {
-        key: read_count(1, high)(table[key]) for key, high in _COUNT_KEYS.items() if key in table
-    }
-    prices = {
-        field: read_credits(table[key]) for key, field in _PRICE_FIELDS.items() if key in table
-    }
+        raise KeyValueError(f"for a model only {known}, not {key!r}", (name, key))
+    counts: dict[str, int] = {}
+    prices: dict[str, int] = {}
+    for key, raw in table.items():
+        try:
+            if key in _COUNT_KEYS:
+                counts[key] = read_count(1, _COUNT_KEYS[key])(raw)
+            else:
+                prices[_PRICE_FIELDS[key]] = read_credits(raw)
+                PriceSheet(**prices)
+        except ValueError as error:
+            raise KeyValueError(str(error), (name, key)) from None
     return ModelSettings(name, **counts, price=PriceSheet(**prices) if prices else None)
 
 

@@ -7,17 +7,17 @@ stderr. `main` is the one place that turns errors into exit codes.
 import typer
 
 from capanode.cli import config, doctor, init, models, setup, start, status
-from capanode.cli.options import program_version
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
+from protocol.programs.version import add_version, program_version
 
 app = typer.Typer(
     name="capanode",
     help="Lend this machine's compute to a CapaCloud market.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+add_version(app, "capanode")
 app.command("setup")(setup.setup)
 app.command("init")(init.init)
 app.command("start")(start.start)

@@ -1,6 +1,5 @@
 """Options that mean the same in every command, each declared once."""
 
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
@@ -26,10 +25,3 @@ def load_config(
     data_dir: Path | None = None, file: Path | None = None, **flags: object
 ) -> NodeConfig:
     return setting_options.load_config(NodeConfig, PROGRAM, file, data_dir=data_dir, **flags)
-
-
-def program_version() -> str:
-    try:
-        return version("capacloud")
-    except PackageNotFoundError:
-        return "unknown"

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from capanode.cli.options import program_version
 from capanode.config import PROGRAM, NodeConfig
 from protocol.programs.setting_options import takes_settings
+from protocol.programs.version import program_version
 
 
 @takes_settings(NodeConfig, PROGRAM)

@@ -32,8 +32,8 @@ def disk_errors_named(folder: Path) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise StorageDeniedError(
-            f"cannot write to {folder}: give it to this user, or choose another place with "
-            "--data-dir"
+            f"cannot write to {folder}: give it to this user, or choose another place for models "
+            "with --model-store (`model_store`)"
         ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -22,6 +22,7 @@ from capanode.models.blobs import BlobFolder
 from capanode.models.errors import (
     CorruptModelError,
     DigestMismatchError,
+    StorageDeniedError,
     StoreBusyError,
     UnknownModelError,
 )
@@ -88,10 +89,16 @@ class ModelStore:
         self._partial = self.root / "partial"
         self._locks = self.root / "locks"
         self._names = self.root / "names.json"
-        with disk_errors_named(self.root):
-            self._blobs = BlobFolder(self.root / "blobs" / "sha256", below=self.root)
-            for folder in (self._models, self._scratch, self._partial, self._locks):
-                make_readable_folder(folder, below=self.root)
+        try:
+            with disk_errors_named(self.root):
+                self._blobs = BlobFolder(self.root / "blobs" / "sha256", below=self.root)
+                for folder in (self._models, self._scratch, self._partial, self._locks):
+                    make_readable_folder(folder, below=self.root)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+            raise StorageDeniedError(
+                f"models cannot lie in {self.root} ({error.filename}: {error.strerror}): choose "
+                "another folder with --model-store (`model_store`)"
+            ) from error
 
     # Reading
 

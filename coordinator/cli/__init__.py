@@ -12,14 +12,15 @@ from coordinator.cli.start import start
 from coordinator.cli.submit import submit
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
+from protocol.programs.version import add_version
 
 app = typer.Typer(
     name="coordinator",
     help="Run a CapaCloud market, and buy inference in one.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
+add_version(app, "coordinator")
 app.command("start")(start)
 app.command("chat")(chat)
 app.command("submit")(submit)

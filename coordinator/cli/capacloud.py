@@ -14,15 +14,16 @@ from coordinator.cli.submit import submit
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
 from protocol.programs.setting_options import Json, show_config
+from protocol.programs.version import add_version
 
 app = typer.Typer(
     name="capacloud",
     help="Buy inference in a CapaCloud market.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"obj": BuyerSettings(BuyerConfig, PROGRAM)},
 )
+add_version(app, "capacloud")
 config_app = typer.Typer(help="The settings.", no_args_is_help=True)
 
 

@@ -44,6 +44,8 @@ NODE_HEADINGS = (
     "slots",
     "price",
 )
+# A breaker's own words say the opposite of what people take them for.
+HEALTH_WORDS = {"closed": "healthy", "half_open": "on trial", "open": "excluded"}
 
 
 @takes_buyer
@@ -190,6 +192,10 @@ def _offer_of(summary: NodeSummary) -> NodeOffer:
     return open_envelope(summary.offer, NodeOffer, signer=summary.node).message
 
 
+def _health_of(summary: NodeSummary) -> str:
+    return HEALTH_WORDS.get(summary.health, summary.health)
+
+
 def _node_rows(summary: NodeSummary) -> list[tuple[object, ...]]:
     offer = _offer_of(summary)
     rtt = "-" if summary.rtt_ms is None else f"{summary.rtt_ms:.1f} ms"
@@ -199,7 +205,7 @@ def _node_rows(summary: NodeSummary) -> list[tuple[object, ...]]:
         offer.isolation.value,
         rtt,
         f"{summary.running}+{summary.queued}",
-        summary.health if summary.attached else "away",
+        _health_of(summary) if summary.attached else "away",
     )
     return [
         (*head, m.name, m.slots, price_text(m.price, TASKS[m.task].units)) for m in offer.models
@@ -218,7 +224,7 @@ def _plain_node(summary: NodeSummary) -> dict[str, object]:
         "attached": summary.attached,
         "running": summary.running,
         "queued": summary.queued,
-        "health": summary.health,
+        "health": _health_of(summary),
         "success_rate": summary.success_rate,
         "models": [asdict(model) for model in offer.models],
     }

@@ -16,6 +16,14 @@ from protocol.net.dial_policy import parse_networks
 Reader = Callable[[Any], Any]
 
 
+class KeyValueError(ValueError):
+    """A table holds something wrong at these nested keys."""
+
+    def __init__(self, message: str, keys: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 def _tell(value: Any) -> str:
     if isinstance(value, tuple | Mapping):
         return ", ".join(map(str, value))

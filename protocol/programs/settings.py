@@ -11,6 +11,7 @@ that an error, and `config show`, can say so. docs/decisions/0008-settings-by-ha
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from protocol.programs.commands import UsageError
-from protocol.programs.kinds import ValueKind
+from protocol.programs.kinds import KeyValueError, ValueKind
 
 # A hand-written file has a few kilobytes; more is not a configuration.
 _FILE_BYTES_MAX = 1024 * 1024
@@ -200,37 +201,65 @@ def _from_flags(settings: Sequence[Setting], flags: Mapping[str, Any]) -> _Value
 
 
 def _from_file(settings: Sequence[Setting], path: Path, *, required: bool) -> _Values:
-    plain = _load_toml(path, required=required)
+    text = _load_text(path, required=required)
+    plain = _parse_toml(text, path)
     known = {setting.name: setting for setting in settings}
     values: _Values = {}
     for name, raw in plain.items():
+        place = f"{path}{_line_of(text, (name,))}"
         if name not in known:
-            raise SettingError(f"{path} sets {name}, which is no setting{_suggest(name, known)}")
+            raise SettingError(f"{place} sets {name}, which is no setting{_suggest(name, known)}")
         if name == "data_dir":
             raise SettingError(
-                f"{path} sets data_dir, which decides where that file lies: use --data-dir"
+                f"{place} sets data_dir, which decides where that file lies: use --data-dir"
             )
-        source = f"file {path}"
-        values[name] = (_read(known[name], raw, source), source)
+        try:
+            value = known[name].kind.read(raw)
+        except ValueError as error:
+            keys = error.keys if isinstance(error, KeyValueError) else ()
+            place = f"file {path}{_line_of(text, (name, *keys))}"
+            raise _wrong_value(known[name], raw, place, error) from None
+        values[name] = (value, f"file {path}")
     return values
 
 
-def _load_toml(path: Path, *, required: bool) -> dict[str, Any]:
+def _line_of(text: str, keys: tuple[str, ...]) -> str:
+    """Where these nested keys are set, such as `, line 7`: the line of the innermost of them that
+    is found; empty if none is."""
+    found, start = 0, 0
+    lines = text.splitlines()
+    for key in keys:
+        says = re.compile(rf"""^[^#=]*(?<![\w-]){re.escape(key)}(?![\w-])""")
+        number = next((n for n in range(start, len(lines)) if says.match(lines[n])), None)
+        if number is None:
+            break
+        found, start = number + 1, number
+    return f", line {found}" if found else ""
+
+
+def _load_text(path: Path, *, required: bool) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(_FILE_BYTES_MAX + 1)
     except FileNotFoundError:
         if required:
             raise SettingError(f"there is no configuration file {path}") from None
-        return {}
+        return ""
     except OSError as error:
         raise SettingError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > _FILE_BYTES_MAX:
         raise SettingError(f"{path} is too large for a configuration file")
     try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{path} is not valid TOML: {error}") from None
+
+
+def _parse_toml(text: str, path: Path) -> dict[str, Any]:
+    try:
         # Prices must not pass through floats, so numbers with a point stay text.
-        return tomllib.loads(data.decode(), parse_float=str)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(text, parse_float=str)
+    except tomllib.TOMLDecodeError as error:
         raise SettingError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -238,12 +267,18 @@ def _read(setting: Setting, raw: Any, source: str) -> Any:
     try:
         return setting.kind.read(raw)
     except ValueError as error:
-        shown = ", ".join(map(str, raw)) if isinstance(raw, list) else str(raw)
-        raise SettingError(
-            f"{setting.name} = {shown[:100]!r} (from {source}): expected {error}"
-        ) from None
+        raise _wrong_value(setting, raw, source, error) from None
+
+
+def _wrong_value(setting: Setting, raw: Any, place: str, error: ValueError) -> SettingError:
+    name = setting.name
+    for key in error.keys if isinstance(error, KeyValueError) else ():
+        # What is shown is the value of the key that is wrong, not the whole table.
+        name, raw = f"{name}.{key}", raw.get(key, "") if isinstance(raw, Mapping) else raw
+    shown = ", ".join(map(str, raw)) if isinstance(raw, list) else str(raw)
+    return SettingError(f"{name} = {shown[:100]!r} (from {place}): expected {error}")
 
 
 def _suggest(name: str, known: Mapping[str, Setting]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; do you mean {close[0]}?" if close else "; see `config show` for all"
+    return f"; do you mean {close[0]}?" if close else f"; there are {', '.join(known)}"

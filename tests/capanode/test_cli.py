@@ -163,6 +163,16 @@ def test_errors_are_sentences_and_exit_codes(
     assert done.stdout == ""
 
 
+def test_a_model_store_that_cannot_be_is_told_with_its_own_option(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    store = ("--model-store", str(tmp_path / "file" / "models"))
+    done = run("models", "list", "--data-dir", str(tmp_path), *store)
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stderr
+    assert "--model-store" in done.stderr
+    assert "--data-dir" not in done.stderr
+
+
 def test_the_parent_imports_neither_torch_nor_the_network_for_its_commands() -> None:
     script = (
         "import sys, capanode.cli, capanode.serve; "

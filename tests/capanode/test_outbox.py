@@ -250,6 +250,13 @@ def test_a_file_of_a_newer_program_is_refused(tmp_path: Path) -> None:
         OutboxStore(path)
 
 
+def test_a_place_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    path.mkdir()
+    with pytest.raises(OutboxError, match=str(path)):
+        OutboxStore(path)
+
+
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "outbox.sqlite"
     path.write_bytes(b"not a database at all" * 100)

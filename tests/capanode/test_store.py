@@ -304,7 +304,7 @@ def test_a_store_that_may_not_be_written_says_so(
     store: ModelStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "replace", failing(errno.EACCES))
-    with pytest.raises(StorageDeniedError, match="--data-dir"):
+    with pytest.raises(StorageDeniedError, match="--model-store"):
         add_model(store)
 
 
