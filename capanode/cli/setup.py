@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from capanode.cli.options import Json, program_version
+from capanode.cli.options import Json
 from capanode.errors import SetupError
 from protocol.programs.output import print_json, say
+from protocol.programs.version import program_version
 
 if TYPE_CHECKING:
     from capanode.torch_build import TorchChoice
