@@ -245,7 +245,9 @@ class ControlLine:
                 due_ms = self._retry_at_ms(stored, RECEIPT_PENDING_MS, RECEIPT_PENDING_MS)
                 self._outbox.postpone(stored, due_ms=due_ms, state=PENDING)
             else:
-                self._outbox.acknowledge(stored, state=reply.state)
+                # A coordinator of an older version does not say what its fee is.
+                paid_nano = reply.amount_nano if reply.node_nano is None else reply.node_nano
+                self._outbox.acknowledge(stored, state=reply.state, paid_nano=paid_nano)
 
     def _retry_at_ms(self, stored: OutboxReceipt, first_ms: int, least_ms: int) -> int:
         wait_ms = min(first_ms << min(stored.tries, 16), RECEIPT_RETRY_MS_MAX)

@@ -34,7 +34,7 @@ from capanode.milestones import (
     model_ready,
     node_ready,
 )
-from capanode.outbox import Outbox
+from capanode.outbox import MadeBy, Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.pricing_policy import hourly_nano, propose_price
 from capanode.seats import Seats
@@ -97,7 +97,9 @@ class Node:
         self.transport = transport
         self.rules = rules
         self.started_at_ms = runtime.clock.now_ms()
-        self.outbox = Outbox(store, clock=runtime.clock, runner=runtime.runner)
+        self.outbox = Outbox(
+            store, clock=runtime.clock, runner=runtime.runner, made_by=self._made_by
+        )
         self.models: dict[Digest, ServedModel] = {}
         self._workers = workers
         self._plans = tuple(plans)
@@ -251,6 +253,11 @@ class Node:
             line.load_changed()
 
     # Parts.
+
+    def _made_by(self, digest: Digest) -> MadeBy:
+        """A job for a model that is not here earns nothing."""
+        model = self.models.get(digest)
+        return MadeBy() if model is None else MadeBy(model.name, self.rules.hardware.name)
 
     def _about(self) -> About:
         return About(

@@ -9,7 +9,7 @@ nothing of this is on the path of a token. Handing in is `capanode.control`; the
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,6 +19,7 @@ from trio.lowlevel import ParkingLot
 
 from capanode.errors import OutboxError
 from capanode.outbox_store import (
+    EARLIER,
     WAITING,
     Change,
     Earning,
@@ -30,9 +31,10 @@ from capanode.outbox_store import (
 )
 from protocol.clock import Clock
 from protocol.envelope import Signed, open_envelope
-from protocol.ids import LeaseId, PeerId
+from protocol.ids import Digest, LeaseId, PeerId
 from protocol.messages import Acceptance, Receipt
 from protocol.programs.runners import Runner
+from protocol.services import DAY_MS
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +55,22 @@ FULL_RETRY_S = 5.0
 
 # What is due is looked for at least this often, should the wall clock have been set back.
 _LOOK_AGAIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class MadeBy:
+    """What earned the money of a job, for the owner's accounts."""
+
+    model: str = ""
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PaidTotals:
+    """What coordinators have paid, after their fees; days are those of UTC."""
+
+    today_nano: int
+    all_nano: int
 
 
 @dataclass(slots=True)
@@ -103,9 +121,12 @@ class Outbox:
         *,
         clock: Clock,
         runner: Runner,
+        made_by: Callable[[Digest], MadeBy] = lambda _: MadeBy(),
         receipts_max: int = RECEIPTS_MAX,
     ) -> None:
+        """`made_by` says what ran a model, by its digest."""
         self._store = store
+        self._made_by = made_by
         self._clock = clock
         # The store has one connection, so even its reads take the turn of a write.
         self._runner = runner
@@ -161,6 +182,7 @@ class Outbox:
             return self._batch
         # A receipt that is here already stays as it is: a lease ends once.
         if billed.lease_id not in owed.receipts:
+            made_by = self._made_by(billed.model_digest)
             self._unwritten.add(billed.lease_id)
             self._put(
                 OutboxReceipt(
@@ -171,6 +193,8 @@ class Outbox:
                     amount_nano=billed.amount_nano,
                     tries=0,
                     due_ms=self._clock.now_ms() + ACCEPTANCE_WAIT_MS,
+                    model=made_by.model,
+                    device=made_by.device,
                 )
             )
         return self._hasten()
@@ -184,10 +208,11 @@ class Outbox:
             due_ms = min(stored.due_ms, self._clock.now_ms())
             self._put(replace(stored, acceptance=acceptance.raw, due_ms=due_ms))
 
-    def acknowledge(self, stored: OutboxReceipt, *, state: str) -> None:
-        """The coordinator holds it now. If we crash first, it is handed in again, to no effect."""
+    def acknowledge(self, stored: OutboxReceipt, *, state: str, paid_nano: int) -> None:
+        """The coordinator has paid. If we crash first, it is handed in again, to no effect."""
         if self._forget(stored):
-            self._change(acknowledge(stored, state=state))
+            day = self._clock.now_ms() // DAY_MS
+            self._change(acknowledge(stored, state=state, paid_nano=paid_nano, day=day))
 
     def refuse(self, stored: OutboxReceipt, *, reason: str) -> None:
         """The coordinator will never pay for it."""
@@ -227,11 +252,23 @@ class Outbox:
 
     async def earnings(self) -> list[Earning]:
         """What is on disk, after what waits for it was written."""
+        await self._wait_written()
+        return await self._runner.run_write(self._store.earnings)
+
+    async def paid(self) -> PaidTotals:
+        """Likewise."""
+        await self._wait_written()
+        today = self._clock.now_ms() // DAY_MS
+        return PaidTotals(
+            today_nano=await self._runner.run_write(partial(self._store.paid_since, today)),
+            all_nano=await self._runner.run_write(partial(self._store.paid_since, EARLIER)),
+        )
+
+    async def _wait_written(self) -> None:
         if self._failure is None:
             await self._writing.done.wait()
             if not self._batch.is_empty:
                 await self._hasten().done.wait()
-        return await self._runner.run_write(self._store.earnings)
 
     @property
     def _count(self) -> int:

@@ -179,10 +179,12 @@ class SettleAsk:
 
 @dataclass(frozen=True, slots=True)
 class SettleReply:
-    """The receipt is durable: `state` is `pending`, `settled` or `disputed`."""
+    """The receipt is durable: `state` is `pending`, `settled` or `disputed`. `node_nano` is what
+    the node gets of the amount, after the fee; coordinators of older versions do not say it."""
 
     state: str
     amount_nano: int
+    node_nano: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

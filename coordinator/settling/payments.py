@@ -34,6 +34,7 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import TransferId
 from protocol.job_state import state_after_lease
 from protocol.messages import Lease, Receipt
+from protocol.money import split_fee
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +51,11 @@ class Payments:
         self._writer = writer
         self._clock = clock
         self._fee_bps = fee_bps
+
+    def share_nano(self, amount_nano: int) -> int:
+        """What a node gets of a payment, after the fee as it is now."""
+        share_nano, _ = split_fee(amount_nano, self._fee_bps)
+        return share_nano
 
     async def store(self, receipt_row: Record) -> None:
         """Make a receipt durable that is not paid yet. Raises RemoteProtocolError."""

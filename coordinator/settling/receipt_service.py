@@ -222,7 +222,8 @@ class ReceiptService:
             return SettleReply(verdict.state, billed.amount_nano)
         is_lone = acceptance is None
         await self._payments.pay(opened, billed, verdict.amount_nano, row, is_lone=is_lone)
-        reply = SettleReply(verdict.state, verdict.amount_nano)
+        share_nano = self._payments.share_nano(verdict.amount_nano)
+        reply = SettleReply(verdict.state, verdict.amount_nano, share_nano)
         self._remember(receipt.raw, reply)
         self._close(opened, receipt, verdict, has_accepted=acceptance is not None)
         return reply
@@ -275,7 +276,8 @@ class ReceiptService:
             raise RemoteProtocolError(
                 "another receipt for this lease was paid", code=Code.RECEIPT_MISMATCH
             )
-        return SettleReply(stored.state, stored.amount_nano)
+        share_nano = self._payments.share_nano(stored.amount_nano)
+        return SettleReply(stored.state, stored.amount_nano, share_nano)
 
     async def _read(self, query: Callable[[Connection, LeaseId], T], lease_id: LeaseId) -> T:
         try:

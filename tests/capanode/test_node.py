@@ -367,6 +367,16 @@ async def test_receipts_wait_for_a_coordinator_that_is_away(autojump_clock: Mock
         assert world.line_states() == [LineState.ATTACHED]
 
 
+async def test_what_is_earned_is_counted_after_the_fee(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        for share_nano, paid_nano in ((95, 95), (None, 95 + 100)):
+            world.coordinator.answer = partial(SettleReply, "settled", 100, share_nano)
+            await world.run_job()
+            await trio.sleep(5)
+            totals = await world.node.outbox.paid()
+            assert (totals.today_nano, totals.all_nano) == (paid_nano, paid_nano)
+
+
 async def test_load_is_reported_when_it_changes_and_as_a_sign_of_life(
     autojump_clock: MockClock,
 ) -> None:

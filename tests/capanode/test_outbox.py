@@ -124,8 +124,8 @@ async def test_an_acknowledged_receipt_is_counted_once_and_gone(
     async with running(make_outbox(store)) as outbox:
         await outbox.add(new_receipt()).wait()
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
-        outbox.acknowledge(stored, state="settled")
-        outbox.acknowledge(stored, state="settled")
+        outbox.acknowledge(stored, state="settled", paid_nano=95)
+        outbox.acknowledge(stored, state="settled", paid_nano=95)
         (earning,) = await outbox.earnings()
         assert (earning.state, earning.jobs) == ("settled", 1)
         assert earning.amount_nano == stored.amount_nano
@@ -189,7 +189,7 @@ async def test_a_full_outbox_takes_no_work_until_receipts_leave(
             accepting.append(outbox.is_accepting)
         assert "coordinator" in outbox.failure
         (stored, _) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
-        outbox.acknowledge(stored, state="disputed")
+        outbox.acknowledge(stored, state="disputed", paid_nano=1)
         assert [*accepting, outbox.is_accepting] == [True, True, False, True]
 
 
@@ -290,7 +290,7 @@ async def test_what_became_of_a_receipt_costs_no_write_of_its_own(
         await outbox.add(chain.receipt).wait()
         outbox.attach_nowait(chain.acceptance, coordinator=COORDINATOR.peer_id)
         (stored,) = await outbox.wait_due(COORDINATOR.peer_id, limit=10)
-        outbox.acknowledge(stored, state="settled")
+        outbox.acknowledge(stored, state="settled", paid_nano=95)
         await outbox.add(new_receipt()).wait()
         # The receipt; then in one write the end of that one, and the next.
         assert sizes == [1, 2]

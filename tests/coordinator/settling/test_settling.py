@@ -233,6 +233,10 @@ async def test_a_receipt_that_comes_late_is_paid_before_its_hold_runs_out(
         await trio.sleep((left_ms - ACCEPTANCE_WITHIN_MS) / 1_000)
         reply = await market.nodes[0].hand_in(receipt)
         assert (reply.state, spent(market)) == (ReceiptState.SETTLED, receipt.message.amount_nano)
+        # The node is told what it gets of it, whenever it asks.
+        assert reply.node_nano == market.account(market.nodes[0].key.peer_id).posted_nano
+        assert reply.node_nano < reply.amount_nano
+        assert await market.nodes[0].hand_in(receipt) == reply
         market.assert_books_are_closed()
 
 
