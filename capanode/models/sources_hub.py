@@ -4,10 +4,12 @@ Only formats that hold data are fetched (safetensors, JSON, text, templates). Ev
 against the digest in the hub's own list, and the revision is pinned to its commit.
 """
 
+import functools
 import hashlib
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,11 @@ from urllib.parse import quote
 
 import httpx
 
-from capanode.models.errors import (
-    AccessDeniedError,
-    DigestMismatchError,
-    DownloadError,
-    SourceError,
-    UnsafeModelError,
-)
+from capanode.models.errors import DownloadError, SourceError, UnsafeModelError
 from capanode.models.files import disk_errors_named
+from capanode.models.hub_connection import HubConnection, HubOptions, TryAgain
+from capanode.models.hub_download import FRUITLESS_TRIES_MAX, FileTransfer, HubDownload, wait_s
+from capanode.models.piece_file import Hash, PieceFile
 from capanode.models.progress import Progress, ProgressCallback
 from capanode.models.sources import is_wanted_file
 from protocol.ids import is_digest
@@ -30,26 +29,7 @@ from protocol.ids import is_digest
 # A file list with 10,000 entries is about 3 MB.
 _LISTING_BYTES_MAX = 16 * 1024 * 1024
 _FILES_MAX = 1_000
-_CHUNK_BYTES = 1024 * 1024
-# A connection that breaks is resumed where it was; one that brings nothing at all ends this soon.
-_FRUITLESS_TRIES_MAX = 5
-_FIRST_WAIT_S = 0.5
-_WAIT_MAX_S = 30.0
-_RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
-
-
-@dataclass(frozen=True, slots=True)
-class HubOptions:
-    """How to reach a hub, from the program's configuration. The token never shows in a repr."""
-
-    endpoint: str = "https://huggingface.co"
-    token: str | None = None
-    bytes_max: int = 512 * 1024**3
-    timeout_s: float = 6 * 3_600.0
-    stall_timeout_s: float = 60.0
-
-    def __repr__(self) -> str:
-        return f"HubOptions(endpoint={self.endpoint!r}, token={'set' if self.token else None})"
+_LISTING_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +60,21 @@ class HubClient:
         options: HubOptions,
         *,
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options = options
         self._sleep = sleep
         self._clock = clock
         self._deadline_s = clock() + options.timeout_s
-        headers = {"user-agent": "capacloud"}
-        if options.token:
-            headers["authorization"] = f"Bearer {options.token}"
-        # httpx drops the authorization header when a redirect leads to another host.
-        self._http = httpx.Client(
-            base_url=options.endpoint,
-            headers=headers,
-            follow_redirects=True,
-            max_redirects=5,
-            timeout=options.stall_timeout_s,
-            transport=transport,
-        )
+        self._lines = [
+            HubConnection(options, transport=transport, clock=clock)
+            for _ in range(options.connections)
+        ]
 
     def close(self) -> None:
-        self._http.close()
+        for line in self._lines:
+            line.close()
 
     def __enter__(self) -> "HubClient":
         return self
@@ -135,143 +108,67 @@ class HubClient:
         """Fetch every listed file into `target`. All wait in `partial` until the last one is there,
         so that the next call goes on where this one stopped."""
         total = sum(file.bytes for file in listing.files)
-        done = 0
-        parts = {}
-        for file in listing.files:
-            part = partial / hashlib.sha256(f"{listing.commit}/{file.path}".encode()).hexdigest()
-            parts[part] = target / file.path
-            base = done
 
-            def report(received: int, *, base: int = base) -> None:
-                progress(Progress(f"download {listing.repo}", base + received, total))
+        def report(received: int) -> None:
+            progress(Progress(f"download {listing.repo}", received, total))
 
-            with disk_errors_named(target):
-                self._fetch(listing, file, part, report)
-            done += file.bytes
-        with disk_errors_named(target):
-            for part, placed in parts.items():
-                placed.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(placed)
+        with disk_errors_named(target), ExitStack() as opened:
+            transfers = []
+            for file in listing.files:
+                transfer = self._transfer(listing, file, partial)
+                opened.callback(transfer.file.close)
+                transfers.append(transfer)
+            HubDownload(
+                transfers,
+                self._lines,
+                self._options,
+                deadline_s=self._deadline_s,
+                clock=self._clock,
+                sleep=self._sleep,
+            ).run(report)
+            for file, transfer in zip(listing.files, transfers, strict=True):
+                transfer.file.move(target / file.path)
 
-    def _fetch(
-        self, listing: HubListing, file: HubFile, part: Path, report: Callable[[int], None]
-    ) -> None:
-        """Bring `part` to full length, over as many connections as it takes, then check it."""
-        url = f"/{quote(listing.repo)}/resolve/{listing.commit}/{quote(file.path)}"
-        have = part.stat().st_size if part.exists() else 0
-        fruitless = 0
-        while have < file.bytes or not part.exists():
-            before = have
-            try:
-                have = self._receive(url, file, part, have, report)
-                failure: Exception | None = None
-            except (httpx.TransportError, _TryAgain) as error:
-                have = part.stat().st_size if part.exists() else 0
-                failure = error
-            fruitless = 0 if have > before else fruitless + 1
-            if fruitless >= _FRUITLESS_TRIES_MAX:
-                raise DownloadError(
-                    f"{file.path} of {listing.repo} does not arrive ({failure!r}): check the "
-                    "network and pull again, the download goes on where it stopped"
-                )
-            if failure is not None:
-                self._wait(fruitless, failure)
-        if not _has_digest(part, file):
-            part.unlink()
-            raise DigestMismatchError(
-                f"{file.path} of {listing.repo} is not what the hub's list says: pull again; if "
-                "it stays so, something between here and the hub changes files"
-            )
-
-    def _receive(
-        self, url: str, file: HubFile, part: Path, have: int, report: Callable[[int], None]
-    ) -> int:
-        """Append what one connection brings; returns the new length."""
-        headers = {"range": f"bytes={have}-"} if have else {}
-        # A compressed reply would make offsets and lengths mean something else.
-        headers["accept-encoding"] = "identity"
-        with self._opened(url, headers) as response:
-            if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-                part.unlink(missing_ok=True)
-                raise _TryAgain("the hub has no such range", retry_after_s=0.0)
-            self._check_status(response, file.path)
-            resumed = response.headers.get("content-range", "").startswith(f"bytes {have}-")
-            if have and not (response.status_code == httpx.codes.PARTIAL_CONTENT and resumed):
-                have = 0
-            with part.open("ab" if have else "wb") as out:
-                # As they come: bytes that wait for a full chunk are lost when the line breaks.
-                for chunk in response.iter_raw():
-                    have += len(chunk)
-                    if have > file.bytes:
-                        out.truncate(0)
-                        raise DigestMismatchError(f"{file.path} is longer than the hub's list says")
-                    out.write(chunk)
-                    report(have)
-                    self._check_deadline(file.path)
-        return have
+    def _transfer(self, listing: HubListing, file: HubFile, partial: Path) -> FileTransfer:
+        name = hashlib.sha256(f"{listing.commit}/{file.path}".encode()).hexdigest()
+        return FileTransfer(
+            name=f"{file.path} of {listing.repo}",
+            url=f"/{quote(listing.repo)}/resolve/{listing.commit}/{quote(file.path)}",
+            file=PieceFile(
+                partial / name,
+                file.bytes,
+                new_hash=hashlib.sha256
+                if file.sha256
+                else functools.partial(_git_hash, file.bytes),
+                piece_bytes=self._options.piece_bytes,
+            ),
+            digest=file.sha256 or file.git_sha1,
+        )
 
     def _get_small(self, url: str, *, what: str) -> bytes:
-        for attempt in range(_FRUITLESS_TRIES_MAX):
+        line, sleep = self._lines[0], self._sleep or time.sleep
+        for attempt in range(FRUITLESS_TRIES_MAX):
+            # Also a server that sends its answer byte by byte ends in time.
+            watch = threading.Timer(_LISTING_WITHIN_S, line.cut)
+            watch.daemon = True
+            watch.start()
             try:
-                with self._opened(url, {}) as response:
-                    self._check_status(response, what)
+                with line.opened(url, {}, what=what) as response:
                     data = b""
                     for chunk in response.iter_bytes():
                         data += chunk
                         if len(data) > _LISTING_BYTES_MAX:
                             raise SourceError(f"the hub's list of {what} is too long")
                     return data
-            except (httpx.TransportError, _TryAgain) as error:
+            except (httpx.TransportError, TryAgain) as error:
                 failure = error
-                self._wait(attempt, error)
+                sleep(wait_s(attempt, error))
+            finally:
+                watch.cancel()
         raise DownloadError(
             f"the hub at {self._options.endpoint} does not answer for {what} ({failure!r}): check "
             "the network and the endpoint"
         )
-
-    @contextmanager
-    def _opened(self, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-        self._check_deadline(url)
-        try:
-            with self._http.stream("GET", url, headers=headers) as response:
-                yield response
-        except (httpx.InvalidURL, httpx.TooManyRedirects, httpx.UnsupportedProtocol) as error:
-            raise DownloadError(f"the hub sends us to a wrong address: {error}") from error
-
-    def _check_status(self, response: httpx.Response, what: str) -> None:
-        """Raises what the status means; returns if the body is the answer."""
-        status = response.status_code
-        if status in (httpx.codes.OK, httpx.codes.PARTIAL_CONTENT):
-            return
-        if status in _RETRY_STATUS:
-            after = response.headers.get("retry-after", "")
-            raise _TryAgain(f"status {status}", float(after) if after.isdecimal() else None)
-        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            raise AccessDeniedError(
-                f"the hub does not let us read {what}: accept the model's terms on its page, and "
-                "set hub_token in the configuration to a token of that account"
-            )
-        if status == httpx.codes.NOT_FOUND:
-            raise SourceError(f"{what} is not on {self._options.endpoint}: check its spelling")
-        raise DownloadError(f"the hub answered {status} for {what}")
-
-    def _wait(self, tries: int, failure: Exception) -> None:
-        wait_s = min(_WAIT_MAX_S, _FIRST_WAIT_S * 2**tries)
-        if isinstance(failure, _TryAgain) and failure.retry_after_s is not None:
-            wait_s = min(_WAIT_MAX_S, failure.retry_after_s)
-        self._sleep(wait_s)
-
-    def _check_deadline(self, what: str) -> None:
-        if self._clock() >= self._deadline_s:
-            raise DownloadError(f"{what} took too long: pull again, it goes on where it stopped")
-
-
-class _TryAgain(Exception):
-    """The hub said that it cannot right now."""
-
-    def __init__(self, message: str, retry_after_s: float | None) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
 
 
 def _parse_listing(repo: str, data: bytes) -> HubListing:
@@ -299,11 +196,6 @@ def _parse_file(item: dict[str, Any]) -> HubFile:
     return HubFile(item["rfilename"], size, sha256, str(item["blobId"]))
 
 
-def _has_digest(path: Path, file: HubFile) -> bool:
+def _git_hash(size: int) -> Hash:
     """git's object id is the sha1 of a header and the content; it is what small files have."""
-    sha1 = f"blob {file.bytes}\0".encode()
-    digest = hashlib.sha256() if file.sha256 else hashlib.sha1(sha1, usedforsecurity=False)
-    with path.open("rb", buffering=0) as content:
-        while chunk := content.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest() == (file.sha256 or file.git_sha1)
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

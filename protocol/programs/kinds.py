@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from protocol.limits import ADDRESS_CHARS_MAX, LIST_ITEMS_MAX, NAME_CHARS_MAX
 from protocol.money import format_credits, parse_credits
 from protocol.net.dial_policy import parse_networks
+
+# Tokens of hubs have some 40 characters, those of companies' gateways up to a few hundred.
+_SECRET_CHARS_MAX = 1_024
 
 # Reads what TOML, the environment or a flag gives.
 Reader = Callable[[Any], Any]
@@ -32,7 +36,8 @@ def _tell(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ValueKind:
-    """`values` says what is allowed. A list's flag is given once per item; a table has none."""
+    """`values` says what is allowed. A list's flag is given once per item; a table has none, and
+    neither has a secret: every user of the machine sees a command line."""
 
     read: Reader
     values: str
@@ -40,6 +45,7 @@ class ValueKind:
     is_list: bool = False
     is_number: bool = False
     has_flag: bool = True
+    is_secret: bool = False
 
 
 def read_path(raw: Any) -> Path:
@@ -101,6 +107,31 @@ def read_switch(raw: Any) -> bool:
 _SWITCH_WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
+def read_secret(raw: Any) -> str:
+    """One word, as tokens are; a file that it was copied from may end in a line break."""
+    secret = raw.strip() if isinstance(raw, str) else ""
+    if not secret.isascii() or not secret.isprintable() or " " in secret:
+        raise ValueError("one word")
+    if not 0 < len(secret) <= _SECRET_CHARS_MAX:
+        raise ValueError(f"1 to {_SECRET_CHARS_MAX} characters")
+    return secret
+
+
+def read_url(raw: Any) -> str:
+    """Without a name and a password in it, which logs and error messages would repeat."""
+    expected = "the URL of a server such as https://hub.example"
+    try:
+        parts = urlsplit(raw)
+        _ = parts.port
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(expected) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or len(raw) > ADDRESS_CHARS_MAX:
+        raise ValueError(expected)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(expected)
+    return str(raw).rstrip("/")
+
+
 def read_items(raw: Any, separator: str) -> list[str]:
     """A list of texts, or one text with separators. Raises ValueError."""
     if isinstance(raw, str):
@@ -132,6 +163,14 @@ def choice(choices: type[StrEnum] | Sequence[str]) -> ValueKind:
 
 PATH = ValueKind(read_path, "a path")
 TEXT = ValueKind(read_text, "text")
+URL = ValueKind(read_url, "a URL", has_flag=False)
+SECRET = ValueKind(
+    read_secret,
+    "a secret",
+    tell=lambda value: "set" if value else "",
+    has_flag=False,
+    is_secret=True,
+)
 SWITCH = ValueKind(read_switch, "yes or no", tell=lambda value: "yes" if value else "no")
 CREDITS = ValueKind(read_credits, "credits", tell=format_credits)
 ADDRESSES = ValueKind(read_addresses, "multiaddresses", is_list=True)

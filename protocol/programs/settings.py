@@ -12,6 +12,7 @@ that an error, and `config show`, can say so. docs/decisions/0008-settings-by-ha
 import difflib
 import json
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, field, fields
@@ -52,6 +53,7 @@ class Setting(NamedTuple):
     meaning: str
     example: str
     flag: str
+    also: str
 
     @property
     def default_text(self) -> str:
@@ -61,18 +63,25 @@ class Setting(NamedTuple):
 
 
 def setting(
-    default: Any, kind: ValueKind, meaning: str, *, example: str = "", flag: str = ""
+    default: Any,
+    kind: ValueKind,
+    meaning: str,
+    *,
+    example: str = "",
+    flag: str = "",
+    also: str = "",
 ) -> Any:
     """A field of a program's settings.
 
     `example` is a TOML literal, and the default if none is given; `flag` is the command line's name
-    without dashes where it is not the field's own.
+    without dashes where it is not the field's own; `also` is a variable of other programs that is
+    read where ours is not set.
     """
-    facts = {"kind": kind, "meaning": meaning, "example": example, "flag": flag}
+    facts = {"kind": kind, "meaning": meaning, "example": example, "flag": flag, "also": also}
     # A dict cannot be a dataclass's default, although nothing ever changes this one.
     if isinstance(default, Mapping):
         return field(default_factory=lambda: default, metadata={_METADATA: facts})
-    return field(default=default, metadata={_METADATA: facts})
+    return field(default=default, repr=not kind.is_secret, metadata={_METADATA: facts})
 
 
 def settings_of(config: Any) -> tuple[Setting, ...]:
@@ -91,6 +100,7 @@ def settings_of(config: Any) -> tuple[Setting, ...]:
                 facts["meaning"],
                 facts["example"] or _literal(kind, default),
                 f"--{(facts['flag'] or one.name).replace('_', '-')}" if kind.has_flag else "",
+                facts["also"],
             )
         )
     return tuple(found)
@@ -177,6 +187,10 @@ def _from_environment(settings: Sequence[Setting], program: str, env: Mapping[st
     prefix = f"{program.upper()}_"
     known = {f"{prefix}{setting.name.upper()}": setting for setting in settings}
     values: _Values = {}
+    for setting in settings:
+        if text := env.get(setting.also):
+            source = f"environment {setting.also}"
+            values[setting.name] = (_read(setting, text, source), source)
     for variable, text in env.items():
         if not variable.startswith(prefix) or not text:
             continue
@@ -213,6 +227,8 @@ def _from_file(settings: Sequence[Setting], path: Path, *, required: bool) -> _V
             raise SettingError(
                 f"{place} sets data_dir, which decides where that file lies: use --data-dir"
             )
+        if known[name].kind.is_secret:
+            _require_private(path, name)
         try:
             value = known[name].kind.read(raw)
         except ValueError as error:
@@ -221,6 +237,11 @@ def _from_file(settings: Sequence[Setting], path: Path, *, required: bool) -> _V
             raise _wrong_value(known[name], raw, place, error) from None
         values[name] = (value, f"file {path}")
     return values
+
+
+def _require_private(path: Path, name: str) -> None:
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise SettingError(f"{path} holds {name} and can be read by others: run `chmod 600 {path}`")
 
 
 def _line_of(text: str, keys: tuple[str, ...]) -> str:
@@ -276,7 +297,8 @@ def _wrong_value(setting: Setting, raw: Any, place: str, error: ValueError) -> S
         # What is shown is the value of the key that is wrong, not the whole table.
         name, raw = f"{name}.{key}", raw.get(key, "") if isinstance(raw, Mapping) else raw
     shown = ", ".join(map(str, raw)) if isinstance(raw, list) else str(raw)
-    return SettingError(f"{name} = {shown[:100]!r} (from {place}): expected {error}")
+    said = "" if setting.kind.is_secret else f" = {shown[:100]!r}"
+    return SettingError(f"{name}{said} (from {place}): expected {error}")
 
 
 def _suggest(name: str, known: Mapping[str, Setting]) -> str:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import httpx
@@ -103,7 +104,8 @@ class FakeHub:
     """A Hugging Face hub in memory that honours the parts of its HTTP interface that we use.
 
     Large files redirect to another host, as on the real one. `cuts` makes the next replies break
-    off after so many bytes; `answers` gives statuses to send before the real answer.
+    off after so many bytes; `answers` gives statuses to send before the real answer; `on_chunk` is
+    called before every 500 bytes of a file.
     """
 
     commit = "a" * 40
@@ -115,6 +117,8 @@ class FakeHub:
         self.cuts: list[int] = []
         self.answers: list[httpx.Response] = []
         self.honours_ranges = True
+        self.on_chunk: Callable[[], None] = lambda: None
+        self._lock = Lock()
         self.requests: list[httpx.Request] = []
         self.listing: Any = {
             "sha": self.commit,
@@ -147,27 +151,32 @@ class FakeHub:
         wanted = request.headers.get("range")
         status, headers = 200, {}
         if wanted and self.honours_ranges:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            start, end = int(first), int(last or len(content) - 1) + 1
             if start >= len(content):
                 return httpx.Response(416)
             status = 206
-            headers = {"content-range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
-            content = content[start:]
-        cut = self.cuts.pop(0) if self.cuts else None
+            headers = {"content-range": f"bytes {start}-{end - 1}/{len(content)}"}
+            content = content[start:end]
+        with self._lock:
+            cut = self.cuts.pop(0) if self.cuts else None
         headers["content-length"] = str(len(content))
-        return httpx.Response(status, headers=headers, stream=_Cut(content, cut))
+        return httpx.Response(status, headers=headers, stream=_Cut(content, cut, self.on_chunk))
 
 
 class _Cut(httpx.SyncByteStream):
     """The content, or its beginning and then a broken connection."""
 
-    def __init__(self, content: bytes, cut: int | None) -> None:
-        self._content = content
-        self._cut = cut
+    def __init__(self, content: bytes, cut: int | None, on_chunk: Callable[[], None]) -> None:
+        self._content = content[:cut]
+        self._is_cut = cut is not None
+        self._on_chunk = on_chunk
 
     def __iter__(self) -> Any:
-        yield self._content[: self._cut]
-        if self._cut is not None:
+        for start in range(0, len(self._content), 500):
+            self._on_chunk()
+            yield self._content[start : start + 500]
+        if self._is_cut:
             raise httpx.ReadError("the connection broke")
 
 

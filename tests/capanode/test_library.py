@@ -22,6 +22,7 @@ from capanode.models.errors import (
     StoreFullError,
     UnknownModelError,
 )
+from capanode.models.hub_connection import HubOptions
 from capanode.models.library import PullOptions, ensure, list_models, pull, remove
 from capanode.models.progress import Progress, ProgressCallback
 from capanode.models.progress_bar import ConsoleProgress
@@ -220,7 +221,9 @@ def test_a_disk_that_is_too_small_is_said_before_the_download(
 def hub_options(hub: FakeHub) -> PullOptions:
     def connect(options: object) -> HubClient:
         return HubClient(
-            PullOptions().hub, transport=httpx.MockTransport(hub), sleep=lambda seconds: None
+            HubOptions(connections=1),
+            transport=httpx.MockTransport(hub),
+            sleep=lambda seconds: None,
         )
 
     return PullOptions(connect=connect)

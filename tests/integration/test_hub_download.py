@@ -1,6 +1,11 @@
 """A model pulled over real sockets, from a hub that answers on loopback."""
 
 import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +14,8 @@ import httpx
 import pytest
 
 from capanode.models.catalog import Catalog
+from capanode.models.hub_connection import HubOptions
 from capanode.models.library import PullOptions, pull
-from capanode.models.sources_hub import HubOptions
 from capanode.models.store import ModelStore
 from tests.capanode.model_makers import FakeHub, layout_files
 
@@ -69,3 +74,58 @@ def test_a_model_is_pulled_over_http_through_redirects_and_broken_lines(
     assert {request.headers.get("range") for request in hub.requests} >= {"bytes=10-"}
     tokens = {request.url.host: request.headers.get("authorization") for request in hub.requests}
     assert tokens == {"127.0.0.1": "Bearer secret", "localhost": None}
+
+
+# Pulls as an operator starts them
+
+
+def start_pull(hub: FakeHub, data_dir: Path, *more: str) -> "subprocess.Popen[str]":
+    env = {
+        "PATH": os.environ["PATH"],
+        "CAPANODE_HUB_URL": f"http://127.0.0.1:{hub.cdn.port}",
+        "HF_TOKEN": "hf_secret",
+    }
+    command = [sys.executable, "-m", "capanode", "models", "pull", "hf:owner/tiny", *more]
+    return subprocess.Popen(
+        [*command, "--data-dir", str(data_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_half_a_model_never_counts_as_whole(
+    hub: FakeHub, tmp_path: Path, how: signal.Signals
+) -> None:
+    half, go_on = threading.Event(), threading.Event()
+
+    def wait_at_half() -> None:
+        if hub.requests[-1].url.path.endswith("model.safetensors"):
+            half.set()
+            go_on.wait(30)
+
+    hub.on_chunk = wait_at_half
+    with start_pull(hub, tmp_path) as pull_process:
+        assert half.wait(60)
+        pull_process.send_signal(how)
+        _, err = pull_process.communicate(timeout=30)
+    go_on.set()
+    store = ModelStore(tmp_path / "models")
+    assert store.digests() == []
+    assert store.names() == {}
+    assert "hf_secret" not in err
+    if how is signal.SIGINT:
+        assert pull_process.returncode == 130
+        assert "pull hf:owner/tiny` goes on with it" in err
+    with start_pull(hub, tmp_path, "--json") as pull_process:
+        out, err = pull_process.communicate(timeout=60)
+    digest = json.loads(out)["digest"]
+    store.verify(digest)
+    steps = [json.loads(line)["progress"] for line in err.splitlines()]
+    assert steps[-1]["done"] == steps[-1]["total"]
+    assert "hf_secret" not in out + err
+    tokens = {request.headers.get("authorization") for request in hub.requests}
+    assert tokens == {"Bearer hf_secret", None}

@@ -8,7 +8,16 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from protocol.programs.kinds import ADDRESSES, CREDITS, PATH, TEXT, choice, count
+from protocol.programs.kinds import (
+    ADDRESSES,
+    CREDITS,
+    PATH,
+    SECRET,
+    TEXT,
+    URL,
+    choice,
+    count,
+)
 from protocol.programs.log_format import LogFormat
 from protocol.programs.setting_options import show_config, takes_settings
 from protocol.programs.settings import (
@@ -127,3 +136,61 @@ def test_the_help_of_a_command_says_what_each_setting_means() -> None:
     told = CliRunner().invoke(shop_command(), ["--help"], env={"COLUMNS": "200"}).stdout
     assert "How many shelves. Default: 3." in told
     assert "Loudly." in told
+
+
+# Secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Vault:
+    data_dir: Path = setting(Path("~/.vault"), PATH, "Where it lies.")
+    token: str = setting("", SECRET, "Opens it.", also="OTHER_TOKEN")
+    server: str = setting("https://a.example", URL, "Who has it.")
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_vault(data_dir: Path, **env: str) -> Vault:
+    return resolve_settings(Vault, "vault", file=None, env=env, flags={"data_dir": data_dir})
+
+
+def test_a_secret_has_no_flag_and_is_shown_nowhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vault = open_vault(tmp_path, VAULT_TOKEN="hf_secret\n")
+    assert vault.token == "hf_secret"
+    show_config(vault, "vault", as_json=False)
+    show_config(vault, "vault", as_json=True)
+    assert "hf_secret" not in repr(vault) + capsys.readouterr().out
+    assert next(one.flag for one in settings_of(Vault) if one.name == "token") == ""
+
+
+def test_a_secret_that_is_wrong_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="expected one word") as caught:
+        open_vault(tmp_path, VAULT_TOKEN="hf secret")
+    assert "secret'" not in str(caught.value)
+
+
+def test_a_file_with_a_secret_must_be_private(tmp_path: Path) -> None:
+    file = tmp_path / "vault.toml"
+    file.write_text('token = "hf_secret"\n')
+    file.chmod(0o640)
+    with pytest.raises(SettingError, match="chmod 600"):
+        open_vault(tmp_path)
+    file.chmod(0o600)
+    assert open_vault(tmp_path).token == "hf_secret"
+
+
+def test_another_programs_variable_is_read_where_ours_is_not_set(tmp_path: Path) -> None:
+    vault = open_vault(tmp_path, OTHER_TOKEN="theirs")
+    assert (vault.token, vault.sources["token"]) == ("theirs", "environment OTHER_TOKEN")
+    assert open_vault(tmp_path, OTHER_TOKEN="theirs", VAULT_TOKEN="ours").token == "ours"
+
+
+@pytest.mark.parametrize(
+    "url", ["hub.example", "ftp://a", "https://me:pass@a", "https://a/?key=1", "https://a:b", ""]
+)
+def test_a_server_is_a_plain_url(tmp_path: Path, url: str) -> None:
+    (tmp_path / "vault.toml").write_text(f'server = "{url}"\n')
+    with pytest.raises(SettingError, match="the URL of a server"):
+        open_vault(tmp_path)
+    assert open_vault(tmp_path / "none", VAULT_SERVER="https://a/b/").server == "https://a/b"
