@@ -1,6 +1,6 @@
 """How each layer of a model attends: its scale, how far back it sees, whether its scores are bent.
 
-Kernels read these; what a model's config says becomes them in `llama_config`.
+Kernels read these; what a model's config says becomes them in `capanode.engines.families`.
 """
 
 from collections.abc import Sequence

@@ -29,8 +29,8 @@ from capanode.engines.base import (
 )
 from capanode.engines.cache_budget import cache_budget
 from capanode.engines.decoder import DecoderModel
-from capanode.engines.decoder_config import DecoderConfig
 from capanode.engines.exact_logits import ExactLogits
+from capanode.engines.families import read_decoder_config
 from capanode.engines.generation import FinishReason, Generation
 from capanode.engines.generation_reader import GenerationReader, ReadGeneration, end_tokens_of
 from capanode.engines.kv_cache import KvCache
@@ -38,7 +38,7 @@ from capanode.engines.linear import INVARIANT_ROWS
 from capanode.engines.profile import DTYPE_NAMES, llama_profile
 from capanode.engines.slots import Slots
 from capanode.engines.token_choice import choose_next, score_next, score_prompt
-from capanode.engines.weights import Weights, read_json
+from capanode.engines.weights import DTYPES, Weights, read_json
 from protocol.errors import Code
 from protocol.generation import GenerationInput
 from protocol.messages import Task
@@ -108,9 +108,10 @@ class CausalLM:
         torch.set_num_threads(threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         plain = read_json(model_dir / "config.json")
-        config = DecoderConfig.parse(plain)
-        is_half = config.dtype == torch.float16 and device.type == "cpu"
-        dtype = torch.bfloat16 if is_half else config.dtype
+        config = read_decoder_config(plain)
+        dtype = DTYPES[config.dtype_name]
+        if dtype == torch.float16 and device.type == "cpu":
+            dtype = torch.bfloat16
         budget = cache_budget(
             config, dtype, slots, device, context_tokens=context_tokens, cache_bytes=cache_bytes
         )

@@ -18,6 +18,9 @@ from capanode.models.safetensors_file import read_header
 # The largest tokenizer.json in the field is about 35 MB; longer is an attack on the parser.
 JSON_BYTES_MAX = 64 * 1024 * 1024
 
+# By their names in config.json.
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
 
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object. Raises ModelLoadError if the file is missing, too long or something else."""

@@ -38,7 +38,7 @@ def test_langchain_embeds(served: Served) -> None:
     assert run_python("openai", "langchain_chat.py", served.api, "embed", model) == 3
 
 
-def test_decoder_index_completes_chats_and_streams(served: Served) -> None:
+def test_llama_index_completes_chats_and_streams(served: Served) -> None:
     say_text(served)
     assert run_python("llama_index", "llama_index_chat.py", served.api) == [TEXT, TEXT, TEXT]
 

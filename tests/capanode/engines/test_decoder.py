@@ -10,7 +10,7 @@ import torch
 from capanode.engines.attention import DecodeAttention, PrefillChunk
 from capanode.engines.base import ModelLoadError
 from capanode.engines.decoder import DecoderModel
-from capanode.engines.decoder_config import DecoderConfig
+from capanode.engines.families import read_decoder_config
 from capanode.engines.kv_cache import CacheShape, KvCache
 from capanode.engines.weights import Weights
 from tests.capanode.engines.tiny_models import LLAMA, write_llama
@@ -20,7 +20,7 @@ PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [70, 71, 72], [200] * 40 + [7]]
 
 
 def load_model(folder: Path) -> tuple[DecoderModel, KvCache]:
-    config = DecoderConfig.parse(json.loads((folder / "config.json").read_text()))
+    config = read_decoder_config(json.loads((folder / "config.json").read_text()))
     model = DecoderModel(
         config, Weights(folder), device=CPU, dtype=config.dtype, context_tokens=128
     )
@@ -117,4 +117,4 @@ def test_a_config_that_is_not_run_exactly_is_refused(
     changes: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ModelLoadError, match=complaint):
-        DecoderConfig.parse({**LLAMA, **changes})
+        read_decoder_config({**LLAMA, **changes})
