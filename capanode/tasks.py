@@ -40,10 +40,22 @@ class NodeTaskSpec:
     earned_by: Mapping[str, str]
 
 
+# Those of `capanode.engines.families`, whose modules only the worker needs.
+DECODERS = (
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "SmolLM3ForCausalLM",
+)
+
 NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
     Task.CAUSAL_LM: NodeTaskSpec(
         engine="capanode.engines.causal_lm:CausalLM",
-        architectures=("LlamaForCausalLM",),
+        architectures=DECODERS,
         model_files=("tokenizer.json",),
         dtype=None,
         cpu_slots=16,

@@ -138,6 +138,7 @@ def _qkv_rows(config: DecoderConfig, order: Tensor) -> Tensor:
     heads first, then key 0, value 0, key 1, ... as in the cache. Values are not rotated."""
     size = config.head_dim
     rows = torch.arange((config.heads + 2 * config.kv_heads) * size).view(-1, size)
-    queries, keys, values = rows.split([config.heads, config.kv_heads, config.kv_heads])
+    queries, both = rows[: config.heads], rows[config.heads :]
+    keys, values = both.chunk(2)
     pairs = torch.stack((keys[:, order], values), 1).flatten(0, 1)
     return torch.cat((queries[:, order], pairs)).flatten()

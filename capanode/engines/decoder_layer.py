@@ -55,5 +55,5 @@ class DecoderLayer:
 
     def _activate(self, gate: Tensor) -> Tensor:
         if self.activation is Activation.SILU:
-            return torch.ops.aten.silu_(gate)
+            return functional.silu(gate, inplace=True)
         return functional.gelu(gate, approximate="tanh")

@@ -5,6 +5,8 @@ Gemma 2 bends scores and logits; Gemma 3 norms queries and keys instead, and rot
 where a layer has a window.
 """
 
+from typing import Any
+
 from capanode.engines.base import ModelLoadError
 from capanode.engines.config_fields import ConfigFields
 from capanode.engines.decoder_config import Activation, DecoderConfig, Rope
@@ -45,7 +47,7 @@ def read_gemma3(fields: ConfigFields) -> DecoderConfig:
     )
 
 
-def _read_gemma(fields: ConfigFields, **differences: object) -> DecoderConfig:
+def _read_gemma(fields: ConfigFields, **differences: Any) -> DecoderConfig:
     if fields.flag("use_bidirectional_attention"):
         raise ModelLoadError("config.json: use_bidirectional_attention is not run here")
     # Older files call the activation `hidden_act`, and "gelu" there means this one all the same.

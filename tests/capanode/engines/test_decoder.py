@@ -12,7 +12,7 @@ from capanode.engines.base import ModelLoadError
 from capanode.engines.decoder import DecoderModel
 from capanode.engines.families import read_decoder_config
 from capanode.engines.kv_cache import CacheShape, KvCache
-from capanode.engines.weights import Weights
+from capanode.engines.weights import DTYPES, Weights
 from tests.capanode.engines.tiny_models import LLAMA, write_llama
 
 CPU = torch.device("cpu")
@@ -21,10 +21,9 @@ PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [70, 71, 72], [200] * 40 + [7]]
 
 def load_model(folder: Path) -> tuple[DecoderModel, KvCache]:
     config = read_decoder_config(json.loads((folder / "config.json").read_text()))
-    model = DecoderModel(
-        config, Weights(folder), device=CPU, dtype=config.dtype, context_tokens=128
-    )
-    shape = CacheShape(config.layers, 5, config.kv_heads, 128, config.head_dim, config.dtype)
+    dtype = DTYPES[config.dtype_name]
+    model = DecoderModel(config, Weights(folder), device=CPU, dtype=dtype, context_tokens=128)
+    shape = CacheShape(config.layers, 5, config.kv_heads, 128, config.head_dim, dtype)
     return model, KvCache(shape, device=CPU)
 
 
@@ -102,14 +101,22 @@ def test_prompts_prefilled_together_give_the_numbers_of_each_alone(tmp_path: Pat
     [
         ({"architectures": ["PhiForCausalLM"]}, "architecture"),
         ({"architectures": []}, "architecture"),
-        ({"hidden_act": "gelu"}, "activation"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope type"),
         ({"hidden_size": -1}, "hidden_size"),
         ({"num_hidden_layers": "two"}, "num_hidden_layers"),
         ({"num_key_value_heads": 3}, "heads"),
         ({"rms_norm_eps": float("inf")}, "rms_norm_eps"),
         ({"dtype": "int8"}, "type"),
-        ({"use_sliding_window": True}, "sliding"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"sliding_window": 64}, "sliding_window"),
+        ({"num_hidden_layers": 1 << 20}, "num_hidden_layers"),
+        ({"auto_map": {"AutoConfig": "x.Y"}}, "auto_map"),
+        ({"logits_scaling": 8.0}, "logits_scaling"),
+        ({"rope_scaling": {"rope_type": "linear", "beta": 2}}, "beta"),
+        ({"rope_scaling": []}, "rope_scaling"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
+        ({"attention_bias": "yes"}, "attention_bias"),
         ({"vocab_size": 1 << 60}, "vocab_size"),
     ],
 )
