@@ -83,7 +83,8 @@ class SpentLeases:
 
 
 class Admission:
-    """See the module docstring. `storage_failure` says why no receipt can be kept, if so."""
+    """See the module docstring. `storage_failure` says why no receipt can be kept, if so, and
+    `is_paused` whether none is taken for now. The owner may change `rules` at any time."""
 
     def __init__(
         self,
@@ -92,9 +93,11 @@ class Admission:
         offers: OwnOffers,
         *,
         storage_failure: Callable[[], str],
+        is_paused: Callable[[], bool] = bool,
     ) -> None:
         self.is_draining = False
-        self._rules = rules
+        self.rules = rules
+        self._is_paused = is_paused
         self._models = models
         self._offers = offers
         self._storage_failure = storage_failure
@@ -118,8 +121,8 @@ class Admission:
         check_lease(
             lease,
             request,
-            node=self._rules.node,
-            coordinators=self._rules.coordinators,
+            node=self.rules.node,
+            coordinators=self.rules.coordinators,
             now_ms=now_ms,
         )
         granted = lease.message
@@ -199,19 +202,22 @@ class Admission:
         """What would refuse any job, or any job of this kind."""
         if self.is_draining:
             raise RemoteProtocolError("this node is shutting down", code=Code.DRAINING)
-        if self._rules.isolation is IsolationTier.NONE:
+        if self._is_paused():
+            # Why is its owner's business.
+            raise RemoteProtocolError("this node takes no jobs for now", code=Code.DRAINING)
+        if self.rules.isolation is IsolationTier.NONE:
             raise RemoteProtocolError(
                 "this node cannot confine other people's jobs", code=Code.ISOLATION_UNAVAILABLE
             )
-        if self._rules.isolation.rank < asked.constraints.isolation.rank:
+        if self.rules.isolation.rank < asked.constraints.isolation.rank:
             raise RemoteProtocolError(
                 f"the job asks for {asked.constraints.isolation.value} isolation, this node has "
-                f"{self._rules.isolation.value}",
+                f"{self.rules.isolation.value}",
                 code=Code.ISOLATION_UNAVAILABLE,
             )
         if (
             asked.constraints.data_collection is DataCollection.DENY
-            and self._rules.data_collection is DataCollection.ALLOW
+            and self.rules.data_collection is DataCollection.ALLOW
         ):
             raise RemoteProtocolError(
                 "the job forbids keeping its data, this node may keep it",
@@ -257,9 +263,9 @@ class Admission:
     def _check_room(self, asked: JobRequest, model: ServedModel) -> None:
         """Bounds across models, and whether the model has a seat as things are."""
         place = (asked.client, asked.is_batch)
-        if self._clients.get(place, 0) >= self._rules.per_client_max:
+        if self._clients.get(place, 0) >= self.rules.per_client_max:
             raise RemoteProtocolError(
-                f"this node runs {self._rules.per_client_max} jobs of one client at a time",
+                f"this node runs {self.rules.per_client_max} jobs of one client at a time",
                 code=Code.BUSY,
                 retry_after_ms=model.seats.retry_after_ms,
             )

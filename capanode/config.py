@@ -5,7 +5,7 @@ Nothing else in `capanode` knows the environment or the file. How the sources ar
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,8 @@ class NodeConfig:
     )
     # Where each value came from.
     sources: Mapping[str, str] = field(default_factory=dict)
+    # The file that was named on the command line; None for the one in the data directory.
+    named_file: Path | None = None
 
     @classmethod
     def resolve(
@@ -163,7 +165,8 @@ class NodeConfig:
         flags: Mapping[str, Any] | None = None,
     ) -> "NodeConfig":
         """Merge the sources: see `resolve_settings`. Raises SettingError."""
-        return resolve_settings(cls, PROGRAM, file=file, env=env or {}, flags=flags or {})
+        found = resolve_settings(cls, PROGRAM, file=file, env=env or {}, flags=flags or {})
+        return replace(found, named_file=file)
 
     @property
     def key_path(self) -> Path:
@@ -178,6 +181,15 @@ class NodeConfig:
         return self.data_dir / "benchmarks.json"
 
     @property
+    def pause_path(self) -> Path:
+        return self.data_dir / "paused"
+
+    @property
+    def file(self) -> Path:
+        """The file of these settings, whether there is one or not."""
+        return self.named_file or self.data_dir / CONFIG_NAME
+
+    @property
     def lock_path(self) -> Path:
         return self.data_dir / "node.lock"
 
@@ -186,6 +198,21 @@ class NodeConfig:
         """Our coordinators are dialled wherever they are; other addresses come from strangers."""
         listed = (coordinator.address for coordinator in self.coordinators)
         return DialPolicy(parse_networks(self.dial_private)).with_trusted(listed)
+
+
+def reread_config(known: NodeConfig) -> NodeConfig:
+    """The settings with what their file says now; flags and the environment stay as they were.
+
+    Raises SettingError."""
+    flags = {"data_dir": known.data_dir}
+    found = NodeConfig.resolve(file=known.named_file, flags=flags)
+    kept = {
+        name: getattr(known, name)
+        for name, source in known.sources.items()
+        if source.startswith(("flag", "environment"))
+    }
+    sources = {**found.sources, **{name: known.sources[name] for name in kept}}
+    return replace(found, **kept, sources=sources)
 
 
 def new_node_config_text(chosen: Mapping[str, str]) -> str:

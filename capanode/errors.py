@@ -19,6 +19,14 @@ class SocketError(NodeError):
     """The status socket cannot be made."""
 
 
+class OwnerCommandError(NodeError):
+    """A running node does not do what its owner asked for."""
+
+
+class PauseError(NodeError):
+    """That the node is paused cannot be noted, or forgotten, on disk."""
+
+
 class IsolationError(NodeError):
     """This machine cannot confine a worker, so the node must not run other people's jobs."""
 

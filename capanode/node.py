@@ -9,7 +9,7 @@
 simulator runs the same `Node` on an in-memory network, under virtual time, with its own workers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -36,6 +36,7 @@ from capanode.milestones import (
 )
 from capanode.outbox import MadeBy, Outbox
 from capanode.outbox_store import OutboxStore
+from capanode.pauses import Pauses
 from capanode.pricing_policy import hourly_nano, propose_price
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel, within_signature_room
@@ -49,6 +50,7 @@ from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Transport
 from protocol.offers import BATCH_PERCENT_DEFAULT, Hardware, LoadReport, ModelOffer
+from protocol.pricing import PriceSheet
 from protocol.programs.runtime import Runtime
 from protocol.programs.shutdown import Stages, open_stages
 from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL
@@ -67,6 +69,7 @@ class NodeRules:
     isolation: IsolationTier
     hardware: Hardware
     software: str
+    listen: tuple[str, ...] = ()
     region: str = ""
     data_collection: DataCollection = DataCollection.DENY
     queue_max: int = 16
@@ -107,6 +110,9 @@ class Node:
         self._runtime = runtime
         self._tell = on_milestone
         self._stopping = trio.Event()
+        self._drain_s = rules.drain_s
+        self.is_drained_for_good = False
+        self.pauses = Pauses(self._worker_changed)
         self.announcer = Announcer(
             transport,
             key,
@@ -121,6 +127,7 @@ class Node:
             self.models,
             self.announcer.offers,
             storage_failure=lambda: self.outbox.failure,
+            is_paused=lambda: self.pauses.is_paused,
         )
         self.jobs = JobServer(
             key, self.admission, self.outbox, clock=runtime.clock, on_change=self._load_changed
@@ -146,13 +153,34 @@ class Node:
             await self._stopping.wait()
             await self._wind_down()
 
-    def stop(self) -> None:
-        """Take no more jobs, finish those that run within `drain_s`, hand receipts in, and end."""
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def stop(self, *, within_s: float | None = None, for_good: bool = False) -> None:
+        """Take no more jobs, finish those that run within so long (the rules say how long if it is
+        None), hand receipts in, and end. A service manager shall not start it again if
+        it ends `for_good`."""
+        self._drain_s = self.rules.drain_s if within_s is None else within_s
+        self.is_drained_for_good |= for_good
         self._stopping.set()
 
     def load(self) -> LoadReport:
         models = tuple(model.load() for model in self.models.values())
-        return LoadReport(self.started_at_ms, self.admission.is_draining, models)
+        is_away = self.admission.is_draining or self.pauses.is_paused
+        return LoadReport(self.started_at_ms, is_away, models)
+
+    def change(self, rules: NodeRules, prices: Mapping[str, PriceSheet | None]) -> None:
+        """The owner has changed its mind: about rules that hold for the jobs to come, and about the
+        prices of models by name (None, or no entry, lets the policy propose one)."""
+        self.rules = rules
+        self.admission.rules = self._admission_rules()
+        for model in self.models.values():
+            price = prices.get(model.name)
+            model.price = self._proposed(model) if price is None else price
+            model.batch_percent = rules.batch_percent
+            model.seats.queue_max = rules.queue_max
+        self._worker_changed()
 
     # Starting.
 
@@ -192,7 +220,6 @@ class Node:
             log.error("model_not_measured", model=plan.name, error=str(error))
             self._tell(model_failed(plan.name, error))
             return
-        hourly = hourly_nano(self.rules.hardware, self.rules.rates, threads=plan.threads)
         model = ServedModel(
             name=plan.name,
             digest=plan.digest,
@@ -200,11 +227,19 @@ class Node:
             worker=worker,
             seats=Seats(slots=info.slots, queue_max=self.rules.queue_max),
             speed=speed,
-            price=plan.price or propose_price(info.task, speed, hourly_nano=hourly),
+            price=plan.price or PriceSheet(),
+            threads=plan.threads,
             batch_percent=self.rules.batch_percent,
         )
+        if plan.price is None:
+            model.price = self._proposed(model)
         self.models[plan.digest] = model
         self._tell(model_ready(model, is_proposed=plan.price is None))
+
+    def _proposed(self, model: ServedModel) -> PriceSheet:
+        rules = self.rules
+        hourly = hourly_nano(rules.hardware, rules.rates, threads=model.threads)
+        return propose_price(model.manifest.task, model.speed, hourly_nano=hourly)
 
     async def _speed(self, plan: ModelPlan, worker: ModelWorker) -> Speed:
         """Raises BenchmarkError."""
@@ -228,18 +263,18 @@ class Node:
     async def _wind_down(self) -> None:
         self.admission.is_draining = True
         jobs = self.jobs.live_jobs
-        log.info("draining", jobs=jobs, within_s=self.rules.drain_s)
+        log.info("draining", jobs=jobs, within_s=self._drain_s)
         self._tell(draining(jobs))
         self._load_changed()
         await self.announcer.publish_now()
-        await self.jobs.drain(within_s=self.rules.drain_s)
+        await self.jobs.drain(within_s=self._drain_s)
         with trio.move_on_after(HAND_IN_WITHIN_S):
             await self.outbox.wait_empty()
 
     # What changed.
 
     def _offered_models(self) -> tuple[ModelOffer, ...]:
-        if self.admission.is_draining:
+        if self.admission.is_draining or self.pauses.is_paused:
             return ()
         offers = tuple(model.offer() for model in self.models.values() if model.is_offered)
         return within_signature_room(offers)

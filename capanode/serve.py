@@ -5,20 +5,23 @@ The first SIGINT or SIGTERM drains, a second one stops at once. Either way no re
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from enum import StrEnum
 from functools import partial
 
 import structlog
 import trio
 
 from capanode.benchmark import SpeedCache
-from capanode.config import NodeConfig
+from capanode.config import NodeConfig, reread_config
 from capanode.errors import IsolationError, NodeError
 from capanode.hardware import hardware_of, probe_machine
-from capanode.hourly_rates import HourlyRates
+from capanode.live_settings import LiveSettings, live_rules
 from capanode.milestones import Milestone, OnMilestone
 from capanode.models.store import ModelStore
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
+from capanode.owner_commands import OwnerCommands
+from capanode.pauses import OwnerPause
 from capanode.ports import PortError, check_port
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.status import NodeStatus, StatusServer, read_status
@@ -37,13 +40,21 @@ STATUS_EVERY_S = 1.0
 OnStatus = Callable[[NodeStatus], None]
 
 
+class NodeEnd(StrEnum):
+    """How a node that ended in good order was told to."""
+
+    STOPPED = "stopped"
+    # By `capanode drain`: it shall not be started again before its owner says so.
+    DRAINED = "drained"
+
+
 async def serve(
     config: NodeConfig,
     *,
     software: str,
     on_milestone: OnMilestone,
     on_status: OnStatus | None = None,
-) -> None:
+) -> NodeEnd:
     """Run a node until it is told to stop. Raises CapaError of many kinds, each with advice.
 
     Must run on the main thread: workers die with the thread that started them.
@@ -85,13 +96,18 @@ async def serve(
                 runtime=runtime,
                 on_milestone=on_milestone,
             )
-            await run_until_signal(partial(_run, node, config, on_status))
+            pause = OwnerPause(node.pauses, config.pause_path)
+            settings = LiveSettings(node, config, reread=reread_config)
+            commands = OwnerCommands(node, pause, reload=settings.reload)
+            server = StatusServer(node, config.status_socket, commands)
+            await run_until_signal(partial(_run, node, server, on_status))
         finally:
             store.close()
+        return NodeEnd.DRAINED if node.is_drained_for_good else NodeEnd.STOPPED
 
 
 async def _run(
-    node: Node, config: NodeConfig, on_status: OnStatus | None, signals: StopSignals
+    node: Node, server: StatusServer, on_status: OnStatus | None, signals: StopSignals
 ) -> None:
     """Serve until the node has ended in good order; its status is served meanwhile."""
     async with trio.open_nursery() as nursery:
@@ -103,7 +119,6 @@ async def _run(
         await nursery.start(live)
         signals.is_up = True
         settle_garbage_collection()
-        server = StatusServer(node, config.status_socket)
         await nursery.start(server.run)
         if on_status is not None:
             nursery.start_soon(_show_forever, node, server, on_status)
@@ -140,19 +155,16 @@ def require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> Iso
 def _rules(
     config: NodeConfig, report: IsolationReport, hardware: Hardware, software: str
 ) -> NodeRules:
-    return NodeRules(
+    rules = NodeRules(
         coordinators=config.coordinators,
         isolation=report.tier,
         hardware=hardware,
         software=software,
+        listen=config.listen,
         region=config.region,
         data_collection=config.data_collection,
-        queue_max=config.queue_max,
-        per_client_max=config.per_client_max,
-        rates=HourlyRates(config.price_cpu_core_hour, config.price_gpu_gib_hour),
-        batch_percent=config.batch_percent,
-        drain_s=config.drain_s,
     )
+    return live_rules(rules, config)
 
 
 def _hold_data_dir(config: NodeConfig) -> AbstractContextManager[None]:

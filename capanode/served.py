@@ -45,6 +45,8 @@ class ServedModel:
     seats: Seats
     speed: Speed
     price: PriceSheet
+    # Of the processor, where its work is priced by them.
+    threads: int = 1
     batch_percent: int = BATCH_PERCENT_DEFAULT
     jobs_done: int = 0
     output_tokens_done: int = 0

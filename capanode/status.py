@@ -1,7 +1,6 @@
-"""What a running node says about itself, and the local socket at which it says so.
+"""What a running node says about itself, and the answers at its local socket.
 
-A program that connects gets one JSON object and the end of the stream. Only the operator's own user
-can connect; nothing secret is said, and nothing can be commanded.
+How the socket is asked is in `capanode.status_socket`. Nothing secret is said.
 """
 
 import contextlib
@@ -11,15 +10,20 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
+from capanode.errors import OwnerCommandError
 from capanode.measurements import Speed
 from capanode.node import Node
+from capanode.outbox import PaidTotals
 from capanode.outbox_store import Earning
+from capanode.owner_commands import OwnerCommands
 from capanode.served import ServedModel
 from capanode.status_socket import ANSWER_WITHIN_S, CONNECTIONS_MAX, listen_at
 from capanode.worker.jobs import WorkerState
+from protocol.errors import CapaError
 from protocol.ids import Digest
 from protocol.offers import Hardware
 from protocol.pricing import PriceSheet
@@ -27,6 +31,9 @@ from protocol.pricing import PriceSheet
 # Long enough to be steady, short enough to show a job that began a moment ago.
 _RATE_WINDOW_S = 10.0
 _SAMPLE_EVERY_S = 1.0
+# Who connects says at once what it wants.
+_ASK_WITHIN_S = 1.0
+_ASK_BYTES_MAX = 4 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +73,17 @@ class FailureStatus:
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """All that `capanode status` shows. `uploading` are jobs whose payloads still arrive;
+    """All that `capanode status` shows. `paused` is why no jobs are taken for now, empty if they
+    are; `uploading` are jobs whose payloads still arrive; `paid` is after the coordinators' fees;
     `warnings` want something from the operator."""
 
     peer_id: str
     software: str
     started_at_ms: int
     draining: bool
+    paused: str
     uploading: int
+    listen: tuple[str, ...]
     addresses: tuple[str, ...]
     region: str
     isolation: str
@@ -81,6 +91,7 @@ class NodeStatus:
     models: tuple[ModelStatus, ...]
     coordinators: tuple[CoordinatorStatus, ...]
     earnings: tuple[Earning, ...]
+    paid: PaidTotals
     failures: tuple[FailureStatus, ...]
     warnings: tuple[str, ...]
 
@@ -130,8 +141,10 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
         peer_id=node.key.peer_id,
         software=node.rules.software,
         started_at_ms=node.started_at_ms,
-        draining=node.admission.is_draining,
+        draining=node.is_stopping,
+        paused=node.pauses.words,
         uploading=node.admission.uploading,
+        listen=node.rules.listen,
         addresses=node.transport.addresses,
         region=node.rules.region,
         isolation=node.rules.isolation.value,
@@ -144,6 +157,7 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
             for line in lines
         ),
         earnings=tuple(await node.outbox.earnings()),
+        paid=await node.outbox.paid(),
         failures=tuple(
             FailureStatus(failure.at_ms, failure.job_id, failure.code.value, failure.message)
             for failure in node.jobs.failures
@@ -155,10 +169,11 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
 class StatusServer:
     """Answers at the socket, and keeps the samples that rates are made of."""
 
-    def __init__(self, node: Node, path: Path) -> None:
+    def __init__(self, node: Node, path: Path, commands: OwnerCommands) -> None:
         self.rates = Rates(node)
         self._node = node
         self._path = path
+        self._commands = commands
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Raises SocketError if the socket cannot be made."""
@@ -180,14 +195,48 @@ class StatusServer:
             os.unlink(self._path)
 
     async def _answer(self, stream: trio.SocketStream) -> None:
-        status = await read_status(self._node, self.rates)
         with contextlib.suppress(trio.BrokenResourceError):
-            await stream.send_all(json.dumps(asdict(status)).encode())
+            asked = await _read_line(stream)
+            try:
+                answer = await self._do(asked)
+            except CapaError as error:
+                answer = {"error": str(error)}
+            await stream.send_all(json.dumps(answer).encode())
+
+    async def _do(self, asked: bytes) -> dict[str, Any]:
+        """Raises CapaError with a reason for the owner."""
+        command = _parse_command(asked)
+        if command["do"] == "status":
+            return asdict(await read_status(self._node, self.rates))
+        return self._commands.run(command["do"], command)
 
     async def _sample_forever(self) -> None:
         while True:
             await trio.sleep(_SAMPLE_EVERY_S)
             self.rates.sample()
+
+
+async def _read_line(stream: trio.SocketStream) -> bytes:
+    """What was asked, or what came of it until the program stopped talking."""
+    line = b""
+    with trio.move_on_after(_ASK_WITHIN_S):
+        while not line.endswith(b"\n") and len(line) < _ASK_BYTES_MAX:
+            piece = await stream.receive_some(_ASK_BYTES_MAX)
+            if not piece:
+                break
+            line += piece
+    return line
+
+
+def _parse_command(asked: bytes) -> dict[str, Any]:
+    """A program that says nothing wants the status. Raises OwnerCommandError."""
+    try:
+        command = json.loads(asked or b'{"do": "status"}')
+    except ValueError:
+        command = None
+    if not isinstance(command, dict) or not isinstance(command.get("do"), str):
+        raise OwnerCommandError('ask with one line such as {"do": "status"}')
+    return command
 
 
 def _warnings(node: Node) -> Iterator[str]:

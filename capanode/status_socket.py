@@ -1,7 +1,8 @@
-"""The local socket at which a running node says how it is: how it listens, and how to ask.
+"""The local socket of a running node: how it listens, and how its owner asks.
 
-A program that connects gets one JSON object and the end of the stream. Only the operator's own user
-can connect. What is said there is in `capanode.status`; asking needs nothing of a node.
+A program that connects says in one line of JSON what it wants, {"do": "status"}, and gets one JSON
+object and the end of the stream; {"error": …} if it cannot be done. Only the operator's own user
+can connect. What is answered is in `capanode.status` and `capanode.owner_commands`.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from capanode.errors import NotRunningError, SocketError
+from capanode.errors import NotRunningError, OwnerCommandError, SocketError
 
 ANSWER_WITHIN_S = 5.0
 CONNECTIONS_MAX = 8
@@ -42,23 +43,32 @@ def listen_at(path: Path) -> socket.socket:
 
 def ask_status(path: Path) -> dict[str, Any]:
     """The status of the node that listens at `path`, as JSON has it. Raises NotRunningError."""
+    return ask_node(path, "status")
+
+
+def ask_node(path: Path, command: str, **arguments: object) -> dict[str, Any]:
+    """What the node at `path` answers. Raises NotRunningError, or OwnerCommandError."""
     data = b""
+    asked = json.dumps({"do": command, **arguments}).encode() + b"\n"
     try:
         with _short_path(path) as address, socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(ANSWER_WITHIN_S)
             connection.connect(address)
+            connection.sendall(asked)
             while piece := connection.recv(64 * 1024):
                 data += piece
                 if len(data) > _ANSWER_BYTES_MAX:
                     raise NotRunningError(f"what answers at {path} is no node")
-        status: dict[str, Any] = json.loads(data)
+        answer: dict[str, Any] = json.loads(data)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise NotRunningError(
             f"no node answers at {path} ({why}): start it with `capanode start`, or name its "
             "--data-dir"
         ) from None
-    return status
+    if "error" in answer:
+        raise OwnerCommandError(str(answer["error"]))
+    return answer
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ stderr. `main` is the one place that turns errors into exit codes.
 
 import typer
 
-from capanode.cli import config, doctor, earnings, init, models, setup, start, status
+from capanode.cli import config, doctor, earnings, init, models, owner, setup, start, status
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
 from protocol.programs.version import add_version, program_version
@@ -22,6 +22,9 @@ app.command("setup")(setup.setup)
 app.command("init")(init.init)
 app.command("start")(start.start)
 app.command("status")(status.status)
+app.command("pause")(owner.pause)
+app.command("resume")(owner.resume)
+app.command("drain")(owner.drain)
 app.command("earnings")(earnings.earnings)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")

@@ -9,6 +9,9 @@ from capanode.config import PROGRAM, NodeConfig
 from protocol.programs.setting_options import takes_settings
 from protocol.programs.version import program_version
 
+# The one end after which a service manager must not start the node again.
+DRAINED_EXIT_CODE = 3
+
 
 @takes_settings(NodeConfig, PROGRAM)
 def start(
@@ -21,23 +24,25 @@ def start(
     import trio
 
     from capanode.cli.screen import JsonLines, Screen
-    from capanode.serve import serve
+    from capanode.serve import NodeEnd, serve
     from protocol.programs.log import configure_logging
 
     on_terminal = sys.stdout.isatty() and not json_lines
     configure_logging(level=_level(config, on_terminal=on_terminal), log_format=config.log_format)
     screen: JsonLines | Screen = JsonLines() if json_lines else Screen(on_terminal=on_terminal)
 
-    async def run() -> None:
-        await serve(
+    async def run() -> NodeEnd:
+        return await serve(
             config,
             software=f"capanode/{program_version()}",
             on_milestone=screen.milestone,
             on_status=screen.status,
         )
 
-    trio.run(run)
+    end = trio.run(run)
     screen.close()
+    if end is NodeEnd.DRAINED:
+        raise typer.Exit(DRAINED_EXIT_CODE)
 
 
 def _level(config: NodeConfig, *, on_terminal: bool) -> str:

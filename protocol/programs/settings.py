@@ -155,6 +155,26 @@ def toml_literal(config: type, name: str, value: Any) -> str:
     return _literal(next(one.kind for one in settings_of(config) if one.name == name), value)
 
 
+def setting_literal(config: type, keys: tuple[str, ...], values: Sequence[str]) -> str:
+    """What a person typed as the file would say it; `keys` may lead into a table, whose values stay
+    as they were typed. Raises SettingError."""
+    known = {one.name: one for one in settings_of(config)}
+    name, *inner = keys
+    if name not in known:
+        raise SettingError(f"{name} is no setting{_suggest(name, known)}")
+    one = known[name]
+    if len(values) > 1 and (inner or not one.kind.is_list):
+        raise SettingError(f"{'.'.join(keys)} takes one value, not {len(values)}")
+    if inner:
+        return json.dumps(values[0], ensure_ascii=False)
+    if not one.example or name == "data_dir":
+        raise SettingError(f"{name} cannot be set in one line of the file")
+    if one.kind.is_list and list(values) == [""]:
+        return "[]"
+    raw = list(values) if one.kind.is_list else values[0]
+    return _literal(one.kind, _read(one, raw, "the command line")) or '""'
+
+
 def settings_table(config: type) -> str:
     """The settings in Markdown, as docs/operating.md shows them."""
     rows = ["| setting | flag | values | default | meaning |", "|---|---|---|---|---|"]

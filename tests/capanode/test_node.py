@@ -22,6 +22,7 @@ from capanode.errors import NodeError, NothingToServeError
 from capanode.milestones import Milestone
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
+from capanode.pauses import PauseReason
 from capanode.settings import CoordinatorAddress
 from capanode.worker.jobs import WorkerState
 from capanode.workers import ModelPlan
@@ -35,6 +36,7 @@ from protocol.ids import JobId, LeaseId, PeerId, derive_ulid, new_ulid
 from protocol.limits import OFFER_INTERVAL_MIN_MS, OFFER_REFRESH_MS
 from protocol.manifest import manifest_digest
 from protocol.messages import IsolationTier, JobRequest, Lease, Receipt
+from protocol.net.channels import Channel
 from protocol.net.clock import VirtualClock
 from protocol.net.link import serve_channels
 from protocol.net.memory import MemoryNetwork, MemoryTransport
@@ -61,6 +63,7 @@ from protocol.services import (
 from tests.capanode.fakes import HARDWARE, STEP_S, UNITS_MAX, FakeWorker, make_manifest
 from tests.protocol.makers import CLIENT, COORDINATOR, NODE, SALT, make_lease, make_request
 
+PAYLOAD = encode(GenerationInput(max_tokens=5, prompt="hello"))
 PRICE = PriceSheet(input_nano_per_mtok=1_000_000, output_nano_per_mtok=9_000_000)
 
 
@@ -185,13 +188,24 @@ class World:
 
     async def run_job(self, tokens: int = 5, *, accept: bool = True) -> Ended | Refused:
         payload = encode(GenerationInput(max_tokens=tokens, prompt="hello"))
-        request, lease = self.grant(payload)
+        opened = await self.open_job(*self.grant(payload), payload=payload)
+        return await self.finish_job(opened, accept=accept)
+
+    async def open_job(
+        self, request: Signed[JobRequest], lease: Signed[Lease], *, payload: bytes = PAYLOAD
+    ) -> tuple[ClientJob, Channel]:
         channel = await self.jobs.open_channel(
             NODE.peer_id, addresses=self.node.transport.addresses, timeout_s=5
         )
         job = ClientJob(request, lease, SaltedPayload(payload, SALT), CLIENT)
         for frame in job.open(now_ms=self.clock.now_ms()):
             channel.send_nowait(*frame)
+        return job, channel
+
+    async def finish_job(
+        self, opened: tuple[ClientJob, Channel], *, accept: bool = True
+    ) -> Ended | Refused:
+        job, channel = opened
         while True:
             frame_in = await channel.receive()
             event = job.receive(frame_in.type, frame_in.body)
@@ -375,6 +389,58 @@ async def test_what_is_earned_is_counted_after_the_fee(autojump_clock: MockClock
             await trio.sleep(5)
             totals = await world.node.outbox.paid()
             assert (totals.today_nano, totals.all_nano) == (paid_nano, paid_nano)
+
+
+async def test_a_paused_node_finishes_what_runs_takes_no_more_and_comes_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        ends: list[Ended | Refused] = []
+
+        async def run() -> None:
+            ends.append(await world.run_job(50))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await trio.sleep(0.1)
+            world.node.pauses.set(PauseReason.OWNER, "paused")
+            world.node.pauses.set(PauseReason.HEAT, "hot")
+            refused = await world.run_job()
+        assert isinstance(refused, Refused)
+        assert refused.code is Code.DRAINING
+        assert isinstance(ends[0], Ended)
+        await trio.sleep(OFFER_INTERVAL_MIN_MS / 1000 + 1)
+        assert world.coordinator.gossiped[-1].message.models == ()
+        away = [world.coordinator.loads[-1].draining]
+        for reason in (PauseReason.OWNER, PauseReason.HEAT):
+            world.node.pauses.clear(reason)
+            await trio.sleep(OFFER_INTERVAL_MIN_MS / 1000 + 1)
+            away.append(world.coordinator.loads[-1].draining)
+        assert away == [True, True, False], "until the last reason has gone"
+        assert isinstance(await world.run_job(), Ended)
+
+
+async def test_a_new_price_is_asked_of_new_jobs_and_leases_keep_theirs(
+    autojump_clock: MockClock,
+) -> None:
+    """Case G6: no lease that was granted on the old price is refused, however late it is opened."""
+    dearer = replace(PRICE, output_nano_per_mtok=2 * PRICE.output_nano_per_mtok)
+    async with open_world() as world:
+        waiting = [world.grant(PAYLOAD) for _ in range(3)]
+        opened = await world.open_job(*waiting[0])
+        world.node.change(replace(world.node.rules, queue_max=3), {"a-model": dearer})
+        assert isinstance(await world.finish_job(opened), Ended)
+        old = await world.finish_job(await world.open_job(*waiting[1]))
+        assert isinstance(old, Ended)
+        await trio.sleep(OFFER_INTERVAL_MIN_MS / 1000 + 1)
+        offered = world.coordinator.attached[-1].message.models[0]
+        assert (offered.price, offered.queue_max) == (dearer, 3)
+        late = await world.finish_job(await world.open_job(*waiting[2]))
+        assert isinstance(late, Ended)
+        new = await world.run_job()
+        assert isinstance(new, Ended)
+        assert late.receipt.message.amount_nano == old.receipt.message.amount_nano
+        assert new.receipt.message.amount_nano > old.receipt.message.amount_nano
 
 
 async def test_load_is_reported_when_it_changes_and_as_a_sign_of_life(

@@ -14,11 +14,13 @@ import trio.testing
 
 from capanode.benchmark import SpeedCache
 from capanode.cli.screen import status_line
-from capanode.errors import NotRunningError, SocketError
+from capanode.errors import NotRunningError, OwnerCommandError, PauseError, SocketError
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
+from capanode.owner_commands import OwnerCommands
+from capanode.pauses import OwnerPause, PauseReason
 from capanode.status import Rates, StatusServer, read_status
-from capanode.status_socket import ask_status
+from capanode.status_socket import ask_node, ask_status
 from capanode.worker.jobs import WorkerExit, WorkerState
 from protocol.errors import Code
 from protocol.messages import IsolationTier
@@ -52,9 +54,14 @@ async def node() -> AsyncIterator[Node]:
     store.close()
 
 
+def make_commands(node: Node, folder: Path) -> OwnerCommands:
+    pause = OwnerPause(node.pauses, folder / "paused")
+    return OwnerCommands(node, pause, reload=lambda: {"applied": ["queue_max"], "at_restart": []})
+
+
 @asynccontextmanager
 async def serving(node: Node, path: Path) -> AsyncIterator[StatusServer]:
-    server = StatusServer(node, path)
+    server = StatusServer(node, path, make_commands(node, path.parent))
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)
         yield server
@@ -134,10 +141,72 @@ async def test_what_is_no_node_is_not_mistaken_for_one(tmp_path: Path, answer: b
                 await trio.to_thread.run_sync(ask_status, path)
 
 
-async def test_rates_are_those_of_the_last_seconds(
-    node: Node, autojump_clock: trio.testing.MockClock
+async def ask(path: Path, command: str, **arguments: object) -> dict[str, object]:
+    return await trio.to_thread.run_sync(partial(ask_node, path, command, **arguments))
+
+
+async def test_the_owner_pauses_and_resumes_and_a_restart_remembers(
+    node: Node, tmp_path: Path
 ) -> None:
-    server = StatusServer(node, Path("unused"))
+    path = tmp_path / "status.sock"
+    async with serving(node, path):
+        assert "owner" in str((await ask(path, "pause"))["paused"])
+        assert node.load().draining
+        assert "owner" in (await trio.to_thread.run_sync(ask_status, path))["paused"]
+        node.pauses.clear(PauseReason.OWNER)
+        OwnerPause(node.pauses, tmp_path / "paused")
+        assert node.pauses.is_paused, "as the next process finds it"
+        assert (await ask(path, "resume"))["paused"] == ""
+        assert not node.load().draining
+        OwnerPause(node.pauses, tmp_path / "paused")
+        assert not node.pauses.is_paused
+
+
+async def test_a_pause_that_cannot_be_noted_is_refused(node: Node, tmp_path: Path) -> None:
+    with pytest.raises(PauseError, match="cannot note"):
+        OwnerPause(node.pauses, tmp_path / "missing" / "paused").pause()
+    assert not node.pauses.is_paused
+
+
+async def test_the_owner_drains_and_reloads_through_the_socket(node: Node, tmp_path: Path) -> None:
+    path = tmp_path / "status.sock"
+    async with serving(node, path):
+        assert (await ask(path, "reload"))["applied"] == ["queue_max"]
+        assert not node.is_drained_for_good
+        assert (await ask(path, "drain", within_s=7))["draining"] is True
+        assert (await trio.to_thread.run_sync(ask_status, path))["draining"] is True
+
+
+@pytest.mark.parametrize("within_s", [-1, 3_601, "soon", None, True])
+async def test_what_a_node_is_not_told_in_order_is_refused_with_a_reason(
+    node: Node, tmp_path: Path, within_s: object
+) -> None:
+    path = tmp_path / "status.sock"
+    async with serving(node, path):
+        with pytest.raises(OwnerCommandError, match="seconds"):
+            await ask(path, "drain", within_s=within_s)
+        with pytest.raises(OwnerCommandError, match="knows no command"):
+            await ask(path, "dance")
+        assert not node.is_stopping
+
+
+@pytest.mark.parametrize("asked", [b"", b"nonsense\n", b"[]\n", b'{"do": 3}\n', b"x" * 4_000])
+async def test_a_program_that_asks_nonsense_gets_an_answer(
+    node: Node, tmp_path: Path, asked: bytes
+) -> None:
+    path = tmp_path / "status.sock"
+    async with serving(node, path):
+        async with await trio.open_unix_socket(str(path)) as stream:
+            await stream.send_all(asked)
+            await stream.send_eof()
+            heard = b"".join([piece async for piece in stream])
+        assert ("error" in json.loads(heard)) == bool(asked)
+
+
+async def test_rates_are_those_of_the_last_seconds(
+    node: Node, tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    server = StatusServer(node, tmp_path / "unused", make_commands(node, tmp_path))
     (model,) = node.models.values()
     for _ in range(30):
         server.rates.sample()
