@@ -35,6 +35,7 @@ from capanode.engines.generation import FinishReason, Generation
 from capanode.engines.generation_reader import GenerationReader, ReadGeneration, end_tokens_of
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import INVARIANT_ROWS
+from capanode.engines.prefix_cache import PrefixCache
 from capanode.engines.profile import DTYPE_NAMES, llama_profile
 from capanode.engines.slots import Slots
 from capanode.engines.token_choice import choose_next, score_next, score_prompt
@@ -74,6 +75,9 @@ class CausalLM:
         self._model, self._cache, self._reader = model, cache, reader
         self._cache_tokens = cache_tokens
         self._padding_row = slots
+        self._prefixes = PrefixCache(
+            cache, page_tokens=PREFILL_CHUNK_TOKENS, pages=cache_tokens // PREFILL_CHUNK_TOKENS
+        )
         self._slots = Slots(cache, slots)
         self._waiting: deque[Generation] = deque()
         self._jobs: dict[str, Generation] = {}
@@ -188,14 +192,16 @@ class CausalLM:
         events: list[EngineEvent] = []
         while self._waiting and self._has_room(self._waiting[0]):
             job = self._waiting.popleft()
+            if not job.is_over:
+                self._slots.admit(job)
+                self._prefixes.load(job)
             if not job.is_started:
                 job.is_started = True
                 events.append(job.started)
             if job.is_over:  # Its prefix is the whole answer.
                 self._forget(job)
                 events.append(job.finished(FinishReason.STOP))
-            else:
-                self._slots.admit(job)
+        self._prefixes.fit(self._cache_tokens - self._slots.token_count)
         return events
 
     def _has_room(self, job: Generation) -> bool:
@@ -241,11 +247,17 @@ class CausalLM:
         finished: list[Generation] = []
         wanted: list[int] = []  # the chunks that end a prompt
         scored: dict[int, Generation] = {}
+        taken: list[tuple[Generation, int]] = []
+        coming: set[bytes | None] = set()  # pages that this pass computes
         for job in self._slots.prefilling:
             end = self._prefill_end(job)
+            self._prefixes.load(job)  # What a job before it has computed since it was admitted.
             while left and job.cached < end:
                 # Cut at multiples of the chunk size only: where a prompt is cut must not depend on
                 # what else runs.
+                key = self._prefixes.next_key(job)
+                if key in coming:
+                    break  # It is there to be taken over after this pass.
                 size = _chunk_tokens(job)
                 ids = job.tokens[job.cached : min(job.cached + size, end)]
                 if len(ids) > left:
@@ -255,12 +267,16 @@ class CausalLM:
                     scored[len(chunks)] = job
                 chunks.append((PrefillChunk(job.row, job.cached, len(ids)), ids))
                 job.cached += len(ids)
+                taken.append((job, job.cached))
+                coming |= {key} - {None}
                 left = left - len(ids) if size == PREFILL_CHUNK_TOKENS else 0
             if job.cached == len(job.tokens):
                 finished.append(job)
                 wanted.append(len(chunks) - 1)
             if not left:
                 break
+        if not chunks:
+            return []
         logits, exact, hidden = self._model.prefill(
             chunks,
             self._cache,
@@ -268,6 +284,8 @@ class CausalLM:
             wanted=wanted,
             scored=tuple(scored),
         )
+        for job, end in taken:
+            self._prefixes.save(job, end)
         for job in finished:
             self._slots.activate(job)
         self._attention = None

@@ -38,6 +38,8 @@ class Generation:
     logprobs: int | None = None  # alternatives to score with each output token
     prompt_logprobs: int | None = None
     scores_prefix: bool = False  # the prefix is an answer that is checked
+    cache_salt: str = ""  # only jobs of one salt take over what others have computed
+    page_keys: list[bytes] | None = None  # of the prompt's pages, once they are made
     input_count: int = 0
     end_token: int | None = None  # the end-of-text token that ended the answer
     row: int = -1  # in the cache; -1 while waiting

@@ -8,11 +8,12 @@ Rows interleave keys and values by head ([key 0, value 0, key 1, ...]), so that 
 stores both and all keys (or values) of neighbouring rows are one strided batch.
 """
 
-import mmap
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from capanode.engines.lazy_memory import LazyMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +46,18 @@ class KvCache:
             shape.context_tokens,
             shape.head_dim,
         )
-        self._row_bytes = shape.address_bytes // (shape.layers * shape.rows)
-        self._pages: mmap.mmap | None = None
-        is_page_aligned = self._row_bytes % mmap.PAGESIZE == 0
-        if device.type == "cpu" and is_page_aligned and hasattr(mmap, "MADV_NOHUGEPAGE"):
-            # Private: pages of a shared mapping keep their content when they are given back.
-            private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            self._pages = mmap.mmap(-1, shape.address_bytes, flags=private)
-            # A huge page would make memory of 2 MiB where a short job needs 4 KiB.
-            self._pages.madvise(mmap.MADV_NOHUGEPAGE)
-            whole = torch.frombuffer(self._pages, dtype=shape.dtype).view(sizes)
-        else:
-            whole = torch.zeros(sizes, dtype=shape.dtype, device=device)
-        self.layers: tuple[Tensor, ...] = whole.unbind(0)
+        self._memory = LazyMemory(
+            sizes,
+            shape.dtype,
+            device,
+            block_bytes=shape.address_bytes // (shape.layers * shape.rows),
+        )
+        self.device = device
+        self.layers: tuple[Tensor, ...] = self._memory.tensor.unbind(0)
+
+    def tokens(self, row: int, places: range) -> Tensor:
+        """A view of some tokens of a row: [layers, 2 * kv_heads, len(places), head_dim]."""
+        return self._memory.tensor[:, row, :, places.start : places.stop]
 
     def keys_values(self, layer: int, rows: range, length: int) -> Tensor:
         """A view of the first `length` keys and values: [rows * kv_heads, 2, length, head_dim]."""
@@ -86,10 +86,9 @@ class KvCache:
     def release(self, row: int, length: int) -> None:
         """Forget a row of `length` tokens. It reads as zeros afterwards: leftovers of one job must
         not meet another's attention, where even a masked NaN would spread."""
-        if self._pages is None:
+        if not self._memory.can_give_back:
             for layer in self.layers:
                 layer[row, :, :length].zero_()
             return
         for index in range(self.shape.layers):
-            start = (index * self.shape.rows + row) * self._row_bytes
-            self._pages.madvise(mmap.MADV_DONTNEED, start, self._row_bytes)
+            self._memory.give_back(index * self.shape.rows + row)
