@@ -24,6 +24,13 @@ def split_peer_id(address: str) -> tuple[str, PeerId]:
         raise AddressInvalid(f"{address!r}: {error}") from None
 
 
+def host_of(address: str) -> str:
+    """What a multiaddr begins with: an IP address or a name, or the kind of network if that knows
+    no hosts."""
+    kind, _, rest = address.removeprefix("/").partition("/")
+    return rest.partition("/")[0] if kind in HOST_KINDS else kind
+
+
 def check_tcp(place: str) -> None:
     """Raises AddressInvalid unless `place` is /ip4|ip6|dns…/HOST/tcp/PORT and nothing more.
 

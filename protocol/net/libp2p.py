@@ -5,6 +5,8 @@ Only `libp2p*.py` import that library. Where this code goes its own way, the rea
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import structlog
@@ -38,7 +40,14 @@ from protocol.net.libp2p_connections import PeerConnections, mux_of
 from protocol.net.libp2p_gossip import GossipService, running_gossip
 from protocol.net.libp2p_host import forget_peer, make_host, quiet_libp2p
 from protocol.net.libp2p_stream import Libp2pStream, handler_for, negotiate
-from protocol.net.libp2p_tcp import BufferedTcp, dial, listen_at, places_of
+from protocol.net.libp2p_tcp import (
+    BufferedTcp,
+    dial,
+    interface_hosts,
+    listen_at,
+    local_host_of,
+    places_of,
+)
 from protocol.net.libp2p_yamux import Mux
 from protocol.net.serve import Boundary, opening
 from protocol.net.transport import (
@@ -75,6 +84,7 @@ class Libp2pTransport:
         self._peer_id = key.peer_id
         self._listen = listen
         self._announce = announce
+        self._listeners: list[trio.SocketListener] = []
         self._addresses: tuple[str, ...] = ()
         self._policy = policy
         self._buffers = Buffers()
@@ -105,12 +115,12 @@ class Libp2pTransport:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         quiet_libp2p()
-        listeners: list[trio.SocketListener] = []
+        listeners = self._listeners
         host_scope = trio.CancelScope(shield=True)
         try:
             for place in self._listen:
                 listeners += await listen_at(place)
-            self._addresses = self._reachable_at(listeners)
+            self._addresses = self._reachable_at()
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 await nursery.start(self._run_host, host_scope)
@@ -134,6 +144,7 @@ class Libp2pTransport:
             self._addresses = ()
             for listener in listeners:
                 await trio.aclose_forcefully(listener)
+            listeners.clear()
 
     def handle(self, protocol_id: str, handler: Handler) -> None:
         self._host.set_stream_handler(
@@ -141,20 +152,36 @@ class Libp2pTransport:
         )
 
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
-        place, peer = split_peer_id(address)
-        check_tcp(place)
-        if peer == self._peer_id:
-            raise ConnectFailed(f"{address} is our own address")
-        if self._nursery is None:
-            raise ConnectFailed("the transport is not running")
+        place, peer = self._split(address)
         with trio.move_on_after(timeout_s):
             await self._dials.ensure(
-                peer,
+                address,
                 lambda: self._connections.live(peer) is not None,
                 partial(self._dial, place, peer),
             )
             return peer
         raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
+
+    async def probe(self, address: str, *, timeout_s: float) -> None:
+        place, peer = self._split(address)
+        with trio.move_on_after(timeout_s):
+            stream = await self._reach(place, peer)
+            try:
+                with _shaking_hands(place, peer):
+                    raw = RawConnection(BufferedTcp(stream), True)
+                    await self._swarm.upgrader.upgrade_security(raw, True, ID.from_base58(peer))
+            finally:
+                await trio.aclose_forcefully(stream)
+            return
+        raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
+
+    def observed_host(self, peer: PeerId) -> str:
+        return self._connections.observed_host(peer)
+
+    def refresh_addresses(self) -> bool:
+        was, self._addresses = self._addresses, self._reachable_at()
+        self._connections.drop_from_elsewhere(interface_hosts())
+        return was != self._addresses
 
     async def open_stream(
         self, peer: PeerId, protocol_id: str, *, timeout_s: float
@@ -237,36 +264,48 @@ class Libp2pTransport:
                 await trio.sleep_forever()
         self._gossip = None
 
-    def _reachable_at(self, listeners: list[trio.SocketListener]) -> tuple[str, ...]:
+    def _reachable_at(self) -> tuple[str, ...]:
         places = self._announce or tuple(
-            place for listener in listeners for place in places_of(listener)
+            place for listener in self._listeners for place in places_of(listener)
         )
         return tuple(f"{place}/p2p/{self._peer_id}" for place in places)
 
     # Connections.
 
-    async def _dial(self, place: str, peer: PeerId) -> None:
+    def _split(self, address: str) -> tuple[str, PeerId]:
+        """Raises AddressInvalid, ConnectFailed."""
+        place, peer = split_peer_id(address)
+        check_tcp(place)
+        if peer == self._peer_id:
+            raise ConnectFailed(f"{address} is our own address")
+        if self._nursery is None:
+            raise ConnectFailed("the transport is not running")
+        return place, peer
+
+    async def _reach(self, place: str, peer: PeerId) -> trio.SocketStream:
+        """Raises ConnectFailed, AddressForbidden."""
         try:
-            stream = await dial(place, self._policy)
+            return await dial(place, self._policy)
         except AddressForbidden:
             self._counts["dials_forbidden"] += 1
             log.info("dial_forbidden", peer=peer, place=place)
             raise
+
+    async def _dial(self, place: str, peer: PeerId) -> None:
+        stream = await self._reach(place, peer)
         raw = RawConnection(BufferedTcp(stream), True)
         try:
-            with opening(f"no handshake with {peer} at {place}"):
+            with _shaking_hands(place, peer):
                 await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer))
-        except BaseException as error:
+        except BaseException:
             # Failed or cancelled: the library has not taken the socket over yet.
             await trio.aclose_forcefully(stream)
-            if _was_caused_by(error, PeerIDMismatchesPubkey):
-                raise PeerMismatch(f"the peer at {place} is not {peer}") from error
             raise
         connection = self._find(ID.from_base58(peer))
         if connection is None or self._nursery is None:
             raise ConnectFailed(f"{peer} closed the connection at once")
         self._admission.admit(mux_of(connection), is_inbound=False)
-        self._connections.register(peer, connection)
+        self._connections.register(peer, connection, local_host=local_host_of(stream))
         self._nursery.start_soon(self._connections.wait_end, peer, connection)
 
     async def _welcome(self, stream: trio.SocketStream) -> None:
@@ -283,7 +322,7 @@ class Libp2pTransport:
             return
         peer = PeerId(str(mux_of(connection).peer_id))
         if self._admission.admit(mux_of(connection), is_inbound=True):
-            self._connections.register(peer, connection)
+            self._connections.register(peer, connection, local_host=local_host_of(stream))
             await self._connections.wait_end(peer, connection)
         else:
             await connection.close()
@@ -332,6 +371,18 @@ class Libp2pTransport:
         if self._gossip is not None and self._nursery is not None:
             self._gossip.remove_topic_validator(topic)
             self._nursery.start_soon(self._gossip.unsubscribe, topic)
+
+
+@contextmanager
+def _shaking_hands(place: str, peer: PeerId) -> Iterator[None]:
+    """Raises PeerMismatch, or ConnectFailed for whatever else goes wrong."""
+    try:
+        with opening(f"no handshake with {peer} at {place}"):
+            yield
+    except ConnectFailed as error:
+        if _was_caused_by(error, PeerIDMismatchesPubkey):
+            raise PeerMismatch(f"the peer at {place} is not {peer}") from error
+        raise
 
 
 def _was_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

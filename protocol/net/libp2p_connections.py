@@ -26,6 +26,8 @@ class PeerConnections:
         self._forget = forget
         self._counts = counts
         self._by_peer: dict[PeerId, list[SwarmConn]] = {}
+        # Our own end of each.
+        self._local_hosts: dict[SwarmConn, str] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._by_peer.values()))
@@ -42,8 +44,23 @@ class PeerConnections:
         """Those with a connection that works."""
         return frozenset(peer for peer in self._by_peer if self.live(peer) is not None)
 
-    def register(self, peer: PeerId, connection: SwarmConn) -> None:
+    def observed_host(self, peer: PeerId) -> str:
+        """Where the other end of a live connection is; empty if there is none."""
+        connection = self.live(peer)
+        remote = None if connection is None else mux_of(connection).get_remote_address()
+        return "" if remote is None else remote[0].partition("%")[0]
+
+    def drop_from_elsewhere(self, hosts: Iterable[str]) -> None:
+        """End the connections whose own end is at none of these: nothing comes through them any
+        more, and nothing says so."""
+        here = frozenset(hosts)
+        for connection, host in list(self._local_hosts.items()):
+            if host and host not in here:
+                mux_of(connection).drop()
+
+    def register(self, peer: PeerId, connection: SwarmConn, *, local_host: str) -> None:
         """A handshake is done. The caller waits for the end with `wait_end`."""
+        self._local_hosts[connection] = local_host
         connections = self._by_peer.setdefault(peer, [])
         connections.append(connection)
         for surplus in connections[:-CONNECTIONS_PER_PEER_MAX]:
@@ -56,6 +73,7 @@ class PeerConnections:
             await mux.event_closed.wait()
         finally:
             self._places.dismiss(mux)
+            self._local_hosts.pop(connection, None)
             self._counts["peers_timed_out"] += mux.timed_out
             connections = self._by_peer[peer]
             connections.remove(connection)

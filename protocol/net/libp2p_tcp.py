@@ -144,6 +144,19 @@ def _host_and_port(place: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def local_host_of(stream: trio.SocketStream) -> str:
+    """The address of our own end; empty if the socket is gone."""
+    try:
+        return str(stream.socket.getsockname()[0]).partition("%")[0]
+    except OSError:
+        return ""
+
+
+def interface_hosts() -> list[str]:
+    """All addresses of this machine."""
+    return [*_interface_addresses(4), *_interface_addresses(6)]
+
+
 def _interface_addresses(version: int) -> list[str]:
     """This machine's addresses, those that others can use first. Link-local ones need a zone that
     an address cannot carry."""

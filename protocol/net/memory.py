@@ -49,6 +49,8 @@ class MemoryNetwork:
         self._home: dict[PeerId, int] = {}
         # Peer → the side of the partition that it is on; peers not named are together on side 0.
         self._sides: dict[PeerId, int] = {}
+        # Where dials are neither answered nor refused.
+        self._holes: set[int] = set()
         # From whom to whom nothing passes, whatever the partition.
         self._cuts: Counter[tuple[PeerId, PeerId]] = Counter()
 
@@ -102,6 +104,15 @@ class MemoryNetwork:
         are_apart = self._sides.get(source, 0) != self._sides.get(target, 0)
         return are_apart or self._cuts[source, target] > 0
 
+    def swallow(self, port: int) -> None:
+        """From now on nobody answers dials to this port: a router drops what it does not know."""
+        self._holes.add(port)
+
+    def answer(self, port: int) -> None:
+        """Undo a `swallow`: the port is forwarded."""
+        self._holes.discard(port)
+        self.rearranged.unpark_all()
+
     def kill(self, peer: PeerId) -> None:
         """As SIGKILL on the peer's process: connections break, nothing answers any more.
 
@@ -117,6 +128,9 @@ class MemoryNetwork:
         self.rearranged.unpark_all()
 
     # For transports.
+
+    def swallows(self, port: int) -> bool:
+        return port in self._holes
 
     def listen(self, port: int, transport: "MemoryTransport") -> None:
         if port in self._listening:

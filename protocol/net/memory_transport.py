@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # TCP's handshake and Noise's: what must cross before a connection stands.
 CONNECT_ROUND_TRIPS = 2
+# All parties of a network in memory are on one host.
+MEMORY_HOST = "memory"
 
 
 class MemoryTransport:
@@ -49,7 +51,7 @@ class MemoryTransport:
         self.buffers = Buffers()
         self._peer_id = peer_id
         self._port = port
-        self._address = f"/memory/{port}/p2p/{peer_id}"
+        self._seen_port = port
         self._nursery: trio.Nursery | None = None
         self._handlers: dict[str, Handler] = {}
         self._connections: dict[PeerId, MemoryConnection] = {}
@@ -63,7 +65,8 @@ class MemoryTransport:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        return (self._address,) if self._nursery is not None else ()
+        found = f"/memory/{self._seen_port}/p2p/{self._peer_id}"
+        return (found,) if self._nursery is not None else ()
 
     @property
     def announced(self) -> tuple[str, ...]:
@@ -92,10 +95,34 @@ class MemoryTransport:
             raise ConnectFailed(f"{address} is our own address")
         with trio.move_on_after(timeout_s):
             await self._dials.ensure(
-                peer, lambda: peer in self._connections, partial(self._dial, port, peer)
+                address, lambda: peer in self._connections, partial(self._dial, port, peer)
             )
             return peer
         raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
+
+    async def probe(self, address: str, *, timeout_s: float) -> None:
+        port, peer = parse_memory_address(address)
+        self._check_running()
+        with trio.move_on_after(timeout_s):
+            await self._find(port, peer)
+            return
+        raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
+
+    def observed_host(self, peer: PeerId) -> str:
+        return MEMORY_HOST if peer in self._connections else ""
+
+    def refresh_addresses(self) -> bool:
+        was, self._seen_port = self._seen_port, self._port
+        return was != self._port
+
+    def move(self, port: int) -> None:
+        """The machine is on another network now: it listens elsewhere, and nothing reaches it
+        where it was. It learns of that when it refreshes its addresses."""
+        self.network.forget(self._port, self)
+        self._port = port
+        self.network.listen(port, self)
+        for connection in list(self._connections.values()):
+            self.drop(connection, "the machine left its network")
 
     async def open_stream(
         self, peer: PeerId, protocol_id: str, *, timeout_s: float
@@ -241,6 +268,13 @@ class MemoryTransport:
     # Connections.
 
     async def _dial(self, port: int, peer: PeerId) -> None:
+        other = await self._find(port, peer)
+        if peer not in self._connections:
+            self._join(other)
+
+    async def _find(self, port: int, peer: PeerId) -> "MemoryTransport":
+        """Who listens there, after the time that a handshake takes. Raises ConnectFailed,
+        PeerMismatch."""
         wire = Wire(
             self.network.rng,
             self.network.conditions(self._peer_id, peer),
@@ -249,8 +283,10 @@ class MemoryTransport:
         )
         for _ in range(2 * CONNECT_ROUND_TRIPS):
             await trio.sleep(wire.delay_s())
-        while self.network.is_silent(self._peer_id, peer) or self.network.is_silent(
-            peer, self._peer_id
+        while (
+            self.network.swallows(port)
+            or self.network.is_silent(self._peer_id, peer)
+            or self.network.is_silent(peer, self._peer_id)
         ):
             await self.network.rearranged.park()
         other = self.network.at(port)
@@ -258,8 +294,7 @@ class MemoryTransport:
             raise ConnectFailed(f"no peer listens at /memory/{port}")
         if other.peer_id != peer:
             raise PeerMismatch(f"/memory/{port} is {other.peer_id}, not {peer}")
-        if peer not in self._connections:
-            self._join(other)
+        return other
 
     def _join(self, other: "MemoryTransport") -> None:
         ours, theirs = MemoryConnection(self, other), MemoryConnection(other, self)

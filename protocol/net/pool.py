@@ -16,7 +16,6 @@ from protocol.ids import PeerId
 from protocol.limits import CHANNELS_PER_PEER_MAX
 from protocol.net.channels import Channel
 from protocol.net.errors import (
-    AddressInvalid,
     ConnectFailed,
     NetError,
     NetTimeout,
@@ -24,6 +23,7 @@ from protocol.net.errors import (
     StreamClosed,
 )
 from protocol.net.link import Link, LinkLimits
+from protocol.net.racing import FailedDials, connect_first
 from protocol.net.transport import Transport
 
 __all__ = ["Channel", "Link", "PoolOptions", "PoolStatistics", "StreamPool"]
@@ -88,6 +88,7 @@ class StreamPool:
         self._options = options
         self._links: dict[PeerId, Link] = {}
         self._openings: dict[PeerId, _Opening] = {}
+        self._failures = FailedDials()
         self._nursery: trio.Nursery | None = None
         self._opened = 0
         self._failed = 0
@@ -199,27 +200,19 @@ class StreamPool:
     async def _try_open(self, peer: PeerId, opening: _Opening) -> Link:
         within_s = self._options.open_within_s
         if peer not in self._transport.connected_peers():
-            await self._dial(peer, tuple(opening.addresses), within_s)
+            await connect_first(
+                self._transport,
+                peer,
+                tuple(opening.addresses),
+                within_s=within_s,
+                failures=self._failures,
+            )
         stream = await self._transport.open_stream(peer, self._protocol_id, timeout_s=within_s)
         link = Link(
             stream, role=self._role, limits=LinkLimits(channels_max=self._options.channels_max)
         )
         await link.greet()
         return link
-
-    async def _dial(self, peer: PeerId, addresses: Sequence[str], within_s: float) -> None:
-        """The first address that leads to the peer. Raises what the last one did."""
-        failure: NetError = ConnectFailed(f"{peer} is not connected and has no address")
-        for address in addresses:
-            try:
-                reached = await self._transport.connect(address, timeout_s=within_s)
-            except (ConnectFailed, AddressInvalid, NetTimeout) as error:
-                failure = error
-                continue
-            if reached == peer:
-                return
-            failure = PeerMismatch(f"{address} leads to {reached}, not to {peer}")
-        raise failure
 
     async def _close_idle_forever(self) -> None:
         while True:

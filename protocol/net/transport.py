@@ -143,6 +143,21 @@ class Transport(Protocol):
         """
         ...
 
+    async def probe(self, address: str, *, timeout_s: float) -> None:
+        """Dial the peer that the address names, although we may be connected to it: make sure that
+        it is there, and hang up. No connection is made or changed. Raises as `connect`."""
+        ...
+
+    def observed_host(self, peer: PeerId) -> str:
+        """The host that a connected peer's packets come from, as an IP address; empty if it is not
+        connected, or not known."""
+        ...
+
+    def refresh_addresses(self) -> bool:
+        """Look at this machine's network again: whether `addresses` are others than before.
+        Connections from an address that is gone are dropped."""
+        ...
+
     async def open_stream(self, peer: PeerId, protocol_id: str, *, timeout_s: float) -> Stream:
         """A new stream on an existing connection.
 

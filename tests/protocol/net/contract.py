@@ -14,6 +14,7 @@ import trio
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
+from protocol.net.addresses import host_of
 from protocol.net.errors import (
     AddressInvalid,
     Backpressure,
@@ -133,6 +134,47 @@ class TransportContract:
     ) -> None:
         assert await alice.connect(bob.addresses[0], timeout_s=SOON_S) == bob.peer_id
         assert alice.statistics().connections == 1
+
+    async def test_a_probe_dials_although_there_is_a_connection(
+        self, world: World, nursery: trio.Nursery, alice: Transport, bob: Transport
+    ) -> None:
+        carol = world.make(key_of(3))
+        await nursery.start(carol.run)
+        await alice.probe(bob.addresses[0], timeout_s=SOON_S)
+        await carol.probe(bob.addresses[0], timeout_s=SOON_S)
+        assert alice.statistics().connections == 1
+        assert carol.connected_peers() == frozenset()
+        stream = await alice.open_stream(bob.peer_id, ECHO, timeout_s=SOON_S)
+        await stream.send_all(b"still here")
+        assert await receive_exactly(stream, 10) == b"still here"
+
+    async def test_a_probe_finds_out_who_is_there(
+        self, world: World, nursery: trio.Nursery, alice: Transport, bob: Transport
+    ) -> None:
+        place = bob.addresses[0].partition("/p2p/")[0]
+        with pytest.raises(PeerMismatch):
+            await alice.probe(f"{place}/p2p/{key_of(9).peer_id}", timeout_s=SOON_S)
+        carol = world.make(key_of(3))
+        async with trio.open_nursery() as life:
+            await life.start(carol.run)
+            address = carol.addresses[0]
+            life.cancel_scope.cancel()
+        with pytest.raises(ConnectFailed):
+            await alice.probe(address, timeout_s=SOON_S)
+
+    async def test_the_host_of_a_connected_peer_is_seen(
+        self, alice: Transport, bob: Transport
+    ) -> None:
+        assert alice.observed_host(bob.peer_id) == host_of(bob.addresses[0])
+        assert alice.observed_host(key_of(9).peer_id) == ""
+
+    async def test_addresses_that_did_not_change_are_no_news(
+        self, alice: Transport, bob: Transport
+    ) -> None:
+        before = bob.addresses
+        assert not bob.refresh_addresses()
+        assert bob.addresses == before
+        await alice.ping(bob.peer_id, timeout_s=SOON_S)
 
     async def test_concurrent_connects_make_one_connection(
         self, world: World, nursery: trio.Nursery, bob: Transport

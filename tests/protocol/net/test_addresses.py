@@ -1,6 +1,6 @@
 import pytest
 
-from protocol.net.addresses import check_tcp, split_peer_id
+from protocol.net.addresses import check_tcp, host_of, split_peer_id
 from protocol.net.errors import AddressInvalid
 from tests.protocol.net.contract import key_of
 
@@ -55,3 +55,10 @@ def test_tcp_places_are_fine(place: str) -> None:
 def test_anything_else_is_not(place: str) -> None:
     with pytest.raises(AddressInvalid):
         check_tcp(place)
+
+
+def test_the_host_of_an_address_is_its_first_part() -> None:
+    assert host_of("/ip4/203.0.113.7/tcp/4101/p2p/ID") == "203.0.113.7"
+    assert host_of("/dns4/node.example/tcp/4101") == "node.example"
+    assert host_of("/memory/7/p2p/ID") == "memory"
+    assert host_of("") == ""

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from protocol.keys import SigningKey
-from protocol.net.errors import AddressInUse, NetTimeout, StreamClosed
+from protocol.net.errors import AddressInUse, ConnectFailed, NetTimeout, StreamClosed
 from protocol.net.memory import LIVENESS_S, MemoryNetwork, MemoryTransport
 from protocol.net.memory_wire import WINDOW_BYTES, Conditions
 from protocol.net.transport import Stream
@@ -336,3 +336,19 @@ def test_one_seed_makes_one_run() -> None:
         a[0] - b[0] == pytest.approx(start, abs=1e-5) for a, b in zip(first, second, strict=True)
     )
     assert first != other
+
+
+@virtual_time
+async def test_a_machine_that_moves_learns_its_new_address(
+    network: MemoryNetwork, pair: tuple[MemoryTransport, MemoryTransport]
+) -> None:
+    client, server = pair
+    old = server.addresses[0]
+    server.move(77)
+    assert server.addresses == (old,)
+    assert server.refresh_addresses()
+    assert server.addresses != (old,)
+    await wait_gone(client, server.peer_id)
+    with pytest.raises(ConnectFailed):
+        await client.connect(old, timeout_s=SOON_S)
+    assert await client.connect(server.addresses[0], timeout_s=SOON_S) == server.peer_id

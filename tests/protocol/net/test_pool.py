@@ -20,6 +20,7 @@ from protocol.net.errors import (
 from protocol.net.link import serve_channels
 from protocol.net.memory_wire import Conditions
 from protocol.net.pool import PoolOptions, StreamPool
+from protocol.net.racing import HEAD_START_S, FailedDials, connect_first
 from protocol.net.transport import Stream
 from tests.protocol.net.contract import key_of
 from tests.protocol.net.pairs import CHANNELS, Pair, echo
@@ -256,3 +257,56 @@ async def test_who_asks_while_the_pool_stops_is_told_that_it_does_not_run() -> N
         for _ in range(10):
             with pytest.raises(NetError):
                 await pool.open_channel(pair.server.peer_id, timeout_s=1)
+
+
+@virtual_time
+async def test_an_address_that_swallows_dials_costs_a_head_start_once() -> None:
+    pair = echoing()
+    server, took_s = pair.server, []
+    pair.network.swallow(98)
+    hole = f"/memory/98/p2p/{server.peer_id}"
+    async with pooled(pair) as pool:
+        for _ in range(2):
+            pool.close(server.peer_id)
+            await pair.client.disconnect(server.peer_id)
+            await trio.sleep(0.1)
+            started_at = trio.current_time()
+            await open_and_talk(pool, server.peer_id, addresses=(hole, *server.addresses))
+            took_s.append(trio.current_time() - started_at)
+        assert took_s[0] < HEAD_START_S + 0.1
+        assert took_s[1] < 0.1
+
+
+@virtual_time
+async def test_the_first_address_that_answers_wins_and_the_other_dials_end() -> None:
+    pair = echoing()
+    pair.network.swallow(98)
+    hole = f"/memory/98/p2p/{pair.server.peer_id}"
+    async with pair.running():
+        await pair.client.disconnect(pair.server.peer_id)
+        addresses = (hole, *pair.server.addresses)
+        failures = FailedDials()
+        await connect_first(
+            pair.client, pair.server.peer_id, addresses, within_s=5, failures=failures
+        )
+        assert pair.client.connected_peers() == {pair.server.peer_id}
+        stranger = key_of(9).peer_id
+        for addresses, error in (((), ConnectFailed), ((hole,), PeerMismatch)):
+            with pytest.raises(error):
+                await connect_first(pair.client, stranger, addresses, within_s=5, failures=failures)
+
+
+@virtual_time
+async def test_where_all_addresses_swallow_dials_the_deadline_ends_them() -> None:
+    pair = echoing()
+    for port in (97, 98):
+        pair.network.swallow(port)
+    holes = [f"/memory/{port}/p2p/{pair.server.peer_id}" for port in (97, 98)]
+    async with pair.running():
+        await pair.client.disconnect(pair.server.peer_id)
+        started_at = trio.current_time()
+        with pytest.raises(NetTimeout):
+            await connect_first(
+                pair.client, pair.server.peer_id, holes, within_s=5, failures=FailedDials()
+            )
+        assert trio.current_time() - started_at == pytest.approx(5 + HEAD_START_S, abs=0.1)
