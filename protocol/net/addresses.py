@@ -9,6 +9,9 @@ from protocol.net.errors import AddressInvalid
 HOST_KINDS = ("ip4", "ip6", "dns", "dns4", "dns6")
 PORT_MAX = 65_535
 
+# Between a relay's address and the peer that is reached through it.
+CIRCUIT = "/p2p-circuit"
+
 
 def split_peer_id(address: str) -> tuple[str, PeerId]:
     """`/…/p2p/ID` as `/…` and the ID. Raises AddressInvalid.
@@ -29,6 +32,24 @@ def host_of(address: str) -> str:
     no hosts."""
     kind, _, rest = address.removeprefix("/").partition("/")
     return rest.partition("/")[0] if kind in HOST_KINDS else kind
+
+
+def split_circuit(address: str) -> tuple[str, PeerId] | None:
+    """`/…/p2p/RELAY/p2p-circuit/p2p/PEER` as the relay's address and the peer; None if the address
+    does not lead through a relay. Raises AddressInvalid if it leads through two, or to none."""
+    place, peer = split_peer_id(address)
+    if CIRCUIT not in place:
+        return None
+    relay_address, _, rest = place.partition(CIRCUIT)
+    if rest:
+        raise AddressInvalid(f"{address!r} leads through more than one relay")
+    split_peer_id(relay_address)
+    return relay_address, peer
+
+
+def circuit_address(relay_address: str, peer: PeerId) -> str:
+    """Where `peer` is reached through the relay at `relay_address`."""
+    return f"{relay_address}{CIRCUIT}/p2p/{peer}"
 
 
 def check_tcp(place: str) -> None:

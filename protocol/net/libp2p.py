@@ -5,8 +5,7 @@ Only `libp2p*.py` import that library. Where this code goes its own way, the rea
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -16,14 +15,12 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.peer.id import ID
-from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
-from multiaddr import Multiaddr
 
 from protocol.errors import LocalProtocolError
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
-from protocol.net.addresses import check_tcp, split_peer_id
+from protocol.net.addresses import check_tcp, split_circuit, split_peer_id
 from protocol.net.buffers import Buffers
 from protocol.net.dial_policy import PUBLIC_ONLY, DialPolicy
 from protocol.net.dials import Dials
@@ -32,12 +29,13 @@ from protocol.net.errors import (
     Backpressure,
     ConnectFailed,
     NetTimeout,
-    PeerMismatch,
 )
 from protocol.net.gossip import Topics
 from protocol.net.libp2p_admission import SocketPlaces, Stranger
-from protocol.net.libp2p_connections import PeerConnections, mux_of
+from protocol.net.libp2p_circuits import Libp2pCircuits
+from protocol.net.libp2p_connections import PeerConnections, mux_of, peer_of
 from protocol.net.libp2p_gossip import GossipService, running_gossip
+from protocol.net.libp2p_handshake import Handshakes
 from protocol.net.libp2p_host import forget_peer, make_host, quiet_libp2p
 from protocol.net.libp2p_stream import Libp2pStream, handler_for, negotiate
 from protocol.net.libp2p_tcp import (
@@ -46,10 +44,12 @@ from protocol.net.libp2p_tcp import (
     interface_hosts,
     listen_at,
     local_host_of,
+    place_at,
     places_of,
 )
-from protocol.net.libp2p_yamux import Mux
-from protocol.net.serve import Boundary, opening
+from protocol.net.relay_places import RelayLimits
+from protocol.net.reservations import KeptReservation
+from protocol.net.serve import Boundary
 from protocol.net.transport import (
     GOSSIP_BYTES_MAX,
     STREAMS_PER_CONNECTION_MAX,
@@ -61,16 +61,13 @@ from protocol.net.transport import (
 
 log = structlog.get_logger(__name__)
 
-# The library wants to know where a connection came in, for its log.
-ANYWHERE = Multiaddr("/ip4/0.0.0.0/tcp/0")
-
 
 class Libp2pTransport:
     """One party on the real network.
 
     `listen` are multiaddrs without /p2p/; port 0 is any free one, and no address at all makes a
     party that only dials. `announce` replaces them in `addresses`, for parties behind a forwarded
-    port. `policy` judges every dial.
+    port. `policy` judges every dial. With `relay` it is a relay for others.
     """
 
     def __init__(
@@ -80,6 +77,7 @@ class Libp2pTransport:
         *,
         announce: tuple[str, ...] = (),
         policy: DialPolicy = PUBLIC_ONLY,
+        relay: RelayLimits | None = None,
     ) -> None:
         self._peer_id = key.peer_id
         self._listen = listen
@@ -92,12 +90,14 @@ class Libp2pTransport:
         self._host, self._swarm = make_host(key, lambda: self._addresses, self._buffers)
         self._counts: Counter[str] = Counter()
         self._connections = PeerConnections(
-            self._admission, forget=partial(forget_peer, self._host), counts=self._counts
+            self._admission, forget=self._forget, counts=self._counts
         )
         self._dials = Dials()
         self._topics = Topics(on_left=self._leave)
         self._gossip: GossipService | None = None
         self._nursery: trio.Nursery | None = None
+        self.handshakes = Handshakes(self._swarm)
+        self._circuits = Libp2pCircuits(self, relay, tells=policy.allows_place)
 
     @property
     def peer_id(self) -> PeerId:
@@ -109,9 +109,10 @@ class Libp2pTransport:
 
     @property
     def announced(self) -> tuple[str, ...]:
-        if self._announce:
-            return self._addresses
-        return tuple(a for a in self._addresses if self._policy.allows_place(split_peer_id(a)[0]))
+        direct = self._addresses
+        if not self._announce:
+            direct = tuple(a for a in direct if self._policy.allows_place(split_peer_id(a)[0]))
+        return direct + self._circuits.addresses
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         quiet_libp2p()
@@ -152,12 +153,23 @@ class Libp2pTransport:
         )
 
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
-        place, peer = self._split(address)
+        circuit = split_circuit(address)
+        direct_address, peer = circuit or (address, split_peer_id(address)[1])
+        place, first = split_peer_id(direct_address)
+        check_tcp(place)
+        self._check_dial(address, peer)
         with trio.move_on_after(timeout_s):
+            if circuit is None:
+                await self._dials.ensure(
+                    address,
+                    lambda: self._connections.is_direct(peer),
+                    partial(self._dial, place, peer),
+                )
+                return peer
             await self._dials.ensure(
                 address,
                 lambda: self._connections.live(peer) is not None,
-                partial(self._dial, place, peer),
+                partial(self._circuits.dial, place, first, peer),
             )
             return peer
         raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
@@ -165,13 +177,8 @@ class Libp2pTransport:
     async def probe(self, address: str, *, timeout_s: float) -> None:
         place, peer = self._split(address)
         with trio.move_on_after(timeout_s):
-            stream = await self._reach(place, peer)
-            try:
-                with _shaking_hands(place, peer):
-                    raw = RawConnection(BufferedTcp(stream), True)
-                    await self._swarm.upgrader.upgrade_security(raw, True, ID.from_base58(peer))
-            finally:
-                await trio.aclose_forcefully(stream)
+            pipe = await self._dial_tcp(place, peer)
+            await self.handshakes.prove(pipe, RawConnection(pipe, True), peer, place=place)
             return
         raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
 
@@ -182,6 +189,16 @@ class Libp2pTransport:
         was, self._addresses = self._addresses, self._reachable_at()
         self._connections.drop_from_elsewhere(interface_hosts())
         return was != self._addresses
+
+    def relay_of(self, peer: PeerId) -> PeerId | None:
+        connection = self._connections.live(peer)
+        return None if connection is None else mux_of(connection).origin.relay
+
+    def reserve(self, relay_address: str) -> KeptReservation:
+        check_tcp(split_peer_id(relay_address)[0])
+        if self._nursery is None:
+            raise ConnectFailed("the transport is not running")
+        return self._circuits.keep(relay_address, self._nursery)
 
     async def open_stream(
         self, peer: PeerId, protocol_id: str, *, timeout_s: float
@@ -201,6 +218,9 @@ class Libp2pTransport:
     async def disconnect(self, peer: PeerId) -> None:
         await trio.lowlevel.checkpoint()
         await self._connections.close(peer)
+
+    async def wait_disconnected(self, peer: PeerId) -> None:
+        await self._connections.wait_gone(peer)
 
     def connected_peers(self) -> frozenset[PeerId]:
         return self._connections.peers()
@@ -243,6 +263,7 @@ class Libp2pTransport:
             buffered_bytes=self._buffers.held_bytes,
             buffers_dropped=self._buffers.dropped,
             **self._counts,
+            **self._circuits.statistics(),
         )
 
     # The host.
@@ -276,37 +297,22 @@ class Libp2pTransport:
         """Raises AddressInvalid, ConnectFailed."""
         place, peer = split_peer_id(address)
         check_tcp(place)
-        if peer == self._peer_id:
-            raise ConnectFailed(f"{address} is our own address")
-        if self._nursery is None:
-            raise ConnectFailed("the transport is not running")
+        self._check_dial(address, peer)
         return place, peer
 
-    async def _reach(self, place: str, peer: PeerId) -> trio.SocketStream:
-        """Raises ConnectFailed, AddressForbidden."""
+    async def _dial(self, place: str, peer: PeerId) -> None:
+        pipe = await self._dial_tcp(place, peer)
+        raw = RawConnection(pipe, True)
+        connection = await self.handshakes.as_client(pipe, raw, peer, place=place)
+        self.adopt(peer, connection, local_host=local_host_of(pipe.stream))
+
+    async def _dial_tcp(self, place: str, peer: PeerId) -> BufferedTcp:
         try:
-            return await dial(place, self._policy)
+            return BufferedTcp(await dial(place, self._policy))
         except AddressForbidden:
             self._counts["dials_forbidden"] += 1
             log.info("dial_forbidden", peer=peer, place=place)
             raise
-
-    async def _dial(self, place: str, peer: PeerId) -> None:
-        stream = await self._reach(place, peer)
-        raw = RawConnection(BufferedTcp(stream), True)
-        try:
-            with _shaking_hands(place, peer):
-                await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_base58(peer))
-        except BaseException:
-            # Failed or cancelled: the library has not taken the socket over yet.
-            await trio.aclose_forcefully(stream)
-            raise
-        connection = self._find(ID.from_base58(peer))
-        if connection is None or self._nursery is None:
-            raise ConnectFailed(f"{peer} closed the connection at once")
-        self._admission.admit(mux_of(connection), is_inbound=False)
-        self._connections.register(peer, connection, local_host=local_host_of(stream))
-        self._nursery.start_soon(self._connections.wait_end, peer, connection)
 
     async def _welcome(self, stream: trio.SocketStream) -> None:
         """A peer dialled us. The socket is closed when this returns."""
@@ -320,10 +326,9 @@ class Libp2pTransport:
             self._admission.leave(stranger)
         if stranger.life.cancelled_caught or connection is None:
             return
-        peer = PeerId(str(mux_of(connection).peer_id))
-        if self._admission.admit(mux_of(connection), is_inbound=True):
-            self._connections.register(peer, connection, local_host=local_host_of(stream))
-            await self._connections.wait_end(peer, connection)
+        if self.admit(connection):
+            local_host = local_host_of(stream)
+            await self.carry_inbound(peer_of(connection), connection, local_host=local_host)
         else:
             await connection.close()
 
@@ -336,23 +341,66 @@ class Libp2pTransport:
             turn = await self._admission.wait_turn(stranger, self._nursery)
             if turn is None:
                 return None
-            raw = RawConnection(stranger.tcp, False)
-            mux = await self._swarm.upgrade_inbound_raw_conn(raw, ANYWHERE)
+            return await self.handshakes.as_server(RawConnection(stranger.tcp, False))
         except (BaseLibp2pError, OSError) as error:
             log.debug("handshake_failed", block=stranger.block, error=str(error))
             return None
         finally:
             if turn is not None:
                 turn.end()
-        assert isinstance(mux, Mux)
-        return self._find(mux.peer_id)
 
-    def _find(self, peer_id: ID) -> SwarmConn | None:
-        """The youngest connection to a peer, which is the one that was just made."""
-        for connection in reversed(self._swarm.get_connections(peer_id)):
-            if isinstance(connection, SwarmConn):
-                return connection
-        return None
+    # For its circuits, too.
+
+    def adopt(self, peer: PeerId, connection: SwarmConn, *, local_host: str = "") -> None:
+        """Keep a connection that we made, from one of our hosts or through a relay. Raises
+        ConnectFailed if we do not run any more."""
+        if self._nursery is None:
+            raise ConnectFailed("the transport is not running")
+        self._admission.admit(mux_of(connection), is_inbound=False)
+        self._register(peer, connection, local_host)
+        self._nursery.start_soon(self._connections.wait_end, peer, connection)
+
+    def admit(self, connection: SwarmConn) -> bool:
+        """Whether there is a place for a connection that a peer made."""
+        return self._admission.admit(mux_of(connection), is_inbound=True)
+
+    async def carry_inbound(
+        self, peer: PeerId, connection: SwarmConn, *, local_host: str = ""
+    ) -> None:
+        """Keep a connection that a peer made, until it ends."""
+        self._register(peer, connection, local_host)
+        await self._connections.wait_end(peer, connection)
+
+    async def retire(self, connection: SwarmConn) -> None:
+        await self._connections.retire(connection)
+
+    def start_soon(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """A task that ends with this transport; nothing happens if that is over."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *arguments)
+
+    def place_of(self, peer: PeerId) -> str:
+        """Where the peer of our connection is, as far as its socket says. Raises ConnectFailed."""
+        connection = self._connections.live(peer)
+        remote = None if connection is None else mux_of(connection).get_remote_address()
+        if remote is None:
+            raise ConnectFailed(f"{peer} is not connected directly")
+        return place_at(*remote)
+
+    def _register(self, peer: PeerId, connection: SwarmConn, local_host: str) -> None:
+        for superseded in self._connections.register(peer, connection, local_host=local_host):
+            self._counts["circuits_upgraded"] += 1
+            self.start_soon(self._connections.retire, superseded)
+
+    def _forget(self, peer: PeerId) -> None:
+        forget_peer(self._host, ID.from_base58(peer))
+        self._circuits.forget(peer)
+
+    def _check_dial(self, address: str, peer: PeerId) -> None:
+        if peer == self._peer_id:
+            raise ConnectFailed(f"{address} is our own address")
+        if self._nursery is None:
+            raise ConnectFailed("the transport is not running")
 
     async def _close_all(self) -> None:
         with trio.CancelScope(shield=True):
@@ -371,23 +419,3 @@ class Libp2pTransport:
         if self._gossip is not None and self._nursery is not None:
             self._gossip.remove_topic_validator(topic)
             self._nursery.start_soon(self._gossip.unsubscribe, topic)
-
-
-@contextmanager
-def _shaking_hands(place: str, peer: PeerId) -> Iterator[None]:
-    """Raises PeerMismatch, or ConnectFailed for whatever else goes wrong."""
-    try:
-        with opening(f"no handshake with {peer} at {place}"):
-            yield
-    except ConnectFailed as error:
-        if _was_caused_by(error, PeerIDMismatchesPubkey):
-            raise PeerMismatch(f"the peer at {place} is not {peer}") from error
-        raise
-
-
-def _was_caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None:
-        if isinstance(error, kind):
-            return True
-        error = error.__cause__
-    return False

@@ -117,15 +117,17 @@ class SocketPlaces:
     def admit(self, mux: Mux, *, is_inbound: bool) -> bool:
         """Count an established connection; False if there is no place for it. Connections that we
         dialled ourselves always have one."""
-        ended = self._connections.make_room(mux.block)
+        ended = self._connections.make_room(mux.origin.block)
         if ended is None and is_inbound:
-            log.info("connection_refused", block=mux.block, connections=len(self._connections))
+            log.info(
+                "connection_refused", block=mux.origin.block, connections=len(self._connections)
+            )
             return False
         for each in ended or ():
             self.connections_evicted += 1
-            log.info("connection_evicted", peer=str(each.peer_id), block=each.block)
+            log.info("connection_evicted", peer=str(each.peer_id), block=each.origin.block)
             each.drop()
-        self._connections.add(mux, mux.block)
+        self._connections.add(mux, mux.origin.block)
         return True
 
     def dismiss(self, mux: Mux) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import trio
 from libp2p.network.connection.swarm_connection import SwarmConn
-from libp2p.peer.id import ID
+from trio.lowlevel import ParkingLot
 
 from protocol.ids import PeerId
 from protocol.net.libp2p_admission import CONNECTIONS_PER_PEER_MAX, SocketPlaces
@@ -20,7 +20,7 @@ class PeerConnections:
     `counts` gets `peers_timed_out`."""
 
     def __init__(
-        self, places: SocketPlaces, *, forget: Callable[[ID], None], counts: Counter[str]
+        self, places: SocketPlaces, *, forget: Callable[[PeerId], None], counts: Counter[str]
     ) -> None:
         self._places = places
         self._forget = forget
@@ -28,17 +28,23 @@ class PeerConnections:
         self._by_peer: dict[PeerId, list[SwarmConn]] = {}
         # Our own end of each.
         self._local_hosts: dict[SwarmConn, str] = {}
+        self._ended = ParkingLot()
 
     def __len__(self) -> int:
         return sum(map(len, self._by_peer.values()))
 
     def live(self, peer: PeerId) -> SwarmConn | None:
         """The oldest connection that works: two parties may dial each other at the same time, and
-        both then use the same one for most of its life."""
+        both then use the same one for most of its life. One through a relay only if there is no
+        other."""
+        found = None
         for connection in self._by_peer.get(peer, ()):
-            if mux_of(connection).is_established:
-                return connection
-        return None
+            mux = mux_of(connection)
+            if mux.is_established and not mux.is_retiring:
+                if mux.origin.relay is None:
+                    return connection
+                found = found or connection
+        return found
 
     def peers(self) -> frozenset[PeerId]:
         """Those with a connection that works."""
@@ -58,13 +64,37 @@ class PeerConnections:
             if host and host not in here:
                 mux_of(connection).drop()
 
-    def register(self, peer: PeerId, connection: SwarmConn, *, local_host: str) -> None:
-        """A handshake is done. The caller waits for the end with `wait_end`."""
+    def is_direct(self, peer: PeerId) -> bool:
+        connection = self.live(peer)
+        return connection is not None and mux_of(connection).origin.relay is None
+
+    async def wait_gone(self, peer: PeerId) -> None:
+        """Until none of the peer's connections works."""
+        await trio.lowlevel.checkpoint()
+        while self.live(peer) is not None:
+            await self._ended.park()
+
+    def register(self, peer: PeerId, connection: SwarmConn, *, local_host: str) -> list[SwarmConn]:
+        """A handshake is done. The caller waits for the end with `wait_end`, and retires the
+        connections that are returned: through relays, which a direct one takes over from."""
         self._local_hosts[connection] = local_host
         connections = self._by_peer.setdefault(peer, [])
+        superseded = []
+        if mux_of(connection).origin.relay is None:
+            superseded = [each for each in connections if mux_of(each).origin.relay is not None]
         connections.append(connection)
         for surplus in connections[:-CONNECTIONS_PER_PEER_MAX]:
             mux_of(surplus).drop()
+        return superseded
+
+    async def retire(self, connection: SwarmConn) -> None:
+        """Let the streams of a connection finish, open no more, then close it."""
+        mux = mux_of(connection)
+        if not mux.is_retiring:
+            mux.is_retiring = True
+            self._ended.unpark_all()
+            await mux.wait_unused()
+            await _close([connection])
 
     async def wait_end(self, peer: PeerId, connection: SwarmConn) -> None:
         """Until a registered connection is over; then it is registered no more."""
@@ -79,7 +109,8 @@ class PeerConnections:
             connections.remove(connection)
             if not connections:
                 del self._by_peer[peer]
-                self._forget(mux.peer_id)
+                self._forget(peer)
+            self._ended.unpark_all()
 
     async def close(self, peer: PeerId) -> None:
         """Close every connection to the peer, in good order if it reads."""
@@ -93,6 +124,10 @@ def mux_of(connection: SwarmConn) -> Mux:
     """Our own multiplexer under the library's connection."""
     assert isinstance(connection.muxed_conn, Mux)
     return connection.muxed_conn
+
+
+def peer_of(connection: SwarmConn) -> PeerId:
+    return PeerId(str(mux_of(connection).peer_id))
 
 
 async def _close(connections: Iterable[SwarmConn]) -> None:

@@ -10,7 +10,8 @@ streams.
 import logging
 from collections.abc import Callable
 
-from libp2p.abc import IMuxedConn, INetStream, ISecureConn
+from libp2p.abc import IMuxedConn, INetConn, INetStream, ISecureConn
+from libp2p.connection_types import ConnectionType
 from libp2p.crypto.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair
@@ -51,6 +52,24 @@ class _OurMuxer(MuxerMultistream):
         return Mux(conn, peer_id, self._buffers)
 
 
+class _OurSwarm(Swarm):
+    """Shows the library direct connections only. Its gossip would otherwise run through relays,
+    and break when the first of a peer's connections ends."""
+
+    async def notify_connected(self, conn: INetConn) -> None:
+        if not _is_relayed(conn):
+            await super().notify_connected(conn)
+
+    async def notify_disconnected(self, conn: INetConn) -> None:
+        if not _is_relayed(conn):
+            await super().notify_disconnected(conn)
+
+    def _filter_valid_connections(self, connections: list[INetConn]) -> list[INetConn]:
+        return [
+            each for each in super()._filter_valid_connections(connections) if not _is_relayed(each)
+        ]
+
+
 def make_host(
     key: SigningKey, listen_addresses: Callable[[], tuple[str, ...]], buffers: Buffers
 ) -> tuple[BasicHost, Swarm]:
@@ -65,7 +84,7 @@ def make_host(
     upgrader.muxer_multistream = _OurMuxer(buffers)
     peerstore = PeerStore()
     peerstore.add_key_pair(peer_id, keys)
-    swarm = Swarm(
+    swarm = _OurSwarm(
         peer_id,
         peerstore,
         upgrader,
@@ -94,6 +113,10 @@ def make_host(
 
     swarm.set_stream_handler(handle)
     return host, swarm
+
+
+def _is_relayed(connection: INetConn) -> bool:
+    return connection.get_connection_type() is ConnectionType.RELAYED
 
 
 def forget_peer(host: BasicHost, peer_id: ID) -> None:

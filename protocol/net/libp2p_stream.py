@@ -24,7 +24,12 @@ from protocol.net.errors import ProtocolUnsupported, StreamClosed, StreamReset
 from protocol.net.libp2p_yamux import Mux
 from protocol.net.libp2p_yamux_stream import MuxStream
 from protocol.net.serve import CLOSE_WITHIN_S, boundary, opening
-from protocol.net.transport import RECEIVE_BYTES_MAX, STREAMS_PER_CONNECTION_MAX, Handler
+from protocol.net.transport import (
+    RECEIVE_BYTES_MAX,
+    STREAMS_PER_CONNECTION_MAX,
+    Handler,
+    Origin,
+)
 
 MULTISTREAM = "/multistream/1.0.0"
 NOT_AVAILABLE = "na"
@@ -44,6 +49,14 @@ class Libp2pStream:
     @property
     def peer(self) -> PeerId:
         return self._peer
+
+    @property
+    def origin(self) -> Origin:
+        return self.connection.origin
+
+    @property
+    def is_superseded(self) -> bool:
+        return self.connection.is_retiring
 
     @property
     def memory(self) -> Holding:

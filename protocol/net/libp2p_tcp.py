@@ -63,6 +63,10 @@ class BufferedTcp(TrioTCPStream):
             return
         self._on_read()
 
+    async def abort(self) -> None:
+        """Close it in the middle of a handshake."""
+        await trio.aclose_forcefully(self.stream)
+
     async def write(self, data: bytes) -> None:
         taken = self._write_nowait(data)
         if taken == len(data):
@@ -136,7 +140,15 @@ def places_of(listener: trio.SocketListener) -> list[str]:
     host, port = listener.socket.getsockname()[:2]
     address = ipaddress.ip_address(host)
     hosts = _interface_addresses(address.version) if address.is_unspecified else [str(address)]
-    return [f"/ip{address.version}/{each}/tcp/{port}" for each in hosts]
+    return [place_at(each, port) for each in hosts]
+
+
+def place_at(host: str, port: int) -> str:
+    """The multiaddr, without /p2p/, of an IP address and a TCP port."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return f"/ip{address.version}/{address}/tcp/{port}"
 
 
 def _host_and_port(place: str) -> tuple[str, int]:

@@ -36,6 +36,7 @@ from noise.exceptions import (  # type: ignore[import-untyped]  # noiseprotocol 
 
 from protocol.limits import KIB
 from protocol.net.buffers import Buffers
+from protocol.net.libp2p_pipe import origin_of
 from protocol.net.libp2p_yamux_queue import SendQueue
 from protocol.net.libp2p_yamux_reader import MUX_FRAME_WITHIN_S, MuxReader
 from protocol.net.libp2p_yamux_stream import (
@@ -49,7 +50,6 @@ from protocol.net.libp2p_yamux_stream import (
     ProtocolViolation,
 )
 from protocol.net.serve import Boundary
-from protocol.net.shares import block_of
 
 GO_AWAY_NORMAL, GO_AWAY_PROTOCOL_ERROR = 0, 1
 
@@ -99,9 +99,11 @@ class Mux(IMuxedConn):
         self._heard_at = 0.0
         # trio's time when a stream last got data; pings do not count.
         self.used_at = trio.current_time()
-        remote = conn.get_remote_address()
-        self.block = block_of(remote[0] if remote is not None else "")
-        self.memory = buffers.open(self.block, self.drop)
+        self.origin = origin_of(conn)
+        self.memory = buffers.open(self.origin.block, self.drop)
+        # No more streams are opened on it, and it ends with those that are open.
+        self.is_retiring = False
+        self._unused = trio.Event()
         self._reader = MuxReader(self, self.memory.pace)
         self._pings = 0
         self._pongs: dict[int, trio.Event] = {}
@@ -148,6 +150,12 @@ class Mux(IMuxedConn):
     def drop(self) -> None:
         """End the connection at once: it is idle, or it holds too much."""
         self._life.cancel()
+
+    async def wait_unused(self) -> None:
+        """Once it is retiring: until its last stream, or the connection, has ended."""
+        await trio.lowlevel.checkpoint()
+        if self.streams and not self._ending:
+            await self._unused.wait()
 
     async def close(self) -> None:
         """Say goodbye if the peer still reads, then end everything. Safe to call again."""
@@ -211,6 +219,8 @@ class Mux(IMuxedConn):
     def forget(self, stream: MuxStream) -> None:
         if self.streams.pop(stream.stream_id, None) is not None:
             self.memory.change(-STREAM_COST_BYTES)
+        if self.is_retiring and not self.streams:
+            self._unused.set()
 
     # The three tasks.
 
@@ -328,6 +338,7 @@ class Mux(IMuxedConn):
             stream.fail(MuxedStreamClosed(reason))
         for pong in self._pongs.values():
             pong.set()
+        self._unused.set()
         self._queue.release()
 
     async def _hang_up(self) -> None:

@@ -14,9 +14,11 @@ from trio.lowlevel import ParkingLot
 
 from protocol.ids import PeerId
 from protocol.keys import SigningKey
+from protocol.net.clock import VirtualClock
 from protocol.net.errors import AddressInUse
 from protocol.net.memory_transport import MemoryTransport
 from protocol.net.memory_wire import Conditions
+from protocol.net.relay_places import RelayLimits
 
 __all__ = ["LIVENESS_S", "PERFECT", "Conditions", "MemoryNetwork", "MemoryTransport"]
 
@@ -42,6 +44,10 @@ class MemoryNetwork:
         self.rearranged = ParkingLot()
         # What the network did to those who use it, by kind.
         self.counts: Counter[str] = Counter()
+        # One clock for all, so that they agree about when a place at a relay expires.
+        self.clock = VirtualClock()
+        # Callers whose circuit stands, by the number that they sent through it.
+        self.callers: dict[int, MemoryTransport] = {}
         self._default = conditions
         self._special: dict[tuple[PeerId, PeerId], Conditions] = {}
         self._listening: dict[int, MemoryTransport] = {}
@@ -54,15 +60,23 @@ class MemoryNetwork:
         # From whom to whom nothing passes, whatever the partition.
         self._cuts: Counter[tuple[PeerId, PeerId]] = Counter()
 
-    def transport(self, key: SigningKey, *, port: int | None = None) -> "MemoryTransport":
+    def transport(
+        self,
+        key: SigningKey,
+        *,
+        port: int | None = None,
+        relay: RelayLimits | None = None,
+        is_dialable: bool = True,
+    ) -> "MemoryTransport":
         """A party on this network. One that comes back with the same key gets its old port, unless
-        another process with that key is running there."""
+        another process with that key is running there. With `relay` it is a relay for others; one
+        that is not `is_dialable` is behind a router that lets no dial in."""
         if port is None:
             port = self._home.get(key.peer_id)
             if port is None or port in self._listening:
                 port = next(self._ports)
         self._home.setdefault(key.peer_id, port)
-        return MemoryTransport(self, key.peer_id, port)
+        return MemoryTransport(self, key.peer_id, port, relay=relay, is_dialable=is_dialable)
 
     def set_conditions(self, a: PeerId, b: PeerId, conditions: Conditions) -> None:
         """From now on, between these two in both directions."""
@@ -70,8 +84,11 @@ class MemoryNetwork:
         for transport in self._listening.values():
             transport.refresh_conditions()
 
-    def conditions(self, source: PeerId, target: PeerId) -> Conditions:
-        return self._special.get((source, target), self._default)
+    def conditions(self, source: PeerId, target: PeerId, relay: PeerId | None = None) -> Conditions:
+        """Of the way from one to the other, perhaps through a relay."""
+        if relay is None:
+            return self._special.get((source, target), self._default)
+        return self.conditions(source, relay).followed_by(self.conditions(relay, target))
 
     def partition(self, *groups: Iterable[PeerId]) -> None:
         """Only parties of one group reach each other; those in no group form one of their own.
@@ -99,13 +116,15 @@ class MemoryNetwork:
         self._cuts.clear()
         self.partition()
 
-    def is_silent(self, source: PeerId, target: PeerId) -> bool:
-        """Whether what `source` sends does not reach `target`."""
+    def is_silent(self, source: PeerId, target: PeerId, relay: PeerId | None = None) -> bool:
+        """Whether what `source` sends, perhaps through a relay, does not reach `target`."""
+        if relay is not None:
+            return self.is_silent(source, relay) or self.is_silent(relay, target)
         are_apart = self._sides.get(source, 0) != self._sides.get(target, 0)
         return are_apart or self._cuts[source, target] > 0
 
     def swallow(self, port: int) -> None:
-        """From now on nobody answers dials to this port: a router drops what it does not know."""
+        """From now on dials to this port get no answer: a router drops what it does not know."""
         self._holes.add(port)
 
     def answer(self, port: int) -> None:

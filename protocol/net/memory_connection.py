@@ -8,25 +8,34 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from protocol.ids import PeerId
 from protocol.net.errors import NetError
 from protocol.net.memory_wire import MemoryStream, Wire
+from protocol.net.transport import Origin
 
 if TYPE_CHECKING:
     from protocol.net.memory_transport import MemoryTransport
 
 
 class MemoryConnection:
-    """One side of a connection between two transports."""
+    """One side of a connection between two transports, perhaps through a relay."""
 
-    def __init__(self, owner: "MemoryTransport", other: "MemoryTransport") -> None:
+    def __init__(
+        self, owner: "MemoryTransport", other: "MemoryTransport", relay: PeerId | None = None
+    ) -> None:
         self.owner = owner
         self.other = other
+        self.relay = relay
         self.mate: MemoryConnection | None = None
         self.streams: dict[MemoryStream, None] = {}
+        # Another took its place: it ends with its last stream.
+        self.is_superseded = False
+        # What holds the circuit under it, if there is one.
+        self.circuit = trio.CancelScope()
         network = owner.network
         self.wire = Wire(
             network.rng,
-            network.conditions(owner.peer_id, other.peer_id),
+            network.conditions(owner.peer_id, other.peer_id, relay),
             other.agenda,
             lost=partial(owner.drop, self, "too many packets were lost"),
         )
@@ -36,14 +45,38 @@ class MemoryConnection:
         self._silences = 0
         self.refresh_silence()
 
+    @property
+    def is_whole(self) -> bool:
+        """Neither side has ended."""
+        return self.mate is not None and self.mate.mate is self
+
     def new_stream(self) -> MemoryStream:
-        stream = MemoryStream(self.other.peer_id, self.wire, self.memory, self.streams.pop)
+        stream = MemoryStream(self.other.peer_id, self)
         self.streams[stream] = None
         return stream
 
+    @property
+    def origin(self) -> Origin:
+        """Each party of this network is an address block of its own."""
+        return Origin(self.relay or self.other.peer_id, self.relay)
+
+    def forget(self, stream: MemoryStream) -> None:
+        self.streams.pop(stream, None)
+        self.end_if_useless()
+
+    def end_if_useless(self) -> None:
+        if self.is_superseded and not self.streams and self.mate is not None:
+            self.owner.drop(self, "a direct connection took over")
+
+    def refresh_conditions(self) -> None:
+        network = self.owner.network
+        self.wire.conditions = network.conditions(
+            self.owner.peer_id, self.other.peer_id, self.relay
+        )
+
     def refresh_silence(self) -> None:
         """Fall silent or speak again, as the partition is now."""
-        silent = self.owner.network.is_silent(self.owner.peer_id, self.other.peer_id)
+        silent = self.owner.network.is_silent(self.owner.peer_id, self.other.peer_id, self.relay)
         if silent and not self.wire.is_silent:
             self.owner.network.counts["wires_silenced"] += 1
             self.wire.silence()

@@ -1,14 +1,16 @@
 """One party on a `MemoryNetwork`: whom it is connected to, its streams, and how it dies."""
 
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
+from trio.lowlevel import ParkingLot
 
 from protocol.errors import LocalProtocolError
 from protocol.ids import PeerId
-from protocol.net.addresses import parse_port, split_peer_id
+from protocol.net.addresses import parse_port, split_circuit, split_peer_id
 from protocol.net.buffers import Buffers
 from protocol.net.dials import Dials
 from protocol.net.errors import (
@@ -20,9 +22,12 @@ from protocol.net.errors import (
     PeerMismatch,
     ProtocolUnsupported,
 )
+from protocol.net.memory_circuits import MemoryCircuits
 from protocol.net.memory_connection import MemoryConnection, OpenAnswer
 from protocol.net.memory_gossip import MemoryGossip
 from protocol.net.memory_wire import Agenda, MemoryStream, Wire
+from protocol.net.relay_places import RelayLimits
+from protocol.net.reservations import KeptReservation
 from protocol.net.serve import boundary
 from protocol.net.transport import (
     GOSSIP_BYTES_MAX,
@@ -45,8 +50,17 @@ MEMORY_HOST = "memory"
 class MemoryTransport:
     """One party's presence on a MemoryNetwork."""
 
-    def __init__(self, network: "MemoryNetwork", peer_id: PeerId, port: int) -> None:
+    def __init__(
+        self,
+        network: "MemoryNetwork",
+        peer_id: PeerId,
+        port: int,
+        *,
+        relay: RelayLimits | None = None,
+        is_dialable: bool = True,
+    ) -> None:
         self.network = network
+        self.is_dialable = is_dialable
         self.agenda = Agenda(network.numbers)
         self.buffers = Buffers()
         self._peer_id = peer_id
@@ -55,9 +69,13 @@ class MemoryTransport:
         self._nursery: trio.Nursery | None = None
         self._handlers: dict[str, Handler] = {}
         self._connections: dict[PeerId, MemoryConnection] = {}
+        # Through relays, with streams that were open when a direct connection took over.
+        self._superseded: dict[MemoryConnection, None] = {}
+        self._lost = ParkingLot()
         self._dials = Dials()
         self._gossip = MemoryGossip(network, peer_id, self._connections)
         self._counts: Counter[str] = Counter()
+        self._circuits = MemoryCircuits(self, relay)
 
     @property
     def peer_id(self) -> PeerId:
@@ -70,7 +88,8 @@ class MemoryTransport:
 
     @property
     def announced(self) -> tuple[str, ...]:
-        return self.addresses
+        direct = self.addresses if self.is_dialable else ()
+        return direct + self._circuits.addresses
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         await trio.lowlevel.checkpoint()
@@ -89,14 +108,29 @@ class MemoryTransport:
         self._handlers[protocol_id] = handler
 
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
-        port, peer = parse_memory_address(address)
+        circuit = split_circuit(address)
+        relay_address, (port, peer) = address, (0, self._peer_id)
+        if circuit is None:
+            port, peer = parse_memory_address(address)
+        else:
+            relay_address, peer = circuit
+            parse_memory_address(relay_address)
         self._check_running()
         if peer == self._peer_id:
             raise ConnectFailed(f"{address} is our own address")
+
+        def is_connected() -> bool:
+            connection = self._connections.get(peer)
+            return connection is not None and (circuit is not None or connection.relay is None)
+
+        async def dial() -> None:
+            if circuit is None:
+                self.join(await self._find(port, peer))
+            else:
+                await self._circuits.dial(relay_address, peer)
+
         with trio.move_on_after(timeout_s):
-            await self._dials.ensure(
-                address, lambda: peer in self._connections, partial(self._dial, port, peer)
-            )
+            await self._dials.ensure(address, is_connected, dial)
             return peer
         raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
 
@@ -109,7 +143,8 @@ class MemoryTransport:
         raise NetTimeout(f"{address} did not answer within {timeout_s:g} s")
 
     def observed_host(self, peer: PeerId) -> str:
-        return MEMORY_HOST if peer in self._connections else ""
+        connection = self._connections.get(peer)
+        return MEMORY_HOST if connection is not None and connection.relay is None else ""
 
     def refresh_addresses(self) -> bool:
         was, self._seen_port = self._seen_port, self._port
@@ -121,8 +156,18 @@ class MemoryTransport:
         self.network.forget(self._port, self)
         self._port = port
         self.network.listen(port, self)
-        for connection in list(self._connections.values()):
+        for connection in self._all_connections():
             self.drop(connection, "the machine left its network")
+
+    def relay_of(self, peer: PeerId) -> PeerId | None:
+        connection = self._connections.get(peer)
+        return None if connection is None else connection.relay
+
+    def reserve(self, relay_address: str) -> KeptReservation:
+        parse_memory_address(relay_address)
+        if self._nursery is None:
+            raise ConnectFailed("the transport is not running")
+        return self._circuits.keep(relay_address, self._nursery)
 
     async def open_stream(
         self, peer: PeerId, protocol_id: str, *, timeout_s: float
@@ -149,9 +194,14 @@ class MemoryTransport:
 
     async def disconnect(self, peer: PeerId) -> None:
         await trio.lowlevel.checkpoint()
-        connection = self._connections.get(peer)
-        if connection is not None:
-            self.drop(connection, "we disconnected")
+        for connection in self._all_connections():
+            if connection.other.peer_id == peer:
+                self.drop(connection, "we disconnected")
+
+    async def wait_disconnected(self, peer: PeerId) -> None:
+        await trio.lowlevel.checkpoint()
+        while peer in self._connections:
+            await self._lost.park()
 
     def connected_peers(self) -> frozenset[PeerId]:
         return frozenset(self._connections)
@@ -187,6 +237,7 @@ class MemoryTransport:
             buffered_bytes=self.buffers.held_bytes,
             buffers_dropped=self.buffers.dropped,
             **self._counts,
+            **self._circuits.statistics(),
         )
 
     # For the network and for other transports.
@@ -202,7 +253,7 @@ class MemoryTransport:
         """Break every connection, as the kernel does for a process that is gone."""
         nursery, self._nursery = self._nursery, None
         self.network.forget(self._port, self)
-        for connection in list(self._connections.values()):
+        for connection in self._all_connections():
             self.drop(connection, "the process is gone")
         if nursery is not None:
             nursery.cancel_scope.cancel()
@@ -222,8 +273,12 @@ class MemoryTransport:
         connection.memory.close()
         for stream in list(connection.streams):
             stream.on_connection_lost(f"{peer}: {reason}")
+        connection.circuit.cancel()
+        self._superseded.pop(connection, None)
         if self._connections.get(peer) is connection:
             del self._connections[peer]
+            self._circuits.forget(peer)
+            self._lost.unpark_all()
 
     def give_up(self, connection: MemoryConnection) -> None:
         """The peer has been silent for too long."""
@@ -232,11 +287,11 @@ class MemoryTransport:
         self.lose(connection, "the peer fell silent")
 
     def refresh_conditions(self) -> None:
-        for peer, connection in self._connections.items():
-            connection.wire.conditions = self.network.conditions(self._peer_id, peer)
+        for connection in self._all_connections():
+            connection.refresh_conditions()
 
     def refresh_silence(self) -> None:
-        for connection in list(self._connections.values()):
+        for connection in self._all_connections():
             connection.refresh_silence()
 
     def on_open(
@@ -267,11 +322,6 @@ class MemoryTransport:
 
     # Connections.
 
-    async def _dial(self, port: int, peer: PeerId) -> None:
-        other = await self._find(port, peer)
-        if peer not in self._connections:
-            self._join(other)
-
     async def _find(self, port: int, peer: PeerId) -> "MemoryTransport":
         """Who listens there, after the time that a handshake takes. Raises ConnectFailed,
         PeerMismatch."""
@@ -290,22 +340,59 @@ class MemoryTransport:
         ):
             await self.network.rearranged.park()
         other = self.network.at(port)
-        if other is None:
+        if other is None or not other.is_dialable:
             raise ConnectFailed(f"no peer listens at /memory/{port}")
         if other.peer_id != peer:
             raise PeerMismatch(f"/memory/{port} is {other.peer_id}, not {peer}")
         return other
 
-    def _join(self, other: "MemoryTransport") -> None:
-        ours, theirs = MemoryConnection(self, other), MemoryConnection(other, self)
+    def join(self, other: "MemoryTransport", relay: PeerId | None = None) -> MemoryConnection:
+        """Connect with another, directly or through a relay, unless we are so already."""
+        known = self._connections.get(other.peer_id)
+        if known is not None and known.relay == relay and known.other is other:
+            return known
+        ours, theirs = MemoryConnection(self, other, relay), MemoryConnection(other, self, relay)
         ours.mate, theirs.mate = theirs, ours
         for connection in (ours, theirs):
-            owner, peer = connection.owner, connection.other.peer_id
-            stale = owner._connections.get(peer)
-            if stale is not None:
-                # Its news is still under way, or the peer's key runs twice. Latest wins.
-                owner.lose(stale, "the peer connected anew")
-            owner._connections[peer] = connection
+            connection.owner.take(connection)
+        return ours
+
+    def connection_through(self, relay: PeerId, peer: PeerId) -> MemoryConnection | None:
+        """The connection that was just made; None if it has ended already."""
+        for connection in self._all_connections():
+            if connection.other.peer_id == peer and connection.relay == relay:
+                return connection
+        return None
+
+    def start_soon(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """A task that ends with this transport; nothing happens if that is over."""
+        if self._nursery is not None:
+            self._nursery.start_soon(task, *arguments)
+
+    def take(self, connection: MemoryConnection) -> None:
+        """A connection is made, by us or by its other side. Latest wins; but a direct one lets the
+        streams finish that run through a relay."""
+        peer = connection.other.peer_id
+        known = self._connections.get(peer)
+        if known is not None and known.is_whole and known.relay is None and connection.relay:
+            # Both ways were tried at once.
+            self._supersede(connection)
+            return
+        self._connections[peer] = connection
+        if known is not None and known.relay is not None and connection.relay is None:
+            self._counts["circuits_upgraded"] += 1
+            self._supersede(known)
+        elif known is not None:
+            # Its news is still under way, or the peer's key runs twice.
+            self.lose(known, "the peer connected anew")
+
+    def _supersede(self, connection: MemoryConnection) -> None:
+        self._superseded[connection] = None
+        connection.is_superseded = True
+        connection.end_if_useless()
+
+    def _all_connections(self) -> list[MemoryConnection]:
+        return [*self._connections.values(), *self._superseded]
 
     def _connection(self, peer: PeerId) -> MemoryConnection:
         connection = self._connections.get(peer)

@@ -8,11 +8,11 @@ connection. Nothing here reads a clock or a random source that it was not given.
 import heapq
 import random
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from operator import methodcaller
+from typing import Protocol
 
 import trio
 from trio.lowlevel import ParkingLot
@@ -20,7 +20,7 @@ from trio.lowlevel import ParkingLot
 from protocol.ids import PeerId
 from protocol.net.buffers import Holding
 from protocol.net.errors import NetError, StreamClosed, StreamReset
-from protocol.net.transport import RECEIVE_BYTES_MAX
+from protocol.net.transport import RECEIVE_BYTES_MAX, Origin
 
 # Yamux's own first window: a writer waits when this much has not been read yet.
 WINDOW_BYTES = 256 * 1024
@@ -43,6 +43,14 @@ class Conditions:
     # Gossip takes detours of its own: up to this much later, and sometimes twice.
     gossip_delay_s: float = 0.0
     gossip_duplicates: float = 0.0
+
+    def followed_by(self, rest: "Conditions") -> "Conditions":
+        """Of a way that leads through both. Gossip takes no such way."""
+        return Conditions(
+            latency_s=self.latency_s + rest.latency_s,
+            jitter_s=self.jitter_s + rest.jitter_s,
+            loss=1 - (1 - self.loss) * (1 - rest.loss),
+        )
 
 
 class Agenda:
@@ -123,23 +131,29 @@ class Wire:
             self.put(action)
 
 
+class Carrier(Protocol):
+    """What a stream needs of its connection."""
+
+    wire: Wire
+    memory: Holding
+    is_superseded: bool
+
+    @property
+    def origin(self) -> Origin: ...
+
+    def forget(self, stream: "MemoryStream") -> None: ...
+
+
 class MemoryStream:
     """One side of a stream; `mate` is the other side."""
 
-    def __init__(
-        self,
-        peer: PeerId,
-        wire: Wire,
-        memory: Holding,
-        ended: Callable[["MemoryStream"], None],
-    ) -> None:
+    def __init__(self, peer: PeerId, carrier: Carrier) -> None:
         self.mate: MemoryStream | None = None
         # A caller waits for the stream to be opened and has to know when it cannot be.
         self.on_failure: Action | None = None
         self._peer = peer
-        self._memory = memory
-        self._wire = wire
-        self._ended = ended
+        self._carrier = carrier
+        self._wire = carrier.wire
         self._buffer = bytearray()
         self._credit = WINDOW_BYTES
         self._arrived = ParkingLot()
@@ -154,8 +168,16 @@ class MemoryStream:
         return self._peer
 
     @property
+    def origin(self) -> Origin:
+        return self._carrier.origin
+
+    @property
+    def is_superseded(self) -> bool:
+        return self._carrier.is_superseded
+
+    @property
     def memory(self) -> Holding:
-        return self._memory
+        return self._carrier.memory
 
     async def send_all(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint()
@@ -270,8 +292,7 @@ class MemoryStream:
     def _settle(self) -> None:
         """Leave the connection once neither side has anything more to say."""
         if self._failure is not None or (self._eof_sent and (self._eof_received or self._closed)):
-            with suppress(KeyError):
-                self._ended(self)
+            self._carrier.forget(self)
 
     def _error(self) -> NetError:
         if self._failure is not None:

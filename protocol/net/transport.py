@@ -33,12 +33,32 @@ RECEIVE_BYTES_MAX = 64 * 1024
 STREAMS_PER_CONNECTION_MAX = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a connection comes from: the address block of its other end, by which scarce places are
+    shared out, and the relay that it passes through. A relay's own block stands for those behind
+    it."""
+
+    block: str
+    relay: PeerId | None = None
+
+
 class Stream(Protocol):
     """A byte stream to one peer, both ways. One task may send while another receives."""
 
     @property
     def peer(self) -> PeerId:
         """Who is on the other side, proven by the handshake."""
+        ...
+
+    @property
+    def origin(self) -> Origin:
+        """What its connection comes through."""
+        ...
+
+    @property
+    def is_superseded(self) -> bool:
+        """A new stream to the peer would use another connection: long-lived ones should move."""
         ...
 
     @property
@@ -101,12 +121,46 @@ class TransportStatistics:
     strangers_refused: int = 0
     connections_evicted: int = 0
     dials_forbidden: int = 0
+    # As a relay: who holds a place here, what runs through us, and what was refused.
+    reservations: int = 0
+    circuits: int = 0
+    circuits_refused: int = 0
+    relayed_bytes: int = 0
+    # Connections through a relay that a direct one took over from.
+    circuits_upgraded: int = 0
     # What peers make us hold, and connections that were dropped because they held too much.
     buffered_bytes: int = 0
     buffers_dropped: int = 0
     gossip_received: int = 0
     gossip_rejected: int = 0
     gossip_dropped: int = 0
+
+
+class Reservation(Protocol):
+    """A place at a relay, under whose address others can reach us. It is kept until `release`: what
+    is lost is reserved again, and a relay that refuses or is gone is asked again, ever more rarely.
+    """
+
+    @property
+    def relay(self) -> PeerId: ...
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """/…/p2p/RELAY/p2p-circuit/p2p/US while the place is held; else empty."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why the place is not held; empty while it is, and before the first answer."""
+        ...
+
+    async def wait_changed(self) -> None:
+        """Until `addresses` or `failure` change: the relay has answered, or is gone."""
+        ...
+
+    def release(self) -> None:
+        """Stop keeping the place. The relay forgets it when it expires or we disconnect."""
+        ...
 
 
 class Transport(Protocol):
@@ -122,7 +176,8 @@ class Transport(Protocol):
 
     @property
     def announced(self) -> tuple[str, ...]:
-        """What to tell strangers: those of `addresses` that they would dial."""
+        """What to tell strangers: those of `addresses` that they would dial, and those of the
+        places that we hold at relays."""
         ...
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -138,6 +193,10 @@ class Transport(Protocol):
 
     async def connect(self, address: str, *, timeout_s: float) -> PeerId:
         """Make sure of a connection to the peer that the address names, and return its id.
+
+        An address /…/p2p/RELAY/p2p-circuit/p2p/PEER leads through a relay; any connection to the
+        peer will do then, and a direct one takes over from it when one is made: new streams use
+        it, and streams that are open finish where they are. Another address asks for a direct one.
 
         Raises AddressInvalid (AddressForbidden), ConnectFailed, PeerMismatch, NetTimeout.
         """
@@ -158,6 +217,17 @@ class Transport(Protocol):
         Connections from an address that is gone are dropped."""
         ...
 
+    def relay_of(self, peer: PeerId) -> PeerId | None:
+        """The relay that new streams to a peer pass through; None if they go direct, or nowhere."""
+        ...
+
+    def reserve(self, relay_address: str) -> Reservation:
+        """Keep a place at a relay for as long as we run, or until it is released. While running.
+
+        Raises AddressInvalid, ConnectFailed (not running).
+        """
+        ...
+
     async def open_stream(self, peer: PeerId, protocol_id: str, *, timeout_s: float) -> Stream:
         """A new stream on an existing connection.
 
@@ -167,6 +237,10 @@ class Transport(Protocol):
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to the peer; nothing happens if there is none."""
+        ...
+
+    async def wait_disconnected(self, peer: PeerId) -> None:
+        """Until no connection to the peer works."""
         ...
 
     def connected_peers(self) -> frozenset[PeerId]: ...

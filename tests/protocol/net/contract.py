@@ -24,6 +24,7 @@ from protocol.net.errors import (
     StreamClosed,
     StreamReset,
 )
+from protocol.net.relay_places import RelayLimits
 from protocol.net.transport import (
     GOSSIP_BYTES_MAX,
     STREAMS_PER_CONNECTION_MAX,
@@ -45,7 +46,9 @@ MakeMesh = Callable[[int], Awaitable[list[Transport]]]
 class World(Protocol):
     """Makes transports that can reach each other."""
 
-    def make(self, key: SigningKey) -> Transport: ...
+    def make(
+        self, key: SigningKey, *, relay: RelayLimits | None = None, is_dialable: bool = True
+    ) -> Transport: ...
 
 
 def key_of(number: int) -> SigningKey:
@@ -550,6 +553,215 @@ class TransportContract:
                 await receive_all(stream)
         await wait_gone(alice, peer)
 
+    # Relays: `hidden` serves ECHO where no other can dial it.
+
+    @pytest.fixture
+    async def relay(self, world: World, nursery: trio.Nursery) -> Transport:
+        relay = world.make(key_of(20), relay=RelayLimits())
+        await nursery.start(relay.run)
+        return relay
+
+    @pytest.fixture
+    async def hidden(self, world: World, nursery: trio.Nursery) -> Transport:
+        hidden = world.make(key_of(21), is_dialable=False)
+        hidden.handle(ECHO, echo)
+        await nursery.start(hidden.run)
+        return hidden
+
+    @pytest.fixture
+    async def caller(self, world: World, nursery: trio.Nursery) -> Transport:
+        caller = world.make(key_of(22))
+        await nursery.start(caller.run)
+        return caller
+
+    async def test_a_place_at_a_relay_is_an_address(
+        self, relay: Transport, hidden: Transport
+    ) -> None:
+        place = hidden.reserve(relay.addresses[0])
+        with trio.fail_after(SOON_S):
+            await place.wait_changed()
+        assert place.relay == relay.peer_id
+        assert f"{relay.addresses[0]}/p2p-circuit/p2p/{hidden.peer_id}" in place.addresses
+        assert set(place.addresses) <= set(hidden.announced)
+        assert relay.statistics().reservations == 1
+
+    async def test_a_party_that_nobody_can_dial_is_reached_through_a_relay(
+        self, relay: Transport, hidden: Transport, caller: Transport
+    ) -> None:
+        address = await reserve(hidden, relay)
+        assert await caller.connect(address, timeout_s=SOON_S) == hidden.peer_id
+        assert caller.relay_of(hidden.peer_id) == relay.peer_id
+        assert caller.relay_of(relay.peer_id) is None
+        stream = await caller.open_stream(hidden.peer_id, ECHO, timeout_s=SOON_S)
+        assert stream.peer == hidden.peer_id
+        assert stream.origin.relay == relay.peer_id
+        data = bytes(range(256)) * 4000
+        async with trio.open_nursery() as both:
+            both.start_soon(send_and_end, stream, data)
+            with trio.fail_after(SOON_S):
+                assert await receive_all(stream) == data
+        assert relay.statistics().circuits == 1
+        assert relay.peer_id in caller.connected_peers()
+        assert await caller.ping(hidden.peer_id, timeout_s=SOON_S) >= 0
+
+    async def test_the_callee_knows_its_caller_and_the_relay(
+        self, world: World, nursery: trio.Nursery, relay: Transport, caller: Transport
+    ) -> None:
+        async def tell(stream: Stream) -> None:
+            await stream.send_all(f"{stream.peer} {stream.origin.relay}".encode())
+
+        hidden = world.make(key_of(23), is_dialable=False)
+        hidden.handle(SCRIPT, tell)
+        await nursery.start(hidden.run)
+        await caller.connect(await reserve(hidden, relay), timeout_s=SOON_S)
+        stream = await caller.open_stream(hidden.peer_id, SCRIPT, timeout_s=SOON_S)
+        assert await receive_all(stream) == f"{caller.peer_id} {relay.peer_id}".encode()
+
+    async def test_a_party_without_a_place_cannot_be_called(
+        self, relay: Transport, hidden: Transport, caller: Transport
+    ) -> None:
+        await hidden.connect(relay.addresses[0], timeout_s=SOON_S)
+        address = f"{relay.addresses[0]}/p2p-circuit/p2p/{hidden.peer_id}"
+        with pytest.raises(ConnectFailed, match="no_reservation"):
+            await caller.connect(address, timeout_s=SOON_S)
+        assert relay.statistics().circuits_refused == 1
+        assert relay.statistics().circuits == 0
+
+    async def test_a_party_that_is_no_relay_makes_no_circuits(
+        self, bob: Transport, hidden: Transport, caller: Transport
+    ) -> None:
+        place = hidden.reserve(bob.addresses[0])
+        with trio.fail_after(SOON_S):
+            await place.wait_changed()
+        assert place.addresses == ()
+        assert "does not speak" in place.failure
+        with pytest.raises(ConnectFailed):
+            await caller.connect(
+                f"{bob.addresses[0]}/p2p-circuit/p2p/{hidden.peer_id}", timeout_s=SOON_S
+            )
+
+    async def test_a_full_relay_says_so(
+        self, world: World, nursery: trio.Nursery, hidden: Transport
+    ) -> None:
+        full = world.make(key_of(24), relay=RelayLimits(reservations_max=0))
+        await nursery.start(full.run)
+        place = hidden.reserve(full.addresses[0])
+        with trio.fail_after(SOON_S):
+            await place.wait_changed()
+        assert "reservation_refused" in place.failure
+
+    async def test_a_peer_gets_so_many_circuits(
+        self, world: World, nursery: trio.Nursery, hidden: Transport, caller: Transport
+    ) -> None:
+        small = world.make(key_of(24), relay=RelayLimits(circuits_per_peer_max=1))
+        await nursery.start(small.run)
+        address = await reserve(hidden, small)
+        await caller.connect(address, timeout_s=SOON_S)
+        second = world.make(key_of(25))
+        await nursery.start(second.run)
+        with pytest.raises(ConnectFailed, match="resource_limit_exceeded"):
+            await second.connect(address, timeout_s=SOON_S)
+        await caller.disconnect(hidden.peer_id)
+        with trio.fail_after(SOON_S):
+            while small.statistics().circuits:  # noqa: ASYNC110 - no event to wait for
+                await trio.sleep(0.01)
+        await second.connect(address, timeout_s=SOON_S)
+
+    async def test_a_circuit_ends_when_its_time_is_up(
+        self, world: World, nursery: trio.Nursery, hidden: Transport, caller: Transport
+    ) -> None:
+        hasty = world.make(key_of(24), relay=RelayLimits(circuit_s=1))
+        await nursery.start(hasty.run)
+        await caller.connect(await reserve(hidden, hasty), timeout_s=SOON_S)
+        stream = await caller.open_stream(hidden.peer_id, ECHO, timeout_s=SOON_S)
+        with trio.fail_after(SOON_S), pytest.raises(StreamClosed):
+            await receive_all(stream)
+        await wait_gone(caller, hidden.peer_id)
+        await wait_gone(hidden, caller.peer_id)
+
+    async def test_a_released_place_is_an_address_no_more(
+        self, relay: Transport, hidden: Transport
+    ) -> None:
+        place = hidden.reserve(relay.addresses[0])
+        with trio.fail_after(SOON_S):
+            await place.wait_changed()
+            held = set(place.addresses)
+            place.release()
+            await place.wait_changed()
+        assert place.addresses == ()
+        assert held
+        assert not held & set(hidden.announced)
+
+    async def test_a_place_is_lost_with_its_relay_and_kept_when_it_is_back(
+        self, world: World, nursery: trio.Nursery, hidden: Transport
+    ) -> None:
+        life = trio.CancelScope()
+        relay = world.make(key_of(24), relay=RelayLimits())
+
+        async def live(*, task_status: trio.TaskStatus[None]) -> None:
+            with life:
+                await relay.run(task_status=task_status)
+
+        await nursery.start(live)
+        place = hidden.reserve(relay.addresses[0])
+        with trio.fail_after(SOON_S):
+            await place.wait_changed()
+            assert place.addresses
+            address = relay.addresses[0]
+            life.cancel()
+            await place.wait_changed()
+            assert place.addresses == ()
+            assert place.failure
+            again = world.make(key_of(24), relay=RelayLimits())
+            await nursery.start(again.run)
+            if again.addresses[0] == address:  # Else it got another port, and is not found again.
+                await place.wait_changed()
+                assert place.addresses
+
+    async def test_a_direct_connection_takes_over_from_a_circuit(
+        self, relay: Transport, hidden: Transport, caller: Transport
+    ) -> None:
+        await caller.connect(await reserve(hidden, relay), timeout_s=SOON_S)
+        old = await caller.open_stream(hidden.peer_id, ECHO, timeout_s=SOON_S)
+        await hidden.connect(caller.addresses[0], timeout_s=SOON_S)
+        with trio.fail_after(SOON_S):
+            while caller.relay_of(hidden.peer_id):  # noqa: ASYNC110 - no event to wait for
+                await trio.sleep(0.01)
+        new = await caller.open_stream(hidden.peer_id, ECHO, timeout_s=SOON_S)
+        assert (old.is_superseded, new.is_superseded) == (True, False)
+        assert new.origin.relay is None
+        for stream in (old, new):
+            await stream.send_all(b"still here")
+            with trio.fail_after(SOON_S):
+                assert await receive_exactly(stream, 10) == b"still here"
+        assert relay.statistics().circuits == 1
+        await old.aclose()
+        with trio.fail_after(SOON_S):
+            while relay.statistics().circuits:  # noqa: ASYNC110 - no event to wait for
+                await trio.sleep(0.01)
+        assert hidden.peer_id in caller.connected_peers()
+        assert caller.statistics().circuits_upgraded == 1
+
+    async def test_a_relayed_party_is_no_way_to_a_third(
+        self, world: World, nursery: trio.Nursery, relay: Transport, caller: Transport
+    ) -> None:
+        """Relays do not stand behind relays."""
+        behind = world.make(key_of(25), relay=RelayLimits(), is_dialable=False)
+        await nursery.start(behind.run)
+        await caller.connect(await reserve(behind, relay), timeout_s=SOON_S)
+        hop = f"{relay.addresses[0]}/p2p-circuit/p2p/{behind.peer_id}/p2p-circuit/p2p/"
+        with pytest.raises(AddressInvalid):
+            await caller.connect(hop + key_of(26).peer_id, timeout_s=SOON_S)
+
+    async def test_disconnecting_ends_a_circuit_too(
+        self, relay: Transport, hidden: Transport, caller: Transport
+    ) -> None:
+        await caller.connect(await reserve(hidden, relay), timeout_s=SOON_S)
+        await caller.disconnect(hidden.peer_id)
+        assert caller.connected_peers() == {relay.peer_id}
+        with trio.fail_after(SOON_S):
+            await hidden.wait_disconnected(caller.peer_id)
+
     # Gossip.
 
     @pytest.fixture
@@ -627,6 +839,20 @@ class TransportContract:
     async def test_too_large_gossip_is_our_mistake(self, alice: Transport) -> None:
         with pytest.raises(LocalProtocolError):
             await alice.publish(TOPIC, b"x" * (GOSSIP_BYTES_MAX + 1))
+
+
+async def reserve(hidden: Transport, relay: Transport) -> str:
+    """A place at the relay, as an address."""
+    place = hidden.reserve(relay.addresses[0])
+    with trio.fail_after(SOON_S):
+        await place.wait_changed()
+    assert place.addresses, place.failure
+    return place.addresses[0]
+
+
+async def send_and_end(stream: Stream, data: bytes) -> None:
+    await stream.send_all(data)
+    await stream.send_eof()
 
 
 async def publish_until_heard(

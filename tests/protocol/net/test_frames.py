@@ -17,7 +17,7 @@ from protocol.net.frames import (
     FramedStream,
     Hello,
 )
-from protocol.net.transport import RECEIVE_BYTES_MAX, Stream
+from protocol.net.transport import RECEIVE_BYTES_MAX, Origin, Stream
 from tests.protocol.net.contract import key_of
 from tests.protocol.net.pairs import Pair
 from tests.protocol.net.virtual import virtual_time
@@ -28,6 +28,8 @@ class RecordingStream:
 
     def __init__(self, pieces: list[bytes] | None = None) -> None:
         self.peer = key_of(9).peer_id
+        self.origin = Origin("test")
+        self.is_superseded = False
         self.memory = Buffers().open("test", lambda: None)
         self.writes: list[bytes] = []
         self.gate = trio.Event()

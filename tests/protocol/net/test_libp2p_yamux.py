@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from libp2p.connection_types import ConnectionType
 from libp2p.io.exceptions import ConnectionClosedError
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import (
@@ -80,6 +81,9 @@ class QueueConn:
 
     def get_remote_address(self) -> tuple[str, int] | None:
         return None
+
+    def get_connection_type(self) -> ConnectionType:
+        return ConnectionType.DIRECT
 
 
 def queue_pair() -> tuple[QueueConn, QueueConn]:

@@ -10,6 +10,7 @@ from protocol.keys import SigningKey
 from protocol.net.errors import AddressInUse, ConnectFailed, NetTimeout, StreamClosed
 from protocol.net.memory import LIVENESS_S, MemoryNetwork, MemoryTransport
 from protocol.net.memory_wire import WINDOW_BYTES, Conditions
+from protocol.net.relay_places import RelayLimits
 from protocol.net.transport import Stream
 from tests.protocol.net.contract import (
     ECHO,
@@ -29,8 +30,10 @@ class MemoryWorld:
     def __init__(self, network: MemoryNetwork) -> None:
         self.network = network
 
-    def make(self, key: SigningKey) -> MemoryTransport:
-        return self.network.transport(key)
+    def make(
+        self, key: SigningKey, *, relay: RelayLimits | None = None, is_dialable: bool = True
+    ) -> MemoryTransport:
+        return self.network.transport(key, relay=relay, is_dialable=is_dialable)
 
 
 @all_in_virtual_time
