@@ -194,11 +194,13 @@ class Libp2pTransport:
         connection = self._connections.live(peer)
         return None if connection is None else mux_of(connection).origin.relay
 
-    def reserve(self, relay_address: str) -> KeptReservation:
+    def reserve(
+        self, relay_address: str, on_change: Callable[[], None] = lambda: None
+    ) -> KeptReservation:
         check_tcp(split_peer_id(relay_address)[0])
         if self._nursery is None:
             raise ConnectFailed("the transport is not running")
-        return self._circuits.keep(relay_address, self._nursery)
+        return self._circuits.keep(relay_address, on_change, self._nursery)
 
     async def open_stream(
         self, peer: PeerId, protocol_id: str, *, timeout_s: float

@@ -55,8 +55,10 @@ class Libp2pCircuits:
     def addresses(self) -> tuple[str, ...]:
         return self._places.addresses
 
-    def keep(self, relay_address: str, nursery: trio.Nursery) -> KeptReservation:
-        return self._places.keep(relay_address, nursery)
+    def keep(
+        self, relay_address: str, on_change: Callable[[], None], nursery: trio.Nursery
+    ) -> KeptReservation:
+        return self._places.keep(relay_address, on_change, nursery)
 
     def forget(self, peer: PeerId) -> None:
         """No connection to a peer is left."""

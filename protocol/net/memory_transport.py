@@ -163,11 +163,13 @@ class MemoryTransport:
         connection = self._connections.get(peer)
         return None if connection is None else connection.relay
 
-    def reserve(self, relay_address: str) -> KeptReservation:
+    def reserve(
+        self, relay_address: str, on_change: Callable[[], None] = lambda: None
+    ) -> KeptReservation:
         parse_memory_address(relay_address)
         if self._nursery is None:
             raise ConnectFailed("the transport is not running")
-        return self._circuits.keep(relay_address, self._nursery)
+        return self._circuits.keep(relay_address, on_change, self._nursery)
 
     async def open_stream(
         self, peer: PeerId, protocol_id: str, *, timeout_s: float

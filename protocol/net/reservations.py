@@ -5,7 +5,6 @@ from contextlib import suppress
 
 import structlog
 import trio
-from trio.lowlevel import ParkingLot
 
 from protocol.clock import Clock
 from protocol.ids import PeerId
@@ -62,13 +61,16 @@ class Reservations:
     def holds_place_at(self, relay: PeerId) -> bool:
         return any(each.relay == relay and each.addresses for each in self._kept)
 
-    def keep(self, relay_address: str, nursery: trio.Nursery) -> "KeptReservation":
+    def keep(
+        self, relay_address: str, on_change: Callable[[], None], nursery: trio.Nursery
+    ) -> "KeptReservation":
         """Want a place until it is released or `nursery` ends. Raises AddressInvalid."""
         reservation = KeptReservation(
             self._transport,
             relay_address,
             self._clock,
             read_address=self._read_address,
+            on_change=on_change,
         )
         self._kept[reservation] = None
         nursery.start_soon(self._run, reservation)
@@ -84,7 +86,8 @@ class Reservations:
 class KeptReservation:
     """A place at the relay that `relay_address` names. `run` keeps it until `release`.
 
-    `read_address` gives the text of a binary multiaddr that we would tell others, or None.
+    `read_address` gives the text of a binary multiaddr that we would tell others, or None;
+    `on_change` is called when `addresses` or `failure` change.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class KeptReservation:
         clock: Clock,
         *,
         read_address: Callable[[bytes], str | None],
+        on_change: Callable[[], None],
     ) -> None:
         _, self._relay = split_peer_id(relay_address)
         self._transport = transport
@@ -103,7 +107,7 @@ class KeptReservation:
         self._addresses: tuple[str, ...] = ()
         self._failure = ""
         self._retry_after_s = RETRY_AFTER_S
-        self._changed = ParkingLot()
+        self._on_change = on_change
         self._life = trio.CancelScope()
 
     @property
@@ -117,9 +121,6 @@ class KeptReservation:
     @property
     def failure(self) -> str:
         return self._failure
-
-    async def wait_changed(self) -> None:
-        await self._changed.park()
 
     def release(self) -> None:
         self._life.cancel()
@@ -190,4 +191,4 @@ class KeptReservation:
         was = (self._addresses, self._failure)
         self._addresses, self._failure = addresses, failure
         if was != (addresses, failure):
-            self._changed.unpark_all()
+            self._on_change()

@@ -154,10 +154,6 @@ class Reservation(Protocol):
         """Why the place is not held; empty while it is, and before the first answer."""
         ...
 
-    async def wait_changed(self) -> None:
-        """Until `addresses` or `failure` change: the relay has answered, or is gone."""
-        ...
-
     def release(self) -> None:
         """Stop keeping the place. The relay forgets it when it expires or we disconnect."""
         ...
@@ -221,8 +217,11 @@ class Transport(Protocol):
         """The relay that new streams to a peer pass through; None if they go direct, or nowhere."""
         ...
 
-    def reserve(self, relay_address: str) -> Reservation:
+    def reserve(
+        self, relay_address: str, on_change: Callable[[], None] = lambda: None
+    ) -> Reservation:
         """Keep a place at a relay for as long as we run, or until it is released. While running.
+        `on_change` is called when the place was won or lost, or could not be had.
 
         Raises AddressInvalid, ConnectFailed (not running).
         """

@@ -51,6 +51,7 @@ from protocol.net import (
     libp2p_yamux_reader,
     libp2p_yamux_stream,
     link,
+    reservations,
     rpc,
     transport,
 )
@@ -74,6 +75,7 @@ NUMBER_PLACES = (
     channels,
     link,
     frames,
+    reservations,
     rpc,
     transport,
     libp2p_admission,

@@ -43,7 +43,7 @@ from protocol.features import Feature
 from protocol.framing import VERSION, FrameType
 from protocol.ids import Digest, JobId, LeaseId, PeerId
 from protocol.job_state import TRANSITIONS, JobEvent, JobState
-from protocol.net import libp2p_gossip, libp2p_host, libp2p_stream
+from protocol.net import circuit_messages, libp2p_gossip, libp2p_host, libp2p_stream
 from protocol.net.frames import Hello
 from protocol.net.rpc import RequestBody
 from protocol.offers import Hardware
@@ -252,6 +252,8 @@ def test_protocols_and_topics_have_the_ids_of_the_page() -> None:
         vars(libp2p_host)["NOISE"],
         libp2p_host.YAMUX,
         vars(libp2p_gossip)["PROTOCOL_ID_V11"],
+        circuit_messages.HOP_PROTOCOL,
+        circuit_messages.STOP_PROTOCOL,
         identify.ID,
         identify_push.ID_PUSH,
         ping.ID,
