@@ -11,7 +11,13 @@ from typing import Any
 
 from capanode.hourly_rates import DEFAULT_HOURLY_RATES
 from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
-from capanode.settings import COORDINATORS, MODELS, CoordinatorAddress, ModelSettings
+from capanode.settings import (
+    COORDINATORS,
+    MODELS,
+    CoordinatorAddress,
+    IfGpuFails,
+    ModelSettings,
+)
 from protocol.messages import DataCollection
 from protocol.net.dial_policy import DialPolicy, parse_networks
 from protocol.offers import BATCH_PERCENT_DEFAULT, SLOTS_MAX
@@ -119,6 +125,12 @@ class NodeConfig:
         NICE_DEFAULT,
         count(0, NICE_MAX),
         "How far models stand back (as nice(1)) when the processor is busy with other things.",
+    )
+    if_gpu_fails: IfGpuFails = setting(
+        IfGpuFails.STOP,
+        choice(IfGpuFails),
+        "What to do at the start if a GPU is here that cannot be used, or has no room for a model: "
+        "stop (leave that model out), or serve from the processor (cpu).",
     )
     price_cpu_core_hour: int = setting(
         DEFAULT_HOURLY_RATES.cpu_core_hour_nano,

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from capanode.config import NodeConfig
 from capanode.errors import NotRunningError
-from capanode.hardware import MachineCheck, hardware_findings, probe_machine
+from capanode.gpu_trial import settle_gpus
+from capanode.hardware import MachineCheck, hardware_findings, probe_machine, usable_gpus
 from capanode.models.errors import ModelError, UnsafeModelError
 from capanode.models.store import ModelStore
 from capanode.ports import PortError, check_port
@@ -48,11 +49,15 @@ class Diagnosis:
 def examine(config: NodeConfig) -> Diagnosis:
     """Look at everything. Blocks for some seconds at most."""
     running = _is_running(config)
+    machine = probe_machine()
+    gpus = usable_gpus(machine)
+    isolation = probe_isolation([gpu.device for gpu in gpus])
+    _, failure = settle_gpus(machine, gpus, isolation)
     return Diagnosis(
         (
             _key(config),
-            _isolation(probe_isolation()),
-            *hardware_findings(probe_machine()),
+            _isolation(isolation),
+            *hardware_findings(machine, failure),
             _priority(config.worker_nice),
             *(_port(place, running=running) for place in config.listen),
             *_coordinators(config),

@@ -35,6 +35,14 @@ class NothingToServeError(NodeError):
     """No model that is configured can be offered."""
 
 
+class NoRoomForModelError(NodeError):
+    """A model does not fit beside the others into the memory of any GPU."""
+
+
+class GpuError(NodeError):
+    """A GPU is here and cannot be used; the message is the driver's reason and what to do."""
+
+
 class OutboxError(NodeError):
     """The receipts on disk cannot be read or written."""
 

@@ -8,39 +8,23 @@ import importlib.util
 import os
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pynvml
 
+from capanode.device_problems import DeviceFailure, DeviceProblem
+from capanode.gpus import Gpu, GpuReport, chosen_gpus, read_nvml
 from protocol.limits import NAME_CHARS_MAX
 from protocol.offers import Hardware
 
 _GIB = 1024**3
 # Under this, a worker with the smallest demo model (0.7 GB resident) starves everything else.
 _MEMORY_BYTES_MIN = 2 * _GIB
-# One such machine exists; more is a misreading.
-_GPUS_MAX = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU as its driver reports it."""
-
-    name: str
-    memory_bytes: int
-    free_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class GpuReport:
-    """What NVML said. `problem` is why there is nothing, in words; None if there are GPUs."""
-
-    gpus: tuple[Gpu, ...]
-    driver: str | None
-    problem: str | None
+_AMD_VENDOR = "0x1002"
+# PCI's class of display controllers.
+_DISPLAY_CLASS = "0x03"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +38,8 @@ class Machine:
     system: str
     gpu: GpuReport
     torch_cuda: str | None  # the CUDA version that the installed torch was built for
+    # A GPU that no engine of ours runs on yet, in words; empty without one.
+    foreign_gpu: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +58,7 @@ def probe_machine(
     read_torch_cuda: Callable[[], str | None] | None = None,
     proc: Path = Path("/proc"),
     cgroup: Path = Path("/sys/fs/cgroup"),
+    pci: Path = Path("/sys/bus/pci/devices"),
 ) -> Machine:
     """Look at the machine. The arguments are for tests; each default is the real thing."""
     memory = psutil.virtual_memory()
@@ -85,15 +72,16 @@ def probe_machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         gpu=(read_gpus or read_nvml)(),
         torch_cuda=(read_torch_cuda or torch_cuda_version)(),
+        foreign_gpu=_foreign_gpu(pci),
     )
 
 
-def hardware_of(machine: Machine) -> Hardware:
-    """What the node's offer says. Of unlike GPUs it names the kind with the most memory in all,
-    since one line of an offer has to describe every one of them."""
-    if machine.gpu.gpus and machine.torch_cuda is not None:
+def hardware_of(machine: Machine, gpus: Sequence[Gpu] = ()) -> Hardware:
+    """What the node's offer says if jobs run on `gpus`, or on the processor without any. Of unlike
+    GPUs it names the kind with the most memory in all: each model says what it runs on itself."""
+    if gpus:
         groups: dict[tuple[str, int], int] = {}
-        for gpu in machine.gpu.gpus:
+        for gpu in gpus:
             groups[gpu.name, gpu.memory_bytes] = groups.get((gpu.name, gpu.memory_bytes), 0) + 1
         (name, memory_bytes), count = max(groups.items(), key=lambda item: item[0][1] * item[1])
         return Hardware("cuda", name[:NAME_CHARS_MAX], memory_bytes, count)
@@ -102,12 +90,41 @@ def hardware_of(machine: Machine) -> Hardware:
     return Hardware("cpu", name, machine.memory_bytes, 1)
 
 
-def hardware_findings(machine: Machine) -> tuple[MachineCheck, ...]:
-    """Processor, memory and GPU, for `capanode doctor`."""
+def usable_gpus(machine: Machine, environment: Mapping[str, str] = os.environ) -> tuple[Gpu, ...]:
+    """Those that jobs may run on: what CUDA_VISIBLE_DEVICES leaves, and none that must fail."""
+    return () if gpu_failure(machine) else chosen_gpus(machine.gpu.gpus, environment)
+
+
+def gpu_failure(machine: Machine) -> DeviceFailure | None:
+    """Why GPUs that are here cannot be used, as far as it shows from outside. A newer minor version
+    of CUDA runs on an older driver of the same major version."""
+    found = machine.gpu
+    if found.failure is not None:
+        return found.failure
+    if not found.gpus:
+        return None
+    if machine.torch_cuda is None:
+        what = "the installed torch is a build without CUDA"
+        return DeviceFailure(DeviceProblem.TORCH_WITHOUT_CUDA, what)
+    built_for = int(machine.torch_cuda.partition(".")[0])
+    if found.driver_cuda is not None and found.driver_cuda[0] < built_for:
+        supported = ".".join(map(str, found.driver_cuda))
+        return DeviceFailure(
+            DeviceProblem.DRIVER_TOO_OLD,
+            f"driver {found.driver} knows CUDA up to {supported}, and torch was built for "
+            f"{machine.torch_cuda}",
+        )
+    return None
+
+
+def hardware_findings(
+    machine: Machine, failure: DeviceFailure | None = None
+) -> tuple[MachineCheck, ...]:
+    """Processor, memory and GPU, for `capanode doctor`; `failure` is what a trial of it met."""
     return (
         MachineCheck("processor", True, f"{machine.cpu_name}, {machine.cpu_threads} threads"),
         _memory_finding(machine),
-        _gpu_finding(machine),
+        _gpu_finding(machine, failure or gpu_failure(machine)),
     )
 
 
@@ -126,54 +143,43 @@ def _memory_finding(machine: Machine) -> MachineCheck:
     )
 
 
-def _gpu_finding(machine: Machine) -> MachineCheck:
-    if machine.gpu.problem is not None:
+def _gpu_finding(machine: Machine, failure: DeviceFailure | None) -> MachineCheck:
+    found = machine.gpu
+    names = ", ".join(
+        f"{gpu.name} ({gpu.memory_bytes / _GIB:.0f} GiB, {gpu.free_bytes / _GIB:.0f} GiB free)"
+        for gpu in found.gpus
+    )
+    if failure is not None:
+        detail = f"{names}: {failure.reason}" if names else failure.reason
+        return MachineCheck("gpu", False, detail, failure.advice)
+    if found.problem is not None:
+        if machine.foreign_gpu:
+            advice = "nothing to do: jobs run on the processor, and the offer says so"
+            return MachineCheck("gpu", False, machine.foreign_gpu, advice)
         return MachineCheck(
             "gpu",
             False,
-            machine.gpu.problem,
+            found.problem,
             "nothing to do if there is no NVIDIA GPU: jobs run on the processor, and the offer "
             "says so; otherwise install the driver and check `nvidia-smi`",
         )
-    names = ", ".join(
-        f"{gpu.name} ({gpu.memory_bytes / _GIB:.0f} GiB, {gpu.free_bytes / _GIB:.0f} GiB free)"
-        for gpu in machine.gpu.gpus
-    )
-    detail = f"{names}; driver {machine.gpu.driver}"
-    if machine.torch_cuda is None:
-        return MachineCheck(
-            "gpu",
-            False,
-            f"{detail}; the installed torch is a build without CUDA, so jobs run on the processor",
-            "install a CUDA build of torch: `pip install torch`, without the pin to the CPU build "
-            "in constraints.txt",
-        )
-    return MachineCheck("gpu", True, f"{detail}; torch for CUDA {machine.torch_cuda}")
+    detail = f"{names}; driver {found.driver}; torch for CUDA {machine.torch_cuda}"
+    return MachineCheck("gpu", True, detail)
 
 
-def read_nvml() -> GpuReport:
-    """Ask the NVIDIA driver. No driver, no GPU and no permission are answers, not errors."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        return GpuReport((), None, f"no NVIDIA GPU is usable here: {error}")
-    try:
-        count = min(pynvml.nvmlDeviceGetCount(), _GPUS_MAX)
-        gpus = tuple(_read_gpu(index) for index in range(count))
-        driver = str(pynvml.nvmlSystemGetDriverVersion())
-    except pynvml.NVMLError as error:
-        return GpuReport((), None, f"the NVIDIA driver does not answer: {error}")
-    finally:
-        pynvml.nvmlShutdown()
-    if not gpus:
-        return GpuReport((), driver, "the NVIDIA driver is here, but it sees no GPU")
-    return GpuReport(gpus, driver, None)
-
-
-def _read_gpu(index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return Gpu(str(pynvml.nvmlDeviceGetName(handle)), int(memory.total), int(memory.free))
+def _foreign_gpu(pci: Path) -> str:
+    """A GPU of another maker, from the system's own lists."""
+    if platform.system() == "Darwin":
+        return "an Apple GPU: not supported yet (nor is macOS, where nothing confines a worker)"
+    for card in sorted(pci.glob("*")):
+        try:
+            kind = (card / "class").read_text().strip()
+            vendor = (card / "vendor").read_text().strip()
+        except OSError:
+            continue
+        if kind.startswith(_DISPLAY_CLASS) and vendor == _AMD_VENDOR:
+            return f"an AMD GPU at {card.name}: not supported yet (ROCm)"
+    return ""
 
 
 def torch_cuda_version() -> str | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from capanode.device_problems import DeviceFailure
 from capanode.errors import NodeError
 from capanode.served import ServedModel
 from protocol.ids import PeerId
@@ -39,6 +40,14 @@ def model_failed(name: str, error: NodeError) -> Milestone:
     """The model is left out, the node goes on."""
     facts = {"model": name, "error": str(error)}
     return Milestone("model_failed", f"{name} is not served: {error}", facts)
+
+
+def gpu_not_used(failure: DeviceFailure) -> Milestone:
+    """A GPU is here, and jobs run on the processor all the same."""
+    facts = {"problem": failure.problem.value, "reason": failure.reason}
+    return Milestone(
+        "gpu_not_used", f"jobs run on the processor, and not the GPU: {failure}", facts
+    )
 
 
 def model_ready(model: ServedModel, *, is_proposed: bool) -> Milestone:

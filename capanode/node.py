@@ -229,6 +229,7 @@ class Node:
             speed=speed,
             price=plan.price or PriceSheet(),
             threads=plan.threads,
+            hardware=plan.hardware,
             batch_percent=self.rules.batch_percent,
         )
         if plan.price is None:
@@ -238,7 +239,7 @@ class Node:
 
     def _proposed(self, model: ServedModel) -> PriceSheet:
         rules = self.rules
-        hourly = hourly_nano(rules.hardware, rules.rates, threads=model.threads)
+        hourly = hourly_nano(model.hardware or rules.hardware, rules.rates, threads=model.threads)
         return propose_price(model.manifest.task, model.speed, hourly_nano=hourly)
 
     async def _speed(self, plan: ModelPlan, worker: ModelWorker) -> Speed:
@@ -246,7 +247,7 @@ class Node:
         assert worker.info is not None
         key = speed_key(
             plan.digest,
-            self.rules.hardware,
+            plan.hardware or self.rules.hardware,
             slots=worker.info.slots,
             threads=plan.threads,
             software=self.rules.software,
@@ -292,7 +293,9 @@ class Node:
     def _made_by(self, digest: Digest) -> MadeBy:
         """A job for a model that is not here earns nothing."""
         model = self.models.get(digest)
-        return MadeBy() if model is None else MadeBy(model.name, self.rules.hardware.name)
+        if model is None:
+            return MadeBy()
+        return MadeBy(model.name, (model.hardware or self.rules.hardware).name)
 
     def _about(self) -> About:
         return About(

@@ -13,20 +13,17 @@ import trio
 
 from capanode.benchmark import SpeedCache
 from capanode.config import NodeConfig, reread_config
-from capanode.errors import IsolationError, NodeError
-from capanode.hardware import hardware_of, probe_machine
+from capanode.errors import NodeError
 from capanode.live_settings import LiveSettings, live_rules
-from capanode.milestones import Milestone, OnMilestone
-from capanode.models.store import ModelStore
+from capanode.milestones import OnMilestone
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
 from capanode.owner_commands import OwnerCommands
 from capanode.pauses import OwnerPause
 from capanode.ports import PortError, check_port
-from capanode.sandbox.probe import IsolationReport, probe_isolation
+from capanode.start_plan import StartPlan, plan_start
 from capanode.status import NodeStatus, StatusServer, read_status
-from capanode.workers import SandboxedWorkers, plan_models
-from protocol.offers import Hardware
+from capanode.workers import SandboxedWorkers
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
 from protocol.programs.locks import hold_lock
@@ -63,18 +60,7 @@ async def serve(
         key = load_key_file(config.key_path)
         for place in config.listen:
             _require_port(place)
-        machine = probe_machine()
-        hardware = hardware_of(machine)
-        report = require_isolation(probe_isolation(), on_milestone)
-        assert report.sandbox is not None
-        models = ModelStore(config.model_store)
-        plans = plan_models(
-            config.models,
-            models,
-            machine,
-            gpu=hardware.kind == "cuda",
-            allow_code=config.allow_code_models,
-        )
+        plan = plan_start(config, on_milestone)
         runtime = system_runtime()
         # libp2p alone takes 45 MB: only the running node loads it.
         from protocol.net.libp2p import Libp2pTransport  # noqa: PLC0415
@@ -87,10 +73,13 @@ async def serve(
                     key, config.listen, announce=config.announce, policy=config.dial_policy
                 ),
                 SandboxedWorkers(
-                    report.sandbox, hardware, rng=runtime.child_rng(), nice=config.worker_nice
+                    plan.sandbox,
+                    rng=runtime.child_rng(),
+                    nice=config.worker_nice,
+                    whole_sys=plan.whole_sys,
                 ),
-                plans,
-                _rules(config, report, hardware, software),
+                plan.plans,
+                _rules(config, plan, software),
                 store=store,
                 speeds=SpeedCache(config.benchmarks_path),
                 runtime=runtime,
@@ -139,26 +128,11 @@ def _require_port(place: str) -> None:
         raise NodeError(f"{error}: {error.advice}") from None
 
 
-def require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> IsolationReport:
-    """Without a sandbox this machine must not run what strangers send."""
-    if report.sandbox is None:
-        raise IsolationError(
-            "this machine cannot confine other people's jobs, so it takes none: "
-            + "; ".join(report.advice)
-        )
-    tier = report.tier.value
-    words = f"isolation: {tier}, shown by a self-test that tried to break out"
-    on_milestone(Milestone("isolation", words, {"tier": tier}))
-    return report
-
-
-def _rules(
-    config: NodeConfig, report: IsolationReport, hardware: Hardware, software: str
-) -> NodeRules:
+def _rules(config: NodeConfig, plan: StartPlan, software: str) -> NodeRules:
     rules = NodeRules(
         coordinators=config.coordinators,
-        isolation=report.tier,
-        hardware=hardware,
+        isolation=plan.tier,
+        hardware=plan.hardware,
         software=software,
         listen=config.listen,
         region=config.region,

@@ -15,7 +15,7 @@ from protocol.features import Feature
 from protocol.ids import Digest
 from protocol.limits import KIB
 from protocol.manifest import ModelManifest
-from protocol.offers import BATCH_PERCENT_DEFAULT, ModelLoad, ModelOffer
+from protocol.offers import BATCH_PERCENT_DEFAULT, Hardware, ModelLoad, ModelOffer
 from protocol.pricing import PriceSheet
 
 
@@ -29,6 +29,8 @@ class ModelWorker(JobWorker, Protocol):
         NodeError if it never gets there."""
         ...
 
+
+_NOT_OFFERED = frozenset({WorkerState.UNAVAILABLE, WorkerState.DEVICE_LOST, WorkerState.STOPPED})
 
 # Of the 28 KiB of an offer: some ten tensor models say what they take and answer.
 SIGNATURES_BYTES_MAX = 2 * KIB
@@ -47,6 +49,8 @@ class ServedModel:
     price: PriceSheet
     # Of the processor, where its work is priced by them.
     threads: int = 1
+    # What runs it, where that is not what the node's offer says of all.
+    hardware: Hardware | None = None
     batch_percent: int = BATCH_PERCENT_DEFAULT
     jobs_done: int = 0
     output_tokens_done: int = 0
@@ -58,9 +62,9 @@ class ServedModel:
 
     @property
     def is_offered(self) -> bool:
-        """False once its worker was given up. One that is being started again stays in the offer:
-        load reports say that it is away, and offers are dear."""
-        return self.worker.state not in (WorkerState.UNAVAILABLE, WorkerState.STOPPED)
+        """False once its worker was given up, and while its GPU is gone. One that is being started
+        again stays in the offer: load reports say that it is away, and offers are dear."""
+        return self.worker.state not in _NOT_OFFERED
 
     def offer(self) -> ModelOffer:
         info = self.worker.info

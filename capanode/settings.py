@@ -5,6 +5,7 @@ The settings themselves are the fields of `capanode.config.NodeConfig`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from protocol.errors import RemoteProtocolError
@@ -25,6 +26,13 @@ THREADS_MAX = 1_024
 
 _PRICE_FIELDS = {position.name: position.field for position in PRICE_POSITIONS}
 _COUNT_KEYS = {"slots": SLOTS_MAX, "threads": THREADS_MAX}
+
+
+class IfGpuFails(StrEnum):
+    """What becomes of models that were meant for a GPU which cannot be used."""
+
+    STOP = "stop"
+    CPU = "cpu"
 
 
 @dataclass(frozen=True, slots=True)

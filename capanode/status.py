@@ -248,7 +248,9 @@ def _warnings(node: Node) -> Iterator[str]:
         yield "no coordinator is listed, so no job can come: set `coordinators`"
     for model in node.models.values():
         why = _last_ending(model) or "see the log"
-        if not model.is_offered:
+        if model.worker.state is WorkerState.DEVICE_LOST:
+            yield f"{model.name} is not offered until its GPU works again: {why}"
+        elif not model.is_offered:
             yield f"{model.name} is not offered: its worker ended too often, the last time: {why}"
         elif model.worker.state is WorkerState.RESTARTING:
             yield f"{model.name} is being started again: {why}"

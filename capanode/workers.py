@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from capanode.errors import NothingToServeError
+from capanode.gpus import Gpu
 from capanode.hardware import Machine
+from capanode.memory_ledger import Promise
 from capanode.models.errors import UnsafeModelError
 from capanode.models.store import ModelStore, StoredModel
 from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
@@ -20,7 +22,7 @@ from capanode.served import ModelWorker
 from capanode.settings import ModelSettings
 from capanode.tasks import CODE_ARCHITECTURES, NODE_TASKS
 from capanode.worker.jobs import WorkerState
-from capanode.worker.spec import WorkerSpec
+from capanode.worker.spec import GpuShare, WorkerSpec
 from capanode.worker.supervisor import WorkerSupervisor
 from protocol.ids import Digest
 from protocol.manifest import ModelManifest
@@ -37,7 +39,8 @@ THREADS_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """One model to serve. `price` is the operator's, None to let the policy propose one."""
+    """One model to serve. `price` is the operator's, None to let the policy propose one. `gpu` is
+    the device that it was promised memory of (see `capanode.placement`), None for the processor."""
 
     name: str
     digest: Digest
@@ -46,6 +49,10 @@ class ModelPlan:
     slots: int
     threads: int
     price: PriceSheet | None = None
+    gpu: Gpu | None = None
+    promise: Promise | None = None
+    # What it runs on, where that is not what the node's offer says of all.
+    hardware: Hardware | None = None
 
     @property
     def bytes(self) -> int:
@@ -64,11 +71,17 @@ class SandboxedWorkers:
     """The real pool: a supervised process for each model."""
 
     def __init__(
-        self, sandbox: Sandbox, hardware: Hardware, *, rng: random.Random, nice: int = NICE_DEFAULT
+        self,
+        sandbox: Sandbox,
+        *,
+        rng: random.Random,
+        nice: int = NICE_DEFAULT,
+        whole_sys: bool = False,
     ) -> None:
+        """`whole_sys`: what the self-test found that the GPUs' driver needs."""
         self._sandbox = sandbox
         self._nice = nice
-        self._gpu = hardware.kind == "cuda"
+        self._whole_sys = whole_sys
         self._rng = rng
 
     def worker(self, plan: ModelPlan, *, on_state: Callable[[WorkerState], None]) -> ModelWorker:
@@ -76,13 +89,19 @@ class SandboxedWorkers:
             engine=NODE_TASKS[plan.manifest.task].engine,
             model_dir=plan.path,
             limits=limits_for_model(
-                plan.bytes, gpu=self._gpu, threads=plan.threads, nice=self._nice
+                plan.bytes, gpu=plan.gpu is not None, threads=plan.threads, nice=self._nice
             ),
             slots=plan.slots,
             threads=plan.threads,
-            gpu=self._gpu,
+            gpu=self._share(plan),
         )
         return WorkerSupervisor(self._sandbox, spec, rng=self._rng, on_state=on_state)
+
+    def _share(self, plan: ModelPlan) -> GpuShare | None:
+        if plan.gpu is None:
+            return None
+        allocated = None if plan.promise is None else plan.promise.allocated_bytes
+        return GpuShare((plan.gpu.device,), allocated, self._whole_sys)
 
 
 def plan_models(

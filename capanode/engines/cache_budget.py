@@ -66,5 +66,8 @@ def _free_gpu_bytes(config: DecoderConfig, dtype: torch.dtype, device: torch.dev
         2 * (config.heads + config.kv_heads) * config.head_dim + 3 * config.intermediate_size
     )
     weights = config.layers * layer + 2 * config.vocab_size * config.hidden_size
-    free = torch.cuda.mem_get_info(device)[0] - weights * dtype.itemsize
+    free, total = torch.cuda.mem_get_info(device)
+    # The worker's share of the card: see `capanode.memory_ledger`.
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    free = min(free, int(total * share)) - weights * dtype.itemsize
     return int(max(free, 0) * _GPU_CACHE_SHARE)

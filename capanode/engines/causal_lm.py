@@ -102,15 +102,13 @@ class CausalLM:
         *,
         slots: int,
         threads: int,
+        device: str | torch.device = "cpu",
         context_tokens: int | None = None,
         cache_bytes: int | None = None,
     ) -> "CausalLM":
-        """Raises ModelLoadError if the directory does not hold a model that runs here.
-
-        A CUDA device is used where there is one.
-        """
+        """Raises ModelLoadError if the directory does not hold a model that runs here."""
         torch.set_num_threads(threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(device)
         plain = read_json(model_dir / "config.json")
         config = read_decoder_config(plain)
         dtype = DTYPES[config.dtype_name]

@@ -109,10 +109,12 @@ class TextEmbedder:
         )
 
     @classmethod
-    def load(cls, model_dir: Path, *, slots: int, threads: int) -> "TextEmbedder":
+    def load(
+        cls, model_dir: Path, *, slots: int, threads: int, device: str | torch.device = "cpu"
+    ) -> "TextEmbedder":
         """Raises ModelLoadError if the directory does not hold a model that runs here."""
         torch.set_num_threads(threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(device)
         config = BertConfig.parse(read_json(model_dir / "config.json"))
         sentence = read_optional_json(model_dir / "sentence_bert_config.json")
         limit = sentence.get("max_seq_length", config.positions)

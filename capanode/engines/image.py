@@ -69,12 +69,14 @@ class ImageClassifier:
         )
 
     @classmethod
-    def load(cls, model_dir: Path, *, slots: int, threads: int) -> "ImageClassifier":
+    def load(
+        cls, model_dir: Path, *, slots: int, threads: int, device: str | torch.device = "cpu"
+    ) -> "ImageClassifier":
         """Raises ModelLoadError if the directory does not hold a model that runs here."""
         torch.set_num_threads(threads)
         # A second net under our own check: Pillow warns above this and refuses above twice of it.
         Image.MAX_IMAGE_PIXELS = PIXELS_MAX
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(device)
         config = EfficientNetConfig.parse(read_json(model_dir / "config.json"))
         labels = read_names(model_dir / "labels.json")
         if len(labels) != config.classes:

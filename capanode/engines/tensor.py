@@ -97,15 +97,11 @@ class TensorEngine:
 
     @classmethod
     def load(
-        cls, model_dir: Path, *, slots: int, threads: int, device: torch.device | None = None
+        cls, model_dir: Path, *, slots: int, threads: int, device: str | torch.device = "cpu"
     ) -> "TensorEngine":
-        """Raises ModelLoadError if the directory does not hold a model that runs here.
-
-        Without a `device` it is CUDA's where there is one.
-        """
+        """Raises ModelLoadError if the directory does not hold a model that runs here."""
         torch.set_num_threads(threads)
-        if device is None:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(device)
         # Convolutions would else be computed in ten bits of fraction there, and the profile says
         # float32.
         torch.backends.cudnn.allow_tf32 = False

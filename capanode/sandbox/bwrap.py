@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from capanode.sandbox.gpu import GpuGrant
 from capanode.sandbox.limits import Limits
-from capanode.sandbox.view import GPU_PATHS, READABLE_PROC, SCRATCH_TARGET, View
+from capanode.sandbox.view import READABLE_PROC, SCRATCH_TARGET, View
 
 # First with both --size and --disable-userns.
 _VERSION_MIN = (0, 8)
@@ -19,8 +20,6 @@ _SYSTEM_BWRAP = Path("/usr/bin/bwrap")
 
 # A user that owns nothing, inside; outside it stands for the user who started bwrap.
 _INNER_ID = "65534"
-
-_GPU_DEVICES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 
 
 def bwrap_candidates() -> tuple[Path, ...]:
@@ -54,7 +53,7 @@ class World:
     view: View
     limits: Limits
     environment: Mapping[str, str]
-    gpu: bool
+    gpu: GpuGrant | None
     filter_fd: int
     info_fd: int
 
@@ -65,9 +64,8 @@ def bwrap_options(world: World) -> list[str]:
     return [
         *_namespaces(),
         *_file_systems(world.view),
-        *(_gpu_devices() if world.gpu else _system_facts(world.view)),
+        *(_system_facts(world.view) if world.gpu is None else _gpu(world.gpu)),
         *_writable_places(world.limits),
-        *(("--remount-ro", "/proc") if world.gpu else ()),
         *("--clearenv",),
         *(word for name, value in world.environment.items() for word in ("--setenv", name, value)),
         *("--info-fd", str(world.info_fd), "--seccomp", str(world.filter_fd)),
@@ -103,14 +101,17 @@ def _system_facts(view: View) -> list[str]:
     return [*words, "--symlink", view.python, "/proc/self/exe"]
 
 
-def _gpu_devices() -> list[str]:
-    """CUDA reads its own memory map and the driver's settings, so it gets a whole /proc."""
+def _gpu(grant: GpuGrant) -> list[str]:
+    """CUDA reads its own memory map and the driver's settings, and names its threads there (cuInit
+    fails with error 304 where it may not), so it gets a whole /proc of its own. bwrap covers what
+    is the kernel's in it (/proc/sys, sysrq) with read-only mounts."""
     words = ["--proc", "/proc"]
-    numbered = sorted(path.name for path in Path("/dev").glob("nvidia[0-9]*"))
-    for name in (*numbered, *_GPU_DEVICES):
-        words += ["--dev-bind-try", f"/dev/{name}", f"/dev/{name}"]
-    for path in GPU_PATHS:
-        words += ["--ro-bind-try", path, path]
+    for device in grant.devices:
+        words += ["--dev-bind-try", device.source, device.target]
+    for mount in (*grant.libraries, *grant.facts):
+        words += ["--ro-bind-try", mount.source, mount.target]
+    for content, path in grant.links:
+        words += ["--symlink", content, path]
     return words
 
 

@@ -47,11 +47,16 @@ def landlock_version() -> int:
 
 
 def restrict_files(
-    *, readable: Iterable[str], writable: Iterable[str], devices: Iterable[str]
+    *,
+    readable: Iterable[str],
+    writable: Iterable[str],
+    devices: Iterable[str],
+    changeable: Iterable[str] = (),
 ) -> None:
     """From here on this process opens nothing but what is below these paths, for good.
 
-    Paths that are not there are skipped. Raises LandlockUnavailable.
+    In `changeable` it writes to what is there and makes nothing new. Paths that are not there are
+    skipped. Raises LandlockUnavailable.
     """
     version = landlock_version()
     if version < VERSION_MIN:
@@ -62,6 +67,7 @@ def restrict_files(
         (_READ_RIGHTS, readable),
         (_SCRATCH_RIGHTS, writable),
         (_DEVICE_RIGHTS, devices),
+        (_READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE, changeable),
     ):
         for path in paths:
             _allow(ruleset, path, rights & handled)

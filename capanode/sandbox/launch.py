@@ -22,6 +22,9 @@ from capanode.sandbox.seccomp import UnsupportedArchitecture, build_filter
 # What a shell says for a command that was found but could not be run.
 EXIT_NOT_LAUNCHED = 126
 
+# CUDA's driver names its threads, in `comm`: where it may not, cuInit fails with error 304.
+_OWN_THREADS = ("/proc/self/task",)
+
 
 @dataclass(frozen=True, slots=True)
 class FileRules:
@@ -78,7 +81,12 @@ def launch(plan: Launch) -> None:
     os.chdir(plan.working_dir)
     if plan.file_rules is not None:
         rules = plan.file_rules
-        restrict_files(readable=rules.readable, writable=rules.writable, devices=rules.devices)
+        restrict_files(
+            readable=rules.readable,
+            writable=rules.writable,
+            devices=rules.devices,
+            changeable=_OWN_THREADS if rules.gpu else (),
+        )
         load_filter(build_filter(gpu=rules.gpu, own_pid=os.getpid()))
     os.execve(plan.command[0], plan.command, dict(plan.environment))  # noqa: S606 - no shell wanted
 

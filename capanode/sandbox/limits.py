@@ -19,6 +19,13 @@ _BASE_MEMORY_BYTES = 3 * _GIB // 2
 # its key-value cache grows to about its own size.
 _MEMORY_PER_MODEL_BYTE = 3
 
+# With a GPU: CUDA's libraries, its context's half in this process and pinned buffers come on top,
+# and its driver starts threads of its own. Estimates: not seen on a GPU yet.
+_GPU_MEMORY_BYTES = 5 * _GIB // 2
+_GPU_PROCESSES = 32
+# A program that only starts CUDA was seen with 32 descriptors, torch beside gloo with 26.
+GPU_FILES_MAX = 256
+
 # Reserved but never touched: thread stacks, malloc arenas, shared libraries. `import torch` alone
 # reserves 0.65 GiB with two threads.
 _UNTOUCHED_ADDRESS_SPACE_BYTES = 4 * _GIB
@@ -60,9 +67,17 @@ def limits_for_model(
 ) -> Limits:
     """Limits that a well-behaved engine with this much on disk stays under."""
     memory_bytes = _BASE_MEMORY_BYTES + _MEMORY_PER_MODEL_BYTE * model_bytes
+    if gpu:
+        return Limits(
+            memory_bytes=memory_bytes + _GPU_MEMORY_BYTES,
+            address_space_bytes=None,
+            processes_max=48 + 8 * threads + _GPU_PROCESSES,
+            files_max=GPU_FILES_MAX,
+            nice=nice,
+        )
     return Limits(
         memory_bytes=memory_bytes,
-        address_space_bytes=None if gpu else memory_bytes + _UNTOUCHED_ADDRESS_SPACE_BYTES,
+        address_space_bytes=memory_bytes + _UNTOUCHED_ADDRESS_SPACE_BYTES,
         # Two thread pools of torch's, and what the runtime starts on its own.
         processes_max=48 + 8 * threads,
         nice=nice,

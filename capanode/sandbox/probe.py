@@ -10,16 +10,18 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from capanode.sandbox.bwrap import bwrap_candidates
 from capanode.sandbox.errors import SandboxError
+from capanode.sandbox.gpu import GpuDevice, GpuGrant, plan_grant
 from capanode.sandbox.landlock import VERSION_MIN, landlock_version
-from capanode.sandbox.limits import Limits
+from capanode.sandbox.limits import GPU_FILES_MAX, Limits
 from capanode.sandbox.seccomp import is_supported
+from capanode.sandbox.selftest import START_CUDA
 from capanode.sandbox.spawn import Program, Sandbox, SandboxedProcess
 from protocol.messages import IsolationTier
 
@@ -29,14 +31,13 @@ _REPORT_BYTES_MAX = 64 * 1024
 _STDERR_BYTES_MAX = 2_000
 _MIB = 1024 * 1024
 
-# There if a driver is loaded.
-_GPU_DEVICE = Path("/dev/nvidiactl")
 # CUDA's driver passes anonymous files to itself, locks its cache of compiled kernels, and reads its
 # own memory map, beside which the kernel puts the mount table.
 _DRIVERS_NEEDS = frozenset({"make an anonymous file", "lock a file", "read the mount table"})
 
 # Enough for a bare Python, which is all that the self-test is.
 _PROBE_LIMITS = Limits(memory_bytes=512 * _MIB, address_space_bytes=1024 * _MIB)
+_GPU_PROBE_LIMITS = replace(_PROBE_LIMITS, address_space_bytes=None, files_max=GPU_FILES_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,15 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
+class GpuTrial:
+    """How CUDA's driver started in the sandbox that was found: `problem` is what the self-test met,
+    empty if it works. `whole_sys` is True if the driver needs to see every device of the kernel."""
+
+    problem: str
+    whole_sys: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class IsolationReport:
     """The best tier that held. `facts` are of that tier, or of the failures where none did;
     `advice` says what would make it better."""
@@ -58,29 +68,60 @@ class IsolationReport:
     advice: tuple[str, ...]
     # None: this machine cannot confine other people's jobs.
     sandbox: Sandbox | None
+    # None where no GPU was asked for.
+    gpu: GpuTrial | None = None
 
 
-def probe_isolation() -> IsolationReport:
-    """Try every way to confine a program, strongest first. Blocks for some tenths of a second."""
+def probe_isolation(devices: Sequence[GpuDevice] = ()) -> IsolationReport:
+    """Try every way to confine a program, strongest first, with these devices as well as without.
+
+    A tier in which their driver does not start is taken only if it starts in none. Blocks for some
+    tenths of a second, and for as long as the driver takes to start.
+    """
     if sys.platform != "linux" or not is_supported():
         return _report_nothing(
             (Fact("platform", False, "only Linux on x86-64 is supported"),),
             ("run the node on Linux on x86-64; elsewhere it cannot confine other people's jobs",),
         )
     failures: list[Fact] = []
+    without_gpu: IsolationReport | None = None
     for sandbox in _candidates():
         facts = probe_sandbox(sandbox)
-        if _GPU_DEVICE.exists():
-            facts += tuple(
-                replace(fact, name=f"with the GPU: {fact.name}")
-                for fact in probe_sandbox(sandbox, gpu=True)
-            )
+        gpu: GpuTrial | None = None
+        if devices and all(fact.ok for fact in facts):
+            gpu, more = _try_driver(sandbox, devices)
+            facts += more
         if all(fact.ok for fact in facts):
-            return IsolationReport(sandbox.tier, facts, _advice(sandbox.tier), sandbox)
+            report = IsolationReport(sandbox.tier, facts, _advice(sandbox.tier), sandbox, gpu)
+            if gpu is None or not gpu.problem:
+                return report
+            without_gpu = without_gpu or report
         failures += [
             replace(fact, name=f"{_title(sandbox)}: {fact.name}") for fact in facts if not fact.ok
         ]
-    return _report_nothing(tuple(failures), _advice(IsolationTier.NONE))
+    return without_gpu or _report_nothing(tuple(failures), _advice(IsolationTier.NONE))
+
+
+def _try_driver(
+    sandbox: Sandbox, devices: Sequence[GpuDevice]
+) -> tuple[GpuTrial, tuple[Fact, ...]]:
+    """The whole self-test as a worker with a GPU runs, first with the little of /sys that should
+    do. That the driver starts is no fact of isolation."""
+    trial = GpuTrial("")
+    facts: tuple[Fact, ...] = ()
+    for whole_sys in (False, True):
+        found = probe_sandbox(sandbox, gpu=plan_grant(devices, whole_sys=whole_sys))
+        facts = tuple(
+            replace(fact, name=f"with the GPU: {fact.name}")
+            for fact in found
+            if fact.name != START_CUDA
+        )
+        started = next((fact for fact in found if fact.name == START_CUDA), None)
+        problem = "" if started is None or started.ok else started.detail
+        if not problem:
+            return GpuTrial("", whole_sys), facts
+        trial = trial if trial.problem else GpuTrial(problem)
+    return trial, facts
 
 
 def _advice(tier: IsolationTier) -> tuple[str, ...]:
@@ -120,16 +161,20 @@ def _title(sandbox: Sandbox) -> str:
     return sandbox.tier if sandbox.bwrap is None else f"{sandbox.tier} ({sandbox.bwrap})"
 
 
-def probe_sandbox(sandbox: Sandbox, *, gpu: bool = False) -> tuple[Fact, ...]:
+def probe_sandbox(sandbox: Sandbox, *, gpu: GpuGrant | None = None) -> tuple[Fact, ...]:
     """Run the self-test in this sandbox; all facts are `ok` only if it held.
 
-    With `gpu` it runs as a worker with a GPU does, and what its driver needs is no attempt.
+    With `gpu` it runs as a worker with a GPU does, starts the driver, and what that needs is no
+    attempt.
     """
     with _playground() as (canary, model_dir), _listeners(canary) as listeners:
         program = Program(
             "capanode.sandbox.selftest",
-            limits=_PROBE_LIMITS,
-            arguments=(str(canary), str(_socket_path(canary))),
+            limits=_PROBE_LIMITS if gpu is None else _GPU_PROBE_LIMITS,
+            arguments=(
+                *(str(canary), str(_socket_path(canary))),
+                *(() if gpu is None else ("gpu",)),
+            ),
             model_dir=model_dir,
             gpu=gpu,
         )
@@ -139,7 +184,8 @@ def probe_sandbox(sandbox: Sandbox, *, gpu: bool = False) -> tuple[Fact, ...]:
             return (Fact("start", False, str(error)),)
         try:
             facts = _examine(process, listeners)
-            return tuple(fact for fact in facts if not gpu or fact.name not in _DRIVERS_NEEDS)
+            needed = () if gpu is None else _DRIVERS_NEEDS
+            return tuple(fact for fact in facts if fact.name not in needed)
         finally:
             process.kill()
             process.popen.wait()

@@ -61,13 +61,17 @@ _CALLS: dict[str, int] = {
     "rseq": 334, "close_range": 436, "faccessat2": 439, "epoll_pwait2": 441, "futex_waitv": 449,
 }  # fmt: skip
 
-# CUDA pins host memory, its driver passes anonymous files to itself, and its cache of compiled
-# kernels (in the scratch folder) is locked while it is written.
+# CUDA pins host memory, its driver passes anonymous files to itself, its cache of compiled kernels
+# (in the scratch folder) is locked while it is written, and its unified memory listens on an
+# abstract socket (`cuda-uvmfd-…`) without which two sources say that it does not start. Such a
+# socket is made below, of one kind only; that it accepts or connects is never allowed.
 _GPU_CALLS: dict[str, int] = {
-    "flock": 73, "mlock": 149, "munlock": 150, "memfd_create": 319, "mlock2": 325,
+    "bind": 49, "listen": 50, "flock": 73, "mlock": 149, "munlock": 150, "memfd_create": 319,
+    "mlock2": 325,
 }  # fmt: skip
 
 _IOCTL = 16
+_SOCKET = 41
 _SENDTO = 44
 _SOCKETPAIR = 53
 _CLONE = 56
@@ -87,6 +91,7 @@ _CLONE_NAMESPACE_FLAGS = 0x7E020000
 
 _AF_UNIX = 1
 _SOCK_STREAM = 1
+_SOCK_SEQPACKET = 5
 _SOCK_FLAGS = 0x800 | 0x80000  # SOCK_NONBLOCK | SOCK_CLOEXEC
 _PRIO_PROCESS = 0
 
@@ -133,16 +138,31 @@ class _Argument:
     is_high_half: bool = False
 
 
+# Packets in order, to one peer: a socket of datagrams would hear from every process of the host.
+_GPU_CHECKS = (
+    _Check(
+        _SOCKET,
+        (
+            _Argument(0, (_AF_UNIX,)),
+            _Argument(1, (_SOCK_SEQPACKET,), mask=0xFFFFFFFF ^ _SOCK_FLAGS),
+        ),
+    ),
+)
+
+
 def is_supported() -> bool:
     """True if this machine's system calls are the ones listed here."""
     return platform.machine() == "x86_64" and struct.calcsize("P") == 8
 
 
-def build_filter(*, gpu: bool = False, own_pid: int | None = None) -> bytes:
+def build_filter(
+    *, gpu: bool = False, own_pid: int | None = None, also: tuple[int, ...] = ()
+) -> bytes:
     """The program as an array of `struct sock_filter`, ready for bwrap or prctl.
 
     With `own_pid` signals reach that process only; leave it out inside a pid namespace, which
-    already bounds them. Raises UnsupportedArchitecture.
+    already bounds them. `also` are calls to allow with any arguments, for trials of what a driver
+    needs. Raises UnsupportedArchitecture.
     """
     if not is_supported():
         raise UnsupportedArchitecture(
@@ -150,13 +170,14 @@ def build_filter(*, gpu: bool = False, own_pid: int | None = None) -> bytes:
             "isolation is unsupported here"
         )
     program = _prologue()
-    for check in _argument_checks(own_pid):
-        program += _allow_if(check)
+    for check in (*_argument_checks(own_pid), *(_GPU_CHECKS if gpu else ())):
+        if check.number not in also:
+            program += _allow_if(check)
     program += _fcntl_rule(gpu) + _ioctl_rule(gpu)
     allowed = _CALLS | (_GPU_CALLS if gpu else {})
     if own_pid is None:
         allowed = allowed | {"kill": _KILL, "tgkill": _TGKILL}
-    for number in sorted(allowed.values()):
+    for number in sorted({*allowed.values(), *also}):
         program += _jump(_JUMP_EQUAL, number, if_true=0, if_false=1) + _return(_ALLOW)
     # glibc falls back to clone, whose flags can be checked, when clone3 does not exist.
     program += _jump(_JUMP_EQUAL, _CLONE3, if_true=0, if_false=1)

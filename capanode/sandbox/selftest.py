@@ -1,8 +1,8 @@
 """Runs inside a fresh sandbox and tries what must not work there: `python -m
-capanode.sandbox.selftest CANARY SOCKET`.
+capanode.sandbox.selftest CANARY SOCKET [gpu]`.
 
 Reports one JSON object over its channel and waits, so that the node can look at it from outside,
-until the channel closes.
+until the channel closes. With `gpu` it also does what CUDA's driver does, and starts it.
 
 Standard library only, so that it starts fast and proves the sandbox, not the model's libraries.
 """
@@ -31,6 +31,12 @@ _CLONE_NEWUSER = 0x10000000
 _F_SETOWN_EX = 15
 _FIOASYNC, _FIOSETOWN, _SIOCSPGRP = 0x5452, 0x8901, 0x8902
 
+_KERNEL_SETTING = Path("/proc/sys/kernel/core_pattern")
+
+# What the node looks for in the report: the driver's start, and how its error is told.
+START_CUDA = "start CUDA"
+CUDA_CODE = "cuInit gave "
+
 # Descriptors that were inherited may lie above the limit that is in force since.
 _DESCRIPTORS_MAX = 4_096
 
@@ -39,15 +45,17 @@ def main() -> None:
     surroundings = read_surroundings()
     apply_limits(surroundings.limits)
     channel = surroundings.open_channel()
-    canary, host_socket = sys.argv[1:3]
-    report = _report(canary, host_socket, surroundings)
+    canary, host_socket, *words = sys.argv[1:]
+    report = _report(canary, host_socket, surroundings, needs_gpu="gpu" in words)
     channel.sendall(json.dumps(report).encode() + b"\n")
     while channel.recv(64):
         pass
     os._exit(0)
 
 
-def _report(canary: str, host_socket: str, surroundings: Surroundings) -> dict[str, dict[str, str]]:
+def _report(
+    canary: str, host_socket: str, surroundings: Surroundings, *, needs_gpu: bool
+) -> dict[str, dict[str, str]]:
     """`refused`: what each forbidden attempt met ("" if it worked). `works`: what a worker needs,
     with what went wrong ("" if nothing)."""
     refused = {
@@ -62,6 +70,7 @@ def _report(canary: str, host_socket: str, surroundings: Surroundings) -> dict[s
         "start a thread": _start_thread,
         "allocate memory": lambda: bytearray(1 << 20),
         "inherit nothing else": lambda: _check_descriptors(surroundings.channel_fd),
+        **(_driver_needs() if needs_gpu else {}),
     }
     return {
         "refused": {name: _attempt(action) for name, action in refused.items()},
@@ -70,6 +79,48 @@ def _report(canary: str, host_socket: str, surroundings: Surroundings) -> dict[s
 
 
 _Attempts = dict[str, Callable[[], object]]
+
+
+def _driver_needs() -> _Attempts:
+    """The last one starts threads and opens devices, so it comes after all else."""
+    return {
+        "name a thread": lambda: _own_thread("comm").write_text("selftest"),
+        "listen for the driver": lambda: _listen().close(),
+        START_CUDA: _start_cuda,
+    }
+
+
+def _own_thread(name: str) -> Path:
+    return Path(f"/proc/self/task/{threading.get_native_id()}/{name}")
+
+
+def _listen() -> socket.socket:
+    """As CUDA's unified memory does: an abstract socket of packets."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(f"\0cuda-uvmfd-selftest-{os.getpid()}")
+    listener.listen(1)
+    return listener
+
+
+def _start_cuda() -> None:
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise RuntimeError(f"libcuda.so.1 does not load: {error}") from None
+    code = driver.cuInit(0)
+    if code != 0:
+        raise RuntimeError(f"{CUDA_CODE}{code}")
+
+
+def _accept() -> None:
+    with _listen() as listener:
+        listener.settimeout(0)
+        listener.accept()
+
+
+def _connect(address: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as packets:
+        packets.connect(address)
 
 
 def _file_attempts(canary: Path, surroundings: Surroundings) -> _Attempts:
@@ -83,6 +134,7 @@ def _file_attempts(canary: Path, surroundings: Surroundings) -> _Attempts:
         "write to the program": lambda: Path(__file__).open("r+b").close(),
         "read the mount table": Path("/proc/self/mountinfo").read_bytes,
         "read the node's environment": Path(f"/proc/{os.getppid()}/environ").read_bytes,
+        "change a kernel setting": lambda: _KERNEL_SETTING.write_text("|/bin/sh"),
         "change a file's mode": lambda: os.chmod(surroundings.scratch_dir, 0o700),
         "lease a file": lambda: _with_file(model, fcntl.F_SETLEASE, fcntl.F_RDLCK),
         "watch a folder": lambda: _with_file(surroundings.scratch_dir, fcntl.F_NOTIFY, 0x1),
@@ -106,6 +158,10 @@ def _socket_attempts(host_socket: str) -> _Attempts:
         "packet to a socket": lambda: _send_datagram(socket.SOCK_SEQPACKET, host_socket),
         "address on a stream": lambda: _send_datagram(socket.SOCK_STREAM, host_socket),
         "pass a descriptor": _pass_descriptor,
+        "datagram socket": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close(),
+        "connect to a socket": lambda: _connect(host_socket),
+        "connect to an abstract socket": lambda: _connect(f"\0{host_socket}"),
+        "accept a connection": _accept,
     }
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 import capanode
 from capanode.sandbox.bwrap import World, bwrap_options
 from capanode.sandbox.errors import SandboxError
+from capanode.sandbox.gpu import GpuGrant
 from capanode.sandbox.host_folder import make_host_folder
 from capanode.sandbox.launch import FileRules, Launch
 from capanode.sandbox.limits import Limits, tasks_of_user
 from capanode.sandbox.privileges import WORKER_USER_ID
 from capanode.sandbox.seccomp import UnsupportedArchitecture, build_filter
 from capanode.sandbox.view import (
-    GPU_PATHS,
     MODEL_TARGET,
     READABLE_DEVICES,
     READABLE_PROC,
@@ -41,9 +41,11 @@ TO_WORKER_BUFFER_BYTES = 4 * 1024 * 1024
 FROM_WORKER_BUFFER_BYTES = 512 * 1024
 _SO_SNDBUFFORCE = 32
 
-# The only settings that pass from the node's environment: two that choose a BLAS kernel (wrong
-# ones compute wrong results on some processors), and which GPUs are ours.
-_INHERITED_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "CUDA_VISIBLE_DEVICES")
+# The only settings that pass from the node's environment choose a BLAS kernel: wrong ones compute
+# wrong results on some processors.
+_INHERITED_SETTINGS = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+# A worker without a GPU sees none, whatever its libraries look for.
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Program:
     model_dir: Path | None = None
     packages: tuple[Path, ...] = field(default_factory=own_packages)
     threads: int = 1
-    gpu: bool = False
+    gpu: GpuGrant | None = None
 
 
 @dataclass(slots=True)
@@ -165,7 +167,7 @@ class _Start:
             limits=program.limits,
             environment=self._environment(MODEL_TARGET, SCRATCH_TARGET, self.view.search_path),
             gpu=program.gpu,
-            filter_fd=self._inherit(build_filter(gpu=program.gpu)),
+            filter_fd=self._inherit(build_filter(gpu=program.gpu is not None)),
             info_fd=info_write_fd,
         )
         options_fd = self._inherit("".join(f"{word}\0" for word in bwrap_options(world)).encode())
@@ -176,7 +178,7 @@ class _Start:
             Launch(
                 parent_pid=os.getpid(),
                 user_id=WORKER_USER_ID,
-                reachable=(*self.view.sources, str(bwrap.resolve())),
+                reachable=(*self._sources(), str(bwrap.resolve())),
                 file_rules=None,
                 working_dir="/",
                 command=command,
@@ -197,27 +199,32 @@ class _Start:
         processes_max = limits.processes_max + tasks_of_user(user_id)
         self.program = replace(self.program, limits=replace(limits, processes_max=processes_max))
         model = str(self.program.model_dir.resolve()) if self.program.model_dir else ""
-        rules = FileRules(
-            readable=(
-                *(*self.view.sources, str(code_dir), *READABLE_PROC, *READABLE_DEVICES),
-                *(("/proc/self", *GPU_PATHS) if self.program.gpu else ()),
-            ),
-            writable=(str(scratch_dir),),
-            devices=("/dev/null", *(_gpu_device_paths() if self.program.gpu else ())),
-            gpu=self.program.gpu,
-        )
+        rules = self._file_rules(str(code_dir), str(scratch_dir))
         search_path = (str(code_dir), *(site.source for site in self.view.sites))
         return self._launcher(
             Launch(
                 parent_pid=os.getpid(),
                 user_id=user_id if is_root else None,
-                reachable=(*self.view.sources, str(code_dir)),
+                reachable=(*self._sources(), str(code_dir)),
                 file_rules=rules,
                 working_dir=str(scratch_dir),
                 command=tuple(self._python_command()),
                 environment=self._environment(model, str(scratch_dir), search_path),
             )
         )
+
+    def _sources(self) -> tuple[str, ...]:
+        libraries = () if self.program.gpu is None else self.program.gpu.libraries
+        return (*self.view.sources, *(mount.source for mount in libraries))
+
+    def _file_rules(self, code_dir: str, scratch_dir: str) -> FileRules:
+        readable = (*self.view.sources, code_dir, *READABLE_PROC, *READABLE_DEVICES)
+        devices: tuple[str, ...] = ("/dev/null",)
+        grant = self.program.gpu
+        if grant is not None:
+            readable = (*readable, "/proc/self", *grant.sources)
+            devices += tuple(device.source for device in grant.devices)
+        return FileRules(readable, (scratch_dir,), devices, gpu=grant is not None)
 
     def _launcher(self, plan: Launch) -> list[str]:
         plan_fd = self._inherit(plan.to_json().encode())
@@ -248,7 +255,11 @@ class _Start:
     ) -> Mapping[str, str]:
         threads = str(self.program.threads)
         inherited = {name: os.environ[name] for name in _INHERITED_SETTINGS if name in os.environ}
-        return inherited | {
+        gpu = _NO_GPU if self.program.gpu is None else self.program.gpu.environment
+        return {
+            **inherited,
+            **gpu,
+            "CUDA_CACHE_PATH": f"{scratch}/kernels",
             "PATH": "/nonexistent",
             "HOME": scratch,
             "TMPDIR": scratch,
@@ -272,10 +283,6 @@ class _Start:
             "CAPANODE_SCRATCH_DIR": scratch,
             "CAPANODE_LIMITS": json.dumps(asdict(self.program.limits)),
         }
-
-
-def _gpu_device_paths() -> tuple[str, ...]:
-    return tuple(str(path) for path in sorted(Path("/dev").glob("nvidia*")))
 
 
 def _channel_pair() -> tuple[socket.socket, socket.socket]:

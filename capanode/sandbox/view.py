@@ -18,23 +18,16 @@ CODE_TARGET = "/code"
 _SITE_TARGET = "/site"
 
 # What a program may read of the host's devices and kernel; not /proc/self, whose mount table names
-# host paths. GPU_PATHS are for the driver.
+# host paths. What a GPU's driver reads beside them is in `capanode.sandbox.gpu`.
 READABLE_DEVICES = ("/dev/urandom", "/dev/random", "/dev/zero")
 READABLE_PROC = ("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu")
-GPU_PATHS = (
-    "/sys/module/nvidia",
-    "/sys/module/nvidia_uvm",
-    "/sys/bus/pci",
-    "/sys/devices",
-    "/proc/driver/nvidia",
-)
 
 # A Python that shares its prefix with the rest of the system: binding the whole prefix would show
 # every program and file there, so only Python's own parts are bound.
 _SHARED_PREFIXES = {Path("/usr"), Path("/usr/local")}
 
 # Where the loader looks without a cache, on Debian, Fedora and Arch alike.
-_LIBRARY_PATHS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/lib/x86_64-linux-gnu", "/lib64")
+LIBRARY_PATHS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/lib/x86_64-linux-gnu", "/lib64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +118,7 @@ def _libraries() -> tuple[list[Mount], tuple[tuple[str, str], ...]]:
     links = [
         (str(path.readlink()), str(path)) for path in map(Path, ("/lib",)) if path.is_symlink()
     ]
-    for path in map(Path, _LIBRARY_PATHS):
+    for path in map(Path, LIBRARY_PATHS):
         if path.is_symlink():
             links.append((str(path.readlink()), str(path)))
             mounts.append(Mount(str(path.resolve()), str(path.resolve())))

@@ -40,6 +40,7 @@ class Kind(IntEnum):
     PONG = 18
     LOAD_FAILED = 19
     CANCELLED = 20
+    DEVICE_FAILED = 21
 
 
 class WorkerProtocolError(CapaError):

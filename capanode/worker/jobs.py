@@ -11,6 +11,7 @@ from typing import Protocol
 
 import trio
 
+from capanode.device_problems import DeviceFailure
 from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.worker.allowance import DEFAULT_TERMS, Allowance, RunTerms
 from capanode.worker.frames import WorkerProtocolError
@@ -36,15 +37,19 @@ class WorkerState(StrEnum):
     RESTARTING = "restarting"
     # It ended too often; someone has to look at it.
     UNAVAILABLE = "unavailable"
+    # Its GPU cannot be had; it is tried again now and then until it can.
+    DEVICE_LOST = "device_lost"
     STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerExit:
-    """Why a worker ended, in the words and the code for the jobs that it had."""
+    """Why a worker ended, in the words and the code for the jobs that it had; `device` if it was
+    its GPU."""
 
     code: Code
     message: str
+    device: DeviceFailure | None = None
 
 
 class JobWorker(Protocol):

@@ -18,16 +18,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
+from capanode.device_problems import DeviceFailure
 from capanode.engines.base import Engine, EngineEvent, EngineRefusal, Failed
 from capanode.sandbox.inside import Surroundings, read_surroundings
 from capanode.sandbox.limits import apply_limits
 from capanode.worker.allowance import settle_input
 from capanode.worker.commands import Cancel, Command, Ping, Start, parse_command
+from capanode.worker.device import CPU, device_failure_of, open_cuda
 from capanode.worker.frames import FrameBuffer
 from capanode.worker.reports import (
     encode_cancelled,
+    encode_device_failed,
     encode_events,
     encode_load_failed,
     encode_pong,
@@ -36,6 +39,7 @@ from capanode.worker.reports import (
 from capanode.worker.slow_inputs import Read, SlowInputs
 from capanode.worker.spec import (
     EXIT_LOAD_FAILED,
+    EXIT_NO_DEVICE,
     EXIT_OUT_OF_MEMORY,
     EXIT_STEP_FAILED,
     EngineOptions,
@@ -160,7 +164,12 @@ def load_engine(options: EngineOptions, surroundings: Surroundings) -> Engine:
     engine_class: Any = getattr(importlib.import_module(module_name), class_name)
     return cast(
         Engine,
-        engine_class.load(surroundings.model_dir, slots=options.slots, threads=options.threads),
+        engine_class.load(
+            surroundings.model_dir,
+            slots=options.slots,
+            threads=options.threads,
+            device=options.device,
+        ),
     )
 
 
@@ -192,17 +201,32 @@ def _log_uncaught(
     log("worker_failed", level="error", **_describe(error))
 
 
+def _end_without_device(channel: NodeSocket, failure: DeviceFailure) -> NoReturn:
+    """The reason is the driver's own and quotes no input."""
+    log("device_failed", level="error", problem=failure.problem, reason=failure.reason)
+    channel.send(encode_device_failed(failure))
+    # Not by way of CUDA's own clean-up, which may hang on a card that is gone.
+    os._exit(EXIT_NO_DEVICE)
+
+
 def main() -> None:
     surroundings = read_surroundings()
     apply_limits(surroundings.limits)
     sys.excepthook = _log_uncaught
     options = parse_engine_options(sys.argv[1])
     channel = NodeSocket(surroundings.open_channel())
+    if options.device != CPU:
+        failure = open_cuda(options.allocated_bytes)
+        if failure is not None:
+            _end_without_device(channel, failure)
     try:
         engine = load_engine(options, surroundings)
     # The boundary of loading: whatever a model's files do to the libraries that read them, the
     # node is told in words. No prompt has been seen yet, so the message may be told too.
     except Exception as error:
+        failure = device_failure_of(error)
+        if failure is not None:
+            _end_without_device(channel, failure)
         log("model_load_failed", level="error", **_describe(error))
         channel.send(encode_load_failed(f"{type(error).__name__}: {error}"))
         sys.exit(EXIT_LOAD_FAILED)
@@ -219,6 +243,9 @@ def main() -> None:
     # The boundary of a step: no engine is trusted after one that failed, so the process ends, and
     # its exit code tells the node whether memory was the reason.
     except Exception as error:
+        failure = device_failure_of(error)
+        if failure is not None:
+            _end_without_device(channel, failure)
         log("step_failed", level="error", **_describe(error))
         os._exit(EXIT_OUT_OF_MEMORY if _is_out_of_memory(error) else EXIT_STEP_FAILED)
     # Nothing is left to save, and native libraries may hang in their own clean-up.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 import structlog
 import trio
 
+from capanode.device_problems import DeviceFailure
 from capanode.engines.base import EngineInfo
 from capanode.sandbox.limits import prefer_as_victim, resident_bytes
 from capanode.sandbox.spawn import Sandbox, SandboxedProcess
@@ -108,10 +109,10 @@ class WorkerProcess:
         """Hand a command to the worker without waiting."""
         self._outgoing.send_nowait(encode_command(command))
 
-    def _end(self, code: Code, message: str) -> None:
+    def _end(self, code: Code, message: str, device: DeviceFailure | None = None) -> None:
         """The first reason counts."""
         if self._ending is None:
-            self._ending = WorkerExit(code, message)
+            self._ending = WorkerExit(code, message, device)
             self._scope.cancel()
 
     async def _receive(self) -> None:
@@ -156,6 +157,8 @@ class WorkerProcess:
             self._book.confirm_removal(report.job_id)
         elif isinstance(report, LoadFailed):
             self._end(Code.MODEL_UNAVAILABLE, f"the model did not load: {report.message}")
+        elif isinstance(report, DeviceFailure):
+            self._end(Code.MODEL_UNAVAILABLE, f"the worker has no GPU: {report}", report)
         else:
             if self._is_ready:
                 raise WorkerProtocolError("the worker became ready twice")

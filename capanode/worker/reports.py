@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from capanode.device_problems import DeviceFailure, DeviceProblem
 from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.worker.frames import (
     BLOB_BYTES_MAX,
@@ -74,7 +75,7 @@ class LoadFailed:
     message: str
 
 
-Report = EngineInfo | list[EngineEvent] | Pong | Cancelled | LoadFailed
+Report = EngineInfo | list[EngineEvent] | Pong | Cancelled | LoadFailed | DeviceFailure
 
 
 def encode_ready(info: EngineInfo) -> bytes:
@@ -94,6 +95,10 @@ def encode_cancelled(job_id: str) -> bytes:
 
 def encode_load_failed(message: str) -> bytes:
     return make_frame((Kind.LOAD_FAILED, message[:MESSAGE_CHARS_MAX]))
+
+
+def encode_device_failed(failure: DeviceFailure) -> bytes:
+    return make_frame((Kind.DEVICE_FAILED, failure.problem, failure.reason[:MESSAGE_CHARS_MAX]))
 
 
 def encode_events(events: Sequence[EngineEvent]) -> Iterator[bytes]:
@@ -196,6 +201,8 @@ def parse_report(header: Any, blob: memoryview) -> Report:
             )
         case [Kind.LOAD_FAILED, str(message)]:
             return LoadFailed(message[:MESSAGE_CHARS_MAX])
+        case [Kind.DEVICE_FAILED, str(problem), str(reason)] if problem in set(DeviceProblem):
+            return DeviceFailure(DeviceProblem(problem), reason[:MESSAGE_CHARS_MAX])
     raise WorkerProtocolError("a report is of no known kind or shape")
 
 

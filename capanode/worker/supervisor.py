@@ -51,6 +51,8 @@ class RestartPolicy:
     longest_pause_s: float = 30.0
     stable_after_s: float = 60.0
     short_runs_max: int = 5
+    # A GPU that is gone comes back by its owner's hand, or never. Looking for it starts CUDA.
+    device_pause_s: float = 30.0
 
     def pause_s(self, short_runs: int, rng: random.Random) -> float:
         whole_s = min(self.longest_pause_s, self.first_pause_s * 2.0 ** (short_runs - 1))
@@ -232,6 +234,11 @@ class WorkerSupervisor:
                 ending = await self._run_once(become_ready)
                 lasted_s = trio.current_time() - started_at_s
                 verdict = self._judge(ending)
+                if ending.device is not None:
+                    if self._info is None:
+                        return self._give_up(ending)
+                    await self._wait_for_device(ending, verdict)
+                    continue
                 if verdict.by_input:
                     # Nor was the crash that put the input on trial the model's fault.
                     short_runs = max(1, short_runs - verdict.was_trial)
@@ -247,7 +254,9 @@ class WorkerSupervisor:
             self._book.fail_all(Code.DRAINING, "the node is stopping")
 
     async def _run_once(self, become_ready: Callable[[EngineInfo], None]) -> WorkerExit:
-        self._set_state(WorkerState.STARTING)
+        # Offered again when it is ready, not each time that its GPU is looked for.
+        if self._state is not WorkerState.DEVICE_LOST:
+            self._set_state(WorkerState.STARTING)
         process = self._process = WorkerProcess(self._sandbox, self._spec, self._book)
         try:
             ending = await process.run(become_ready)
@@ -290,6 +299,15 @@ class WorkerSupervisor:
         for run, told in verdict.endings:
             self._book.fail(run.job_id, told.code, told.message)
         await trio.sleep(pause_s)
+
+    async def _wait_for_device(self, ending: WorkerExit, verdict: "_Verdict") -> None:
+        """Its offer is withdrawn by the state; once the GPU works again, the worker is ready."""
+        if self._state is not WorkerState.DEVICE_LOST:
+            self._log.error("worker_lost_its_gpu", reason=ending.message)
+        self._set_state(WorkerState.DEVICE_LOST)
+        for run, told in verdict.endings:
+            self._book.fail(run.job_id, told.code, told.message)
+        await trio.sleep(self._policy.device_pause_s * self._rng.uniform(0.5, 1.0))
 
     def _give_up(self, ending: WorkerExit) -> None:
         self._log.error("worker_given_up", code=ending.code, reason=ending.message)

@@ -28,7 +28,7 @@ class FloodEngine:
             threading.Thread(target=_flood, args=(behaviour,), daemon=True).start()
 
     @classmethod
-    def load(cls, model_dir: Path, *, slots: int, threads: int) -> "FloodEngine":
+    def load(cls, model_dir: Path, *, slots: int, threads: int, device: str) -> "FloodEngine":
         return cls((model_dir / "behaviour").read_text(), slots)
 
     def slow_reading(self, job_input: EngineInput) -> None:

@@ -59,7 +59,7 @@ class FaultEngine:
         self.gate = threading.Event()
 
     @classmethod
-    def load(cls, model_dir: Path, *, slots: int, threads: int) -> "FaultEngine":
+    def load(cls, model_dir: Path, *, slots: int, threads: int, device: str) -> "FaultEngine":
         kind = (model_dir / "behaviour").read_text()
         if kind == "fails to load":
             raise ValueError("config.json makes no sense")

@@ -7,7 +7,8 @@ from capanode import doctor
 from capanode.config import NodeConfig
 from capanode.doctor import examine
 from capanode.errors import NotRunningError
-from capanode.hardware import GpuReport, Machine, MachineCheck
+from capanode.gpus import GpuReport
+from capanode.hardware import Machine, MachineCheck
 from capanode.models.store import ModelStore
 from capanode.ports import PortError
 from capanode.sandbox.probe import Fact, IsolationReport
@@ -34,7 +35,7 @@ def _a_machine_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
     def nobody(*_: Any, **__: Any) -> None:
         raise NotRunningError("nobody")
 
-    monkeypatch.setattr(doctor, "probe_isolation", lambda: HELD)
+    monkeypatch.setattr(doctor, "probe_isolation", lambda devices: HELD)
     monkeypatch.setattr(doctor, "probe_machine", lambda: MACHINE)
     monkeypatch.setattr(doctor, "ask_status", nobody)
     monkeypatch.setattr(doctor, "check_port", lambda place: None)
@@ -79,7 +80,7 @@ def test_isolation_that_does_not_hold_is_a_reason_not_to_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert find(make_config(tmp_path), "isolation").works
-    monkeypatch.setattr(doctor, "probe_isolation", lambda: BROKEN)
+    monkeypatch.setattr(doctor, "probe_isolation", lambda devices: BROKEN)
     finding = find(make_config(tmp_path), "isolation")
     assert not finding.works
     assert finding.advice == "allow namespaces"

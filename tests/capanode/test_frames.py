@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capanode.device_problems import DeviceFailure, DeviceProblem
 from capanode.engines.base import Completed, EngineEvent, EngineInfo, Failed, Produced, Started
 from capanode.worker.commands import (
     Cancel,
@@ -23,7 +24,9 @@ from capanode.worker.frames import (
     BLOB_BYTES_MAX,
     HEADER_BYTES_MAX,
     FrameBuffer,
+    Kind,
     WorkerProtocolError,
+    make_frame,
 )
 from capanode.worker.reports import (
     EVENTS_MAX,
@@ -32,6 +35,7 @@ from capanode.worker.reports import (
     LoadFailed,
     Pong,
     encode_cancelled,
+    encode_device_failed,
     encode_events,
     encode_load_failed,
     encode_pong,
@@ -119,10 +123,19 @@ def test_other_reports_survive() -> None:
         "hermes",
         dimensions=384,
     )
+    lost = DeviceFailure(DeviceProblem.DRIVER_LOST, "CUDA 999")
     stream = (
-        encode_ready(info) + encode_pong(3) + encode_cancelled("job") + encode_load_failed("no")
+        *(encode_ready(info), encode_pong(3), encode_cancelled("job"), encode_load_failed("no")),
+        encode_device_failed(lost),
     )
-    assert parse_all(stream) == [info, Pong(3), Cancelled("job"), LoadFailed("no")]
+    heard = [info, Pong(3), Cancelled("job"), LoadFailed("no"), lost]
+    assert parse_all(b"".join(stream)) == heard
+
+
+def test_a_worker_cannot_invent_a_problem_of_its_device() -> None:
+    frame = make_frame((Kind.DEVICE_FAILED, "possessed", "boo"))
+    with pytest.raises(WorkerProtocolError, match="no known kind"):
+        parse_all(frame)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +212,7 @@ def test_garbage_never_does_worse(garbage: bytes) -> None:
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
         max_leaves=12,
     ),
-    st.sampled_from([16, 17, 18, 19, 20]),
+    st.sampled_from([16, 17, 18, 19, 20, 21]),
 )  # fmt: skip
 def test_well_formed_nonsense_never_does_worse(value: Any, kind: int) -> None:
     for header in (value, [kind, value], [17, [[kind % 4, "job", value, value, value]]]):

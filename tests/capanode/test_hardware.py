@@ -1,26 +1,27 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import pynvml
 import pytest
 
+from capanode.device_problems import DeviceFailure, DeviceProblem
+from capanode.gpus import Gpu, GpuReport
 from capanode.hardware import (
-    Gpu,
-    GpuReport,
     Machine,
+    gpu_failure,
     hardware_findings,
     hardware_of,
     probe_machine,
-    read_nvml,
     torch_cuda_version,
+    usable_gpus,
 )
+from capanode.sandbox.gpu import GpuDevice
 from protocol.limits import NAME_CHARS_MAX
 from protocol.offers import Hardware
 
 GIB = 1024**3
 NO_GPU = GpuReport((), None, "no NVIDIA GPU is usable here: NVML Shared Library Not Found")
-A100 = Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, 79 * GIB)
-T4 = Gpu("Tesla T4", 16 * GIB, 15 * GIB)
+A100 = Gpu("NVIDIA A100-SXM4-80GB", 80 * GIB, 79 * GIB, GpuDevice("GPU-a", 0))
+T4 = Gpu("Tesla T4", 16 * GIB, 15 * GIB, GpuDevice("GPU-t", 1))
 
 
 def machine(gpu: GpuReport = NO_GPU, torch_cuda: str | None = None) -> Machine:
@@ -36,27 +37,89 @@ def machine(gpu: GpuReport = NO_GPU, torch_cuda: str | None = None) -> Machine:
 
 
 def gpus(*found: Gpu) -> GpuReport:
-    return GpuReport(found, "580.1", None)
+    return GpuReport(found, "580.1", None, driver_cuda=(13, 0))
 
 
 def test_a_node_without_a_gpu_is_labelled_as_a_processor() -> None:
     assert hardware_of(machine()) == Hardware("cpu", "Example 9000 (8 threads)", 32 * GIB, 1)
 
 
-def test_gpus_that_torch_can_use_are_offered() -> None:
-    offered = hardware_of(machine(gpus(A100, A100), torch_cuda="13.0"))
+def test_the_gpus_that_run_jobs_are_offered() -> None:
+    offered = hardware_of(machine(), [A100, A100])
     assert offered == Hardware("cuda", "NVIDIA A100-SXM4-80GB", 80 * GIB, 2)
 
 
-def test_a_gpu_that_torch_cannot_use_is_not_offered() -> None:
-    assert hardware_of(machine(gpus(A100))).kind == "cpu"
+def test_a_gpu_that_torch_cannot_use_runs_nothing() -> None:
+    assert usable_gpus(machine(gpus(A100)), {}) == ()
+    assert usable_gpus(machine(gpus(A100), torch_cuda="13.0"), {}) == (A100,)
 
 
 def test_of_unlike_gpus_the_kind_with_the_most_memory_is_offered() -> None:
-    offered = hardware_of(machine(gpus(T4, A100, T4), torch_cuda="13.0"))
+    offered = hardware_of(machine(), (T4, A100, T4))
     assert (offered.name, offered.count) == (A100.name, 1)
-    offered = hardware_of(machine(gpus(*[T4] * 6, A100), torch_cuda="13.0"))
+    offered = hardware_of(machine(), [*[T4] * 6, A100])
     assert (offered.name, offered.count) == (T4.name, 6)
+
+
+@pytest.mark.parametrize(
+    ("torch_cuda", "driver_cuda", "works"),
+    [
+        ("13.0", (13, 0), True),
+        ("13.2", (13, 0), True),  # Minor versions run on any driver of the same major one.
+        ("12.8", (13, 0), True),
+        ("13.0", (12, 8), False),
+        ("13.0", None, True),  # Then the worker finds out.
+    ],
+)
+def test_a_driver_older_than_torchs_cuda_is_known_before_any_worker_starts(
+    torch_cuda: str, driver_cuda: tuple[int, int] | None, works: bool
+) -> None:
+    found = machine(GpuReport((A100,), "560.1", None, None, driver_cuda), torch_cuda)
+    failure = gpu_failure(found)
+    assert bool(usable_gpus(found, {})) is works is (failure is None)
+    if failure is not None:
+        assert failure.problem is DeviceProblem.DRIVER_TOO_OLD
+        assert "560.1" in failure.reason
+        assert "newer NVIDIA driver" in failure.advice
+
+
+def test_a_driver_that_was_updated_under_way_is_no_machine_without_a_gpu() -> None:
+    mismatch = DeviceFailure(DeviceProblem.DRIVER_CHANGED, "Driver/library version mismatch")
+    found = machine(GpuReport((), None, "no NVIDIA GPU is usable", mismatch), "13.0")
+    finding = hardware_findings(found)[-1]
+    assert not finding.works
+    assert "reboot" in finding.advice
+    assert "no NVIDIA GPU" not in finding.detail
+
+
+def test_what_a_trial_of_the_gpu_met_is_told_by_the_doctor() -> None:
+    lost = DeviceFailure(DeviceProblem.DRIVER_LOST, "CUDA 999: unknown error")
+    finding = hardware_findings(machine(gpus(A100), "13.0"), lost)[-1]
+    assert (finding.works, A100.name in finding.detail) == (False, True)
+    assert "nvidia_uvm" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("kind", "vendor", "words"),
+    [
+        ("0x030000", "0x1002", "AMD GPU at 0000:03:00.0: not supported yet (ROCm)"),
+        ("0x040300", "0x1002", ""),  # the card's sound
+        ("0x030000", "0x8086", ""),
+    ],
+)
+def test_a_gpu_of_another_maker_is_told_as_not_supported_yet(
+    tmp_path: Path, kind: str, vendor: str, words: str
+) -> None:
+    card = tmp_path / "0000:03:00.0"
+    card.mkdir()
+    (card / "class").write_text(f"{kind}\n")
+    (card / "vendor").write_text(f"{vendor}\n")
+    (tmp_path / "0000:04:00.0").mkdir()
+    found = probe_machine(read_gpus=lambda: NO_GPU, pci=tmp_path)
+    assert words in found.foreign_gpu
+    assert bool(found.foreign_gpu) is bool(words)
+    if words:
+        assert words in hardware_findings(found)[-1].detail
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 500])
@@ -71,6 +134,7 @@ def test_a_long_name_is_cut_to_what_an_offer_takes(length: int) -> None:
     [
         (machine(), False, "processor"),
         (machine(gpus(A100)), False, "without CUDA"),
+        (machine(gpus(A100)), False, "pytorch.org"),
         (machine(gpus(A100), torch_cuda="13.0"), True, "driver 580.1; torch for CUDA 13.0"),
     ],
 )
@@ -120,59 +184,6 @@ def test_a_containers_memory_limit_counts(
     found = probe_machine(read_gpus=lambda: NO_GPU, cgroup=tmp_path)
     assert found.memory_bytes == (expected or whole)
     assert found.memory_free_bytes <= found.memory_bytes
-
-
-class FakeDriver:
-    """The few NVML calls that we make; `failing` names the one that does not work."""
-
-    def __init__(self, count: int = 2, failing: str = "") -> None:
-        self.count = count
-        self.failing = failing
-        self.is_open = False
-
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        memory = SimpleNamespace(total=16 * GIB, free=15 * GIB)
-        answers = {
-            "nvmlDeviceGetCount": lambda: self.count,
-            "nvmlDeviceGetHandleByIndex": lambda index: index,
-            "nvmlDeviceGetMemoryInfo": lambda handle: memory,
-            "nvmlDeviceGetName": lambda handle: "Tesla T4",
-            "nvmlSystemGetDriverVersion": lambda: "580.1",
-            "nvmlInit": lambda: setattr(self, "is_open", True),
-            "nvmlShutdown": lambda: setattr(self, "is_open", False),
-        }
-        for name, answer in answers.items():
-            monkeypatch.setattr(pynvml, name, self._fail if name == self.failing else answer)
-
-    def _fail(self, *arguments: object) -> None:
-        raise pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
-
-
-def test_gpus_are_read_from_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = FakeDriver()
-    driver.install(monkeypatch)
-    assert read_nvml() == GpuReport((T4, T4), "580.1", None)
-    assert not driver.is_open
-
-
-@pytest.mark.parametrize(
-    ("count", "failing", "problem"),
-    [
-        (0, "", "sees no GPU"),
-        (1, "nvmlInit", "no NVIDIA GPU is usable"),
-        (1, "nvmlDeviceGetCount", "does not answer"),
-        (1, "nvmlDeviceGetMemoryInfo", "does not answer"),
-    ],
-)
-def test_a_driver_that_does_not_help_is_an_answer(
-    monkeypatch: pytest.MonkeyPatch, count: int, failing: str, problem: str
-) -> None:
-    driver = FakeDriver(count, failing)
-    driver.install(monkeypatch)
-    report = read_nvml()
-    assert report.gpus == ()
-    assert problem in (report.problem or "")
-    assert not driver.is_open
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """The start-up self-test, where something or everything is missing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from capanode.sandbox import probe
-from capanode.sandbox.probe import Fact, probe_isolation
+from capanode.sandbox.gpu import GpuDevice, GpuGrant
+from capanode.sandbox.probe import Fact, GpuTrial, probe_isolation
+from capanode.sandbox.selftest import START_CUDA
 from capanode.sandbox.spawn import Sandbox
 from protocol.messages import IsolationTier
 
@@ -15,7 +18,7 @@ def outcomes(
 ) -> None:
     """Let only these tiers pass the self-test."""
 
-    def pretend(sandbox: Sandbox, *, gpu: bool = False) -> tuple[Fact, ...]:
+    def pretend(sandbox: Sandbox, *, gpu: GpuGrant | None = None) -> tuple[Fact, ...]:
         works = sandbox.tier in working
         return (Fact("fork", works, "refused (EPERM)" if works else "IT WORKED"),)
 
@@ -23,7 +26,6 @@ def outcomes(
     monkeypatch.setattr(probe, "bwrap_candidates", lambda: paths)
     monkeypatch.setattr(probe, "landlock_version", lambda: 7)
     monkeypatch.setattr(probe, "is_supported", lambda: True)
-    monkeypatch.setattr(probe, "_GPU_DEVICE", Path("/nonexistent"))
     monkeypatch.setattr(probe, "probe_sandbox", pretend)
 
 
@@ -66,17 +68,72 @@ def test_missing_bwrap_and_old_kernel_get_advice(monkeypatch: pytest.MonkeyPatch
     assert any("Linux 6.2" in line for line in report.advice)
 
 
-def test_tier_must_hold_with_the_gpu_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    outcomes(monkeypatch, {IsolationTier.BWRAP, IsolationTier.LANDLOCK})
-    monkeypatch.setattr(probe, "_GPU_DEVICE", Path("/dev/null"))
+CARD = GpuDevice("GPU-one", 0, "0000:01:00.0")
 
-    def pretend(sandbox: Sandbox, *, gpu: bool = False) -> tuple[Fact, ...]:
-        return (Fact("fork", not gpu or sandbox.tier is IsolationTier.LANDLOCK, "tried"),)
+
+def drivers(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    leaks: frozenset[IsolationTier] = frozenset(),
+    starts: frozenset[tuple[IsolationTier, bool]] = frozenset(),
+) -> None:
+    """With a GPU, let some tiers leak, and let CUDA start in some, by what they show of /sys."""
+    outcomes(monkeypatch, {IsolationTier.BWRAP, IsolationTier.LANDLOCK})
+
+    def pretend(sandbox: Sandbox, *, gpu: GpuGrant | None = None) -> tuple[Fact, ...]:
+        held = Fact("fork", gpu is None or sandbox.tier not in leaks, "tried")
+        if gpu is None:
+            return (held,)
+        sees_all = gpu.uuids == ("whole",)
+        started = (sandbox.tier, sees_all) in starts
+        return (held, Fact(START_CUDA, started, "works" if started else "cuInit gave 304"))
+
+    def plan(devices: Sequence[GpuDevice], *, whole_sys: bool) -> GpuGrant:
+        assert list(devices) == [CARD]
+        return GpuGrant(("whole" if whole_sys else "narrow",), (), (), (), ())
 
     monkeypatch.setattr(probe, "probe_sandbox", pretend)
-    report = probe_isolation()
+    monkeypatch.setattr(probe, "plan_grant", plan)
+
+
+def test_tier_must_hold_with_the_gpu_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = frozenset((tier, False) for tier in IsolationTier)
+    drivers(monkeypatch, leaks=frozenset({IsolationTier.BWRAP}), starts=every)
+    report = probe_isolation([CARD])
     assert report.tier is IsolationTier.LANDLOCK
     assert [fact.name for fact in report.facts] == ["fork", "with the GPU: fork"]
+    assert report.gpu == GpuTrial("", whole_sys=False)
+
+
+def test_more_of_the_kernels_devices_is_shown_only_to_a_driver_that_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drivers(monkeypatch, starts=frozenset({(IsolationTier.BWRAP, True)}))
+    report = probe_isolation([CARD])
+    assert (report.tier, report.gpu) == (IsolationTier.BWRAP, GpuTrial("", whole_sys=True))
+
+
+def test_a_weaker_tier_is_taken_if_the_driver_starts_there_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drivers(monkeypatch, starts=frozenset({(IsolationTier.LANDLOCK, False)}))
+    report = probe_isolation([CARD])
+    assert (report.tier, report.gpu) == (IsolationTier.LANDLOCK, GpuTrial(""))
+
+
+def test_a_driver_that_starts_nowhere_is_told_beside_the_best_tier(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drivers(monkeypatch)
+    report = probe_isolation([CARD])
+    assert (report.tier, report.gpu) == (IsolationTier.BWRAP, GpuTrial("cuInit gave 304"))
+    assert report.sandbox is not None
+    assert all(fact.ok for fact in report.facts), "that CUDA starts is no fact of isolation"
+
+
+def test_without_a_gpu_no_driver_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    drivers(monkeypatch)
+    assert probe_isolation().gpu is None
 
 
 def test_other_machines_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ import pytest
 from capanode.sandbox import bwrap
 from capanode.sandbox.bwrap import World, bwrap_candidates, bwrap_options
 from capanode.sandbox.errors import SandboxError
+from capanode.sandbox.gpu import GpuGrant
 from capanode.sandbox.launch import FileRules, Launch, parse_launch
 from capanode.sandbox.limits import (
+    GPU_FILES_MAX,
     NICE_DEFAULT,
     Limits,
     limits_for_model,
@@ -25,6 +27,13 @@ from capanode.sandbox.view import MODEL_TARGET, Mount, own_packages, plan_view
 from protocol.messages import IsolationTier
 
 GIB = 1 << 30
+GRANT = GpuGrant(
+    ("GPU-one",),
+    (Mount("/dev/nvidiactl", "/dev/nvidiactl"), Mount("/dev/nvidia3", "/dev/nvidia3")),
+    (Mount("/opt/vendor/libcuda.so.580", "/opt/vendor/libcuda.so.1"),),
+    (Mount("/sys/devices/pci0000:00/0000:01:00.0", "/sys/devices/pci0000:00/0000:01:00.0"),),
+    (("/sys/devices/pci0000:00/0000:01:00.0", "/sys/bus/pci/devices/0000:01:00.0"),),
+)
 
 
 def option_pairs(words: list[str], name: str) -> list[tuple[str, str]]:
@@ -36,7 +45,7 @@ def world(tmp_path: Path, *, gpu: bool = False) -> World:
         view=plan_view(own_packages(), tmp_path),
         limits=limits_for_model(0),
         environment={"HOME": "/tmp"},
-        gpu=gpu,
+        gpu=GRANT if gpu else None,
         filter_fd=7,
         info_fd=8,
     )
@@ -106,7 +115,13 @@ def test_bwrap_shares_no_namespace_and_binds_read_only(tmp_path: Path) -> None:
 
 def test_gpu_devices_are_added_only_when_asked_for(tmp_path: Path) -> None:
     words = bwrap_options(world(tmp_path, gpu=True))
-    assert ("/dev/nvidiactl", "/dev/nvidiactl") in option_pairs(words, "--dev-bind-try")
+    for path in ("/dev/nvidiactl", "/dev/nvidia3"):
+        assert (path, path) in option_pairs(words, "--dev-bind-try")
+    assert ("/opt/vendor/libcuda.so.580", "/opt/vendor/libcuda.so.1") in option_pairs(
+        words, "--ro-bind-try"
+    )
+    assert GRANT.links[0] in option_pairs(words, "--symlink")
+    assert not {"/sys", "/sys/devices", "/sys/bus/pci"} & set(words)
 
 
 def test_no_process_file_system_is_mounted_without_a_gpu(tmp_path: Path) -> None:
@@ -116,7 +131,8 @@ def test_no_process_file_system_is_mounted_without_a_gpu(tmp_path: Path) -> None
     assert ("/proc/cpuinfo", "/proc/cpuinfo") in option_pairs(words, "--ro-bind-try")
     with_gpu = bwrap_options(world(tmp_path, gpu=True))
     assert with_gpu[with_gpu.index("--proc") + 1] == "/proc"
-    assert "/proc" in [b for a, b in pairwise(with_gpu) if a == "--remount-ro"]
+    # CUDA's driver names its threads there; bwrap itself covers /proc/sys.
+    assert "/proc" not in [b for a, b in pairwise(with_gpu) if a == "--remount-ro"]
 
 
 def test_every_tmpfs_is_bounded(tmp_path: Path) -> None:
@@ -159,7 +175,10 @@ def test_limits_grow_with_the_model() -> None:
     assert large.memory_bytes - small.memory_bytes == 12 * GIB
     assert small.address_space_bytes is not None
     assert small.address_space_bytes > small.memory_bytes
-    assert limits_for_model(GIB, gpu=True).address_space_bytes is None
+    with_gpu = limits_for_model(GIB, gpu=True)
+    assert with_gpu.address_space_bytes is None
+    assert with_gpu.files_max == GPU_FILES_MAX > small.files_max
+    assert with_gpu.memory_bytes > limits_for_model(GIB).memory_bytes
 
 
 def test_resident_size_is_read_for_the_living_only() -> None:

@@ -174,7 +174,37 @@ def test_gpu_mode_allows_what_the_driver_needs() -> None:
     assert decide(GPU, 16, 0, 0x30000001) == ALLOWED  # The unified memory driver's first request.
     assert decide(GPU, 16, 0, 0x5401) == ALLOWED
     assert decide(GPU, 319) == decide(GPU, 149) == ALLOWED
-    assert decide(GPU, 41) == errno.EPERM
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "outcome"),
+    [
+        (1, 5, ALLOWED),
+        (1, 5 | 0x80800, ALLOWED),
+        (1, 1, errno.EPERM),  # a stream
+        (1, 2, errno.EPERM),  # datagrams, which any process of the host could send
+        (2, 5, errno.EPERM),
+        (2, 1, errno.EPERM),
+        (16, 5, errno.EPERM),
+        (40, 5, errno.EPERM),
+    ],
+)
+def test_with_a_gpu_one_kind_of_socket_is_made(family: int, kind: int, outcome: str | int) -> None:
+    assert decide(GPU, 41, family, kind, 0) == outcome
+    assert decide(CPU, 41, family, kind, 0) == errno.EPERM
+
+
+def test_a_socket_of_the_drivers_listens_and_neither_connects_nor_accepts() -> None:
+    assert decide(GPU, 49) == decide(GPU, 50) == ALLOWED
+    for number in (42, 43, 46, 47, 54, 55, 288):
+        assert decide(GPU, number) == errno.EPERM
+    assert decide(CPU, 49) == decide(CPU, 50) == errno.EPERM
+
+
+def test_a_trial_may_allow_more() -> None:
+    trial = build_filter(gpu=True, also=(41, 54))
+    assert decide(trial, 54) == decide(trial, 41, 2, 1, 0) == ALLOWED
+    assert decide(trial, 42) == errno.EPERM
 
 
 def test_signals_are_bound_to_oneself_where_no_namespace_does_it() -> None:

@@ -1,20 +1,24 @@
 """When a worker is started again and when not, under virtual time and without a process."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from capanode.device_problems import DeviceFailure, DeviceProblem
+from capanode.engines.base import EngineInfo
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.limits import limits_for_model
 from capanode.sandbox.spawn import Program, Sandbox, SandboxedProcess
-from capanode.worker.jobs import WorkerState
+from capanode.worker import supervisor
+from capanode.worker.jobs import JobBook, WorkerExit, WorkerState
 from capanode.worker.spec import EngineOptions, WorkerSpec, parse_engine_options
 from capanode.worker.supervisor import RestartPolicy, WorkerStartError, WorkerSupervisor
 from protocol.errors import Code, RemoteProtocolError
-from protocol.messages import IsolationTier
+from protocol.messages import IsolationTier, Task
 
 SPEC = WorkerSpec("no.such:Engine", Path("/models/small"), limits_for_model(0), slots=1, threads=1)
 
@@ -100,3 +104,67 @@ def test_program_names_the_model_by_its_place_only() -> None:
     program = SPEC.program()
     assert "/models" not in str(program.arguments)
     assert program.module == "capanode.worker.main"
+
+
+class FailingCard:
+    """Runs in place of a process: `endings` say how each run ends, and whether it was ready."""
+
+    def __init__(self, runs: list[tuple[bool, WorkerExit | None]]) -> None:
+        self._runs = iter(runs)
+
+    def make(self, sandbox: Sandbox, spec: WorkerSpec, book: JobBook) -> "FailingCard":
+        return self
+
+    async def run(self, on_ready: Callable[[EngineInfo], None]) -> WorkerExit:
+        becomes_ready, ending = next(self._runs)
+        if becomes_ready:
+            on_ready(EngineInfo(Task.CAUSAL_LM, 1, 1_024, "bf16"))
+        await trio.sleep(10.0)
+        if ending is None:
+            await trio.sleep_forever()
+        assert ending is not None
+        return ending
+
+
+LOST = WorkerExit(
+    Code.MODEL_UNAVAILABLE,
+    "the worker has no GPU",
+    DeviceFailure(DeviceProblem.DRIVER_LOST, "CUDA 999: unknown error"),
+)
+
+
+async def test_a_model_whose_gpu_is_gone_waits_for_it_and_comes_back(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that takes: the card's loss is no fault of the worker's."""
+    card = FailingCard([(True, LOST), *[(False, LOST)] * 9, (True, None)])
+    monkeypatch.setattr(supervisor, "WorkerProcess", card.make)
+    states: list[WorkerState] = []
+    worker = make(broken_sandbox(), RestartPolicy(short_runs_max=2), states)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(worker.run)
+        await trio.sleep(20.0)
+        assert states[-1] is WorkerState.DEVICE_LOST
+        with pytest.raises(RemoteProtocolError) as refusal:
+            worker.submit("job", b"", lambda event: None)
+        assert refusal.value.code is Code.MODEL_UNAVAILABLE
+        assert worker.last_ending == LOST
+        await trio.sleep(600.0)
+        nursery.cancel_scope.cancel()
+    # Withdrawn once and offered once again, not at every look at the card.
+    assert states == [
+        WorkerState.READY,
+        WorkerState.DEVICE_LOST,
+        WorkerState.READY,
+        WorkerState.STOPPED,
+    ]
+
+
+async def test_a_model_that_never_had_its_gpu_is_given_up_with_the_drivers_reason(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "WorkerProcess", FailingCard([(False, LOST)]).make)
+    worker = make(broken_sandbox(), RestartPolicy(), [])
+    with pytest.raises(WorkerStartError, match="has no GPU"):
+        await worker.run()
+    assert worker.state is WorkerState.UNAVAILABLE

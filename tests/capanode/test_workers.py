@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from capanode.errors import NothingToServeError
-from capanode.hardware import GpuReport, Machine
+from capanode.gpus import GpuReport
+from capanode.hardware import Machine
 from capanode.models.errors import UnknownModelError, UnsafeModelError
 from capanode.models.store import ModelStore
 from capanode.settings import ModelSettings

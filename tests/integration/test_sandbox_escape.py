@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from capanode.sandbox.gpu import GpuDevice, GpuGrant, plan_grant
 from capanode.sandbox.probe import probe_isolation, probe_sandbox
+from capanode.sandbox.selftest import START_CUDA
 from capanode.sandbox.spawn import Sandbox
 from protocol.messages import IsolationTier
 from tests.capanode.sandbox_makers import (
@@ -18,6 +20,9 @@ from tests.capanode.sandbox_makers import (
     sandbox_name,
     working_sandboxes,
 )
+from tests.capanode.stand_in_driver import installed_driver
+
+CARD = GpuDevice("GPU-stand-in")
 
 pytestmark = pytest.mark.skipif(not working_sandboxes(), reason="no isolation works here")
 
@@ -117,9 +122,31 @@ def test_worker_sees_no_more_than_it_needs(sandbox: Sandbox, model: Path) -> Non
 
 
 def test_every_fact_holds_for_a_worker_with_a_gpu(sandbox: Sandbox) -> None:
-    facts = probe_sandbox(sandbox, gpu=True)
+    """With a stand-in driver, in a folder of its own: no GPU is at hand here."""
+    with installed_driver(0) as folder:
+        facts = probe_sandbox(sandbox, gpu=grant_of(folder))
     assert [fact for fact in facts if not fact.ok] == []
-    assert len(facts) == len(probe_sandbox(sandbox)) - 3, "what the driver needs is left out"
+    names = {fact.name for fact in facts}
+    assert {START_CUDA, "name a thread", "listen for the driver", "accept a connection"} <= names
+    without = {fact.name for fact in probe_sandbox(sandbox)}
+    assert without - names == {"make an anonymous file", "lock a file", "read the mount table"}
+
+
+def test_what_the_driver_says_in_the_sandbox_is_told(sandbox: Sandbox) -> None:
+    with installed_driver(304) as folder:
+        facts = probe_sandbox(sandbox, gpu=grant_of(folder))
+    (started,) = (fact for fact in facts if fact.name == START_CUDA)
+    assert (started.ok, started.detail) == (False, "cuInit gave 304")
+
+
+def test_a_driver_that_is_not_there_is_told(sandbox: Sandbox) -> None:
+    facts = probe_sandbox(sandbox, gpu=plan_grant([CARD], environment={}))
+    (started,) = (fact for fact in facts if fact.name == START_CUDA)
+    assert "libcuda.so.1 does not load" in started.detail
+
+
+def grant_of(driver: Path) -> GpuGrant:
+    return plan_grant([CARD], environment={"LD_LIBRARY_PATH": str(driver)})
 
 
 def test_program_that_does_not_start_is_said_so(model: Path) -> None:

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import trio
 
 from capanode.engines.base import Completed, EngineEvent, Failed, Produced, Started
-from capanode.sandbox.limits import Limits
+from capanode.sandbox.gpu import GpuDevice
+from capanode.sandbox.limits import Limits, limits_for_model
 from capanode.sandbox.spawn import Sandbox
 from capanode.worker.allowance import RunTerms
 from capanode.worker.jobs import WorkerState, open_job
-from capanode.worker.spec import WorkerSpec
+from capanode.worker.spec import GpuShare, WorkerSpec
 from capanode.worker.supervisor import RestartPolicy, WorkerStartError, WorkerSupervisor
 from protocol.codec import encode
 from protocol.errors import Code, RemoteProtocolError
@@ -36,6 +38,7 @@ from tests.capanode.sandbox_makers import (
     sandbox_name,
     working_sandboxes,
 )
+from tests.capanode.stand_in_driver import installed_driver
 
 pytestmark = pytest.mark.skipif(not working_sandboxes(), reason="no isolation works here")
 
@@ -316,6 +319,34 @@ async def test_model_that_does_not_load_is_given_up(
         with pytest.raises(WorkerStartError, match=words), trio.fail_after(30):
             await worker.run()
     assert worker.state is WorkerState.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("driver_code", "words"),
+    [(999, "CUDA 999.*nvidia_uvm"), (0, "not compiled with CUDA.*CUDA build of torch")],
+)
+async def test_worker_that_cannot_have_its_gpu_says_why_and_computes_nowhere_else(
+    sandbox: Sandbox,
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    driver_code: int,
+    words: str,
+) -> None:
+    """With a stand-in driver that does not start, and with one that does but a torch that has no
+    CUDA."""
+    if torch.version.cuda is not None and driver_code == 0:
+        pytest.skip("this torch has CUDA and finds out more about the stand-in")
+    share = GpuShare((GpuDevice("GPU-stand-in"),))
+    limits = limits_for_model(0, gpu=True)
+    with installed_driver(driver_code) as folder:
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
+        spec = replace(make_spec(model, limits), gpu=share)
+        worker = WorkerSupervisor(sandbox, spec, rng=random.Random(1), policy=QUICK)
+        with pytest.raises(WorkerStartError, match=words), trio.fail_after(30):
+            await worker.run()
+    assert worker.last_ending is not None
+    assert worker.last_ending.device is not None
+    assert worker.info is None
 
 
 async def test_crash_loop_ends_in_unavailable(sandbox: Sandbox, model: Path) -> None:

@@ -44,7 +44,7 @@ class MockEngine:
         self._jobs: dict[str, _MockJob] = {}
 
     @classmethod
-    def load(cls, model_dir: Path, *, slots: int, threads: int) -> "MockEngine":
+    def load(cls, model_dir: Path, *, slots: int, threads: int, device: str) -> "MockEngine":
         return cls(slots)
 
     @property

@@ -1,0 +1,106 @@
+"""What a node serves and on which device, settled before anything is started: the machine, the
+self-test of its sandbox (with the GPUs' driver in it), and the models' places.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from capanode.config import NodeConfig
+from capanode.device_problems import DeviceFailure, DeviceProblem
+from capanode.errors import GpuError, IsolationError
+from capanode.gpu_trial import settle_gpus
+from capanode.gpus import Gpu
+from capanode.hardware import Machine, hardware_of, probe_machine, usable_gpus
+from capanode.milestones import Milestone, OnMilestone, gpu_not_used, model_failed
+from capanode.models.store import ModelStore
+from capanode.placement import ModelPlacement, place_models
+from capanode.sandbox.probe import IsolationReport, probe_isolation
+from capanode.sandbox.spawn import Sandbox
+from capanode.settings import IfGpuFails
+from capanode.workers import ModelPlan, plan_models
+from protocol.messages import IsolationTier
+from protocol.offers import Hardware
+
+
+@dataclass(frozen=True, slots=True)
+class StartPlan:
+    """`hardware` is of the devices that run something. `whole_sys`: what the driver needs to see
+    (see `capanode.sandbox.gpu`)."""
+
+    tier: IsolationTier
+    sandbox: Sandbox
+    whole_sys: bool
+    hardware: Hardware
+    plans: tuple[ModelPlan, ...]
+
+
+def plan_start(
+    config: NodeConfig,
+    on_milestone: OnMilestone,
+    environment: Mapping[str, str] = os.environ,
+) -> StartPlan:
+    """Look at the machine and decide. Blocks for a second at most, and as long as CUDA takes.
+
+    Raises IsolationError, GpuError, and what `plan_models` raises.
+    """
+    machine = probe_machine()
+    gpus = usable_gpus(machine, environment)
+    report = require_isolation(probe_isolation([gpu.device for gpu in gpus]), on_milestone)
+    assert report.sandbox is not None
+    gpus, failure = settle_gpus(machine, gpus, report)
+    if failure is not None:
+        require_leave(config.if_gpu_fails, failure)
+        on_milestone(gpu_not_used(failure))
+    placement = _place(config, machine, gpus, on_milestone)
+    return StartPlan(
+        tier=report.tier,
+        sandbox=report.sandbox,
+        whole_sys=report.gpu is not None and report.gpu.whole_sys,
+        hardware=hardware_of(machine, placement.gpus),
+        plans=tuple(
+            replace(plan, hardware=hardware_of(machine, [plan.gpu] if plan.gpu else ()))
+            for plan in placement.plans
+        ),
+    )
+
+
+def require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> IsolationReport:
+    """Without a sandbox this machine must not run what strangers send."""
+    if report.sandbox is None:
+        raise IsolationError(
+            "this machine cannot confine other people's jobs, so it takes none: "
+            + "; ".join(report.advice)
+        )
+    tier = report.tier.value
+    words = f"isolation: {tier}, shown by a self-test that tried to break out"
+    on_milestone(Milestone("isolation", words, {"tier": tier}))
+    return report
+
+
+def require_leave(leave: IfGpuFails, failure: DeviceFailure) -> None:
+    """Without the owner's leave nothing runs on the processor that was meant for a GPU. A torch
+    without CUDA is such a leave. Raises GpuError."""
+    if leave is IfGpuFails.STOP and failure.problem is not DeviceProblem.TORCH_WITHOUT_CUDA:
+        raise GpuError(
+            f"the GPU cannot be used: {failure}. To serve from the processor until then, set "
+            "if_gpu_fails to `cpu` (--if-gpu-fails cpu)"
+        )
+
+
+def _place(
+    config: NodeConfig, machine: Machine, gpus: Sequence[Gpu], on_milestone: OnMilestone
+) -> ModelPlacement:
+    """Plan what is served, and where. A model without room on a GPU is left out, or runs on the
+    processor with the owner's leave."""
+    store = ModelStore(config.model_store)
+    plan = partial(plan_models, store=store, machine=machine, allow_code=config.allow_code_models)
+    placement = place_models(plan(config.models, gpu=bool(gpus)), gpus)
+    for model, error in placement.refused:
+        on_milestone(model_failed(model.name, error))
+    if config.if_gpu_fails is IfGpuFails.CPU and placement.refused:
+        left_out = {model.digest for model, _ in placement.refused}
+        slower = [made for made in plan(config.models, gpu=False) if made.digest in left_out]
+        placement = replace(placement, plans=(*placement.plans, *slower))
+    return placement
