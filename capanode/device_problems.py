@@ -29,8 +29,8 @@ class DeviceProblem(StrEnum):
 
 ADVICE: dict[DeviceProblem, str] = {
     DeviceProblem.DRIVER_TOO_OLD: (
-        "install a newer NVIDIA driver (`nvidia-smi` says which CUDA the present one has), or a "
-        "torch that was built for that CUDA (https://pytorch.org/get-started/locally)"
+        "install a newer NVIDIA driver (`nvidia-smi` says which CUDA the present one has), or the "
+        "build of torch for it: `capanode setup` chooses one"
     ),
     DeviceProblem.DRIVER_CHANGED: (
         "the driver was updated while the old one is loaded: reboot, or unload its modules "
@@ -65,8 +65,8 @@ ADVICE: dict[DeviceProblem, str] = {
         "fewer or smaller models"
     ),
     DeviceProblem.TORCH_WITHOUT_CUDA: (
-        "install a CUDA build of torch of the same version beside this one's pin: "
-        "https://pytorch.org/get-started/locally names the index for your driver"
+        "jobs run on the processor until `capanode setup` has installed the build of torch that "
+        "your driver can run"
     ),
     DeviceProblem.UNKNOWN: (
         "try `nvidia-smi`, then CUDA outside of the node (`python -c 'import torch; "

@@ -134,7 +134,7 @@ def test_a_long_name_is_cut_to_what_an_offer_takes(length: int) -> None:
     [
         (machine(), False, "processor"),
         (machine(gpus(A100)), False, "without CUDA"),
-        (machine(gpus(A100)), False, "pytorch.org"),
+        (machine(gpus(A100)), False, "capanode setup"),
         (machine(gpus(A100), torch_cuda="13.0"), True, "driver 580.1; torch for CUDA 13.0"),
     ],
 )

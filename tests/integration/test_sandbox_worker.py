@@ -323,7 +323,7 @@ async def test_model_that_does_not_load_is_given_up(
 
 @pytest.mark.parametrize(
     ("driver_code", "words"),
-    [(999, "CUDA 999.*nvidia_uvm"), (0, "not compiled with CUDA.*CUDA build of torch")],
+    [(999, "CUDA 999.*nvidia_uvm"), (0, "not compiled with CUDA.*capanode setup")],
 )
 async def test_worker_that_cannot_have_its_gpu_says_why_and_computes_nowhere_else(
     sandbox: Sandbox,
