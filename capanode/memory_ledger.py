@@ -36,7 +36,7 @@ class MemoryNeed:
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class MemoryPromise:
     """Bytes of one device that are one worker's alone."""
 
     model: str
@@ -64,10 +64,10 @@ class MemoryLedger:
 
     def __init__(self, room: Mapping[str, int]) -> None:
         self._room = dict(room)
-        self._promises: dict[str, Promise] = {}
+        self._promises: dict[str, MemoryPromise] = {}
 
     @property
-    def promises(self) -> Mapping[str, Promise]:
+    def promises(self) -> Mapping[str, MemoryPromise]:
         """By model."""
         return self._promises
 
@@ -75,7 +75,7 @@ class MemoryLedger:
         promised = sum(made.bytes for made in self._promises.values() if made.device == device)
         return self._room[device] - promised
 
-    def promise(self, need: MemoryNeed) -> Promise:
+    def promise(self, need: MemoryNeed) -> MemoryPromise:
         """The least that the model needs, on the device with the most room: so models spread, and
         a lone one gets the largest card. Raises NoRoomError; nothing is promised then."""
         if need.model in self._promises:
@@ -88,7 +88,7 @@ class MemoryLedger:
                 f"{left_bytes / _GIB:.1f} GiB are left on one: serve fewer models, a smaller or "
                 "quantized one, or stop what else uses the card"
             )
-        made = Promise(
+        made = MemoryPromise(
             need.model, device, need.weights_bytes, need.workspace_bytes, need.cache_min_bytes
         )
         self._promises[need.model] = made

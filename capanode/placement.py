@@ -18,14 +18,14 @@ _GIB = 1024**3
 # not seen on a GPU yet.
 _WORKSPACE_PERCENT = 10
 _WORKSPACE_BYTES_MIN = 512 * _MIB
-# A generating model without room for some thousand tokens serves nobody.
+# Some thousand tokens of an ordinary model: with less it could take no job.
 _CACHE_BYTES_MIN = 512 * _MIB
 # More tokens than any 256 streams of the longest contexts hold.
 _CACHE_BYTES_MAX = 256 * _GIB
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ModelPlacement:
     """`refused` are the models that fit on no GPU, with why."""
 
     plans: tuple[ModelPlan, ...]
@@ -38,10 +38,10 @@ class Placement:
         return tuple(used.values())
 
 
-def place_models(plans: Sequence[ModelPlan], gpus: Sequence[Gpu]) -> Placement:
+def place_models(plans: Sequence[ModelPlan], gpus: Sequence[Gpu]) -> ModelPlacement:
     """Give each plan a device and its bytes; without GPUs they stay on the processor."""
     if not gpus:
-        return Placement(tuple(plans))
+        return ModelPlacement(tuple(plans))
     by_uuid = {gpu.device.uuid: gpu for gpu in gpus}
     room = {uuid: promised_room(gpu.free_bytes) for uuid, gpu in by_uuid.items()}
     ledger, refused = place([memory_need(plan) for plan in plans], room)
@@ -50,7 +50,7 @@ def place_models(plans: Sequence[ModelPlan], gpus: Sequence[Gpu]) -> Placement:
         promise = ledger.promises.get(plan.digest)
         if promise is not None:
             placed.append(replace(plan, gpu=by_uuid[promise.device], promise=promise))
-    return Placement(
+    return ModelPlacement(
         tuple(placed),
         tuple(
             (plan, NoRoomForModelError(str(refused[plan.digest])))

@@ -13,7 +13,7 @@ from typing import Protocol
 from capanode.errors import NothingToServeError
 from capanode.gpus import Gpu
 from capanode.hardware import Machine
-from capanode.memory_ledger import Promise
+from capanode.memory_ledger import MemoryPromise
 from capanode.models.errors import UnsafeModelError
 from capanode.models.store import ModelStore, StoredModel
 from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
@@ -50,7 +50,7 @@ class ModelPlan:
     threads: int
     price: PriceSheet | None = None
     gpu: Gpu | None = None
-    promise: Promise | None = None
+    promise: MemoryPromise | None = None
     # What it runs on, where that is not what the node's offer says of all.
     hardware: Hardware | None = None
 

@@ -26,7 +26,7 @@ from capanode.sandbox.inside import Surroundings, read_surroundings
 from capanode.sandbox.limits import apply_limits
 from capanode.worker.allowance import settle_input
 from capanode.worker.commands import Cancel, Command, Ping, Start, parse_command
-from capanode.worker.device import CPU, device_failure_of, open_cuda
+from capanode.worker.device import CPU, device_failure_of
 from capanode.worker.frames import FrameBuffer
 from capanode.worker.reports import (
     encode_cancelled,
@@ -201,6 +201,16 @@ def _log_uncaught(
     log("worker_failed", level="error", **_describe(error))
 
 
+def _take_gpu(channel: NodeSocket, options: EngineOptions) -> None:
+    """Before the model is read: an engine would run into the same with fewer words."""
+    # It loads torch, which not every engine needs.
+    from capanode.engines.cuda_device import open_cuda  # noqa: PLC0415
+
+    failure = open_cuda(options.allocated_bytes)
+    if failure is not None:
+        _end_without_device(channel, failure)
+
+
 def _end_without_device(channel: NodeSocket, failure: DeviceFailure) -> NoReturn:
     """The reason is the driver's own and quotes no input."""
     log("device_failed", level="error", problem=failure.problem, reason=failure.reason)
@@ -216,9 +226,7 @@ def main() -> None:
     options = parse_engine_options(sys.argv[1])
     channel = NodeSocket(surroundings.open_channel())
     if options.device != CPU:
-        failure = open_cuda(options.allocated_bytes)
-        if failure is not None:
-            _end_without_device(channel, failure)
+        _take_gpu(channel, options)
     try:
         engine = load_engine(options, surroundings)
     # The boundary of loading: whatever a model's files do to the libraries that read them, the

@@ -9,8 +9,8 @@ from capanode.gpus import Gpu, GpuReport
 from capanode.hardware import Machine
 from capanode.sandbox.gpu import GpuDevice
 from capanode.sandbox.probe import GpuTrial, IsolationReport
-from capanode.serve import require_leave
 from capanode.settings import IfGpuFails
+from capanode.start_plan import require_leave
 from protocol.messages import IsolationTier
 
 GIB = 1024**3

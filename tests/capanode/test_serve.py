@@ -3,7 +3,7 @@ import pytest
 from capanode.errors import IsolationError
 from capanode.milestones import Milestone
 from capanode.sandbox.probe import IsolationReport
-from capanode.serve import require_isolation
+from capanode.start_plan import require_isolation
 from protocol.messages import IsolationTier
 
 

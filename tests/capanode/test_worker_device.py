@@ -1,12 +1,12 @@
 """What a worker does with the GPU that it was given, on a torch and a driver that are stand-ins."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from capanode.device_problems import DeviceFailure, DeviceProblem, failure_of_code
-from capanode.worker.device import cuda_init, device_failure_of, open_cuda
+from capanode.engines.cuda_device import open_cuda
+from capanode.worker.device import cuda_init, device_failure_of
 
 GIB = 1024**3
 
@@ -56,10 +56,7 @@ class AcceleratorError(RuntimeError):
 
 
 def opened(torch: FakeTorch, allocated_bytes: int | None = None) -> DeviceFailure | None:
-    def load() -> Any:
-        return torch
-
-    return open_cuda(allocated_bytes, start_driver=lambda: None, load_torch=load)
+    return open_cuda(allocated_bytes, start_driver=lambda: None, library=torch)
 
 
 def test_a_card_that_works_is_taken_with_the_promised_share_of_it() -> None:
@@ -70,11 +67,10 @@ def test_a_card_that_works_is_taken_with_the_promised_share_of_it() -> None:
     assert torch.share == 1.0
 
 
-def test_the_drivers_error_comes_before_torch_is_loaded() -> None:
-    def must_not_load() -> Any:
-        raise AssertionError("torch hides the driver's number")
-
-    failure = open_cuda(None, start_driver=lambda: failure_of_code(999), load_torch=must_not_load)
+def test_the_drivers_own_error_comes_first() -> None:
+    """torch hides its number."""
+    torch = FakeTorch(RuntimeError("CUDA initialization failed"))
+    failure = open_cuda(None, start_driver=lambda: failure_of_code(999), library=torch)
     assert failure is not None
     assert failure.problem is DeviceProblem.DRIVER_LOST
 
