@@ -36,9 +36,10 @@ from capanode.engines.generation_reader import GenerationReader, ReadGeneration,
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import INVARIANT_ROWS
 from capanode.engines.prefix_cache import PrefixCache
-from capanode.engines.profile import DTYPE_NAMES, llama_profile
+from capanode.engines.profile import decoder_profile
 from capanode.engines.slots import Slots
 from capanode.engines.token_choice import choose_next, score_next, score_prompt
+from capanode.engines.weight_scheme import read_weight_scheme
 from capanode.engines.weights import DTYPES, Weights, read_json
 from protocol.errors import Code
 from protocol.generation import GenerationInput
@@ -89,8 +90,12 @@ class CausalLM:
             task=Task.CAUSAL_LM,
             slots=slots,
             context_tokens=cache.shape.context_tokens,
-            quantization=DTYPE_NAMES[model.dtype],
-            profile=str(llama_profile(model.dtype, cache.shape.dtype, model.device)),
+            quantization=model.quantization,
+            profile=str(
+                decoder_profile(
+                    model.weights_name, model.dtype, kv=cache.shape.dtype, device=model.device
+                )
+            ),
             features=reader.features,
             chat_format=reader.chat_format,
         )
@@ -110,7 +115,7 @@ class CausalLM:
         torch.set_num_threads(threads)
         device = torch.device(device)
         plain = read_json(model_dir / "config.json")
-        config = read_decoder_config(plain)
+        config, scheme = read_decoder_config(plain), read_weight_scheme(plain)
         dtype = DTYPES[config.dtype_name]
         if dtype == torch.float16 and device.type == "cpu":
             dtype = torch.bfloat16
@@ -127,7 +132,12 @@ class CausalLM:
         with torch.inference_mode():
             weights = Weights(model_dir)
             model = DecoderModel(
-                config, weights, device=device, dtype=dtype, context_tokens=shape.context_tokens
+                config,
+                weights,
+                device=device,
+                dtype=dtype,
+                context_tokens=shape.context_tokens,
+                scheme=scheme,
             )
             cache = KvCache(shape, device=device)
             model.warm_up(slots, _IDLE_PASS_TOKENS)

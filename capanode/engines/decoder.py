@@ -27,7 +27,9 @@ from capanode.engines.linear import (
     padded_rows,
     rows_up_to,
 )
+from capanode.engines.profile import DTYPE_NAMES
 from capanode.engines.rope import rope_tables
+from capanode.engines.weight_scheme import WeightScheme
 from capanode.engines.weights import Weights
 
 
@@ -42,15 +44,20 @@ class DecoderModel:
         device: torch.device,
         dtype: torch.dtype,
         context_tokens: int,
+        scheme: WeightScheme | None = None,
     ) -> None:
+        """`scheme` is how the files hold matrices, None where they are plain."""
         self.config = config
         self.device, self.dtype = device, dtype
-        build = DecoderBuilder(config, weights, device=device, dtype=dtype)
+        build = DecoderBuilder(config, weights, scheme, device=device, dtype=dtype)
         self._embedding = build.embedding()
         self._embedding_scale = build.embedding_scale()
         self._layers = [build.layer(index) for index in range(config.layers)]
         self._norm = build.norm("model.norm.weight")
         self._head = build.head(self._embedding)
+        # In the words of an offer, and of a receipt.
+        self.quantization = scheme.name if scheme is not None else DTYPE_NAMES[dtype]
+        self.weights_name = f"{self.quantization}-packed" if build.has_codes else self.quantization
         # Other heads are kept in a form that single rows cannot be read from.
         is_rounded = dtype != torch.float32
         self._head_rows = self._embedding if config.ties_embeddings and is_rounded else None

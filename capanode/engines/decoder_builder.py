@@ -1,15 +1,19 @@
 """Takes tensors from a model's files into the layout that a decoder's forward pass wants."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from capanode.engines.decoder_config import DecoderConfig
 from capanode.engines.decoder_layer import DecoderLayer
+from capanode.engines.grouped_linear import keeps_codes, make_matrix_linear
+from capanode.engines.grouped_matrix import join_matrices
 from capanode.engines.linear import Linear, make_linear
 from capanode.engines.norms import HeadNorms, RmsNorm
+from capanode.engines.quantized_weights import MatrixReader
 from capanode.engines.rope import rotated_order
+from capanode.engines.weight_scheme import WeightScheme
 from capanode.engines.weights import Weights
 
 
@@ -17,10 +21,19 @@ class DecoderBuilder:
     """All methods raise ModelLoadError if a tensor is missing or has another shape."""
 
     def __init__(
-        self, config: DecoderConfig, weights: Weights, *, device: torch.device, dtype: torch.dtype
+        self,
+        config: DecoderConfig,
+        weights: Weights,
+        scheme: WeightScheme | None,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self._config, self._weights = config, weights
+        self._matrices = MatrixReader(weights, scheme, dtype)
         self._device, self._dtype = device, dtype
+        self._keeps_codes = keeps_codes(2 * config.matrix_values, device)
+        self.has_codes = False  # whether some product computes with codes
         # Where a rotation covers part of each head, all of the model's do: one order serves all.
         self._order = rotated_order(config.head_dim, config.ropes[0].channels)
         self._qkv_rows = _qkv_rows(config, self._order)
@@ -38,8 +51,9 @@ class DecoderBuilder:
     def head(self, embedding: Tensor) -> Linear:
         if self._config.ties_embeddings:
             return make_linear(embedding)
-        shape = (self._config.vocab_size, self._config.hidden_size)
-        return make_linear(self._take("lm_head.weight", *shape))
+        return self._linear(
+            {"lm_head": self._config.vocab_size}, self._config.hidden_size, has_bias=False
+        )
 
     def norm(self, name: str, size: int | None = None) -> RmsNorm:
         weight = self._take(name, size or self._config.hidden_size)
@@ -103,13 +117,19 @@ class DecoderBuilder:
     ) -> Linear:
         """The matrices of these modules (with their numbers of rows) one below another, in the
         order `rows` if there is one."""
-        weight = _join(
-            [self._take(f"{name}.weight", n, columns) for name, n in sizes.items()], rows
+        parts = [self._matrices.take(name, count, columns) for name, count in sizes.items()]
+        matrix = join_matrices(parts, self._dtype)
+        bias = None
+        if has_bias:
+            bias = torch.cat([self._take(f"{name}.bias", n) for name, n in sizes.items()])
+        if rows is not None:
+            matrix = matrix[rows]
+            bias = None if bias is None else bias[rows.to(self._device)]
+        linear, has_codes = make_matrix_linear(
+            matrix.to(self._device), bias, self._dtype, keeps=self._keeps_codes
         )
-        if not has_bias:
-            return make_linear(weight)
-        bias = _join([self._take(f"{name}.bias", n) for name, n in sizes.items()], rows)
-        return make_linear(weight, bias)
+        self.has_codes |= has_codes
+        return linear
 
     def _head_norms(self, name: str) -> HeadNorms:
         width = self._config.head_dim
@@ -126,11 +146,6 @@ class DecoderBuilder:
 
     def _take(self, name: str, *shape: int) -> Tensor:
         return self._weights.take(name, shape, self._dtype).to(self._device)
-
-
-def _join(parts: Sequence[Tensor], rows: Tensor | None) -> Tensor:
-    whole = torch.cat(list(parts))
-    return whole if rows is None else whole[rows.to(whole.device)]
 
 
 def _qkv_rows(config: DecoderConfig, order: Tensor) -> Tensor:

@@ -87,3 +87,9 @@ class DecoderConfig:
     has_output_norms: bool = False
     # A norm's weight is stored less one, and applied in float32.
     has_offset_norms: bool = False
+
+    @property
+    def matrix_values(self) -> int:
+        """How many numbers the layers' matrices hold."""
+        attention = 2 * (self.heads + self.kv_heads) * self.head_dim
+        return self.layers * self.hidden_size * (attention + 3 * self.intermediate_size)

@@ -53,12 +53,15 @@ def device_class(device: torch.device) -> str:
     return f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}"
 
 
-def llama_profile(weights: torch.dtype, kv: torch.dtype, device: torch.device) -> Profile:
+def decoder_profile(
+    weights: str, compute: torch.dtype, *, kv: torch.dtype, device: torch.device
+) -> Profile:
+    """`weights` says how many bits they carry, and whether products read those bits."""
     return Profile(
         engine=LLAMA,
-        weights=DTYPE_NAMES[weights],
+        weights=weights,
         kv=DTYPE_NAMES[kv],
-        compute=DTYPE_NAMES[weights],
+        compute=DTYPE_NAMES[compute],
         device=device_class(device),
         sampler=SAMPLER,
     )

@@ -21,6 +21,25 @@ JSON_BYTES_MAX = 64 * 1024 * 1024
 # By their names in config.json.
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+# By their names in a safetensors header.
+_STORED = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F64": torch.float64,
+}
+
 
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object. Raises ModelLoadError if the file is missing, too long or something else."""
@@ -63,6 +82,7 @@ class Weights:
         self._device = device or torch.device("cpu")
         self._readers: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._dtypes: dict[str, str] = {}
         for path in _weight_files(model_dir):
             try:
                 infos = read_header(path)
@@ -72,6 +92,7 @@ class Weights:
             for info in infos:
                 self._readers[info.name] = reader
                 self._shapes[info.name] = info.shape
+                self._dtypes[info.name] = info.dtype
 
     def __contains__(self, name: str) -> bool:
         return name in self._readers
@@ -81,14 +102,21 @@ class Weights:
 
     def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """The tensor, converted if need be. Raises ModelLoadError unless it has this shape."""
-        if name not in self._readers:
-            raise ModelLoadError(f"the weights lack {name}")
-        if self._shapes[name] != tuple(shape):
+        if self._shapes[self._known(name)] != tuple(shape):
             raise ModelLoadError(f"{name} has shape {self._shapes[name]}, not {tuple(shape)}")
         tensor: torch.Tensor = self._readers[name].get_tensor(name)
-        if tensor.is_floating_point() != dtype.is_floating_point:
+        is_float8 = tensor.is_floating_point() and tensor.itemsize == 1
+        if (
+            tensor.is_floating_point() != dtype.is_floating_point
+            # Without its scales a tensor in float8 means nothing.
+            or ((is_float8 or dtype.itemsize == 1) and tensor.dtype != dtype)
+        ):
             raise ModelLoadError(f"{name} holds {tensor.dtype}, which this engine does not run")
         return tensor.to(self._device, dtype)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What the files hold. Raises ModelLoadError if there is no such tensor."""
+        return _STORED[self._dtypes[self._known(name)]]
 
     def zeros(self, size: int) -> torch.Tensor:
         """In float32, where the weights are."""
@@ -96,9 +124,12 @@ class Weights:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Raises ModelLoadError if there is no such tensor."""
+        return self._shapes[self._known(name)]
+
+    def _known(self, name: str) -> str:
         if name not in self._shapes:
             raise ModelLoadError(f"the weights lack {name}")
-        return self._shapes[name]
+        return name
 
 
 def _weight_files(model_dir: Path) -> list[Path]:

@@ -10,9 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from capanode.engines.families import read_decoder_config
+from capanode.engines.weight_scheme import read_weight_scheme
 from capanode.models.safetensors_file import read_header
 from capanode.models.sources import CODE_FILE
 from capanode.tasks import CODE_ARCHITECTURES, NODE_TASKS, task_of_architecture
+from protocol.messages import Task
 
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
 # The largest tokenizer.json in the field is about 35 MB.
@@ -53,7 +56,10 @@ def convert_layout(
         raise ValueError(f"the model has no {missing[0]}")
     is_code = architecture in CODE_ARCHITECTURES
     weights = [_program_file(source)] if is_code else _weight_files(source)
-    dtype = _dtype([] if is_code else weights, NODE_TASKS[task].dtype)
+    if task is Task.CAUSAL_LM:
+        dtype, quantization = _decoder_types(weights, config)
+    else:
+        dtype = quantization = _dtype([] if is_code else weights, NODE_TASKS[task].dtype)
     files = [*weights, *(source / name for name in _CONFIG_FILES if (source / name).exists())]
     total = sum(file.stat().st_size for file in files)
     done = 0
@@ -67,7 +73,7 @@ def convert_layout(
         "task": task,
         "architecture": architecture,
         "dtype": dtype,
-        "quantization": dtype,
+        "quantization": quantization,
         "context_tokens": _context_tokens(source, config),
         "licence": "unknown",
     }
@@ -113,6 +119,18 @@ def _dtype(weights: list[Path], computed: str | None) -> str:
     if largest not in _DTYPE_NAMES:
         raise ValueError(f"weights of type {largest} are read by no engine here")
     return _DTYPE_NAMES[largest]
+
+
+def _decoder_types(weights: list[Path], config: dict[str, Any]) -> tuple[str, str]:
+    """What is computed in, and how many bits weights have. Raises ModelLoadError if the engine
+    would not run the model."""
+    read_decoder_config(config)
+    scheme = read_weight_scheme(config)
+    if scheme is None:
+        dtype = _dtype(weights, None)
+        return dtype, dtype
+    # Every header is checked on the way; what type most weights have says nothing.
+    return _dtype(weights, "bf16"), scheme.name
 
 
 def _context_tokens(source: Path, config: dict[str, Any]) -> int:

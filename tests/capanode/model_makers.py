@@ -17,6 +17,15 @@ from protocol.ids import sha256_digest
 from protocol.manifest import ModelFile, ModelManifest
 from protocol.messages import Task
 
+# What every decoder's config says.
+DECODER_SIZES = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "max_position_embeddings": 64,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "vocab_size": 32,
+}
 SMALL_FILES = {"config.json": b'{"model_type": "tiny"}', "model.safetensors": b"weights" * 100}
 
 
@@ -55,7 +64,7 @@ def add_model(
 
 def layout_files(architecture: str = "LlamaForCausalLM", **config: Any) -> dict[str, bytes]:
     """A model in the Hugging Face layout that the converter accepts."""
-    settings = {"architectures": [architecture], "max_position_embeddings": 64, **config}
+    settings = {"architectures": [architecture], **DECODER_SIZES, **config}
     return {
         "config.json": json.dumps(settings).encode(),
         "model.safetensors": safetensors_bytes({"a": np.ones((2, 3), np.float32)}),

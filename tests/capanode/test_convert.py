@@ -296,6 +296,41 @@ def test_a_model_in_the_right_layout_is_taken_as_it_is(source: Path, target: Pat
     assert found == set(files)
 
 
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+
+
+def test_a_quantised_model_is_kept_as_it_is_and_says_how_many_bits_it_has(
+    source: Path, target: Path
+) -> None:
+    files = layout_files("Qwen3ForCausalLM", quantization_config=AWQ)
+    write_files(source, files)
+    made = convert("layout", source, target)
+    assert (made.architecture, made.dtype, made.quantization) == (
+        "Qwen3ForCausalLM",
+        "bf16",
+        "int4",
+    )
+    assert (target / "model.safetensors").read_bytes() == files["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"num_local_experts": 8}, "num_local_experts"),
+        ({"hidden_size": 1 << 40}, "hidden_size"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
+        ({"quantization_config": {**AWQ, "bits": 2}}, "2 bits"),
+    ],
+)
+def test_a_layout_that_the_engine_would_not_run_is_refused_before_it_is_kept(
+    source: Path, target: Path, config: dict[str, Any], reason: str
+) -> None:
+    write_files(source, layout_files(**config))
+    with pytest.raises(ConversionError, match=reason):
+        convert("layout", source, target)
+
+
 def test_shards_are_found_by_their_index(source: Path, target: Path) -> None:
     files = layout_files()
     shard = files.pop("model.safetensors")

@@ -12,6 +12,7 @@ from capanode.engines.base import ModelLoadError
 from capanode.engines.decoder import DecoderModel
 from capanode.engines.families import read_decoder_config
 from capanode.engines.kv_cache import CacheShape, KvCache
+from capanode.engines.weight_scheme import read_weight_scheme
 from capanode.engines.weights import DTYPES, Weights
 from tests.capanode.engines.tiny_models import LLAMA, write_llama
 
@@ -20,9 +21,12 @@ PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [70, 71, 72], [200] * 40 + [7]]
 
 
 def load_model(folder: Path) -> tuple[DecoderModel, KvCache]:
-    config = read_decoder_config(json.loads((folder / "config.json").read_text()))
+    plain = json.loads((folder / "config.json").read_text())
+    config, scheme = read_decoder_config(plain), read_weight_scheme(plain)
     dtype = DTYPES[config.dtype_name]
-    model = DecoderModel(config, Weights(folder), device=CPU, dtype=dtype, context_tokens=128)
+    model = DecoderModel(
+        config, Weights(folder), device=CPU, dtype=dtype, context_tokens=128, scheme=scheme
+    )
     shape = CacheShape(config.layers, 5, config.kv_heads, 128, config.head_dim, dtype)
     return model, KvCache(shape, device=CPU)
 
