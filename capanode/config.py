@@ -89,6 +89,12 @@ class NodeConfig:
         "Where models lie; nodes may share a store.",
         example='"/srv/models"',
     )
+    store_max_gib: int = setting(
+        0,
+        count(0, 1_000_000, "GiB"),
+        "How much models may take: a pull removes those unused for longest, but none that a node "
+        "serves or that `models` lists; 0 is no limit.",
+    )
     hub_url: str = setting(
         "https://huggingface.co",
         URL,
@@ -200,6 +206,11 @@ class NodeConfig:
     def file(self) -> Path:
         """The file of these settings, whether there is one or not."""
         return self.named_file or self.data_dir / CONFIG_NAME
+
+    @property
+    def promised_models(self) -> frozenset[str]:
+        """The names of the models that this node shall serve; empty if it serves all there are."""
+        return frozenset(model.name for model in self.models)
 
     @property
     def lock_path(self) -> Path:

@@ -16,6 +16,7 @@ from capanode.config import NodeConfig, reread_config
 from capanode.errors import NodeError
 from capanode.live_settings import LiveSettings, live_rules
 from capanode.milestones import OnMilestone
+from capanode.models.store import ModelStore
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
 from capanode.owner_commands import OwnerCommands
@@ -89,7 +90,9 @@ async def serve(
             settings = LiveSettings(node, config, reread=reread_config)
             commands = OwnerCommands(node, pause, reload=settings.reload)
             server = StatusServer(node, config.status_socket, commands)
-            await run_until_signal(partial(_run, node, server, on_status))
+            # Other programs that share the store leave alone what is served here.
+            with ModelStore(config.model_store).use.hold(one.digest for one in plan.plans):
+                await run_until_signal(partial(_run, node, server, on_status))
         finally:
             store.close()
         return NodeEnd.DRAINED if node.is_drained_for_good else NodeEnd.STOPPED

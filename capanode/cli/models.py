@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_config
-from protocol.programs.output import bytes_text, print_json, print_table, say
+from protocol.programs.output import bytes_text, print_json, print_table, say, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,16 +37,20 @@ def list_command(
     from capanode.models.store import ModelStore
 
     config = load_config(data_dir, config_file, model_store=model_store)
-    found = list_models(ModelStore(config.model_store), load_catalog())
+    found = list_models(
+        ModelStore(config.model_store), load_catalog(), promised=config.promised_models
+    )
     if as_json:
         print_json([_plain(model) for model in found])
         return
     print_table(
-        ("model", "state", "task", "size", "licence", "digest"),
+        ("model", "state", "use", "last used", "task", "size", "licence", "digest"),
         [
             (
                 model.name,
                 model.state,
+                _use(model),
+                time_text(int(model.last_used_s * 1_000) if model.last_used_s else None),
                 model.manifest.task.value if model.manifest else "-",
                 bytes_text(model.bytes),
                 model.manifest.licence if model.manifest else "-",
@@ -76,6 +80,7 @@ def pull_command(
     from capanode.models.catalog import load_catalog
     from capanode.models.hub_connection import HubOptions
     from capanode.models.library import PullOptions, pull
+    from capanode.models.room import Quota
     from capanode.models.store import ModelStore
 
     if name is not None and len(names) != 1:
@@ -84,6 +89,7 @@ def pull_command(
     config = load_config(data_dir, config_file, model_store=model_store, **flags)
     options = PullOptions(
         hub=HubOptions(endpoint=config.hub_url, token=config.hub_token or None),
+        quota=Quota(config.store_max_gib * 1024**3, config.promised_models or None),
         allow_code=config.allow_code_models,
     )
     store, catalog = ModelStore(config.model_store), load_catalog()
@@ -142,23 +148,25 @@ def add_command(
 @app.command("rm")
 def remove_command(
     names: Annotated[list[str], typer.Argument(help="Names or digests of models here.")],
+    force: Annotated[bool, typer.Option("--force", help="Also what is served or listed.")] = False,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     model_store: ModelStoreDir = None,
 ) -> None:
-    """Remove models. A node that serves one keeps it until it is started again."""
+    """Remove models; one that a node serves, or that the configuration lists, only with --force."""
     from capanode.models.library import remove
     from capanode.models.store import ModelStore
 
     config = load_config(data_dir, config_file, model_store=model_store)
     store = ModelStore(config.model_store)
     for name in names:
-        freed = remove(store, name)
+        freed = remove(store, name, promised=config.promised_models, force=force)
         say(f"removed {name}, {bytes_text(freed)} freed")
 
 
-@app.command("prune")
-def prune_command(
+@app.command("gc")
+@app.command("prune", hidden=True)
+def collect_command(
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     model_store: ModelStoreDir = None,
@@ -175,12 +183,19 @@ def prune_command(
         say(f"{bytes_text(freed)} freed")
 
 
+def _use(model: "ModelSummary") -> str:
+    return "served" if model.is_served else "promised" if model.is_promised else "-"
+
+
 def _plain(model: "ModelSummary") -> dict[str, object]:
     return {
         "name": model.name,
         "digest": model.digest,
         "state": model.state,
         "bytes": model.bytes,
+        "served": model.is_served,
+        "promised": model.is_promised,
+        "last_used_ms": int(model.last_used_s * 1_000) if model.last_used_s else None,
         "task": model.manifest.task.value if model.manifest else None,
         "licence": model.manifest.licence if model.manifest else None,
         "path": str(model.path) if model.path else None,

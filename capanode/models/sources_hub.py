@@ -24,7 +24,7 @@ from capanode.models.hub_download import FRUITLESS_TRIES_MAX, FileTransfer, HubD
 from capanode.models.piece_file import Hash, PieceFile
 from capanode.models.progress import Progress, ProgressCallback
 from capanode.models.sources import is_wanted_file
-from protocol.ids import is_digest
+from protocol.ids import Digest, is_digest
 
 # A file list with 10,000 entries is about 3 MB.
 _LISTING_BYTES_MAX = 16 * 1024 * 1024
@@ -50,6 +50,16 @@ class HubListing:
     commit: str
     licence: str
     files: tuple[HubFile, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+    def wanted(self) -> dict[Digest, int]:
+        """The files by content, with their bytes: small ones have no sha256, and count apart."""
+        return {
+            Digest(file.sha256 or f"{self.commit}/{file.path}"): file.bytes for file in self.files
+        }
 
 
 class HubClient:
@@ -97,9 +107,8 @@ class HubClient:
                 f"{repo} has no safetensors weights at its top: pickled weights are code and are "
                 "never loaded; look for a revision or a fork that has safetensors"
             )
-        total = sum(file.bytes for file in listing.files)
-        if total > self._options.bytes_max:
-            raise SourceError(f"{repo} has {total} bytes, over the limit of one model")
+        if listing.bytes > self._options.bytes_max:
+            raise SourceError(f"{repo} has {listing.bytes} bytes, over the limit of one model")
         return listing
 
     def download(
@@ -107,10 +116,9 @@ class HubClient:
     ) -> None:
         """Fetch every listed file into `target`. All wait in `partial` until the last one is there,
         so that the next call goes on where this one stopped."""
-        total = sum(file.bytes for file in listing.files)
 
         def report(received: int) -> None:
-            progress(Progress(f"download {listing.repo}", received, total))
+            progress(Progress(f"download {listing.repo}", received, listing.bytes))
 
         with disk_errors_named(target), ExitStack() as opened:
             transfers = []
@@ -128,6 +136,15 @@ class HubClient:
             ).run(report)
             for file, transfer in zip(listing.files, transfers, strict=True):
                 transfer.file.move(target / file.path)
+
+    def bytes_here(self, listing: HubListing, partial: Path) -> int:
+        """What an earlier download has left in `partial`."""
+        found = 0
+        for file in listing.files:
+            transfer = self._transfer(listing, file, partial)
+            found += transfer.file.have_bytes
+            transfer.file.close()
+        return found
 
     def _transfer(self, listing: HubListing, file: HubFile, partial: Path) -> FileTransfer:
         name = hashlib.sha256(f"{listing.commit}/{file.path}".encode()).hexdigest()

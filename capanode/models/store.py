@@ -6,6 +6,7 @@
     scratch/                       work in progress, deleted when its process ends
     partial/                       downloads that stopped half way, for the next try
     locks/                         one lock for changes to the store, one per name for pulls
+    use/                           a mark per model: locked while a node serves it
 
 A model's folder appears in one rename after its bytes were checked and synced, so a folder that
 exists is complete. All is readable by any uid: a worker runs as another user than the node.
@@ -22,6 +23,7 @@ from capanode.models.blobs import BlobFolder
 from capanode.models.errors import (
     CorruptModelError,
     DigestMismatchError,
+    ModelInUseError,
     StorageDeniedError,
     StoreBusyError,
     UnknownModelError,
@@ -39,6 +41,7 @@ from capanode.models.files import (
 )
 from capanode.models.foreign_tree import sha256_of, size_of
 from capanode.models.progress import ProgressCallback, ignore_progress
+from capanode.models.use_marks import UseMarks
 from protocol.errors import RemoteProtocolError
 from protocol.ids import Digest, is_digest, sha256_digest
 from protocol.limits import NAME_CHARS_MAX
@@ -91,6 +94,7 @@ class ModelStore:
         self._names = self.root / "names.json"
         try:
             with disk_errors_named(self.root):
+                self.use = UseMarks(self.root / "use", below=self.root)
                 self._blobs = BlobFolder(self.root / "blobs" / "sha256", below=self.root)
                 for folder in (self._models, self._scratch, self._partial, self._locks):
                     make_readable_folder(folder, below=self.root)
@@ -131,6 +135,10 @@ class ModelStore:
                 f"it with `capanode models pull {name_or_digest}`"
             )
         return self._read(digest)
+
+    def is_blob_here(self, digest: Digest) -> bool:
+        """True if a model has brought a file of this content; it is not read."""
+        return self._blobs.path(digest).exists()
 
     def is_complete(self, digest: Digest) -> bool:
         """True if the model is here with every file at its size; reads no weights."""
@@ -205,6 +213,7 @@ class ModelStore:
                 if file.sha256 not in intact or not self._blobs.path(file.sha256).exists():
                     self._blobs.adopt(folder / file.path, file)
             self._publish(digest, manifest)
+            self.use.touch(digest)
             self._write_names({**self.names(), name: digest})
         return StoredModel(digest, self._models / digest, manifest)
 
@@ -214,12 +223,13 @@ class ModelStore:
         with self._locked():
             self._write_names({**self.names(), name: digest})
 
-    def remove(self, name_or_digest: str) -> int:
+    def remove(self, name_or_digest: str, *, force: bool = False) -> int:
         """Forget a name, or every name of a digest, and delete what nothing names any more.
 
-        Returns the bytes freed. Workers that have the files open keep them until they end.
+        Returns the bytes freed. Raises ModelInUseError if a node serves it, unless `force`: workers
+        that have the files open keep them until they end.
         """
-        with self._locked():
+        with self._locked(), contextlib.ExitStack() as claims:
             names = self.names()
             digest = names.get(name_or_digest, name_or_digest)
             if name_or_digest not in names and digest not in self.digests():
@@ -232,17 +242,27 @@ class ModelStore:
                 for name, value in names.items()
                 if name != name_or_digest and not (by_digest and value == digest)
             }
-            self._write_names(kept)
             if digest not in kept.values():
+                is_free = claims.enter_context(self.use.claim(Digest(digest)))
+                if not is_free and not force:
+                    raise ModelInUseError(
+                        f"a running node serves {name_or_digest}: stop it first, or remove it all "
+                        "the same with --force (the node keeps its files until it ends)"
+                    )
                 remove_tree(self._models / digest)
+                self.use.forget(Digest(digest))
+            self._write_names(kept)
             return self._collect_garbage()
 
     def collect_garbage(self) -> int:
-        """Delete models without a name, blobs of no model, scratch of dead processes and
-        half-finished downloads; returns the bytes of the blobs."""
+        """Delete models without a name that no node serves, blobs of no model, scratch of dead
+        processes and half-finished downloads; returns the bytes of the blobs."""
         with self._locked():
             for digest in set(self.digests()) - set(self.names().values()):
-                remove_tree(self._models / digest)
+                with self.use.claim(digest) as is_free:
+                    if is_free:
+                        remove_tree(self._models / digest)
+                        self.use.forget(digest)
             for folder in list(self._partial.iterdir()):
                 lock = self._locks / f"partial-{folder.name}"
                 with contextlib.suppress(StoreBusyError), file_lock(lock, timeout_s=0.0):
