@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from capanode.models.library import ModelSummary
     from capanode.models.progress import ProgressCallback
+    from capanode.models.recommend import Recommendation
 
 AllowCode = Annotated[
     bool,
@@ -65,7 +67,7 @@ def list_command(
 def pull_command(
     names: Annotated[
         list[str],
-        typer.Argument(help="Names from the catalog, hf:OWNER/REPO@REVISION, or file:PATH."),
+        typer.Argument(help="Names of `models list`, hf:OWNER/REPO@REVISION, or file:PATH."),
     ],
     name: Annotated[
         str | None, typer.Option(help="What to call it here.", show_default=False)
@@ -145,6 +147,49 @@ def add_command(
     )
 
 
+@app.command("recommend")
+def recommend_command(
+    show_all: Annotated[bool, typer.Option("--all", help="Also what does not run here.")] = False,
+    data_dir: DataDir = None,
+    config_file: ConfigFile = None,
+    model_store: ModelStoreDir = None,
+    as_json: Json = False,
+) -> None:
+    """Which models fit this machine, and what a busy hour of each would earn."""
+    from capanode.models.catalog import load_catalog
+    from capanode.models.recommend import best, recommend
+    from capanode.models.recommend_here import look_around
+
+    config = load_config(data_dir, config_file, model_store=model_store)
+    around = look_around(config)
+    found = recommend(load_catalog(), around.room, here=around.here, measured=around.measured)
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    say(f"for {around.device}, with {bytes_text(around.room.disk_free_bytes)} of disk free")
+    print_table(
+        ("model", "use", "size", "memory", "context", "credits/hour", "licence", "state"),
+        [
+            (
+                one.name,
+                one.use,
+                bytes_text(one.bytes),
+                bytes_text(one.memory_bytes),
+                one.context_tokens,
+                _hourly(one),
+                f"{one.licence}{', gated' if one.is_gated else ''}",
+                one.problem or ("here" if one.is_here else "fits"),
+            )
+            for one in found
+            if show_all or not one.problem
+        ],
+    )
+    say("~ is an estimate from the size of the weights and public prices, not a measurement;")
+    say("models of a hub pin no revision, and were never pulled where this list was made")
+    if (next_one := best(found)) is not None:
+        say(f"next: `capanode models pull {next_one.name}`")
+
+
 @app.command("rm")
 def remove_command(
     names: Annotated[list[str], typer.Argument(help="Names or digests of models here.")],
@@ -185,6 +230,13 @@ def collect_command(
 
 def _use(model: "ModelSummary") -> str:
     return "served" if model.is_served else "promised" if model.is_promised else "-"
+
+
+def _hourly(one: "Recommendation") -> str:
+    if not one.nano_per_hour:
+        return "-"
+    told = f"{one.nano_per_hour / 1e9:.4f}"
+    return told if one.is_measured else f"~{told}"
 
 
 def _plain(model: "ModelSummary") -> dict[str, object]:

@@ -1,7 +1,8 @@
 """The models that a node can get by name: where from, how to convert, and what must come out.
 
 `catalog.json` pins everything: the bytes of each wheel, and the digest of each converted file. An
-entry therefore names one exact model, the same for every converter.
+entry therefore names one exact model, the same for every converter. Names of models of a hub, which
+pin nothing, are in `capanode.models.hub_catalog`.
 """
 
 import json
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from capanode.models.errors import SourceError, UnknownModelError
+from capanode.models.hub_catalog import HubEntry, load_hub_entries
 from capanode.models.sources_pypi import Member, Wheel
 from protocol.ids import Digest, is_digest
 from protocol.manifest import ModelFile, ModelManifest, manifest_digest
@@ -44,10 +46,16 @@ class CatalogEntry:
 @dataclass(frozen=True, slots=True)
 class Catalog:
     entries: tuple[CatalogEntry, ...]
+    hub: tuple[HubEntry, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        return [entry.manifest.name for entry in self.entries]
+        pinned = [entry.manifest.name for entry in self.entries]
+        return [*pinned, *(entry.name for entry in self.hub)]
+
+    def find_hub(self, name: str) -> HubEntry | None:
+        """The model of a hub that is called so here."""
+        return next((entry for entry in self.hub if entry.name == name), None)
 
     def find(self, name: str) -> CatalogEntry:
         """Raises UnknownModelError that lists what there is."""
@@ -62,10 +70,11 @@ class Catalog:
 
 def load_catalog(path: Path | None = None) -> Catalog:
     """Read the catalog that ships with this version, or another one. Raises SourceError."""
+    hub = load_hub_entries() if path is None else ()
     where = path if path is not None else resources.files("capanode.models") / "catalog.json"
     try:
         plain = json.loads(where.read_text(encoding="utf-8"))
-        return Catalog(tuple(_parse_entry(entry) for entry in plain["models"]))
+        return Catalog(tuple(_parse_entry(entry) for entry in plain["models"]), hub)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"the catalog {where} cannot be read: {error!r}") from error
 

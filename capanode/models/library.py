@@ -32,7 +32,8 @@ from protocol.manifest import ModelFile, ModelManifest
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
     """One line of `capanode models list`. `state` is ready, damaged, or available (in the catalog
-    only); `path` is None unless it is ready. A model is served while a node runs it, and promised
+    only); `path` is None unless it is ready. The digest of a hub's model is not known before it is
+    pulled, and empty. A model is served while a node runs it, and promised
     if the configuration lists it."""
 
     name: str
@@ -77,6 +78,11 @@ def list_models(
                 name, entry.digest, "available", entry.bytes, entry.manifest, None
             )
             summaries.append(summary)
+    summaries += [
+        ModelSummary(entry.name, Digest(""), "available", entry.bytes, None, None)
+        for entry in (catalog.hub if catalog else ())
+        if entry.name not in names
+    ]
     return summaries
 
 
@@ -136,6 +142,11 @@ def pull(
         check_name(name)
         with store.pull_lock(str(source)):
             return _pull_source(store, source, name, progress, options)
+    if (hub_entry := catalog.find_hub(name_or_source)) is not None:
+        name = name or hub_entry.name
+        check_name(name)
+        with store.pull_lock(str(hub_entry.source)):
+            return _pull_source(store, hub_entry.source, name, progress, options)
     entry = catalog.find(name_or_source)
     name = name or entry.manifest.name
     check_name(name)

@@ -16,7 +16,7 @@ from capanode.models.store import ModelStore
 from protocol.ids import Digest
 
 # Room that a pull leaves on the disk for everyone else.
-_SPARE_BYTES = 256 * 1024 * 1024
+SPARE_BYTES = 256 * 1024 * 1024
 # A .gguf of four bits is copied, and may be converted to sixteen.
 _GGUF_GROWTH = 4
 
@@ -48,7 +48,7 @@ def make_room(
         for model in plan_eviction(_kept(store, quota), wanted=wanted, bytes_max=quota.bytes_max):
             freed = store.remove(model.digest)
             progress(Progress(f"remove {model.name}, unused for longest", freed, freed))
-    need = work_bytes + _SPARE_BYTES
+    need = work_bytes + SPARE_BYTES
     free = shutil.disk_usage(store.root).free
     if free < need:
         raise StoreFullError(
