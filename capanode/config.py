@@ -11,6 +11,7 @@ from typing import Any
 
 from capanode.hourly_rates import DEFAULT_HOURLY_RATES
 from capanode.sandbox.limits import NICE_DEFAULT, NICE_MAX
+from capanode.schedule import WINDOWS, ZONE, Window
 from capanode.settings import (
     COORDINATORS,
     MODELS,
@@ -18,6 +19,7 @@ from capanode.settings import (
     IfGpuFails,
     ModelSettings,
 )
+from capanode.utilization_price import PricePolicy
 from protocol.messages import DataCollection
 from protocol.net.dial_policy import DialPolicy, parse_networks
 from protocol.offers import BATCH_PERCENT_DEFAULT, SLOTS_MAX
@@ -26,6 +28,7 @@ from protocol.programs.kinds import (
     ADDRESSES,
     CREDITS,
     NETWORKS,
+    OPTIONAL_CREDITS,
     PATH,
     SECRET,
     SWITCH,
@@ -143,10 +146,51 @@ class NodeConfig:
         CREDITS,
         "Target revenue of one busy CPU core per hour; sets the prices that you leave open.",
     )
-    price_gpu_gib_hour: int = setting(
-        DEFAULT_HOURLY_RATES.gpu_gib_hour_nano,
-        CREDITS,
-        "Target revenue of one GiB of busy GPU memory per hour (an 80 GiB card: 1.60).",
+    price_gpu_hour: int | None = setting(
+        None,
+        OPTIONAL_CREDITS,
+        "Target revenue of one busy GPU per hour, instead of that in the table of cards.",
+        example='"0.24"',
+    )
+    price_gpu_gib_hour: int | None = setting(
+        None,
+        OPTIONAL_CREDITS,
+        "The same by GiB of its memory, if the one per GPU is not set.",
+        example='"0.01"',
+    )
+    price_policy: PricePolicy = setting(
+        PricePolicy.FIXED,
+        choice(PricePolicy),
+        "Whether the prices that you leave open stay, or follow how full the node is.",
+    )
+    price_floor_percent: int = setting(
+        60,
+        count(1, PERCENT, "percent"),
+        "How far `utilization` may go down, in percent of the proposed price.",
+    )
+    price_ceiling_percent: int = setting(
+        200,
+        count(PERCENT, 1_000, "percent"),
+        "How far `utilization` may go up, in percent of the proposed price.",
+    )
+    schedule: tuple[Window, ...] = setting(
+        (),
+        WINDOWS,
+        "When this machine takes jobs; always if nothing is listed. Jobs that run are finished.",
+        example='["mon-fri 22:00-08:00", "sat,sun"]',
+    )
+    time_zone: str = setting(
+        "", ZONE, "Whose time `schedule` means; this machine's if empty.", example='"Europe/Berlin"'
+    )
+    yield_to_owner: bool = setting(
+        False,
+        SWITCH,
+        "Whether to take no more jobs while other programs use the GPU or half of the processor.",
+    )
+    gpu_celsius_max: int = setting(
+        90,
+        count(0, 120, "°C"),
+        "A GPU that is hotter gets no new jobs until it is ten degrees cooler; 0 for no limit.",
     )
     batch_percent: int = setting(
         BATCH_PERCENT_DEFAULT,

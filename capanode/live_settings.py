@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from capanode.config import NodeConfig
 from capanode.hourly_rates import HourlyRates
 from capanode.node import Node, NodeRules
+from capanode.utilization_price import PriceBounds, PricePolicy
 from protocol.programs.settings import settings_of
 
 # All others are built into what the node has started: sockets, workers, keys, what it has promised.
@@ -18,11 +19,19 @@ LIVE = frozenset(
     {
         "batch_percent",
         "drain_s",
+        "gpu_celsius_max",
         "models",
         "per_client_max",
+        "price_ceiling_percent",
         "price_cpu_core_hour",
+        "price_floor_percent",
         "price_gpu_gib_hour",
+        "price_gpu_hour",
+        "price_policy",
         "queue_max",
+        "schedule",
+        "time_zone",
+        "yield_to_owner",
     }
 )
 
@@ -49,25 +58,30 @@ def compare(old: NodeConfig, new: NodeConfig) -> Changes:
 
 
 class LiveSettings:
-    """The settings that the node runs with now. `reread` finds those that it should run with."""
+    """`config` is what the node runs with now; `reread` finds what it should run with."""
 
     def __init__(
         self, node: Node, config: NodeConfig, *, reread: Callable[[NodeConfig], NodeConfig]
     ) -> None:
         self._node = node
-        self._config = config
+        self.config = config
         self._reread = reread
+
+    def price_bounds(self) -> PriceBounds | None:
+        """None for fixed prices."""
+        config = self.config
+        if config.price_policy is PricePolicy.FIXED:
+            return None
+        return PriceBounds(config.price_floor_percent, config.price_ceiling_percent)
 
     def reload(self) -> Mapping[str, object]:
         """Raises SettingError if they cannot be read; then nothing has changed."""
-        new = self._reread(self._config)
-        changes = compare(self._config, new)
-        self._config = replace(
-            self._config, **{name: getattr(new, name) for name in changes.applied}
-        )
+        new = self._reread(self.config)
+        changes = compare(self.config, new)
+        self.config = replace(self.config, **{name: getattr(new, name) for name in changes.applied})
         if changes.applied:
-            prices = {model.name: model.price for model in self._config.models}
-            self._node.change(live_rules(self._node.rules, self._config), prices)
+            prices = {model.name: model.price for model in self.config.models}
+            self._node.change(live_rules(self._node.rules, self.config), prices)
         return {"applied": changes.applied, "at_restart": changes.at_restart}
 
 
@@ -77,7 +91,9 @@ def live_rules(rules: NodeRules, config: NodeConfig) -> NodeRules:
         rules,
         queue_max=config.queue_max,
         per_client_max=config.per_client_max,
-        rates=HourlyRates(config.price_cpu_core_hour, config.price_gpu_gib_hour),
+        rates=HourlyRates(
+            config.price_cpu_core_hour, config.price_gpu_gib_hour, config.price_gpu_hour
+        ),
         batch_percent=config.batch_percent,
         drain_s=config.drain_s,
     )

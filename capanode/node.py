@@ -17,7 +17,7 @@ import trio
 
 from capanode.admission import Admission, AdmissionRules
 from capanode.announce import About, Announcer
-from capanode.benchmark import SpeedCache, measure_speed, speed_key
+from capanode.benchmark import SpeedCache, speed_key
 from capanode.control import ControlLine
 from capanode.errors import NodeError, NothingToServeError
 from capanode.hourly_rates import DEFAULT_HOURLY_RATES, HourlyRates
@@ -41,6 +41,7 @@ from capanode.pricing_policy import hourly_nano, propose_price
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel, within_signature_room
 from capanode.settings import CoordinatorAddress
+from capanode.utilization_price import scaled
 from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
@@ -50,7 +51,7 @@ from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Transport
 from protocol.offers import BATCH_PERCENT_DEFAULT, Hardware, LoadReport, ModelOffer
-from protocol.pricing import PriceSheet
+from protocol.pricing import PERCENT, PriceSheet
 from protocol.programs.runtime import Runtime
 from protocol.programs.shutdown import Stages, open_stages
 from protocol.services import CONTROL_PROTOCOL, JOB_PROTOCOL
@@ -106,6 +107,8 @@ class Node:
         self.models: dict[Digest, ServedModel] = {}
         self._workers = workers
         self._plans = tuple(plans)
+        self._own_prices = {plan.name: plan.price for plan in self._plans}
+        self.price_percent = PERCENT
         self._speeds = speeds
         self._runtime = runtime
         self._tell = on_milestone
@@ -175,12 +178,40 @@ class Node:
         prices of models by name (None, or no entry, lets the policy propose one)."""
         self.rules = rules
         self.admission.rules = self._admission_rules()
+        self._own_prices = dict(prices)
         for model in self.models.values():
-            price = prices.get(model.name)
-            model.price = self._proposed(model) if price is None else price
             model.batch_percent = rules.batch_percent
             model.seats.queue_max = rules.queue_max
-        self._worker_changed()
+        self._price_again()
+
+    def ask_percent(self, percent: int) -> None:
+        """Ask for so many percent of what the hourly rates propose; the owner's own prices stay."""
+        self.price_percent = percent
+        self._price_again()
+
+    def doubt_speed(self, model: ServedModel) -> None:
+        """Real jobs contradict it: the next measurement replaces it."""
+        self._speeds.doubt(self._key_of(model))
+
+    def is_speed_settled(self, model: ServedModel) -> bool:
+        """False if it was only measured while other programs were busy."""
+        return self._speeds.is_settled(self._key_of(model))
+
+    async def measure_again(self, model: ServedModel) -> None:
+        """Offer what is measured now, unless a job came meanwhile. Raises BenchmarkError."""
+        key = self._key_of(model)
+        jobs_done = model.jobs_done
+        now_ms = self._runtime.clock.now_ms()
+        measured = await self._speeds.measure(key, model.worker, now_ms=now_ms)
+        if self.jobs.live_jobs or model.jobs_done != jobs_done:
+            return
+        self._speeds.keep(key, measured)
+        speed = self._speeds.find(key, now_ms=now_ms)
+        assert speed is not None, "one was kept just now"
+        log.info("model_measured_again", model=model.name, before=model.speed, now=speed)
+        if speed != model.speed:
+            model.speed = speed
+            self._price_again()
 
     # Starting.
 
@@ -227,37 +258,63 @@ class Node:
             worker=worker,
             seats=Seats(slots=info.slots, queue_max=self.rules.queue_max),
             speed=speed,
-            price=plan.price or PriceSheet(),
+            price=PriceSheet(),
             threads=plan.threads,
             hardware=plan.hardware,
             batch_percent=self.rules.batch_percent,
         )
-        if plan.price is None:
-            model.price = self._proposed(model)
+        model.price = self._price_of(model)
         self.models[plan.digest] = model
         self._tell(model_ready(model, is_proposed=plan.price is None))
-
-    def _proposed(self, model: ServedModel) -> PriceSheet:
-        rules = self.rules
-        hourly = hourly_nano(model.hardware or rules.hardware, rules.rates, threads=model.threads)
-        return propose_price(model.manifest.task, model.speed, hourly_nano=hourly)
 
     async def _speed(self, plan: ModelPlan, worker: ModelWorker) -> Speed:
         """Raises BenchmarkError."""
         assert worker.info is not None
-        key = speed_key(
-            plan.digest,
-            plan.hardware or self.rules.hardware,
-            slots=worker.info.slots,
-            threads=plan.threads,
-            software=self.rules.software,
+        key = self._speed_key(
+            plan.digest, plan.hardware, slots=worker.info.slots, threads=plan.threads
         )
-        speed = self._speeds.find(key)
+        now_ms = self._runtime.clock.now_ms()
+        speed = self._speeds.find(key, now_ms=now_ms)
         if speed is None:
             self._tell(model_measuring(plan.name))
-            speed = await measure_speed(worker)
-            self._speeds.keep(key, speed)
+            measured = await self._speeds.measure(key, worker, now_ms=now_ms)
+            self._speeds.keep(key, measured)
+            speed = measured.speed
         return speed
+
+    def _speed_key(
+        self, model: Digest, hardware: Hardware | None, *, slots: int, threads: int
+    ) -> str:
+        rules = self.rules
+        return speed_key(
+            model,
+            hardware or rules.hardware,
+            slots=slots,
+            threads=threads,
+            software=rules.software,
+        )
+
+    def _key_of(self, model: ServedModel) -> str:
+        return self._speed_key(
+            model.digest, model.hardware, slots=model.seats.slots, threads=model.threads
+        )
+
+    # Prices.
+
+    def _price_again(self) -> None:
+        """New jobs see the new prices; leases rest on the offers that they name."""
+        for model in self.models.values():
+            model.price = self._price_of(model)
+        self._worker_changed()
+
+    def _price_of(self, model: ServedModel) -> PriceSheet:
+        own = self._own_prices.get(model.name)
+        if own is not None:
+            return own
+        rules = self.rules
+        hourly = hourly_nano(model.hardware or rules.hardware, rules.rates, threads=model.threads)
+        proposed = propose_price(model.manifest.task, model.speed, hourly_nano=hourly)
+        return scaled(proposed, self.price_percent)
 
     # Stopping.
 

@@ -37,6 +37,9 @@ class Pauses:
         """For the owner and for clients; empty if the node takes jobs."""
         return "; ".join(self._words.values())
 
+    def holds(self, reason: PauseReason) -> bool:
+        return reason in self._words
+
     def set(self, reason: PauseReason, words: str) -> None:
         was_paused = self.is_paused
         self._words[reason] = words

@@ -1,14 +1,14 @@
 """What to ask for a model if the operator does not say: the price at which busy hardware earns what
 an hour of it shall earn.
 
-    hourly   = CPU: cores used x price_cpu_core_hour;  GPU: GiB of all cards x price_gpu_gib_hour
+    hourly   = CPU: cores used x price_cpu_core_hour;  GPU: cards x their rate (`hourly_rates`)
     per unit = hourly / (3600 s x units per second x utilisation)
 
 Which speed prices which position is in `capanode.tasks`. A node is not busy all day: `UTILISATION`
 says how much of it is expected to be paid for. What the operator configures always wins.
 """
 
-from capanode.hourly_rates import HourlyRates
+from capanode.hourly_rates import HourlyRates, gpu_hour_nano
 from capanode.measurements import Speed
 from capanode.tasks import NODE_TASKS
 from protocol.messages import Task
@@ -20,7 +20,6 @@ from protocol.pricing import PRICE_NANO_MAX, PRICE_POSITIONS, PriceSheet
 UTILISATION = 0.5
 
 _SECONDS_PER_HOUR = 3_600
-_GIB = 1024**3
 
 # Two digits say all that a benchmark of a second knows, and read better on a price list.
 _SIGNIFICANT_DIGITS = 2
@@ -44,7 +43,7 @@ def hourly_nano(hardware: Hardware, rates: HourlyRates, *, threads: int) -> int:
     """What the hardware of one model shall earn in a busy hour."""
     if hardware.kind == "cpu":
         return threads * rates.cpu_core_hour_nano
-    return divide_up(hardware.memory_bytes * hardware.count * rates.gpu_gib_hour_nano, _GIB)
+    return gpu_hour_nano(hardware, rates)
 
 
 def _per_units(units: int, units_per_s: int, hourly_nano: int) -> int:

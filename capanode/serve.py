@@ -3,7 +3,7 @@
 The first SIGINT or SIGTERM drains, a second one stops at once. Either way no receipt is lost.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from enum import StrEnum
 from functools import partial
@@ -15,20 +15,24 @@ from capanode.benchmark import SpeedCache
 from capanode.config import NodeConfig, reread_config
 from capanode.errors import NodeError
 from capanode.live_settings import LiveSettings, live_rules
+from capanode.machine_use import MachineMeter, others_cpu_s
 from capanode.milestones import OnMilestone
 from capanode.models.store import ModelStore
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
 from capanode.owner_commands import OwnerCommands
+from capanode.owner_watch import OwnerWatch
 from capanode.pauses import OwnerPause
 from capanode.ports import PortError, check_port
+from capanode.price_keeper import PriceKeeper
+from capanode.remeasure import Remeasurer
 from capanode.start_plan import StartPlan, plan_start
 from capanode.status import NodeStatus, StatusServer, read_status
 from capanode.workers import SandboxedWorkers
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
 from protocol.programs.locks import hold_lock
-from protocol.programs.runtime import system_runtime
+from protocol.programs.runtime import Runtime, system_runtime
 from protocol.programs.shutdown import StopSignals, run_until_signal
 
 log = structlog.get_logger(__name__)
@@ -36,6 +40,7 @@ log = structlog.get_logger(__name__)
 STATUS_EVERY_S = 1.0
 
 OnStatus = Callable[[NodeStatus], None]
+Keeper = Callable[[], Awaitable[None]]
 
 
 class NodeEnd(StrEnum):
@@ -82,7 +87,7 @@ async def serve(
                 plan.plans,
                 _rules(config, plan, software),
                 store=store,
-                speeds=SpeedCache(config.benchmarks_path),
+                speeds=SpeedCache(config.benchmarks_path, others_cpu_s=others_cpu_s),
                 runtime=runtime,
                 on_milestone=on_milestone,
             )
@@ -90,16 +95,34 @@ async def serve(
             settings = LiveSettings(node, config, reread=reread_config)
             commands = OwnerCommands(node, pause, reload=settings.reload)
             server = StatusServer(node, config.status_socket, commands)
+            keepers = _keepers(node, settings, runtime)
             # Other programs that share the store leave alone what is served here.
             with ModelStore(config.model_store).use.hold(one.digest for one in plan.plans):
-                await run_until_signal(partial(_run, node, server, on_status))
+                await run_until_signal(partial(_run, node, server, keepers, on_status))
         finally:
             store.close()
         return NodeEnd.DRAINED if node.is_drained_for_good else NodeEnd.STOPPED
 
 
+def _keepers(node: Node, settings: LiveSettings, runtime: Runtime) -> tuple[Keeper, ...]:
+    """What goes on beside the jobs for as long as the node runs."""
+    watch = OwnerWatch(
+        node.pauses,
+        settings=lambda: settings.config,
+        read_use=MachineMeter().read,
+        clock=runtime.clock,
+        runner=runtime.runner,
+    )
+    prices = PriceKeeper(node, bounds=settings.price_bounds)
+    return watch.run, prices.run, Remeasurer(node, is_quiet=lambda: watch.is_quiet).run
+
+
 async def _run(
-    node: Node, server: StatusServer, on_status: OnStatus | None, signals: StopSignals
+    node: Node,
+    server: StatusServer,
+    keepers: Sequence[Keeper],
+    on_status: OnStatus | None,
+    signals: StopSignals,
 ) -> None:
     """Serve until the node has ended in good order; its status is served meanwhile."""
     async with trio.open_nursery() as nursery:
@@ -112,6 +135,8 @@ async def _run(
         signals.is_up = True
         settle_garbage_collection()
         await nursery.start(server.run)
+        for keeper in keepers:
+            nursery.start_soon(keeper)
         if on_status is not None:
             nursery.start_soon(_show_forever, node, server, on_status)
         await signals.asked.wait()

@@ -173,5 +173,9 @@ SECRET = ValueKind(
 )
 SWITCH = ValueKind(read_switch, "yes or no", tell=lambda value: "yes" if value else "no")
 CREDITS = ValueKind(read_credits, "credits", tell=format_credits)
+# None unless the owner says something.
+OPTIONAL_CREDITS = ValueKind(
+    read_credits, "credits", tell=lambda value: "" if value is None else format_credits(value)
+)
 ADDRESSES = ValueKind(read_addresses, "multiaddresses", is_list=True)
 NETWORKS = ValueKind(read_networks, "loopback, or networks", is_list=True)
