@@ -16,6 +16,7 @@ from capanode.errors import BenchmarkError
 from capanode.worker.jobs import JobWorker, open_job
 from protocol.codec import encode
 from protocol.errors import RemoteProtocolError
+from protocol.features import Feature
 from protocol.generation import GenerationInput
 from protocol.offers import TOKENS_PER_S_MAX
 from protocol.payload import EmbeddingInput, ImageInput
@@ -87,8 +88,9 @@ async def measure_generation(worker: JobWorker, info: EngineInfo) -> Speed:
     )
 
 
-async def measure_embedding(worker: JobWorker, _info: EngineInfo) -> Speed:
-    payload = encode(EmbeddingInput(texts=("one two three four " * 10,) * _TEXTS))
+async def measure_embedding(worker: JobWorker, info: EngineInfo) -> Speed:
+    query = "one two" if Feature.PAIR_SCORES in info.features else None
+    payload = encode(EmbeddingInput(("one two three four " * 10,) * _TEXTS, query=query))
     await _run(worker, payload, "warm-up")
     tps = await _run_together(worker, payload, 2, lambda units: units.input_tokens)
     return Speed(prefill_tps=tps, decode_tps=tps, batched_tps=tps)

@@ -23,6 +23,8 @@ class Feature(StrEnum):
     # `tokenizes_only`.
     TOKENIZE = "tokenize"
     VISION = "vision"
+    # It scores pairs of texts: `query` of an embedding's input is taken, and nothing else.
+    PAIR_SCORES = "pair_scores"
     # Its receipts say which stop string ended a text, and `includes_stop` is honoured.
     STOP_DETAILS = "stop_details"
     # `scores_prefix` of an input is honoured.

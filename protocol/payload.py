@@ -28,10 +28,16 @@ from protocol.tensors import TensorInput
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
+    """Texts to embed. With a `query`, for models with `Feature.PAIR_SCORES`, each text is read
+    together with it, and its vector is one number: how well the text answers the query, from 0 to 1
+    if `normalize` is set and as the model's head gives it else."""
+
     texts: tuple[str, ...]
     normalize: bool = True
+    query: str | None = None
 
     def __post_init__(self) -> None:
+        check(self.query != "", "the query is empty")
         check(0 < len(self.texts) <= EMBEDDING_TEXTS_MAX, "no texts, or too many")
         check(all(self.texts), "a text is empty")
 

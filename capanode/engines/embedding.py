@@ -1,19 +1,15 @@
-"""Text embeddings: the texts of all jobs in common batches, cut so that little of them is padding.
+"""Vectors of texts, or scores of pairs of them: the texts of all jobs in common passes.
 
 A job's answer comes all at once, when the last of its texts is done. Vectors are the same whatever
-else is in the batch up to rounding (about 1e-6).
+else is in the pass up to rounding (about 1e-6).
 """
 
-import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from capanode.engines.base import (
@@ -26,20 +22,26 @@ from capanode.engines.base import (
     Produced,
     Started,
 )
-from capanode.engines.bert import BertConfig, BertModel
-from capanode.engines.profile import BERT, Profile, device_class
+from capanode.engines.encoders.load import LoadedEncoder, load_encoder
+from capanode.engines.encoders.pooling import pool
+from capanode.engines.encoders.text_batch import TextBatch, TokenizedText
+from capanode.engines.profile import Profile, device_class
 from capanode.engines.tokenizer import BoundedTokenizer, load_tokenizer
-from capanode.engines.weights import Weights, read_json, read_optional_json
+from capanode.engines.weights import read_optional_json
 from protocol.codec import encode
 from protocol.errors import Code
-from protocol.limits import MIB, OUTPUT_BYTES_MAX
+from protocol.features import Feature
+from protocol.limits import OUTPUT_BYTES_MAX
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput, EmbeddingOutput, tokens_digest
 from protocol.pricing import Units
 
-# One step embeds up to this many tokens, padding included: about 100 ms on two cores. More would
-# not make better use of them, and would keep a job with one short text waiting.
+# One step embeds up to this many tokens: about 100 ms on two cores. More would not make better use
+# of them, and would keep a job with one short text waiting.
 _STEP_TOKENS = 2048
+
+# What no model of today exceeds, and what a step of one text may take.
+_CONTEXT_TOKENS_MAX = 8192
 
 # A text may be longer than this many characters a token only by being no text (a word piece has at
 # most 100): it is refused before it is tokenized.
@@ -49,26 +51,15 @@ _TOKEN_CHARS_MAX = 128
 # text either, and reading them takes a third of a second.
 _MEAN_TOKEN_CHARS_MAX = 16
 
-# Scores of every token with every other one of a text, for all heads: the context is cut to what
-# fits, so that one long text cannot outgrow the worker.
-_ATTENTION_BYTES_MAX = 512 * MIB
-
 # What the answer holds beside the numbers, for each vector and for all, rounded up.
 _VECTOR_OVERHEAD_BYTES = 64
-
-
-class Pooling(Enum):
-    """How the vectors of a text's tokens become one."""
-
-    MEAN = auto()
-    FIRST = auto()
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
     job_id: str
     normalize: bool
-    texts: list[list[int]]
+    texts: list[TokenizedText]
     vectors: list[bytes] = field(default_factory=list)
     next_text: int = 0
     is_started: bool = False
@@ -82,30 +73,33 @@ class _Job:
 
 
 class TextEmbedder:
-    """An Engine for embeddings."""
+    """An Engine for embeddings, and for scores of pairs where the model has a head for them."""
 
     def __init__(
         self,
-        model: BertModel,
+        loaded: LoadedEncoder,
         tokenizer: BoundedTokenizer,
         *,
         slots: int,
         context_tokens: int,
-        pooling: Pooling,
+        lowers_case: bool,
         device: torch.device,
     ) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self._pooling, self._device = pooling, device
+        self._loaded, self._tokenizer = loaded, tokenizer
+        self._lowers_case, self._device = lowers_case, device
         self._jobs: dict[str, _Job] = {}
+        self._dimensions = loaded.encoder.dimensions if loaded.head is None else 1
+        profile = Profile(
+            engine=loaded.encoder.name, weights="fp32", compute="fp32", device=device_class(device)
+        )
         self._info = EngineInfo(
             task=Task.EMBEDDING,
             slots=slots,
             context_tokens=context_tokens,
             quantization="fp32",
-            dimensions=model.dimensions,
-            profile=str(
-                Profile(engine=BERT, weights="fp32", compute="fp32", device=device_class(device))
-            ),
+            features=() if loaded.head is None else (Feature.PAIR_SCORES,),
+            dimensions=self._dimensions,
+            profile=str(profile),
         )
 
     @classmethod
@@ -115,23 +109,25 @@ class TextEmbedder:
         """Raises ModelLoadError if the directory does not hold a model that runs here."""
         torch.set_num_threads(threads)
         device = torch.device(device)
-        config = BertConfig.parse(read_json(model_dir / "config.json"))
         sentence = read_optional_json(model_dir / "sentence_bert_config.json")
-        limit = sentence.get("max_seq_length", config.positions)
-        if type(limit) is not int or not 0 < limit <= config.positions:
-            raise ModelLoadError("sentence_bert_config.json: max_seq_length is out of range")
-        limit = min(limit, math.isqrt(_ATTENTION_BYTES_MAX // (4 * config.heads)))
-        pooling = _pooling(read_optional_json(model_dir / "1_Pooling" / "config.json"))
         with torch.inference_mode():
-            model = BertModel(config, Weights(model_dir), device=device)
+            loaded = load_encoder(model_dir, device)
+        longest = loaded.encoder.tokens_max
+        limit = sentence.get("max_seq_length")
+        if limit is None:
+            limit = longest
+        if type(limit) is not int or not 0 < limit <= longest:
+            raise ModelLoadError("sentence_bert_config.json: max_seq_length is out of range")
+        limit = min(limit, _CONTEXT_TOKENS_MAX)
+        tokenizer = BoundedTokenizer(
+            load_tokenizer(model_dir), tokens_max=limit, token_chars_max=_TOKEN_CHARS_MAX
+        )
         return cls(
-            model,
-            BoundedTokenizer(
-                load_tokenizer(model_dir), tokens_max=limit, token_chars_max=_TOKEN_CHARS_MAX
-            ),
+            loaded,
+            tokenizer,
             slots=slots,
             context_tokens=limit,
-            pooling=pooling,
+            lowers_case=sentence.get("do_lower_case") is True,
             device=device,
         )
 
@@ -151,13 +147,27 @@ class TextEmbedder:
         if not isinstance(job_input, EmbeddingInput):
             raise EngineRefusal("this model embeds texts", code=Code.INVALID_INPUT)
         assert job_id not in self._jobs, "the parent names each job once"
-        self._check_sizes(job_input.texts)
-        texts = [self._tokenizer.encode(text, adds_special=True) for text in job_input.texts]
+        if (job_input.query is None) is not (self._loaded.head is None):
+            raise EngineRefusal(
+                "this model scores texts against a query: there is none"
+                if job_input.query is None
+                else "this model embeds texts, and scores none against a query",
+                code=Code.INVALID_INPUT,
+            )
+        self._check_sizes(job_input.texts, job_input.query or "")
+        texts = [self._tokenize(text, job_input.query) for text in job_input.texts]
         self._jobs[job_id] = _Job(job_id, job_input.normalize, texts)
 
-    def _check_sizes(self, texts: Sequence[str]) -> None:
+    def _tokenize(self, text: str, query: str | None) -> TokenizedText:
+        if self._lowers_case:
+            text, query = text.lower(), query.lower() if query else query
+        if query is not None:
+            return TokenizedText(*self._tokenizer.encode_pair(query, text))
+        return TokenizedText(self._tokenizer.encode(text, adds_special=True), [])
+
+    def _check_sizes(self, texts: Sequence[str], query: str) -> None:
         """Refuse by what is known before a text is looked at. Raises EngineRefusal."""
-        chars = sum(map(len, texts))
+        chars = sum(map(len, texts)) + len(texts) * len(query)
         mean_max = len(texts) * self._info.context_tokens * _MEAN_TOKEN_CHARS_MAX
         if chars > max(mean_max, self._tokenizer.chars_max):
             raise EngineRefusal(
@@ -166,14 +176,14 @@ class TextEmbedder:
                 chars=chars,
                 limit=self._info.context_tokens,
             )
-        vector_bytes = 4 * self._model.dimensions + _VECTOR_OVERHEAD_BYTES
+        vector_bytes = 4 * self._dimensions + _VECTOR_OVERHEAD_BYTES
         if len(texts) * vector_bytes > OUTPUT_BYTES_MAX - _VECTOR_OVERHEAD_BYTES:
             raise EngineRefusal(
                 "{texts} texts are too many: their vectors of {dimensions} numbers do not fit "
                 "into one answer",
                 code=Code.INPUT_TOO_LARGE,
                 texts=len(texts),
-                dimensions=self._model.dimensions,
+                dimensions=self._dimensions,
             )
 
     def cancel(self, job_id: str) -> None:
@@ -181,9 +191,10 @@ class TextEmbedder:
 
     def step(self) -> Sequence[EngineEvent]:
         events: list[EngineEvent] = []
-        with torch.inference_mode():
-            for batch in _cut(self._gather(events)):
-                self._embed(batch)
+        gathered = self._gather(events)
+        if gathered:
+            with torch.inference_mode():
+                self._embed(gathered)
         for job in list(self._jobs.values()):
             if all(job.vectors):
                 del self._jobs[job.job_id]
@@ -204,7 +215,8 @@ class TextEmbedder:
             job = turns.popleft()
             if not job.is_started:
                 job.is_started = True
-                events.append(Started(job.job_id, job.units, tokens_digest(job.texts)))
+                digest = tokens_digest([text.ids for text in job.texts])
+                events.append(Started(job.job_id, job.units, digest))
             if job.next_text < len(job.texts):
                 gathered.append((job, job.next_text))
                 tokens += len(job.texts[job.next_text])
@@ -212,54 +224,17 @@ class TextEmbedder:
                 turns.append(job)
         return gathered
 
-    def _embed(self, batch: Sequence[tuple[_Job, int]]) -> None:
-        texts = [job.texts[number] for job, number in batch]
-        longest = max(map(len, texts))
-        tokens = torch.tensor(
-            [text + [0] * (longest - len(text)) for text in texts], device=self._device
-        )
-        lengths = torch.tensor([[len(text)] for text in texts], device=self._device)
-        mask = torch.arange(longest, device=self._device) < lengths
-        vectors = _pool(self._model.encode(tokens, mask), mask, self._pooling)
-        unit = functional.normalize(vectors, dim=1).cpu().numpy()
-        plain = vectors.cpu().numpy()
-        for row, (job, number) in enumerate(batch):
-            chosen = unit if job.normalize else plain
+    def _embed(self, gathered: list[tuple[_Job, int]]) -> None:
+        gathered.sort(key=lambda item: len(item[0].texts[item[1]]))
+        batch = TextBatch([job.texts[number] for job, number in gathered], self._device)
+        loaded = self._loaded
+        plain = pool(loaded.encoder.encode(batch), batch, loaded.pooling)
+        if loaded.head is None:
+            unit = functional.normalize(plain, dim=1)
+        else:
+            plain = loaded.head(plain)
+            unit = plain.sigmoid()
+        normalized, raw = unit.cpu().numpy(), plain.cpu().numpy()
+        for row, (job, number) in enumerate(gathered):
+            chosen = normalized if job.normalize else raw
             job.vectors[number] = chosen[row].astype("<f4").tobytes()
-
-
-def _pool(hidden: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One vector per text from the states [texts, length, hidden] of its tokens."""
-    if pooling is Pooling.FIRST:
-        return hidden[:, 0]
-    weights = mask[:, None].to(hidden.dtype)
-    return torch.bmm(weights, hidden)[:, 0] / weights.sum(-1)
-
-
-def _cut(gathered: list[tuple[_Job, int]]) -> list[list[tuple[_Job, int]]]:
-    """Batches of similar length, so that a short text is not padded to the longest of all: at most
-    a quarter of a batch is padding."""
-    ordered = sorted(gathered, key=lambda item: len(item[0].texts[item[1]]))
-    batches: list[list[tuple[_Job, int]]] = []
-    filled = 0
-    for job, number in ordered:
-        length = len(job.texts[number])
-        size = (len(batches[-1]) + 1) * length if batches else 0
-        if not batches or filled + length < 0.75 * size:
-            batches.append([])
-            filled = 0
-        batches[-1].append((job, number))
-        filled += length
-    return batches
-
-
-def _pooling(plain: Mapping[str, Any]) -> Pooling:
-    """Raises ModelLoadError for poolings that are not run here."""
-    modes = {
-        key for key, value in plain.items() if key.startswith("pooling_mode_") and value is True
-    }
-    if modes <= {"pooling_mode_mean_tokens"}:
-        return Pooling.MEAN
-    if modes == {"pooling_mode_cls_token"}:
-        return Pooling.FIRST
-    raise ModelLoadError(f"pooling by {sorted(modes)} is not run here")

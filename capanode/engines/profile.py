@@ -12,7 +12,9 @@ from protocol.limits import NAME_CHARS_MAX
 
 # Bumped when a change of ours can change an answer's bits.
 LLAMA = "llama/1"
-BERT = "bert/1"
+BERT = "bert/2"
+MODERN_BERT = "modernbert/1"
+QWEN3_ENCODER = "qwen3-encoder/1"
 EFFICIENTNET = "efficientnet/1"
 TENSOR = "tensor/1"
 

@@ -26,7 +26,9 @@ _CUT_TOKENS_MAX = 256
 class Encodes(Protocol):
     """What is used of a `tokenizers.Tokenizer`."""
 
-    def encode(self, sequence: str, *, add_special_tokens: bool) -> "HasIds": ...
+    def encode(
+        self, sequence: str, pair: str | None = None, *, add_special_tokens: bool
+    ) -> "HasIds": ...
 
     def encode_batch(
         self, texts: list[str], /, *, add_special_tokens: bool
@@ -36,6 +38,9 @@ class Encodes(Protocol):
 class HasIds(Protocol):
     @property
     def ids(self) -> list[int]: ...
+
+    @property
+    def type_ids(self) -> list[int]: ...
 
 
 class BoundedTokenizer:
@@ -56,12 +61,7 @@ class BoundedTokenizer:
         """Raises EngineRefusal (PROMPT_TOO_LONG). A panic in the library's Rust code passes as a
         BaseException: the worker's boundary takes it."""
         if len(text) > self._chars_max:
-            raise EngineRefusal(
-                "the text has {chars} characters; the model takes {limit} tokens",
-                code=Code.PROMPT_TOO_LONG,
-                chars=len(text),
-                limit=self._tokens_max,
-            )
+            self._refuse_chars(len(text))
         if len(text) > CHUNK_CHARS:
             self._check_chunks(text)
             # Other than `encode` it lets other threads go on meanwhile.
@@ -72,6 +72,27 @@ class BoundedTokenizer:
         if len(ids) > self._tokens_max:
             self._refuse(len(ids))
         return ids
+
+    def encode_pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+        """Two texts as one input, with the marks between them: the ids, and for each 0 or 1 by the
+        text that it is of. Raises as `encode`."""
+        if len(first) + len(second) > self._chars_max:
+            self._refuse_chars(len(first) + len(second))
+        for text in (first, second):
+            if len(text) > CHUNK_CHARS:
+                self._check_chunks(text)
+        pair = self._tokenizer.encode(first, second, add_special_tokens=True)
+        if len(pair.ids) > self._tokens_max:
+            self._refuse(len(pair.ids))
+        return pair.ids, pair.type_ids
+
+    def _refuse_chars(self, chars: int) -> NoReturn:
+        raise EngineRefusal(
+            "the text has {chars} characters; the model takes {limit} tokens",
+            code=Code.PROMPT_TOO_LONG,
+            chars=chars,
+            limit=self._tokens_max,
+        )
 
     def _check_chunks(self, text: str) -> None:
         """Refuse a text as soon as its beginning has too many tokens, however it was cut."""

@@ -54,6 +54,14 @@ def read_optional_json(path: Path) -> Mapping[str, Any]:
     return read_json(path) if path.exists() else MappingProxyType({})
 
 
+def read_optional_objects(path: Path) -> list[Mapping[str, Any]]:
+    """A JSON list of objects; empty if there is no such file. Raises ModelLoadError."""
+    content = _parse_json(path) if path.exists() else []
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise ModelLoadError(f"{path.name} is not a JSON list of objects")
+    return content
+
+
 def read_names(path: Path) -> list[str]:
     """A JSON list of names. Raises ModelLoadError."""
     content = _parse_json(path)

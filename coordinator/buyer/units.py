@@ -31,9 +31,14 @@ def units_of(job_input: JobInput) -> tuple[Units, Units]:
             return Units(input_tokens=1), Units(input_tokens=1)
         return _generation_units(job_input)
     if isinstance(job_input, EmbeddingInput):
+        count = len(job_input.texts)
         text_bytes = sum(len(text.encode()) for text in job_input.texts)
         # Two tokens around every text mark its beginning and end.
-        marks = 2 * len(job_input.texts)
+        marks = 2 * count
+        if job_input.query is not None:
+            # It is read again with each of them, and up to two more marks stand in between.
+            text_bytes += count * len(job_input.query.encode())
+            marks += 2 * count
         return (
             Units(input_tokens=min(text_bytes + marks, TOKENS_MAX)),
             Units(input_tokens=min(text_bytes // BYTES_PER_TOKEN + marks, TOKENS_MAX)),

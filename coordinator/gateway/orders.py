@@ -10,11 +10,12 @@ from coordinator.gateway.chat.features import check_features, features_of
 from coordinator.gateway.errors import ApiError, error_of, invalid, unsupported
 from coordinator.gateway.market_side.market import ModelInfo
 from protocol.errors import Code
+from protocol.features import Feature
 from protocol.generation import SEED_MAX, GenerationInput, ToolChoice
 from protocol.grants import Payer
 from protocol.limits import PAYLOAD_BYTES_MAX
 from protocol.messages import Constraints, Objective, Task
-from protocol.payload import JobInput
+from protocol.payload import EmbeddingInput, JobInput
 from protocol.pricing import Units
 
 # An answer's length where the request sets none. All of it is held until the answer has ended.
@@ -108,9 +109,9 @@ class GenerationOrder:
 
 @dataclass(frozen=True, slots=True)
 class PlainOrder:
-    """A job whose input is sent as it is. `input_param` is the request's field with the input,
-    `input_bytes` the size of what is kept while the job runs, `dimensions` how long embeddings must
-    be."""
+    """A job whose input is sent as it is, or as `paired_input` to a model that scores pairs of
+    texts. `input_param` is the request's field with the input, `input_bytes` the size of what is
+    kept while the job runs, `dimensions` how long embeddings must be."""
 
     task: Task
     input_param: str
@@ -118,6 +119,7 @@ class PlainOrder:
     job_input: JobInput
     input_bytes: int
     dimensions: int | None = None
+    paired_input: EmbeddingInput | None = None
 
     too_large_code: ClassVar[Code] = Code.INPUT_TOO_LARGE
 
@@ -126,7 +128,21 @@ class PlainOrder:
         _check_task(self, model)
         if self.dimensions is not None and model is not None:
             _check_dimensions(self.dimensions, model)
-        return _spec(self, self.job_input, units_of(self.job_input), caller, deadline_s)
+        job_input = self._input_for(model)
+        return _spec(self, job_input, units_of(job_input), caller, deadline_s)
+
+    def _input_for(self, model: ModelInfo | None) -> JobInput:
+        """Raises ApiError."""
+        if model is None or Feature.PAIR_SCORES not in model.features:
+            return self.job_input
+        if self.paired_input is None:
+            raise invalid(
+                f"{model.name} scores documents against a query, and embeds nothing: ask it at "
+                "/v1/rerank",
+                "model",
+                code="wrong_task",
+            )
+        return self.paired_input
 
 
 Order = GenerationOrder | PlainOrder
@@ -201,6 +217,13 @@ def check_text_size(size: int, param: str) -> None:
         )
 
 
+def _features_needed(job_input: JobInput) -> tuple[Feature, ...]:
+    if isinstance(job_input, GenerationInput):
+        return features_of(job_input)
+    is_paired = isinstance(job_input, EmbeddingInput) and job_input.query is not None
+    return (Feature.PAIR_SCORES,) if is_paired else ()
+
+
 def _spec(
     order: Order,
     job_input: JobInput,
@@ -210,7 +233,7 @@ def _spec(
 ) -> JobSpec:
     units_max, units_expected = units
     constraints = order.routing.constraints
-    needed = features_of(job_input) if isinstance(job_input, GenerationInput) else ()
+    needed = _features_needed(job_input)
     if needed:
         features = (*constraints.features, *needed)
         constraints = replace(constraints, features=tuple(dict.fromkeys(map(str, features))))

@@ -9,12 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from capanode.engines.base import Completed, EngineRefusal, ModelLoadError, Started
 from capanode.engines.embedding import TextEmbedder
 from protocol.codec import decode
 from protocol.errors import Code
+from protocol.features import Feature
 from protocol.generation import GenerationInput
 from protocol.payload import EmbeddingInput, EmbeddingOutput, tokens_digest
 from protocol.pricing import Units
@@ -156,9 +157,41 @@ def test_first_token_pooling_is_not_the_mean(tmp_path: Path) -> None:
         json.dumps({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
     )
     assert np.abs(embed(load(folder), *TEXTS) - mean).max() > 0.01
-    config.write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(ModelLoadError, match="max_tokens"):
+    config.write_text(json.dumps({"pooling_mode": "cls"}))
+    assert np.abs(embed(load(folder), *TEXTS) - mean).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "word"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode_weightedmean_tokens": True}, "weightedmean"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True},
+            "cls_token",
+        ),
+        ("1_Pooling/config.json", {"pooling_mode": "weightedmean"}, "weightedmean"),
+        ("1_Pooling/config.json", {"pooling_mode": ["mean"]}, "mean"),
+        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "Dense"),
+        ("modules.json", [7], "list of objects"),
+        ("sentence_bert_config.json", {"max_seq_length": 41}, "max_seq_length"),
+    ],
+)
+def test_what_would_change_the_vectors_in_silence_is_refused(
+    tmp_path: Path, file: str, content: object, word: str
+) -> None:
+    folder = write_bert(tmp_path)
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(ModelLoadError, match=word):
         load(folder)
+
+
+def test_a_model_for_lower_case_reads_it(tmp_path: Path) -> None:
+    folder = write_bert(tmp_path)
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    engine = load(folder)
+    np.testing.assert_array_equal(embed(engine, "ANT Bee"), embed(engine, "ant bee"))
 
 
 def test_a_text_embeds_alike_in_any_company(tmp_path: Path) -> None:
@@ -230,6 +263,67 @@ def test_a_model_that_is_not_run_exactly_is_refused(
     (folder / "config.json").write_text(json.dumps({**BERT, **changes}))
     with pytest.raises(ModelLoadError):
         load(folder)
+
+
+def write_scorer(folder: Path) -> Path:
+    """`write_bert` with a head that scores pairs."""
+    write_bert(folder, architectures=["BertForSequenceClassification"])
+    bare = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(4)
+    save_file(
+        {
+            **{f"bert.{name}": tensor for name, tensor in bare.items()},
+            "bert.pooler.dense.weight": torch.randn((32, 32), generator=generator),
+            "bert.pooler.dense.bias": torch.randn(32, generator=generator),
+            "classifier.weight": torch.randn((1, 32), generator=generator),
+            "classifier.bias": torch.randn(1, generator=generator),
+        },
+        folder / "model.safetensors",
+    )
+    return folder
+
+
+def test_a_cross_encoder_scores_each_text_with_the_query(tmp_path: Path) -> None:
+    engine = load(write_scorer(tmp_path))
+    assert engine.info.features == (Feature.PAIR_SCORES,)
+    assert engine.info.dimensions == 1
+    engine.submit("job", EmbeddingInput(TEXTS, query="bee ant"))
+    transcript = run(engine)
+    scores = vectors(transcript, "job")
+    assert scores.shape == (len(TEXTS), 1)
+    assert ((scores > 0) & (scores < 1)).all()
+    started = transcript.of("job")[0]
+    # Each pair is two texts, whose words the tokenizer counts without marks.
+    words = sum(2 + len(text.split()) for text in TEXTS)
+    assert isinstance(started, Started)
+    assert started.input_units == Units(input_tokens=words)
+    engine.submit("other", EmbeddingInput(TEXTS, query="dog"))
+    assert np.abs(vectors(run(engine), "other") - scores).max() > 1e-4
+    engine.submit("raw", EmbeddingInput(TEXTS, normalize=False, query="bee ant"))
+    raw = vectors(run(engine), "raw")
+    np.testing.assert_allclose(1 / (1 + np.exp(-raw)), scores, atol=1e-6)
+
+
+def test_a_query_is_for_cross_encoders_and_they_need_one(tmp_path: Path) -> None:
+    scorer, embedder = tmp_path / "scorer", tmp_path / "embedder"
+    scorer.mkdir()
+    embedder.mkdir()
+    for engine, query in (
+        (load(write_scorer(scorer)), None),
+        (load(write_bert(embedder)), "ant"),
+    ):
+        with pytest.raises(EngineRefusal) as caught:
+            engine.submit("job", EmbeddingInput(("bee",), query=query))
+        assert caught.value.code == Code.INVALID_INPUT
+        assert engine.is_idle
+
+
+def test_a_pair_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    engine = load(write_scorer(tmp_path))
+    for query, text in (("ant " * 20, "bee " * 21), ("ant", "x" * 100_000), ("x" * 100_000, "a")):
+        with pytest.raises(EngineRefusal) as caught:
+            engine.submit("job", EmbeddingInput((text,), query=query))
+        assert caught.value.code == Code.PROMPT_TOO_LONG
 
 
 @pytest.mark.slow

@@ -231,6 +231,7 @@ class FakeMarket:
     features: frozenset[str] = frozenset(Feature) - {Feature.REASONING, Feature.VISION}
     chat_format: str = "hermes"
     tells_dimensions: bool = True
+    scores_pairs: bool = False
     gate: trio.Event = field(default_factory=trio.Event)
     waiting: trio.Event = field(default_factory=trio.Event)
     cancellation: trio.Event = field(default_factory=trio.Event)
@@ -295,7 +296,7 @@ class FakeMarket:
                 price_from=PRICE,
                 price_to=dearer,
                 first_seen_s=NOW_MS // 1_000,
-                features=self.features if task is Task.CAUSAL_LM else frozenset(),
+                features=self._features(task),
                 chat_format=self.chat_format if task is Task.CAUSAL_LM else "",
                 quantizations=("bf16",),
                 dimensions=len(VECTOR) if task is Task.EMBEDDING and self.tells_dimensions else 0,
@@ -303,6 +304,11 @@ class FakeMarket:
             )
             for task in Task
         ]
+
+    def _features(self, task: Task) -> frozenset[str]:
+        if task is Task.EMBEDDING and self.scores_pairs:
+            return frozenset({Feature.PAIR_SCORES})
+        return self.features if task is Task.CAUSAL_LM else frozenset()
 
     def health(self) -> Health:
         self.looks += 1
@@ -417,8 +423,9 @@ _JOB_ID = JobId(new_ulid(NOW_MS, bytes(10)))
 def chunks_of(script: Script, spec: JobSpec) -> Iterator[Chunk]:
     if isinstance(spec.job_input, EmbeddingInput):
         given = script.vectors or (VECTOR,) * len(spec.job_input.texts)
-        vectors = tuple(struct.pack(f"<{len(VECTOR)}f", *vector) for vector in given)
-        data = encode(EmbeddingOutput(len(VECTOR), vectors))
+        size = len(given[0])
+        vectors = tuple(struct.pack(f"<{size}f", *vector) for vector in given)
+        data = encode(EmbeddingOutput(size, vectors))
         # In two pieces, as a large one arrives.
         yield Chunk(data=data[:10])
         yield Chunk(data=data[10:])

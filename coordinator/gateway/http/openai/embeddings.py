@@ -107,12 +107,16 @@ def _read_text(value: Any, path: str) -> str:
     return text
 
 
-def read_output(data: bytes, texts: int) -> EmbeddingOutput:
-    """What the node sent. It has been paid for, so a broken answer is not asked for again."""
+def read_output(data: bytes, *counts: int) -> EmbeddingOutput:
+    """What the node sent: so many vectors as one of `counts`. It has been paid for, so a broken
+    answer is not asked for again."""
     try:
         output = decode(EmbeddingOutput, data)
     except RemoteProtocolError as error:
         raise error_of(error.code, str(error), is_billed=True) from error
-    if len(output.vectors) != texts:
+    if len(output.vectors) not in counts:
         raise error_of(Code.MALFORMED, "the node sent another number of vectors", is_billed=True)
+    if not all(np.isfinite(np.frombuffer(vector, "<f4")).all() for vector in output.vectors):
+        # JSON has no word for it, and no distance is one.
+        raise error_of(Code.MALFORMED, "the node sent a vector of no numbers", is_billed=True)
     return output

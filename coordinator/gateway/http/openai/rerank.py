@@ -1,8 +1,9 @@
-"""POST /v1/rerank: documents in the order of their likeness to a query, by the cosine of their
-embeddings, in the shapes of Jina, Cohere and vLLM.
+"""POST /v1/rerank: documents in the order in which they answer a query, in the shapes of Jina,
+Cohere and vLLM.
 
-The model is a bi-encoder: each document is read apart from the query, which is cheaper and less
-exact than a cross-encoder. Scores lie between -1 and 1.
+A cross-encoder reads each document together with the query and scores the pair from 0 to 1. Any
+other embedding model reads them apart, which is cheaper and less exact: the score is then the
+cosine of the two vectors, from -1 to 1.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from coordinator.gateway.errors import invalid, unsupported
+from coordinator.gateway.errors import error_of, invalid, unsupported
 from coordinator.gateway.http.dialect import ChoiceAnswer, only_answer
 from coordinator.gateway.http.openai.embeddings import read_output
 from coordinator.gateway.http.openai.names import NEUTRAL, ROUTING_WORDS, check_names
@@ -20,6 +21,7 @@ from coordinator.gateway.http.routing_params import read_routing
 from coordinator.gateway.http.strict_json import Fields, check_text, read_list
 from coordinator.gateway.market_side.running import StartedAnswer
 from coordinator.gateway.orders import PlainOrder, check_text_size
+from protocol.errors import Code
 from protocol.limits import EMBEDDING_TEXTS_MAX
 from protocol.messages import Task
 from protocol.payload import EmbeddingInput
@@ -61,8 +63,7 @@ class RerankCall:
 
     def answer(self, choices: Sequence[ChoiceAnswer], created_s: int) -> bytes:
         finished = only_answer(choices)
-        output = read_output(finished.data, 1 + len(self.documents))
-        scores = _cosines(output.vectors)
+        scores = self._scores(finished.data)
         # Equals in the order that they were given.
         best = np.argsort(-scores, kind="stable")[: self.top_n]
         units, cost_nano = finished.outcome.units, finished.outcome.amount_nano
@@ -80,6 +81,18 @@ class RerankCall:
 
     def writer(self, opened: StartedAnswer, created_s: int) -> NoReturn:
         raise AssertionError("an order of documents is not streamed")
+
+    def _scores(self, data: bytes) -> Floats:
+        """One number a document is a cross-encoder's; a vector for each and the query are not."""
+        count = len(self.documents)
+        output = read_output(data, count, 1 + count)
+        if len(output.vectors) > count:
+            return _cosines(output.vectors)
+        if output.dimensions != 1:
+            raise error_of(
+                Code.MALFORMED, "the node sent vectors where scores belong", is_billed=True
+            )
+        return np.frombuffer(b"".join(output.vectors), "<f4").astype(np.float64)
 
     def _result(self, index: int, score: float) -> dict[str, Any]:
         result: dict[str, Any] = {"index": index, "relevance_score": score}
@@ -101,7 +114,14 @@ def read_rerank(fields: Fields) -> RerankCall:
     texts = (query, *documents)
     size = sum(len(text.encode()) for text in texts)
     check_text_size(size, "documents")
-    order = PlainOrder(Task.EMBEDDING, "documents", routing, EmbeddingInput(texts), size)
+    order = PlainOrder(
+        Task.EMBEDDING,
+        "documents",
+        routing,
+        EmbeddingInput(texts),
+        size,
+        paired_input=EmbeddingInput(tuple(documents), query=query),
+    )
     returns_documents = fields.flag("return_documents") is not False
     # Clients ask for the ten best of three documents.
     top_n = fields.integer("top_n", low=1, high=2**31) or len(documents)
