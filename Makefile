@@ -16,7 +16,7 @@ help:
 	@echo "make demo     set up, then run a whole market on this machine and show a job of each kind"
 	@echo "make test     set up, then run all tests"
 	@echo "make bench    set up, then run all benchmarks and print one table (some minutes)"
-	@echo "make bench-deps  install what the gateway benchmark compares with (a minute, 800 MB)"
+	@echo "make bench-deps  install what benchmarks compare with (a minute, 800 MB)"
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
 	@echo "make api-docs  docs/api.md from the routes of the HTTP API"
 	@echo "make dist     the wheel and the sdist, in dist/"
@@ -48,7 +48,7 @@ test: models
 bench: models
 	@$(BIN)/python -m sim bench $(BENCH_FLAGS)
 
-bench-deps: $(BENCHED)/litellm/bin/litellm $(BENCHED)/vllm-router/bin/vllm-router
+bench-deps: $(BENCHED)/litellm/bin/litellm $(BENCHED)/vllm-router/bin/vllm-router $(BENCHED)/sentence-transformers
 
 $(BENCHED)/litellm/bin/litellm:
 	@$(PYTHON) -m venv $(BENCHED)/litellm
@@ -57,6 +57,10 @@ $(BENCHED)/litellm/bin/litellm:
 $(BENCHED)/vllm-router/bin/vllm-router:
 	@$(PYTHON) -m venv $(BENCHED)/vllm-router
 	@$(BENCHED)/vllm-router/bin/python -m pip install --quiet --disable-pip-version-check 'vllm-router==0.1.17' setproctitle
+
+# It runs on our torch and transformers, so that only the code around them differs.
+$(BENCHED)/sentence-transformers: | setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ 'sentence-transformers==6.2.0'
 
 lint: setup
 	$(BIN)/ruff format --check .

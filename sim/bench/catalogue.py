@@ -98,6 +98,15 @@ BENCHMARKS = {
             ),
         ),
         Benchmark(
+            "embedding",
+            "texts of mixed lengths against sentence-transformers on the same weights",
+            (
+                Target("embedding_ratio", 1.5, at_least=True),
+                Target("worst_cosine", 0.9999, at_least=True),
+            ),
+            takes="a minute; `make bench-deps` installs what it is compared with",
+        ),
+        Benchmark(
             "windows",
             "CPU to sign for a text while it streams, all parties together",
             tuple(
