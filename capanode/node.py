@@ -106,8 +106,8 @@ class Node:
         )
         self.models: dict[Digest, ServedModel] = {}
         self._workers = workers
-        self._plans = tuple(plans)
-        self._own_prices = {plan.name: plan.price for plan in self._plans}
+        self.plans = tuple(plans)
+        self._own_prices = {plan.name: plan.price for plan in self.plans}
         self.price_percent = PERCENT
         self._speeds = speeds
         self._runtime = runtime
@@ -231,9 +231,9 @@ class Node:
                 ready[plan.digest] = worker
 
         async with trio.open_nursery() as nursery:
-            for plan in self._plans:
+            for plan in self.plans:
                 nursery.start_soon(start, plan)
-        for plan in self._plans:
+        for plan in self.plans:
             if plan.digest in ready:
                 await self._adopt(plan, ready[plan.digest])
         if not self.models:

@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from capanode.device_status import DeviceStatus, devices_of
 from capanode.errors import OwnerCommandError
 from capanode.measurements import Speed
 from capanode.node import Node
@@ -88,6 +89,7 @@ class NodeStatus:
     region: str
     isolation: str
     hardware: Hardware
+    devices: tuple[DeviceStatus, ...]
     models: tuple[ModelStatus, ...]
     coordinators: tuple[CoordinatorStatus, ...]
     earnings: tuple[Earning, ...]
@@ -149,6 +151,7 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
         region=node.rules.region,
         isolation=node.rules.isolation.value,
         hardware=node.rules.hardware,
+        devices=devices_of(node.plans, node.rules.hardware),
         models=models,
         coordinators=tuple(
             CoordinatorStatus(

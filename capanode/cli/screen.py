@@ -1,4 +1,4 @@
-"""What `capanode start` prints while the node runs."""
+"""What `capanode start` prints where it is not at a terminal."""
 
 import json
 from dataclasses import asdict
@@ -14,9 +14,8 @@ from protocol.programs.commands import drop_stdout
 
 log = structlog.get_logger(__name__)
 
-# A script or a log file gets a line a minute, a terminal one that changes in place every second.
+# For a script or a log file; a terminal has the whole status (`capanode.cli.live_screen`).
 _LINE_EVERY_S = 60.0
-_CLEAR_LINE = "\r\x1b[2K"
 
 
 class JsonLines:
@@ -36,40 +35,43 @@ class JsonLines:
     def close(self) -> None:
         self._print({"event": "stopped"})
 
+    def release(self) -> None:
+        """It holds no terminal."""
+
     def _print(self, value: object) -> None:
         _show(json.dumps(value, ensure_ascii=False))
 
 
 class Screen:
-    """For people: milestones as lines, and below them one line that is kept up to date."""
+    """For people who keep what it prints: milestones as lines, and the state in a line a minute."""
 
-    def __init__(self, *, on_terminal: bool) -> None:
-        self._on_terminal = on_terminal
+    def __init__(self) -> None:
         self._next_at = 0.0
         self._last = ""
 
     def milestone(self, milestone: Milestone) -> None:
-        _show(f"{_CLEAR_LINE if self._on_terminal else ''}{milestone.words}")
+        _show(milestone.words)
         if milestone.name == "ready":
             _show(f"peer id {milestone.facts['peer_id']}; Ctrl-C stops the node")
 
     def status(self, status: NodeStatus) -> None:
         line = status_line(status)
-        if self._on_terminal:
-            _show(f"{_CLEAR_LINE}{line}", end="")
-        elif line != self._last and trio.current_time() >= self._next_at:
+        if line != self._last and trio.current_time() >= self._next_at:
             self._next_at = trio.current_time() + _LINE_EVERY_S
             self._last = line
             _show(line)
 
     def close(self) -> None:
-        _show(f"{_CLEAR_LINE if self._on_terminal else ''}stopped")
+        _show("stopped")
+
+    def release(self) -> None:
+        """It holds no terminal."""
 
 
-def _show(text: str, *, end: str = "\n") -> None:
+def _show(text: str) -> None:
     """A reader that went away, or a full disk, does not end a node that has jobs."""
     try:
-        print(text, end=end, flush=True)
+        print(text, flush=True)
     except OSError as error:
         drop_stdout()
         log.warning("output_closed", error=error.strerror)
@@ -82,13 +84,13 @@ def status_line(status: NodeStatus) -> str:
     slots = sum(model.slots for model in status.models)
     rate = sum(model.tokens_per_s for model in status.models)
     attached = sum(c.state == "attached" for c in status.coordinators)
-    earned = sum(e.amount_nano for e in status.earnings if e.state not in ("refused", WAITING))
     waiting = sum(earning.jobs for earning in status.earnings if earning.state == WAITING)
     parts = [
         f"{running}/{slots} running, {queued} queued",
         f"{rate:.0f} tokens/s",
         f"{attached}/{len(status.coordinators)} coordinators",
-        f"{format_credits(earned)} credits handed in",
+        f"{format_credits(status.paid.today_nano)} credits today",
+        f"{format_credits(status.paid.all_nano)} in all",
     ]
     if waiting:
         parts.append(f"{waiting} receipts waiting")
@@ -96,4 +98,6 @@ def status_line(status: NodeStatus) -> str:
         parts.append(f"{status.uploading} uploading")
     if status.draining:
         parts.insert(0, "draining")
+    elif status.paused:
+        parts.insert(0, f"paused: {status.paused}")
     return "  ·  ".join([*parts, *(f"! {warning}" for warning in status.warnings)])

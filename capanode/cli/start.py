@@ -23,13 +23,15 @@ def start(
     """Serve jobs until Ctrl-C; a second Ctrl-C does not wait for those that run."""
     import trio
 
+    from capanode.cli.live_screen import LiveScreen
     from capanode.cli.screen import JsonLines, Screen
     from capanode.serve import NodeEnd, serve
     from protocol.programs.log import configure_logging
 
     on_terminal = sys.stdout.isatty() and not json_lines
-    configure_logging(level=_level(config, on_terminal=on_terminal), log_format=config.log_format)
-    screen: JsonLines | Screen = JsonLines() if json_lines else Screen(on_terminal=on_terminal)
+    screen: JsonLines | LiveScreen | Screen = JsonLines() if json_lines else Screen()
+    if on_terminal:
+        screen = LiveScreen()
 
     async def run() -> NodeEnd:
         return await serve(
@@ -39,8 +41,13 @@ def start(
             on_status=screen.status,
         )
 
-    end = trio.run(run)
-    screen.close()
+    try:
+        level = _level(config, on_terminal=on_terminal)
+        configure_logging(level=level, log_format=config.log_format)
+        end = trio.run(run)
+        screen.close()
+    finally:
+        screen.release()
     if end is NodeEnd.DRAINED:
         raise typer.Exit(DRAINED_EXIT_CODE)
 
