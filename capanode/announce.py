@@ -4,8 +4,9 @@ Gossip costs every node CPU, so a change waits a moment for others to join it, a
 an offer is only repeated before the old one would expire.
 """
 
+import math
 import random
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,6 +38,15 @@ log = structlog.get_logger(__name__)
 
 # Changes that come together (three workers ready after a start) make one offer.
 DEBOUNCE_S = 0.25
+# While another process signs with our key, each offers anew this often: coordinators see by the
+# silence that one of them has ended.
+TWIN_REFRESH_S = 20.0
+# A twin that is not heard of for so long has ended, or its line has.
+TWIN_SEEN_FOR_S = 45.0
+# Told of a twin a moment ago, we do not outrank it: both would do so in turn.
+TWIN_JUST_SEEN_S = 15.0
+# Of ours, as many as offers may still be under way from.
+INCARNATIONS_MAX = 16
 # Spread refreshes, so that nodes that were started together do not gossip together.
 REFRESH_JITTER = 0.1
 
@@ -55,7 +65,6 @@ class About:
     hardware: Hardware
     software: str
     data_collection: DataCollection
-    incarnation_ms: int
 
 
 class OwnOffers:
@@ -101,7 +110,10 @@ class Announcer:
     ) -> None:
         self.offers = OwnOffers()
         self.current: Signed[NodeOffer] | None = None
-        self.twin_seen = False
+        # A restarted node outranks its former self; one with a twin that has ended, its twin.
+        self.incarnation_ms = self._began_at_ms = clock.now_ms()
+        self._incarnations = deque([self.incarnation_ms], maxlen=INCARNATIONS_MAX)
+        self._twin_seen_at = -math.inf
         self._transport = transport
         self._key = key
         self._about = about
@@ -133,6 +145,32 @@ class Announcer:
         """Something that the offer says may be different now."""
         self._changed.set()
 
+    @property
+    def twin_seen(self) -> bool:
+        """Whether another process runs with our key, as far as was seen lately."""
+        return trio.current_time() - self._twin_seen_at < TWIN_SEEN_FOR_S
+
+    def note_twin(self) -> None:
+        """A coordinator, or gossip, has shown another process with our key."""
+        if not self.twin_seen:
+            log.error("another_node_uses_our_key")
+        self._twin_seen_at = trio.current_time()
+        self._changed.set()
+
+    def note_outranked(self) -> None:
+        """A coordinator knows a later process with our key, which is gone: ours is the one that
+        runs, and offers anew. Not if the other one was seen a moment ago."""
+        if trio.current_time() - self._twin_seen_at >= TWIN_JUST_SEEN_S:
+            self.incarnation_ms = max(self._clock.now_ms(), self.incarnation_ms + 1)
+            self._incarnations.append(self.incarnation_ms)
+            log.warning("offering_anew", why="a process with our key has ended that began later")
+            self._changed.set()
+
+    async def renew_if_changed(self) -> None:
+        """Offer anew at once if there is something new to say."""
+        if self._says_something_new():
+            await self._publish(self._make_offer())
+
     async def wait_new_offer(self) -> None:
         """Until an offer is made after this call."""
         await self._new_offer.wait()
@@ -144,10 +182,11 @@ class Announcer:
     async def _wait_reason(self) -> None:
         """Until something changed, or the offer needs a refresh."""
         spread = self._rng.uniform(1 - REFRESH_JITTER, 1 + REFRESH_JITTER)
-        refresh_at = trio.current_time() + OFFER_REFRESH_MS / 1000 * spread
+        offered_at = trio.current_time()
         quiet_until = trio.current_time() + OFFER_INTERVAL_MIN_MS / 1000
         while True:
-            with trio.move_on_at(refresh_at):
+            refresh_s = TWIN_REFRESH_S if self.twin_seen else OFFER_REFRESH_MS / 1000
+            with trio.move_on_at(offered_at + refresh_s * spread):
                 await self._changed.wait()
                 await trio.sleep(DEBOUNCE_S)
                 await trio.sleep_until(quiet_until)
@@ -160,7 +199,8 @@ class Announcer:
     def _says_something_new(self) -> bool:
         assert self.current is not None
         offered = self.current.message
-        return (offered.models, offered.addresses) != (self._models(), self._addresses())
+        says = (offered.models, offered.addresses, offered.incarnation_ms)
+        return says != (self._models(), self._addresses(), self.incarnation_ms)
 
     def _make_offer(self) -> Signed[NodeOffer]:
         now_ms = self._clock.now_ms()
@@ -170,7 +210,7 @@ class Announcer:
             self._key,
             NodeOffer(
                 node=self._key.peer_id,
-                incarnation_ms=about.incarnation_ms,
+                incarnation_ms=self.incarnation_ms,
                 sequence=self._sequence,
                 issued_at_ms=now_ms,
                 expires_at_ms=now_ms + OFFER_LIFETIME_MAX_MS,
@@ -218,11 +258,9 @@ class Announcer:
     def _look_at_twin(self, offer: NodeOffer) -> None:
         """An offer with our key that was made after we started, but not by us: another machine runs
         a copy of the data directory. (An older one is our own, from before a restart.)"""
-        ours_ms = self._about.incarnation_ms
-        is_twin = offer.incarnation_ms != ours_ms and offer.issued_at_ms > ours_ms
-        if is_twin and not self.twin_seen:
-            self.twin_seen = True
-            log.error("another_node_uses_our_key", its_addresses=list(offer.addresses))
+        is_ours = offer.incarnation_ms in self._incarnations
+        if not is_ours and offer.issued_at_ms > self._began_at_ms:
+            self.note_twin()
 
     async def _drop(self, channel: trio.MemoryReceiveChannel[Gossip]) -> None:
         async for _ in channel:

@@ -18,18 +18,21 @@ from capanode.announce import Announcer
 from capanode.opened_leases import OpenedLeases
 from capanode.outbox import Outbox
 from capanode.outbox_store import PENDING, OutboxReceipt
+from capanode.reach import Reachability
 from protocol.clock import Clock
-from protocol.errors import RETRYABLE_LATER, RemoteProtocolError, leaves
+from protocol.errors import RETRYABLE_LATER, Code, RemoteProtocolError, leaves
 from protocol.ids import PeerId
 from protocol.net.errors import NetError, StreamClosed
 from protocol.net.rpc import RpcClient
 from protocol.net.serve import describe
 from protocol.offers import LoadReport
+from protocol.reach import PADDING_BYTES, DialBackAsk, DialBackReply
 from protocol.services import (
     AttachAsk,
     AttachReply,
     LoadAck,
     Method,
+    Notice,
     ReceiptAsk,
     SettleReply,
 )
@@ -99,6 +102,7 @@ class ControlLine:
         outbox: Outbox,
         load: Callable[[], LoadReport],
         opened: OpenedLeases,
+        reach: Reachability,
         clock: Clock,
         rng: random.Random,
     ) -> None:
@@ -109,6 +113,7 @@ class ControlLine:
         self._outbox = outbox
         self._load = load
         self._opened = opened
+        self._reach = reach
         self._clock = clock
         self._rng = rng
         self._state = LineState.CONNECTING
@@ -162,6 +167,12 @@ class ControlLine:
 
     async def _stay_attached(self) -> None:
         """Raises NetError or RemoteProtocolError, alone or in a group."""
+        # First where we can be dialled, so that the offer says it. A coordinator that is back has
+        # its clients wait for us, and asks a moment later.
+        is_new = not self._reach.has_word_of(self.coordinator)
+        if is_new:
+            await self._ask_dial_back()
+            await self._announcer.renew_if_changed()
         reply = await self._attach()
         every_ms = min(max(reply.report_every_ms, REPORT_EVERY_MS_MIN), REPORT_EVERY_MS_MAX)
         self._state, self._error = LineState.ATTACHED, ""
@@ -170,15 +181,59 @@ class ControlLine:
             nursery.start_soon(self._notice_end)
             nursery.start_soon(self._report_forever, every_ms / 1000)
             nursery.start_soon(self._renew_forever)
+            nursery.start_soon(self._be_dialled_forever, is_new)
             nursery.start_soon(self._hand_in_forever)
 
     async def _attach(self) -> AttachReply:
         offer = self._announcer.current
         assert offer is not None, "the announcer starts before the control lines"
         load = self._report()
-        reply = await self._call(Method.ATTACH, AttachAsk(offer.raw, load), AttachReply)
+        try:
+            reply = await self._call(Method.ATTACH, AttachAsk(offer.raw, load), AttachReply)
+        except RemoteProtocolError as error:
+            if error.code is Code.OFFER_REGRESSED:
+                self._announcer.note_outranked()
+            elif error.code is Code.OFFER_CONFLICT:
+                self._announcer.note_twin()
+            raise
         self._opened.told(self.coordinator, load.opened)
         return reply
+
+    async def _ask_dial_back(self) -> None:
+        """Have the coordinator dial what may work; then, once more, what its answer brings up."""
+        addresses = self._reach.candidates()
+        for is_more in (False, True):
+            if is_more:
+                addresses = self._reach.open_questions(self.coordinator)
+            if is_more and not addresses:
+                return
+            padding = bytes(PADDING_BYTES * len(addresses)) if is_more else b""
+            ask = DialBackAsk(addresses, padding)
+            try:
+                reply = await self._call(Method.DIAL_BACK, ask, DialBackReply)
+            except RemoteProtocolError as error:
+                if error.code is Code.NOT_FOUND:
+                    self._reach.note_unable(self.coordinator)
+                else:
+                    log.info("not_dialled_back", coordinator=self.coordinator, error=str(error))
+                return
+            self._reach.note(self.coordinator, reply, is_more=is_more)
+
+    async def _be_dialled_forever(self, was_dialled: bool) -> None:
+        while True:
+            if was_dialled:
+                await self._reach.wait_look_again()
+            await self._ask_dial_back()
+            was_dialled = True
+
+    def _heed(self, notice: Notice) -> None:
+        """What the coordinator has to tell us."""
+        if notice is Notice.TWIN:
+            self._announcer.note_twin()
+        elif notice is Notice.OUTRANKED:
+            self._announcer.note_outranked()
+        elif notice is Notice.DIAL_BACK:
+            self._reach.look_again()
 
     async def _notice_end(self) -> None:
         """A coordinator that restarts breaks the line: come back at once, not at the next report.
@@ -206,9 +261,11 @@ class ControlLine:
                 await self._wait_news()
             self._load_changed = trio.Event()
             report = self._report()
-            await self._call(Method.LOAD, report, LoadAck)
+            ack = await self._call(Method.LOAD, report, LoadAck)
             self._opened.told(self.coordinator, report.opened)
             self._reported = replace(report, opened=())
+            for notice in ack.notices:
+                self._heed(notice)
 
     async def _wait_news(self) -> None:
         """Until the load is another than the one reported: a job that came and went is none."""

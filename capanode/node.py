@@ -11,6 +11,7 @@ simulator runs the same `Node` on an in-memory network, under virtual time, with
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 import trio
@@ -38,6 +39,8 @@ from capanode.outbox import MadeBy, Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.pauses import Pauses
 from capanode.pricing_policy import hourly_nano, propose_price
+from capanode.reach import Reachability
+from capanode.reach.network_watch import watch_network
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel, within_signature_room
 from capanode.settings import CoordinatorAddress
@@ -45,7 +48,6 @@ from capanode.utilization_price import scaled
 from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
-from protocol.limits import OFFER_ADDRESSES_MAX
 from protocol.messages import DataCollection, IsolationTier
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
@@ -78,6 +80,10 @@ class NodeRules:
     rates: HourlyRates = DEFAULT_HOURLY_RATES
     batch_percent: int = BATCH_PERCENT_DEFAULT
     drain_s: float = 30.0
+    # The operator wrote down what to announce.
+    is_announced_by_hand: bool = False
+    # The container or virtual machine that the node runs in, as `virtual_network` names it.
+    virtual_network: str = ""
 
 
 class Node:
@@ -116,6 +122,12 @@ class Node:
         self._drain_s = rules.drain_s
         self.is_drained_for_good = False
         self.pauses = Pauses(self._worker_changed)
+        self.reach = Reachability(
+            transport,
+            by_hand=rules.is_announced_by_hand,
+            virtual=rules.virtual_network,
+            on_change=self._reach_changed,
+        )
         self.announcer = Announcer(
             transport,
             key,
@@ -123,7 +135,7 @@ class Node:
             self._offered_models,
             clock=runtime.clock,
             rng=runtime.child_rng(),
-            addresses=lambda: transport.announced[:OFFER_ADDRESSES_MAX],
+            addresses=self.reach.offered,
         )
         self.admission = Admission(
             self._admission_rules(),
@@ -149,6 +161,7 @@ class Node:
             await self._start_models(stages)
             for run in (self.transport.run, self._pool.run, self.announcer.run):
                 await stages.start("network", run)
+            await stages.start("network", partial(watch_network, self.transport, self.reach))
             for line in self.lines:
                 await stages.start("network", line.run)
             self._tell(self._ready())
@@ -171,7 +184,7 @@ class Node:
     def load(self) -> LoadReport:
         models = tuple(model.load() for model in self.models.values())
         is_away = self.admission.is_draining or self.pauses.is_paused
-        return LoadReport(self.started_at_ms, is_away, models)
+        return LoadReport(self.announcer.incarnation_ms, is_away, models)
 
     def change(self, rules: NodeRules, prices: Mapping[str, PriceSheet | None]) -> None:
         """The owner has changed its mind: about rules that hold for the jobs to come, and about the
@@ -341,6 +354,9 @@ class Node:
         self.announcer.changed()
         self._load_changed()
 
+    def _reach_changed(self) -> None:
+        self.announcer.changed()
+
     def _load_changed(self) -> None:
         for line in self.lines:
             line.load_changed()
@@ -361,7 +377,6 @@ class Node:
             hardware=self.rules.hardware,
             software=self.rules.software,
             data_collection=self.rules.data_collection,
-            incarnation_ms=self.started_at_ms,
         )
 
     def _admission_rules(self) -> AdmissionRules:
@@ -386,6 +401,7 @@ class Node:
                 outbox=self.outbox,
                 load=self.load,
                 opened=self.admission.opened,
+                reach=self.reach,
                 clock=self._runtime.clock,
                 rng=self._runtime.child_rng(),
             )

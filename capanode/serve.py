@@ -25,6 +25,7 @@ from capanode.owner_watch import OwnerWatch
 from capanode.pauses import OwnerPause
 from capanode.ports import PortError, check_port
 from capanode.price_keeper import PriceKeeper
+from capanode.reach.advice import virtual_network
 from capanode.remeasure import Remeasurer
 from capanode.start_plan import StartPlan, plan_start
 from capanode.status import NodeStatus, StatusServer, read_status
@@ -165,6 +166,8 @@ def _rules(config: NodeConfig, plan: StartPlan, software: str) -> NodeRules:
         listen=config.listen,
         region=config.region,
         data_collection=config.data_collection,
+        is_announced_by_hand=bool(config.announce),
+        virtual_network=virtual_network(),
     )
     return live_rules(rules, config)
 

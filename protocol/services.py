@@ -8,7 +8,7 @@ connection proves who speaks, and what moves money carries its own signature.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from protocol.fields import STAMP_MS_MAX
+from protocol.fields import STAMP_MS_MAX, check
 from protocol.ids import Digest, JobId, LeaseId, PeerId, parse_ulid
 from protocol.limits import (
     FIRST_OUTPUT_WITHIN_MS,
@@ -19,6 +19,7 @@ from protocol.limits import (
 from protocol.messages import NO_CONSTRAINTS, Constraints, Objective, Task
 from protocol.offers import LoadReport
 from protocol.pricing import PriceSheet, Units
+from protocol.vocabulary import OpenVocabulary
 
 JOB_PROTOCOL = "/capa/job/1"
 LEASE_PROTOCOL = "/capa/lease/1"
@@ -60,6 +61,7 @@ class Method(StrEnum):
     ATTACH = "attach"  # AttachAsk → AttachReply (control)
     LOAD = "load"  # LoadReport → LoadAck (control)
     RECEIPT = "receipt"  # ReceiptAsk → SettleReply (control)
+    DIAL_BACK = "dial_back"  # DialBackAsk → DialBackReply (control)
 
 
 # Nothing on Earth is that far away.
@@ -410,9 +412,22 @@ class AttachReply:
     report_every_ms: int
 
 
+class Notice(OpenVocabulary):
+    """What a coordinator has to tell a node, in words; the node asks for more."""
+
+    DIAL_BACK = "dial_back"  # buyers could not dial you, or we cannot: ask to be dialled
+    TWIN = "twin"  # another process runs with your key
+    OUTRANKED = "outranked"  # a later process of yours is known, which is gone: offer anew
+
+
 @dataclass(frozen=True, slots=True)
 class LoadAck:
-    """Nothing to say: the reply itself is the sign of life."""
+    """The reply itself is the sign of life."""
+
+    notices: tuple[Notice, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(len(self.notices) <= LIST_ITEMS_MAX, "too many notices")
 
 
 @dataclass(frozen=True, slots=True)

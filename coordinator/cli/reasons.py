@@ -20,6 +20,7 @@ _WORDS = {
     "context_too_short": "has a shorter context",
     "expired": "has not been heard of lately",
     "unreachable": "cannot be reached",
+    "not_dialable": "cannot be dialled where it says it listens",
     "draining": "is about to stop",
     "model_unavailable": "does not serve the model at the moment",
     "key_conflict": "runs twice with one key",

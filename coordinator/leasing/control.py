@@ -7,13 +7,16 @@ that no node can claim to be near.
 
 import random
 from collections import Counter
+from collections.abc import Iterator
 
 import structlog
 import trio
 
+from coordinator.leasing.dialability import Dialability
 from coordinator.leasing.lease_server import ROLE
 from coordinator.leasing.receipts import ReceiptTaker
 from coordinator.leasing.registry import LeaseRegistry
+from coordinator.leasing.twins import Twins
 from coordinator.market.market import Market
 from protocol.clock import Clock
 from protocol.envelope import open_envelope
@@ -25,11 +28,13 @@ from protocol.net.link import ASKING_LIMITS, serve_channels
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream, Transport
 from protocol.offers import LoadReport
+from protocol.reach import DialBackAsk
 from protocol.services import (
     AttachAsk,
     AttachReply,
     LoadAck,
     Method,
+    Notice,
     ReceiptAsk,
     SettleReply,
 )
@@ -43,6 +48,9 @@ SILENT_AFTER_S = 3 * REPORT_EVERY_MS / 1_000
 # A round trip changes slowly; each node is measured about this often.
 PING_EVERY_S = 20.0
 PING_WITHIN_S = 5.0
+# While two processes with one key report, each report renews this.
+TWINS_REST_MS = 15_000
+OUTRANKED = (Code.OFFER_REGRESSED, Code.OFFER_CONFLICT)
 # Pings in flight at once: with ten thousand nodes, five hundred a second.
 PINGS_AT_ONCE = 32
 
@@ -66,12 +74,17 @@ class ControlServer:
         self._receipts = receipts
         self._clock = clock
         self._rng = rng
+        self._dialability = Dialability(transport, market, clock=clock)
+        self._twins = Twins()
+        # Nodes whose later process is gone: what they offer anew is not held against them.
+        self._outranked: set[PeerId] = set()
         self._heard_at: dict[PeerId, float] = {}
         self._lines: Counter[PeerId] = Counter()
         self._rpc = RpcServer()
         self._rpc.register(Method.ATTACH, AttachAsk, self._attach)
         self._rpc.register(Method.LOAD, LoadReport, self._load)
         self._rpc.register(Method.RECEIPT, ReceiptAsk, self._receipt)
+        self._rpc.register(Method.DIAL_BACK, DialBackAsk, self._dialability.answer)
 
     @property
     def attached(self) -> int:
@@ -94,6 +107,7 @@ class ControlServer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Measure round trips and drop the silent, until cancelled."""
         async with trio.open_nursery() as nursery:
+            await nursery.start(self._dialability.run)
             nursery.start_soon(self._drop_silent_forever)
             nursery.start_soon(self._ping_forever)
             task_status.started()
@@ -104,8 +118,14 @@ class ControlServer:
         verdict = self._market.book.accept(
             ask.offer, now_ms=self._clock.now_ms(), via=node, signer=node
         )
+        self._twins.hear(node, ask.load.incarnation_ms, now=trio.current_time())
+        if verdict.code in OUTRANKED:
+            self._note_older(node)
         if verdict.code not in (None, Code.REPLAYED):
             raise RemoteProtocolError(verdict.message, code=verdict.code)
+        if verdict.is_news and node in self._outranked:
+            self._outranked.discard(node)
+            self._market.book.reinstate(node)
         entry = self._market.book.get(node)
         if entry is not None:
             # By the offer, which is signed and whose changes are few: by its load report a node
@@ -114,6 +134,7 @@ class ControlServer:
         # A node attaches again with each offer that it signs.
         is_back = node not in self._heard_at
         self._hear(node, ask.load)
+        self._dialability.note_attached(node)
         # Measured at once: a node without a round trip is taken for one across an ocean.
         await self._measure(node)
         if is_back:
@@ -124,7 +145,7 @@ class ControlServer:
         if node not in self._heard_at:
             raise RemoteProtocolError("attach first", code=Code.UNEXPECTED_FRAME)
         self._hear(node, report)
-        return LoadAck()
+        return LoadAck(tuple(self._notices(node, report)))
 
     async def _receipt(self, node: PeerId, ask: ReceiptAsk) -> SettleReply:
         # A job's client is usually first, and what it settled needs no second look.
@@ -136,11 +157,36 @@ class ControlServer:
         return await self._receipts.accept(receipt, acceptance)
 
     def _hear(self, node: PeerId, report: LoadReport) -> None:
-        self._heard_at[node] = trio.current_time()
+        self._heard_at[node] = now = trio.current_time()
+        self._twins.hear(node, report.incarnation_ms, now=now)
+        if self._twins.are_two(node, now=now):
+            self._market.book.suspend(node, now_ms=self._clock.now_ms(), for_ms=TWINS_REST_MS)
         self._market.book.apply_load(node, report)
         self._leases.note_report(node, opened=report.opened, arriving=report.arriving)
 
+    def _notices(self, node: PeerId, report: LoadReport) -> Iterator[Notice]:
+        entry = self._market.book.get(node)
+        if self._twins.are_two(node, now=trio.current_time()):
+            yield Notice.TWIN
+        elif entry is not None and report.incarnation_ms < entry.offer.incarnation_ms:
+            self._note_older(node)
+            if node in self._outranked:
+                yield Notice.OUTRANKED
+        if self._dialability.take_untold(node):
+            yield Notice.DIAL_BACK
+
+    def _note_older(self, node: PeerId) -> None:
+        """An earlier process of a node is here. If the later one is not, it is gone."""
+        entry, now = self._market.book.get(node), trio.current_time()
+        if entry is not None and not self._twins.is_heard(
+            node, entry.offer.incarnation_ms, now=now
+        ):
+            self._outranked.add(node)
+
     def _detach(self, node: PeerId, why: str) -> None:
+        self._twins.forget(node)
+        self._dialability.forget(node)
+        self._outranked.discard(node)
         if self._heard_at.pop(node, None) is not None:
             self._market.lose(node)
             log.info("node_detached", node=node, why=why)

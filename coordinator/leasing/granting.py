@@ -5,7 +5,6 @@ the money being there. Everything between the request and the commit is synchron
 is counted against its node before the next one is matched.
 """
 
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -30,7 +29,7 @@ from coordinator.ledger.postings import hold, lease_id_of
 from coordinator.ledger.refusals import IdTakenError
 from coordinator.ledger.transfers import Result
 from coordinator.market.market import Market
-from coordinator.market.matching import NO_ROUND_TRIPS, Candidate
+from coordinator.market.matching import HERE, Candidate, Vantage
 from protocol.blame import Observation
 from protocol.clock import Clock
 from protocol.countersigning import Delivery
@@ -98,12 +97,12 @@ class LeaseService:
         earlier: EarlierAttempts = NO_ATTEMPTS,
         payer: Payer | None = None,
         wait_s: float = TURN_WITHIN_S,
-        rtt_ms: Mapping[PeerId, float] = NO_ROUND_TRIPS,
+        vantage: Vantage = HERE,
     ) -> Granted:
         """See `Leaser.lease`. The caller vouches that the request comes from its client. If all
         fitting nodes are busy, it waits for its turn up to `wait_s` and to the job's deadline; a
         lease ahead of its job waits for nothing.
-        `rtt_ms` is how far nodes are from a client that stands elsewhere."""
+        `vantage` says where its client stands."""
         now_ms = self._clock.now_ms()
         check_request(request, coordinator=self.coordinator, now_ms=now_ms)
         for receipt in earlier.receipts:
@@ -130,7 +129,7 @@ class LeaseService:
                         request,
                         frozenset(earlier.nodes),
                         payer,
-                        rtt_ms=rtt_ms,
+                        vantage=vantage,
                     ),
                     within_s=max(gives_up_at - trio.current_time(), 0.0),
                     is_choosy=bool(asked.constraints.only or asked.constraints.order),
@@ -149,11 +148,11 @@ class LeaseService:
         exclude: frozenset[PeerId],
         payer: Payer | None,
         *,
-        rtt_ms: Mapping[PeerId, float],
+        vantage: Vantage,
     ) -> Granted:
         budget_nano = None
         try:
-            return await self._grant(request, exclude, payer, rtt_ms=rtt_ms)
+            return await self._grant(request, exclude, payer, vantage=vantage)
         except _LeasedBeforeError:
             await self._recall(request.message.client, request.message.job_id)
         except RemoteProtocolError as error:
@@ -165,7 +164,7 @@ class LeaseService:
             else:
                 # A cheaper node may do.
                 budget_nano = await self._left_nano(payer)
-        return await self._grant(request, exclude, payer, rtt_ms=rtt_ms, budget_nano=budget_nano)
+        return await self._grant(request, exclude, payer, vantage=vantage, budget_nano=budget_nano)
 
     async def _grant(
         self,
@@ -173,7 +172,7 @@ class LeaseService:
         exclude: frozenset[PeerId],
         payer: Payer | None,
         *,
-        rtt_ms: Mapping[PeerId, float],
+        vantage: Vantage,
         budget_nano: int | None = None,
     ) -> Granted:
         now_ms = self._clock.now_ms()
@@ -194,7 +193,7 @@ class LeaseService:
             exclude=exclude,
             deadline_at_ms=deadline_at_ms,
             budget_nano=budget_nano,
-            rtt_ms=rtt_ms,
+            vantage=vantage,
         )
         candidate = choice.candidate
         self._funds.check_ceiling(request.message.client, candidate.ceiling_nano)

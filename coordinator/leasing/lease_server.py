@@ -8,6 +8,7 @@ import trio
 
 from coordinator.leasing.granting import REMOTE_TURN_WITHIN_S, LeaseService
 from coordinator.leasing.own_records import OwnRecords
+from coordinator.market.matching import Vantage
 from protocol.countersigning import Delivery
 from protocol.envelope import open_envelope
 from protocol.errors import Code, RemoteProtocolError
@@ -87,7 +88,9 @@ class LeaseServer:
             request,
             earlier=earlier,
             wait_s=REMOTE_TURN_WITHIN_S,
-            rtt_ms={trip.node: trip.rtt_us / 1_000 for trip in ask.round_trips},
+            vantage=Vantage(
+                {trip.node: trip.rtt_us / 1_000 for trip in ask.round_trips}, dials=True
+            ),
         )
         return LeaseGrant(
             granted.lease.raw,

@@ -214,6 +214,7 @@ class LeaseRegistry:
             self.openings.note_opened(opened)
         else:
             self.openings.note_never_opened(opened)
+            self._note_unreached(opened, observation.code)
         self._judge(opened, observation)
         self._leave_seat(opened)
 
@@ -227,10 +228,16 @@ class LeaseRegistry:
         granted = opened.lease.message
         if delivery.units == Units() and self.openings.forgo(opened):
             self._leave_seat(opened)
+            self._note_unreached(opened, delivery.code)
         observation = _observation(delivery)
         # What clients that have paid for nothing say of nodes costs them nothing.
         if observation is not None and self.clients.look_up(granted.client).standing > STRANGER:
             self._judge(opened, observation)
+
+    def _note_unreached(self, opened: OpenLease, code: Code | None) -> None:
+        if code is Code.NODE_LOST:
+            granted = opened.lease.message
+            self._market.note_unreached(granted.node, granted.client)
 
     # Ends.
 

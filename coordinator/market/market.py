@@ -6,7 +6,7 @@ asks. Synchronous and without I/O; the answers that travel are `protocol.service
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -15,11 +15,12 @@ from coordinator.market.breaker import BreakerState
 from coordinator.market.client_waits import ClientWaits
 from coordinator.market.first_outputs import FirstOutputs
 from coordinator.market.matching import (
-    NO_ROUND_TRIPS,
+    HERE,
     Candidate,
     Job,
     Match,
     Reason,
+    Vantage,
     match,
 )
 from coordinator.market.matching.claim import Claim
@@ -28,6 +29,7 @@ from coordinator.market.offers import NodeEntry, OfferBook
 from coordinator.market.reputation import NodeStanding, Reputation, Source
 from coordinator.market.standing_rows import NO_RATIOS
 from coordinator.market.steadiness import UNSTEADY
+from coordinator.market.unreached import Unreached
 from coordinator.market.voices import Voices
 from protocol.blame import Blame, Observation
 from protocol.clock import Clock
@@ -125,6 +127,7 @@ class Market:
     ) -> None:
         self.book = book
         self.reputation = reputation
+        self.unreached = Unreached()
         self._voices = Voices()
         self._waits = ClientWaits()
         self._affinities = Affinities()
@@ -140,11 +143,11 @@ class Market:
         exclude: frozenset[PeerId],
         deadline_at_ms: int,
         budget_nano: int | None = None,
-        rtt_ms: Mapping[PeerId, float] = NO_ROUND_TRIPS,
+        vantage: Vantage = HERE,
     ) -> Choice:
         """`deadline_at_ms` is the request's by our clock, which may differ from its client's;
-        `budget_nano` is what the job may cost at most, whatever it asks for. `rtt_ms` is what its
-        client measured of nodes.
+        `budget_nano` is what the job may cost at most, whatever it asks for. `vantage` says
+        where its client stands.
 
         Raises RemoteProtocolError: UNKNOWN_MODEL, NO_NODE_FITS, BUDGET_EXCEEDED.
         """
@@ -154,7 +157,7 @@ class Market:
             deadline_at_ms=deadline_at_ms,
             resting=self._waits.nodes(request.client, self._clock.now_ms()),
             cache_at=self._affinities.find(request.client, request.affinity),
-            rtt_ms=rtt_ms,
+            vantage=vantage,
         )
         # Two, because matching never lets a newcomer be the only choice.
         found = self._match(_within(job, budget_nano), limit=2)
@@ -278,6 +281,10 @@ class Market:
         weight = self._voices.weigh(node, client, at_stake_nano=paid_nano, now_ms=at_ms)
         source = Source(client, weight, is_first_hand=is_first_hand)
         self.reputation.record_success(node, source, now_ms=at_ms)
+
+    def note_unreached(self, node: PeerId, client: PeerId) -> None:
+        """A client with a lease of this node says that it could not dial it."""
+        self.unreached.note(node, client, now_ms=self._clock.now_ms())
 
     def lose(self, node: PeerId) -> None:
         """A node's control stream ended or fell silent: no jobs until it reports or offers anew."""

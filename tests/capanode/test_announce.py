@@ -47,7 +47,7 @@ def test_only_so_many_offers_are_remembered() -> None:
 
 
 def make_announcer(clock: VirtualClock) -> Announcer:
-    about = About("eu", IsolationTier.BWRAP, HARDWARE, "test", DataCollection.DENY, NOW_MS)
+    about = About("eu", IsolationTier.BWRAP, HARDWARE, "test", DataCollection.DENY)
     return Announcer(
         MemoryNetwork(Random(1)).transport(NODE),
         NODE,
@@ -87,7 +87,7 @@ async def test_a_neighbour_has_a_budget_of_what_is_checked(autojump_clock: MockC
 
 
 async def test_our_own_offer_from_before_a_restart_is_no_twin(autojump_clock: MockClock) -> None:
-    announcer = make_announcer(VirtualClock(epoch_ms=NOW_MS + 1_000))
+    announcer = make_announcer(VirtualClock(epoch_ms=NOW_MS))
     former = replace(OFFER.message, incarnation_ms=NOW_MS - 60_000, issued_at_ms=NOW_MS - 1_000)
     assert announcer.is_worth_passing(seal(NODE, former).raw, NEIGHBOUR)
     assert not announcer.twin_seen

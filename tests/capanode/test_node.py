@@ -23,6 +23,7 @@ from capanode.milestones import Milestone
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
 from capanode.pauses import PauseReason
+from capanode.reach import ReachState
 from capanode.settings import CoordinatorAddress
 from capanode.worker.jobs import WorkerState
 from capanode.workers import ModelPlan
@@ -48,6 +49,7 @@ from protocol.payload import SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner
 from protocol.programs.runtime import Runtime
+from protocol.reach import DialBackAsk, DialBackReply, Dialled, DialResult
 from protocol.services import (
     CONTROL_PROTOCOL,
     JOB_PROTOCOL,
@@ -56,6 +58,7 @@ from protocol.services import (
     AttachReply,
     LoadAck,
     Method,
+    Notice,
     ReceiptAsk,
     SettleReply,
     offer_topic,
@@ -77,10 +80,15 @@ class FakeCoordinator:
         self.loads: list[LoadReport] = []
         self.receipts: list[ReceiptAsk] = []
         self.answer: Callable[[], SettleReply] = lambda: SettleReply("settled", 1)
+        self.notices: tuple[Notice, ...] = ()
+        self.dialled: list[DialBackAsk] = []
+        # What comes of a dial; None for a coordinator that cannot dial back.
+        self.dial: Callable[[str], Dialled] | None = None
         self.rpc = RpcServer()
         self.rpc.register(Method.ATTACH, AttachAsk, self._attach)
         self.rpc.register(Method.LOAD, LoadReport, self._load)
         self.rpc.register(Method.RECEIPT, ReceiptAsk, self._receipt)
+        self.rpc.register(Method.DIAL_BACK, DialBackAsk, self._dial_back)
         transport.handle(CONTROL_PROTOCOL, self._serve)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -106,7 +114,14 @@ class FakeCoordinator:
 
     async def _load(self, _node: PeerId, report: LoadReport) -> LoadAck:
         self.loads.append(report)
-        return LoadAck()
+        return LoadAck(self.notices)
+
+    async def _dial_back(self, _node: PeerId, ask: DialBackAsk) -> DialBackReply:
+        if self.dial is None:
+            raise RemoteProtocolError("there is no method 'dial_back'", code=Code.NOT_FOUND)
+        self.dialled.append(ask)
+        results = tuple(DialResult(address, self.dial(address)) for address in ask.addresses)
+        return DialBackReply("memory", results)
 
     async def _receipt(self, _node: PeerId, ask: ReceiptAsk) -> SettleReply:
         self.receipts.append(ask)
@@ -234,10 +249,12 @@ async def open_world(
     price: PriceSheet | None = PRICE,
     with_coordinator: bool = True,
     store: OutboxStore | None = None,
+    dial: Callable[[str], Dialled] | None = None,
 ) -> AsyncIterator[World]:
     clock = VirtualClock()
     network = MemoryNetwork(random.Random(1))
     coordinator = FakeCoordinator(network.transport(COORDINATOR))
+    coordinator.dial = dial
     client = network.transport(CLIENT)
     jobs = StreamPool(client, JOB_PROTOCOL, role="client", rng=random.Random(2))
     pool = FakePool(broken=broken)
@@ -612,3 +629,90 @@ async def test_units_of_a_job_reach_the_status(autojump_clock: MockClock) -> Non
         (model,) = world.node.models.values()
         assert (model.jobs_done, model.output_tokens_done) == (1, 7)
         assert Units(output_tokens=7).fits_in(UNITS_MAX)
+
+
+def reached(_address: str) -> Dialled:
+    return Dialled.REACHED
+
+
+def timed_out(_address: str) -> Dialled:
+    return Dialled.TIMED_OUT
+
+
+async def test_the_first_offer_lists_only_what_was_seen_to_work(autojump_clock: MockClock) -> None:
+    async with open_world(dial=reached) as world:
+        (ask,) = world.coordinator.dialled
+        assert ask.addresses == world.node.transport.addresses
+        assert world.coordinator.attached[0].message.addresses == ask.addresses
+        assert world.node.reach.state is ReachState.DIRECT
+    async with open_world(dial=timed_out) as world:
+        assert world.coordinator.attached[0].message.addresses == ()
+        assert world.node.reach.state is ReachState.UNREACHABLE
+        assert world.node.reach.status().tried[0].outcome is Dialled.TIMED_OUT
+
+
+async def test_a_coordinator_that_cannot_dial_is_given_what_the_node_believes(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        offered = world.coordinator.attached[0].message.addresses
+        assert offered == world.node.transport.addresses
+        assert world.node.reach.state is ReachState.UNKNOWN
+
+
+async def test_a_notice_makes_the_node_look_again_and_offer_anew(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world(dial=reached) as world:
+        world.coordinator.dial = timed_out
+        world.coordinator.notices = (Notice.DIAL_BACK,)
+        await trio.sleep(10)
+        assert world.coordinator.attached[-1].message.addresses == ()
+        world.coordinator.dial = reached
+        await trio.sleep(10)
+        assert world.coordinator.attached[-1].message.addresses == world.node.transport.addresses
+
+
+async def test_a_machine_that_changes_its_network_offers_its_new_address_within_ten_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world(dial=reached) as world:
+        transport = world.node.transport
+        assert isinstance(transport, MemoryTransport)
+        before = transport.addresses
+        transport.move(77)
+        await trio.sleep(10)
+        offered = world.coordinator.attached[-1].message.addresses
+        assert offered == transport.addresses != before
+        assert world.line_states() == [LineState.ATTACHED]
+        gossiped = world.coordinator.gossiped[-1].message
+        assert gossiped.addresses == offered
+
+
+async def test_a_node_is_told_of_its_twin_and_outranks_one_that_is_gone(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world() as world:
+        announcer = world.node.announcer
+        began = announcer.incarnation_ms
+        world.coordinator.notices = (Notice.TWIN,)
+        await trio.sleep(6)
+        assert announcer.twin_seen
+        world.coordinator.notices = (Notice.OUTRANKED,)
+        await trio.sleep(6)
+        assert announcer.incarnation_ms == began, "its twin was heard a moment ago"
+        await trio.sleep(14)
+        assert announcer.incarnation_ms > began
+        world.coordinator.notices = ()
+        await trio.sleep(6)
+        assert world.coordinator.attached[-1].message.incarnation_ms == announcer.incarnation_ms
+        assert world.coordinator.loads[-1].incarnation_ms == announcer.incarnation_ms
+        await trio.sleep(60)
+        assert not announcer.twin_seen
+
+
+async def test_words_of_a_later_version_are_no_concern(autojump_clock: MockClock) -> None:
+    async with open_world() as world:
+        world.coordinator.notices = (Notice("moon_phase"), Notice.DIAL_BACK)
+        await trio.sleep(12)
+        assert world.line_states() == [LineState.ATTACHED]

@@ -124,6 +124,8 @@ class ScriptedNode:
     price: PriceSheet = PRICE
     features: tuple[str, ...] = (Feature.LATE_PAYLOAD,)
     script: Script = Script.ANSWER
+    # What it says of itself, if that is not where it listens.
+    listed: tuple[str, ...] | None = None
     receipts: list[Signed[Receipt]] = field(default_factory=list)
     jobs_opened: int = 0
     cancels_seen: int = 0
@@ -161,7 +163,7 @@ class ScriptedNode:
             sequence=0,
             issued_at_ms=now_ms,
             expires_at_ms=now_ms + 200_000,
-            addresses=self.transport.addresses,
+            addresses=self.transport.addresses if self.listed is None else self.listed,
             region="here",
             isolation=IsolationTier.BWRAP,
             hardware=Hardware("cpu", "test", 2**30, 1),

@@ -14,6 +14,7 @@ import capanode.outbox
 import coordinator.buyer.purchase
 import coordinator.leasing.clients
 import coordinator.leasing.control
+import coordinator.leasing.dial_back
 import coordinator.leasing.granting
 import coordinator.leasing.leased_jobs
 import coordinator.leasing.open_lease
@@ -37,6 +38,7 @@ from protocol import (
     output_window,
     payload,
     pricing,
+    reach,
     services,
 )
 from protocol.framing import FrameType
@@ -64,6 +66,7 @@ NUMBER_PLACES = (
     fields,
     generation,
     services,
+    reach,
     payload,
     pricing,
     manifest,
@@ -93,6 +96,7 @@ NUMBER_PLACES = (
     capanode.outbox,
     coordinator.buyer.purchase,
     coordinator.leasing.control,
+    coordinator.leasing.dial_back,
     coordinator.leasing.clients,
     coordinator.leasing.granting,
     coordinator.leasing.openings,

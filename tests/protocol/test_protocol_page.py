@@ -31,6 +31,7 @@ from protocol import (
     offers,
     payload,
     pricing,
+    reach,
     services,
     tensors,
     windows,
@@ -50,7 +51,17 @@ from protocol.offers import Hardware
 from protocol.services import Method, offer_topic
 from tests.protocol.page import page_text, rows_under, words_of
 
-MESSAGE_MODULES = (messages, offers, services, payload, tensors, generation, pricing, manifest)
+MESSAGE_MODULES = (
+    messages,
+    offers,
+    services,
+    reach,
+    payload,
+    tensors,
+    generation,
+    pricing,
+    manifest,
+)
 OTHER_MESSAGES: tuple[type, ...] = (
     Hello,
     RequestBody,
@@ -90,6 +101,8 @@ CHOICES: dict[str, list[str]] = {
             ("finish", Finish),
             ("receipt_state", ReceiptState),
             ("reason", Reason),
+            ("dialled", reach.Dialled),
+            ("notice", services.Notice),
         )
     },
 }

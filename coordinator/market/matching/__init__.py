@@ -8,22 +8,24 @@ Everything is arithmetic on the columns of one model's table; nothing here waits
 
 from coordinator.market.matching.decide import match
 from coordinator.market.matching.job import (
-    NO_ROUND_TRIPS,
+    HERE,
     Candidate,
     Job,
     Match,
     Reason,
     Rejection,
+    Vantage,
     Why,
 )
 
 __all__ = [
-    "NO_ROUND_TRIPS",
+    "HERE",
     "Candidate",
     "Job",
     "Match",
     "Reason",
     "Rejection",
+    "Vantage",
     "Why",
     "match",
 ]

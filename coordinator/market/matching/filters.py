@@ -23,6 +23,7 @@ from coordinator.market.offers.table import (
     FLAGS,
     LIVE,
     MACHINE,
+    NOT_DIALABLE,
     PRICES,
     QUANTIZATION,
     REGION,
@@ -182,6 +183,17 @@ def _lacks_features(selection: Selection) -> Bools | None:
     return rejected
 
 
+def _barring_flags(selection: Selection) -> Ints:
+    """Our own clients do not dial."""
+    flags: Ints = selection.rows.code(FLAGS)
+    return flags if selection.job.vantage.dials else flags & ~NOT_DIALABLE
+
+
+def _cannot_be_dialled(selection: Selection) -> Bools:
+    rejected: Bools = (_barring_flags(selection) & NOT_DIALABLE) != 0
+    return rejected
+
+
 def _has_flag(flag: int) -> Filter:
     return lambda selection: (selection.rows.code(FLAGS) & flag) != 0
 
@@ -235,6 +247,7 @@ FILTERS: tuple[tuple[Reason, Filter], ...] = (
 
 FLAG_FILTERS: tuple[tuple[Reason, Filter], ...] = (
     (Reason.UNREACHABLE, _has_flag(UNREACHABLE)),
+    (Reason.NOT_DIALABLE, _cannot_be_dialled),
     (Reason.DRAINING, _has_flag(DRAINING)),
     (Reason.MODEL_UNAVAILABLE, _has_flag(UNAVAILABLE)),
     (Reason.KEY_CONFLICT, _has_flag(SUSPENDED)),
@@ -279,13 +292,13 @@ def selection_of(
     if resting:
         is_resting = np.zeros(rows.size, np.bool_)
         is_resting[resting] = True
-    client_rtt_ms = _client_rtt_ms(table, rows, job) if job.rtt_ms else None
+    client_rtt_ms = _client_rtt_ms(table, rows, job) if job.vantage.rtt_ms else None
     return Selection(rows, standings, machines, job, now_ms, is_resting, client_rtt_ms)
 
 
 def _client_rtt_ms(table: ModelTable, rows: Rows, job: Job) -> Floats:
     rtt_ms = rows.value(RTT_MS).copy()
-    for node, measured_ms in job.rtt_ms.items():
+    for node, measured_ms in job.vantage.rtt_ms.items():
         position = position_of(table, rows, node)
         if position is not None:
             rtt_ms[position] = measured_ms
@@ -297,7 +310,7 @@ def fitting(table: ModelTable, selection: Selection) -> tuple[Selection, Ints]:
     selection that they refer to: a smaller one where few are left."""
     rows = selection.rows
     rejected = ruled_out(table, selection)
-    rejected |= rows.code(FLAGS) != 0
+    rejected |= _barring_flags(selection) != 0
     for _, rejects in FILTERS:
         found = rejects(selection)
         if found is not None:

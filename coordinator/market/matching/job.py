@@ -43,6 +43,7 @@ class Reason(StrEnum):
     # What it cannot do now.
     EXPIRED = "expired"
     UNREACHABLE = "unreachable"
+    NOT_DIALABLE = "not_dialable"
     DRAINING = "draining"
     MODEL_UNAVAILABLE = "model_unavailable"
     KEY_CONFLICT = "key_conflict"
@@ -70,16 +71,25 @@ class Why(StrEnum):
     NEXT = "next"  # by score, after the near-equals
 
 
-# Of a client that stands where we stand.
-NO_ROUND_TRIPS: Mapping[PeerId, float] = MappingProxyType({})
+@dataclass(frozen=True, slots=True)
+class Vantage:
+    """Where a job's client stands. `rtt_ms` are its own round trips to nodes, which count instead
+    of ours. One that `dials` reaches a node at the addresses of its offer only; our own gateway has
+    the connection that the node made."""
+
+    rtt_ms: Mapping[PeerId, float] = field(default_factory=lambda: MappingProxyType({}))
+    dials: bool = False
+
+
+# Of our own clients, which stand where we stand.
+HERE = Vantage()
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """What matching needs to know of a job. `exclude` are nodes that were already tried, `resting`
     nodes that refused this client lately, and until when; `cache_at` is the node that ran how the
-    input begins, and `rtt_ms` are the client's own round trips to nodes, which count instead of
-    ours."""
+    input begins, and `vantage` says where the client stands."""
 
     model: str
     task: Task
@@ -93,7 +103,7 @@ class Job:
     is_batch: bool = False
     is_ahead: bool = False
     cache_at: PeerId | None = None
-    rtt_ms: Mapping[PeerId, float] = field(default_factory=lambda: NO_ROUND_TRIPS)
+    vantage: Vantage = HERE
 
     @classmethod
     def of_request(cls, request: JobRequest, *, exclude: frozenset[PeerId]) -> "Job":

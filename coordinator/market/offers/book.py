@@ -43,8 +43,11 @@ NODES_MAX = 100_000
 # wait for that: matching skips what has expired whether or not it is still listed.
 EXPIRE_MAX = 1_000
 
-# As long as an offer of the other process may live: silence for that long means that it is gone.
-SUSPENSION_MS = OFFER_LIFETIME_MAX_MS
+# Two processes with one key that know of each other offer anew more often than this: silence for
+# that long means that one of them is gone.
+SUSPENSION_MS = 45_000
+
+KEY_CONFLICT = "two running nodes sign with this key: stop one, or make it a key of its own"
 
 # RFC 6298's smoothing: one slow ping is weather, ten are climate.
 _RTT_GAIN = 1 / 8
@@ -200,8 +203,7 @@ class OfferBook:
                 self._unlist(entry)
                 gone.append(node)
             elif 0 < entry.suspended_until_ms <= now_ms:
-                entry.suspended_until_ms, entry.suspension = 0, ""
-                publish_flags(entry)
+                self.reinstate(node)
         self._seating.expire(now_ms)
         self._versions.forget(now_ms)
         return tuple(gone)
@@ -237,6 +239,29 @@ class OfferBook:
             for state in entry.models.values():
                 state.lose_reports()
                 publish_busy(entry, state)
+            publish_flags(entry)
+
+    def set_dialable(self, node: PeerId, *, is_dialable: bool) -> None:
+        """Whether a buyer can dial the node where its offer says; unknown nodes are ignored."""
+        entry = self._entries.get(node)
+        if entry is not None and entry.is_dialable != is_dialable:
+            entry.is_dialable = is_dialable
+            publish_flags(entry)
+
+    def suspend(self, node: PeerId, *, now_ms: int, for_ms: int) -> None:
+        """Two processes of this node are heard: no jobs for now, unless this is known already."""
+        entry = self._entries.get(node)
+        if entry is None or entry.suspended_until_ms >= now_ms + for_ms:
+            return
+        entry.suspended_until_ms, entry.suspension = now_ms + for_ms, KEY_CONFLICT
+        heapq.heappush(self._expiries, (entry.suspended_until_ms, node))
+        publish_flags(entry)
+
+    def reinstate(self, node: PeerId) -> None:
+        """The other process is gone."""
+        entry = self._entries.get(node)
+        if entry is not None:
+            entry.suspended_until_ms, entry.suspension = 0, ""
             publish_flags(entry)
 
     def set_rtt(self, node: PeerId, rtt_ms: float) -> None:
@@ -321,6 +346,8 @@ class OfferBook:
         offer = signed.message
         has_restarted = offer.incarnation_ms != entry.offer.incarnation_ms
         self._index.unpublish(entry)
+        if offer.addresses != entry.offer.addresses:
+            entry.is_dialable = True
         old_states = entry.models
         entry.models = {}
         for model in offer.models:
@@ -372,11 +399,5 @@ class OfferBook:
         self._unproven.leave(entry.node)
 
     def _suspend(self, offer: NodeOffer, now_ms: int) -> OfferVerdict:
-        message = "two running nodes sign with this key: stop one, or make it a key of its own"
-        entry = self._entries.get(offer.node)
-        if entry is not None:
-            entry.suspended_until_ms = now_ms + SUSPENSION_MS
-            entry.suspension = message
-            heapq.heappush(self._expiries, (entry.suspended_until_ms, offer.node))
-            publish_flags(entry)
-        return OfferVerdict(OfferOutcome.CONFLICT, offer.node, Code.OFFER_CONFLICT, message)
+        self.suspend(offer.node, now_ms=now_ms, for_ms=SUSPENSION_MS)
+        return OfferVerdict(OfferOutcome.CONFLICT, offer.node, Code.OFFER_CONFLICT, KEY_CONFLICT)

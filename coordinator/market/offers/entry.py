@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from coordinator.market.offers.table import (
     DRAINING,
+    NOT_DIALABLE,
     SUSPENDED,
     UNAVAILABLE,
     UNREACHABLE,
@@ -93,6 +94,7 @@ class NodeEntry:
     is_heard: bool = False  # Gossip brought this very offer, not its node alone.
     lost_at_ms: int | None = None
     is_draining: bool = False
+    is_dialable: bool = True
     suspended_until_ms: int = 0
     suspension: str = ""
 
@@ -117,6 +119,7 @@ class NodeEntry:
             | (DRAINING if self.is_draining else 0)
             | (0 if state.is_available else UNAVAILABLE)
             | (SUSPENDED if self.suspended_until_ms else 0)
+            | (0 if self.is_dialable else NOT_DIALABLE)
         )
 
     def row_values(self, state: ModelState) -> list[float]:

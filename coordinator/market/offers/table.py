@@ -52,6 +52,8 @@ UNREACHABLE = 1
 DRAINING = 2
 UNAVAILABLE = 4
 SUSPENDED = 8
+# A buyer that has to dial it cannot.
+NOT_DIALABLE = 16
 
 _ROWS_MIN = 1
 
