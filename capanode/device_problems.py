@@ -8,8 +8,6 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-CUDA_SUCCESS = 0
-
 
 class DeviceProblem(StrEnum):
     """Travels from a worker to its node."""

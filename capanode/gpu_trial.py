@@ -7,7 +7,6 @@ from capanode.device_problems import DeviceFailure, DeviceProblem, failure_of_co
 from capanode.gpus import Gpu
 from capanode.hardware import Machine, gpu_failure
 from capanode.sandbox.probe import IsolationReport
-from capanode.sandbox.selftest import CUDA_CODE
 
 
 def settle_gpus(
@@ -22,7 +21,7 @@ def settle_gpus(
 
 def failure_of_trial(problem: str) -> DeviceFailure:
     """What the self-test met, in words for the owner."""
-    code = re.search(rf"{CUDA_CODE}(\d+)", problem)
+    code = re.search(r" gave (\d+)$", problem)
     if code is not None:
         return failure_of_code(int(code[1]))
     return DeviceFailure(DeviceProblem.DRIVER_MISSING, problem)

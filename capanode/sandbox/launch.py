@@ -28,12 +28,13 @@ _OWN_THREADS = ("/proc/self/task",)
 
 @dataclass(frozen=True, slots=True)
 class FileRules:
-    """For the tier without namespaces; see `landlock.restrict_files`."""
+    """For the tier without namespaces; see `landlock.restrict_files`. `trial_filter` is hex."""
 
     readable: tuple[str, ...]
     writable: tuple[str, ...]
     devices: tuple[str, ...]
     gpu: bool
+    trial_filter: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,8 @@ def launch(plan: Launch) -> None:
             devices=rules.devices,
             changeable=_OWN_THREADS if rules.gpu else (),
         )
-        load_filter(build_filter(gpu=rules.gpu, own_pid=os.getpid()))
+        trial = bytes.fromhex(rules.trial_filter)
+        load_filter(trial or build_filter(gpu=rules.gpu, own_pid=os.getpid()))
     os.execve(plan.command[0], plan.command, dict(plan.environment))  # noqa: S606 - no shell wanted
 
 

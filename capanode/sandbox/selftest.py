@@ -21,6 +21,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from capanode.sandbox.cuda_start import LIBRARY, start_cuda
 from capanode.sandbox.inside import Surroundings, read_surroundings
 from capanode.sandbox.limits import apply_limits
 
@@ -33,9 +34,8 @@ _FIOASYNC, _FIOSETOWN, _SIOCSPGRP = 0x5452, 0x8901, 0x8902
 
 _KERNEL_SETTING = Path("/proc/sys/kernel/core_pattern")
 
-# What the node looks for in the report: the driver's start, and how its error is told.
+# What the node looks for in the report: how the driver's start ended.
 START_CUDA = "start CUDA"
-CUDA_CODE = "cuInit gave "
 
 # Descriptors that were inherited may lie above the limit that is in force since.
 _DESCRIPTORS_MAX = 4_096
@@ -104,12 +104,11 @@ def _listen() -> socket.socket:
 
 def _start_cuda() -> None:
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        refused = start_cuda()
     except OSError as error:
-        raise RuntimeError(f"libcuda.so.1 does not load: {error}") from None
-    code = driver.cuInit(0)
-    if code != 0:
-        raise RuntimeError(f"{CUDA_CODE}{code}")
+        raise RuntimeError(f"{LIBRARY} does not load: {error}") from None
+    if refused is not None:
+        raise RuntimeError(str(refused))
 
 
 def _accept() -> None:

@@ -60,6 +60,8 @@ class Program:
     packages: tuple[Path, ...] = field(default_factory=own_packages)
     threads: int = 1
     gpu: GpuGrant | None = None
+    # For trials of what a driver needs: takes the place of the system-call filter.
+    trial_filter: bytes = b""
 
 
 @dataclass(slots=True)
@@ -167,7 +169,9 @@ class _Start:
             limits=program.limits,
             environment=self._environment(MODEL_TARGET, SCRATCH_TARGET, self.view.search_path),
             gpu=program.gpu,
-            filter_fd=self._inherit(build_filter(gpu=program.gpu is not None)),
+            filter_fd=self._inherit(
+                program.trial_filter or build_filter(gpu=program.gpu is not None)
+            ),
             info_fd=info_write_fd,
         )
         options_fd = self._inherit("".join(f"{word}\0" for word in bwrap_options(world)).encode())
@@ -224,7 +228,8 @@ class _Start:
         if grant is not None:
             readable = (*readable, "/proc/self", *grant.sources)
             devices += tuple(device.source for device in grant.devices)
-        return FileRules(readable, (scratch_dir,), devices, gpu=grant is not None)
+        trial = self.program.trial_filter.hex()
+        return FileRules(readable, (scratch_dir,), devices, grant is not None, trial)
 
     def _launcher(self, plan: Launch) -> list[str]:
         plan_fd = self._inherit(plan.to_json().encode())

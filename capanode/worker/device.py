@@ -5,15 +5,13 @@ on the processor instead: its node's offer says what runs. How the GPU is taken 
 `capanode.engines.cuda_device`.
 """
 
-import ctypes
-
 from capanode.device_problems import (
-    CUDA_SUCCESS,
     DeviceFailure,
     DeviceProblem,
     failure_of_code,
     failure_of_words,
 )
+from capanode.sandbox.cuda_start import start_cuda
 
 CPU = "cpu"
 CUDA = "cuda"
@@ -27,11 +25,10 @@ _KERNEL_FAULTS = ("illegal memory access", "device-side assert", "misaligned add
 def cuda_init() -> DeviceFailure | None:
     """Start CUDA's driver in this process; what is in the way, None if nothing."""
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        refused = start_cuda()
     except OSError as error:
         return DeviceFailure(DeviceProblem.DRIVER_MISSING, str(error))
-    code = int(driver.cuInit(0))
-    return None if code == CUDA_SUCCESS else failure_of_code(code)
+    return None if refused is None else failure_of_code(refused.code)
 
 
 def device_failure_of(error: BaseException) -> DeviceFailure | None:

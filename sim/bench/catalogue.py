@@ -107,6 +107,21 @@ BENCHMARKS = {
             takes="a minute; `make bench-deps` installs what it is compared with",
         ),
         Benchmark(
+            "gpu",
+            "what is to be seen on a GPU: CUDA in the sandbox, our engine, transformers beside it",
+            (
+                *(Target(f"starts_{place}", 1.0, at_least=True) for place in ("bwrap", "landlock")),
+                *(
+                    Target(f"8b_{cell}_floor_share", 0.7, at_least=True)
+                    for cell in ("1x200", "32x1000")
+                ),
+                Target("confined_ratio_1b_1x200", 0.97, at_least=True),
+                Target("confined_ratio_1b_32x1000", 0.97, at_least=True),
+                Target("1b_32x1000_launches", 5.0),
+            ),
+            takes="four minutes with a GPU, seconds with a tiny model without",
+        ),
+        Benchmark(
             "windows",
             "CPU to sign for a text while it streams, all parties together",
             tuple(

@@ -1,5 +1,5 @@
-"""A stand-in for NVIDIA's driver: a shared library that has `cuInit` and nothing else, written byte
-by byte, so that no compiler is needed; and a host's files as a driver leaves them.
+"""A stand-in for NVIDIA's driver: a shared library with the few functions that start CUDA, written
+byte by byte, so that no compiler is needed; and a host's files as a driver leaves them.
 """
 
 import struct
@@ -13,22 +13,30 @@ _SEGMENT = struct.Struct("<IIQQQQQQ")
 _SYMBOL = struct.Struct("<IBBHQQ")
 _DYNAMIC = struct.Struct("<qQ")
 _PAGE = 0x1000
+_FUNCTIONS = (
+    *("cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain", "cuCtxSetCurrent", "cuMemAlloc_v2"),
+)
 
 
 def driver_library(code: int) -> bytes:
-    """An ELF library for x86-64 whose `cuInit` returns `code`."""
-    names = b"\0cuInit\0libcuda.so.1\0"
+    """An ELF library for x86-64 whose functions all return `code`."""
+    names = b"\0" + b"\0".join(name.encode() for name in _FUNCTIONS) + b"\0libcuda.so.1\0"
     function = b"\xb8" + struct.pack("<I", code) + b"\xc3"  # mov eax, code; ret
     code_at = _HEADER.size + 2 * _SEGMENT.size
     names_at = code_at + 16
-    symbols_at = names_at + 32
-    # One bucket, two symbols: the undefined one and ours.
-    table = struct.pack("<5I", 1, 2, 1, 0, 0)
-    symbols = _SYMBOL.pack(0, 0, 0, 0, 0, 0) + _SYMBOL.pack(1, 0x12, 0, 1, code_at, len(function))
+    symbols_at = names_at + len(names) + -len(names) % 8
+    count = len(_FUNCTIONS) + 1
+    # One bucket, which holds a chain of all symbols.
+    table = struct.pack(f"<{3 + count}I", 1, count, 1, 0, *range(2, count), 0)
+    symbols = _SYMBOL.pack(0, 0, 0, 0, 0, 0)
+    for name in _FUNCTIONS:
+        place = names.index(b"\0" + name.encode() + b"\0") + 1
+        symbols += _SYMBOL.pack(place, 0x12, 0, 1, code_at, len(function))
     table_at = symbols_at + len(symbols)
-    dynamic_at = table_at + 24
+    dynamic_at = table_at + len(table) + -len(table) % 8
     entries = ((4, table_at), (5, names_at), (6, symbols_at), (10, len(names)), (11, _SYMBOL.size))
-    dynamic = b"".join(_DYNAMIC.pack(*pair) for pair in (*entries, (14, 8), (0, 0)))
+    soname = (14, names.index(b"libcuda"))
+    dynamic = b"".join(_DYNAMIC.pack(*pair) for pair in (*entries, soname, (0, 0)))
     size = dynamic_at + len(dynamic)
     identity = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     header = (3, 62, 1, 0, _HEADER.size, 0, 0, _HEADER.size, _SEGMENT.size, 2, 0, 0, 0)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from capanode.models.store import ModelStore
@@ -38,6 +39,11 @@ PROMISED = {
         *("day_within_hour", "day_slowest_min", "day_batches", "day_idle_used"),
     },
     "match": {"p50_us", "p99_us"},
+    "gpu": {
+        *("start_bare", "start_bwrap_ours", "start_landlock_ours", "starts_bwrap"),
+        *("tiny_1x16_decode_tps", "confined_ratio_tiny_3x32", "same_in_a_batch"),
+        *("transformers_tps_2x16", "attention_error_fused", "products_tps_16"),
+    },
     "windows": {"us_per_token_64_w16", "us_per_token_gross_64_w16"},
     "ledger": {"pairs_per_s", "fdatasync_per_s", "pairs_per_fdatasync"},
     "strangers": {"worst_hurt", "false_ejections", "refused_while_idle"},
