@@ -26,7 +26,7 @@ from capanode.sandbox.gpu import GpuDevice, plan_grant
 from capanode.sandbox.probe import probe_isolation
 from protocol.errors import CapaError
 from sim.bench import gpu_engine, gpu_kernels
-from sim.bench.gpu_engine import Cell, Load
+from sim.bench.gpu_engine import Cell, MeasuredModel
 from sim.bench.gpu_peers import continuous_batching_tps
 from sim.bench.gpu_start import child_program, filters, measure_starts, run_child
 from sim.bench.random_model import EIGHT_B, ONE_B, TINY, ModelShape, write_random_model
@@ -139,7 +139,7 @@ def run(size: Size | None = None) -> dict[str, float]:
 def _measure_small(bench: _Run, size: Size, copied_per_s: float) -> None:
     """The small model bare, confined, and in transformers."""
     model_dir = write_random_model(bench.folder / size.small.name, size.small)
-    load = Load(model_dir, size.small, bench.device, copied_per_s)
+    load = MeasuredModel(model_dir, size.small, bench.device, copied_per_s)
     cells = size.small_cells
     bench.stage(
         "engine_small", lambda: _engine(load, cells, batch_rows=size.batch_rows), latest=0.4
@@ -171,7 +171,7 @@ def _measure_kernels(bench: _Run, size: Size, copied_per_s: float) -> None:
 
 def _measure_large(bench: _Run, size: Size, shape: ModelShape, copied_per_s: float) -> None:
     engine: list[CausalLM] = []
-    load = Load(bench.folder / shape.name, shape, bench.device, copied_per_s)
+    load = MeasuredModel(bench.folder / shape.name, shape, bench.device, copied_per_s)
 
     def read() -> dict[str, float]:
         write_random_model(load.model_dir, shape)
@@ -187,7 +187,7 @@ def _measure_large(bench: _Run, size: Size, shape: ModelShape, copied_per_s: flo
         )
 
 
-def _engine(load: Load, cells: tuple[Cell, ...], *, batch_rows: int) -> dict[str, float]:
+def _engine(load: MeasuredModel, cells: tuple[Cell, ...], *, batch_rows: int) -> dict[str, float]:
     engine = gpu_engine.load_engine(load, cells)
     figures: dict[str, float] = {}
     for cell in cells:
@@ -196,7 +196,7 @@ def _engine(load: Load, cells: tuple[Cell, ...], *, batch_rows: int) -> dict[str
     return figures
 
 
-def _confined(bench: _Run, load: Load, cells: tuple[Cell, ...]) -> dict[str, float]:
+def _confined(bench: _Run, load: MeasuredModel, cells: tuple[Cell, ...]) -> dict[str, float]:
     """The same in the worker's sandbox, and its decode speed by the bare one's."""
     report = probe_isolation(bench.devices)
     if report.sandbox is None:
@@ -219,7 +219,7 @@ def _confined(bench: _Run, load: Load, cells: tuple[Cell, ...]) -> dict[str, flo
     return figures
 
 
-def _peer(load: Load, cell: Cell) -> dict[str, float]:
+def _peer(load: MeasuredModel, cell: Cell) -> dict[str, float]:
     tokens = 4 if load.device == "cpu" else 64
     speed = continuous_batching_tps(load.model_dir, load.device, cell, tokens)
     return {f"transformers_tps_{cell}": speed}

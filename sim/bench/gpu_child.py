@@ -56,14 +56,16 @@ def _is_open(descriptor: int) -> bool:
 def _engine(order: dict[str, Any], model_dir: Path) -> dict[str, float]:
     # Only this half needs torch, and the other shows what the driver does without it.
     from capanode.engines.cuda_device import open_cuda  # noqa: PLC0415
-    from sim.bench.gpu_engine import Cell, Load, load_engine, measure_cell  # noqa: PLC0415
+    from sim.bench.gpu_engine import Cell, MeasuredModel, load_engine, measure_cell  # noqa: PLC0415
     from sim.bench.random_model import ModelShape  # noqa: PLC0415
 
     if order["device"] != "cpu":
         failure = open_cuda(None)
         if failure is not None:
             raise RuntimeError(str(failure))
-    load = Load(model_dir, ModelShape(**order["shape"]), order["device"], order["bandwidth"])
+    load = MeasuredModel(
+        model_dir, ModelShape(**order["shape"]), order["device"], order["bandwidth"]
+    )
     cells = [Cell(*cell) for cell in order["cells"]]
     engine = load_engine(load, cells)
     figures: dict[str, float] = {}

@@ -35,7 +35,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class MeasuredModel:
     """One model on one device. `bandwidth` is what the device copies, in bytes a second."""
 
     model_dir: Path
@@ -44,13 +44,13 @@ class Load:
     bandwidth: float
 
 
-def load_engine(load: Load, cells: Sequence[Cell]) -> CausalLM:
+def load_engine(load: MeasuredModel, cells: Sequence[Cell]) -> CausalLM:
     threads = 2 if load.device == "cpu" else 4
     slots = max(cell.rows for cell in cells)
     return CausalLM.load(load.model_dir, slots=slots, threads=threads, device=load.device)
 
 
-def measure_cell(engine: CausalLM, load: Load, cell: Cell) -> dict[str, float]:
+def measure_cell(engine: CausalLM, load: MeasuredModel, cell: Cell) -> dict[str, float]:
     """Figures of one cell, `{}` if the engine has no room for it. Prompts differ, so that nothing
     of one is reused for another."""
     began_s = time.perf_counter()
@@ -127,7 +127,7 @@ def _profile(engine: CausalLM) -> dict[str, float]:
     }
 
 
-def _floor(load: Load, cell: Cell) -> float:
+def _floor(load: MeasuredModel, cell: Cell) -> float:
     """Tokens per second if a step only read weights, keys and values once."""
     cache_bytes = cell.rows * cell.context * load.shape.token_bytes
     return cell.rows * load.bandwidth / (load.shape.step_bytes + cache_bytes)
