@@ -2,6 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Images of containers often set it. Each of the hundred programs that the tests start would then
+# compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALLED := .venv/.installed
 MODELS := .capacloud/models
 DEMO_MODELS := smollm2-135m-instruct all-minilm-l6-v2 efficientnet-lite0
@@ -27,8 +30,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is too old: name a Python 3.11 or newer with PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -m venv .venv; }
-	@echo "installing dependencies (the first time takes two minutes or three)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "installing dependencies (the first time takes a minute or two)"
+	@# To compile all of the 19,000 modules would take a minute. What a program imports is compiled
+	@# then; only what the sandbox imports has to be before, since nothing is written from there.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		-c constraints.txt -e '.[dev]'
+	@$(BIN)/python -c 'import gguf, capanode.engines.causal_lm, capanode.engines.embedding, \
+		capanode.engines.image, capanode.engines.tensor'
 	@# libp2p brings stubs that describe a trio of 2021 and hide trio's own types from mypy.
 	@rm -rf .venv/lib/python3*/site-packages/trio-stubs
 	@touch $(INSTALLED)

@@ -31,9 +31,11 @@ def python_environment(name: str) -> Path:
     pins = HERE / "requirements" / f"{name}.txt"
 
     def install(folder: Path) -> None:
-        _run([sys.executable, "-m", "venv", str(folder)])
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
-        _run([*pip, "--disable-pip-version-check", "-r", str(pins)])
+        _run([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+        pip = [sys.executable, "-m", "pip", f"--python={folder / 'bin' / 'python'}", "install"]
+        # Of what is installed, clients import a small part: only that is compiled, then.
+        pip += ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
+        _run([*pip, "-r", str(pins)])
 
     return _made(name, pins, install) / "bin" / "python"
 
