@@ -10,6 +10,9 @@ SHARED_MARKETS = (
         "test_edge_gateway.py",
         "test_terminal.py",
         "test_examples.py",
+        "test_batches.py",
+        "test_dialects.py",
+        "test_retries.py",
     ),
     (
         "test_failures_kill.py",
