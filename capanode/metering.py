@@ -5,7 +5,7 @@ worker says that it made. Here the input is counted, and what the worker makes i
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capanode.engines.base import Completed, Produced, Started
 from protocol.endings import Finish
@@ -60,8 +60,7 @@ class Meter:
         return self._with_output(self._produced_tokens)
 
     def _with_output(self, tokens: int) -> Units:
-        counted = self._input
-        return Units(counted.input_tokens, tokens, counted.images, counted.tensor_elements)
+        return replace(self._input, output_tokens=tokens)
 
     def accept(self, started: Started, *, profile: str = "") -> None:
         """`profile` is what computes. Raises RemoteProtocolError if the input counts as more than
@@ -73,7 +72,9 @@ class Meter:
                 f"the input counts {_counts(input_units)}, the client allows {_counts(leased)}",
                 code=Code.INPUT_TOO_LARGE,
             )
-        self._input = input_units
+        # Where the lease has no price for cached tokens, its client may not know of them.
+        is_counted = self._lease.message.price.cached_nano_per_mtok is not None
+        self._input = input_units if is_counted else replace(input_units, cached_tokens=0)
         self._started, self._profile = started, profile
 
     def end(self, finished: Completed) -> None:

@@ -9,7 +9,7 @@ from capanode.served import ServedModel
 from protocol.ids import PeerId
 from protocol.messages import IsolationTier
 from protocol.money import format_credits
-from protocol.pricing import PRICE_POSITIONS
+from protocol.pricing import asked_prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,7 @@ def gpu_not_used(failure: DeviceFailure) -> Milestone:
 
 def model_ready(model: ServedModel, *, is_proposed: bool) -> Milestone:
     """What it can do, and at which price: the node's own proposal or a configured one."""
-    price = {
-        position.name: format_credits(nano)
-        for position in PRICE_POSITIONS
-        if (nano := position.of(model.price))
-    }
+    price = {position.name: format_credits(nano) for position, nano in asked_prices(model.price)}
     asked = ", ".join(f"{name} {amount}" for name, amount in price.items()) or "free"
     words = (
         f"{model.name}: {model.seats.slots} slots, {model.speed.prefill_tps}/s in, "

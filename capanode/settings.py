@@ -12,7 +12,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.ids import PeerId, parse_peer_id
 from protocol.limits import NAME_CHARS_MAX, OFFER_MODELS_MAX
 from protocol.offers import SLOTS_MAX
-from protocol.pricing import PRICE_POSITIONS, PriceSheet
+from protocol.pricing import PRICE_NANO_MAX, PRICE_POSITIONS, PriceSheet
 from protocol.programs.kinds import (
     KeyValueError,
     ValueKind,
@@ -108,11 +108,17 @@ def _read_model(name: str, table: Any) -> ModelSettings:
             if key in _COUNT_KEYS:
                 counts[key] = read_count(1, _COUNT_KEYS[key])(raw)
             else:
-                prices[_PRICE_FIELDS[key]] = read_credits(raw)
-                PriceSheet(**prices)
+                field = _PRICE_FIELDS[key]
+                prices[field] = read_credits(raw)
+                # The price of cached input alone says nothing: it is held to that of input below.
+                PriceSheet(**{"input_nano_per_mtok": PRICE_NANO_MAX, field: prices[field]})
         except ValueError as error:
             raise KeyValueError(str(error), (name, key)) from None
-    return ModelSettings(name, **counts, price=PriceSheet(**prices) if prices else None)
+    try:
+        price = PriceSheet(**prices) if prices else None
+    except ValueError as error:
+        raise KeyValueError(str(error), (name,)) from None
+    return ModelSettings(name, **counts, price=price)
 
 
 COORDINATORS = ValueKind(read_coordinators, "multiaddresses with /p2p/", is_list=True)

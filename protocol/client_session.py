@@ -123,6 +123,7 @@ class ClientJob:
             output_tokens=self._output_tokens,
             images=self._input_units.images,
             tensor_elements=self._input_units.tensor_elements,
+            cached_tokens=self._input_units.cached_tokens,
         )
 
     @property

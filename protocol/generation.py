@@ -132,6 +132,10 @@ class GenerationInput:
     `tokenizes_only` the answer is one `TokensOutput` in `data`, and nothing is metered. With
     `includes_stop` the stop string that ends the answer is part of it. With `scores_prefix` the
     prefix is an answer to check: its tokens are scored with those of the prompt, each with its gap.
+
+    A node may keep what it computes of a prompt for jobs that begin alike: for those of the same
+    client and the same `cache_salt`, or, with `shares_cache`, for those of all clients that share
+    and give the same salt.
     """
 
     max_tokens: int
@@ -163,6 +167,8 @@ class GenerationInput:
     tokenizes_only: bool = False
     includes_stop: bool = False
     scores_prefix: bool = False
+    cache_salt: str = ""
+    shares_cache: bool = False
 
     def __post_init__(self) -> None:
         given = (bool(self.messages), self.prompt is not None, bool(self.prompt_tokens))
@@ -173,6 +179,7 @@ class GenerationInput:
             check(len(tokens) <= TOKENS_MAX, "too many tokens")
             check_token_ids(tokens)
         check(self.seed is None or 0 <= self.seed <= SEED_MAX, "the seed is out of range")
+        check(len(self.cache_salt) <= NAME_CHARS_MAX, "cache_salt is too long")
         self._check_sampling()
         self._check_ends()
         check(len(self.tools) <= TOOLS_MAX, "too many tools")

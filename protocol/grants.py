@@ -84,7 +84,9 @@ def check_terms(granted: Granted, request: Signed[JobRequest]) -> None:
             "the lease is for another model than the request", code=Code.DIGEST_MISMATCH
         )
     is_batch = request.message.is_batch
-    if [m.asked_price(is_batch=is_batch) for m in leased] != [lease.price]:
+    asked_prices = [m.asked_price(is_batch=is_batch) for m in leased]
+    # A coordinator that does not know of cached tokens leases without their price.
+    if lease.price not in (*asked_prices, *(price.without_cached for price in asked_prices)):
         raise RemoteProtocolError(
             "the lease's price is not the one that the node offers", code=Code.PRICE_MISMATCH
         )

@@ -78,6 +78,7 @@ class PriceCap:
     image_nano: int | None = None
     request_nano: int | None = None
     tensor_nano_per_kelement: int | None = None
+    cached_nano_per_mtok: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,8 @@ class JobRequest:
     job id and a higher `part`; `delivered_digest` is the output digest of what it has by then.
     A batch job runs only where a seat is idle, lets others go first, and pays the batch price.
     `affinity` are keyed hashes of how its input begins, longest beginning first: requests that
-    share one do well on the node that has seen it. They say nothing to others than the client.
+    share one do well on the node that has seen it. They say nothing to others than the client. A
+    client that `counts_cached` knows of cached tokens, and pays less for them.
     """
 
     KIND: ClassVar[str] = "job_request"
@@ -144,6 +146,7 @@ class JobRequest:
     delivered_digest: Digest | None = None
     is_batch: bool = False
     affinity: tuple[bytes, ...] = ()
+    counts_cached: bool = False
 
     def __post_init__(self) -> None:
         parse_ulid(self.job_id)

@@ -24,6 +24,8 @@ class TaskSpec:
     units: tuple[str, ...]
     # The names of the price positions that a node proposes for it; `request` may be asked of all.
     prices: tuple[str, ...]
+    # Whether a node may answer with less work where inputs begin alike: see `Units.cached_tokens`.
+    reuses_input: bool = False
 
 
 TASKS: Mapping[Task, TaskSpec] = {
@@ -32,6 +34,7 @@ TASKS: Mapping[Task, TaskSpec] = {
         is_stream=True,
         units=("input_tokens", "output_tokens"),
         prices=("input_per_mtok", "output_per_mtok"),
+        reuses_input=True,
     ),
     Task.EMBEDDING: TaskSpec(
         input_type=EmbeddingInput,

@@ -23,7 +23,7 @@ from protocol.envelope import open_envelope
 from protocol.messages import Objective, Task
 from protocol.money import format_credits
 from protocol.offers import NodeOffer
-from protocol.pricing import PRICE_POSITIONS, Units
+from protocol.pricing import Units, asked_prices
 from protocol.services import NodesAsk, QuoteAsk
 from sim.network import (
     NODE_READY_WITHIN_S,
@@ -169,8 +169,7 @@ async def _show_offers(market: MarketSession, count: int, say: Say) -> None:
         for model in offer.models:
             asked = ", ".join(
                 f"{format_credits(nano)} {position.label}"
-                for position in PRICE_POSITIONS
-                if (nano := position.of(model.price))
+                for position, nano in asked_prices(model.price)
             )
             say(
                 f"      {model.name:<24} {model.slots} slots, {model.decode_tps}/s claimed, {asked}"

@@ -205,6 +205,7 @@ class CausalLM:
                 self._prefixes.load(job)
             if not job.is_started:
                 job.is_started = True
+                job.cached_tokens = job.cached
                 events.append(job.started)
             if job.is_over:  # Its prefix is the whole answer.
                 self._forget(job)

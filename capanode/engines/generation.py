@@ -1,6 +1,6 @@
 """One generation job: its tokens, how it samples, and when it ends."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from capanode.engines.base import Completed, Failed, Produced, Started
@@ -44,6 +44,7 @@ class Generation:
     end_token: int | None = None  # the end-of-text token that ended the answer
     row: int = -1  # in the cache; -1 while waiting
     cached: int = 0  # how many of `tokens` the cache holds
+    cached_tokens: int = 0  # how many of the input it held before the job began
     scored: int = 0  # how many tokens of the prompt have their scores
     score_bytes: int = 0
     failure: str | None = None  # why it cannot go on, in words of ours
@@ -73,7 +74,11 @@ class Generation:
 
     @property
     def units(self) -> Units:
-        return Units(input_tokens=self.input_count, output_tokens=self.output_count)
+        return replace(self.input_units, output_tokens=self.output_count)
+
+    @property
+    def input_units(self) -> Units:
+        return Units(input_tokens=self.input_count, cached_tokens=self.cached_tokens)
 
     @property
     def scores_prompt(self) -> bool:
@@ -84,7 +89,7 @@ class Generation:
         digest = tokens_digest((self.tokens[: self.input_count],), prefix_tokens=self.prefix_count)
         return Started(
             self.job_id,
-            Units(input_tokens=self.input_count),
+            self.input_units,
             input_digest=digest,
             prefix_tokens=self.prefix_count,
         )

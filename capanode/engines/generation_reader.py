@@ -142,6 +142,7 @@ class GenerationReader:
             logprobs=job_input.logprobs,
             prompt_logprobs=job_input.prompt_logprobs if scores_prompt else None,
             scores_prefix=job_input.scores_prefix,
+            cache_salt=job_input.cache_salt,
         )
         if not job.scores_prefix:  # Else each token is looked at when it is scored.
             job.replay()

@@ -8,7 +8,7 @@ makes the receipt durable and sends it, in that order.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 import trio
@@ -247,7 +247,7 @@ class ServedJob:
         self._meter.accept(event, profile=info.profile if info is not None else "")
         self._is_accepted = True
         accepted = self._job.accepted(
-            event.input_units,
+            self._meter.units,
             queue_position=self._queue_position,
             now_ms=self._service.clock.now_ms(),
         )
@@ -268,7 +268,8 @@ class ServedJob:
         assert self._meter is not None
         self._meter.end(event)
         assert self._ticket is not None
-        if event.units != self._meter.produced:
+        made = self._meter.produced
+        if replace(event.units, cached_tokens=made.cached_tokens) != made:
             log.error(
                 "worker_miscounts",
                 lease_id=self._ticket.lease_id,

@@ -4,6 +4,7 @@ Follows from what the job was started with and not from what the worker says, so
 worker can make its node do is bounded by the jobs that the node gave it.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 
 from capanode.engines.base import Produced
@@ -41,10 +42,10 @@ DEFAULT_TERMS = RunTerms()
 
 
 def settle_input(
-    job_input: JobInput, *, output_tokens_max: int, seed: int | None = None
+    job_input: JobInput, *, output_tokens_max: int, seed: int | None = None, client: str = ""
 ) -> JobInput:
-    """The input with its answer cut to what was leased (it ends with `length` there), and with a
-    seed if it brings none.
+    """The input with its answer cut to what was leased (it ends with `length` there), with a seed
+    if it brings none, and with a `cache_salt` that is only this client's unless it shares.
 
     Raises RemoteProtocolError if a text is asked for and none was leased.
     """
@@ -56,7 +57,15 @@ def settle_input(
         job_input,
         max_tokens=min(job_input.max_tokens, output_tokens_max),
         seed=seed if job_input.seed is None else job_input.seed,
+        cache_salt=_salt_of(job_input, client),
     )
+
+
+def _salt_of(job_input: GenerationInput, client: str) -> str:
+    """Two inputs have one salt only if they may learn of each other. Hashed: it has to stay within
+    what an input may hold."""
+    owner = "shared" if job_input.shares_cache else f"client {client}"
+    return hashlib.sha256(f"{owner}\0{job_input.cache_salt}".encode()).hexdigest()
 
 
 class Allowance:

@@ -124,7 +124,10 @@ def _begin(engine: Engine, windows: StreamWindows, slow: SlowInputs, command: St
     if isinstance(job_input, TensorInput):
         job_input = windows.enter(command.job_id, command.client, job_input)
     settled = settle_input(
-        job_input, output_tokens_max=command.output_tokens_max, seed=command.seed
+        job_input,
+        output_tokens_max=command.output_tokens_max,
+        seed=command.seed,
+        client=command.client,
     )
     read = engine.slow_reading(settled)
     if read is None:

@@ -5,7 +5,7 @@ size, type and number that it reads, and ends a worker that gets one wrong.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 from typing import Any
 
@@ -36,7 +36,7 @@ from protocol.limits import (
 )
 from protocol.messages import Task
 from protocol.offers import SLOTS_MAX
-from protocol.pricing import UNIT_NAMES, Units
+from protocol.pricing import Units
 from protocol.tensors import ModelSignature
 
 # Outputs up to here are cheaper inside the header than as part of the blob.
@@ -144,8 +144,8 @@ def _event_item(event: EngineEvent) -> tuple[tuple[object, ...], bytes, int]:
     return item, b"", 128 + 4 * len(message)
 
 
-def _plain(units: Units) -> tuple[int, int, int, int]:
-    return units.input_tokens, units.output_tokens, units.images, units.tensor_elements
+def _plain(units: Units) -> tuple[int, ...]:
+    return astuple(units)
 
 
 def parse_report(header: Any, blob: memoryview) -> Report:
@@ -292,7 +292,7 @@ def _items(item: list[Any], count: int) -> list[Any]:
 
 
 def _parse_units(plain: object) -> Units:
-    if type(plain) is not list or len(plain) != len(UNIT_NAMES):
+    if type(plain) is not list or len(plain) != len(fields(Units)):
         raise WorkerProtocolError("units are not the numbers that they should be")
     if not all(type(number) is int for number in plain):
         raise WorkerProtocolError("units are not numbers")

@@ -74,5 +74,6 @@ def sign_part(spec: JobSpec, key: SigningKey, stamps: RequestStamps) -> SignedPa
         delivered_digest=stamps.delivered_digest,
         is_batch=spec.is_batch,
         affinity=affinity_of(spec.job_input, spec.session, key),
+        counts_cached=True,
     )
     return SignedPart(spec, seal(key, request), payload)

@@ -68,6 +68,7 @@ class PurchaseResult:
         # What is not text is one piece, and counted whole by the node that delivered it.
         most = {name: max(getattr(part.units, name) for part in parts) for name in UNIT_NAMES}
         most["input_tokens"] = parts[0].units.input_tokens
+        most["cached_tokens"] = parts[0].units.cached_tokens
         most["output_tokens"] = sum(part.tokens_used for part in parts)
         units = Units(**most)
         amount_nano = sum(part.amount_nano for part in parts)

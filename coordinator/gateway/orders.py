@@ -1,5 +1,6 @@
 """From a parsed request to a job, once the model that it names is looked up."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -224,6 +225,14 @@ def _features_needed(job_input: JobInput) -> tuple[Feature, ...]:
     return (Feature.PAIR_SCORES,) if is_paired else ()
 
 
+def _with_own_salt(job_input: GenerationInput, caller: Caller) -> GenerationInput:
+    """To nodes all people of one account are one client: their prompts stay apart by a salt."""
+    if job_input.shares_cache:
+        return job_input
+    salt = hashlib.sha256(f"{caller.key_id}\0{job_input.cache_salt}".encode()).hexdigest()
+    return replace(job_input, cache_salt=salt)
+
+
 def _spec(
     order: Order,
     job_input: JobInput,
@@ -232,6 +241,8 @@ def _spec(
     deadline_s: float,
 ) -> JobSpec:
     units_max, units_expected = units
+    if isinstance(job_input, GenerationInput) and caller.shares_account:
+        job_input = _with_own_salt(job_input, caller)
     constraints = order.routing.constraints
     needed = _features_needed(job_input)
     if needed:

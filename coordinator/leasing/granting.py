@@ -267,7 +267,7 @@ class LeaseService:
             coordinator=self.coordinator,
             offer_digest=candidate.offer.digest,
             model_digest=candidate.model.manifest_digest,
-            price=candidate.price,
+            price=candidate.price if asked.counts_cached else candidate.price.without_cached,
             units_max=asked.units_max,
             ceiling_nano=candidate.ceiling_nano,
             issued_at_ms=now_ms,

@@ -73,18 +73,22 @@ def lone_amount_nano(receipt: Receipt, lease: Lease, proof: Proof) -> int:
         return receipt.amount_nano
     window_tokens = terms_of(lease).window_tokens if lease.pays_tails else 0
     billed, price = receipt.units, lease.price
+    cached = billed.cached_tokens
     if proof.has_countersigned:
+        input_tokens = min(billed.input_tokens, proof.input_tokens_max)
         payable = Units(
-            input_tokens=min(billed.input_tokens, proof.input_tokens_max),
+            input_tokens=input_tokens,
             output_tokens=min(billed.output_tokens, proof.output_tokens + window_tokens),
             images=billed.images,
             tensor_elements=billed.tensor_elements,
+            cached_tokens=min(cached, input_tokens),
         )
     else:
         input_tokens = min(billed.input_tokens, window_tokens)
         payable = Units(
             input_tokens=input_tokens,
             output_tokens=min(billed.output_tokens, window_tokens - input_tokens),
+            cached_tokens=min(cached, input_tokens),
         )
         # Nothing but tokens is paid so early: a price per request would be earned by opening.
         price = replace(price, request_nano=0)
@@ -93,12 +97,15 @@ def lone_amount_nano(receipt: Receipt, lease: Lease, proof: Proof) -> int:
 
 
 def _at_least(counted: Units, proof: Proof, billed: Units) -> Units:
-    """A client cannot take back what it signed, and a node gets no more than it bills."""
+    """A client cannot take back what it signed, and a node gets no more than it bills. Which tokens
+    were cached is the node's to say."""
+    input_tokens = max(counted.input_tokens, min(proof.input_tokens_min, billed.input_tokens))
     return Units(
-        input_tokens=max(counted.input_tokens, min(proof.input_tokens_min, billed.input_tokens)),
+        input_tokens=input_tokens,
         output_tokens=max(counted.output_tokens, min(proof.output_tokens, billed.output_tokens)),
         images=counted.images,
         tensor_elements=counted.tensor_elements,
+        cached_tokens=min(counted.cached_tokens, billed.cached_tokens),
     )
 
 

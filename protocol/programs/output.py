@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from protocol.money import format_credits
-from protocol.pricing import PRICE_POSITIONS, UNIT_NAMES, PriceSheet
+from protocol.pricing import UNIT_NAMES, PriceSheet, asked_prices
 from protocol.text import ANSWER_MARKS, printable
 
 # A sentence of ours may have lines. Whatever else moves a cursor is shown, not done.
@@ -92,8 +92,8 @@ def price_text(price: PriceSheet, units: Collection[str] = UNIT_NAMES) -> str:
     """The positions that are not free, in credits, of jobs that are metered in these units."""
     asked = [
         f"{format_credits(nano)} {position.label}"
-        for position in PRICE_POSITIONS
-        if (position.unit is None or position.unit in units) and (nano := position.of(price))
+        for position, nano in asked_prices(price)
+        if position.unit is None or position.base_unit in units
     ]
     return ", ".join(asked) or "free"
 

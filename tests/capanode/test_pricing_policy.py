@@ -35,6 +35,15 @@ def test_each_task_is_charged_in_its_own_units() -> None:
     assert image.image_nano > 0 == image.input_nano_per_mtok
 
 
+def test_cached_input_costs_a_tenth_where_inputs_are_reused() -> None:
+    price = propose_price(Task.CAUSAL_LM, SPEED, hourly_nano=NANO_PER_CREDIT)
+    cached_nano = price.cached_nano_per_mtok
+    assert cached_nano is not None
+    assert price.input_nano_per_mtok <= 10 * cached_nano <= price.input_nano_per_mtok * 11 // 10
+    embedding = propose_price(Task.EMBEDDING, SPEED, hourly_nano=NANO_PER_CREDIT)
+    assert embedding.cached_nano_per_mtok is None
+
+
 def test_prices_have_two_digits() -> None:
     price = propose_price(Task.CAUSAL_LM, SPEED, hourly_nano=123_456_789)
     assert int(str(price.output_nano_per_mtok)[2:] or "0") == 0

@@ -52,15 +52,42 @@ def test_all_events_of_a_step_travel_in_one_frame(node: WorkerThread) -> None:
 
 def test_answer_ends_where_the_lease_does() -> None:
     asked = GenerationInput(max_tokens=9, prompt="x")
-    assert settle_input(asked, output_tokens_max=4) == replace(asked, max_tokens=4)
-    assert settle_input(asked, output_tokens_max=10, seed=7) == replace(asked, seed=7)
+    salt = salt_of(asked)
+    assert settle_input(asked, output_tokens_max=4) == replace(asked, max_tokens=4, cache_salt=salt)
+    with_seed = settle_input(asked, output_tokens_max=10, seed=7)
+    assert with_seed == replace(asked, seed=7, cache_salt=salt)
     own = replace(asked, seed=3)
-    assert settle_input(own, output_tokens_max=10, seed=7) == own
+    assert settle_input(own, output_tokens_max=10, seed=7) == replace(own, cache_salt=salt)
     texts = EmbeddingInput(("x",))
     assert settle_input(texts, output_tokens_max=0) is texts
     with pytest.raises(RemoteProtocolError) as refusal:
         settle_input(asked, output_tokens_max=0)
     assert refusal.value.code is Code.INVALID_INPUT
+
+
+def salt_of(asked: GenerationInput, client: str = "", **changes: Any) -> str:
+    settled = settle_input(replace(asked, **changes), output_tokens_max=9, client=client)
+    assert isinstance(settled, GenerationInput)
+    return settled.cache_salt
+
+
+def test_clients_share_what_is_kept_of_prompts_only_if_both_say_so() -> None:
+    asked = GenerationInput(max_tokens=9, prompt="x")
+    shared = salt_of(asked, "alice", shares_cache=True)
+    salts = [
+        salt_of(asked, "alice"),
+        salt_of(asked, "bob"),
+        salt_of(asked, "alice", cache_salt="one"),
+        salt_of(asked, "alice", cache_salt="two"),
+        salt_of(asked, "alice", shares_cache=True, cache_salt="one"),
+        shared,
+        # What a client writes cannot stand for another one.
+        salt_of(asked, "", cache_salt="alice"),
+        salt_of(asked, "client alice"),
+    ]
+    assert len(set(salts)) == len(salts)
+    assert salt_of(asked, "alice") == salts[0]
+    assert salt_of(asked, "bob", shares_cache=True) == shared
 
 
 def test_ping_is_answered_while_jobs_run(node: WorkerThread) -> None:

@@ -240,6 +240,7 @@ class LeasePool:
             constraints=replace(wanted.constraints, max_cost_nano=most_nano),
             issued_at_ms=now_ms,
             deadline_at_ms=now_ms + wanted.duration_ms,
+            counts_cached=True,
         )
         return seal(key, request)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from coordinator.market.matching.job import Candidate, Job, Match, Reason, Rejection, Why
 from coordinator.market.offers import ModelState, NodeEntry, OfferBook
 from protocol.money import format_credits
-from protocol.pricing import PRICE_POSITIONS
+from protocol.pricing import asked_prices
 from protocol.services import QuoteCandidate, QuoteRejection, QuoteReply
 
 _WHY_TEXT = {
@@ -88,9 +88,8 @@ def _detail(reason: Reason, entry: NodeEntry | None, state: ModelState | None, j
     model = state.offer
     if reason is Reason.PRICE_ABOVE_MAX:
         asked = ", ".join(
-            f"{format_credits(position.of(model.price))} {position.label}"
-            for position in PRICE_POSITIONS
-            if position.of(model.price)
+            f"{format_credits(nano)} {position.label}"
+            for position, nano in asked_prices(model.price)
         )
         return f"asks {asked}"
     texts = {

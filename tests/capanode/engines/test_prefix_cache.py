@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from capanode.engines.base import Started
 from capanode.engines.causal_lm import PREFILL_CHUNK_TOKENS as PAGE
 from capanode.engines.causal_lm import CausalLM
 from capanode.engines.decoder import DecoderModel
@@ -61,6 +62,21 @@ def test_a_beginning_is_computed_once_and_the_answer_is_the_same(
     engine = load(folder)
     assert [answers(engine, one), answers(engine, two)] == fresh
     assert sum(prefilled) == (3 * PAGE + 60) + 70
+
+
+def cached(engine: CausalLM, job_input: GenerationInput) -> int:
+    engine.submit("job", job_input)
+    found = run(engine)
+    started = found.of("job")[0]
+    assert isinstance(started, Started)
+    assert started.input_units.cached_tokens == found.finished("job").units.cached_tokens
+    return started.input_units.cached_tokens
+
+
+def test_what_was_kept_is_metered_and_other_salts_do_not_see_it(folder: Path) -> None:
+    engine = load(folder)
+    one, other = asked(text(300), cache_salt="one"), asked(text(300), cache_salt="other")
+    assert [cached(engine, job_input) for job_input in (one, one, other)] == [0, 2 * PAGE, 0]
 
 
 def test_the_last_token_of_a_prompt_is_computed_even_if_all_pages_are_kept(

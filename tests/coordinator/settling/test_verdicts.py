@@ -46,6 +46,19 @@ def test_a_receipt_of_nothing_frees_the_hold_at_once() -> None:
     assert found == Verdict(ReceiptState.SETTLED, 0)
 
 
+def test_which_tokens_were_cached_is_the_nodes_to_say() -> None:
+    lease = replace(LEASE, price=replace(PRICE, cached_nano_per_mtok=0))
+    tokens = RECEIPT.units.input_tokens
+    for billed_cached, counted_cached in ((0, tokens), (tokens, 0), (2, 1)):
+        billed = replace(RECEIPT.units, cached_tokens=billed_cached)
+        amount_nano = charge_nano(lease.price, billed, Finish.STOP)
+        receipt = replace(RECEIPT, units=billed, amount_nano=amount_nano)
+        counted = replace(RECEIPT.units, cached_tokens=counted_cached)
+        word = ClientWord(replace(CHAIN.acceptance.message, units=counted, agrees=False))
+        paid = judge(receipt, lease, word, is_due=False).amount_nano
+        assert paid == amount_nano
+
+
 # Lone receipts, by what the client signed while the text streamed.
 
 PRICE_PER_REQUEST = replace(PRICE, request_nano=7)
@@ -100,6 +113,15 @@ def test_before_the_first_link_one_window_is_paid_input_and_output_together() ->
 def test_what_is_paid_exceeds_what_the_client_signed_by_one_window_at_most() -> None:
     assert lone(LONG_LEASE.units_max, SIGNED) == paid_for(Units(128, 64 + W))
     assert lone(Units(120, 70), SIGNED) == paid_for(Units(120, 70))
+
+
+def test_a_lone_receipt_keeps_to_its_price_for_cached_tokens() -> None:
+    price = replace(PRICE_PER_REQUEST, cached_nano_per_mtok=0)
+    lease = replace(LONG_LEASE, price=price)
+    cheap = Units(97, 64, cached_tokens=97)
+    assert lone(cheap, SIGNED, lease) == charge_nano(price, cheap, Finish.CANCELLED)
+    before = Units(W + 5, 0, cached_tokens=W + 5)
+    assert lone(before, Proof(is_opened=True), lease) == 0
 
 
 def test_tails_are_not_paid_where_the_lease_says_so() -> None:

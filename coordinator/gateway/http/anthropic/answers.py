@@ -21,6 +21,7 @@ from coordinator.gateway.market_side.running import StartedAnswer
 from coordinator.gateway.orders import GenerationOrder
 from protocol.features import Feature
 from protocol.payload import Chunk
+from protocol.pricing import Units
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -79,7 +80,7 @@ class MessageWriter:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": _usage(opened.info.input_units.input_tokens),
+            "usage": _usage(opened.info.input_units),
         }
 
     def first(self) -> bytes:
@@ -92,8 +93,7 @@ class MessageWriter:
         last, reason = self._reader.finish(outcome.finish)
         events = self._blocks.take(last) + self._blocks.close()
         delta = _ending(_STOP_REASONS[reason], stop_of(self._job_input, outcome))
-        units = outcome.units
-        usage = _usage(units.input_tokens, units.output_tokens)
+        usage = _usage(outcome.units)
         usage["cost_nano"] = outcome.amount_nano
         self.whole |= {"content": self._blocks.blocks, **delta, "usage": usage}
         message_delta = {"type": "message_delta", "delta": delta, "usage": usage}
@@ -116,10 +116,11 @@ def _ending(reason: str, stop: str | int | None) -> dict[str, str | None]:
     return {"stop_reason": "stop_sequence", "stop_sequence": stop}
 
 
-def _usage(input_tokens: int, output_tokens: int = 0) -> dict[str, int]:
+def _usage(units: Units) -> dict[str, int]:
+    """Anthropic counts cached tokens beside the others, not among them."""
     return {
-        "input_tokens": input_tokens,
+        "input_tokens": units.input_tokens - units.cached_tokens,
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
-        "output_tokens": output_tokens,
+        "cache_read_input_tokens": units.cached_tokens,
+        "output_tokens": units.output_tokens,
     }

@@ -1,7 +1,7 @@
 """What chat and completions share: a parsed request for text, its answer and its events."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coordinator.buyer.result import PurchaseResult
 from coordinator.gateway.chat.answer import AnswerParts, read_answer
@@ -22,6 +22,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.features import Feature
 from protocol.generation import GenerationInput
 from protocol.payload import Chunk
+from protocol.pricing import Units
 
 # Enough of the manifest's digest to tell models apart; `GET /v1/models` has all of it.
 FINGERPRINT_CHARS = 16
@@ -97,7 +98,7 @@ class GenerationWriter:
         streaming = call.streaming
         self._envelope = envelope
         self._streaming = streaming
-        self._prompt_tokens = opened.info.input_units.input_tokens
+        self._input_units = opened.info.input_units
         self._outcomes: list[PurchaseResult] = []
         self._choices = [self._choice(call, number, opened) for number in range(len(call.orders))]
         # Where a text is all that there is to an answer, it needs no parser and no counts.
@@ -124,7 +125,7 @@ class GenerationWriter:
             return plain.text(text) if text else b""
         writer = self._choices[choice]
         if self._streaming.continuous_usage:
-            writer.count(chunks, self._prompt_tokens)
+            writer.count(chunks, self._input_units)
         return writer.add(chunks)
 
     def end(self, choice: int, outcome: PurchaseResult) -> bytes:
@@ -156,9 +157,9 @@ class _ChoiceWriter:
         piece = self.form.first()
         return b"" if piece is None else self.events.piece(piece[0], logprobs=piece[1])
 
-    def count(self, chunks: Sequence[Chunk], prompt_tokens: int) -> None:
+    def count(self, chunks: Sequence[Chunk], input_units: Units) -> None:
         self.tokens += sum(len(chunk.token_ids) for chunk in chunks)
-        self.events.count(_counts(prompt_tokens, self.tokens))
+        self.events.count(_counts([replace(input_units, output_tokens=self.tokens)]))
 
     def add(self, chunks: Sequence[Chunk]) -> bytes:
         if self.parser is not None:
@@ -197,19 +198,20 @@ def _failure(problem: Problem) -> dict[str, object]:
     return {"finish_reason": _FAILED, "error": error_object(problem)}
 
 
-def _counts(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def _counts(used: Sequence[Units]) -> dict[str, object]:
+    """OpenAI's counts of so many answers together."""
+    prompt_tokens = sum(units.input_tokens for units in used)
+    completion_tokens = sum(units.output_tokens for units in used)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": sum(units.cached_tokens for units in used)},
     }
 
 
-def _usage_of(outcomes: Sequence[PurchaseResult]) -> dict[str, int]:
+def _usage_of(outcomes: Sequence[PurchaseResult]) -> dict[str, object]:
     """OpenAI's counts, as metered and signed by nodes, and what they cost. Each choice was a job
     that read its prompt, so a prompt counts as often as it was answered."""
-    counts = _counts(
-        sum(outcome.units.input_tokens for outcome in outcomes),
-        sum(outcome.units.output_tokens for outcome in outcomes),
-    )
+    counts = _counts([outcome.units for outcome in outcomes])
     return counts | {"cost_nano": sum(outcome.amount_nano for outcome in outcomes)}

@@ -21,7 +21,6 @@ IGNORED = frozenset(
         "cache",
         "cache_control",
         "cache_prompt",
-        "cache_salt",
         "caching",
         "client_metadata",
         "debug",

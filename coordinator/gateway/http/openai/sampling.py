@@ -11,6 +11,7 @@ from coordinator.gateway.orders import OUTPUT_TOKENS_DEFAULT
 from protocol.generation import SEED_MAX, TOKEN_ID_MAX, TokenBias
 from protocol.limits import (
     LOGIT_BIASES_MAX,
+    NAME_CHARS_MAX,
     STOP_CHARS_MAX,
     STOP_STRINGS_MAX,
     STOP_TOKENS_MAX,
@@ -52,6 +53,9 @@ SAMPLING_WORDS = {
     "ignore_eos": "Go on where the model would end.",
     "n": "So many answers. Each is a job, which reads the prompt and is charged for it.",
     "best_of": "1, or the same as n.",
+    "cache_salt": "Only prompts with the same text here profit from each other's beginnings.",
+    "share_cache": "Let prompts of other accounts profit from this one's beginning, and the other "
+    "way round, where they say the same and have the same cache_salt.",
     "stream": "Send the answer as server-sent events while it is made.",
     "stream_options": "`include_usage`: end with the counts. `continuous_usage_stats`: count in "
     "every event.",
@@ -100,8 +104,15 @@ def read_sampling(
         "stop_token_ids": _read_stop_tokens(fields),
         "ignore_eos": fields.flag("ignore_eos"),
         "format": read_format(fields),
+        "cache_salt": _read_salt(fields),
+        "shares_cache": fields.flag("share_cache"),
     }
     return {name: value for name, value in read.items() if value is not None}
+
+
+def _read_salt(fields: Fields) -> str | None:
+    is_given = fields.raw("cache_salt") is not None
+    return fields.text("cache_salt", chars_max=NAME_CHARS_MAX) if is_given else None
 
 
 def read_choices(fields: Fields) -> int:

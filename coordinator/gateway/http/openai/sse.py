@@ -11,7 +11,7 @@ from coordinator.gateway.http.event_text import event_json
 
 DONE = b"data: [DONE]\n\n"
 
-Usage = Mapping[str, int]
+Usage = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)

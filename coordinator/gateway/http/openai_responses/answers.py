@@ -135,7 +135,7 @@ def _usage(outcome: PurchaseResult) -> dict[str, Any]:
     units = outcome.units
     return {
         "input_tokens": units.input_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": units.cached_tokens},
         "output_tokens": units.output_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": units.input_tokens + units.output_tokens,
