@@ -41,6 +41,18 @@ class Attention(Protocol):
         ...
 
 
+class NextAttention(Attention, Protocol):
+    """For one new token in each of rows 0..n; kept from step to step while it `fits`."""
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        """True if the same number of rows, now of these lengths, can still be served."""
+        ...
+
+    def set_positions(self, positions: Tensor) -> None:
+        """Where each row's new token goes; call before each step."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Neighbouring rows that attend together, padded to one length."""

@@ -8,6 +8,7 @@ from capanode.engines.attention import LENGTH_STEP
 from capanode.engines.base import ModelLoadError
 from capanode.engines.decoder_config import DecoderConfig
 from capanode.engines.kv_cache import CacheShape
+from capanode.engines.paged_cache import PAGE_TOKENS
 
 # Keys and values of all jobs in main memory. With torch (230 MB), SmolLM2's weights (330 MB) and
 # tokenizer (50 MB) it keeps a worker under 1.2 GB, and holds 17,000 tokens of that model.
@@ -23,10 +24,12 @@ _GPU_CACHE_SHARE = 0.8
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CacheBudget:
-    """`tokens` may be fewer than all rows at full length: on a CPU only filling them costs."""
+    """`tokens` may be fewer than all rows at full length: on a CPU only filling them costs. Where
+    jobs share a pool of pages, `pages` is how many it has, else 0."""
 
     shape: CacheShape
     tokens: int
+    pages: int = 0
 
 
 def cache_budget(
@@ -38,20 +41,54 @@ def cache_budget(
     context_tokens: int | None = None,
     cache_bytes: int | None = None,
 ) -> CacheBudget:
-    """Rows for all slots and one for padding, as long as memory and addresses allow. Raises
-    ModelLoadError if that is not even one step of attention."""
+    """What memory and addresses allow. Raises ModelLoadError if that is not even one step of
+    attention."""
+    if device.type == "cpu":
+        return _rows_budget(
+            config,
+            dtype,
+            slots,
+            context_tokens=context_tokens or CONTEXT_TOKENS_MAX,
+            filled_bytes=cache_bytes or CACHE_BYTES,
+        )
+    cache_bytes = cache_bytes or _free_gpu_bytes(config, dtype, device)
+    return paged_budget(config, dtype, slots, context_tokens, cache_bytes)
+
+
+def paged_budget(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    slots: int,
+    context_tokens: int | None,
+    cache_bytes: int,
+) -> CacheBudget:
+    """One pool for all jobs: a context may take as much of it as there is. A page is for padding.
+    Raises ModelLoadError if no other is left."""
+    token = CacheShape(config.layers, slots + 1, config.kv_heads, 1, config.head_dim, dtype)
+    pages = cache_bytes // (token.token_bytes * PAGE_TOKENS)
+    if pages < 2:
+        raise ModelLoadError(f"{cache_bytes} bytes of cache are too few for a page of tokens")
+    tokens = (pages - 1) * PAGE_TOKENS
+    context = min(config.context_tokens, context_tokens or config.context_tokens, tokens)
+    return CacheBudget(dataclasses.replace(token, context_tokens=context), tokens, pages)
+
+
+def _rows_budget(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    slots: int,
+    *,
+    context_tokens: int,
+    filled_bytes: int,
+) -> CacheBudget:
+    """Rows for all slots and one for padding."""
     rows = slots + 1
     token = CacheShape(config.layers, 1, config.kv_heads, 1, config.head_dim, dtype)
-    if device.type == "cpu":
-        filled_bytes, reserved_bytes = cache_bytes or CACHE_BYTES, _ADDRESS_BYTES_MAX
-        context_tokens = context_tokens or CONTEXT_TOKENS_MAX
-    else:
-        filled_bytes = reserved_bytes = cache_bytes or _free_gpu_bytes(config, dtype, device)
     limit = min(
         config.context_tokens,
-        context_tokens or config.context_tokens,
+        context_tokens,
         filled_bytes // token.token_bytes,
-        reserved_bytes // (token.token_bytes * rows),
+        _ADDRESS_BYTES_MAX // (token.token_bytes * rows),
     )
     if limit < LENGTH_STEP:
         raise ModelLoadError(f"{filled_bytes} bytes of cache are too few for {slots} slots")

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from capanode.engines.attention import DecodeAttention, PrefillChunk, ReplayAttention
+from capanode.engines.attending import JobCache, next_attention
+from capanode.engines.attention import NextAttention, PrefillChunk, ReplayAttention
 from capanode.engines.base import (
     EngineEvent,
     EngineInfo,
@@ -35,6 +36,8 @@ from capanode.engines.generation import FinishReason, Generation
 from capanode.engines.generation_reader import GenerationReader, ReadGeneration, end_tokens_of
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import INVARIANT_ROWS
+from capanode.engines.paged_cache import PagedCache
+from capanode.engines.paged_prefixes import PagedPrefixes
 from capanode.engines.prefix_cache import PrefixCache
 from capanode.engines.profile import decoder_profile
 from capanode.engines.slots import Slots
@@ -56,6 +59,9 @@ CHECKED_CHUNK_TOKENS = 16
 # While no answer waits for its next token, one pass may take more chunks.
 _IDLE_PASS_TOKENS = 4 * PREFILL_CHUNK_TOKENS
 
+# On a GPU fewer tokens do not fill it, and so many take about 0.1 s of an 8B model.
+_PAGED_CHUNK_TOKENS = 2048
+
 # A job is admitted only if the running ones could each go on for this long before one of them would
 # be preempted: to resume it means to prefill again.
 _ADMISSION_MARGIN_TOKENS = 64
@@ -67,7 +73,7 @@ class CausalLM:
     def __init__(
         self,
         model: DecoderModel,
-        cache: KvCache,
+        cache: JobCache,
         reader: GenerationReader,
         *,
         cache_tokens: int,
@@ -76,15 +82,20 @@ class CausalLM:
         self._model, self._cache, self._reader = model, cache, reader
         self._cache_tokens = cache_tokens
         self._padding_row = slots
-        self._prefixes = PrefixCache(
-            cache, page_tokens=PREFILL_CHUNK_TOKENS, pages=cache_tokens // PREFILL_CHUNK_TOKENS
-        )
+        self._prefixes: PrefixCache | PagedPrefixes
+        if isinstance(cache, PagedCache):
+            self._chunk_tokens = self._idle_pass_tokens = _PAGED_CHUNK_TOKENS
+            self._prefixes = PagedPrefixes(cache)
+        else:
+            self._chunk_tokens, self._idle_pass_tokens = PREFILL_CHUNK_TOKENS, _IDLE_PASS_TOKENS
+            pages = cache_tokens // PREFILL_CHUNK_TOKENS
+            self._prefixes = PrefixCache(cache, page_tokens=PREFILL_CHUNK_TOKENS, pages=pages)
         self._slots = Slots(cache, slots)
         self._waiting: deque[Generation] = deque()
         self._jobs: dict[str, Generation] = {}
         # Answers that take no pass of the model.
         self._ready: list[EngineEvent] = []
-        self._attention: DecodeAttention | None = None
+        self._attention: NextAttention | None = None
         self._was_prefill = False
         self._info = EngineInfo(
             task=Task.CAUSAL_LM,
@@ -139,7 +150,11 @@ class CausalLM:
                 context_tokens=shape.context_tokens,
                 scheme=scheme,
             )
-            cache = KvCache(shape, device=device)
+            cache: JobCache = (
+                PagedCache(shape, pages=budget.pages, device=device)
+                if budget.pages
+                else KvCache(shape, device=device)
+            )
             model.warm_up(slots, _IDLE_PASS_TOKENS)
         return cls(model, cache, reader, cache_tokens=budget.tokens)
 
@@ -218,7 +233,7 @@ class CausalLM:
             return False
         running = len(self._slots.decoding) + len(self._slots.prefilling)
         margin = running * _ADMISSION_MARGIN_TOKENS
-        needed = self._slots.token_count + len(job.tokens) + margin
+        needed = self._slots.token_count + self._slots.room_of(job) + margin
         return needed <= self._cache_tokens or self._slots.is_empty
 
     def _take_in(self) -> list[EngineEvent]:
@@ -232,7 +247,7 @@ class CausalLM:
         return job.cached >= self._prefill_end(job)
 
     def _prefill_end(self, job: Generation) -> int:
-        is_exact = self._model.device.type == "cpu" and not job.scores_prefix
+        is_exact = isinstance(self._cache, KvCache) and not job.scores_prefix
         return job.prompt_count if is_exact else len(job.tokens)
 
     def _replay(self, job: Generation) -> list[EngineEvent]:
@@ -240,6 +255,7 @@ class CausalLM:
         start = job.cached
         ids = job.tokens[start : start + INVARIANT_ROWS]
         chunk = PrefillChunk(job.row, start, len(ids))
+        assert isinstance(self._cache, KvCache), "where bits are not promised, all is prefilled"
         attention = ReplayAttention(self._cache, chunk, self._model.config.attention)
         logits, exact = self._model.replay(ids, start, attention)
         job.cached += len(ids)
@@ -251,7 +267,7 @@ class CausalLM:
 
     def _prefill(self) -> list[EngineEvent]:
         """Run the next chunks of prompts."""
-        left = PREFILL_CHUNK_TOKENS if self._slots.decoding else _IDLE_PASS_TOKENS
+        left = self._chunk_tokens if self._slots.decoding else self._idle_pass_tokens
         chunks: list[tuple[PrefillChunk, Sequence[int]]] = []
         finished: list[Generation] = []
         wanted: list[int] = []  # the chunks that end a prompt
@@ -267,18 +283,20 @@ class CausalLM:
                 key = self._prefixes.next_key(job)
                 if key in coming:
                     break  # It is there to be taken over after this pass.
-                size = _chunk_tokens(job)
+                size = self._next_chunk(job)
                 ids = job.tokens[job.cached : min(job.cached + size, end)]
                 if len(ids) > left:
-                    left = 0
-                    break
+                    if self._chunk_tokens == PREFILL_CHUNK_TOKENS:
+                        left = 0
+                        break
+                    ids = ids[:left]  # Where no bits are promised, a prompt is cut anywhere.
                 if job.scores_prompt and job.cached < job.input_count:
                     scored[len(chunks)] = job
                 chunks.append((PrefillChunk(job.row, job.cached, len(ids)), ids))
                 job.cached += len(ids)
                 taken.append((job, job.cached))
                 coming |= {key} - {None}
-                left = left - len(ids) if size == PREFILL_CHUNK_TOKENS else 0
+                left = left - len(ids) if size == self._chunk_tokens else 0
             if job.cached == len(job.tokens):
                 finished.append(job)
                 wanted.append(len(chunks) - 1)
@@ -310,7 +328,7 @@ class CausalLM:
         jobs = self._slots.decoding
         lengths = [len(job.tokens) for job in jobs]
         if self._attention is None or not self._attention.fits(lengths):
-            self._attention = DecodeAttention(self._cache, lengths, self._model.config.attention)
+            self._attention = next_attention(self._cache, lengths, self._model.config.attention)
         logits, exact = self._model.decode(
             [job.tokens[-1] for job in jobs], [length - 1 for length in lengths], self._attention
         )
@@ -349,11 +367,22 @@ class CausalLM:
         return events
 
     def _preempt(self) -> None:
-        """If the cache is full, let the youngest answer wait: it is prefilled again later."""
-        while self._slots.token_count > self._cache_tokens and len(self._slots.decoding) > 1:
-            youngest = min(self._slots.decoding, key=lambda job: job.output_count)
-            self._vacate(youngest)
-            self._waiting.appendleft(youngest)
+        """If the cache is full, let the youngest answer wait, or a prompt that is not read yet: it
+        is prefilled again later."""
+        while self._slots.token_count > self._cache_tokens:
+            if len(self._slots.decoding) > 1:
+                job = min(self._slots.decoding, key=lambda job: job.output_count)
+            elif self._slots.prefilling:
+                job = self._slots.prefilling[-1]
+            else:
+                return
+            self._vacate(job)
+            self._waiting.appendleft(job)
+
+    def _next_chunk(self, job: Generation) -> int:
+        """How many of its next tokens one pass takes."""
+        is_checked = job.scores_prefix and job.cached + self._chunk_tokens >= job.prompt_count
+        return CHECKED_CHUNK_TOKENS if is_checked else self._chunk_tokens
 
     def _forget(self, job: Generation) -> None:
         del self._jobs[job.job_id]
@@ -364,11 +393,6 @@ class CausalLM:
             self._vacate(job)
 
     def _vacate(self, job: Generation) -> None:
+        self._prefixes.leave(job)
         self._slots.vacate(job)
         self._attention = None
-
-
-def _chunk_tokens(job: Generation) -> int:
-    """How many of its next tokens one pass takes."""
-    is_checked = job.scores_prefix and job.cached + PREFILL_CHUNK_TOKENS >= job.prompt_count
-    return CHECKED_CHUNK_TOKENS if is_checked else PREFILL_CHUNK_TOKENS

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from capanode.engines.attending import JobCache, prompt_attention
 from capanode.engines.attention import (
     Attention,
-    DecodeAttention,
-    PrefillAttention,
+    NextAttention,
     PrefillChunk,
     ReplayAttention,
 )
 from capanode.engines.decoder_builder import DecoderBuilder
 from capanode.engines.decoder_config import DecoderConfig
 from capanode.engines.exact_logits import ExactLogits, bend
-from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import (
     many_rows_up_to,
     padded_many_rows,
@@ -70,7 +69,7 @@ class DecoderModel:
         self._kinds = torch.tensor(kinds, device=device)
 
     def decode(
-        self, tokens: Sequence[int], positions: Sequence[int], attention: DecodeAttention
+        self, tokens: Sequence[int], positions: Sequence[int], attention: NextAttention
     ) -> tuple[Tensor, ExactLogits | None]:
         """The next logits [n, vocab] for rows 0..n, whose last token stands at `positions`, and
         where they are rounded what that took."""
@@ -96,7 +95,7 @@ class DecoderModel:
     def prefill(
         self,
         chunks: Sequence[tuple[PrefillChunk, Sequence[int]]],
-        cache: KvCache,
+        cache: JobCache,
         *,
         padding_row: int,
         wanted: Sequence[int],
@@ -116,11 +115,11 @@ class DecoderModel:
             ends.append(len(tokens) - 1)
         padding = [0] * (padded_many_rows(len(tokens)) - len(tokens))
         place = torch.tensor(positions + padding, device=self.device)
-        attention = PrefillAttention(
+        attention = prompt_attention(
             cache,
             [chunk for chunk, _ in chunks],
-            torch.tensor(rows + [padding_row] * len(padding), device=self.device),
-            place,
+            rows + [padding_row] * len(padding),
+            positions + padding,
             self.config.attention,
         )
         hidden = self._run(torch.tensor(tokens + padding, device=self.device), place, attention)

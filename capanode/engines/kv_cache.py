@@ -37,6 +37,9 @@ class CacheShape:
 class KvCache:
     """`layers[i]` has shape [rows, 2 * kv_heads, context_tokens, head_dim]."""
 
+    # A row takes memory by the token.
+    granule_tokens = 1
+
     def __init__(self, shape: CacheShape, *, device: torch.device) -> None:
         self.shape = shape
         sizes = (

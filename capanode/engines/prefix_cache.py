@@ -72,6 +72,9 @@ class PrefixCache:
             self._pool.give_back([page])
         self._touch(self._pool.find(keys))
 
+    def leave(self, job: Generation) -> None:
+        """A job gives its row up: what is kept of it was copied before."""
+
     def fit(self, tokens: int) -> None:
         """Keep no more than so many tokens: running jobs need the rest of the memory."""
         self._pages_max = max(tokens, 0) // self._page_tokens

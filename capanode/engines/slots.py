@@ -4,14 +4,14 @@ Attention then reads one strided batch with no gaps. The price is a copy of one 
 the middle ends, about a millisecond for a few hundred tokens.
 """
 
+from capanode.engines.attending import JobCache
 from capanode.engines.generation import Generation
-from capanode.engines.kv_cache import KvCache
 
 
 class Slots:
     """Rows 0..len(decoding) decode; prefilling jobs hold any other rows."""
 
-    def __init__(self, cache: KvCache, count: int) -> None:
+    def __init__(self, cache: JobCache, count: int) -> None:
         self._cache = cache
         self._owners: list[Generation | None] = [None] * count
         self.decoding: list[Generation] = []  # the job in row i is decoding[i]
@@ -28,7 +28,12 @@ class Slots:
     @property
     def token_count(self) -> int:
         """Tokens that the cache holds or is about to hold."""
-        return sum(len(job.tokens) for job in (*self.decoding, *self.prefilling))
+        return sum(self.room_of(job) for job in (*self.decoding, *self.prefilling))
+
+    def room_of(self, job: Generation) -> int:
+        """Tokens that a job takes or is about to take, with what its last page has too many."""
+        granule = self._cache.granule_tokens
+        return -(-len(job.tokens) // granule) * granule
 
     def admit(self, job: Generation) -> None:
         """Give a waiting job a free row (see `is_full`)."""
