@@ -95,6 +95,7 @@ BENCHMARKS = {
             (
                 *(Target(f"ratio_{n}", 1.0, at_least=True) for n in (1, 8, 32)),
                 Target("gumbel_agreement", 0.98, at_least=True),
+                Target("prefix_hit_share", 0.15),
             ),
         ),
         Benchmark(

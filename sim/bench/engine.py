@@ -26,7 +26,7 @@ from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
 from protocol.generation import GenerationInput
-from sim.bench import agreement
+from sim.bench import agreement, prefix_hits
 
 DEFAULT_STORE = Path(".capacloud/models")
 MODEL = "smollm2-135m-instruct"
@@ -67,8 +67,10 @@ _Side = Callable[[Sequence[_Request]], _Speed]
 
 
 def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
-    """Figures in tokens per second; `ratio_N` is ours to theirs at N streams. `gumbel_agreement` is
-    the share of our tokens that a float32 model and the same seed choose too."""
+    """Figures in tokens per second; `ratio_N` is ours to theirs at N streams. `prefix_hit_share` is
+    the time to the first token where a prompt's beginning is known to that where it is new.
+    `gumbel_agreement` is the share of our tokens that a float32 model and the same seed choose too.
+    """
     model_dir = ensure(ModelStore(store), load_catalog(), MODEL).path
     engine = CausalLM.load(model_dir, slots=SLOTS, threads=THREADS)
     reference = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
@@ -82,6 +84,7 @@ def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
     figures: dict[str, float] = {}
     for streams in ROUNDS:
         figures |= _compare(sides, streams, rng)
+    figures["prefix_hit_share"] = prefix_hits.measure(engine)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     figures["gumbel_agreement"] = agreement.measure(engine, reference.float(), tokenizer)
     return figures
