@@ -8,11 +8,17 @@ import pytest
 from typer.testing import CliRunner
 
 from capanode.models.store import ModelStore
-<<<<<<< HEAD
-from sim.bench import batch, embedding, engine, failover, gateway, ledger, overhead, sandbox
-=======
-from sim.bench import batch, engine, failover, gateway, ledger, overhead, prefix_hits, sandbox
->>>>>>> 6a8ff05 (Measure how soon a known beginning of a prompt is answered)
+from sim.bench import (
+    batch,
+    embedding,
+    engine,
+    failover,
+    gateway,
+    ledger,
+    overhead,
+    prefix_hits,
+    sandbox,
+)
 from sim.bench.catalogue import BENCHMARKS, Benchmark
 from sim.cli import app
 from sim.demo import CHAT_MODEL, EMBEDDING_MODEL
@@ -35,12 +41,8 @@ PROMISED = {
         *("streams_ok", "stream_memory_kb", "stream_token_ms_p99"),
     },
     "failover": {"failover_gap_ms_p50", "failover_gap_ms_max", "streams_cut"},
-<<<<<<< HEAD
-    "engine": {"ratio_1", "ratio_8", "ratio_32", "gumbel_agreement"},
-    "embedding": {"ours_texts_per_s"},
-=======
     "engine": {"ratio_1", "ratio_8", "ratio_32", "gumbel_agreement", "prefix_hit_share"},
->>>>>>> 6a8ff05 (Measure how soon a known beginning of a prompt is answered)
+    "embedding": {"ours_texts_per_s"},
     "batch": {
         *("batch_ratio", "batch_lines_per_s", "alone_lines_per_s", "day_median_min"),
         *("day_within_hour", "day_slowest_min", "day_batches", "day_idle_used"),
