@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from protocol.money import divide_up
-from protocol.pricing import PERCENT, PRICE_NANO_MAX, PRICE_POSITIONS, PriceSheet
+from protocol.pricing import PERCENT, PRICE_NANO_MAX, PriceSheet, with_each
 
 # What a step adds or takes. Going up is quicker: a full node refuses jobs at its price now, an idle
 # one only may be too dear.
@@ -44,9 +44,4 @@ def next_percent(percent: int, utilization: float, bounds: PriceBounds) -> int:
 
 def scaled(price: PriceSheet, percent: int) -> PriceSheet:
     """Each position at so many percent, rounded up: what costs something never becomes free."""
-    return PriceSheet(
-        **{
-            position.field: min(divide_up(position.of(price) * percent, PERCENT), PRICE_NANO_MAX)
-            for position in PRICE_POSITIONS
-        }
-    )
+    return with_each(price, lambda nano: min(divide_up(nano * percent, PERCENT), PRICE_NANO_MAX))

@@ -1,7 +1,7 @@
 """What a job used (Units), what a node asks for it (PriceSheet), and the one charge they make."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -177,9 +177,14 @@ PRICE_POSITIONS = (
 
 def share_of(sheet: PriceSheet, percent: int) -> PriceSheet:
     """So much of every price, each rounded up."""
-    prices = {p.field: divide_up(p.of(sheet) * percent, PERCENT) for p in PRICE_POSITIONS}
-    shared = PriceSheet(**prices)
-    return shared.without_cached if sheet.cached_nano_per_mtok is None else shared
+    return with_each(sheet, lambda nano: divide_up(nano * percent, PERCENT))
+
+
+def with_each(sheet: PriceSheet, change: Callable[[int], int]) -> PriceSheet:
+    """A sheet whose prices are changed alike; a price that it leaves out stays out. `change` makes
+    no smaller price the greater one."""
+    changed = PriceSheet(**{p.field: change(p.of(sheet)) for p in PRICE_POSITIONS})
+    return changed.without_cached if sheet.cached_nano_per_mtok is None else changed
 
 
 def asked_prices(sheet: PriceSheet) -> Iterator[tuple[PricePosition, int]]:
