@@ -16,7 +16,7 @@ from capanode.engines.grouped_matrix import GroupedMatrix, Matrix
 from capanode.engines.linear import Linear, make_linear
 
 # The matrices of a model that in bfloat16 take less than this are widened, on a CPU.
-WIDENED_BYTES_MAX = 2 * 1024**3
+WIDENED_BYTES_MAX = 1024**3
 
 _INT4_GROUPS = (32, 64, 128, 256)
 # torch's kernel for GPUs reads this many times 16 columns at once.

@@ -39,6 +39,8 @@ class MatrixReader:
             return self._float8(module, rows, columns, scheme)
         if scheme.packing is Packing.INT8:
             return self._int8(module, rows, columns, scheme)
+        if scheme.packing is Packing.GROUPS:
+            return self._groups(module, rows, columns, scheme)
         if scheme.packing is Packing.WORDS:
             return self._words(module, rows, columns, scheme)
         return self._transposed(module, rows, columns, scheme)
@@ -68,6 +70,15 @@ class MatrixReader:
         # From signed to unsigned: the same numbers, 128 higher.
         unsigned = codes.view(torch.uint8) ^ 128
         return GroupedMatrix(unsigned, scales, -128 * scales, 8)
+
+    def _groups(self, module: str, rows: int, columns: int, scheme: WeightScheme) -> GroupedMatrix:
+        packed = self._integers(
+            f"{module}.weight_packed", rows, columns * scheme.bits // _WORD_BITS
+        )
+        groups = _groups(module, columns, scheme)
+        scales = self._finite(f"{module}.weight_scale", rows, groups)
+        offsets = self._finite(f"{module}.weight_offset", rows, groups)
+        return GroupedMatrix(_unpack(packed, scheme.bits), scales, offsets, scheme.bits)
 
     def _words(self, module: str, rows: int, columns: int, scheme: WeightScheme) -> Matrix:
         per_word = _WORD_BITS // scheme.bits

@@ -25,6 +25,7 @@ class Packing(StrEnum):
     GPTQ = "gptq"
     GPTQ_V2 = "gptq_v2"  # zero points are stored as they are, not less one
     AWQ = "awq"
+    GROUPS = "groups"  # ours, of GGUF files: words of codes, scales and offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ def read_weight_scheme(plain: Mapping[str, Any]) -> WeightScheme | None:
         "fp8": _read_fp8,
         "awq": _read_awq,
         "gptq": _read_gptq,
+        "capacloud-groups": _read_groups,
         "compressed-tensors": _read_compressed,
     }
     return readers[section.word("quant_method", "none", tuple(readers))](section)
@@ -77,6 +79,14 @@ def _read_gptq(section: ConfigFields) -> WeightScheme:
     return WeightScheme(
         Packing(kind),
         _bits(section, "bits", _PACKED_BITS),
+        group_size=_group_size(section, "group_size"),
+    )
+
+
+def _read_groups(section: ConfigFields) -> WeightScheme:
+    return WeightScheme(
+        Packing.GROUPS,
+        _bits(section, "bits", (4,)),
         group_size=_group_size(section, "group_size"),
     )
 

@@ -36,6 +36,7 @@ _REPORT_EVERY_S = 0.1
 _REASON_CHARS_MAX = 500
 _CONVERTERS = {
     "gguf": ("capanode.models.convert_gguf", "convert_gguf"),
+    "gguf-codes": ("capanode.models.convert_gguf", "convert_gguf_codes"),
     "efficientnet": ("capanode.models.convert_efficientnet", "convert_efficientnet"),
     "layout": ("capanode.models.convert_layout", "convert_layout"),
 }

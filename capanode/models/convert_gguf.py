@@ -1,4 +1,4 @@
-"""A llama-architecture GGUF file to the Hugging Face layout in bfloat16.
+"""A GGUF file to the Hugging Face layout: in bfloat16, or with the codes of its 4-bit matrices.
 
 Runs only in the converter process: GGUF is an untrusted format read by a parser that trusts it. The
 result is the same byte for byte wherever it runs, so that the catalog can pin it: dequantising is
@@ -17,25 +17,27 @@ import numpy as np
 import numpy.typing as npt
 
 from capanode.models.convert_tokenizer import tokenizer_files
+from capanode.models.gguf_codes import (
+    CODE_BITS,
+    GROUP_SIZE,
+    KEPT_TYPES,
+    group_offsets,
+    group_scales,
+    packed_codes,
+)
+from capanode.models.gguf_families import GGUF_FAMILIES, GgufFamily
+from capanode.models.gguf_fields import GgufFields
 from capanode.models.safetensors_file import Tensor, write_safetensors
 
-_BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 _OUTER_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_BLOCK_PATTERN = re.compile(r"blk\.(\d{1,4})\.([a-z_]+)\.weight")
+_BLOCK_PATTERN = re.compile(r"blk\.(\d{1,4})\.([a-z_]+)\.(weight|bias)")
+
+# Divisors of the rotation's frequencies (Llama 3.1): they become settings.
+_FREQUENCY_FACTORS = "rope_freqs.weight"
 
 # How many bits the weights really carry, in the words of the market's `quantizations` constraint.
 _QUANTIZATION_OF_TYPE = {
@@ -45,44 +47,62 @@ _QUANTIZATION_OF_TYPE = {
     "Q8_0": "int8",
     "Q4_0": "int4",
     "Q4_1": "int4",
+    "Q4_K": "int4",
     "Q5_0": "int5",
     "Q5_1": "int5",
+    "Q5_K": "int5",
+    "Q6_K": "int6",
 }
-
-Metadata = dict[str, Any]
 
 
 def convert_gguf(
     source: Path, target: Path, *, on_bytes: Callable[[int, int], None]
 ) -> dict[str, Any]:
-    """Convert the one `.gguf` in `source`; returns what the manifest says.
+    """Convert the one `.gguf` in `source` to bfloat16; returns what the manifest says.
 
     Raises ValueError (with a sentence for the user) if the file is damaged or not supported.
     """
+    return _convert(source, target, on_bytes, keeps_codes=False)
+
+
+def convert_gguf_codes(
+    source: Path, target: Path, *, on_bytes: Callable[[int, int], None]
+) -> dict[str, Any]:
+    """The same, but matrices of 4 bits keep their codes."""
+    return _convert(source, target, on_bytes, keeps_codes=True)
+
+
+def _convert(
+    source: Path, target: Path, on_bytes: Callable[[int, int], None], *, keeps_codes: bool
+) -> dict[str, Any]:
     path = next(iter(sorted(source.glob("*.gguf"))), None)
     if path is None:
         raise ValueError("the folder holds no .gguf file")
     try:
         reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        metadata = {name: item.contents() for name, item in reader.fields.items()}
     except (IndexError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"the GGUF file is damaged: {error!r}") from error
-    config = _config(metadata, tied="output.weight" not in {t.name for t in reader.tensors})
-    write_safetensors(target / "model.safetensors", _tensors(reader, config), on_bytes=on_bytes)
-    generation = {
-        key: config[key] for key in ("bos_token_id", "pad_token_id") if config[key] is not None
-    }
-    files = {
-        "config.json": config,
-        "generation_config.json": {**generation, "eos_token_id": _end_tokens(metadata)},
-        **tokenizer_files(metadata),
-    }
-    for name, content in files.items():
-        text = json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True)
-        (target / name).write_text(text + "\n", encoding="utf-8")
+    fields = GgufFields(metadata)
+    family = GGUF_FAMILIES.get(fields.architecture)
+    if family is None:
+        raise ValueError(
+            f"GGUF architecture {fields.architecture[:64]!r} is not supported, only "
+            f"{', '.join(sorted(GGUF_FAMILIES))}"
+        )
+    config = _config(fields, family, reader)
+    tensors = _tensors(reader, config, family, keeps_codes=keeps_codes)
+    if any(tensor.dtype == "I32" for tensor in tensors):
+        config["quantization_config"] = {
+            "quant_method": "capacloud-groups",
+            "bits": CODE_BITS,
+            "group_size": GROUP_SIZE,
+        }
+    write_safetensors(target / "model.safetensors", tensors, on_bytes=on_bytes)
+    _write_settings(target, fields, config)
     return {
         "task": "causal_lm",
-        "architecture": "LlamaForCausalLM",
+        "architecture": family.architecture,
         "dtype": "bf16",
         "quantization": _quantization(reader),
         "context_tokens": config["max_position_embeddings"],
@@ -90,54 +110,74 @@ def convert_gguf(
     }
 
 
-def _config(metadata: Metadata, *, tied: bool) -> dict[str, Any]:
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"GGUF architecture {architecture!r} is not supported, only 'llama'")
+def _write_settings(target: Path, fields: GgufFields, config: dict[str, Any]) -> None:
+    generation = {
+        key: config[key] for key in ("bos_token_id", "pad_token_id") if config[key] is not None
+    }
+    files = {
+        "config.json": config,
+        "generation_config.json": {**generation, "eos_token_id": _end_tokens(fields)},
+        **tokenizer_files(fields),
+    }
+    for name, content in files.items():
+        text = json.dumps(content, ensure_ascii=False, indent=2, sort_keys=True)
+        (target / name).write_text(text + "\n", encoding="utf-8")
 
-    def value(key: str) -> Any:
-        try:
-            return metadata[f"llama.{key}"]
-        except KeyError:
-            raise ValueError(f"the GGUF file has no llama.{key}") from None
 
-    if "llama.rope.scaling.type" in metadata:
-        raise ValueError("GGUF files with scaled rotary embeddings are not supported")
-    heads = value("attention.head_count")
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
-        "head_dim": value("embedding_length") // heads,
+def _config(fields: GgufFields, family: GgufFamily, reader: gguf.GGUFReader) -> dict[str, Any]:
+    names = {tensor.name for tensor in reader.tensors}
+    heads = fields.natural("attention.head_count")
+    width = fields.natural("embedding_length")
+    config = {
+        "architectures": [family.architecture],
+        "bos_token_id": fields.token("bos"),
+        "eos_token_id": fields.token("eos"),
+        "head_dim": fields.natural("attention.key_length", width // heads),
         "hidden_act": "silu",
-        "hidden_size": value("embedding_length"),
-        "intermediate_size": value("feed_forward_length"),
-        "max_position_embeddings": value("context_length"),
-        "mlp_bias": False,
-        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": fields.natural("feed_forward_length"),
+        "max_position_embeddings": fields.natural("context_length"),
+        "model_type": family.model_type,
         "num_attention_heads": heads,
-        "num_hidden_layers": value("block_count"),
-        "num_key_value_heads": metadata.get("llama.attention.head_count_kv", heads),
-        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id"),
-        "rms_norm_eps": _shortest(value("attention.layer_norm_rms_epsilon")),
-        "rope_theta": _shortest(metadata.get("llama.rope.freq_base", 10_000.0)),
-        "tie_word_embeddings": tied,
+        "num_hidden_layers": fields.natural("block_count"),
+        "num_key_value_heads": fields.natural("attention.head_count_kv", heads),
+        "pad_token_id": fields.token("padding"),
+        "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": fields.number("rope.freq_base", 10_000.0),
+        "tie_word_embeddings": "output.weight" not in names,
         "torch_dtype": "bfloat16",
-        "vocab_size": len(metadata.get("tokenizer.ggml.tokens", ())),
+        "vocab_size": len(fields.tokens),
+        **family.settings(fields),
+    }
+    if fields.natural("rope.dimension_count", config["head_dim"]) != config["head_dim"]:
+        raise ValueError("GGUF files that rotate a part of each head are not supported")
+    if fields.get("rope.scaling.type") not in (None, "none"):
+        raise ValueError("GGUF files with scaled rotary embeddings are not supported")
+    if _FREQUENCY_FACTORS in names:
+        config["rope_scaling"] = _frequency_factors(reader, config)
+    return config
+
+
+def _frequency_factors(reader: gguf.GGUFReader, config: dict[str, Any]) -> dict[str, Any]:
+    """As LongRoPE has them, where both lists are the same. The engine checks their number."""
+    tensor = next(item for item in reader.tensors if item.name == _FREQUENCY_FACTORS)
+    factors = [float(str(value)) for value in np.asarray(tensor.data, np.float32).ravel()]
+    return {
+        "attention_factor": 1.0,
+        "long_factor": factors,
+        "original_max_position_embeddings": config["max_position_embeddings"],
+        "rope_type": "longrope",
+        "short_factor": factors,
     }
 
 
-def _shortest(value: float) -> float:
-    """A float32 in its shortest decimal form: 1e-05 instead of 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
-def _end_tokens(metadata: Metadata) -> list[int]:
+def _end_tokens(fields: GgufFields) -> list[int]:
     """The tokens that end an answer: the model's own, and the end of a training document, which a
     model emits when it was prompted without a chat template (llama.cpp stops at both)."""
-    tokens = metadata["tokenizer.ggml.tokens"]
-    ends = [metadata["tokenizer.ggml.eos_token_id"]]
+    own, tokens = fields.token("eos"), fields.tokens
+    if own is None:
+        raise ValueError("the GGUF file names no token that ends an answer")
+    ends = [own]
     if "<|endoftext|>" in tokens and tokens.index("<|endoftext|>") not in ends:
         ends.append(tokens.index("<|endoftext|>"))
     return ends
@@ -151,27 +191,58 @@ def _quantization(reader: gguf.GGUFReader) -> str:
     return _QUANTIZATION_OF_TYPE.get(max(sizes, key=lambda name: sizes[name]), "unknown")
 
 
-def _tensors(reader: gguf.GGUFReader, config: dict[str, Any]) -> list[Tensor]:
-    tensors = []
+def _tensors(
+    reader: gguf.GGUFReader, config: dict[str, Any], family: GgufFamily, *, keeps_codes: bool
+) -> list[Tensor]:
+    tensors: list[Tensor] = []
     for tensor in reader.tensors:
-        name, heads = _hugging_face_name(tensor.name), 0
-        if name.endswith("q_proj.weight"):
+        if tensor.name == _FREQUENCY_FACTORS:
+            continue
+        name, heads = _hugging_face_name(tensor.name, family), 0
+        if family.is_interleaved and name.endswith("q_proj.weight"):
             heads = config["num_attention_heads"]
-        elif name.endswith("k_proj.weight"):
+        elif family.is_interleaved and name.endswith("k_proj.weight"):
             heads = config["num_key_value_heads"]
         # GGUF lists the fastest dimension first, safetensors last.
         shape = tuple(int(size) for size in reversed(tensor.shape))
-        tensors.append(Tensor(name, "BF16", shape, partial(_load, tensor, shape, heads)))
+        is_matrix = len(shape) == 2 and name not in _OUTER_NAMES.values()
+        if keeps_codes and is_matrix and tensor.tensor_type.name in KEPT_TYPES:
+            tensors += _kept(tensor, name, shape, heads)
+        else:
+            tensors.append(Tensor(name, "BF16", shape, partial(_load, tensor, shape, heads)))
     return tensors
 
 
-def _hugging_face_name(name: str) -> str:
+def _kept(tensor: gguf.ReaderTensor, name: str, shape: tuple[int, ...], heads: int) -> list[Tensor]:
+    """The matrix as `capanode.engines.quantized_weights` reads it."""
+    rows, columns = shape
+    groups = (rows, columns // GROUP_SIZE)
+    parts = (
+        ("packed", "I32", (rows, columns * CODE_BITS // 32), packed_codes),
+        ("scale", "F16", groups, group_scales),
+        ("offset", "F16", groups, group_offsets),
+    )
+    return [
+        Tensor(f"{name}_{part}", dtype, size, partial(_load_rows, load, tensor, heads))
+        for part, dtype, size, load in parts
+    ]
+
+
+def _load_rows(
+    load: Callable[[gguf.ReaderTensor], npt.NDArray[Any]], tensor: gguf.ReaderTensor, heads: int
+) -> npt.NDArray[Any]:
+    values = load(tensor)
+    return _unpermute(values, heads) if heads else values
+
+
+def _hugging_face_name(name: str, family: GgufFamily) -> str:
     if name in _OUTER_NAMES:
         return _OUTER_NAMES[name]
     match = _BLOCK_PATTERN.fullmatch(name)
-    if match is None or match[2] not in _BLOCK_NAMES:
-        raise ValueError(f"tensor {name[:64]!r} is not one of a llama model")
-    return f"model.layers.{match[1]}.{_BLOCK_NAMES[match[2]]}.weight"
+    is_known = match is not None and match[2] in family.block_names
+    if match is None or not is_known or (match[3] == "bias" and not family.has_biases):
+        raise ValueError(f"tensor {name[:64]!r} is not one of a {family.model_type} model")
+    return f"model.layers.{match[1]}.{family.block_names[match[2]]}.{match[3]}"
 
 
 def _load(tensor: gguf.ReaderTensor, shape: tuple[int, ...], heads: int) -> npt.NDArray[np.uint16]:
@@ -188,7 +259,7 @@ def _load(tensor: gguf.ReaderTensor, shape: tuple[int, ...], heads: int) -> npt.
     return to_bfloat16(values)
 
 
-def _unpermute(values: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+def _unpermute(values: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     """Undo llama.cpp's order of query and key rows: it interleaves the two halves of each head for
     its rotary embedding, where Hugging Face keeps them one after the other."""
     rows, columns = values.shape

@@ -3,43 +3,88 @@
 The JSON is written by hand and not by `tokenizers`, whose output changes between its versions.
 """
 
+from dataclasses import dataclass
 from typing import Any
+
+from capanode.models.gguf_fields import GgufFields
 
 _CONTROL = 3
 _USER_DEFINED = 4
 
-# What splits text before byte-pair merges, by llama.cpp's name for it (llama-vocab.cpp). Only what
-# was compared with the original tokenizer is listed: a wrong split is wrong output, silently.
 _BYTE_LEVEL = {
     "type": "ByteLevel",
     "add_prefix_space": False,
     "trim_offsets": True,
     "use_regex": True,
 }
-_SPLITTERS: dict[str, list[dict[str, Any]]] = {
-    "gpt-2": [_BYTE_LEVEL],
-    "smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
+
+
+@dataclass(frozen=True, slots=True)
+class _Splitter:
+    """What happens to a text before byte-pair merges."""
+
+    steps: tuple[dict[str, Any], ...]
+    normalizer: dict[str, str] | None = None
+    # Words that are one token are not built from merges.
+    ignores_merges: bool = False
+
+
+def _by_pattern(pattern: str) -> tuple[dict[str, Any], ...]:
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    return split, {**_BYTE_LEVEL, "use_regex": False}
+
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+# By llama.cpp's name for it (llama-vocab.cpp). Only what was compared with the original tokenizer
+# is listed: a wrong split is wrong output, silently.
+_SPLITTERS = {
+    "gpt-2": _Splitter((_BYTE_LEVEL,)),
+    "llama-bpe": _Splitter(
+        _by_pattern(
+            rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_WORDS_AND_SPACES}"
+        ),
+        ignores_merges=True,
+    ),
+    "qwen2": _Splitter(
+        _by_pattern(rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_WORDS_AND_SPACES}"),
+        normalizer={"type": "NFC"},
+    ),
+    "smollm": _Splitter(({"type": "Digits", "individual_digits": True}, _BYTE_LEVEL)),
 }
 
 
-def tokenizer_files(metadata: dict[str, Any]) -> dict[str, Any]:
+def tokenizer_files(fields: GgufFields) -> dict[str, Any]:
     """What goes into tokenizer.json and tokenizer_config.json. Raises ValueError if unsupported."""
+    metadata = fields.metadata
     model = metadata.get("tokenizer.ggml.model")
     splitter = metadata.get("tokenizer.ggml.pre", "gpt-2")
     if model != "gpt2" or splitter not in _SPLITTERS:
         raise ValueError(f"tokenizer {model!r} with splitter {splitter!r} is not supported")
-    if metadata.get("tokenizer.ggml.add_bos_token", False):
-        raise ValueError("tokenizers that add a token in front of every text are not supported")
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    added = _added_tokens(tokens, metadata["tokenizer.ggml.token_type"])
+    added = _added_tokens(fields.tokens, metadata["tokenizer.ggml.token_type"])
+    first = fields.token("bos") if metadata.get("tokenizer.ggml.add_bos_token") else None
+    if metadata.get("tokenizer.ggml.add_eos_token"):
+        raise ValueError("tokenizers that add a token after every text are not supported")
     merges = [merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"]]
+    tokenizer = _tokenizer(fields.tokens, added, merges, _SPLITTERS[splitter])
+    tokenizer["post_processor"] = (
+        None if first is None else _first_token(fields.tokens[first], first)
+    )
     return {
-        "tokenizer.json": _tokenizer(tokens, added, merges, _SPLITTERS[splitter]),
-        "tokenizer_config.json": _tokenizer_config(metadata, tokens, added),
+        "tokenizer.json": tokenizer,
+        "tokenizer_config.json": _tokenizer_config(fields, added),
     }
 
 
 def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
+    if not all(isinstance(token, str) for token in tokens) or len(set(tokens)) < len(tokens):
+        raise ValueError("the tokens of the GGUF file are not different texts")
     return [
         {
             "id": token_id,
@@ -55,20 +100,31 @@ def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
     ]
 
 
+def _first_token(content: str, token_id: int) -> dict[str, Any]:
+    """Sets a token in front of every text that asks for special tokens."""
+    special = {"SpecialToken": {"id": content, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [special, first],
+        "pair": [special, first, special, second],
+        "special_tokens": {content: {"id": content, "ids": [token_id], "tokens": [content]}},
+    }
+
+
 def _tokenizer(
     tokens: list[str],
     added: list[dict[str, Any]],
     merges: list[list[str]],
-    splitter: list[dict[str, Any]],
+    splitter: _Splitter,
 ) -> dict[str, Any]:
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": splitter},
-        "post_processor": None,
+        "normalizer": splitter.normalizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(splitter.steps)},
         "decoder": _BYTE_LEVEL,
         "model": {
             "type": "BPE",
@@ -78,31 +134,29 @@ def _tokenizer(
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": False,
+            "ignore_merges": splitter.ignores_merges,
             "vocab": {content: token_id for token_id, content in enumerate(tokens)},
             "merges": merges,
         },
     }
 
 
-def _tokenizer_config(
-    metadata: dict[str, Any], tokens: list[str], added: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _tokenizer_config(fields: GgufFields, added: list[dict[str, Any]]) -> dict[str, Any]:
     config: dict[str, Any] = {
         "add_prefix_space": False,
         "additional_special_tokens": [],
         "clean_up_tokenization_spaces": False,
-        "model_max_length": metadata["llama.context_length"],
+        "model_max_length": fields.natural("context_length"),
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
-        token_id = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        token_id = fields.token(key)
         if token_id is not None:
-            config[f"{role}_token"] = tokens[token_id]
+            config[f"{role}_token"] = fields.tokens[token_id]
     config["added_tokens_decoder"] = {
         str(token["id"]): {key: value for key, value in token.items() if key != "id"}
         for token in added
     }
-    if template := metadata.get("tokenizer.chat_template"):
+    if template := fields.metadata.get("tokenizer.chat_template"):
         config["chat_template"] = template
     return config

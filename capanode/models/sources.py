@@ -94,7 +94,7 @@ def copy_local(
     """
     origin = source.path
     if origin.suffix == ".gguf" and (origin.is_file() or origin.is_symlink()):
-        root, files, format_name = origin.parent, {origin.name: target / "model.gguf"}, "gguf"
+        root, files, format_name = origin.parent, {origin.name: target / "model.gguf"}, "gguf-codes"
     elif origin.is_dir():
         root, format_name = origin, "layout"
         names = list_files(root, is_wanted=is_wanted_local)

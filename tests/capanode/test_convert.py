@@ -12,11 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
+from capanode.engines.decoder import DecoderModel
+from capanode.engines.decoder_config import LongScaling
+from capanode.engines.families import read_decoder_config
+from capanode.engines.grouped_matrix import GroupedMatrix
+from capanode.engines.quantized_weights import MatrixReader
+from capanode.engines.weight_scheme import read_weight_scheme
+from capanode.engines.weights import Weights
 from capanode.models.conversion import Conversion, convert_model
 from capanode.models.convert_gguf import to_bfloat16
 from capanode.models.errors import ConversionError, StoreFullError
+from capanode.models.gguf_codes import group_offsets, group_scales, packed_codes
 from capanode.models.progress import Progress, ignore_progress
 from capanode.models.safetensors_file import HEADER_BYTES_MAX, TensorInfo, read_header
 from protocol.messages import Task
@@ -83,9 +91,15 @@ def tiny_weights() -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def write_tiny_gguf(path: Path, change: Callable[[gguf.GGUFWriter], None] | None = None) -> None:
-    """A llama of one block, with one quantised tensor, and a small tokenizer."""
-    writer = gguf.GGUFWriter(path, "llama")
+def write_tiny_gguf(
+    path: Path,
+    change: Callable[[gguf.GGUFWriter], None] | None = None,
+    *,
+    architecture: str = "llama",
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.Q8_0,
+) -> None:
+    """A model of one block, with one quantised tensor, and a small tokenizer."""
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
     writer.add_context_length(128)
     writer.add_embedding_length(WIDTH)
@@ -106,7 +120,6 @@ def write_tiny_gguf(path: Path, change: Callable[[gguf.GGUFWriter], None] | None
         heads = {"blk.0.attn_q": HEADS, "blk.0.attn_k": KEY_HEADS}.get(name)
         stored = as_llama_cpp_orders_rows(weights, heads) if heads else weights
         if name == "blk.0.ffn_up":
-            kind = gguf.GGMLQuantizationType.Q8_0
             writer.add_tensor(f"{name}.weight", gguf.quants.quantize(stored, kind), raw_dtype=kind)
         else:
             writer.add_tensor(f"{name}.weight", stored)
@@ -163,6 +176,67 @@ def test_a_ggufs_tokenizer_splits_digits_and_knows_its_special_tokens(
     assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == "ab a12<|end|>x"
 
 
+# What splitters differ in: digits, contractions, spaces, lines, marks, and composed letters.
+SPLIT_SAMPLES = (
+    "It's 12345 I'LL  say\n\n  so!?\r\n",
+    "a1b22 c333 4444.55",
+    "caf\u00e9 cafe\u0301 \u4f60\u597d\uff0c \u0663\u0664\u0665\u0666 \t x",
+    " don't  stop--now ...\n",
+)
+
+
+def pieces_of(tokenizer: Any, text: str) -> list[str]:
+    normalizer = tokenizer.normalizer
+    normal = normalizer.normalize_str(text) if normalizer is not None else text
+    return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+
+
+def tokenizer_with(splitter: str, source: Path, target: Path, **fields: Any) -> Tokenizer:
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0]["tokenizer.ggml.pre"].value = splitter
+        for name, value in fields.items():
+            getattr(writer, name)(value)
+
+    write_tiny_gguf(source / "model.gguf", change)
+    convert("gguf", source, target)
+    return Tokenizer.from_file(str(target / "tokenizer.json"))
+
+
+@pytest.mark.slow
+def test_qwens_splitter_is_transformers_own(source: Path, target: Path) -> None:
+    from transformers import Qwen2Tokenizer  # noqa: PLC0415
+
+    ours = tokenizer_with("qwen2", source, target)
+    theirs = Qwen2Tokenizer().backend_tokenizer
+    for text in SPLIT_SAMPLES:
+        assert pieces_of(ours, text) == pieces_of(theirs, text), text
+
+
+@pytest.mark.slow
+def test_llamas_splitter_is_transformers_own(source: Path, target: Path) -> None:
+    from transformers.convert_slow_tokenizer import TikTokenConverter  # noqa: PLC0415
+
+    ours = tokenizer_with("llama-bpe", source, target)
+    theirs = Regex(TikTokenConverter().pattern)
+    splitter = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(theirs, behavior="isolated", invert=False),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    for text in SPLIT_SAMPLES:
+        expected = [piece for piece, _ in splitter.pre_tokenize_str(text)]
+        assert pieces_of(ours, text) == expected, text
+
+
+def test_a_token_in_front_of_every_text_is_added_where_special_ones_are_asked_for(
+    source: Path, target: Path
+) -> None:
+    tokenizer = tokenizer_with("smollm", source, target, add_bos_token_id=0, add_add_bos_token=True)
+    assert tokenizer.encode("ab").tokens == ["<|endoftext|>", "ab"]
+    assert tokenizer.encode("ab", add_special_tokens=False).tokens == ["ab"]
+
+
 def test_converting_twice_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
     write_tiny_gguf(source / "model.gguf")
     results = []
@@ -172,6 +246,133 @@ def test_converting_twice_gives_the_same_bytes(source: Path, tmp_path: Path) -> 
         results.append({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()})
     assert results[0] == results[1]
     assert len(results[0]) == 5
+
+
+Q4_0, Q4_1, Q4_K = (gguf.GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q4_K"))
+
+
+@pytest.mark.parametrize("kind", [Q4_0, Q4_1])
+def test_a_gguf_from_a_file_keeps_its_4_bit_codes(
+    source: Path, target: Path, kind: gguf.GGMLQuantizationType
+) -> None:
+    write_tiny_gguf(source / "model.gguf", kind=kind)
+    convert("gguf-codes", source, target)
+    stored = gguf.quants.quantize(tiny_weights()["blk.0.ffn_up"], kind)
+    expected = torch.from_numpy(gguf.quants.dequantize(stored, kind))
+    plain = json.loads((target / "config.json").read_text())
+    reader = MatrixReader(Weights(target), read_weight_scheme(plain), torch.float32)
+    matrix = reader.take("model.layers.0.mlp.up_proj", INNER, WIDTH)
+    assert isinstance(matrix, GroupedMatrix)
+    torch.testing.assert_close(matrix.dense(torch.float32), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_query_rows_of_codes_are_put_back_in_order(source: Path, target: Path) -> None:
+    weights = tiny_weights()["blk.0.attn_q"]
+
+    def quantise(writer: gguf.GGUFWriter) -> None:
+        rows = as_llama_cpp_orders_rows(weights, HEADS)
+        del writer.tensors[0]["blk.0.attn_q.weight"]
+        writer.add_tensor("blk.0.attn_q.weight", gguf.quants.quantize(rows, Q4_0), raw_dtype=Q4_0)
+
+    write_tiny_gguf(source / "model.gguf", quantise)
+    convert("gguf-codes", source, target)
+    plain = json.loads((target / "config.json").read_text())
+    reader = MatrixReader(Weights(target), read_weight_scheme(plain), torch.float32)
+    matrix = reader.take("model.layers.0.self_attn.q_proj", WIDTH, WIDTH)
+    assert isinstance(matrix, GroupedMatrix)
+    stored = gguf.quants.quantize(weights, Q4_0)
+    expected = torch.from_numpy(gguf.quants.dequantize(stored, Q4_0))
+    torch.testing.assert_close(matrix.dense(torch.float32), expected, rtol=1e-6, atol=1e-6)
+
+
+def write_super_blocks(path: Path, halves: tuple[float, float]) -> gguf.ReaderTensor:
+    """A file with one Q4_K tensor of 3 rows and 512 columns, whose blocks have these scales."""
+    blocks = np.random.default_rng(2).integers(0, 256, (3, 2, 144), np.uint8)
+    blocks[:, :, :4] = np.array(halves, np.float16).view(np.uint8)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("blk.0.ffn_up.weight", blocks.reshape(3, -1), raw_dtype=Q4_K)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return gguf.GGUFReader(path).tensors[0]
+
+
+def test_super_blocks_are_codes_with_scales_within_the_rounding_of_a_half(tmp_path: Path) -> None:
+    tensor = write_super_blocks(tmp_path / "x.gguf", (0.013, 0.4))
+    words = packed_codes(tensor).view(np.uint32)
+    codes = (words[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
+    scales, offsets = (
+        part(tensor).astype(np.float32)[..., None] for part in (group_scales, group_offsets)
+    )
+    found = codes.reshape(3, 16, 32) * scales + offsets
+    expected = gguf.quants.dequantize(tensor.data, Q4_K).reshape(3, 16, 32)
+    assert np.abs(found - expected).max() <= 2**-11 * np.abs(offsets).max() * 2
+
+
+@pytest.mark.parametrize("halves", [(float("nan"), 0.0), (1.0, float("inf")), (60_000.0, 0.0)])
+def test_super_blocks_with_scales_that_are_not_finite_are_refused(
+    tmp_path: Path, halves: tuple[float, float]
+) -> None:
+    tensor = write_super_blocks(tmp_path / "x.gguf", halves)
+    with pytest.raises(ValueError, match="not finite"):
+        group_scales(tensor), group_offsets(tensor)
+
+
+def add_qwen2_biases(writer: gguf.GGUFWriter) -> None:
+    for part, rows in (("q", WIDTH), ("k", WIDTH // HEADS), ("v", WIDTH // HEADS)):
+        writer.add_tensor(f"blk.0.attn_{part}.bias", np.arange(rows, dtype=np.float32))
+
+
+def add_qwen3_norms(writer: gguf.GGUFWriter) -> None:
+    for part in "qk":
+        writer.add_tensor(f"blk.0.attn_{part}_norm.weight", np.ones(WIDTH // HEADS, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "change", "made_of"),
+    [
+        ("qwen2", add_qwen2_biases, "Qwen2ForCausalLM"),
+        ("qwen3", add_qwen3_norms, "Qwen3ForCausalLM"),
+        ("smollm3", None, "SmolLM3ForCausalLM"),
+    ],
+)
+def test_a_gguf_of_another_family_becomes_a_model_that_our_decoder_runs(
+    source: Path,
+    target: Path,
+    architecture: str,
+    change: Callable[[gguf.GGUFWriter], None] | None,
+    made_of: str,
+) -> None:
+    write_tiny_gguf(source / "model.gguf", change, architecture=architecture)
+    assert convert("gguf", source, target).architecture == made_of
+    config = read_decoder_config(json.loads((target / "config.json").read_text()))
+    # Whatever the family names its tensors, all that the decoder wants are there.
+    DecoderModel(
+        config,
+        Weights(target),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        context_tokens=config.context_tokens,
+    )
+    query = load_safetensors(target / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+    weights = torch.from_numpy(tiny_weights()["blk.0.attn_q"])
+    in_order = torch.equal(query, weights.to(torch.bfloat16))
+    # Only llama and what descends from it in llama.cpp has its rows in another order.
+    assert in_order == (architecture == "smollm3")
+
+
+def test_frequency_factors_become_settings(source: Path, target: Path) -> None:
+    factors = np.linspace(1, 8, WIDTH // HEADS // 2, dtype=np.float32)
+    write_tiny_gguf(
+        source / "model.gguf", lambda writer: writer.add_tensor("rope_freqs.weight", factors)
+    )
+    convert("gguf", source, target)
+    config = read_decoder_config(json.loads((target / "config.json").read_text()))
+    scaling = config.ropes[0].scaling
+    assert isinstance(scaling, LongScaling)
+    assert scaling.attention_factor == 1.0
+    assert np.allclose(scaling.long_factors, factors)
 
 
 def replace_tokenizer_model(writer: gguf.GGUFWriter) -> None:
@@ -184,6 +385,25 @@ def replace_splitter(writer: gguf.GGUFWriter) -> None:
 
 def replace_architecture(writer: gguf.GGUFWriter) -> None:
     writer.kv_data[0]["general.architecture"].value = "mamba"
+
+
+def replace_field(key: str, value: Any) -> Callable[[gguf.GGUFWriter], None]:
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0][key].value = value
+
+    return change
+
+
+def repeat_a_token(writer: gguf.GGUFWriter) -> None:
+    writer.kv_data[0]["tokenizer.ggml.tokens"].value = [*TOKENS[:-1], TOKENS[0]]
+
+
+def add_bias(writer: gguf.GGUFWriter) -> None:
+    writer.add_tensor("blk.0.attn_q.bias", np.zeros(WIDTH, np.float32))
+
+
+def rotate_a_part(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_dimension_count(WIDTH // HEADS // 2)
 
 
 def add_stray_tensor(writer: gguf.GGUFWriter) -> None:
@@ -200,6 +420,13 @@ def add_infinite_tensor(writer: gguf.GGUFWriter) -> None:
         (replace_tokenizer_model, "tokenizer 'llama'"),
         (replace_splitter, "unheard-of"),
         (replace_architecture, "architecture 'mamba'"),
+        (replace_field("llama.attention.head_count", 0), "head_count is out of range"),
+        (replace_field("llama.block_count", 2**31), "block_count is out of range"),
+        (replace_field("llama.rope.freq_base", float("nan")), "freq_base is out of range"),
+        (replace_field("tokenizer.ggml.eos_token_id", len(TOKENS)), "eos token"),
+        (repeat_a_token, "not different"),
+        (add_bias, "attn_q.bias"),
+        (rotate_a_part, "a part of each head"),
         (add_stray_tensor, "surprise"),
         (add_infinite_tensor, "not finite"),
     ],

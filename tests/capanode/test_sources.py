@@ -106,7 +106,7 @@ def test_a_local_model_is_copied_so_that_later_changes_do_not_show(tmp_path: Pat
 def test_a_local_gguf_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
     copied = copy_local(FileSource(tmp_path / "x.gguf"), tmp_path / "t", progress=ignore_progress)
-    assert copied == "gguf"
+    assert copied == "gguf-codes"
     assert (tmp_path / "t" / "model.gguf").read_bytes() == b"GGUF"
 
 
