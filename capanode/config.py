@@ -98,6 +98,14 @@ class NodeConfig:
         "How much models may take: a pull removes those unused for longest, but none that a node "
         "serves or that `models` lists; 0 is no limit.",
     )
+    share_models: bool = setting(
+        False,
+        SWITCH,
+        "Whether other nodes may load from here what is public under a free licence.",
+    )
+    share_mbit_per_s: int = setting(
+        50, count(1, 100_000, "Mbit/s"), "How fast all of them together may load."
+    )
     hub_url: str = setting(
         "https://huggingface.co",
         URL,

@@ -17,6 +17,8 @@ from capanode.errors import NodeError
 from capanode.live_settings import LiveSettings, live_rules
 from capanode.machine_use import MachineMeter, others_cpu_s
 from capanode.milestones import OnMilestone
+from capanode.models.blob_server import BlobServer
+from capanode.models.shared_blobs import SharedBlobs
 from capanode.models.store import ModelStore
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
@@ -33,12 +35,15 @@ from capanode.workers import SandboxedWorkers
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
 from protocol.programs.locks import hold_lock
+from protocol.programs.runners import ThreadRunner
 from protocol.programs.runtime import Runtime, system_runtime
 from protocol.programs.shutdown import StopSignals, run_until_signal
+from protocol.services import BLOB_PROTOCOL
 
 log = structlog.get_logger(__name__)
 
 STATUS_EVERY_S = 1.0
+_MBIT_BYTES = 125_000
 
 OnStatus = Callable[[NodeStatus], None]
 Keeper = Callable[[], Awaitable[None]]
@@ -72,13 +77,17 @@ async def serve(
         # libp2p alone takes 45 MB: only the running node loads it.
         from protocol.net.libp2p import Libp2pTransport  # noqa: PLC0415
 
+        transport = Libp2pTransport(
+            key, config.listen, announce=config.announce, policy=config.dial_policy
+        )
+        models = ModelStore(config.model_store)
+        if config.share_models:
+            transport.handle(BLOB_PROTOCOL, _blob_server(models, config).handle)
         store = OutboxStore(config.outbox_path)
         try:
             node = Node(
                 key,
-                Libp2pTransport(
-                    key, config.listen, announce=config.announce, policy=config.dial_policy
-                ),
+                transport,
                 SandboxedWorkers(
                     plan.sandbox,
                     rng=runtime.child_rng(),
@@ -98,7 +107,7 @@ async def serve(
             server = StatusServer(node, config.status_socket, commands)
             keepers = _keepers(node, settings, runtime)
             # Other programs that share the store leave alone what is served here.
-            with ModelStore(config.model_store).use.hold(one.digest for one in plan.plans):
+            with models.use.hold(one.digest for one in plan.plans):
                 await run_until_signal(partial(_run, node, server, keepers, on_status))
         finally:
             store.close()
@@ -155,6 +164,15 @@ def _require_port(place: str) -> None:
         check_port(place)
     except PortError as error:
         raise NodeError(f"{error}: {error.advice}") from None
+
+
+def _blob_server(models: ModelStore, config: NodeConfig) -> BlobServer:
+    # Threads of its own: reads of the disk for strangers never wait in front of a receipt.
+    return BlobServer(
+        SharedBlobs(models),
+        bytes_per_s=config.share_mbit_per_s * _MBIT_BYTES,
+        runner=ThreadRunner(),
+    )
 
 
 def _rules(config: NodeConfig, plan: StartPlan, software: str) -> NodeRules:

@@ -24,6 +24,8 @@ from protocol.vocabulary import OpenVocabulary
 JOB_PROTOCOL = "/capa/job/1"
 LEASE_PROTOCOL = "/capa/lease/1"
 CONTROL_PROTOCOL = "/capa/control/1"
+# Its bodies are in `protocol.blobs`.
+BLOB_PROTOCOL = "/capa/blobs/1"
 
 # A page of summaries is far below a frame.
 JOBS_PAGE_MAX = 100

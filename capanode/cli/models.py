@@ -14,7 +14,9 @@ from protocol.programs.output import bytes_text, print_json, print_table, say, t
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from capanode.config import NodeConfig
     from capanode.models.library import ModelSummary
+    from capanode.models.peer_market import PeerOptions
     from capanode.models.progress import ProgressCallback
     from capanode.models.recommend import Recommendation
 
@@ -67,7 +69,9 @@ def list_command(
 def pull_command(
     names: Annotated[
         list[str],
-        typer.Argument(help="Names of `models list`, hf:OWNER/REPO@REVISION, or file:PATH."),
+        typer.Argument(
+            help="Names of `models list`, hf:OWNER/REPO@REVISION, peer:DIGEST, file:PATH."
+        ),
     ],
     name: Annotated[
         str | None, typer.Option(help="What to call it here.", show_default=False)
@@ -76,6 +80,10 @@ def pull_command(
     config_file: ConfigFile = None,
     model_store: ModelStoreDir = None,
     allow_code_models: AllowCode = False,
+    from_peers: Annotated[
+        list[str] | None,
+        typer.Option("--from", help="A peer to ask: /ip4/…/p2p/ID. May be repeated."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Get models, check them byte for byte, and convert them if needed."""
@@ -93,6 +101,7 @@ def pull_command(
         hub=HubOptions(endpoint=config.hub_url, token=config.hub_token or None),
         quota=Quota(config.store_max_gib * 1024**3, config.promised_models or None),
         allow_code=config.allow_code_models,
+        peers=_peers(config, from_peers or []),
     )
     store, catalog = ModelStore(config.model_store), load_catalog()
     for wanted in names:
@@ -102,6 +111,23 @@ def pull_command(
             print_json({"name": name or model.manifest.name, "digest": model.digest})
         else:
             typer.echo(f"{name or model.manifest.name}  {model.digest}")
+
+
+def _peers(config: "NodeConfig", named: list[str]) -> "PeerOptions | None":
+    from capanode.models.peer_market import PeerOptions, peer_at
+    from protocol.errors import RemoteProtocolError
+
+    try:
+        for address in named:
+            peer_at(address)
+    except RemoteProtocolError:
+        raise typer.BadParameter(
+            "--from takes an address that ends in /p2p/ and a peer id"
+        ) from None
+    coordinators = tuple(coordinator.address for coordinator in config.coordinators)
+    if not named and not coordinators:
+        return None
+    return PeerOptions(tuple(named), coordinators, config.dial_policy.with_trusted(named))
 
 
 @contextmanager
@@ -143,7 +169,13 @@ def add_command(
 ) -> None:
     """Take over a model from this machine, for example one that you trained: `pull file:PATH`."""
     pull_command(
-        [f"file:{path}"], name, data_dir, config_file, model_store, allow_code_models, as_json
+        [f"file:{path}"],
+        name,
+        data_dir,
+        config_file,
+        model_store,
+        allow_code_models,
+        as_json=as_json,
     )
 
 

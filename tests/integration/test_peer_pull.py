@@ -1,0 +1,58 @@
+"""A model pulled from two peers over real sockets."""
+
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import trio
+
+from capanode.models.blob_server import BlobServer
+from capanode.models.catalog import Catalog
+from capanode.models.hub_connection import HubOptions
+from capanode.models.library import PullOptions, pull
+from capanode.models.peer_market import PeerOptions
+from capanode.models.shared_blobs import SharedBlobs
+from capanode.models.sources_hub import HubClient
+from capanode.models.store import ModelStore
+from protocol.net.dial_policy import ALLOW_LOOPBACK
+from protocol.net.libp2p import Libp2pTransport
+from protocol.programs.runners import ThreadRunner
+from protocol.services import BLOB_PROTOCOL
+from tests.capanode.model_makers import FakeHub, layout_files, safetensors_bytes
+from tests.protocol.net.contract import key_of
+
+
+@pytest.fixture
+def seed(tmp_path: Path) -> ModelStore:
+    """A store whose model came from a hub."""
+    weights = safetensors_bytes({"a": np.ones((1_500, 1_000), np.float32)})
+    hub = FakeHub({**layout_files(), "model.safetensors": weights})
+    options = PullOptions(
+        connect=lambda _: HubClient(HubOptions(), transport=httpx.MockTransport(hub))
+    )
+    store = ModelStore(tmp_path / "seed")
+    pull(store, Catalog(()), "hf:owner/tiny", options=options)
+    return store
+
+
+async def test_a_model_comes_from_peers_that_share_it(seed: ModelStore, tmp_path: Path) -> None:
+    digest = seed.digests()[0]
+    store = ModelStore(tmp_path / "store")
+    addresses: list[str] = []
+    async with trio.open_nursery() as nursery:
+        for number in (1, 2):
+            transport = Libp2pTransport(key_of(number), ("/ip4/127.0.0.1/tcp/0",))
+            server = BlobServer(SharedBlobs(seed), bytes_per_s=10**9, runner=ThreadRunner())
+            transport.handle(BLOB_PROTOCOL, server.handle)
+            await nursery.start(transport.run)
+            addresses += transport.addresses
+        options = PullOptions(peers=PeerOptions(tuple(addresses), (), ALLOW_LOOPBACK))
+        with trio.fail_after(60):
+            model = await trio.to_thread.run_sync(
+                lambda: pull(store, Catalog(()), f"peer:{digest}", options=options)
+            )
+        nursery.cancel_scope.cancel()
+    assert model.digest == digest
+    assert model.manifest.licence == "mit"
+    store.verify(digest)
