@@ -190,9 +190,11 @@ class PeerDownload:
     ) -> None:
         """Until the file is whole or the group has no peer left."""
         work.queue.extend(work.file.missing())
+        # Of a small file each peer gives a part, instead of one peer all of it.
+        readers = max(1, min(_READERS_PER_PEER, len(work.queue) // len(group)))
         async with trio.open_nursery() as nursery:
             for source in group:
-                for _ in range(_READERS_PER_PEER):
+                for _ in range(readers):
                     nursery.start_soon(self._read_pieces, work, source, report)
 
     async def _read_pieces(
