@@ -64,6 +64,11 @@ class NodeConfig:
         "What to tell others instead, if a router forwards another address to this node.",
         example='["/ip4/203.0.113.7/tcp/4101"]',
     )
+    map_port: bool = setting(
+        True,
+        SWITCH,
+        "Whether to ask the router to forward a port (UPnP, NAT-PMP) where nothing can dial in.",
+    )
     dial_private: tuple[str, ...] = setting(
         (),
         NETWORKS,

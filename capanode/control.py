@@ -36,6 +36,7 @@ from protocol.services import (
     ReceiptAsk,
     SettleReply,
 )
+from protocol.standing import StandingAsk, StandingReply
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +62,8 @@ RESTART_WITHIN_S = 300.0
 # What a coordinator may ask us to wait; a number that no column holds would end the node.
 WANTED_MS_MAX = 15 * 60_000
 
+# A coordinator answers once in ten seconds.
+STANDING_EVERY_S = 15.0
 # Receipts under way at once: enough for the ledger to commit them as one group.
 RECEIPTS_AT_ONCE = 64
 # A receipt that comes alone is handed in at once; after that, those of so long a time go together:
@@ -87,6 +90,8 @@ class LineStatus:
     state: LineState
     error: str
     receipts_handed_in: int
+    # How the coordinator sees us; None before it was asked, and if it cannot say.
+    standing: StandingReply | None
 
 
 class ControlLine:
@@ -121,10 +126,18 @@ class ControlLine:
         self._handed_in = 0
         self._load_changed = trio.Event()
         self._reported: LoadReport | None = None
+        self._standing: StandingReply | None = None
+        self._standing_wanted = trio.Event()
 
     @property
     def status(self) -> LineStatus:
-        return LineStatus(self.coordinator, self._state, self._error, self._handed_in)
+        return LineStatus(
+            self.coordinator, self._state, self._error, self._handed_in, self._standing
+        )
+
+    def want_standing(self) -> None:
+        """The owner is looking: how the coordinator sees us is asked for soon."""
+        self._standing_wanted.set()
 
     def load_changed(self) -> None:
         """A job started or ended."""
@@ -183,6 +196,7 @@ class ControlLine:
             nursery.start_soon(self._renew_forever)
             nursery.start_soon(self._be_dialled_forever, is_new)
             nursery.start_soon(self._hand_in_forever)
+            nursery.start_soon(self._ask_standing_forever)
 
     async def _attach(self) -> AttachReply:
         offer = self._announcer.current
@@ -225,6 +239,17 @@ class ControlLine:
                 await self._reach.wait_look_again()
             await self._ask_dial_back()
             was_dialled = True
+
+    async def _ask_standing_forever(self) -> None:
+        """Whenever the owner looks, and not too often: the answer takes a coordinator work."""
+        while True:
+            await self._standing_wanted.wait()
+            try:
+                self._standing = await self._call(Method.STANDING, StandingAsk(), StandingReply)
+            except RemoteProtocolError as error:
+                log.debug("standing_not_told", coordinator=self.coordinator, error=str(error))
+            await trio.sleep(STANDING_EVERY_S)
+            self._standing_wanted = trio.Event()
 
     def _heed(self, notice: Notice) -> None:
         """What the coordinator has to tell us."""

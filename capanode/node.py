@@ -41,6 +41,7 @@ from capanode.pauses import Pauses
 from capanode.pricing_policy import hourly_nano, propose_price
 from capanode.reach import Reachability
 from capanode.reach.network_watch import watch_network
+from capanode.reach.port_keeper import FindMappers, PortKeeper
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel, within_signature_room
 from capanode.settings import CoordinatorAddress
@@ -82,6 +83,8 @@ class NodeRules:
     drain_s: float = 30.0
     # The operator wrote down what to announce.
     is_announced_by_hand: bool = False
+    # How to find the ways to ask a router for a port; None asks none.
+    find_mappers: FindMappers | None = None
     # The container or virtual machine that the node runs in, as `virtual_network` names it.
     virtual_network: str = ""
 
@@ -125,6 +128,7 @@ class Node:
         self.reach = Reachability(
             transport,
             by_hand=rules.is_announced_by_hand,
+            relays=[coordinator.address for coordinator in rules.coordinators],
             virtual=rules.virtual_network,
             on_change=self._reach_changed,
         )
@@ -162,6 +166,9 @@ class Node:
             for run in (self.transport.run, self._pool.run, self.announcer.run):
                 await stages.start("network", run)
             await stages.start("network", partial(watch_network, self.transport, self.reach))
+            if self.rules.find_mappers is not None:
+                keeper = PortKeeper(self.transport, self.reach, self.rules.find_mappers)
+                await stages.start("network", keeper.run)
             for line in self.lines:
                 await stages.start("network", line.run)
             self._tell(self._ready())

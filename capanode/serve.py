@@ -28,6 +28,7 @@ from capanode.pauses import OwnerPause
 from capanode.ports import PortError, check_port
 from capanode.price_keeper import PriceKeeper
 from capanode.reach.advice import virtual_network
+from capanode.reach.gateway import find_mappers
 from capanode.remeasure import Remeasurer
 from capanode.start_plan import StartPlan, plan_start
 from capanode.status import NodeStatus, StatusServer, read_status
@@ -185,6 +186,7 @@ def _rules(config: NodeConfig, plan: StartPlan, software: str) -> NodeRules:
         region=config.region,
         data_collection=config.data_collection,
         is_announced_by_hand=bool(config.announce),
+        find_mappers=find_mappers if config.map_port and not config.announce else None,
         virtual_network=virtual_network(),
     )
     return live_rules(rules, config)

@@ -21,6 +21,8 @@ from capanode.node import Node
 from capanode.outbox import PaidTotals
 from capanode.outbox_store import Earning
 from capanode.owner_commands import OwnerCommands
+from capanode.reach import ReachState, ReachStatus
+from capanode.reach.status import NOT_TRIED
 from capanode.served import ServedModel
 from capanode.status_socket import ANSWER_WITHIN_S, CONNECTIONS_MAX, listen_at
 from capanode.worker.jobs import WorkerState
@@ -28,6 +30,7 @@ from protocol.errors import CapaError
 from protocol.ids import Digest
 from protocol.offers import Hardware
 from protocol.pricing import PriceSheet
+from protocol.standing import StandingReply
 
 # Long enough to be steady, short enough to show a job that began a moment ago.
 _RATE_WINDOW_S = 10.0
@@ -62,6 +65,8 @@ class CoordinatorStatus:
     state: str
     error: str
     receipts_handed_in: int
+    # How it sees this node, and why jobs went elsewhere; None if it was not asked, or cannot say.
+    standing: StandingReply | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class NodeStatus:
     paid: PaidTotals
     failures: tuple[FailureStatus, ...]
     warnings: tuple[str, ...]
+    reach: ReachStatus = NOT_TRIED
 
 
 class Rates:
@@ -138,6 +144,8 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
         )
         for model in node.models.values()
     )
+    for line in node.lines:
+        line.want_standing()
     lines = (line.status for line in node.lines)
     return NodeStatus(
         peer_id=node.key.peer_id,
@@ -155,7 +163,11 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
         models=models,
         coordinators=tuple(
             CoordinatorStatus(
-                line.coordinator, line.state.value, line.error, line.receipts_handed_in
+                line.coordinator,
+                line.state.value,
+                line.error,
+                line.receipts_handed_in,
+                line.standing,
             )
             for line in lines
         ),
@@ -166,6 +178,7 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
             for failure in node.jobs.failures
         ),
         warnings=tuple(_warnings(node)),
+        reach=node.reach.status(),
     )
 
 
@@ -247,6 +260,8 @@ def _warnings(node: Node) -> Iterator[str]:
         yield f"no jobs are taken: {node.outbox.failure}"
     if node.announcer.twin_seen:
         yield "another node runs with this node's key: stop it, or give it a key of its own"
+    if node.reach.state is ReachState.UNREACHABLE:
+        yield "; ".join(("nothing can dial this node", *node.reach.status().advice))
     if not node.lines:
         yield "no coordinator is listed, so no job can come: set `coordinators`"
     for model in node.models.values():

@@ -64,6 +64,7 @@ class Method(StrEnum):
     LOAD = "load"  # LoadReport → LoadAck (control)
     RECEIPT = "receipt"  # ReceiptAsk → SettleReply (control)
     DIAL_BACK = "dial_back"  # DialBackAsk → DialBackReply (control)
+    STANDING = "standing"  # StandingAsk → StandingReply (control)
 
 
 # Nothing on Earth is that far away.

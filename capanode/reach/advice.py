@@ -1,11 +1,15 @@
 """What the owner can do about a node that cannot be dialled, in words. Pure."""
 
+import ipaddress
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from protocol.net.addresses import host_of
 from protocol.reach import Dialled, DialResult
+
+# Carriers share one public address among many customers from this block (RFC 6598).
+_CARRIER_NAT = ipaddress.ip_network("100.64.0.0/10")
 
 
 def port_of(address: str) -> str:
@@ -52,6 +56,14 @@ def advise(
     if Dialled.TIMED_OUT in outcomes and ports:
         advice.append(f"a firewall may drop what comes in: allow TCP port {ports}")
     return tuple(advice)
+
+
+def is_carrier_nat(host: str) -> bool:
+    """A router with such an address outside cannot be forwarded to: its provider has one more."""
+    try:
+        return ipaddress.ip_address(host) in _CARRIER_NAT
+    except ValueError:
+        return False
 
 
 def virtual_network() -> str:

@@ -6,7 +6,7 @@ offered. An old coordinator cannot, and then the node offers what it believes. S
 only: the control lines ask.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -14,9 +14,11 @@ import trio
 
 from capanode.reach.advice import advise
 from capanode.reach.candidates import candidates
+from capanode.reach.relays import RelayUse
 from capanode.reach.status import ReachState, ReachStatus, TriedAddress
 from protocol.ids import PeerId
 from protocol.limits import OFFER_ADDRESSES_MAX
+from protocol.net.addresses import CIRCUIT
 from protocol.net.transport import Transport
 from protocol.reach import DialBackReply, Dialled, DialResult
 
@@ -41,8 +43,9 @@ class _Word:
 
 
 class Reachability:
-    """`by_hand` if the operator wrote down what to announce. `virtual` names a container or virtual
-    machine around us; `on_change` is told when the offer should list other addresses."""
+    """`by_hand` if the operator wrote down what to announce. `relays` may take us in where nothing
+    can dial us; `virtual` names a container or virtual machine around us; `on_change` is told when
+    the offer should list other addresses."""
 
     def __init__(
         self,
@@ -50,14 +53,19 @@ class Reachability:
         *,
         by_hand: bool,
         on_change: Callable[[], None],
+        relays: Sequence[str] = (),
         virtual: str = "",
     ) -> None:
         self._transport = transport
         self._by_hand = by_hand
         self._on_change = on_change
         self._virtual = virtual
+        self._relays = RelayUse(transport, relays, self._tell)
         self._words: dict[PeerId, _Word] = {}
+        self._mapped: tuple[str, ...] = ()
+        self._mapping_words = "off"
         self._asked = trio.Event()
+        self._turns = trio.lowlevel.ParkingLot()
         self._said: tuple[ReachState, tuple[str, ...]] = (ReachState.UNKNOWN, ())
 
     # What the control lines ask and tell.
@@ -66,7 +74,9 @@ class Reachability:
         """Every address that may work."""
         if self._by_hand:
             return self._transport.addresses[:OFFER_ADDRESSES_MAX]
-        return candidates(self._transport.addresses, observed_hosts=self._observed_hosts())
+        return candidates(
+            self._transport.addresses, mapped=self._mapped, observed_hosts=self._observed_hosts()
+        )
 
     def has_word_of(self, coordinator: PeerId) -> bool:
         return coordinator in self._words
@@ -101,9 +111,15 @@ class Reachability:
 
     async def wait_look_again(self) -> None:
         """Until coordinators should dial again."""
-        longest_s = LOOK_AGAIN_S if self.state is ReachState.UNREACHABLE else LOOK_AGAIN_REACHED_S
+        longest_s = LOOK_AGAIN_S if not self._direct() else LOOK_AGAIN_REACHED_S
         with trio.move_on_after(longest_s):
             await self._asked.wait()
+
+    async def wait_not_direct(self) -> None:
+        """Until coordinators have dialled us, and reached none of our own addresses."""
+        while self.state in (ReachState.UNKNOWN, ReachState.DIRECT):
+            await self._turns.park()
+        await trio.lowlevel.checkpoint()
 
     # What changes on this machine.
 
@@ -113,22 +129,35 @@ class Reachability:
         self._tell()
         self.look_again()
 
+    def note_mapping(self, places: tuple[str, ...], words: str) -> None:
+        """What a router forwards to us (without /p2p/), and what there is to say about it."""
+        self._mapping_words = words
+        if places != self._mapped:
+            self._mapped = places
+            self.look_again()
+
     # What follows.
 
     def offered(self) -> tuple[str, ...]:
         """The addresses for the offer."""
+        found = dict.fromkeys((*self._direct(), *self._relays.addresses))
+        return tuple(found)[:OFFER_ADDRESSES_MAX]
+
+    def _direct(self) -> tuple[str, ...]:
         words = self._words.values()
+        believed = tuple(a for a in self._transport.announced if CIRCUIT not in a)
         if not words:
-            return self._transport.announced[:OFFER_ADDRESSES_MAX]
-        unseen = () if all(word.can_dial for word in words) else self._transport.announced
-        seen = (address for address in self.candidates() if self._was_reached(address))
-        return tuple(dict.fromkeys((*seen, *unseen)))[:OFFER_ADDRESSES_MAX]
+            return believed
+        seen = tuple(address for address in self.candidates() if self._was_reached(address))
+        return seen if all(word.can_dial for word in words) else (*seen, *believed)
 
     @property
     def state(self) -> ReachState:
         if not any(word.can_dial for word in self._words.values()):
             return ReachState.UNKNOWN
-        return ReachState.DIRECT if self.offered() else ReachState.UNREACHABLE
+        if self._direct():
+            return ReachState.DIRECT
+        return ReachState.RELAYED if self._relays.addresses else ReachState.UNREACHABLE
 
     def status(self) -> ReachStatus:
         state = self.state
@@ -143,7 +172,9 @@ class Reachability:
                 for result in word.results.values()
             ),
             observed_hosts=self._observed_hosts(),
-            relays=(),
+            relays=self._relays.addresses,
+            relay_failures=self._relays.failures,
+            port_mapping=self._mapping_words,
             failed_buyers=max((word.failed_buyers for word in self._words.values()), default=0),
             advice=advise(
                 results, self._transport.addresses, by_hand=self._by_hand, virtual=self._virtual
@@ -167,6 +198,8 @@ class Reachability:
         return tuple(dict.fromkeys(filter(None, hosts)))
 
     def _tell(self) -> None:
+        can_dial = any(word.can_dial for word in self._words.values())
+        self._relays.adjust(is_needed=can_dial and not self._direct())
         said = (self.state, self.offered())
         if said == self._said:
             return
@@ -176,4 +209,5 @@ class Reachability:
             log.warning("node_cannot_be_dialled", advice=self.status().advice)
         elif state is not was[0]:
             log.info("node_can_be_reached", how=state.value, addresses=offered)
+        self._turns.unpark_all()
         self._on_change()

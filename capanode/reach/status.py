@@ -29,12 +29,18 @@ class TriedAddress:
 @dataclass(frozen=True, slots=True)
 class ReachStatus:
     """`offered` are the addresses in the offer, `observed_hosts` where coordinators see this node,
-    `failed_buyers` how many could lately not dial it; `advice` is what to do, if anything."""
+    `relays` the addresses under which relays pass buyers on, and `relay_failures` why others do
+    not; `failed_buyers` is how many could lately not dial it, `advice` what to do, if anything."""
 
     state: ReachState
     offered: tuple[str, ...]
     tried: tuple[TriedAddress, ...]
     observed_hosts: tuple[str, ...]
     relays: tuple[str, ...]
+    relay_failures: tuple[str, ...]
+    port_mapping: str
     failed_buyers: int
     advice: tuple[str, ...]
+
+
+NOT_TRIED = ReachStatus(ReachState.UNKNOWN, (), (), (), (), (), "", 0, ())

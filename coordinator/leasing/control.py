@@ -38,6 +38,8 @@ from protocol.services import (
     ReceiptAsk,
     SettleReply,
 )
+from protocol.standing import StandingAsk, StandingReply
+from protocol.token_buckets import Rate, TokenBuckets
 
 log = structlog.get_logger(__name__)
 
@@ -45,9 +47,15 @@ log = structlog.get_logger(__name__)
 REPORT_EVERY_MS = 5_000
 # Three missed reports: one may be lost to a pause, two to bad luck.
 SILENT_AFTER_S = 3 * REPORT_EVERY_MS / 1_000
+# A node with a running job is alive: one core that computes a long prompt may not get to report. A
+# connection that is really gone is noticed by its own pings.
+BUSY_SILENT_AFTER_S = 60.0
 # A round trip changes slowly; each node is measured about this often.
 PING_EVERY_S = 20.0
 PING_WITHIN_S = 5.0
+# How a node stands takes some milliseconds to find out.
+STANDINGS = Rate(per_s=0.1, burst=2)
+NODES_ASKING_MAX = 10_000
 # While two processes with one key report, each report renews this.
 TWINS_REST_MS = 15_000
 OUTRANKED = (Code.OFFER_REGRESSED, Code.OFFER_CONFLICT)
@@ -78,6 +86,7 @@ class ControlServer:
         self._twins = Twins()
         # Nodes whose later process is gone: what they offer anew is not held against them.
         self._outranked: set[PeerId] = set()
+        self._standings = TokenBuckets(keys_max=NODES_ASKING_MAX)
         self._heard_at: dict[PeerId, float] = {}
         self._lines: Counter[PeerId] = Counter()
         self._rpc = RpcServer()
@@ -85,6 +94,7 @@ class ControlServer:
         self._rpc.register(Method.LOAD, LoadReport, self._load)
         self._rpc.register(Method.RECEIPT, ReceiptAsk, self._receipt)
         self._rpc.register(Method.DIAL_BACK, DialBackAsk, self._dialability.answer)
+        self._rpc.register(Method.STANDING, StandingAsk, self._standing)
 
     @property
     def attached(self) -> int:
@@ -156,6 +166,16 @@ class ControlServer:
         acceptance = open_envelope(ask.acceptance, Acceptance) if ask.acceptance else None
         return await self._receipts.accept(receipt, acceptance)
 
+    async def _standing(self, node: PeerId, ask: StandingAsk) -> StandingReply:
+        wait_s = self._standings.take(node, STANDINGS, now_s=trio.current_time()).wait_s
+        if wait_s:
+            raise RemoteProtocolError(
+                "a node may ask how it stands once in ten seconds",
+                code=Code.RATE_LIMITED,
+                retry_after_ms=max(1, round(1_000 * wait_s)),
+            )
+        return self._market.standing_of(node)
+
     def _hear(self, node: PeerId, report: LoadReport) -> None:
         self._heard_at[node] = now = trio.current_time()
         self._twins.hear(node, report.incarnation_ms, now=now)
@@ -194,9 +214,17 @@ class ControlServer:
     async def _drop_silent_forever(self) -> None:
         while True:
             await trio.sleep(REPORT_EVERY_MS / 1_000)
-            silent_since = trio.current_time() - SILENT_AFTER_S
-            for node in [n for n, heard_at in self._heard_at.items() if heard_at < silent_since]:
+            for node in self._silent_nodes(trio.current_time()):
                 self._detach(node, "silent")
+
+    def _silent_nodes(self, now: float) -> list[PeerId]:
+        """Those that are idle and silent, and those that have been silent for long."""
+        silent = [n for n, heard_at in self._heard_at.items() if heard_at < now - SILENT_AFTER_S]
+        return [
+            node
+            for node in silent
+            if self._heard_at[node] < now - BUSY_SILENT_AFTER_S or not self._leases.runs_at(node)
+        ]
 
     async def _ping_forever(self) -> None:
         limiter = trio.CapacityLimiter(PINGS_AT_ONCE)

@@ -16,7 +16,7 @@ import trio
 
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import PeerId
-from protocol.net.addresses import HOST_KINDS, host_of, split_peer_id
+from protocol.net.addresses import CIRCUIT, HOST_KINDS, host_of, split_peer_id
 from protocol.net.dial_policy import is_public
 from protocol.net.errors import (
     AddressForbidden,
@@ -46,9 +46,6 @@ KEYS_MAX = 100_000
 # buyers tell where it does not. What failed may work after the next refresh of the offer.
 REACHED_FRESH_S = 1_800.0
 FAILED_FRESH_S = 50.0
-
-# Circuits are the relay's to answer for.
-_CIRCUIT = "/p2p-circuit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +87,8 @@ class DialBack:
         unknown = [
             address
             for address in dict.fromkeys(addresses)
-            if _CIRCUIT not in address and not self._is_fresh(address, fresh_s)
+            # Circuits are the relay's to answer for.
+            if CIRCUIT not in address and not self._is_fresh(address, fresh_s)
         ]
         await self._dial_all(node, unknown, paid_for=0)
 
@@ -99,7 +97,7 @@ class DialBack:
         any node at all, we are the ones who cannot dial."""
         if not self._has_reached_any:
             return True
-        return any(_CIRCUIT in address or self._may_work(address) for address in addresses)
+        return any(CIRCUIT in address or self._may_work(address) for address in addresses)
 
     def _is_fresh(self, address: str, fresh_s: float | None) -> bool:
         seen = self._seen.get(address)
@@ -174,7 +172,7 @@ def _judge(node: PeerId, address: str, observed: str, paid_for: int) -> Dialled 
         _, named = split_peer_id(address)
     except AddressInvalid:
         return Dialled.FORBIDDEN
-    if named != node or _CIRCUIT in address:
+    if named != node or CIRCUIT in address:
         return Dialled.FORBIDDEN
     if _is_at(address, observed) or _is_beside(address, observed):
         return None

@@ -88,6 +88,11 @@ class LeaseRegistry:
             and (api_key_id is None or opened.api_key_id == api_key_id)
         ]
 
+    def runs_at(self, node: PeerId) -> bool:
+        """Whether a lease of this node was opened there, and has not ended."""
+        leases = self._by_node.get(node, {}).values()
+        return any(opened.opening is Opening.REPORTED for opened in leases)
+
     def by_hold(self) -> dict[TransferId, OpenLease]:
         return {opened.funds.hold_id: opened for opened in self._by_id.values()}
 

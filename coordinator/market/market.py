@@ -26,6 +26,8 @@ from coordinator.market.matching import (
 from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.quote import quote_reply, summary
 from coordinator.market.offers import NodeEntry, OfferBook
+from coordinator.market.passed_over import model_standing
+from coordinator.market.recent_jobs import RecentJobs
 from coordinator.market.reputation import NodeStanding, Reputation, Source
 from coordinator.market.standing_rows import NO_RATIOS
 from coordinator.market.steadiness import UNSTEADY
@@ -39,6 +41,7 @@ from protocol.ids import PeerId
 from protocol.limits import FRAME_BYTES_MAX
 from protocol.messages import JobRequest, Lease
 from protocol.money import format_credits
+from protocol.offers import ModelOffer
 from protocol.receipts import charge_nano
 from protocol.services import (
     NodesAsk,
@@ -47,6 +50,7 @@ from protocol.services import (
     QuoteAsk,
     QuoteReply,
 )
+from protocol.standing import ModelStanding, StandingReply
 
 # A quote is read by people: the best few. Matching bounds the rejections that it names.
 QUOTE_CANDIDATES_MAX = 20
@@ -132,6 +136,7 @@ class Market:
         self._waits = ClientWaits()
         self._affinities = Affinities()
         self._first_outputs = FirstOutputs()
+        self._recent = RecentJobs()
         self._clock = clock
         self._rng = rng
         self._stopwatch_ns = stopwatch_ns
@@ -161,6 +166,7 @@ class Market:
         )
         # Two, because matching never lets a newcomer be the only choice.
         found = self._match(_within(job, budget_nano), limit=2)
+        self._recent.note(job, found.candidates[0] if found.candidates else None)
         if not found.candidates and budget_nano is not None:
             found = self._match(job, limit=QUOTE_CANDIDATES_MAX)
             if found.candidates:
@@ -227,6 +233,34 @@ class Market:
         summaries = tuple(map(self._summary, page[:fits]))
         is_last = len(page) < NODES_PAGE and fits >= len(page)
         return NodesReply(summaries, next_after="" if is_last else page[fits - 1].node)
+
+    def standing_of(self, node: PeerId) -> StandingReply:
+        """How we see a node, and why the last jobs for its models went elsewhere."""
+        entry = self.book.get(node)
+        if entry is None:
+            return StandingReply(is_known=False)
+        summary = self._summary(entry)
+        return StandingReply(
+            is_known=True,
+            health=summary.health,
+            success_rate=summary.success_rate,
+            is_dialable=entry.is_dialable,
+            models=tuple(
+                self._model_standing(node, state.offer) for state in entry.models.values()
+            ),
+        )
+
+    def _model_standing(self, node: PeerId, offer: ModelOffer) -> ModelStanding:
+        table = self.book.table(offer.manifest_digest)
+        assert table is not None, "a listed model has a table"
+        return model_standing(
+            table,
+            self._recent.of(offer.name, offer.manifest_digest),
+            node,
+            book=self.book,
+            reputation=self.reputation,
+            now_ms=self._clock.now_ms(),
+        )
 
     def judge(self, lease: Lease, claim: Claim | None, observation: Observation) -> None:
         """Take a job's outcome into its node's reputation. Call it once for each lease."""

@@ -42,6 +42,7 @@ from protocol.net.clock import VirtualClock
 from protocol.net.link import serve_channels
 from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
+from protocol.net.relay_places import RelayLimits
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
 from protocol.offers import LoadReport, NodeOffer
@@ -64,7 +65,15 @@ from protocol.services import (
     offer_topic,
 )
 from tests.capanode.fakes import HARDWARE, STEP_S, UNITS_MAX, FakeWorker, make_manifest
-from tests.protocol.makers import CLIENT, COORDINATOR, NODE, SALT, make_lease, make_request
+from tests.protocol.makers import (
+    CLIENT,
+    COORDINATOR,
+    NODE,
+    SALT,
+    STRANGER,
+    make_lease,
+    make_request,
+)
 
 PAYLOAD = encode(GenerationInput(max_tokens=5, prompt="hello"))
 PRICE = PriceSheet(input_nano_per_mtok=1_000_000, output_nano_per_mtok=9_000_000)
@@ -250,10 +259,12 @@ async def open_world(
     with_coordinator: bool = True,
     store: OutboxStore | None = None,
     dial: Callable[[str], Dialled] | None = None,
+    is_relay: bool = False,
 ) -> AsyncIterator[World]:
     clock = VirtualClock()
     network = MemoryNetwork(random.Random(1))
-    coordinator = FakeCoordinator(network.transport(COORDINATOR))
+    relay = RelayLimits() if is_relay else None
+    coordinator = FakeCoordinator(network.transport(COORDINATOR, relay=relay))
     coordinator.dial = dial
     client = network.transport(CLIENT)
     jobs = StreamPool(client, JOB_PROTOCOL, role="client", rng=random.Random(2))
@@ -716,3 +727,23 @@ async def test_words_of_a_later_version_are_no_concern(autojump_clock: MockClock
         world.coordinator.notices = (Notice("moon_phase"), Notice.DIAL_BACK)
         await trio.sleep(12)
         assert world.line_states() == [LineState.ATTACHED]
+
+
+async def test_a_node_that_nothing_can_dial_offers_a_relay_until_something_can(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_world(dial=timed_out, is_relay=True) as world:
+        await trio.sleep(5)
+        assert world.node.reach.status().state is ReachState.RELAYED
+        (address,) = world.coordinator.attached[-1].message.addresses
+        assert "/p2p-circuit/" in address
+        client = world.network.transport(STRANGER)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(client.run)
+            assert await client.connect(address, timeout_s=5) == NODE.peer_id
+            nursery.cancel_scope.cancel()
+        world.coordinator.dial = reached
+        await trio.sleep(70)
+        assert world.node.reach.status().state is ReachState.DIRECT
+        assert world.coordinator.attached[-1].message.addresses == world.node.transport.addresses
+        assert not world.node.reach.status().relays

@@ -34,6 +34,7 @@ from protocol import (
     pricing,
     reach,
     services,
+    standing,
     tensors,
     windows,
 )
@@ -57,6 +58,7 @@ MESSAGE_MODULES = (
     offers,
     services,
     reach,
+    standing,
     payload,
     tensors,
     generation,

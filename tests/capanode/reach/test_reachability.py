@@ -4,9 +4,11 @@ import random
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from capanode.reach import Reachability, ReachState
-from capanode.reach.advice import advise
+from capanode.reach.advice import advise, is_carrier_nat
+from capanode.reach.reachability import LOOK_AGAIN_S
 from protocol.net.memory import MemoryNetwork
 from protocol.reach import DialBackReply, Dialled, DialResult
 from tests.protocol.makers import COORDINATOR, NODE, STRANGER
@@ -113,6 +115,21 @@ async def test_another_network_makes_all_words_void(node: Node) -> None:
     assert not node.reach.has_word_of(FIRST)
 
 
+async def test_a_mapped_port_makes_coordinators_look_again(
+    node: Node, autojump_clock: MockClock
+) -> None:
+    node.hear(Dialled.TIMED_OUT)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.reach.wait_look_again)
+        await trio.testing.wait_all_tasks_blocked()
+        started_at = trio.current_time()
+        node.reach.note_mapping(("/ip4/8.8.8.8/tcp/4101",), "upnp")
+    assert trio.current_time() == started_at
+    assert any("8.8.8.8" in address for address in node.reach.candidates())
+    await node.reach.wait_look_again()
+    assert trio.current_time() - started_at == pytest.approx(LOOK_AGAIN_S)
+
+
 async def test_the_status_tells_what_to_do(node: Node) -> None:
     node.hear(Dialled.TIMED_OUT)
     status = node.reach.status()
@@ -136,3 +153,9 @@ def test_advice_names_port_host_and_place() -> None:
     assert "another node answers" in words(Dialled.OTHER_PEER)
     assert "WSL2" in words(Dialled.TIMED_OUT, virtual="wsl")
     assert "docker run -p" in words(Dialled.TIMED_OUT, virtual="container")
+
+
+def test_a_carriers_router_is_told_from_ones_own() -> None:
+    assert is_carrier_nat("100.64.0.1")
+    assert not is_carrier_nat("192.168.1.1")
+    assert not is_carrier_nat("nonsense")

@@ -8,11 +8,12 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from coordinator.leasing.control import SILENT_AFTER_S
+from coordinator.leasing.control import BUSY_SILENT_AFTER_S, SILENT_AFTER_S
 from protocol.errors import Code, RemoteProtocolError
 from protocol.limits import OFFER_BYTES_MAX
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
+from protocol.offers import LoadReport
 from protocol.services import (
     CONTROL_PROTOCOL,
     AttachAsk,
@@ -20,8 +21,11 @@ from protocol.services import (
     LoadAck,
     Method,
     NodesAsk,
+    Notice,
 )
-from tests.coordinator.small_market import Script, SmallMarket, open_small_market
+from protocol.standing import StandingAsk, StandingReply
+from tests.coordinator.lease_requests import signed_request
+from tests.coordinator.small_market import Script, ScriptedNode, SmallMarket, open_small_market
 
 
 def is_attached(market: SmallMarket) -> bool:
@@ -129,3 +133,112 @@ async def test_an_offer_that_attaches_passes_the_checks_of_gossip_in_their_order
 
 def _must_not_be_reached(*_: object) -> None:
     raise AssertionError("a signature was checked for nothing")
+
+
+def health_of(market: SmallMarket) -> str:
+    (summary,) = market.coordinator.market.nodes(NodesAsk()).nodes
+    return summary.health
+
+
+async def report_as(node: ScriptedNode, incarnation_ms: int) -> tuple[Notice, ...]:
+    report = replace(node.load(), incarnation_ms=incarnation_ms)
+    return (await node.call(Method.LOAD, report, LoadAck)).notices
+
+
+async def test_two_processes_with_one_key_are_told_at_once_and_the_last_is_soon_back(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        first = node.incarnation_ms
+        await trio.sleep(5)
+        twin = first + 5_000
+        attach = AttachAsk(node.offer(incarnation_ms=twin, sequence=1).raw, node.load())
+        await node.call(Method.ATTACH, replace(attach, load=_load_of(node, twin)), AttachReply)
+        await trio.sleep(4)
+        assert await report_as(node, first) == (Notice.TWIN,)
+        assert await report_as(node, twin) == (Notice.TWIN,)
+        assert "two running nodes" in health_of(market)
+        # The twin, which is the later one, ends.
+        ended_at = trio.current_time()
+        for _ in range(4):
+            await trio.sleep(5)
+            notices = await report_as(node, first)
+        assert notices == (Notice.OUTRANKED,)
+        anew = first + round(1_000 * (trio.current_time() - ended_at)) + 20_000
+        offer = node.offer(incarnation_ms=anew, issued_at_ms=anew, expires_at_ms=anew + 100_000)
+        await node.call(Method.ATTACH, AttachAsk(offer.raw, _load_of(node, anew)), AttachReply)
+        assert await report_as(node, anew) == ()
+        assert health_of(market) == "closed"
+        assert trio.current_time() - ended_at < 30
+
+
+async def test_the_later_of_two_processes_is_back_when_the_earlier_one_ends(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        await trio.sleep(1)
+        first, twin = node.incarnation_ms, node.incarnation_ms + 1
+        offer = node.offer(incarnation_ms=twin, sequence=1).raw
+        await node.call(Method.ATTACH, AttachAsk(offer, _load_of(node, twin)), AttachReply)
+        await trio.sleep(5)
+        assert await report_as(node, first) == (Notice.TWIN,)
+        for _ in range(8):
+            await trio.sleep(5)
+            await report_as(node, twin)
+        assert await report_as(node, twin) == ()
+        assert health_of(market) == "closed"
+
+
+async def test_a_node_with_a_running_job_is_not_taken_for_dead_while_it_is_silent(
+    autojump_clock: MockClock,
+) -> None:
+    """One core may compute a prompt for a minute, and not get to report."""
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        request = signed_request(market, market.buyer, deadline_ms=120_000)
+        granted = await market.coordinator.lease_service.lease(request)
+        opened = replace(node.load(), opened=(granted.lease.message.lease_id,))
+        await node.call(Method.LOAD, opened, LoadAck)
+        await trio.sleep(BUSY_SILENT_AFTER_S - 5)
+        assert is_attached(market)
+        await trio.sleep(2 * SILENT_AFTER_S)
+        assert not is_attached(market)
+
+
+async def test_a_node_that_is_gone_is_revived_by_itself_alone(autojump_clock: MockClock) -> None:
+    """Others go on to repeat its last offer."""
+    async with open_small_market(Script.ANSWER) as market:
+        node, book = market.nodes[0], market.coordinator.market.book
+        last = node.offer(sequence=1).raw
+        await node.call(Method.ATTACH, AttachAsk(last, node.load()), AttachReply)
+        market.network.kill(node.key.peer_id)
+        for _ in range(60):
+            await trio.sleep(10)
+            verdict = book.accept(last, now_ms=market.clock.now_ms(), via=market.buyer.peer_id)
+            assert not verdict.is_news
+            entry = book.get(node.key.peer_id)
+            assert entry is None or not entry.is_attached
+        assert book.get(node.key.peer_id) is None
+
+
+def _load_of(node: ScriptedNode, incarnation_ms: int) -> LoadReport:
+    return replace(node.load(), incarnation_ms=incarnation_ms)
+
+
+async def test_a_node_learns_how_it_stands(autojump_clock: MockClock) -> None:
+    async with open_small_market(Script.ANSWER) as market:
+        node = market.nodes[0]
+        for _ in range(3):
+            await market.buy()
+        reply = await node.call(Method.STANDING, StandingAsk(), StandingReply)
+        assert reply.is_known
+        assert reply.is_dialable
+        (model,) = reply.models
+        assert (model.jobs, model.chosen) == (3, 3)
+        assert reply.health == "closed"
+        await node.call(Method.STANDING, StandingAsk(), StandingReply)
+        with pytest.raises(RemoteProtocolError) as refused:
+            await node.call(Method.STANDING, StandingAsk(), StandingReply)
+        assert refused.value.code is Code.RATE_LIMITED
