@@ -216,7 +216,8 @@ class Announcer:
                 expires_at_ms=now_ms + OFFER_LIFETIME_MAX_MS,
                 addresses=self._addresses(),
                 region=about.region,
-                isolation=about.isolation,
+                isolation=about.isolation.in_offers,
+                isolation_tier=_own_word(about.isolation),
                 hardware=about.hardware,
                 models=self._models(),
                 software=about.software,
@@ -265,3 +266,8 @@ class Announcer:
     async def _drop(self, channel: trio.MemoryReceiveChannel[Gossip]) -> None:
         async for _ in channel:
             pass
+
+
+def _own_word(tier: IsolationTier) -> str | None:
+    """Said only where the protocol's first version has no word for it."""
+    return None if tier is tier.in_offers else tier.value

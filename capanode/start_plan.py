@@ -55,7 +55,7 @@ def plan_start(
         on_milestone(gpu_not_used(failure))
     placement = _place(config, machine, gpus, on_milestone)
     return StartPlan(
-        tier=report.tier,
+        tier=report.tier.with_gpu if placement.gpus else report.tier,
         sandbox=report.sandbox,
         whole_sys=report.gpu is not None and report.gpu.whole_sys,
         hardware=hardware_of(machine, placement.gpus),

@@ -23,7 +23,7 @@ def broken_constraint(
         return "quantizations"
     if constraints.regions and offer.region not in constraints.regions:
         return "regions"
-    if offer.isolation.rank < constraints.isolation.rank:
+    if offer.tier.rank < constraints.isolation.rank:
         return "isolation"
     keeps_data = offer.data_collection is DataCollection.ALLOW
     if keeps_data and constraints.data_collection is DataCollection.DENY:

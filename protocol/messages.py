@@ -42,15 +42,44 @@ class Task(StrEnum):
 
 
 class IsolationTier(StrEnum):
-    """How a worker is confined, as proven by the node's own self-test; weakest first."""
+    """How a worker is confined, as proven by the node's own self-test; weakest first. With a GPU a
+    sandbox is weaker than without, because requests to the card's driver stay open."""
 
     NONE = "none"
+    LANDLOCK_GPU = "landlock_gpu"
     LANDLOCK = "landlock"
+    BWRAP_GPU = "bwrap_gpu"
     BWRAP = "bwrap"
 
     @property
     def rank(self) -> int:
-        return list(IsolationTier).index(self)
+        """`landlock_gpu` meets a demand for `landlock`, which every job makes that says nothing:
+        else no GPU would run it."""
+        return _TIER_RANKS[self]
+
+    @property
+    def in_offers(self) -> "IsolationTier":
+        """The strongest tier of the protocol's first version that it is no weaker than."""
+        return IsolationTier.LANDLOCK if self in _GPU_TIERS else self
+
+    @property
+    def with_gpu(self) -> "IsolationTier":
+        """What this sandbox is for a worker that has a GPU."""
+        return _WITH_GPU.get(self, self)
+
+
+_TIER_RANKS = {
+    IsolationTier.NONE: 0,
+    IsolationTier.LANDLOCK_GPU: 1,
+    IsolationTier.LANDLOCK: 1,
+    IsolationTier.BWRAP_GPU: 2,
+    IsolationTier.BWRAP: 3,
+}
+_WITH_GPU = {
+    IsolationTier.LANDLOCK: IsolationTier.LANDLOCK_GPU,
+    IsolationTier.BWRAP: IsolationTier.BWRAP_GPU,
+}
+_GPU_TIERS = frozenset(_WITH_GPU.values())
 
 
 class DataCollection(StrEnum):

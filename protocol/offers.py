@@ -29,6 +29,7 @@ SLOTS_MAX = 4_096
 TOKENS_PER_S_MAX = 10_000_000
 # The convention of batch interfaces: half the price.
 BATCH_PERCENT_DEFAULT = 50
+_TIERS = frozenset(tier.value for tier in IsolationTier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,9 @@ class ModelOffer:
 @dataclass(frozen=True, slots=True)
 class NodeOffer:
     """Signed by the node, gossiped on change. `incarnation_ms` is when this process started: a
-    restarted node outranks its former self, and within one incarnation `sequence` only grows."""
+    restarted node outranks its former self, and within one incarnation `sequence` only grows.
+    `isolation` is a tier of the protocol's first version; where a later one has a word of its own
+    for what the node does, `isolation_tier` is that word (see `tier`)."""
 
     KIND: ClassVar[str] = "node_offer"
     BYTES_MAX: ClassVar[int] = OFFER_BYTES_MAX
@@ -111,6 +114,14 @@ class NodeOffer:
     models: tuple[ModelOffer, ...]
     software: str
     data_collection: DataCollection = DataCollection.DENY
+    isolation_tier: str | None = None
+
+    @property
+    def tier(self) -> IsolationTier:
+        """How jobs are confined. A word that this version does not know counts as what `isolation`
+        says."""
+        word = self.isolation_tier
+        return IsolationTier(word) if word in _TIERS else self.isolation
 
     def __post_init__(self) -> None:
         check_stamps(self.incarnation_ms, self.issued_at_ms, self.expires_at_ms)
@@ -118,6 +129,7 @@ class NodeOffer:
         check(len(self.addresses) <= OFFER_ADDRESSES_MAX, "too many addresses")
         check(all(len(a) <= ADDRESS_CHARS_MAX for a in self.addresses), "an address is too long")
         check(len(self.region) <= NAME_CHARS_MAX, "the region is too long")
+        check(len(self.isolation_tier or "") <= NAME_CHARS_MAX, "the tier is too long")
         check(len(self.software) <= NAME_CHARS_MAX, "the software version is too long")
         check(len(self.models) <= OFFER_MODELS_MAX, "too many models")
         names = {model.name for model in self.models}

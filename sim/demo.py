@@ -164,7 +164,7 @@ async def _show_offers(market: MarketSession, count: int, say: Say) -> None:
     def show(offer: NodeOffer, rtt_ms: float | None) -> None:
         say(
             f"  {offer.node[-8:]}  {offer.region:<9} rtt {rtt_ms or 0:6.1f} ms  "
-            f"isolation {offer.isolation.value}  {offer.hardware.name}"
+            f"isolation {offer.tier.value}  {offer.hardware.name}"
         )
         for model in offer.models:
             asked = ", ".join(

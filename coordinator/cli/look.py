@@ -202,7 +202,7 @@ def _node_rows(summary: NodeSummary) -> list[tuple[object, ...]]:
     head = (
         short(summary.node),
         offer.region or "-",
-        offer.isolation.value,
+        offer.tier.value,
         rtt,
         f"{summary.running}+{summary.queued}",
         _health_of(summary) if summary.attached else "away",
@@ -217,7 +217,7 @@ def _plain_node(summary: NodeSummary) -> dict[str, object]:
     return {
         "node": summary.node,
         "region": offer.region,
-        "isolation": offer.isolation.value,
+        "isolation": offer.tier.value,
         "hardware": asdict(offer.hardware),
         "addresses": offer.addresses,
         "rtt_ms": summary.rtt_ms,

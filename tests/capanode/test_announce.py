@@ -13,6 +13,7 @@ from protocol.limits import KIB, OFFER_BYTES_MAX
 from protocol.messages import DataCollection, IsolationTier
 from protocol.net.clock import VirtualClock
 from protocol.net.memory import MemoryNetwork
+from protocol.net.transport import Transport
 from protocol.services import offer_topic, shard_of
 from tests.capanode.fakes import HARDWARE, FakeWorker, make_manifest, make_model, make_offer
 from tests.protocol.makers import NODE, NOW_MS, PRICE, STRANGER
@@ -46,10 +47,14 @@ def test_only_so_many_offers_are_remembered() -> None:
     assert offers.price_of(OFFER.digest, MODEL.digest, now_ms=NOW_MS) is None
 
 
-def make_announcer(clock: VirtualClock) -> Announcer:
-    about = About("eu", IsolationTier.BWRAP, HARDWARE, "test", DataCollection.DENY)
+def make_announcer(
+    clock: VirtualClock,
+    tier: IsolationTier = IsolationTier.BWRAP,
+    transport: Transport | None = None,
+) -> Announcer:
+    about = About("eu", tier, HARDWARE, "test", DataCollection.DENY)
     return Announcer(
-        MemoryNetwork(Random(1)).transport(NODE),
+        transport or MemoryNetwork(Random(1)).transport(NODE),
         NODE,
         about,
         lambda: (MODEL.offer(),),
@@ -94,3 +99,18 @@ async def test_our_own_offer_from_before_a_restart_is_no_twin(autojump_clock: Mo
     copied = replace(former, issued_at_ms=NOW_MS + 500)
     assert announcer.is_worth_passing(seal(NODE, copied).raw, NEIGHBOUR)
     assert announcer.twin_seen
+
+
+async def test_a_node_with_a_gpu_says_its_tier_in_words_old_and_new(
+    autojump_clock: MockClock,
+) -> None:
+    transport = MemoryNetwork(Random(1)).transport(NODE)
+    clock = VirtualClock(epoch_ms=NOW_MS)
+    announcer = make_announcer(clock, IsolationTier.BWRAP_GPU, transport)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(transport.run)
+        await announcer.publish_now()
+        nursery.cancel_scope.cancel()
+    assert announcer.current is not None
+    offer = announcer.current.message
+    assert (offer.isolation, offer.tier) == (IsolationTier.LANDLOCK, IsolationTier.BWRAP_GPU)

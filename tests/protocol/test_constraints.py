@@ -71,6 +71,11 @@ def test_each_position_of_a_price_has_its_cap(position: int) -> None:
 def test_prompts_go_only_where_they_may() -> None:
     weak = replace(OFFER, isolation=IsolationTier.LANDLOCK)
     assert broken_constraint(Constraints(isolation=IsolationTier.BWRAP), weak, MODEL) == "isolation"
+    with_gpu = replace(weak, isolation_tier="bwrap_gpu")
+    assert broken_constraint(Constraints(isolation=IsolationTier.BWRAP), with_gpu, MODEL)
+    wanted = Constraints(isolation=IsolationTier.BWRAP_GPU)
+    assert broken_constraint(wanted, with_gpu, MODEL) is None
+    assert broken_constraint(wanted, weak, MODEL) == "isolation"
     keeps = replace(OFFER, data_collection=DataCollection.ALLOW)
     private = Constraints(data_collection=DataCollection.DENY)
     assert broken_constraint(private, keeps, MODEL) == "data_collection"

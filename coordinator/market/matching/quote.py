@@ -53,7 +53,7 @@ def _candidate(candidate: Candidate) -> QuoteCandidate:
         score=candidate.score,
         price=candidate.price,
         region=offer.region,
-        isolation=offer.isolation.value,
+        isolation=offer.tier.value,
         reasons=tuple(_reasons_for(candidate)),
     )
 
@@ -95,7 +95,7 @@ def _detail(reason: Reason, entry: NodeEntry | None, state: ModelState | None, j
     texts = {
         Reason.QUANTIZATION: model.quantization,
         Reason.REGION: entry.offer.region or "not stated",
-        Reason.ISOLATION_TOO_WEAK: entry.offer.isolation.value,
+        Reason.ISOLATION_TOO_WEAK: entry.offer.tier.value,
         Reason.FEATURES: "lacks "
         + ", ".join(sorted(set(job.constraints.features) - set(model.features))),
         Reason.WRONG_TASK: model.task.value,

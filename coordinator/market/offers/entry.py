@@ -143,7 +143,7 @@ class NodeEntry:
         """In the order of the rows of `ModelTable.codes`."""
         return [
             TASK_CODES[state.offer.task],
-            self.offer.isolation.rank,
+            self.offer.tier.rank,
             code_of(self.offer.region),
             code_of(state.offer.quantization),
             int(self.offer.data_collection is DataCollection.ALLOW),
