@@ -80,14 +80,15 @@ class FailureStatus:
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
     """All that `capanode status` shows. `paused` is why no jobs are taken for now, empty if they
-    are; `uploading` are jobs whose payloads still arrive; `paid` is after the coordinators' fees;
-    `warnings` want something from the operator."""
+    are; `tasks` are those of the node's own program; `uploading` are jobs whose payloads still
+    arrive; `paid` is after the coordinators' fees; `warnings` want something from the operator."""
 
     peer_id: str
     software: str
     started_at_ms: int
     draining: bool
     paused: str
+    tasks: int
     uploading: int
     listen: tuple[str, ...]
     addresses: tuple[str, ...]
@@ -153,6 +154,7 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
         started_at_ms=node.started_at_ms,
         draining=node.is_stopping,
         paused=node.pauses.words,
+        tasks=trio.lowlevel.current_statistics().tasks_living,
         uploading=node.admission.uploading,
         listen=node.rules.listen,
         addresses=node.transport.addresses,

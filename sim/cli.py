@@ -229,6 +229,34 @@ def chaos(
 
 
 @app.command()
+def soak(
+    minutes: Annotated[
+        float, typer.Option(min=0.5, max=10_080, help="How long the clients ask.")
+    ] = 10.0,
+    seed: Annotated[int, typer.Option(help="Decides what is asked, and when.")] = 1,
+    folder: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Real processes under load, let alone: the slopes of their memory, descriptors and tasks.
+
+    Exits with 1 if one grows beyond its noise after the warm-up.
+    """
+    from sim.soak.report import print_report, to_json
+    from sim.soak.run import SoakOptions, run_soak
+
+    with _folder(folder) as place:
+        options = SoakOptions(place, seed, lasts_s=60 * minutes)
+        result = trio.run(run_soak, options, lambda text: typer.echo(text, err=True))
+    figures = to_json(result)
+    if as_json:
+        typer.echo(json.dumps(figures))
+    else:
+        print_report(figures)
+    if figures["growing"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def mutants(
     names: Annotated[
         list[str] | None, typer.Argument(help="Words of their names. Default: all mutants.")

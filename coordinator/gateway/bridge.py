@@ -106,6 +106,10 @@ class Bridge:
             feed, _Crossing(self, lambda: function(feed, *args)), self.loop, silence_s
         )
 
+    async def count_tasks(self) -> dict[str, int]:
+        """Asyncio: how many tasks each loop has, by the loop's name. Raises as `call`."""
+        return {"trio": await self.call(_count_trio_tasks), "asyncio": len(asyncio.all_tasks())}
+
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         assert self._loop is not None, "no loop is attached"
@@ -318,6 +322,10 @@ class _Crossing(Generic[Result]):
     def settle(self, result: outcome.Outcome[Result]) -> None:
         self.result = result
         self._bridge.run_in_asyncio(self.wake)
+
+
+async def _count_trio_tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
 
 
 async def _capture(function: Callable[[], Awaitable[Result]]) -> outcome.Outcome[Result]:

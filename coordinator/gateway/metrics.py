@@ -107,6 +107,12 @@ class Metrics:
             ["figure"],
             registry=self.registry,
         )
+        self._tasks = Gauge(
+            "capacloud_tasks",
+            "Tasks of the market's loop and of the HTTP server's",
+            ["loop"],
+            registry=self.registry,
+        )
         self._leases_ahead = Gauge(
             "capacloud_leases_ahead",
             "Leases that wait for a job, and since the start jobs that found one (hits) or did not "
@@ -142,6 +148,11 @@ class Metrics:
         ordered = sorted(offers.items(), key=lambda item: (-item[1], item[0]))
         for model, count in ordered[:MODELS_MAX]:
             self._offers.labels(printable(model)).set(count)
+
+    def set_tasks(self, tasks: dict[str, int]) -> None:
+        """How many each loop has now, by its name."""
+        for loop, count in tasks.items():
+            self._tasks.labels(loop).set(count)
 
     def set_network(self, statistics: TransportStatistics) -> None:
         """The market's network as it is now; each figure by its name."""

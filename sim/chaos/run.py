@@ -15,17 +15,13 @@ from pathlib import Path
 import trio
 
 from capanode.models.store import ModelStore
-from coordinator.cli.market_session import open_market
-from coordinator.settings import CoordinatorConfig
-from protocol.offers import NodeOffer
 from sim.chaos.books import judge_books, waiting_receipts
 from sim.chaos.load import Load
-from sim.chaos.model import NAME, add_recital
+from sim.chaos.market import open_recital_market
+from sim.chaos.model import add_recital
 from sim.chaos.plan import Blow, PlannedBlow, Victim, draw_plan
 from sim.chaos.report import ChaosResult, Restart
-from sim.demo import open_account, wait_nodes
-from sim.latency import LATENCY_CLASSES
-from sim.network import LocalNetwork, LocalNode, NodePlan, open_network
+from sim.network import LocalNetwork, LocalNode, open_network
 from sim.processes import ChildProcess, ProcessFailed
 
 NODES = 4
@@ -59,7 +55,9 @@ async def run_chaos(options: ChaosOptions, say: Say) -> ChaosResult:
     store = options.folder / "models"
     with socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG) as listener:
         async with open_network(options.folder, store, on_node_lost=lost) as network:
-            load = await _open_market(network, options, listener)
+            load = await open_recital_market(
+                network, nodes=options.nodes, seed=options.seed, listener=listener
+            )
             run = _Run(network, load, say, listener)
             blows = draw_plan(options.seed, lasts_s=options.lasts_s)
             say(f"{len(blows)} blows in {options.lasts_s:.0f} s")
@@ -74,34 +72,6 @@ async def run_chaos(options: ChaosOptions, say: Say) -> ChaosResult:
     outboxes = {node.peer_id: _outbox(node) for node in network.nodes}
     books = judge_books(network.coordinator_dir / "books.sqlite", outboxes, answered)
     return ChaosResult(options.seed, blows, run.restarts, load.questions, books, mishaps)
-
-
-async def _open_market(
-    network: LocalNetwork, options: ChaosOptions, listener: socket.socket
-) -> Load:
-    """Returns the clients, who have not asked anything yet."""
-    await network.start_coordinator(listener=listener)
-    async with trio.open_nursery() as starting:
-        for number in range(options.nodes):
-            starting.start_soon(network.start_node, _plan(number))
-    api_key = await open_account(network)
-    config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
-    async with open_market(config, at=None, key_path=None) as market:
-        await wait_nodes(market, options.nodes, _ignore)
-    return Load(network.endpoint.http, api_key, options.seed)
-
-
-def _plan(number: int) -> NodePlan:
-    """Nodes that cost about the same, so that all of them have work."""
-    return NodePlan(
-        name=f"node-{number + 1}",
-        models=(NAME,),
-        input_per_mtok="0.02",
-        output_per_mtok=f"0.06{number}",
-        image="0.0001",
-        latency=LATENCY_CLASSES[0],
-        threads=1,
-    )
 
 
 @dataclass(slots=True)
@@ -182,7 +152,3 @@ def _logged_bugs(logs: Path) -> list[str]:
         for path in sorted(logs.glob("*.log"))
         if _BUG in path.read_text(errors="replace")
     ]
-
-
-def _ignore(offer: NodeOffer, rtt_ms: float | None) -> None:
-    """Which node joins is of no interest here."""

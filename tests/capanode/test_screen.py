@@ -32,6 +32,7 @@ STATUS = NodeStatus(
     started_at_ms=0,
     draining=False,
     paused="",
+    tasks=40,
     uploading=0,
     listen=("/ip4/0.0.0.0/tcp/4101",),
     addresses=("/ip4/203.0.113.7/tcp/4101",),

@@ -129,6 +129,7 @@ async def _render_metrics(context: GatewayContext) -> Response:
     context.metrics.set_market(found.nodes, {model.name: model.nodes for model in models})
     context.metrics.set_network(network)
     context.metrics.set_leases_ahead(leases)
+    context.metrics.set_tasks(await context.bridge.count_tasks())
     # With many models there are thousands of series: half a second of work.
     text = await asyncio.to_thread(context.metrics.render)
     return Response(200, text, _METRICS_TYPE)
