@@ -19,6 +19,7 @@ SHARED_MARKETS = (
         "test_failures_protocol.py",
         "test_failures_twins.py",
         "test_failures_edge.py",
+        "test_failures_batches.py",
         "test_clients_that_leave.py",
     ),
     ("test_javascript_buys.py", "test_javascript_sells.py", "test_javascript_refused.py"),
