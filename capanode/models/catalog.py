@@ -5,6 +5,7 @@ entry therefore names one exact model, the same for every converter. Names of mo
 pin nothing, are in `capanode.models.hub_catalog`.
 """
 
+import difflib
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -58,13 +59,15 @@ class Catalog:
         return next((entry for entry in self.hub if entry.name == name), None)
 
     def find(self, name: str) -> CatalogEntry:
-        """Raises UnknownModelError that lists what there is."""
+        """Raises UnknownModelError that says what is called alike."""
         for entry in self.entries:
             if entry.manifest.name == name:
                 return entry
+        alike = difflib.get_close_matches(name, self.names, n=3) or self.names[:2]
         raise UnknownModelError(
-            f"no model {name[:100]!r} in the catalog: there is {', '.join(self.names)}; or give a "
-            "source, hf:OWNER/REPO@REVISION or file:PATH"
+            f"no model {name[:100]!r} in the catalog: do you mean {', '.join(alike)}? `capanode "
+            "models list` shows all; or give a source, hf:OWNER/REPO@REVISION, peer:DIGEST or "
+            "file:PATH"
         )
 
 

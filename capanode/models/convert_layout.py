@@ -12,6 +12,7 @@ from typing import Any
 
 from capanode.engines.families import read_decoder_config
 from capanode.engines.weight_scheme import read_weight_scheme
+from capanode.models.layout_texts import check_texts
 from capanode.models.safetensors_file import read_header
 from capanode.models.sources import CODE_FILE
 from capanode.tasks import CODE_ARCHITECTURES, NODE_TASKS, task_of_architecture
@@ -61,6 +62,7 @@ def convert_layout(
     else:
         dtype = quantization = _dtype([] if is_code else weights, NODE_TASKS[task].dtype)
     files = [*weights, *(source / name for name in _CONFIG_FILES if (source / name).exists())]
+    check_texts(files)
     total = sum(file.stat().st_size for file in files)
     done = 0
     for file in files:

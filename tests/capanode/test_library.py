@@ -110,9 +110,17 @@ def test_the_catalog_pins_three_demo_models() -> None:
         assert entry.work_bytes > entry.bytes > 18e6
 
 
-def test_an_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(UnknownModelError, match="smollm2-135m-instruct, all-minilm"):
-        load_catalog().find("gpt-9")
+@pytest.mark.parametrize(
+    ("name", "alike"),
+    [
+        ("gpt-9", "smollm2-135m-instruct, all-minilm"),
+        ("qwen3-8", "qwen3-8b"),
+        ("llama3.1-8b", "llama-3.1-8b"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_those_alike(name: str, alike: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"do you mean {alike}"):
+        load_catalog().find(name)
 
 
 @pytest.mark.parametrize(
