@@ -220,6 +220,11 @@ class NodeConfig:
     log_format: LogFormat = setting(
         LogFormat.CONSOLE, choice(LogFormat), "For people (console) or for programs (json)."
     )
+    update_check: bool = setting(
+        True,
+        SWITCH,
+        "Whether to ask pypi.org once a day for a newer version, which `capanode status` tells.",
+    )
     status_socket: Path = setting(
         InDataDir(lambda data_dir: data_dir / "status.sock", "status.sock"),
         PATH,

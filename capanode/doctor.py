@@ -8,18 +8,21 @@ import os
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from capanode.config import NodeConfig
-from capanode.errors import NotRunningError
+from capanode.errors import NotRunningError, OwnerCommandError
 from capanode.gpu_trial import settle_gpus
 from capanode.hardware import MachineCheck, hardware_findings, probe_machine, usable_gpus
 from capanode.models.errors import ModelError, UnsafeModelError
 from capanode.models.store import ModelStore
 from capanode.ports import PortError, check_port
 from capanode.sandbox.probe import IsolationReport, probe_isolation
+from capanode.start_plan import stops_start
 from capanode.status_socket import ask_status
 from capanode.workers import refuse_code
 from protocol.net.addresses import check_tcp, split_peer_id
@@ -37,51 +40,106 @@ _TIMEX_BYTES = 256
 ESSENTIAL = frozenset({"key", "isolation", "memory", "models", "disk", "port"})
 
 
+class FindingLevel(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    # The node would be better with it.
+    HINT = "hint"
+    # The next steps of an owner who sets a node up.
+    TO_DO = "to do"
+    # No node can serve here before it is mended.
+    BLOCKER = "BLOCKER"
+
+
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
+    """`essential` are the subjects without which a node does not start. A node that `is_running`
+    can serve whatever is found."""
+
     findings: tuple[MachineCheck, ...]
+    essential: frozenset[str] = ESSENTIAL
+    is_running: bool = False
+
+    def level_of(self, finding: MachineCheck) -> FindingLevel:
+        if finding.works:
+            return FindingLevel.HINT if finding.advice else FindingLevel.OK
+        if finding.is_to_do:
+            return FindingLevel.TO_DO
+        return FindingLevel.BLOCKER if finding.subject in self.essential else FindingLevel.HINT
+
+    @property
+    def blockers(self) -> tuple[MachineCheck, ...]:
+        return self._at(FindingLevel.BLOCKER)
 
     @property
     def can_serve(self) -> bool:
-        return all(finding.works for finding in self.findings if finding.subject in ESSENTIAL)
+        return not self.blockers and not self._at(FindingLevel.TO_DO)
+
+    @property
+    def verdict(self) -> str:
+        if self.blockers:
+            return f"This machine cannot serve jobs yet: see {_subjects(self.blockers)}."
+        if to_do := self._at(FindingLevel.TO_DO):
+            return f"This machine can serve jobs. Still to do: {_subjects(to_do)}."
+        return "This machine serves jobs." if self.is_running else "This machine can serve jobs."
+
+    def _at(self, level: FindingLevel) -> tuple[MachineCheck, ...]:
+        return tuple(finding for finding in self.findings if self.level_of(finding) is level)
+
+
+def _subjects(findings: Iterable[MachineCheck]) -> str:
+    return ", ".join(dict.fromkeys(finding.subject for finding in findings))
 
 
 def examine(config: NodeConfig) -> Diagnosis:
-    """Look at everything. Blocks for some seconds at most."""
-    running = _is_running(config)
+    """Look at everything that `start` would use with these settings. Blocks for some seconds at
+    most."""
+    running = _find_running(config)
     machine = probe_machine()
     gpus = usable_gpus(machine)
     isolation = probe_isolation([gpu.device for gpu in gpus])
     _, failure = settle_gpus(machine, gpus, isolation)
-    return Diagnosis(
-        (
-            _key(config),
-            _isolation(isolation),
-            *hardware_findings(machine, failure),
-            _priority(config.worker_nice),
-            *(_port(place, running=running) for place in config.listen),
-            *_coordinators(config),
-            _models(config),
-            _disk(config),
-            _clock(),
-        )
+    findings = (
+        *_running(running),
+        _key(config),
+        _isolation(isolation),
+        *hardware_findings(machine, failure),
+        _priority(config.worker_nice),
+        *(_port(place, running) for place in config.listen),
+        *_coordinators(config, running),
+        _models(config, running),
+        _disk(config),
+        _clock(),
     )
+    is_stopped = failure is not None and stops_start(config.if_gpu_fails, failure)
+    essential = ESSENTIAL | ({"gpu"} if is_stopped else set())
+    return Diagnosis(findings, frozenset(essential), is_running=running is not None)
 
 
-def _is_running(config: NodeConfig) -> bool:
+def _find_running(config: NodeConfig) -> Mapping[str, Any] | None:
+    """The status of the node that runs with these settings' data directory."""
     try:
-        ask_status(config.status_socket)
-    except NotRunningError:
-        return False
-    return True
+        return ask_status(config.status_socket)
+    except (NotRunningError, OwnerCommandError):
+        return None
+
+
+def _running(running: Mapping[str, Any] | None) -> Iterator[MachineCheck]:
+    if running is not None:
+        paused = running.get("paused")
+        state = f"runs, but is paused: {paused}" if paused else "runs and takes jobs"
+        yield MachineCheck("node", True, f"{state}; `capanode status` says more")
 
 
 def _key(config: NodeConfig) -> MachineCheck:
     try:
         key = load_key_file(config.key_path)
     except KeyFileError as error:
-        advice = "" if config.key_path.exists() else "run `capanode init`, or name its --data-dir"
-        return MachineCheck("key", False, str(error), advice)
+        if config.key_path.exists():
+            return MachineCheck("key", False, str(error))
+        advice = "run `capanode init`, or name its --data-dir"
+        return MachineCheck("key", False, str(error), advice, is_to_do=True)
     mode = stat.S_IMODE(config.data_dir.stat().st_mode)
     if mode & 0o077:
         advice = f"run `chmod 700 {config.data_dir}`"
@@ -105,9 +163,10 @@ def _priority(nice: int) -> MachineCheck:
     return MachineCheck("priority", True, detail, "set worker_nice to 5")
 
 
-def _port(place: str, *, running: bool) -> MachineCheck:
-    """Whether we could listen there now; if a node of ours does, it can."""
-    if running:
+def _port(place: str, running: Mapping[str, Any] | None) -> MachineCheck:
+    """Whether we could listen there now; where our own node does, it can. Another node's port is
+    taken like that of any other program."""
+    if running is not None and place in running.get("listen", ()):
         return MachineCheck("port", True, f"{place} is served by the node that runs here")
     try:
         check_port(place)
@@ -116,10 +175,18 @@ def _port(place: str, *, running: bool) -> MachineCheck:
     return MachineCheck("port", True, f"{place} is free")
 
 
-def _coordinators(config: NodeConfig) -> Iterator[MachineCheck]:
+def _coordinators(config: NodeConfig, running: Mapping[str, Any] | None) -> Iterator[MachineCheck]:
+    """Those of a node that runs were perhaps named on its command line."""
+    if running is not None and running.get("coordinators"):
+        for line in running["coordinators"]:
+            detail = f"{line['peer_id']}: {line['state']}"
+            advice = line["error"] and f"{line['error']}; the node keeps trying by itself"
+            yield MachineCheck("coordinator", line["state"] == "attached", detail, advice)
+        return
     if not config.coordinators:
         advice = "name one with --coordinator or `coordinators`: it prints its address at its start"
-        yield MachineCheck("coordinator", False, "none is listed, so no job can come", advice)
+        detail = "none is listed, so no job can come"
+        yield MachineCheck("coordinator", False, detail, advice, is_to_do=True)
     for coordinator in config.coordinators:
         place, _ = split_peer_id(coordinator.address)
         try:
@@ -133,7 +200,10 @@ def _coordinators(config: NodeConfig) -> Iterator[MachineCheck]:
             yield MachineCheck("coordinator", True, f"{place} answers")
 
 
-def _models(config: NodeConfig) -> MachineCheck:
+def _models(config: NodeConfig, running: Mapping[str, Any] | None) -> MachineCheck:
+    if running is not None and running.get("models"):
+        names = ", ".join(model["name"] for model in running["models"])
+        return MachineCheck("models", True, f"{names}: served by the node that runs here")
     try:
         store = ModelStore(config.model_store)
         wanted = [model.name for model in config.models] or sorted(store.names())
@@ -149,7 +219,8 @@ def _models(config: NodeConfig) -> MachineCheck:
         )
     if not wanted:
         advice = "get one: `capanode models list`, then `capanode models pull NAME`"
-        return MachineCheck("models", False, f"no model in {config.model_store}", advice)
+        detail = f"no model in {config.model_store}"
+        return MachineCheck("models", False, detail, advice, is_to_do=True)
     return MachineCheck("models", True, f"{', '.join(wanted)} in {config.model_store}")
 
 

@@ -23,6 +23,10 @@ class OwnerCommandError(NodeError):
     """A running node does not do what its owner asked for."""
 
 
+class ServiceError(NodeError):
+    """The service manager does not do what was asked."""
+
+
 class PauseError(NodeError):
     """That the node is paused cannot be noted, or forgotten, on disk."""
 

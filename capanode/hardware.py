@@ -44,12 +44,14 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class MachineCheck:
-    """One line of `capanode doctor`. `advice` is what to do about it, empty if nothing."""
+    """One line of `capanode doctor`. `advice` is what to do about it, empty if nothing; what
+    `is_to_do` is a step that its owner has not taken yet, and no fault."""
 
     subject: str
     works: bool
     detail: str
     advice: str = ""
+    is_to_do: bool = False
 
 
 def probe_machine(

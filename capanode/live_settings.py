@@ -31,6 +31,7 @@ LIVE = frozenset(
         "queue_max",
         "schedule",
         "time_zone",
+        "update_check",
         "yield_to_owner",
     }
 )

@@ -124,6 +124,8 @@ class Node:
         self._stopping = trio.Event()
         self._drain_s = rules.drain_s
         self.is_drained_for_good = False
+        # For the owner, beside the warnings of `capanode status`; empty if there is nothing.
+        self.notice = ""
         self.pauses = Pauses(self._worker_changed)
         self.reach = Reachability(
             transport,

@@ -32,6 +32,7 @@ from capanode.reach.gateway import find_mappers
 from capanode.remeasure import Remeasurer
 from capanode.start_plan import StartPlan, plan_start
 from capanode.status import NodeStatus, StatusServer, read_status
+from capanode.update_notice import UpdateWatch
 from capanode.workers import SandboxedWorkers
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
@@ -39,6 +40,7 @@ from protocol.programs.locks import hold_lock
 from protocol.programs.runners import ThreadRunner
 from protocol.programs.runtime import Runtime, system_runtime
 from protocol.programs.shutdown import StopSignals, run_until_signal
+from protocol.programs.version import program_version
 from protocol.services import BLOB_PROTOCOL
 
 log = structlog.get_logger(__name__)
@@ -125,7 +127,15 @@ def _keepers(node: Node, settings: LiveSettings, runtime: Runtime) -> tuple[Keep
         runner=runtime.runner,
     )
     prices = PriceKeeper(node, bounds=settings.price_bounds)
-    return watch.run, prices.run, Remeasurer(node, is_quiet=lambda: watch.is_quiet).run
+
+    def tell(words: str) -> None:
+        node.notice = words
+
+    updates = UpdateWatch(
+        program_version(), is_wanted=lambda: settings.config.update_check, on_newer=tell
+    )
+    again = Remeasurer(node, is_quiet=lambda: watch.is_quiet)
+    return watch.run, prices.run, again.run, updates.run
 
 
 async def _run(

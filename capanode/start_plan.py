@@ -79,10 +79,15 @@ def require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> Iso
     return report
 
 
+def stops_start(leave: IfGpuFails, failure: DeviceFailure) -> bool:
+    """Whether a node does not start with this failure."""
+    return leave is IfGpuFails.STOP and failure.problem is not DeviceProblem.TORCH_WITHOUT_CUDA
+
+
 def require_leave(leave: IfGpuFails, failure: DeviceFailure) -> None:
     """Without the owner's leave nothing runs on the processor that was meant for a GPU. A torch
     without CUDA is such a leave. Raises GpuError."""
-    if leave is IfGpuFails.STOP and failure.problem is not DeviceProblem.TORCH_WITHOUT_CUDA:
+    if stops_start(leave, failure):
         raise GpuError(
             f"the GPU cannot be used: {failure}. To serve from the processor until then, set "
             "if_gpu_fails to `cpu` (--if-gpu-fails cpu)"

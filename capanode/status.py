@@ -260,6 +260,8 @@ def _parse_command(asked: bytes) -> dict[str, Any]:
 def _warnings(node: Node) -> Iterator[str]:
     if node.outbox.failure:
         yield f"no jobs are taken: {node.outbox.failure}"
+    if node.notice:
+        yield node.notice
     if node.announcer.twin_seen:
         yield "another node runs with this node's key: stop it, or give it a key of its own"
     if node.reach.state is ReachState.UNREACHABLE:

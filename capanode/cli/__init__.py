@@ -6,7 +6,18 @@ stderr. `main` is the one place that turns errors into exit codes.
 
 import typer
 
-from capanode.cli import config, doctor, earnings, init, models, owner, setup, start, status
+from capanode.cli import (
+    config,
+    doctor,
+    earnings,
+    init,
+    models,
+    owner,
+    service,
+    setup,
+    start,
+    status,
+)
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
 from protocol.programs.version import add_version, program_version
@@ -29,6 +40,7 @@ app.command("earnings")(earnings.earnings)
 app.command("doctor")(doctor.doctor)
 app.add_typer(models.app, name="models")
 app.add_typer(config.app, name="config")
+app.add_typer(service.app, name="service")
 
 
 @app.command("version")

@@ -1,34 +1,48 @@
 """`capanode doctor`: what works on this machine, and what to do about what does not."""
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
-from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_config
+from capanode.config import PROGRAM, NodeConfig
 from protocol.programs.output import print_json
+from protocol.programs.setting_options import Json, takes_settings
+
+if TYPE_CHECKING:
+    from capanode.doctor import Diagnosis
 
 
-def doctor(
-    data_dir: DataDir = None,
-    config_file: ConfigFile = None,
-    model_store: ModelStoreDir = None,
-    as_json: Json = False,
-) -> None:
-    """Check isolation, GPU, ports, models, clock and disk. Exits 1 if the node could not serve."""
+@takes_settings(NodeConfig, PROGRAM)
+def doctor(config: NodeConfig, as_json: Json = False) -> None:
+    """Check this machine with the settings and options that `start` would use. Exits 1 if
+    something here keeps a node from serving; hints and what is still to do are no failure."""
     from capanode.doctor import examine
 
-    diagnosis = examine(load_config(data_dir, config_file, model_store=model_store))
+    diagnosis = examine(config)
     if as_json:
-        findings = [asdict(finding) for finding in diagnosis.findings]
-        print_json({"can_serve": diagnosis.can_serve, "findings": findings})
+        findings = [
+            {**asdict(finding), "level": diagnosis.level_of(finding).value}
+            for finding in diagnosis.findings
+        ]
+        print_json(
+            {
+                "can_serve": diagnosis.can_serve,
+                "is_running": diagnosis.is_running,
+                "findings": findings,
+            }
+        )
     else:
-        width = max(len(finding.subject) for finding in diagnosis.findings)
-        for finding in diagnosis.findings:
-            mark = "ok" if finding.works else "--"
-            typer.echo(f"{mark}  {finding.subject:<{width}}  {finding.detail}")
-            if finding.advice:
-                typer.echo(f"    {'':<{width}}  → {finding.advice}")
-        verdict = "can serve jobs" if diagnosis.can_serve else "cannot serve jobs yet"
-        typer.echo(f"This machine {verdict}.")
-    if not diagnosis.can_serve:
+        _print(diagnosis)
+    if diagnosis.blockers:
         raise typer.Exit(1)
+
+
+def _print(diagnosis: "Diagnosis") -> None:
+    width = max(len(finding.subject) for finding in diagnosis.findings)
+    for finding in diagnosis.findings:
+        mark = diagnosis.level_of(finding).value
+        typer.echo(f"{mark:<7}  {finding.subject:<{width}}  {finding.detail}")
+        if finding.advice:
+            typer.echo(f"{'':<7}  {'':<{width}}  → {finding.advice}")
+    typer.echo(diagnosis.verdict)

@@ -6,11 +6,9 @@ from typing import Annotated
 import typer
 
 from capanode.config import PROGRAM, NodeConfig
+from capanode.service_unit import DRAINED_EXIT_CODE
 from protocol.programs.setting_options import takes_settings
 from protocol.programs.version import program_version
-
-# The one end after which a service manager must not start the node again.
-DRAINED_EXIT_CODE = 3
 
 
 @takes_settings(NodeConfig, PROGRAM)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from capanode.sandbox.bwrap import bwrap_candidates
+from capanode.sandbox.cures import cure_of, read_host
 from capanode.sandbox.errors import SandboxError
 from capanode.sandbox.gpu import GpuDevice, GpuGrant, plan_grant
 from capanode.sandbox.landlock import VERSION_MIN, landlock_version
@@ -128,7 +129,7 @@ def _advice(tier: IsolationTier) -> tuple[str, ...]:
     """What the operator can do to reach a better tier."""
     advice = []
     if tier is not IsolationTier.BWRAP:
-        advice.append(_ADVICE_NAMESPACES if bwrap_candidates() else _ADVICE_BWRAP)
+        advice.append(cure_of(read_host()) if bwrap_candidates() else _ADVICE_BWRAP)
     if tier is IsolationTier.NONE:
         if landlock_version() < VERSION_MIN:
             advice.append(f"Linux 6.2 or newer has Landlock {VERSION_MIN}, the fallback")
@@ -137,13 +138,6 @@ def _advice(tier: IsolationTier) -> tuple[str, ...]:
 
 
 _ADVICE_BWRAP = "install bubblewrap 0.8 or newer (Debian, Fedora, Arch: `bubblewrap`)"
-_ADVICE_NAMESPACES = (
-    "allow user namespaces for the full sandbox: on Ubuntu 24.04 install bubblewrap and "
-    "apparmor-profiles, copy /usr/share/apparmor/extra-profiles/bwrap-userns-restrict to "
-    "/etc/apparmor.d and load it with apparmor_parser -r (25.04 has it loaded), elsewhere set "
-    "kernel.unprivileged_userns_clone=1 or user.max_user_namespaces above 0, and in a container "
-    "use a seccomp profile that permits unshare"
-)
 
 
 def _report_nothing(facts: tuple[Fact, ...], advice: tuple[str, ...]) -> IsolationReport:

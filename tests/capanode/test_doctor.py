@@ -5,7 +5,7 @@ import pytest
 
 from capanode import doctor
 from capanode.config import NodeConfig
-from capanode.doctor import examine
+from capanode.doctor import FindingLevel, examine
 from capanode.errors import NotRunningError
 from capanode.gpus import GpuReport
 from capanode.hardware import Machine, MachineCheck
@@ -59,6 +59,50 @@ def test_a_fresh_folder_lacks_a_key_and_a_model_and_says_how_to_get_them(tmp_pat
     assert not examine(config).can_serve
 
 
+def test_what_is_still_to_do_is_no_blocker(tmp_path: Path) -> None:
+    """The README's order: init, doctor, then the first model."""
+    diagnosis = examine(make_config(tmp_path))
+    assert diagnosis.blockers == ()
+    assert diagnosis.verdict == (
+        "This machine can serve jobs. Still to do: key, coordinator, models."
+    )
+    levels = {each.subject: diagnosis.level_of(each) for each in diagnosis.findings}
+    assert levels["key"] is levels["models"] is FindingLevel.TO_DO
+    assert (levels["gpu"], levels["memory"]) == (FindingLevel.HINT, FindingLevel.OK)
+
+
+def test_a_wrong_key_or_a_missing_sandbox_is_a_blocker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "probe_isolation", lambda _: BROKEN)
+    config = make_config(tmp_path)
+    config.key_path.write_text("not a key")
+    diagnosis = examine(config)
+    assert [each.subject for each in diagnosis.blockers] == ["key", "isolation"]
+    assert "cannot serve jobs yet: see key, isolation" in diagnosis.verdict
+
+
+def test_a_node_that_runs_is_asked_what_it_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its command line may have named coordinators and models that no file does."""
+    create_key_file(tmp_path / "node.key")
+    status = {
+        "paused": "",
+        "listen": ["/ip4/0.0.0.0/tcp/4101"],
+        "coordinators": [{"peer_id": "12D3", "state": "attached", "error": ""}],
+        "models": [{"name": "a-model"}],
+    }
+    monkeypatch.setattr(doctor, "ask_status", lambda _: status)
+    config = make_config(tmp_path)
+    assert "attached" in find(config, "coordinator").detail
+    assert "a-model" in find(config, "models").detail
+    assert examine(config).verdict == "This machine serves jobs."
+    assert "takes jobs" in find(config, "node").detail
+    status["paused"] = "too hot"
+    assert "too hot" in find(config, "node").detail
+
+
 def test_models_that_do_not_stand_back_are_told(tmp_path: Path) -> None:
     assert "nice 5" in find(make_config(tmp_path), "priority").detail
     assert find(make_config(tmp_path), "priority").advice == ""
@@ -95,8 +139,11 @@ def test_a_port_that_our_own_node_serves_is_fine(
 
     monkeypatch.setattr(doctor, "check_port", taken)
     assert find(make_config(tmp_path), "port").advice == "choose another port"
-    monkeypatch.setattr(doctor, "ask_status", lambda _: {})
+    ours = {"listen": ["/ip4/0.0.0.0/tcp/4101"]}
+    monkeypatch.setattr(doctor, "ask_status", lambda _: ours)
     assert find(make_config(tmp_path), "port").works
+    elsewhere = make_config(tmp_path, listen=["/ip4/0.0.0.0/tcp/5000"])
+    assert not find(elsewhere, "port").works, "another program's port is not our node's"
 
 
 def test_coordinators_are_dialled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,16 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from coordinator.market.breaker import FAILURES_TO_OPEN
+from coordinator.market.breaker import FAILURES_TO_OPEN, OPEN_MAX_MS
 from coordinator.market.matching import Candidate, Reason
 from coordinator.market.matching.choose import EXPLORE_SHARE
 from protocol.errors import Code
-from protocol.ids import PeerId
+from protocol.ids import LeaseId, PeerId, sha256_digest
 from protocol.limits import ATTEMPTS_MAX
 from protocol.messages import Constraints, Objective
 from tests.coordinator.market_makers import (
+    CREDIT,
+    MODEL,
     SOURCE,
     Market,
     a_job,
@@ -26,6 +28,7 @@ from tests.coordinator.market_makers import (
     record,
 )
 
+OTHER_MODEL = sha256_digest(b"another model")
 Behaviour = Callable[[Candidate], Code | None]
 
 
@@ -262,6 +265,60 @@ def test_a_repaired_node_comes_back() -> None:
     is_broken = False
     _, outcomes = run_jobs(market, behaviour, jobs=9_000, every_ms=400)
     assert outcomes[broken, None] > 9_000 / 4 / 4, "an hour later it has a fair share again"
+
+
+# 8. One request that spilled over pinned a node to one of its two models (d-inference#1121), and a
+#    healthy node got nothing for 40 minutes until it was started again (d-inference#692).
+
+SMALL, LARGE = model_offer(name="small"), model_offer(name="large", digest=OTHER_MODEL)
+
+
+def usual(market: Market, **job: object) -> PeerId:
+    """Where such jobs go, but for what is explored."""
+    ((chosen, _),) = Counter(market.first(a_job(**job)) for _ in range(60)).most_common(1)
+    return chosen
+
+
+def test_story_8_one_job_spilled_over_pins_a_node_to_none_of_its_models() -> None:
+    market = Market()
+    cheap = model_offer(name="small", price_nano=CREDIT // 10)
+    both, home = market.add(0, SMALL, LARGE), market.add(1, cheap)
+    small, large = {"objective": Objective.PRICE}, {"model": OTHER_MODEL}
+    assert usual(market, **small) == home
+    market.load(1, cheap.slots, cheap.queue_max)
+    assert usual(market, **small) == both, "its home is full, so it spills over"
+    market.book.grant(LeaseId("spilled"), both, MODEL, expires_at_ms=market.now_ms + 60_000)
+    assert usual(market, **large) == both, "while the spilled job runs there"
+    market.load(1, 0)
+    assert usual(market, **small) == home, "what comes next goes home again"
+    market.book.release(LeaseId("spilled"))
+    market.reputation.record_success(both, SOURCE, now_ms=market.now_ms)
+    assert usual(market, **large) == both
+    assert usual(market, **small) == home
+
+
+def test_story_8_a_healthy_node_is_taken_back_as_it_is() -> None:
+    """It is the only one with its model, reports load, and signs no new incarnation."""
+    market = Market()
+    both = market.add(0, SMALL, LARGE)
+    for _ in range(8 * FAILURES_TO_OPEN):
+        # Again and again, so that the wait has grown to the longest.
+        record(market.reputation, both, Code.WORKER_HUNG, now_ms=market.now_ms)
+        market.now_ms += OPEN_MAX_MS
+        market.refresh()
+    record(market.reputation, both, Code.WORKER_HUNG, now_ms=market.now_ms)
+    assert market.match(a_job()).counts == {Reason.BREAKER_OPEN: 1}
+    waited_ms = 0
+    while not market.match(a_job(model=OTHER_MODEL)).candidates:
+        market.now_ms += 30_000
+        waited_ms += 30_000
+        market.refresh()
+        market.load(0, 0)
+    assert waited_ms <= 1.25 * OPEN_MAX_MS + 30_000, "minutes, not until it is started again"
+    market.reputation.start_attempt(both, now_ms=market.now_ms)
+    market.reputation.record_success(both, SOURCE, now_ms=market.now_ms)
+    assert market.first(a_job()) == both
+    assert market.first(a_job(model=OTHER_MODEL)) == both
 
 
 def test_ratios_of_a_new_job_do_not_depend_on_what_was_expected_of_it() -> None:
