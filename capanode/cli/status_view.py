@@ -4,12 +4,14 @@ screen. Pure; the status comes as JSON has it, because it may come from another 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from capanode.cli.standing_view import reach_text, standing_rows, tried_rows
 from capanode.outbox_store import REFUSED, WAITING
 from protocol.money import format_credits
 from protocol.pricing import PriceSheet
 from protocol.programs.output import bytes_text, price_text, short, time_text
 
 FAILURES_SHOWN = 5
+_STANDING = ("market", "sees it as", "model", "last jobs", "came here", "why others did not")
 _UNPAID = (WAITING, "pending", REFUSED)
 
 Plain = Mapping[str, Any]
@@ -26,7 +28,7 @@ def facts_of(plain: Plain) -> dict[str, str]:
     """What is said of the node as a whole."""
     models = plain["models"]
     running, queued, slots = (sum(m[key] for m in models) for key in ("running", "queued", "slots"))
-    return {
+    facts = {
         "node": plain["peer_id"],
         "software": f"{plain['software']}, since {time_text(plain['started_at_ms'])} UTC",
         "addresses": ", ".join(plain["addresses"]),
@@ -36,7 +38,9 @@ def facts_of(plain: Plain) -> dict[str, str]:
         "jobs": f"{running}/{slots} running, {queued} queued, {plain['uploading']} uploading",
         "speed": f"{sum(m['tokens_per_s'] for m in models):.0f} tokens/s now",
         "earned": earned_text(plain),
+        "reachable": reach_text(plain),
     }
+    return {name: words for name, words in facts.items() if words}
 
 
 def state_text(plain: Plain) -> str:
@@ -53,10 +57,13 @@ def earned_text(plain: Plain) -> str:
 
 def tables_of(plain: Plain) -> Iterator[StatusTable]:
     """Those that have something to say."""
+    names = {model["digest"]: model["name"] for model in plain["models"]}
     for table in (
         _devices(plain["devices"]),
         _models(plain["models"]),
         _coordinators(plain["coordinators"]),
+        StatusTable(("dialled by", "address", "outcome"), tuple(tried_rows(plain))),
+        StatusTable(_STANDING, tuple(standing_rows(plain["coordinators"], names))),
         _receipts(plain["earnings"]),
         _failures(plain["failures"]),
     ):

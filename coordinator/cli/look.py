@@ -20,6 +20,7 @@ from protocol.offers import NodeOffer
 from protocol.pricing import ELEMENTS_PER_PRICE, Units
 from protocol.programs.output import (
     credits_text,
+    health_word,
     price_text,
     print_facts,
     print_json,
@@ -44,8 +45,6 @@ NODE_HEADINGS = (
     "slots",
     "price",
 )
-# A breaker's own words say the opposite of what people take them for.
-HEALTH_WORDS = {"closed": "healthy", "half_open": "on trial", "open": "excluded"}
 
 
 @takes_buyer
@@ -192,10 +191,6 @@ def _offer_of(summary: NodeSummary) -> NodeOffer:
     return open_envelope(summary.offer, NodeOffer, signer=summary.node).message
 
 
-def _health_of(summary: NodeSummary) -> str:
-    return HEALTH_WORDS.get(summary.health, summary.health)
-
-
 def _node_rows(summary: NodeSummary) -> list[tuple[object, ...]]:
     offer = _offer_of(summary)
     rtt = "-" if summary.rtt_ms is None else f"{summary.rtt_ms:.1f} ms"
@@ -205,7 +200,7 @@ def _node_rows(summary: NodeSummary) -> list[tuple[object, ...]]:
         offer.tier.value,
         rtt,
         f"{summary.running}+{summary.queued}",
-        _health_of(summary) if summary.attached else "away",
+        health_word(summary.health) if summary.attached else "away",
     )
     return [
         (*head, m.name, m.slots, price_text(m.price, TASKS[m.task].units)) for m in offer.models
@@ -224,7 +219,7 @@ def _plain_node(summary: NodeSummary) -> dict[str, object]:
         "attached": summary.attached,
         "running": summary.running,
         "queued": summary.queued,
-        "health": _health_of(summary),
+        "health": health_word(summary.health),
         "success_rate": summary.success_rate,
         "models": [asdict(model) for model in offer.models],
     }

@@ -109,6 +109,15 @@ def time_text(stamp_ms: int | None) -> str:
     return datetime.fromtimestamp(stamp_ms / 1_000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def health_word(health: str) -> str:
+    """A node's health in a market. A breaker's own words say the opposite of what people take them
+    for."""
+    return _HEALTH_WORDS.get(health, health)
+
+
+_HEALTH_WORDS = {"closed": "healthy", "half_open": "on trial", "open": "excluded"}
+
+
 def short(name: str) -> str:
     """A peer id as people tell them apart: its end, since all begin alike."""
     return f"…{name[-8:]}" if len(name) > 12 else name

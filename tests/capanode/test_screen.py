@@ -168,3 +168,54 @@ def test_models_share_the_device_that_they_run_on() -> None:
     (device,) = devices_of(plans, HARDWARE)
     assert (device.device, device.models) == ("processor", ("a-model", "b-model"))
     assert device.promised_bytes == sum(plan.bytes for plan in plans)
+
+
+def test_an_owner_sees_how_markets_reach_and_judge_the_node() -> None:
+    """Case G1: why a healthy node gets nothing."""
+    plain = asdict(STATUS)
+    plain["reach"] = {
+        "state": "unreachable",
+        "tried": [
+            {"coordinator": MARKET, "address": "/ip4/203.0.113.7/tcp/4101", "outcome": "timed_out"}
+        ],
+        "observed_hosts": ["203.0.113.7"],
+        "relays": [],
+        "failed_buyers": 3,
+    }
+    plain["coordinators"][0]["standing"] = {
+        "is_known": True,
+        "health": "closed",
+        "models": [
+            {
+                "manifest_digest": MODEL,
+                "jobs": 20,
+                "chosen": 2,
+                "reasons": [
+                    {"reason": "busy", "count": 3},
+                    {"reason": "price_above_max", "count": 8},
+                ],
+                "outbid": 7,
+                "dearer_percent": 12,
+                "slower_percent": 0,
+            }
+        ],
+    }
+    told = facts_of(plain)["reachable"]
+    assert told == "NO: nothing can dial it; seen at 203.0.113.7; 3 buyers could not dial it lately"
+    tables = {table.headings[0]: table.rows for table in tables_of(plain)}
+    assert tables["dialled by"][0][1:] == ("/ip4/203.0.113.7/tcp/4101", "no answer in time")
+    _, health, model, jobs, came, why = tables["market"][0]
+    assert (health, model, jobs, came) == ("healthy", "[red]a-model", "20", "2")
+    assert why == (
+        "dearer than the buyer's most (8); it was full (3); others were better (7): 12 % dearer"
+    )
+    plain["coordinators"][0]["standing"]["is_known"] = False
+    (table,) = (table for table in tables_of(plain) if table.headings[0] == "market")
+    assert table.rows[0][1] == "does not know it"
+
+
+def test_a_node_of_an_older_version_is_shown_without_what_it_does_not_say() -> None:
+    plain = asdict(STATUS)
+    plain.pop("reach", None)
+    assert "reachable" not in facts_of(plain)
+    assert "market" not in {table.headings[0] for table in tables_of(plain)}
