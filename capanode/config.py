@@ -69,6 +69,11 @@ class NodeConfig:
         SWITCH,
         "Whether to ask the router to forward a port (UPnP, NAT-PMP) where nothing can dial in.",
     )
+    relay: bool = setting(
+        False,
+        SWITCH,
+        "Whether others behind routers may be reached through this node.",
+    )
     dial_private: tuple[str, ...] = setting(
         (),
         NETWORKS,

@@ -34,6 +34,7 @@ from capanode.start_plan import StartPlan, plan_start
 from capanode.status import NodeStatus, StatusServer, read_status
 from capanode.update_notice import UpdateWatch
 from capanode.workers import SandboxedWorkers
+from protocol.net.relay_places import RelayLimits
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
 from protocol.programs.locks import hold_lock
@@ -81,7 +82,11 @@ async def serve(
         from protocol.net.libp2p import Libp2pTransport  # noqa: PLC0415
 
         transport = Libp2pTransport(
-            key, config.listen, announce=config.announce, policy=config.dial_policy
+            key,
+            config.listen,
+            announce=config.announce,
+            policy=config.dial_policy,
+            relay=RelayLimits() if config.relay else None,
         )
         models = ModelStore(config.model_store)
         if config.share_models:

@@ -19,6 +19,7 @@ from coordinator.in_process.market import LocalMarket, list_known_models
 from coordinator.settings import CoordinatorConfig
 from coordinator.vault import Vault
 from protocol.net.libp2p import Libp2pTransport
+from protocol.net.relay_places import RelayLimits
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.locks import hold_lock
@@ -51,7 +52,11 @@ async def serve(
         database = open_database(config.database, ThreadRunner())
         runtime = system_runtime()
         transport = Libp2pTransport(
-            key, config.listen, announce=config.announce, policy=config.dial_policy
+            key,
+            config.listen,
+            announce=config.announce,
+            policy=config.dial_policy,
+            relay=RelayLimits() if config.relay else None,
         )
         coordinator = Coordinator(key, transport, database, _market_rules(config), runtime)
         known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())

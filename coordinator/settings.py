@@ -120,6 +120,11 @@ class CoordinatorConfig:
         "What to tell others instead, if a router forwards another address to this machine.",
         example='["/ip4/203.0.113.7/tcp/4100"]',
     )
+    relay: bool = setting(
+        True,
+        SWITCH,
+        "Whether nodes behind routers may be reached through this machine.",
+    )
     dial_private: tuple[str, ...] = setting(
         (),
         NETWORKS,

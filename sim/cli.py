@@ -190,7 +190,7 @@ def _bench_all(*, as_json: bool) -> None:
 
 
 def _print_figures(benchmark: Benchmark, figures: Figures) -> None:
-    width = max(map(len, figures))
+    width = max(map(len, figures), default=0)
     for name, value in figures.items():
         verdict = benchmark.verdict(name, figures)
         line = f"{name:<{width}}  {value:>14,.3f}"

@@ -26,7 +26,8 @@ ADDRESSES_READ_MAX = 16
 # One message of a few hundred bytes on an open connection.
 CIRCUIT_MESSAGE_WITHIN_S = 10.0
 
-_LENGTH_BYTES_MAX = 2
+# Of the length before a message: enough for 2 MiB.
+_LENGTH_BYTES_MAX = 3
 
 
 class HopKind(IntEnum):
@@ -136,6 +137,24 @@ class StopMessage:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PunchMessage:
+    """Between two peers that a relay connects. `addresses` are binary multiaddrs."""
+
+    kind: int
+    addresses: tuple[bytes, ...] = ()
+
+    def encode(self) -> bytes:
+        addresses = b"".join(encode_field(2, address) for address in self.addresses)
+        return encode_field(1, self.kind) + addresses
+
+    @classmethod
+    def parse(cls, data: bytes) -> "PunchMessage":
+        """Raises RemoteProtocolError (MALFORMED)."""
+        fields = ProtobufFields(data)
+        return cls(_parse_kind(fields), tuple(fields.every(2)[:ADDRESSES_READ_MAX]))
+
+
 async def send_message(stream: Stream, body: bytes) -> None:
     """Raises StreamClosed, NetTimeout if the peer does not take it."""
     with trio.move_on_after(CIRCUIT_MESSAGE_WITHIN_S):
@@ -144,7 +163,7 @@ async def send_message(stream: Stream, body: bytes) -> None:
     raise NetTimeout(f"{stream.peer} takes no message")
 
 
-async def receive_message(stream: Stream) -> bytes:
+async def receive_message(stream: Stream, *, bytes_max: int = CIRCUIT_MESSAGE_BYTES_MAX) -> bytes:
     """The next message, and not a byte more: what follows may belong to someone else.
 
     Raises RemoteProtocolError (MALFORMED), StreamClosed, NetTimeout.
@@ -157,8 +176,8 @@ async def receive_message(stream: Stream) -> bytes:
             if byte < 0x80:
                 break
         else:
-            size = CIRCUIT_MESSAGE_BYTES_MAX + 1
-        if size > CIRCUIT_MESSAGE_BYTES_MAX:
+            size = bytes_max + 1
+        if size > bytes_max:
             raise RemoteProtocolError("a message is too long", code=Code.MALFORMED)
         return await _receive_exactly(stream, size)
     raise NetTimeout(f"{stream.peer} sent no message within {CIRCUIT_MESSAGE_WITHIN_S:g} s")

@@ -37,9 +37,11 @@ from protocol.net.libp2p_connections import PeerConnections, mux_of, peer_of
 from protocol.net.libp2p_gossip import GossipService, running_gossip
 from protocol.net.libp2p_handshake import Handshakes
 from protocol.net.libp2p_host import forget_peer, make_host, quiet_libp2p
+from protocol.net.libp2p_observed import Observations
 from protocol.net.libp2p_stream import Libp2pStream, handler_for, negotiate
 from protocol.net.libp2p_tcp import (
     BufferedTcp,
+    OwnPort,
     dial,
     interface_hosts,
     listen_at,
@@ -89,6 +91,7 @@ class Libp2pTransport:
         self._admission = SocketPlaces.of_this_process()
         self._host, self._swarm = make_host(key, lambda: self._addresses, self._buffers)
         self._counts: Counter[str] = Counter()
+        self._own_port = OwnPort()
         self._connections = PeerConnections(
             self._admission, forget=self._forget, counts=self._counts
         )
@@ -97,6 +100,7 @@ class Libp2pTransport:
         self._gossip: GossipService | None = None
         self._nursery: trio.Nursery | None = None
         self.handshakes = Handshakes(self._swarm)
+        self.observations = Observations(self._connections.live)
         self._circuits = Libp2pCircuits(self, relay, tells=policy.allows_place)
 
     @property
@@ -109,9 +113,7 @@ class Libp2pTransport:
 
     @property
     def announced(self) -> tuple[str, ...]:
-        direct = self._addresses
-        if not self._announce:
-            direct = tuple(a for a in direct if self._policy.allows_place(split_peer_id(a)[0]))
+        direct = tuple(f"{place}/p2p/{self._peer_id}" for place in self.direct_places())
         return direct + self._circuits.addresses
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -121,6 +123,8 @@ class Libp2pTransport:
         try:
             for place in self._listen:
                 listeners += await listen_at(place)
+            for listener in listeners:
+                self._own_port.listen(listener)
             self._addresses = self._reachable_at()
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -146,6 +150,7 @@ class Libp2pTransport:
             for listener in listeners:
                 await trio.aclose_forcefully(listener)
             listeners.clear()
+            self._own_port.forget()
 
     def handle(self, protocol_id: str, handler: Handler) -> None:
         self._host.set_stream_handler(
@@ -193,6 +198,10 @@ class Libp2pTransport:
     def relay_of(self, peer: PeerId) -> PeerId | None:
         connection = self._connections.live(peer)
         return None if connection is None else mux_of(connection).origin.relay
+
+    def is_direct(self, peer: PeerId) -> bool:
+        """Whether new streams to a peer need no relay."""
+        return self._connections.is_direct(peer)
 
     def reserve(
         self, relay_address: str, on_change: Callable[[], None] = lambda: None
@@ -310,7 +319,7 @@ class Libp2pTransport:
 
     async def _dial_tcp(self, place: str, peer: PeerId) -> BufferedTcp:
         try:
-            return BufferedTcp(await dial(place, self._policy))
+            return BufferedTcp(await dial(place, self._policy, self._own_port))
         except AddressForbidden:
             self._counts["dials_forbidden"] += 1
             log.info("dial_forbidden", peer=peer, place=place)
@@ -353,6 +362,22 @@ class Libp2pTransport:
 
     # For its circuits, too.
 
+    def direct_places(self) -> list[str]:
+        """Where we listen, as far as strangers would dial it; without /p2p/."""
+        places = [split_peer_id(address)[0] for address in self._addresses]
+        return [each for each in places if self._announce or self._policy.allows_place(each)]
+
+    async def listen_where_we_dial(self) -> list[trio.SocketListener]:
+        """For a party that does not listen, for a moment."""
+        return await self._own_port.listen_too()
+
+    async def dial_from_port(self, place: str) -> BufferedTcp:
+        """Dial so that the router uses the place outside that it has given us already.
+
+        Raises ConnectFailed, AddressForbidden.
+        """
+        return BufferedTcp(await dial(place, self._policy, self._own_port, must_be_from_port=True))
+
     def adopt(self, peer: PeerId, connection: SwarmConn, *, local_host: str = "") -> None:
         """Keep a connection that we made, from one of our hosts or through a relay. Raises
         ConnectFailed if we do not run any more."""
@@ -376,7 +401,7 @@ class Libp2pTransport:
     async def retire(self, connection: SwarmConn) -> None:
         await self._connections.retire(connection)
 
-    def start_soon(self, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    def start_soon(self, task: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """A task that ends with this transport; nothing happens if that is over."""
         if self._nursery is not None:
             self._nursery.start_soon(task, *arguments)

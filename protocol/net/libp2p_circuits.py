@@ -18,6 +18,7 @@ from protocol.net.errors import NetError
 from protocol.net.libp2p_admission import HANDSHAKE_WITHIN_S
 from protocol.net.libp2p_connections import mux_of, peer_of
 from protocol.net.libp2p_pipe import CircuitPipe, raw_connection_over
+from protocol.net.libp2p_punch import HolePunches
 from protocol.net.relay import Relay
 from protocol.net.relay_places import RelayLimits
 from protocol.net.reservations import KeptReservation, Reservations
@@ -44,6 +45,7 @@ class Libp2pCircuits:
         self._owner = owner
         self._tells = tells
         self._relay: Relay | None = None
+        self._punches = HolePunches(owner)
         self._places = Reservations(owner, SystemClock(), read_address=self._read_address)
         taker = CallTaker(self._places.holds_place_at, self._serve_call)
         owner.handle(STOP_PROTOCOL, taker.handle_stop)
@@ -72,6 +74,8 @@ class Libp2pCircuits:
         """Connect to `peer` through the relay at a place. Raises NetError."""
         owner = self._owner
         await owner.connect(f"{relay_place}/p2p/{relay}", timeout_s=math.inf)
+        # The callee will ask at once where it can meet us.
+        owner.start_soon(owner.observations.seen_by, relay)
         call = await call_through(owner, relay, peer, timeout_s=math.inf)
         pipe = CircuitPipe(call)
         raw = raw_connection_over(pipe, relay_place, relay, is_initiator=True)
@@ -97,6 +101,7 @@ class Libp2pCircuits:
             await connection.close()
             return
         self._owner.start_soon(self._retire_when_spent, pipe, connection)
+        self._owner.start_soon(self._punches.upgrade, connection)
         await self._owner.carry_inbound(peer, connection)
 
     async def _retire_when_spent(self, pipe: CircuitPipe, connection: "SwarmConn") -> None:

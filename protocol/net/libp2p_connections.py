@@ -35,16 +35,15 @@ class PeerConnections:
 
     def live(self, peer: PeerId) -> SwarmConn | None:
         """The oldest connection that works: two parties may dial each other at the same time, and
-        both then use the same one for most of its life. One through a relay only if there is no
-        other."""
-        found = None
-        for connection in self._by_peer.get(peer, ()):
-            mux = mux_of(connection)
-            if mux.is_established and not mux.is_retiring:
-                if mux.origin.relay is None:
-                    return connection
-                found = found or connection
-        return found
+        both then use the same one for most of its life. But a peer that has moved to another
+        network has left one behind, on which nothing comes; and one through a relay is used only
+        if there is no other."""
+        working = [
+            connection
+            for connection in self._by_peer.get(peer, ())
+            if mux_of(connection).is_established and not mux_of(connection).is_retiring
+        ]
+        return min(working, key=_reluctance, default=None)
 
     def peers(self) -> frozenset[PeerId]:
         """Those with a connection that works."""
@@ -128,6 +127,11 @@ def mux_of(connection: SwarmConn) -> Mux:
 
 def peer_of(connection: SwarmConn) -> PeerId:
     return PeerId(str(mux_of(connection).peer_id))
+
+
+def _reluctance(connection: SwarmConn) -> tuple[bool, bool]:
+    mux = mux_of(connection)
+    return mux.is_silent, mux.origin.relay is not None
 
 
 async def _close(connections: Iterable[SwarmConn]) -> None:

@@ -20,6 +20,8 @@ from protocol.net.errors import AddressInUse, AddressInvalid, ConnectFailed
 READ_BYTES = 64 * 1024
 # A name may have many addresses; a stranger's name gets so many dials at most.
 DIALS_PER_NAME_MAX = 4
+# One party is expected; others that happen to come are refused by their handshake.
+PUNCHED_BACKLOG = 4
 
 
 def _nothing() -> None:
@@ -85,25 +87,103 @@ class BufferedTcp(TrioTCPStream):
             return 0
 
 
-async def dial(place: str, policy: DialPolicy) -> trio.SocketStream:
-    """A connection to what `place` resolves to, as far as `policy` allows.
+async def dial(
+    place: str, policy: DialPolicy, own_port: "OwnPort", *, must_be_from_port: bool = False
+) -> trio.SocketStream:
+    """A connection to what `place` resolves to, as far as `policy` allows, from our own port if it
+    is free for that.
 
     Names are resolved here and the connection goes to the addresses that were judged: a name that
     resolves to something else a moment later leads nowhere. Raises ConnectFailed, AddressForbidden.
     """
-    host, port = _host_and_port(place)
+    host, remote_port = _host_and_port(place)
     failure: OSError | None = None
     try:
-        hosts = await _resolve(place, host, port)
+        hosts = await _resolve(place, host, remote_port)
     except (OSError, UnicodeError) as error:
         # A name that no resolver takes is refused by its encoding already.
         raise ConnectFailed(f"{place} cannot be resolved: {error}") from error
     for allowed in policy.check_hosts(place, hosts)[:DIALS_PER_NAME_MAX]:
         try:
-            return await trio.open_tcp_stream(allowed, port)
+            return await own_port.connect(allowed, remote_port, must_be=must_be_from_port)
         except OSError as error:
             failure = error
     raise ConnectFailed(f"{place} cannot be reached: {failure}") from failure
+
+
+class OwnPort:
+    """The port that we dial from: the one that we listen at, or one that stays the same.
+
+    A router then gives all our connections one place outside, at which a peer can meet us.
+    """
+
+    def __init__(self) -> None:
+        self._ports: dict[socket.AddressFamily, int] = {}
+        self._listens = False
+
+    def listen(self, listener: trio.SocketListener) -> None:
+        """Dial from where `listener` listens. The first one of each family counts."""
+        # Only now: while it was being bound, another program of ours had to be refused the port.
+        listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._listens = True
+        family = socket.AddressFamily(listener.socket.family)
+        self._ports.setdefault(family, listener.socket.getsockname()[1])
+
+    def forget(self) -> None:
+        """Nothing listens any more."""
+        self._ports.clear()
+        self._listens = False
+
+    async def listen_too(self) -> list[trio.SocketListener]:
+        """Listen where we dial from, for a moment; nowhere if we do so anyway or never dialled."""
+        listeners = []
+        for family, port in () if self._listens else tuple(self._ports.items()):
+            sock = _reusable_socket(family)
+            try:
+                await sock.bind(("", port))
+                sock.listen(PUNCHED_BACKLOG)
+            except OSError:
+                sock.close()
+            else:
+                listeners.append(trio.SocketListener(sock))
+        return listeners
+
+    async def connect(self, host: str, port: int, *, must_be: bool) -> trio.SocketStream:
+        """Connect to an IP address; from another port if ours cannot be used, unless it `must_be`.
+        Raises OSError."""
+        is_v6 = ipaddress.ip_address(host.partition("%")[0]).version == 6
+        family = socket.AF_INET6 if is_v6 else socket.AF_INET
+        try:
+            return await self._connect(family, host, port)
+        except OSError as error:
+            # Another connection from this port to that place is there, or was a moment ago.
+            if must_be or error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+        return await trio.open_tcp_stream(host, port)
+
+    async def _connect(
+        self, family: socket.AddressFamily, host: str, port: int
+    ) -> trio.SocketStream:
+        sock = _reusable_socket(family)
+        try:
+            await sock.bind(("", self._ports.get(family, 0)))
+            self._ports.setdefault(family, sock.getsockname()[1])
+            await sock.connect((host, port))
+        except BaseException:
+            # Failed or cancelled: the socket is ours to close.
+            sock.close()
+            raise
+        return trio.SocketStream(sock)
+
+
+def _reusable_socket(family: socket.AddressFamily) -> trio.socket.SocketType:
+    """One that may be bound to a port of ours that is in use."""
+    sock = trio.socket.socket(family, socket.SOCK_STREAM)
+    if family is socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return sock
 
 
 async def _resolve(place: str, host: str, port: int) -> list[str]:

@@ -63,6 +63,8 @@ STREAM_COST_BYTES = 8 * KIB
 # its cores with torch.
 PING_AFTER_S = 2.5
 PONG_WITHIN_S = 6.0
+# A peer that has another connection is not kept waiting for the rest of it.
+PONG_SOON_S = 1.0
 
 # A peer that reads gets our last words in this time.
 FAREWELL_S = 0.2
@@ -119,6 +121,11 @@ class Mux(IMuxedConn):
     @property
     def is_established(self) -> bool:
         return self.event_started.is_set() and not self._ending
+
+    @property
+    def is_silent(self) -> bool:
+        """Nothing has come for longer than a peer that is there ever says nothing."""
+        return trio.current_time() - self._heard_at > PING_AFTER_S + PONG_SOON_S
 
     @property
     def is_closed(self) -> bool:

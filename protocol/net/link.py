@@ -77,6 +77,7 @@ class Link:
         self.ended = trio.Event()
         # trio's time when the last channel closed; a link with channels is not idle.
         self.idle_since = 0.0
+        self._stream = stream
         self._framed = FramedStream(stream)
         self._role = role
         self._on_channel = on_channel
@@ -92,11 +93,22 @@ class Link:
         self._handlers: trio.Nursery | None = None
         self._life = trio.CancelScope()
         self._running = False
+        self._is_leaving = False
 
     @property
     def is_open(self) -> bool:
         """Channels can be opened."""
-        return self._running and self._last_number < CHANNEL_NUMBER_MAX
+        return (
+            self._running
+            and self._last_number < CHANNEL_NUMBER_MAX
+            and not self._is_leaving
+            and not self.is_superseded
+        )
+
+    @property
+    def is_superseded(self) -> bool:
+        """A new link would run over a better connection."""
+        return self._stream.is_superseded
 
     @property
     def channels_open(self) -> int:
@@ -153,6 +165,11 @@ class Link:
         self._framed.end()
         self._life.deadline = trio.current_time() + FLUSH_WITHIN_S
 
+    def leave(self) -> None:
+        """End the link in good order with its last channel."""
+        self._is_leaving = True
+        self._rest()
+
     # What a channel needs of its link.
 
     def send_frame(self, frame: Frame) -> None:
@@ -166,11 +183,17 @@ class Link:
         if self._channels.get(channel.number) is not channel:
             return  # The peer closed it first, and may have used its number again.
         del self._channels[channel.number]
-        self.idle_since = trio.current_time()
         self._closed_here[channel.number] = None
         if len(self._closed_here) > CLOSED_MAX:
             del self._closed_here[next(iter(self._closed_here))]
         self._send_ending(channel.number, error)
+        self._rest()
+
+    def _rest(self) -> None:
+        """A channel has ended, perhaps the last one."""
+        self.idle_since = trio.current_time()
+        if self._is_leaving and not self._channels:
+            self.close()
 
     def _send_ending(self, number: int, error: ErrorBody | None) -> None:
         """ERROR if it failed, then CLOSE."""
@@ -238,7 +261,7 @@ class Link:
                 return
         if frame.type is FrameType.CLOSE:
             del self._channels[frame.channel]
-            self.idle_since = trio.current_time()
+            self._rest()
             channel.fail(StreamClosed(f"{self.peer} closed the channel"))
             return
         size = len(frame.body) + FRAME_OVERHEAD_BYTES

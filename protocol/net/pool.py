@@ -1,7 +1,8 @@
 """One long-lived stream per peer for one protocol, opened when first needed and shared by all.
 
 Callers ask for a channel and never see the stream. When it dies, its channels fail and the next
-caller gets a new one; an idle line is not reopened.
+caller gets a new one; an idle line is not reopened. When a better connection to the peer is made
+(direct, where this one runs through a relay), the next caller gets a new one as well.
 """
 
 import random
@@ -170,7 +171,10 @@ class StreamPool:
             return
         else:
             self._opened += 1
+            former = self._links.get(peer)
             opening.link = self._links[peer] = link
+            if former is not None:
+                former.leave()
         finally:
             del self._openings[peer]
             opening.done.set()
@@ -219,7 +223,8 @@ class StreamPool:
             await trio.sleep(self._options.idle_s / 4)
             oldest = trio.current_time() - self._options.idle_s
             for link in self._links.values():
-                if link.channels_open == 0 and link.idle_since <= oldest:
+                is_idle = link.idle_since <= oldest or link.is_superseded
+                if link.channels_open == 0 and is_idle:
                     link.close()
 
 

@@ -153,6 +153,18 @@ BENCHMARKS = {
             takes="four minutes",
         ),
         Benchmark(
+            "reach",
+            "buyers that reach nodes behind routers, and that need no relay in the end",
+            (
+                Target("reachable_share", 1.0, at_least=True),
+                Target("direct_share", 0.7, at_least=True),
+                Target("relay_lost_s", 10.0),
+                Target("node_moved_s", 10.0),
+                Target("router_moved_s", 10.0),
+            ),
+            takes="a minute; needs nftables and user namespaces",
+        ),
+        Benchmark(
             "ledger",
             "durable hold+capture pairs with 100 submitters, beside the disk's own fdatasync",
         ),

@@ -18,7 +18,7 @@ from protocol.keys import SigningKey
 from protocol.net.dial_policy import ALLOW_LOOPBACK, PUBLIC_ONLY
 from protocol.net.errors import ConnectFailed
 from protocol.net.libp2p import Libp2pTransport
-from protocol.net.libp2p_tcp import dial
+from protocol.net.libp2p_tcp import OwnPort, dial
 
 MULTISTREAM = b"\x13/multistream/1.0.0\n"
 NOISE = b"\x07/noise\n"
@@ -170,4 +170,4 @@ async def test_rubbish_instead_of_a_protocol_fails_that_stream(
 @pytest.mark.parametrize("name", ["a..b", ".", "☃.net", "\u2028", "x" * 64 + ".example"])
 async def test_a_name_that_no_resolver_takes_fails(name: str) -> None:
     with pytest.raises(ConnectFailed):
-        await dial(f"/dns4/{name}/tcp/1", PUBLIC_ONLY)
+        await dial(f"/dns4/{name}/tcp/1", PUBLIC_ONLY, OwnPort())

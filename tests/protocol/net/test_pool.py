@@ -18,11 +18,13 @@ from protocol.net.errors import (
     StreamClosed,
 )
 from protocol.net.link import serve_channels
+from protocol.net.memory import MemoryNetwork
 from protocol.net.memory_wire import Conditions
 from protocol.net.pool import PoolOptions, StreamPool
 from protocol.net.racing import HEAD_START_S, FailedDials, connect_first
+from protocol.net.relay_places import RelayLimits
 from protocol.net.transport import Stream
-from tests.protocol.net.contract import key_of
+from tests.protocol.net.contract import key_of, reserve
 from tests.protocol.net.pairs import CHANNELS, Pair, echo
 from tests.protocol.net.virtual import virtual_time
 
@@ -62,6 +64,38 @@ async def test_one_stream_serves_all_callers() -> None:
         assert pair.client.statistics().streams_opened == 1
         assert pool.statistics().opened == 1
         assert pool.statistics().channels == 6
+
+
+@virtual_time
+async def test_callers_move_to_a_direct_connection_when_there_is_one() -> None:
+    network = MemoryNetwork(random.Random(5), conditions=NEAR)
+    relay = network.transport(key_of(3), relay=RelayLimits())
+    client = network.transport(key_of(1))
+    server = network.transport(key_of(2), is_dialable=False)
+    pool = StreamPool(client, CHANNELS, role="client", rng=random.Random(1))
+
+    async def serve(stream: Stream) -> None:
+        await serve_channels(stream, echo, role="server")
+
+    server.handle(CHANNELS, serve)
+    async with trio.open_nursery() as nursery:
+        for run in (relay.run, client.run, server.run, pool.run):
+            await nursery.start(run)
+        address = await reserve(server, relay)
+        old = await open_and_talk(pool, server.peer_id, addresses=(address,))
+        await server.connect(client.addresses[0], timeout_s=5)
+        new = await open_and_talk(pool, server.peer_id)
+        assert pool.statistics().opened == 2
+        for channel in (old, new):
+            channel.send_nowait(FrameType.EVENT, b"still here")
+            assert (await channel.receive()).body == b"still here"
+        assert relay.statistics().circuits == 1
+        old.close()
+        await trio.sleep(1)
+        assert relay.statistics().circuits == 0
+        new.send_nowait(FrameType.EVENT, b"and here")
+        assert (await new.receive()).body == b"and here"
+        nursery.cancel_scope.cancel()
 
 
 @virtual_time
