@@ -28,8 +28,8 @@ def run() -> Figures:
     reached = [each for each in met if not each.error]
     direct = [each for each in reached if each.direct_after_s is not None]
     return {
-        "reachable_share": sum(share[each.node, each.buyer] for each in reached),
-        "direct_share": sum(share[each.node, each.buyer] for each in direct),
+        "reachable_share": round(sum(share[each.node, each.buyer] for each in reached), 6),
+        "direct_share": round(sum(share[each.node, each.buyer] for each in direct), 6),
         "direct_after_ms_p50": 1000 * median(each.direct_after_s or 0 for each in direct),
         "relay_lost_s": survive("lose_relay"),
         "node_moved_s": survive("change_network", "node"),
