@@ -14,11 +14,11 @@ import trio
 
 from capanode.reach.advice import advise
 from capanode.reach.candidates import candidates
-from capanode.reach.relays import RelayUse
 from capanode.reach.status import ReachState, ReachStatus, TriedAddress
 from protocol.ids import PeerId
 from protocol.limits import OFFER_ADDRESSES_MAX
 from protocol.net.addresses import CIRCUIT
+from protocol.net.relay_roster import RelayRoster
 from protocol.net.transport import Transport
 from protocol.reach import DialBackReply, Dialled, DialResult
 
@@ -60,7 +60,7 @@ class Reachability:
         self._by_hand = by_hand
         self._on_change = on_change
         self._virtual = virtual
-        self._relays = RelayUse(transport, relays, self._tell)
+        self._relays = RelayRoster(transport, relays, self._tell)
         self._words: dict[PeerId, _Word] = {}
         self._mapped: tuple[str, ...] = ()
         self._mapping_words = "off"

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import structlog
-import trio
 
+from protocol.ids import PeerId
+from protocol.net.addresses import split_peer_id
 from protocol.net.errors import NetError
 from protocol.net.transport import Reservation, Transport
 
@@ -15,67 +16,71 @@ RELAYS_WANTED = 2
 
 
 class RelayRoster:
-    """Keeps `wanted` places at relays of `candidates`, addresses in order of preference, while it
-    runs. Where a relay fails, the next one is asked as well, until the first is back.
+    """Keeps places at two relays of `candidates`, addresses in order of preference, one of each
+    relay. Where a relay fails, the next one is asked as well, until the first is back.
 
     `on_change` is called when a place was won or lost.
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        candidates: Sequence[str],
-        *,
-        on_change: Callable[[], None],
-        wanted: int = RELAYS_WANTED,
+        self, transport: Transport, candidates: Sequence[str], on_change: Callable[[], None]
     ) -> None:
         self._transport = transport
-        self._candidates = tuple(dict.fromkeys(candidates))
-        self._wanted = wanted
+        by_relay: dict[PeerId, str] = {}
+        for address in candidates:
+            by_relay.setdefault(split_peer_id(address)[1], address)
+        self._candidates = tuple(by_relay.values())
         self._on_change = on_change
+        self._is_needed = False
         self._places: dict[str, Reservation] = {}
-        self._is_running = False
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Under which others reach us now."""
+        return tuple(address for place in self._places.values() for address in place.addresses)
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """Why relays do not take us."""
+        return tuple(f"{each.relay}: {each.failure}" for each in self.places if each.failure)
 
     @property
     def places(self) -> tuple[Reservation, ...]:
         """Those that are held, and those that failed, with the reason."""
         return tuple(self._places.values())
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled; then the places are released."""
-        self._is_running = True
-        try:
+    def adjust(self, *, is_needed: bool) -> None:
+        """Take places, or give them back. While the transport runs."""
+        self._is_needed = is_needed
+        if is_needed:
             self._rearrange()
-            task_status.started()
-            await trio.sleep_forever()
-        finally:
-            self._is_running = False
+        else:
             places, self._places = self._places, {}
             for place in places.values():
                 place.release()
 
     def _on_place(self) -> None:
         """A place was won or lost."""
-        if self._is_running:
+        if self._is_needed:
             self._rearrange()
-            self._on_change()
+        self._on_change()
 
     def _rearrange(self) -> None:
         """Ask more relays, or fewer."""
         useful = [address for address, place in self._places.items() if not place.failure]
         for address in self._candidates:
-            if len(useful) >= self._wanted:
+            if len(useful) >= RELAYS_WANTED:
                 break
             if address not in self._places:
                 try:
                     place = self._transport.reserve(address, self._on_place)
                 except NetError as error:
-                    log.warning("relay_unusable", address=address, error=str(error))
+                    log.warning("relay_not_used", relay=address, error=str(error))
                     continue
                 self._places[address] = place
                 useful.append(address)
         held = [address for address in self._candidates if self._is_held(address)]
-        for address in held[self._wanted :]:
+        for address in held[RELAYS_WANTED:]:
             self._places.pop(address).release()
 
     def _is_held(self, address: str) -> bool:

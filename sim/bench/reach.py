@@ -11,10 +11,10 @@ from statistics import median
 
 from sim.bench.catalogue import Figures
 from sim.reach.lab import measure, survive
-from sim.reach.routers import Router, missing
+from sim.reach.routers import RouterKind, missing
 
-NODES = {Router.PORTS_KEPT: 0.75, Router.DOUBLE: 0.10, Router.SYMMETRIC: 0.15}
-BUYERS = {Router.NONE: 0.25, Router.PORTS_KEPT: 0.60, Router.SYMMETRIC: 0.15}
+NODES = {RouterKind.PORTS_KEPT: 0.75, RouterKind.DOUBLE: 0.10, RouterKind.SYMMETRIC: 0.15}
+BUYERS = {RouterKind.NONE: 0.25, RouterKind.PORTS_KEPT: 0.60, RouterKind.SYMMETRIC: 0.15}
 
 
 def run() -> Figures:

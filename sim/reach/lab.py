@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from sim.reach.routers import (
     Line,
-    Router,
+    RouterKind,
     build_internet,
     build_line,
     in_namespace,
@@ -37,8 +37,8 @@ class Meeting:
     """A buyer that talked to a node. `direct_after_s` is None if the relay was needed to the end.
     `error` says what failed, if the two could not talk at all."""
 
-    node: Router
-    buyer: Router
+    node: RouterKind
+    buyer: RouterKind
     began_relayed: bool
     direct_after_s: float | None
     error: str = ""
@@ -94,7 +94,7 @@ def relays(count: int = 1) -> Iterator[list[RemoteParty]]:
         yield [stack.enter_context(RemoteParty("relay", "", 100 + n)) for n in range(count)]
 
 
-def meet(number: int, node_router: Router, buyer_router: Router, relay: str) -> Meeting:
+def meet(number: int, node_router: RouterKind, buyer_router: RouterKind, relay: str) -> Meeting:
     """Put two parties behind routers of their own, and let one call the other."""
     node_line = Line(f"node{number}", node_router, 2 * number + 1)
     buyer_line = Line(f"buyer{number}", buyer_router, 2 * number + 2)
@@ -118,7 +118,7 @@ def meet(number: int, node_router: Router, buyer_router: Router, relay: str) -> 
 
 def lose_relay(_: str) -> float:
     """Seconds from a relay's end until a node has a place at another, and is called there."""
-    line = Line("node", Router.PORTS_KEPT, 1)
+    line = Line("node", RouterKind.PORTS_KEPT, 1)
     build_line(line)
     with (
         relays(3) as middle,
@@ -138,7 +138,7 @@ def lose_relay(_: str) -> float:
 def change_network(what: str) -> float:
     """Seconds from the moment that a node, or its router, gets another address until a buyer that
     is new reaches it."""
-    line = Line("node", Router.PORTS_KEPT, 1)
+    line = Line("node", RouterKind.PORTS_KEPT, 1)
     build_line(line)
     with (
         relays() as (relay,),
@@ -165,10 +165,10 @@ def survive(task: str, what: str = "") -> float:
     return float(_in_lab({"task": task, "what": what}))
 
 
-def measure(pairs: Sequence[tuple[Router, Router]]) -> list[Meeting]:
+def measure(pairs: Sequence[tuple[RouterKind, RouterKind]]) -> list[Meeting]:
     """What becomes of each pair (node, buyer)."""
     return [
-        Meeting(**(each | {"node": Router(each["node"]), "buyer": Router(each["buyer"])}))
+        Meeting(**(each | {"node": RouterKind(each["node"]), "buyer": RouterKind(each["buyer"])}))
         for each in _in_lab({"task": "meet", "pairs": pairs})
     ]
 
@@ -203,7 +203,7 @@ def _meet_all(pairs: list[list[str]]) -> list[Meeting]:
 
         def one(numbered: tuple[int, list[str]]) -> Meeting:
             number, (node, buyer) = numbered
-            return meet(number, Router(node), Router(buyer), place)
+            return meet(number, RouterKind(node), RouterKind(buyer), place)
 
         return list(threads.map(one, enumerate(pairs)))
 

@@ -41,10 +41,10 @@ class Party:
         self.transport = Libp2pTransport(key, listen, announce=announce, relay=relay)
         self.transport.handle(ECHO, echo)
 
-    async def reserve(self, nursery: trio.Nursery, relays: list[str]) -> list[str]:
+    async def reserve(self, relays: list[str]) -> list[str]:
         """Keep places; returns our addresses once they are held."""
-        self.roster = RelayRoster(self.transport, relays, on_change=lambda: None)
-        await nursery.start(self.roster.run)
+        self.roster = RelayRoster(self.transport, relays, lambda: None)
+        self.roster.adjust(is_needed=True)
         return await self.wait_held(min(2, len(relays)))
 
     async def wait_held(self, count: int, without: str = "") -> list[str]:
@@ -99,7 +99,7 @@ async def main(role: str, number: int) -> None:
             ask = json.loads(line)
             try:
                 with trio.fail_after(ask.pop("within_s", WITHIN_S)):
-                    answer = await obey(party, nursery, ask.pop("do"), ask)
+                    answer = await obey(party, ask.pop("do"), ask)
             except (NetError, trio.TooSlowError) as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
             sys.stdout.write(json.dumps(answer) + "\n")
@@ -107,11 +107,11 @@ async def main(role: str, number: int) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def obey(party: Party, nursery: trio.Nursery, do: str, ask: dict[str, Any]) -> Any:
+async def obey(party: Party, do: str, ask: dict[str, Any]) -> Any:
     if do == "addresses":
         return list(party.transport.addresses)
     if do == "reserve":
-        return await party.reserve(nursery, ask["relays"])
+        return await party.reserve(ask["relays"])
     if do == "held":
         return await party.wait_held(ask["count"], ask.get("without", ""))
     if do == "talk":

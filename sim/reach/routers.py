@@ -15,7 +15,7 @@ RELAY_HOST = "5.0.0.1"
 COMMAND_WITHIN_S = 20
 
 
-class Router(StrEnum):
+class RouterKind(StrEnum):
     """What stands between a party and the internet."""
 
     NONE = "none"  # a public address
@@ -30,7 +30,7 @@ class Line:
     """A party's namespace, and where it stands in the numbering of addresses."""
 
     name: str
-    router: Router
+    router: RouterKind
     number: int
 
 
@@ -65,7 +65,7 @@ def build_internet() -> None:
 def build_line(line: Line) -> None:
     """A party's namespace, connected through its router."""
     public = f"5.1.{line.number}"
-    if line.router is Router.NONE:
+    if line.router is RouterKind.NONE:
         _add(line.name)
         _connect("", f"{public}.1", line.name, f"{public}.2", "lan")
         return
@@ -74,7 +74,7 @@ def build_line(line: Line) -> None:
     _connect("", f"{public}.1", outer, f"{public}.2", "wan")
     _make_router(outer, line.router)
     inner, net = outer, f"192.168.{line.number}"
-    if line.router is Router.DOUBLE:
+    if line.router is RouterKind.DOUBLE:
         inner = f"{line.name}-home"
         _add(inner)
         _connect(outer, f"100.64.{line.number}.1", inner, f"100.64.{line.number}.2", "wan")
@@ -120,12 +120,12 @@ def _connect(upper: str, upper_host: str, lower: str, lower_host: str, device: s
     _run(f"ip route add default via {upper_host}", lower)
 
 
-def _make_router(name: str, router: Router) -> None:
+def _make_router(name: str, router: RouterKind) -> None:
     """It lets in only what answers, as home routers do."""
     _forward(name)
     kept = (
         ""
-        if router in (Router.PORTS_KEPT, Router.DOUBLE, Router.BLOCKED)
+        if router in (RouterKind.PORTS_KEPT, RouterKind.DOUBLE, RouterKind.BLOCKED)
         else " random,fully-random"
     )
     rules = [
@@ -141,7 +141,7 @@ def _make_router(name: str, router: Router) -> None:
         "}",
         "chain through { type filter hook forward priority 0; policy accept;",
         'iifname "wan" ct state new drop;',
-        f'oifname "wan" ip daddr != {RELAY_HOST} drop;' if router is Router.BLOCKED else "",
+        f'oifname "wan" ip daddr != {RELAY_HOST} drop;' if router is RouterKind.BLOCKED else "",
         "}",
         "}",
     ]

@@ -272,6 +272,7 @@ def test_protocols_and_topics_have_the_ids_of_the_page() -> None:
         vars(libp2p_gossip)["PROTOCOL_ID_V11"],
         circuit_messages.HOP_PROTOCOL,
         circuit_messages.STOP_PROTOCOL,
+        circuit_messages.DCUTR_PROTOCOL,
         identify.ID,
         identify_push.ID_PUSH,
         ping.ID,

@@ -36,7 +36,7 @@ class Roster(RelayRoster):
     """Counts the changes that it tells."""
 
     def __init__(self, hidden: MemoryTransport, candidates: list[str]) -> None:
-        super().__init__(hidden, candidates, on_change=self._count)
+        super().__init__(hidden, candidates, self._count)
         self.changes = 0
 
     def _count(self) -> None:
@@ -48,10 +48,10 @@ class Roster(RelayRoster):
 
 @virtual_time
 async def test_two_relays_are_enough(
-    hidden: MemoryTransport, relays: list[MemoryTransport], nursery: trio.Nursery
+    hidden: MemoryTransport, relays: list[MemoryTransport]
 ) -> None:
     roster = Roster(hidden, [relay.addresses[0] for relay in relays])
-    await nursery.start(roster.run)
+    roster.adjust(is_needed=True)
     await trio.sleep(1)
     assert roster.relays() == [relays[0].peer_id, relays[1].peer_id]
     assert len(hidden.announced) == 2
@@ -67,7 +67,7 @@ async def test_another_relay_serves_while_one_is_gone(
     nursery: trio.Nursery,
 ) -> None:
     roster = Roster(hidden, [relay.addresses[0] for relay in relays])
-    await nursery.start(roster.run)
+    roster.adjust(is_needed=True)
     await trio.sleep(1)
     network.kill(relays[0].peer_id)
     await trio.sleep(1)
@@ -82,22 +82,23 @@ async def test_another_relay_serves_while_one_is_gone(
 
 @virtual_time
 async def test_an_address_that_is_none_is_passed_over(
-    hidden: MemoryTransport, relays: list[MemoryTransport], nursery: trio.Nursery
+    hidden: MemoryTransport, relays: list[MemoryTransport]
 ) -> None:
-    roster = Roster(hidden, ["/nonsense", relays[0].addresses[0], relays[0].addresses[0]])
-    await nursery.start(roster.run)
+    unusable = f"/ip4/5.0.0.1/tcp/1/p2p/{key_of(50).peer_id}"
+    roster = Roster(hidden, [unusable, relays[0].addresses[0], relays[0].addresses[0]])
+    roster.adjust(is_needed=True)
     await trio.sleep(1)
     assert roster.relays() == [relays[0].peer_id]
 
 
 @virtual_time
-async def test_places_are_released_with_the_roster(
+async def test_places_are_released_when_they_are_needed_no_more(
     hidden: MemoryTransport, relays: list[MemoryTransport]
 ) -> None:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(Roster(hidden, [relay.addresses[0] for relay in relays]).run)
-        await trio.sleep(SOON_S)
-        assert hidden.announced
-        nursery.cancel_scope.cancel()
+    roster = Roster(hidden, [relay.addresses[0] for relay in relays])
+    roster.adjust(is_needed=True)
+    await trio.sleep(SOON_S)
+    assert roster.addresses == hidden.announced != ()
+    roster.adjust(is_needed=False)
     await trio.sleep(1)
-    assert hidden.announced == ()
+    assert roster.addresses == hidden.announced == ()
