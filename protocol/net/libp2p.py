@@ -70,6 +70,7 @@ class Libp2pTransport:
     `listen` are multiaddrs without /p2p/; port 0 is any free one, and no address at all makes a
     party that only dials. `announce` replaces them in `addresses`, for parties behind a forwarded
     port. `policy` judges every dial. With `relay` it is a relay for others.
+    Where it is called through a relay, it tries to do without, if it `does_without_relays`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Libp2pTransport:
         announce: tuple[str, ...] = (),
         policy: DialPolicy = PUBLIC_ONLY,
         relay: RelayLimits | None = None,
+        does_without_relays: bool = True,
     ) -> None:
         self._peer_id = key.peer_id
         self._listen = listen
@@ -101,7 +103,9 @@ class Libp2pTransport:
         self._nursery: trio.Nursery | None = None
         self.handshakes = Handshakes(self._swarm)
         self.observations = Observations(self._connections.live)
-        self._circuits = Libp2pCircuits(self, relay, tells=policy.allows_place)
+        self._circuits = Libp2pCircuits(
+            self, relay, tells=policy.allows_place, does_without_relays=does_without_relays
+        )
 
     @property
     def peer_id(self) -> PeerId:

@@ -41,11 +41,13 @@ class Libp2pCircuits:
         limits: RelayLimits | None,
         *,
         tells: Callable[[str], bool],
+        does_without_relays: bool,
     ) -> None:
         self._owner = owner
         self._tells = tells
         self._relay: Relay | None = None
         self._punches = HolePunches(owner)
+        self._does_without_relays = does_without_relays
         self._places = Reservations(owner, SystemClock(), read_address=self._read_address)
         taker = CallTaker(self._places.holds_place_at, self._serve_call)
         owner.handle(STOP_PROTOCOL, taker.handle_stop)
@@ -101,7 +103,8 @@ class Libp2pCircuits:
             await connection.close()
             return
         self._owner.start_soon(self._retire_when_spent, pipe, connection)
-        self._owner.start_soon(self._punches.upgrade, connection)
+        if self._does_without_relays:
+            self._owner.start_soon(self._punches.upgrade, connection)
         await self._owner.carry_inbound(peer, connection)
 
     async def _retire_when_spent(self, pipe: CircuitPipe, connection: "SwarmConn") -> None:

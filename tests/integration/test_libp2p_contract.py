@@ -16,7 +16,9 @@ class Libp2pWorld:
         self, key: SigningKey, *, relay: RelayLimits | None = None, is_dialable: bool = True
     ) -> Libp2pTransport:
         listen = LOOPBACK if is_dialable else ()
-        return Libp2pTransport(key, listen, policy=ALLOW_LOOPBACK, relay=relay)
+        return Libp2pTransport(
+            key, listen, policy=ALLOW_LOOPBACK, relay=relay, does_without_relays=False
+        )
 
 
 class TestLibp2pTransport(TransportContract):

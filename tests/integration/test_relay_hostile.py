@@ -90,7 +90,7 @@ async def relay(nursery: trio.Nursery) -> BadRelay:
 
 @pytest.fixture
 async def node(nursery: trio.Nursery) -> Libp2pTransport:
-    node = Libp2pTransport(key_of(21), policy=ALLOW_LOOPBACK)
+    node = Libp2pTransport(key_of(21), policy=ALLOW_LOOPBACK, does_without_relays=False)
     node.handle(ECHO, echo)
     await nursery.start(node.run)
     return node
@@ -239,7 +239,7 @@ async def test_a_relay_does_not_buffer_what_is_not_read(
 ) -> None:
     relay = Libp2pTransport(key_of(25), LOOPBACK, policy=ALLOW_LOOPBACK, relay=RelayLimits())
     await nursery.start(relay.run)
-    sink = Libp2pTransport(key_of(26), policy=ALLOW_LOOPBACK)
+    sink = Libp2pTransport(key_of(26), policy=ALLOW_LOOPBACK, does_without_relays=False)
 
     async def never_read(_: Stream) -> None:
         await trio.sleep_forever()
