@@ -4,7 +4,7 @@ A field that is not read may change what the model computes, so a config is run 
 fields was read, asks for nothing (null or false), or is known to change no answer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from capanode.engines.base import ModelLoadError
@@ -76,6 +76,10 @@ class ConfigFields:
         """The raw value, None if there is none."""
         self._read.add(key)
         return self._plain.get(key)
+
+    def ignore(self, keys: Iterable[str]) -> None:
+        """Fields that change no answer of the model that asks."""
+        self._read.update(keys)
 
     def size(self, key: str, default: int | None = None, *, most: int = _SIZE_MAX) -> int:
         """A natural number above 0."""

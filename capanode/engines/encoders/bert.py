@@ -3,19 +3,32 @@
 Source: Devlin et al. 2018 (BERT), Liu et al. 2019 (RoBERTa); names of weights as in transformers.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
 from capanode.engines.base import ModelLoadError
-from capanode.engines.encoders.config_fields import check_choice, read_epsilon, read_size
+from capanode.engines.config_fields import ConfigFields
 from capanode.engines.encoders.encoder import EncoderWeights, Norm
+from capanode.engines.encoders.epsilon import read_epsilon
 from capanode.engines.encoders.text_batch import TextBatch
 from capanode.engines.linear import Linear
 from capanode.engines.profile import BERT
+
+# Dropouts, and BERT's pooler, which embeddings do not pass through.
+_HARMLESS = (
+    "attention_probs_dropout_prob",
+    "directionality",
+    "hidden_dropout_prob",
+    "output_past",
+    "pooler_fc_size",
+    "pooler_num_attention_heads",
+    "pooler_num_fc_layers",
+    "pooler_size_per_head",
+    "pooler_type",
+    "tie_word_embeddings",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,27 +46,26 @@ class BertConfig:
     first_position: int
 
     @classmethod
-    def parse(cls, plain: Mapping[str, Any], *, counts_from_padding: bool) -> "BertConfig":
+    def parse(cls, fields: ConfigFields, *, counts_from_padding: bool) -> "BertConfig":
         """RoBERTa's positions begin after the padding token's number. Raises ModelLoadError if the
         config is not one that `BertModel` runs exactly."""
-        check_choice(plain, "hidden_act", "gelu")
-        check_choice(plain, "position_embedding_type", "absolute")
-        check_choice(plain, "is_decoder", False)
-        first = 0
-        if counts_from_padding:
-            padding = plain.get("pad_token_id", 1)
-            if type(padding) is not int or not 0 <= padding < 1_000:
-                raise ModelLoadError("config.json: pad_token_id is out of range")
-            first = padding + 1
+        fields.word("hidden_act", "gelu", ("gelu",))
+        fields.word("position_embedding_type", "absolute", ("absolute",))
+        fields.ignore(_HARMLESS)
+        padding = fields.get("pad_token_id")
+        padding = 1 if padding is None else padding
+        if type(padding) is not int or not 0 <= padding < 1_000:
+            raise ModelLoadError("config.json: pad_token_id is out of range")
+        first = padding + 1 if counts_from_padding else 0
         config = cls(
-            vocab_size=read_size(plain, "vocab_size"),
-            hidden_size=read_size(plain, "hidden_size"),
-            intermediate_size=read_size(plain, "intermediate_size"),
-            layers=read_size(plain, "num_hidden_layers"),
-            heads=read_size(plain, "num_attention_heads"),
-            positions=read_size(plain, "max_position_embeddings"),
-            types=read_size(plain, "type_vocab_size"),
-            norm_eps=read_epsilon(plain, "layer_norm_eps", 1e-12),
+            vocab_size=fields.size("vocab_size"),
+            hidden_size=fields.size("hidden_size"),
+            intermediate_size=fields.size("intermediate_size"),
+            layers=fields.size("num_hidden_layers"),
+            heads=fields.size("num_attention_heads"),
+            positions=fields.size("max_position_embeddings"),
+            types=fields.size("type_vocab_size"),
+            norm_eps=read_epsilon(fields, "layer_norm_eps", 1e-12),
             first_position=first,
         )
         if config.hidden_size % config.heads:

@@ -4,11 +4,11 @@ weights."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from capanode.engines.base import ModelLoadError
+from capanode.engines.config_fields import ConfigFields
 from capanode.engines.encoders.bert import BertConfig, BertModel
 from capanode.engines.encoders.encoder import Encoder, EncoderWeights
 from capanode.engines.encoders.modern_bert import ModernBertConfig, ModernBertModel
@@ -23,9 +23,8 @@ from capanode.engines.encoders.pooling import Pooling, read_pooling
 from capanode.engines.encoders.qwen3 import Qwen3Config, Qwen3Model
 from capanode.engines.weights import Weights, read_json
 
-_Plain = Mapping[str, Any]
-_Build = Callable[[_Plain, EncoderWeights, torch.device], Encoder]
-_MakeHead = Callable[[_Plain, EncoderWeights], ScoreHead]
+_Build = Callable[[ConfigFields, EncoderWeights, torch.device], Encoder]
+_MakeHead = Callable[[ConfigFields, EncoderWeights], ScoreHead]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +44,23 @@ class _Architecture:
     build: _Build
     prefixes: tuple[str, ...]
     make_head: _MakeHead | None = None
-    head_pooling: Callable[[_Plain], Pooling] = lambda _: Pooling.FIRST
+    head_pooling: Callable[[ConfigFields], Pooling] = lambda _: Pooling.FIRST
 
 
-def _bert(plain: _Plain, weights: EncoderWeights, _: torch.device) -> Encoder:
-    return BertModel(BertConfig.parse(plain, counts_from_padding=False), weights)
+def _bert(fields: ConfigFields, weights: EncoderWeights, _: torch.device) -> Encoder:
+    return BertModel(BertConfig.parse(fields, counts_from_padding=False), weights)
 
 
-def _roberta(plain: _Plain, weights: EncoderWeights, _: torch.device) -> Encoder:
-    return BertModel(BertConfig.parse(plain, counts_from_padding=True), weights)
+def _roberta(fields: ConfigFields, weights: EncoderWeights, _: torch.device) -> Encoder:
+    return BertModel(BertConfig.parse(fields, counts_from_padding=True), weights)
 
 
-def _modern_bert(plain: _Plain, weights: EncoderWeights, device: torch.device) -> Encoder:
-    return ModernBertModel(ModernBertConfig.parse(plain), weights, device)
+def _modern_bert(fields: ConfigFields, weights: EncoderWeights, device: torch.device) -> Encoder:
+    return ModernBertModel(ModernBertConfig.parse(fields), weights, device)
 
 
-def _qwen3(plain: _Plain, weights: EncoderWeights, device: torch.device) -> Encoder:
-    return Qwen3Model(Qwen3Config.parse(plain), weights, device)
+def _qwen3(fields: ConfigFields, weights: EncoderWeights, device: torch.device) -> Encoder:
+    return Qwen3Model(Qwen3Config.parse(fields), weights, device)
 
 
 _BERT = _Architecture(_bert, ("", "bert."))
@@ -88,19 +87,27 @@ ARCHITECTURES: Mapping[str, _Architecture] = {
 
 def load_encoder(model_dir: Path, device: torch.device) -> LoadedEncoder:
     """Raises ModelLoadError."""
-    plain = read_json(model_dir / "config.json")
-    names = plain.get("architectures")
+    fields = ConfigFields(read_json(model_dir / "config.json"))
+    names = fields.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     architecture = ARCHITECTURES.get(name) if isinstance(name, str) else None
     if architecture is None:
         raise ModelLoadError(f"the architecture {str(name)[:64]!r} embeds nothing here")
     weights = Weights(model_dir)
     prefix = _prefix_of(architecture, weights)
-    encoder = architecture.build(plain, EncoderWeights(weights, prefix, device), device)
+    encoder = architecture.build(fields, EncoderWeights(weights, prefix, device), device)
+    head, pooling = None, Pooling.FIRST
     if architecture.make_head is None:
-        return LoadedEncoder(encoder, read_pooling(model_dir), None)
-    head = architecture.make_head(plain, EncoderWeights(weights, "", device))
-    return LoadedEncoder(encoder, architecture.head_pooling(plain), head)
+        pooling = read_pooling(model_dir)
+    else:
+        # What sentence-transformers applies to a score: a job says itself what it wants.
+        fields.ignore(
+            ("problem_type", "sentence_transformers", "sbert_ce_default_activation_function")
+        )
+        head = architecture.make_head(fields, EncoderWeights(weights, "", device))
+        pooling = architecture.head_pooling(fields)
+    fields.refuse_unread()
+    return LoadedEncoder(encoder, pooling, head)
 
 
 def _prefix_of(architecture: _Architecture, weights: Weights) -> str:

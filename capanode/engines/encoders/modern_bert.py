@@ -5,21 +5,15 @@ Source: Warner et al. 2024; names of weights as in transformers.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from capanode.engines.base import ModelLoadError
-from capanode.engines.encoders.config_fields import (
-    check_choice,
-    read_base,
-    read_epsilon,
-    read_flag,
-    read_size,
-)
+from capanode.engines.config_fields import ConfigFields
 from capanode.engines.encoders.encoder import EncoderWeights, Norm
+from capanode.engines.encoders.epsilon import read_epsilon
 from capanode.engines.encoders.rotary import Rotary
 from capanode.engines.encoders.text_batch import TextBatch
 from capanode.engines.linear import Linear
@@ -28,6 +22,26 @@ from capanode.engines.profile import MODERN_BERT
 _BASES = {"full_attention": 160_000.0, "sliding_attention": 10_000.0}
 _OLD_BASES = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
 _GLOBAL_EVERY = 3
+
+# Dropouts, training, and heads for other tasks.
+_HARMLESS = (
+    "classifier_activation",
+    "classifier_bias",
+    "classifier_pooling",
+    "cls_token_id",
+    "decoder_bias",
+    "deterministic_flash_attn",
+    "embedding_dropout",
+    "initializer_cutoff_factor",
+    "layer_norm_eps",
+    "mlp_dropout",
+    "position_embedding_type",
+    "reference_compile",
+    "repad_logits_with_grad",
+    "sparse_pred_ignore_index",
+    "sparse_prediction",
+    "tie_word_embeddings",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +62,23 @@ class ModernBertConfig:
     has_mlp_bias: bool
 
     @classmethod
-    def parse(cls, plain: Mapping[str, Any]) -> "ModernBertConfig":
+    def parse(cls, fields: ConfigFields) -> "ModernBertConfig":
         """Raises ModelLoadError if the config is not one that `ModernBertModel` runs exactly."""
-        check_choice(plain, "hidden_activation", "gelu")
+        fields.word("hidden_activation", "gelu", ("gelu",))
+        fields.ignore(_HARMLESS)
         config = cls(
-            vocab_size=read_size(plain, "vocab_size"),
-            hidden_size=read_size(plain, "hidden_size"),
-            intermediate_size=read_size(plain, "intermediate_size"),
-            heads=read_size(plain, "num_attention_heads"),
-            positions=read_size(plain, "max_position_embeddings"),
-            window_tokens=read_size(plain, "local_attention", 128) // 2,
-            sees_all=_layers(plain),
-            bases={kind: _base(plain, kind) for kind in _BASES},
-            norm_eps=read_epsilon(plain, "norm_eps", 1e-5),
-            has_norm_bias=read_flag(plain, "norm_bias"),
-            has_attention_bias=read_flag(plain, "attention_bias"),
-            has_mlp_bias=read_flag(plain, "mlp_bias"),
+            vocab_size=fields.size("vocab_size"),
+            hidden_size=fields.size("hidden_size"),
+            intermediate_size=fields.size("intermediate_size"),
+            heads=fields.size("num_attention_heads"),
+            positions=fields.size("max_position_embeddings"),
+            window_tokens=fields.size("local_attention", 128) // 2,
+            sees_all=_layers(fields),
+            bases=_bases(fields),
+            norm_eps=read_epsilon(fields, "norm_eps", 1e-5),
+            has_norm_bias=fields.flag("norm_bias"),
+            has_attention_bias=fields.flag("attention_bias"),
+            has_mlp_bias=fields.flag("mlp_bias"),
         )
         if config.hidden_size % (2 * config.heads):
             raise ModelLoadError("the number of heads does not divide the hidden size")
@@ -154,12 +169,12 @@ class ModernBertModel:
         )
 
 
-def _layers(plain: Mapping[str, Any]) -> tuple[bool, ...]:
+def _layers(fields: ConfigFields) -> tuple[bool, ...]:
     """Which layers see the whole text. Raises ModelLoadError."""
-    count = read_size(plain, "num_hidden_layers")
-    kinds = plain.get("layer_types")
+    count = fields.size("num_hidden_layers")
+    every = fields.size("global_attn_every_n_layers", _GLOBAL_EVERY)
+    kinds = fields.get("layer_types")
     if kinds is None:
-        every = read_size(plain, "global_attn_every_n_layers", _GLOBAL_EVERY)
         return tuple(index % every == 0 for index in range(count))
     is_list = isinstance(kinds, list) and len(kinds) == count
     if not is_list or not all(isinstance(kind, str) and kind in _BASES for kind in kinds):
@@ -167,14 +182,18 @@ def _layers(plain: Mapping[str, Any]) -> tuple[bool, ...]:
     return tuple(kind == "full_attention" for kind in kinds)
 
 
-def _base(plain: Mapping[str, Any], kind: str) -> float:
+def _bases(fields: ConfigFields) -> dict[str, float]:
     """Of the newer form of config.json, or the older one. Raises ModelLoadError."""
-    parameters = plain.get("rope_parameters")
+    parameters = fields.section("rope_parameters")
     if parameters is None:
-        check_choice(plain, "rope_scaling", None)
-        return read_base(plain, _OLD_BASES[kind], _BASES[kind])
-    of_kind = parameters.get(kind) if isinstance(parameters, dict) else None
-    if not isinstance(of_kind, dict):
-        raise ModelLoadError(f"config.json: rope_parameters lacks {kind}")
-    check_choice(of_kind, "rope_type", "default")
-    return read_base(of_kind, "rope_theta", _BASES[kind])
+        return {kind: fields.positive(_OLD_BASES[kind], base) for kind, base in _BASES.items()}
+    found = {}
+    for kind, base in _BASES.items():
+        of_kind = parameters.section(kind)
+        if of_kind is None:
+            raise ModelLoadError(f"config.json: rope_parameters lacks {kind}")
+        of_kind.word("rope_type", "default", ("default",))
+        found[kind] = of_kind.positive("rope_theta", base)
+        of_kind.refuse_unread()
+    parameters.refuse_unread()
+    return found

@@ -3,22 +3,16 @@
 Source: Zhang et al. 2025 (Qwen3 Embedding); names of weights as in transformers.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from capanode.engines.base import ModelLoadError
-from capanode.engines.encoders.config_fields import (
-    check_choice,
-    read_base,
-    read_epsilon,
-    read_size,
-)
+from capanode.engines.config_fields import ConfigFields
 from capanode.engines.encoders.encoder import EncoderWeights
+from capanode.engines.encoders.epsilon import read_epsilon
 from capanode.engines.encoders.rotary import Rotary
 from capanode.engines.encoders.text_batch import TextBatch
 from capanode.engines.linear import Linear
@@ -26,6 +20,10 @@ from capanode.engines.profile import QWEN3_ENCODER
 
 # The tables of positions grow with this, and no text of a job is longer.
 _POSITIONS_MAX = 32_768
+_ROPE_BASE = 10_000.0
+
+# Without a sliding window the first three say nothing; the head is not used.
+_HARMLESS = ("layer_types", "max_window_layers", "sliding_window", "tie_word_embeddings")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +40,30 @@ class Qwen3Config:
     norm_eps: float
 
     @classmethod
-    def parse(cls, plain: Mapping[str, Any]) -> "Qwen3Config":
+    def parse(cls, fields: ConfigFields) -> "Qwen3Config":
         """Raises ModelLoadError if the config is not one that `Qwen3Model` runs exactly."""
-        check_choice(plain, "hidden_act", "silu")
-        check_choice(plain, "attention_bias", False)
-        check_choice(plain, "use_sliding_window", False)
-        check_choice(plain, "rope_scaling", None)
-        rope = plain.get("rope_parameters") or {}
-        if not isinstance(rope, dict):
-            raise ModelLoadError("config.json: rope_parameters is no object")
-        check_choice(rope, "rope_type", "default")
-        heads = read_size(plain, "num_attention_heads")
-        hidden = read_size(plain, "hidden_size")
+        fields.word("hidden_act", "silu", ("silu",))
+        if fields.flag("use_sliding_window"):
+            raise ModelLoadError("config.json: use_sliding_window is not run here")
+        fields.ignore(_HARMLESS)
+        rope = fields.section("rope_parameters")
+        if rope is not None:
+            rope.word("rope_type", "default", ("default",))
+        base = (fields if rope is None else rope).positive("rope_theta", _ROPE_BASE)
+        if rope is not None:
+            rope.refuse_unread()
+        heads = fields.size("num_attention_heads")
         config = cls(
-            vocab_size=read_size(plain, "vocab_size"),
-            hidden_size=hidden,
-            intermediate_size=read_size(plain, "intermediate_size"),
-            layers=read_size(plain, "num_hidden_layers"),
+            vocab_size=fields.size("vocab_size"),
+            hidden_size=fields.size("hidden_size"),
+            intermediate_size=fields.size("intermediate_size"),
+            layers=fields.size("num_hidden_layers"),
             heads=heads,
-            kv_heads=read_size(plain, "num_key_value_heads", heads),
-            head_width=read_size(plain, "head_dim", 128),
-            positions=min(read_size(plain, "max_position_embeddings"), _POSITIONS_MAX),
-            rope_base=read_base({**plain, **rope}, "rope_theta", 10_000.0),
-            norm_eps=read_epsilon(plain, "rms_norm_eps", 1e-6),
+            kv_heads=fields.size("num_key_value_heads", heads),
+            head_width=fields.size("head_dim", 128),
+            positions=min(fields.size("max_position_embeddings"), _POSITIONS_MAX),
+            rope_base=base,
+            norm_eps=read_epsilon(fields, "rms_norm_eps", 1e-6),
         )
         if config.heads % config.kv_heads or config.head_width % 2:
             raise ModelLoadError("config.json: the heads cannot be shared out")
