@@ -91,8 +91,8 @@ def market(
     demo_models: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RunningMarket]:
-    for name in load_catalog().names:
-        demo_models(name)
+    for entry in load_catalog().entries:  # The others need a hub.
+        demo_models(entry.manifest.name)
     with run_market(tmp_path_factory.mktemp("market"), demo_model_store.root, nodes=3) as market:
         yield market
 
