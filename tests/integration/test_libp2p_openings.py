@@ -25,7 +25,7 @@ NOISE = b"\x07/noise\n"
 YAMUX = b"\x0d/yamux/1.0.0\n"
 NOT_UTF8 = b"\x05\xff\xfe\xfd\xfc\n"
 YAMUX_HEADER = struct.Struct("!BBHII")
-WITHIN_S = 5.0
+WITHIN_S = 10.0
 KEY = SigningKey(bytes(range(32)))
 PUBLIC = b"\x08\x01\x12\x20" + KEY.public_key
 

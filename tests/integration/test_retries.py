@@ -26,9 +26,9 @@ def served() -> Iterator[Served]:
 
 
 def test_a_client_that_times_out_and_tries_again_buys_once(served: Served) -> None:
-    served.market.script = Script(interval_s=0.1)
+    served.market.script = Script(interval_s=0.25)
     with OpenAI(
-        base_url=served.api.base_url, api_key=served.api.key, timeout=0.3, max_retries=3
+        base_url=served.api.base_url, api_key=served.api.key, timeout=0.8, max_retries=3
     ) as client:
         answer = client.chat.completions.create(model=served.api.chat_model, messages=MESSAGES)
     assert answer.choices[0].message.content == "Hello wörld 🙂"

@@ -44,6 +44,8 @@ pytestmark = pytest.mark.skipif(not working_sandboxes(), reason="no isolation wo
 
 QUICK = RestartPolicy(first_pause_s=0.05, longest_pause_s=0.1, short_runs_max=3)
 MIB = 1 << 20
+# As long as a worker may get no turn where other tests keep all cores busy.
+BUSY_S = 1.5
 
 Running = Callable[..., AbstractAsyncContextManager[WorkerSupervisor]]
 
@@ -237,15 +239,15 @@ async def test_no_new_jobs_while_it_restarts(sandbox: Sandbox, model: Path) -> N
 
 
 async def test_hang_is_noticed(sandbox: Sandbox, model: Path) -> None:
-    async with running(sandbox, make_spec(model, hang_after_s=0.4)) as worker:
+    async with running(sandbox, make_spec(model, hang_after_s=BUSY_S)) as worker:
         assert last_failure(await run_job(worker, "hang")).code is Code.WORKER_HUNG
         await wait_ready(worker)
         assert isinstance((await run_job(worker, "next"))[-1], Completed)
 
 
 async def test_long_job_is_no_hang(sandbox: Sandbox, model: Path) -> None:
-    async with running(sandbox, make_spec(model, hang_after_s=0.2)) as worker:
-        with trio.move_on_after(0.8):
+    async with running(sandbox, make_spec(model, hang_after_s=BUSY_S)) as worker:
+        with trio.move_on_after(2 * BUSY_S):
             await run_job(worker, "forever")
         assert worker.last_ending is None
 
@@ -399,7 +401,7 @@ def test_worker_dies_with_a_node_that_is_killed(sandbox: Sandbox, model: Path) -
         assert len(pids) == 2
         assert all(map(is_alive, pids))
         node.send_signal(signal.SIGKILL)
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 30
     while any(map(is_alive, pids)):
         assert time.monotonic() < deadline_s
         time.sleep(0.005)

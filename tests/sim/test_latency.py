@@ -44,7 +44,7 @@ async def test_a_dead_target_drops_the_connection() -> None:
         proxy = DelayProxy(dead_port, LatencyClass("test", 1))
         port: int = await nursery.start(proxy.run)
         stream = await trio.open_tcp_stream("127.0.0.1", port)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             assert await stream.receive_some() == b""
         await stream.aclose()
         nursery.cancel_scope.cancel()

@@ -83,11 +83,11 @@ async def test_a_read_does_not_wait_for_a_write(tmp_path: Path) -> None:
 
         def slow_write(conn: Connection) -> None:
             open_account(conn, CAROL)
-            assert may_end.wait(10)
+            assert may_end.wait(60)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(database.write, slow_write)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 assert await database.read(find_account, CAROL.id) is None, "not committed yet"
             may_end.set()
         assert await database.read(find_account, CAROL.id) == CAROL
@@ -100,11 +100,11 @@ async def test_a_transaction_that_has_begun_is_completed_when_its_caller_is_canc
         def slow_write(conn: Connection) -> None:
             open_account(conn, CAROL)
             begun.set()
-            assert may_end.wait(10)
+            assert may_end.wait(60)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(database.write, slow_write)
-            await trio.to_thread.run_sync(begun.wait, 10)
+            await trio.to_thread.run_sync(begun.wait, 60)
             nursery.cancel_scope.cancel()
             may_end.set()
         assert await database.read(find_account, CAROL.id) == CAROL
