@@ -1,7 +1,7 @@
 """What a job used (Units), what a node asks for it (PriceSheet), and the one charge they make."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -185,6 +185,14 @@ def with_each(sheet: PriceSheet, change: Callable[[int], int]) -> PriceSheet:
     no smaller price the greater one."""
     changed = PriceSheet(**{p.field: change(p.of(sheet)) for p in PRICE_POSITIONS})
     return changed.without_cached if sheet.cached_nano_per_mtok is None else changed
+
+
+def sheet_of(prices_nano: Iterable[int]) -> PriceSheet:
+    """A sheet from prices in the order of the positions. One for cached input that only repeats
+    that of input is left out."""
+    sheet = PriceSheet(*prices_nano)
+    repeats = sheet.cached_nano_per_mtok == sheet.input_nano_per_mtok
+    return sheet.without_cached if repeats else sheet
 
 
 def asked_prices(sheet: PriceSheet) -> Iterator[tuple[PricePosition, int]]:

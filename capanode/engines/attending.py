@@ -31,7 +31,7 @@ def prompt_attention(
 ) -> Attention:
     """For chunks of prompts; `rows` and `positions` are those of all tokens with the padding."""
     if isinstance(cache, PagedCache):
-        kernel = _kernel_of(cache.device)
+        kernel = kernel_of(cache.device)
         return PagedPrefillAttention(cache, chunks, rows, positions, rules, kernel)
     own, places = (torch.tensor(numbers, device=cache.device) for numbers in (rows, positions))
     return PrefillAttention(cache, chunks, own, places, rules)
@@ -40,11 +40,11 @@ def prompt_attention(
 def next_attention(cache: JobCache, lengths: Sequence[int], rules: AttentionRules) -> NextAttention:
     """For one new token in each of rows 0..n, which then have these lengths."""
     if isinstance(cache, PagedCache):
-        return PagedDecodeAttention(cache, lengths, rules, _kernel_of(cache.device))
+        return PagedDecodeAttention(cache, lengths, rules, kernel_of(cache.device))
     return DecodeAttention(cache, lengths, rules)
 
 
-def _kernel_of(device: torch.device) -> Kernel:
+def kernel_of(device: torch.device) -> Kernel:
     """torch 2.11 has the kernel without block tables (pytorch#175924)."""
     is_paged = "block_table" in inspect.signature(varlen.varlen_attn).parameters
     return varlen.varlen_attn if device.type == "cuda" and is_paged else plain_varlen

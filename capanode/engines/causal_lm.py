@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from capanode.engines.attending import JobCache, next_attention
+from capanode.engines.attending import JobCache, kernel_of, next_attention
 from capanode.engines.attention import NextAttention, PrefillChunk, ReplayAttention
 from capanode.engines.base import (
     EngineEvent,
@@ -34,6 +34,7 @@ from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.families import read_decoder_config
 from capanode.engines.generation import FinishReason, Generation
 from capanode.engines.generation_reader import GenerationReader, ReadGeneration, end_tokens_of
+from capanode.engines.graph_steps import GraphSteps, capture_cuda, runs_ahead
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import INVARIANT_ROWS
 from capanode.engines.paged_cache import PagedCache
@@ -42,10 +43,11 @@ from capanode.engines.prefix_cache import PrefixCache
 from capanode.engines.profile import decoder_profile
 from capanode.engines.slots import Slots
 from capanode.engines.token_choice import choose_next, score_next, score_prompt
+from capanode.engines.varlen_plain import plain_varlen
 from capanode.engines.weight_scheme import read_weight_scheme
 from capanode.engines.weights import DTYPES, Weights, read_json
 from protocol.errors import Code
-from protocol.generation import GenerationInput
+from protocol.generation import GenerationInput, TokenScore
 from protocol.messages import Task
 
 # Prompts are prefilled in chunks of this many tokens. Bigger ones are hardly more efficient (0.25
@@ -95,6 +97,7 @@ class CausalLM:
         self._jobs: dict[str, Generation] = {}
         # Answers that take no pass of the model.
         self._ready: list[EngineEvent] = []
+        self._steps = _steps_of(model, cache)
         self._attention: NextAttention | None = None
         self._was_prefill = False
         self._info = EngineInfo(
@@ -156,7 +159,7 @@ class CausalLM:
                 else KvCache(shape, device=device)
             )
             model.warm_up(slots, _IDLE_PASS_TOKENS)
-        return cls(model, cache, reader, cache_tokens=budget.tokens)
+            return cls(model, cache, reader, cache_tokens=budget.tokens)
 
     @property
     def info(self) -> EngineInfo:
@@ -326,6 +329,8 @@ class CausalLM:
         """Run one token of every answer."""
         self._preempt()
         jobs = self._slots.decoding
+        if self._steps is not None and (self._steps.is_flying or runs_ahead(jobs)):
+            return self._step_ahead(self._steps, jobs)
         lengths = [len(job.tokens) for job in jobs]
         if self._attention is None or not self._attention.fits(lengths):
             self._attention = next_attention(self._cache, lengths, self._model.config.attention)
@@ -336,6 +341,13 @@ class CausalLM:
             job.cached = length
         return self._continue(list(jobs), logits, exact)
 
+    def _step_ahead(self, steps: GraphSteps, jobs: Sequence[Generation]) -> list[EngineEvent]:
+        """Start a token of every answer, and take those of the step before."""
+        found = steps.step(jobs)
+        for job, _ in found:
+            job.cached = len(job.tokens)
+        return self._accept([job for job, _ in found], [token for _, token in found])
+
     def _continue(
         self, jobs: Sequence[Generation], logits: Tensor, exact: ExactLogits | None
     ) -> list[EngineEvent]:
@@ -343,7 +355,18 @@ class CausalLM:
         if not jobs:
             return []
         tokens = choose_next(jobs, logits, exact)
-        scores = score_next(jobs, logits, tokens, self._reader.token_bytes)
+        return self._accept(
+            jobs, tokens, score_next(jobs, logits, tokens, self._reader.token_bytes)
+        )
+
+    def _accept(
+        self,
+        jobs: Sequence[Generation],
+        tokens: Sequence[int],
+        scores: Sequence[TokenScore | None] = (),
+    ) -> list[EngineEvent]:
+        """Take each job's next token, with its score where there is one."""
+        scores = scores or [None] * len(jobs)
         events: list[EngineEvent] = []
         ended: list[Generation] = []
         for job, token, score in zip(jobs, tokens, scores, strict=True):
@@ -394,5 +417,18 @@ class CausalLM:
 
     def _vacate(self, job: Generation) -> None:
         self._prefixes.leave(job)
+        if self._steps is not None:
+            self._steps.forget(job)
         self._slots.vacate(job)
         self._attention = None
+
+
+def _steps_of(model: DecoderModel, cache: JobCache) -> GraphSteps | None:
+    """Steps that run ahead, where a GPU's kernel can be captured: it cannot bend scores."""
+    if not isinstance(cache, PagedCache) or cache.device.type != "cuda":
+        return None
+    kernel = kernel_of(cache.device)
+    bends = any(rule.softcap is not None for rule in model.config.attention.layers)
+    if bends or kernel is plain_varlen:
+        return None
+    return GraphSteps(model, cache, kernel, capture=capture_cuda)

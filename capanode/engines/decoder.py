@@ -80,6 +80,12 @@ class DecoderModel:
         hidden = self._run(torch.tensor([*tokens, *padding], device=self.device), place, attention)
         return self._next(hidden, count)
 
+    def next_logits(
+        self, tokens: Tensor, positions: Tensor, attention: NextAttention
+    ) -> tuple[Tensor, ExactLogits | None]:
+        """As `decode`, for tokens and positions that are on the device and are not padded."""
+        return self._next(self._run(tokens, positions, attention), len(tokens))
+
     def replay(
         self, tokens: Sequence[int], start: int, attention: ReplayAttention
     ) -> tuple[Tensor, ExactLogits | None]:

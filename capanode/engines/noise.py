@@ -25,13 +25,25 @@ def row_key(seed: int, index: int) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big") | 1
 
 
+def row_key_words(seed: int, index: int) -> tuple[int, int]:
+    """The words of `row_key` as an int32 holds them."""
+    first, second = row_key(seed, index)
+    return _signed(first), _signed(second)
+
+
 class RowNoise:
     """The noise of several rows, each with its own seed and index."""
 
     def __init__(self, seeds: Sequence[int], indices: Sequence[int], device: torch.device) -> None:
-        keys = [row_key(seed, index) for seed, index in zip(seeds, indices, strict=True)]
-        words = torch.tensor([[_signed(word) for word in key] for key in keys], dtype=torch.int32)
-        self._keys = words.to(device)
+        keys = list(map(row_key_words, seeds, indices))
+        self._keys = torch.tensor(keys, dtype=torch.int32).to(device)
+
+    @classmethod
+    def of_keys(cls, keys: Tensor) -> "RowNoise":
+        """For a tensor of keys, [n, 2], that may change: see `row_key_words`."""
+        noise = cls([], [], keys.device)
+        noise._keys = keys
+        return noise
 
     def hashes(self, tokens: Tensor, vocab: int) -> Tensor:
         """Those of `tokens` [n, k], each below `vocab`, as int32: the hash less 2³¹, so that it

@@ -33,15 +33,22 @@ class _PagedAttention:
         rows: Sequence[int],
         counts: Sequence[int],
         length_max: int,
+        table: Tensor | None = None,
     ) -> None:
         self._cache, self._rules, self._kernel = cache, rules, kernel
         self._counts_max, self._length_max = max(counts), length_max
         ends = list(accumulate(counts, initial=0))
         self._queries = ends[-1]
         self._ends = torch.tensor(ends, dtype=torch.int32, device=cache.device)
-        self._table = cache.block_table(rows)
+        self._table = cache.block_table(rows) if table is None else table
         self._used = self._ends[1:]
         self._places = self._ends
+
+    def _set_next(self, positions: Tensor) -> None:
+        """One token for each row, at these positions."""
+        pages = self._table.gather(1, (positions // PAGE_TOKENS)[:, None])[:, 0]
+        self._places = pages.long() * PAGE_TOKENS + positions % PAGE_TOKENS
+        self._used = (positions + 1).to(torch.int32)
 
     def _attend(self, layer: int, mixed: Tensor) -> Tensor:
         heads, rule, pool = self._rules.heads, self._rules.layers[layer], self._cache.pool[layer]
@@ -126,9 +133,31 @@ class PagedDecodeAttention(_PagedAttention):
 
     def set_positions(self, positions: Tensor) -> None:
         """Where each row's new token goes; computed on the device, as all of a step is."""
-        pages = self._table.gather(1, (positions // PAGE_TOKENS)[:, None])[:, 0]
-        self._places = pages.long() * PAGE_TOKENS + positions % PAGE_TOKENS
-        self._used = (positions + 1).to(torch.int32)
+        self._set_next(positions)
+
+    def __call__(self, layer: int, mixed: Tensor) -> Tensor:
+        return self._attend(layer, mixed)
+
+
+class BufferedDecodeAttention(_PagedAttention):
+    """For steps that are captured: the block table is a buffer, and a row may have a whole context.
+    All rows of the buffer attend, also those that no job has."""
+
+    def __init__(
+        self, cache: PagedCache, table: Tensor, rules: AttentionRules, kernel: Kernel
+    ) -> None:
+        rows = len(table)
+        context = cache.shape.context_tokens
+        super().__init__(
+            cache, rules, kernel, rows=[], counts=[1] * rows, length_max=context, table=table
+        )
+
+    def fits(self, lengths: Sequence[int]) -> bool:
+        return len(lengths) <= len(self._table)
+
+    def set_positions(self, positions: Tensor) -> None:
+        """As `PagedDecodeAttention.set_positions`."""
+        self._set_next(positions)
 
     def __call__(self, layer: int, mixed: Tensor) -> Tensor:
         return self._attend(layer, mixed)

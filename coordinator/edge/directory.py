@@ -14,7 +14,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.features import NODE_FEATURES
 from protocol.ids import PeerId
 from protocol.offers import ModelOffer, NodeOffer
-from protocol.pricing import PRICE_POSITIONS, PriceSheet
+from protocol.pricing import PRICE_POSITIONS, sheet_of
 from protocol.services import NodeSummary
 
 
@@ -74,8 +74,8 @@ def _info_of(offers: list[tuple[ListedNode, ModelOffer]]) -> ModelInfo:
         quantization=first.quantization,
         nodes=sum(node.is_attached for node, _ in offers),
         context_tokens=max(offered.context_tokens for _, offered in offers),
-        price_from=PriceSheet(*map(min, columns)),
-        price_to=PriceSheet(*map(max, columns)),
+        price_from=sheet_of(map(min, columns)),
+        price_to=sheet_of(map(max, columns)),
         first_seen_s=min(node.offer.incarnation_ms for node, _ in offers) // 1_000,
         features=frozenset(features),
         chat_format=first.chat_format,

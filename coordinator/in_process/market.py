@@ -27,7 +27,7 @@ from protocol.ids import PeerId
 from protocol.messages import JobRequest
 from protocol.net.transport import TransportStatistics
 from protocol.offers import ModelOffer
-from protocol.pricing import PriceSheet
+from protocol.pricing import sheet_of
 
 # A list of models is read by people and dashboards; the book changes with every job.
 _MODELS_TTL_S = 1.0
@@ -149,8 +149,8 @@ def _info_of(book: OfferBook, table: ModelTable, name: str) -> ModelInfo | None:
         quantization=offer.quantization,
         nodes=int((rows.code(FLAGS) == 0).sum()),
         context_tokens=int(rows.value(CONTEXT).max()),
-        price_from=PriceSheet(*(int(column.min()) for column in columns)),
-        price_to=PriceSheet(*(int(column.max()) for column in columns)),
+        price_from=sheet_of(int(column.min()) for column in columns),
+        price_to=sheet_of(int(column.max()) for column in columns),
         first_seen_s=entry.offer.incarnation_ms // 1_000,
         features=frozenset(word for item in offers for word in item.features) - NODE_FEATURES,
         chat_format=offer.chat_format,

@@ -31,6 +31,8 @@ CHOICE = OutputFormat(FormatKind.GRAMMAR, 'start: "a" | "b \\"c\\""')
         ({"repetition_penalty": 1.1}, "repetition_penalty", 1.1),
         ({"logit_bias": {"5": -100, "0": 1}}, "logit_bias", (TokenBias(5, -100), TokenBias(0, 1))),
         ({"min_tokens": 3}, "min_tokens", 3),
+        ({"cache_salt": "mine"}, "cache_salt", "mine"),
+        ({"share_cache": True}, "shares_cache", True),
         ({"stop_token_ids": [2, 3]}, "stop_token_ids", (2, 3)),
         ({"include_stop_str_in_output": True, "stop": "END"}, "includes_stop", True),
         ({"top_p": 0}, "top_p", 1e-9),

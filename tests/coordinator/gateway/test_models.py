@@ -40,6 +40,7 @@ def test_the_list_says_what_a_model_can_do(gateway: Harness) -> None:
         "image": "0.000005",
         "request": "0",
         "tensor": "0.000000001",
+        "input_cache_read": "0.00000002",
     }
     assert models["tiny-embedder"]["dimensions"] == 3
     assert models["tiny/classifier"]["architecture"]["modality"] == "image->labels"
