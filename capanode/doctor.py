@@ -99,7 +99,8 @@ def examine(config: NodeConfig) -> Diagnosis:
     machine = probe_machine()
     gpus = usable_gpus(machine)
     isolation = probe_isolation([gpu.device for gpu in gpus])
-    _, failure = settle_gpus(machine, gpus, isolation)
+    failures = settle_gpus(machine, gpus, isolation).failures
+    failure = failures[0] if failures else None
     findings = (
         *_running(running),
         _key(config),

@@ -43,11 +43,9 @@ def model_failed(name: str, error: NodeError) -> Milestone:
 
 
 def gpu_not_used(failure: DeviceFailure) -> Milestone:
-    """A GPU is here, and jobs run on the processor all the same."""
+    """A GPU is here that runs no jobs."""
     facts = {"problem": failure.problem.value, "reason": failure.reason}
-    return Milestone(
-        "gpu_not_used", f"jobs run on the processor, and not the GPU: {failure}", facts
-    )
+    return Milestone("gpu_not_used", f"a GPU is not used: {failure}", facts)
 
 
 def model_ready(model: ServedModel, *, is_proposed: bool) -> Milestone:

@@ -10,7 +10,7 @@ from functools import partial
 from capanode.config import NodeConfig
 from capanode.device_problems import DeviceFailure, DeviceProblem
 from capanode.errors import GpuError, IsolationError
-from capanode.gpu_trial import settle_gpus
+from capanode.gpu_trial import settle_gpus, try_torch
 from capanode.gpus import Gpu
 from capanode.hardware import Machine, hardware_of, probe_machine, usable_gpus
 from capanode.milestones import Milestone, OnMilestone, gpu_not_used, model_failed
@@ -41,7 +41,8 @@ def plan_start(
     on_milestone: OnMilestone,
     environment: Mapping[str, str] = os.environ,
 ) -> StartPlan:
-    """Look at the machine and decide. Blocks for a second at most, and as long as CUDA takes.
+    """Look at the machine and decide. Blocks for a second at most, and as long as torch takes to
+    start on a GPU, if there is one.
 
     Raises IsolationError, GpuError, and what `plan_models` raises.
     """
@@ -49,15 +50,20 @@ def plan_start(
     gpus = usable_gpus(machine, environment)
     report = require_isolation(probe_isolation([gpu.device for gpu in gpus]), on_milestone)
     assert report.sandbox is not None
-    gpus, failure = settle_gpus(machine, gpus, report)
-    if failure is not None:
-        require_leave(config.if_gpu_fails, failure)
+    whole_sys = report.gpu is not None and report.gpu.whole_sys
+    settled = settle_gpus(machine, gpus, report)
+    if settled.working:
+        settled = try_torch(report.sandbox, settled.working, whole_sys=whole_sys)
+    for failure in settled.failures:
+        # One card that works is worth a start; that the others do not is told.
+        if not settled.working:
+            require_leave(config.if_gpu_fails, failure)
         on_milestone(gpu_not_used(failure))
-    placement = _place(config, machine, gpus, on_milestone)
+    placement = _place(config, machine, settled.working, on_milestone)
     return StartPlan(
         tier=report.tier.with_gpu if placement.gpus else report.tier,
         sandbox=report.sandbox,
-        whole_sys=report.gpu is not None and report.gpu.whole_sys,
+        whole_sys=whole_sys,
         hardware=hardware_of(machine, placement.gpus),
         plans=tuple(
             replace(plan, hardware=hardware_of(machine, [plan.gpu] if plan.gpu else ()))

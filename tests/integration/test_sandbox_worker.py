@@ -17,7 +17,10 @@ import pytest
 import torch
 import trio
 
+from capanode.device_problems import DeviceProblem
 from capanode.engines.base import Completed, EngineEvent, Failed, Produced, Started
+from capanode.gpu_trial import try_torch
+from capanode.gpus import Gpu
 from capanode.sandbox.gpu import GpuDevice
 from capanode.sandbox.limits import Limits, limits_for_model
 from capanode.sandbox.spawn import Sandbox
@@ -349,6 +352,19 @@ async def test_worker_that_cannot_have_its_gpu_says_why_and_computes_nowhere_els
     assert worker.last_ending is not None
     assert worker.last_ending.device is not None
     assert worker.info is None
+
+
+def test_a_gpu_that_torch_cannot_compute_on_is_known_before_any_model_loads(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Gpu("stand-in", 1 << 30, 1 << 30, GpuDevice("GPU-stand-in"))
+    with installed_driver(999) as folder:
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
+        settled = try_torch(sandbox, [card])
+    assert settled.working == ()
+    (failure,) = settled.failures
+    assert failure.problem is DeviceProblem.DRIVER_LOST
+    assert "CUDA 999" in failure.reason
 
 
 async def test_crash_loop_ends_in_unavailable(sandbox: Sandbox, model: Path) -> None:
