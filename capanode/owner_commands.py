@@ -1,4 +1,4 @@
-"""What the owner can tell a running node at its socket: pause, resume, drain, reload."""
+"""What the owner can tell a running node at its socket: pause, resume, drain, measure, reload."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,6 +30,9 @@ class OwnerCommands:
                 self._pause.resume()
             case "drain":
                 self._node.stop(within_s=_within_s(asked), for_good=True)
+            case "measure":
+                for model in self._node.models.values():
+                    self._node.doubt_speed(model)
             case "reload":
                 return dict(self._reload())
             case _:

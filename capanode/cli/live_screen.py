@@ -88,7 +88,8 @@ def drawing(plain: dict[str, Any]) -> Group:
         facts.add_row(Text(name, style="dim"), Text(printable(value), overflow="fold"))
     tables = [_table(table) for table in tables_of(plain)]
     warnings = [Text(f"! {printable(each)}", style="bold red") for each in plain["warnings"]]
-    return Group(facts, *tables, *warnings)
+    # A terminal that is too low cuts the end.
+    return Group(facts, *warnings, *tables)
 
 
 def _table(told: StatusTable) -> Table:

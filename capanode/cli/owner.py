@@ -1,4 +1,4 @@
-"""`capanode pause`, `resume` and `drain`: whether the node that runs here takes jobs."""
+"""`capanode pause`, `resume`, `drain` and `measure`: what the node that runs here is told."""
 
 import time
 from typing import Annotated, Any
@@ -45,6 +45,15 @@ def drain(
         _wait_end(config)
         if not as_json:
             say("ended")
+
+
+def measure(
+    data_dir: DataDir = None, config_file: ConfigFile = None, as_json: Json = False
+) -> None:
+    """Measure all models again once the node has been idle, and the machine quiet, for a minute.
+    What was measured before is offered until then."""
+    answer = ask_node(load_config(data_dir, config_file).status_socket, "measure")
+    _tell(answer, "measuring again as soon as this machine is quiet", as_json=as_json)
 
 
 def _wait_end(config: NodeConfig) -> None:

@@ -168,6 +168,16 @@ async def test_a_pause_that_cannot_be_noted_is_refused(node: Node, tmp_path: Pat
     assert not node.pauses.is_paused
 
 
+async def test_the_owner_has_the_models_measured_again(node: Node, tmp_path: Path) -> None:
+    (model,) = node.models.values()
+    speed = model.speed
+    path = tmp_path / "status.sock"
+    async with serving(node, path):
+        assert (await ask(path, "measure"))["running"] == 0
+    assert not node.is_speed_settled(model)
+    assert model.speed == speed, "until there is a new measurement"
+
+
 async def test_the_owner_drains_and_reloads_through_the_socket(node: Node, tmp_path: Path) -> None:
     path = tmp_path / "status.sock"
     async with serving(node, path):
