@@ -229,7 +229,7 @@ BOUNDARIES = {
         "load_tokenizer",
     ),  # one file; the library raises bare Exception
     ("capanode/engines/tensor_export.py", "__init__"),  # one program, of strangers' code
-    ("capanode/models/peer_market.py", "fetch_from_peers"),  # one pull, raised again as its cause
+    ("capanode/models/peer_market.py", "_run_as_client"),  # one ask, raised again as its cause
     ("capanode/models/convert.py", "main"),  # one conversion, in a process of its own
     ("capanode/worker/main.py", "_take_in"),  # one job's input
     ("capanode/worker/main.py", "main"),  # one model's loading, and one step

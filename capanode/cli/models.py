@@ -182,6 +182,7 @@ def add_command(
 @app.command("recommend")
 def recommend_command(
     show_all: Annotated[bool, typer.Option("--all", help="Also what does not run here.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Ask no market for prices.")] = False,
     data_dir: DataDir = None,
     config_file: ConfigFile = None,
     model_store: ModelStoreDir = None,
@@ -193,8 +194,14 @@ def recommend_command(
     from capanode.models.recommend_here import look_around
 
     config = load_config(data_dir, config_file, model_store=model_store)
-    around = look_around(config)
-    found = recommend(load_catalog(), around.room, here=around.here, measured=around.measured)
+    around = look_around(config, is_online=not offline)
+    found = recommend(
+        load_catalog(),
+        around.room,
+        here=around.here,
+        measured=around.measured,
+        prices=around.prices,
+    )
     if as_json:
         print_json([asdict(one) for one in found])
         return
@@ -216,7 +223,8 @@ def recommend_command(
             if show_all or not one.problem
         ],
     )
-    say("~ is an estimate from the size of the weights and public prices, not a measurement;")
+    say("~ is no measurement: a speed estimated from the size of the weights, at the price in your")
+    say("markets (m), or else at public providers;")
     say("models of a hub pin no revision, and were never pulled where this list was made")
     if (next_one := best(found)) is not None:
         say(f"next: `capanode models pull {next_one.name}`")
@@ -267,8 +275,8 @@ def _use(model: "ModelSummary") -> str:
 def _hourly(one: "Recommendation") -> str:
     if not one.nano_per_hour:
         return "-"
-    told = f"{one.nano_per_hour / 1e9:.4f}"
-    return told if one.is_measured else f"~{told}"
+    mark = {"measured": "", "market_price": "~m ", "estimate": "~"}[one.basis.value]
+    return f"{mark}{one.nano_per_hour / 1e9:.4f}"
 
 
 def _plain(model: "ModelSummary") -> dict[str, object]:

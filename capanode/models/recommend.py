@@ -1,13 +1,15 @@
 """What fits this machine and would earn: `capanode models recommend`. Pure.
 
 What a model earns in an hour is its speed times its price times the share of an hour that is sold.
-Speed and price are those of the node that runs here where it has measured the model; otherwise they
-are estimated, and said to be: speed from how fast the memory streams the weights, price from what
-models of that size go for at public providers.
+Speed and price are those of the node that runs here where it has measured the model. Otherwise the
+speed is estimated from how fast memory streams the weights, and said to be; the price is what the
+model goes for in the markets of the configuration, or else what models of that size go for at
+public providers.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from capanode.models.catalog import Catalog, CatalogEntry
 from capanode.models.hub_catalog import HubEntry
@@ -15,6 +17,7 @@ from capanode.models.memory_need import NO_CACHE, largest_context, memory_need
 from capanode.models.room import SPARE_BYTES
 from capanode.pricing_policy import UTILISATION
 from capanode.tasks import task_of_architecture
+from protocol.pricing import PriceSheet
 
 # Below this a chat model takes no conversation.
 _CONTEXT_TOKENS_MIN = 2_048
@@ -56,6 +59,14 @@ class Room:
     is_gpu: bool
 
 
+class Basis(StrEnum):
+    """What a model's earnings were computed from."""
+
+    MEASURED = "measured"
+    MARKET_PRICE = "market_price"  # at an estimated speed
+    ESTIMATE = "estimate"
+
+
 @dataclass(frozen=True, slots=True)
 class Measured:
     """Of a model that the node here serves: what a busy hour brings at its own price."""
@@ -66,7 +77,7 @@ class Measured:
 @dataclass(frozen=True, slots=True)
 class Recommendation:
     """One model. `problem` says why it does not run here; empty if it does. `context_tokens` is
-    the longest context that fits; `is_measured` tells a measurement from an estimate."""
+    the longest context that fits."""
 
     name: str
     use: str
@@ -80,7 +91,7 @@ class Recommendation:
     context_tokens: int
     memory_bytes: int
     nano_per_hour: int
-    is_measured: bool
+    basis: Basis
     problem: str
 
 
@@ -90,17 +101,41 @@ def usable_memory(memory_bytes: int, *, is_gpu: bool) -> int:
 
 
 def recommend(
-    catalog: Catalog, room: Room, *, here: Mapping[str, str], measured: Mapping[str, Measured]
+    catalog: Catalog,
+    room: Room,
+    *,
+    here: Mapping[str, str],
+    measured: Mapping[str, Measured],
+    prices: Mapping[str, PriceSheet],
 ) -> list[Recommendation]:
-    """Every model of the catalog: those that run here first, the most profitable first. `here` and
-    `measured` go by name."""
+    """Every model of the catalog: those that run here first, the most profitable first. `here`,
+    `measured` and `prices` go by name."""
     found = [_of_pinned(entry, room, here, measured) for entry in catalog.entries]
-    found += [_of_hub(entry, room, here, measured) for entry in catalog.hub]
+    found += [
+        _of_hub(entry, room, here, earned=_earned(entry, room, measured, prices))
+        for entry in catalog.hub
+    ]
     return sorted(found, key=lambda one: (bool(one.problem), -one.nano_per_hour, one.name))
 
 
+def _earned(
+    entry: HubEntry,
+    room: Room,
+    measured: Mapping[str, Measured],
+    prices: Mapping[str, PriceSheet],
+) -> tuple[int, Basis]:
+    """Nano-credits of a busy hour, and what they were computed from."""
+    if (own := measured.get(entry.name)) is not None:
+        return own.nano_per_hour, Basis.MEASURED
+    if (going := prices.get(entry.name)) is not None:
+        is_chat = entry.use == "chat"
+        price = going.output_nano_per_mtok if is_chat else going.input_nano_per_mtok
+        return _estimate(entry, room, price), Basis.MARKET_PRICE
+    return _estimate(entry, room, _price(entry)), Basis.ESTIMATE
+
+
 def _of_hub(
-    entry: HubEntry, room: Room, here: Mapping[str, str], measured: Mapping[str, Measured]
+    entry: HubEntry, room: Room, here: Mapping[str, str], *, earned: tuple[int, Basis]
 ) -> Recommendation:
     context = largest_context(
         entry.bytes,
@@ -109,7 +144,7 @@ def _of_hub(
         memory_bytes=room.memory_bytes,
     )
     is_here = entry.name in here
-    own = measured.get(entry.name)
+    nano_per_hour, basis = earned
     return Recommendation(
         name=entry.name,
         use=entry.use,
@@ -122,8 +157,8 @@ def _of_hub(
         is_here=is_here,
         context_tokens=context,
         memory_bytes=memory_need(entry.bytes, entry.cache, context),
-        nano_per_hour=own.nano_per_hour if own else _estimate(entry, room),
-        is_measured=own is not None,
+        nano_per_hour=nano_per_hour,
+        basis=basis,
         problem=_problem(entry, room, context, is_here=is_here),
     )
 
@@ -166,17 +201,17 @@ def _of_pinned(
         context_tokens=manifest.context_tokens,
         memory_bytes=need,
         nano_per_hour=own.nano_per_hour if own else 0,
-        is_measured=own is not None,
+        basis=Basis.MEASURED if own else Basis.ESTIMATE,
         problem=problem,
     )
 
 
-def _estimate(entry: HubEntry, room: Room) -> int:
-    """Nano-credits of a busy hour, half of it sold: memory or arithmetic, whichever is slower."""
+def _estimate(entry: HubEntry, room: Room, price: int) -> int:
+    """Nano-credits of a busy hour, half of it sold, at `price` for a million tokens: memory or
+    arithmetic decides, whichever is slower."""
     bytes_per_s = _GPU_BYTES_PER_S if room.is_gpu else _CPU_BYTES_PER_S
     operations_per_s = _GPU_OPERATIONS_PER_S if room.is_gpu else _CPU_OPERATIONS_PER_S
     is_chat = entry.use == "chat"
-    price = _price(entry.parameters) if is_chat else _INPUT_PRICE
     tokens_per_s = min(
         bytes_per_s / entry.bytes * (_BATCH if is_chat else _INPUT_TOKENS_AT_ONCE),
         operations_per_s / (_OPERATIONS_PER_PARAMETER * entry.parameters),
@@ -184,8 +219,11 @@ def _estimate(entry: HubEntry, room: Room) -> int:
     return int(tokens_per_s * _SECONDS_PER_HOUR * UTILISATION * price / 1e6)
 
 
-def _price(parameters: int) -> int:
-    return next((price for most, price in _PRICES if parameters <= most), _PRICE_MAX)
+def _price(entry: HubEntry) -> int:
+    """Of a million tokens, at public providers."""
+    if entry.use != "chat":
+        return _INPUT_PRICE
+    return next((price for most, price in _PRICES if entry.parameters <= most), _PRICE_MAX)
 
 
 def best(found: Sequence[Recommendation]) -> Recommendation | None:

@@ -10,6 +10,7 @@ from capanode.config import NodeConfig
 from capanode.errors import NotRunningError
 from capanode.hardware import hardware_of, probe_machine, usable_gpus
 from capanode.models.errors import ModelError
+from capanode.models.peer_market import PeerOptions, going_prices
 from capanode.models.recommend import Measured, Room, usable_memory
 from capanode.models.store import ModelStore
 from capanode.pricing_policy import UTILISATION
@@ -17,23 +18,26 @@ from capanode.status_socket import ask_status
 from capanode.tasks import NODE_TASKS
 from protocol.ids import Digest
 from protocol.offers import Hardware
-from protocol.pricing import PRICE_POSITIONS
+from protocol.pricing import PRICE_POSITIONS, PriceSheet
 
 _SECONDS_PER_HOUR = 3_600
 
 
 @dataclass(frozen=True, slots=True)
 class FoundHere:
-    """`here` are digests by name; `measured` is empty while no node runs."""
+    """`here` are digests by name; `measured` is empty while no node runs, `prices` where no
+    coordinator is listed or answers."""
 
     device: str
     room: Room
     here: Mapping[str, Digest]
     measured: Mapping[str, Measured]
+    prices: Mapping[str, PriceSheet]
 
 
-def look_around(config: NodeConfig) -> FoundHere:
-    """Blocks for some seconds at most. Raises ModelError if the store cannot be used."""
+def look_around(config: NodeConfig, *, is_online: bool) -> FoundHere:
+    """Asks the coordinators for prices if `is_online`. Blocks for some seconds at most. Raises
+    ModelError if the store cannot be used."""
     machine = probe_machine()
     hardware = hardware_of(machine, usable_gpus(machine))
     store = ModelStore(config.model_store)
@@ -42,7 +46,15 @@ def look_around(config: NodeConfig) -> FoundHere:
         status = ask_status(config.status_socket)
     except NotRunningError:
         status = {}
-    return FoundHere(hardware.name, room, store.names(), measured_by(status, store))
+    coordinators = tuple(one.address for one in config.coordinators) if is_online else ()
+    markets = PeerOptions((), coordinators, config.dial_policy)
+    return FoundHere(
+        device=hardware.name,
+        room=room,
+        here=store.names(),
+        measured=measured_by(status, store),
+        prices=going_prices(markets) if coordinators else {},
+    )
 
 
 def room_of(hardware: Hardware, *, disk_free_bytes: int) -> Room:

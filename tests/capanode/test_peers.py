@@ -22,7 +22,7 @@ from capanode.models.errors import (
     UnsafeModelError,
 )
 from capanode.models.library import PullOptions, pull
-from capanode.models.peer_market import PeerOptions
+from capanode.models.peer_market import PeerOptions, ask_prices, find_peers
 from capanode.models.progress import ProgressCallback, ignore_progress
 from capanode.models.shared_blobs import SharedBlobs, may_be_shared
 from capanode.models.sources_peer import PeerAddress, PeerDownload
@@ -35,17 +35,30 @@ from protocol.blobs import (
     BlobReply,
     piece_bytes_of,
 )
+from protocol.envelope import seal
 from protocol.errors import Code, RemoteProtocolError
-from protocol.ids import Digest, sha256_digest
+from protocol.ids import Digest, PeerId, sha256_digest
 from protocol.manifest import ModelManifest, manifest_digest
 from protocol.net.dial_policy import PUBLIC_ONLY
+from protocol.net.link import serve_channels
 from protocol.net.memory import MemoryNetwork
 from protocol.net.memory_wire import Conditions
 from protocol.net.pool import StreamPool
-from protocol.net.rpc import RpcClient
+from protocol.net.rpc import RpcClient, RpcServer
+from protocol.net.transport import Stream
+from protocol.pricing import PriceSheet
 from protocol.programs.runners import InlineRunner
-from protocol.services import BLOB_PROTOCOL
+from protocol.services import (
+    BLOB_PROTOCOL,
+    LEASE_PROTOCOL,
+    Method,
+    NodesAsk,
+    NodesReply,
+    NodeSummary,
+)
+from tests.capanode.fakes import FakeWorker, make_manifest, make_model, make_offer
 from tests.capanode.model_makers import layout_files, manifest_of, write_files
+from tests.protocol.makers import NOW_MS
 from tests.protocol.net.contract import key_of
 from tests.protocol.net.virtual import virtual_time
 
@@ -312,6 +325,66 @@ async def test_a_read_beyond_a_file_or_of_another_file_gives_nothing(
         with pytest.raises(RemoteProtocolError) as caught:
             await read(Digest("0" * 64), 0)
         assert caught.value.code is Code.NOT_FOUND
+
+
+# Who has a model, and what it goes for
+
+
+@asynccontextmanager
+async def coordinator_of(*nodes: NodeSummary) -> AsyncIterator[tuple[RpcClient, str]]:
+    """A coordinator that lists two nodes a page."""
+
+    async def answer(_: PeerId, ask: NodesAsk) -> NodesReply:
+        start = int(ask.after or 0)
+        is_last = start + 2 >= len(nodes)
+        return NodesReply(nodes[start : start + 2], "" if is_last else str(start + 2))
+
+    network = MemoryNetwork(random.Random(5), conditions=NEAR)
+    server = RpcServer()
+    server.register(Method.NODES, NodesAsk, answer)
+
+    async def serve(stream: Stream) -> None:
+        await serve_channels(stream, server.serve_channel, role="coordinator")
+
+    transport, client = network.transport(key_of(2)), network.transport(key_of(1))
+    transport.handle(LEASE_PROTOCOL, serve)
+    pool = StreamPool(client, LEASE_PROTOCOL, role="client", rng=random.Random(1))
+    async with trio.open_nursery() as nursery:
+        for run in (transport.run, client.run, pool.run):
+            await nursery.start(run)
+        yield RpcClient(pool), transport.addresses[0]
+        nursery.cancel_scope.cancel()
+
+
+MODEL = make_model(make_manifest(), FakeWorker())
+
+
+def node(signer: int, *, claims: int | None = None, output_nano: int = 0) -> NodeSummary:
+    price = PriceSheet(output_nano_per_mtok=output_nano)
+    offer = make_offer(replace(MODEL, price=price), NOW_MS)
+    signed = seal(key_of(signer), replace(offer, addresses=(f"/ip4/1.2.3.4/tcp/{signer}",)))
+    who = key_of(claims or signer).peer_id
+    return NodeSummary(who, signed.raw, None, True, 0, 0, "closed", 1.0)
+
+
+@virtual_time
+async def test_nodes_that_a_coordinator_lists_are_asked_if_they_signed_their_offers() -> None:
+    async with coordinator_of(node(5), node(6, claims=7)) as (rpc, address):
+        options = PeerOptions((), (address, address), PUBLIC_ONLY)
+        found = await find_peers(rpc, options, MODEL.digest)
+        assert list(found) == [PeerAddress(key_of(5).peer_id, ("/ip4/1.2.3.4/tcp/5",))]
+
+
+@virtual_time
+async def test_the_going_price_is_the_middle_one_whatever_some_ask() -> None:
+    asked = (100, 110, 10**9, 120, 0)
+    nodes = [node(10 + at, output_nano=price) for at, price in enumerate(asked)]
+    async with coordinator_of(*nodes) as (rpc, address):
+        prices = await ask_prices(rpc, [address])
+        assert prices[MODEL.name].output_nano_per_mtok == 110
+        assert prices[MODEL.digest] == prices[MODEL.name]
+        away = f"/ip4/127.0.0.1/tcp/9/p2p/{key_of(99).peer_id}"
+        assert await ask_prices(rpc, [away]) == {}
 
 
 # As an operator pulls them

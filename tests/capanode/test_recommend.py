@@ -17,11 +17,12 @@ from capanode.models.memory_need import (
     largest_context,
     memory_need,
 )
-from capanode.models.recommend import Measured, Recommendation, best, recommend
+from capanode.models.recommend import Basis, Measured, Recommendation, best, recommend
 from capanode.models.recommend_here import measured_by, room_of
 from capanode.models.store import ModelStore
 from capanode.tasks import DECODERS
 from protocol.offers import Hardware
+from protocol.pricing import PriceSheet
 from tests.capanode.model_makers import add_model
 
 GIB = 1024**3
@@ -35,7 +36,7 @@ def by_name(found: list[Recommendation]) -> dict[str, Recommendation]:
 
 
 def everything(**changes: Any) -> dict[str, Recommendation]:
-    return by_name(recommend(CATALOG, replace(CARD, **changes), here={}, measured={}))
+    return by_name(recommend(CATALOG, replace(CARD, **changes), here={}, measured={}, prices={}))
 
 
 # Memory
@@ -125,7 +126,7 @@ def test_a_24_gib_card_takes_models_of_8_to_14_billion_parameters_with_a_long_co
 
 
 def test_a_laptop_takes_small_models() -> None:
-    found = by_name(recommend(CATALOG, LAPTOP, here={}, measured={}))
+    found = by_name(recommend(CATALOG, LAPTOP, here={}, measured={}, prices={}))
     assert found["llama-3.2-1b-instruct"].problem == ""
     assert found["bge-small-en-v1.5"].problem == ""
     assert "memory" in found["qwen3-8b"].problem
@@ -135,7 +136,7 @@ def test_what_no_engine_runs_and_what_the_disk_has_no_room_for_is_said() -> None
     assert "no engine" in everything()["nomic-embed-text-v1.5"].problem
     assert "disk" in everything(disk_free_bytes=10**9)["qwen3-8b"].problem
     small_disk = replace(CARD, disk_free_bytes=10**9)
-    found = recommend(CATALOG, small_disk, here={"qwen3-8b": "0" * 64}, measured={})
+    found = recommend(CATALOG, small_disk, here={"qwen3-8b": "0" * 64}, measured={}, prices={})
     assert by_name(found)["qwen3-8b"].problem == "", "it is here already"
 
 
@@ -143,21 +144,30 @@ def test_what_no_engine_runs_and_what_the_disk_has_no_room_for_is_said() -> None
 
 
 def test_what_runs_comes_first_and_earnings_decide() -> None:
-    found = recommend(CATALOG, CARD, here={}, measured={"qwen3-8b": Measured(10**12)})
-    assert (found[0].name, found[0].is_measured) == ("qwen3-8b", True)
+    found = recommend(CATALOG, CARD, here={}, measured={"qwen3-8b": Measured(10**12)}, prices={})
+    assert (found[0].name, found[0].basis) == ("qwen3-8b", Basis.MEASURED)
     problems = [bool(one.problem) for one in found]
     assert problems == sorted(problems)
     runs = [one.nano_per_hour for one in found if not one.problem]
     assert runs == sorted(runs, reverse=True)
-    assert not any(one.is_measured for one in found[1:])
+    assert {one.basis for one in found[1:]} == {Basis.ESTIMATE}
+
+
+def test_what_a_model_goes_for_in_the_market_replaces_what_others_ask() -> None:
+    plain = by_name(recommend(CATALOG, CARD, here={}, measured={}, prices={}))["qwen3-8b"]
+    # Public providers ask 0.08 for a model of that size: ten times that earns ten times as much.
+    prices = {"qwen3-8b": PriceSheet(output_nano_per_mtok=800_000_000)}
+    found = by_name(recommend(CATALOG, CARD, here={}, measured={}, prices=prices))["qwen3-8b"]
+    assert (plain.basis, found.basis) == (Basis.ESTIMATE, Basis.MARKET_PRICE)
+    assert found.nano_per_hour == pytest.approx(10 * plain.nano_per_hour, rel=1e-6)
 
 
 def test_the_next_model_to_pull_is_not_here_and_not_gated() -> None:
-    found = recommend(CATALOG, CARD, here={}, measured={})
+    found = recommend(CATALOG, CARD, here={}, measured={}, prices={})
     first = best(found)
     assert first is not None
     assert not first.is_gated
-    second = best(recommend(CATALOG, CARD, here={first.name: "0" * 64}, measured={}))
+    second = best(recommend(CATALOG, CARD, here={first.name: "0" * 64}, measured={}, prices={}))
     assert second is not None
     assert second.name != first.name
     assert best([]) is None
