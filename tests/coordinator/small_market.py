@@ -43,6 +43,7 @@ from protocol.net.errors import NetError
 from protocol.net.link import serve_channels
 from protocol.net.memory import MemoryNetwork, MemoryTransport
 from protocol.net.pool import StreamPool
+from protocol.net.relay_places import RelayLimits
 from protocol.net.rpc import RpcClient
 from protocol.net.transport import Stream
 from protocol.node_session import (
@@ -145,6 +146,8 @@ class ScriptedNode:
             )
             await nursery.start(self.pool.run)
             await self.transport.connect(coordinator, timeout_s=5)
+            if not self.transport.is_dialable:
+                self.listed = await _reserve(self.transport, coordinator)
             self.coordinator = PeerId(coordinator.rpartition("/p2p/")[2])
             self.incarnation_ms = self.clock.now_ms()
             await self.call(Method.ATTACH, AttachAsk(self.offer().raw, self.load()), AttachReply)
@@ -340,6 +343,15 @@ class ScriptedNode:
         return await self.call(Method.RECEIPT, ReceiptAsk(receipt.raw, acceptance), SettleReply)
 
 
+async def _reserve(transport: MemoryTransport, relay: str) -> tuple[str, ...]:
+    """Our addresses at a relay, once there are any."""
+    answered = trio.Event()
+    place = transport.reserve(relay, answered.set)
+    await answered.wait()
+    assert place.addresses, place.failure
+    return place.addresses
+
+
 async def _receive(job: NodeJob, channel: Channel) -> NodeEvent | None:
     frame = await channel.receive()
     return job.receive(frame.type, frame.body)
@@ -462,7 +474,7 @@ async def open_small_market(
     keys = [SigningKey.generate(rng.randbytes) for _ in range(len(scripts) + 2)]
     coordinator = Coordinator(
         keys[0],
-        network.transport(keys[0]),
+        network.transport(keys[0], relay=RelayLimits()),
         database,
         MarketRules(fee_bps=FEE_BPS, client_asks_per_minute=asks_per_minute),
         Runtime(
