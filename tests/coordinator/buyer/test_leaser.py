@@ -43,6 +43,18 @@ def test_a_batch_pays_the_batch_price_and_no_other() -> None:
         assert caught.value.code is Code.PRICE_MISMATCH
 
 
+def test_a_coordinator_that_knows_no_cached_tokens_leases_without_their_price() -> None:
+    price = replace(MODEL.price, cached_nano_per_mtok=1)
+    models = (replace(MODEL, price=price),)
+    offer = seal(key(1), replace(OFFER.message, models=models))
+    for leased in (price, price.without_cached):
+        lease = granted(offer_digest=offer.digest, price=leased).lease
+        check_terms(Granted(lease, offer, match_us=0), REQUEST)
+    lease = granted(offer_digest=offer.digest, price=replace(price, cached_nano_per_mtok=0)).lease
+    with pytest.raises(RemoteProtocolError):
+        check_terms(Granted(lease, offer, match_us=0), REQUEST)
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [

@@ -120,6 +120,8 @@ class Script:
     gate_before: int | None = None
     lease_ms: float = 1.0
     interval_s: float = 0.0
+    # Of the seven of a prompt.
+    cached_tokens: int = 0
 
 
 class FakeRecords:
@@ -367,7 +369,7 @@ class FakeJob:
             model_digest=DIGESTS[task],
             price=PRICE,
             ceiling_nano=1_000,
-            input_units=Units(7),
+            input_units=Units(7, cached_tokens=self._script.cached_tokens),
             queue_position=0,
             lease_ms=self._script.lease_ms,
             match_us=42,
@@ -487,7 +489,8 @@ def _outcome(script: Script, spec: JobSpec, chunks: list[Chunk]) -> PurchaseResu
     elif isinstance(spec.job_input, TensorInput):
         units = Units(tensor_elements=spec.job_input.elements)
     else:
-        units = Units(7, sum(len(chunk.token_ids) for chunk in chunks))
+        tokens = sum(len(chunk.token_ids) for chunk in chunks)
+        units = Units(7, tokens, cached_tokens=script.cached_tokens)
     lease_id = LeaseId(derive_ulid(_JOB_ID, "lease/0"))
     receipt = seal(
         NODE_KEY,

@@ -1,5 +1,7 @@
 """How much a request may use, before any node has counted it."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +47,23 @@ def test_a_job_says_who_pays_and_what_is_wanted() -> None:
     )
     assert (made.payer, made.deadline_s) == (Payer("key-1"), 9.0)
     assert made.units_max.output_tokens == 5
+
+
+def test_people_who_share_an_account_share_no_cache_unless_they_say_so() -> None:
+    def salt(key_id: str, *, shares_account: bool = True, **options: Any) -> str:
+        job_input = GenerationInput(max_tokens=1, prompt="hi", **options)
+        order = GenerationOrder(ROUTING, job_input, 2)
+        caller = Caller(key_id, CLIENT_KEY, shares_account=shares_account)
+        made = order.to_spec(caller, MODEL, deadline_s=9.0).job_input
+        assert isinstance(made, GenerationInput)
+        return made.cache_salt
+
+    salts = [salt("one"), salt("two"), salt("one", cache_salt="a"), salt("two", cache_salt="a")]
+    assert len(set(salts)) == 4
+    assert "one" not in salts[0]  # A node does not learn the key's name.
+    shared = [salt(name, cache_salt="a", shares_cache=True) for name in ("one", "two")]
+    assert shared == ["a", "a"]
+    assert salt("one", shares_account=False) == ""
 
 
 @given(st.text(max_size=400), st.none() | st.integers(1, 3_000))
