@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_config
+from protocol.programs.log import configure_logging
 from protocol.programs.output import bytes_text, print_json, print_table, say, time_text
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from capanode.models.peer_market import PeerOptions
     from capanode.models.progress import ProgressCallback
     from capanode.models.recommend import Recommendation
+
+_LOG_LEVEL = "warning"
 
 AllowCode = Annotated[
     bool,
@@ -97,6 +100,7 @@ def pull_command(
         raise typer.BadParameter("--name goes with one model")
     flags = {"allow_code_models": True} if allow_code_models else {}
     config = load_config(data_dir, config_file, model_store=model_store, **flags)
+    configure_logging(level=_LOG_LEVEL, log_format=config.log_format)
     options = PullOptions(
         hub=HubOptions(endpoint=config.hub_url, token=config.hub_token or None),
         quota=Quota(config.store_max_gib * 1024**3, config.promised_models or None),
@@ -194,6 +198,8 @@ def recommend_command(
     from capanode.models.recommend_here import look_around
 
     config = load_config(data_dir, config_file, model_store=model_store)
+    # To stderr, and no more than what is wrong: stdout is for the answer.
+    configure_logging(level=_LOG_LEVEL, log_format=config.log_format)
     around = look_around(config, is_online=not offline)
     found = recommend(
         load_catalog(),

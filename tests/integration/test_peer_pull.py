@@ -1,5 +1,7 @@
 """A model pulled from two peers over real sockets."""
 
+import json
+import sys
 from pathlib import Path
 
 import httpx
@@ -56,3 +58,23 @@ async def test_a_model_comes_from_peers_that_share_it(seed: ModelStore, tmp_path
     assert model.digest == digest
     assert model.manifest.licence == "mit"
     store.verify(digest)
+
+
+async def test_the_command_prints_one_object_and_logs_beside_it(
+    seed: ModelStore, tmp_path: Path
+) -> None:
+    digest = seed.digests()[0]
+    transport = Libp2pTransport(key_of(3), ("/ip4/127.0.0.1/tcp/0",))
+    server = BlobServer(SharedBlobs(seed), bytes_per_s=10**9, runner=ThreadRunner())
+    transport.handle(BLOB_PROTOCOL, server.handle)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(transport.run)
+        command = [sys.executable, "-m", "capanode", "models", "pull", f"peer:{digest}", "--json"]
+        with trio.fail_after(60):
+            done = await trio.run_process(
+                [*command, "--data-dir", str(tmp_path / "home"), "--from", transport.addresses[0]],
+                capture_stdout=True,
+                cwd=Path(__file__).parents[2],
+            )
+        nursery.cancel_scope.cancel()
+    assert json.loads(done.stdout) == {"name": "owner/tiny", "digest": digest}
