@@ -19,6 +19,7 @@ from capanode.opened_leases import OpenedLeases
 from capanode.outbox import Outbox
 from capanode.outbox_store import PENDING, OutboxReceipt
 from capanode.reach import Reachability
+from capanode.reach.asking import ask_dial_back
 from protocol.clock import Clock
 from protocol.errors import RETRYABLE_LATER, Code, RemoteProtocolError, leaves
 from protocol.ids import PeerId
@@ -26,7 +27,6 @@ from protocol.net.errors import NetError, StreamClosed
 from protocol.net.rpc import RpcClient
 from protocol.net.serve import describe
 from protocol.offers import LoadReport
-from protocol.reach import PADDING_BYTES, DialBackAsk, DialBackReply
 from protocol.services import (
     AttachAsk,
     AttachReply,
@@ -184,7 +184,7 @@ class ControlLine:
         # its clients wait for us, and asks a moment later.
         is_new = not self._reach.has_word_of(self.coordinator)
         if is_new:
-            await self._ask_dial_back()
+            await ask_dial_back(self._call, self._reach, self.coordinator)
             await self._announcer.renew_if_changed()
         reply = await self._attach()
         every_ms = min(max(reply.report_every_ms, REPORT_EVERY_MS_MIN), REPORT_EVERY_MS_MAX)
@@ -213,31 +213,11 @@ class ControlLine:
         self._opened.told(self.coordinator, load.opened)
         return reply
 
-    async def _ask_dial_back(self) -> None:
-        """Have the coordinator dial what may work; then, once more, what its answer brings up."""
-        addresses = self._reach.candidates()
-        for is_more in (False, True):
-            if is_more:
-                addresses = self._reach.open_questions(self.coordinator)
-            if is_more and not addresses:
-                return
-            padding = bytes(PADDING_BYTES * len(addresses)) if is_more else b""
-            ask = DialBackAsk(addresses, padding)
-            try:
-                reply = await self._call(Method.DIAL_BACK, ask, DialBackReply)
-            except RemoteProtocolError as error:
-                if error.code is Code.NOT_FOUND:
-                    self._reach.note_unable(self.coordinator)
-                else:
-                    log.info("not_dialled_back", coordinator=self.coordinator, error=str(error))
-                return
-            self._reach.note(self.coordinator, reply, is_more=is_more)
-
     async def _be_dialled_forever(self, was_dialled: bool) -> None:
         while True:
             if was_dialled:
                 await self._reach.wait_look_again()
-            await self._ask_dial_back()
+            await ask_dial_back(self._call, self._reach, self.coordinator)
             was_dialled = True
 
     async def _ask_standing_forever(self) -> None:

@@ -1,7 +1,7 @@
 """`capanode doctor`: what works on this machine, and what to do about what does not."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,12 +14,22 @@ if TYPE_CHECKING:
 
 
 @takes_settings(NodeConfig, PROGRAM)
-def doctor(config: NodeConfig, as_json: Json = False) -> None:
+def doctor(
+    config: NodeConfig,
+    as_json: Json = False,
+    online: Annotated[
+        bool, typer.Option("--online", help="Have the markets dial this machine, too.")
+    ] = False,
+) -> None:
     """Check this machine with the settings and options that `start` would use. Exits 1 if
     something here keeps a node from serving; hints and what is still to do are no failure."""
     from capanode.doctor import examine
 
     diagnosis = examine(config)
+    if online:
+        from capanode.reach.trial import reach_findings
+
+        diagnosis = replace(diagnosis, findings=(*diagnosis.findings, *reach_findings(config)))
     if as_json:
         findings = [
             {**asdict(finding), "level": diagnosis.level_of(finding).value}
