@@ -257,7 +257,12 @@ class ControlLine:
         """A new offer takes the direct way as well as gossip's."""
         while True:
             await self._announcer.wait_new_offer()
-            await self._attach()
+            try:
+                await self._attach()
+            except RemoteProtocolError as error:
+                # Another process has our key. We stay, so that it shows when that one ends.
+                if error.code not in (Code.OFFER_REGRESSED, Code.OFFER_CONFLICT):
+                    raise
 
     async def _report_forever(self, every_s: float) -> None:
         while True:

@@ -130,7 +130,9 @@ class ControlServer:
         )
         self._twins.hear(node, ask.load.incarnation_ms, now=trio.current_time())
         if verdict.code in OUTRANKED:
-            self._note_older(node)
+            is_left = self._note_older(node)
+            code = Code.OFFER_REGRESSED if is_left else Code.OFFER_CONFLICT
+            raise RemoteProtocolError(verdict.message, code=code)
         if verdict.code not in (None, Code.REPLAYED):
             raise RemoteProtocolError(verdict.message, code=verdict.code)
         if verdict.is_news and node in self._outranked:
@@ -188,20 +190,21 @@ class ControlServer:
         entry = self._market.book.get(node)
         if self._twins.are_two(node, now=trio.current_time()):
             yield Notice.TWIN
-        elif entry is not None and report.incarnation_ms < entry.offer.incarnation_ms:
-            self._note_older(node)
-            if node in self._outranked:
+        else:
+            is_older = entry is not None and report.incarnation_ms < entry.offer.incarnation_ms
+            if is_older and self._note_older(node):
                 yield Notice.OUTRANKED
         if self._dialability.take_untold(node):
             yield Notice.DIAL_BACK
 
-    def _note_older(self, node: PeerId) -> None:
-        """An earlier process of a node is here. If the later one is not, it is gone."""
+    def _note_older(self, node: PeerId) -> bool:
+        """An earlier process of a node is here. Whether it is the one that is left: the later one
+        has been silent for too long."""
         entry, now = self._market.book.get(node), trio.current_time()
-        if entry is not None and not self._twins.is_heard(
-            node, entry.offer.incarnation_ms, now=now
-        ):
-            self._outranked.add(node)
+        if entry is None or self._twins.is_heard(node, entry.offer.incarnation_ms, now=now):
+            return False
+        self._outranked.add(node)
+        return True
 
     def _detach(self, node: PeerId, why: str) -> None:
         self._twins.forget(node)
