@@ -124,8 +124,8 @@ class Reachability:
     # What changes on this machine.
 
     def network_changed(self) -> None:
-        """This machine has other addresses now: what was seen of the old ones is void."""
-        self._words.clear()
+        """This machine has other addresses now. Those that it lost are offered no more, those that
+        it kept still are, and new ones when they were reached."""
         self._tell()
         self.look_again()
 

@@ -130,8 +130,8 @@ class ControlServer:
         )
         self._twins.hear(node, ask.load.incarnation_ms, now=trio.current_time())
         if verdict.code in OUTRANKED:
-            is_left = self._note_older(node)
-            code = Code.OFFER_REGRESSED if is_left else Code.OFFER_CONFLICT
+            # Of two, the one that is left shall offer anew.
+            code = Code.OFFER_REGRESSED if self._note_older(node) else verdict.code
             raise RemoteProtocolError(verdict.message, code=code)
         if verdict.code not in (None, Code.REPLAYED):
             raise RemoteProtocolError(verdict.message, code=verdict.code)

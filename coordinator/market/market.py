@@ -166,7 +166,8 @@ class Market:
         )
         # Two, because matching never lets a newcomer be the only choice.
         found = self._match(_within(job, budget_nano), limit=2)
-        self._recent.note(job, found.candidates[0] if found.candidates else None)
+        if found.candidates or self.book.table(request.model) is not None:
+            self._recent.note(job, found.candidates[0] if found.candidates else None)
         if not found.candidates and budget_nano is not None:
             found = self._match(job, limit=QUOTE_CANDIDATES_MAX)
             if found.candidates:

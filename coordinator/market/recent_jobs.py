@@ -12,7 +12,7 @@ from protocol.ids import PeerId
 
 # Enough to see a pattern; judging one takes a tenth of a millisecond.
 JOBS_PER_MODEL = 24
-MODELS_MAX = 4_096
+MODELS_MAX = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,8 @@ class RecentJobs:
             0.0 if winner is None else winner.latency.total_ms,
         )
         found = self._by_model.setdefault(job.model, deque(maxlen=JOBS_PER_MODEL))
+        if winner is None and found and found[-1] == recent:
+            return  # It waits for its turn, and is matched again and again.
         found.append(recent)
         self._by_model.move_to_end(job.model)
         if len(self._by_model) > MODELS_MAX:

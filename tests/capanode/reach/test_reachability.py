@@ -109,10 +109,17 @@ async def test_a_second_answer_adds_to_the_first(node: Node) -> None:
     assert len(node.reach.status().tried) == 2
 
 
-async def test_another_network_makes_all_words_void(node: Node) -> None:
+async def test_an_address_that_is_gone_is_offered_no_more_and_a_new_one_when_it_was_reached(
+    node: Node,
+) -> None:
     node.hear(Dialled.REACHED)
+    node.transport.move(77)
+    assert node.transport.refresh_addresses()
     node.reach.network_changed()
-    assert not node.reach.has_word_of(FIRST)
+    assert node.reach.offered() == ()
+    assert node.reach.open_questions(FIRST) == (node.address,)
+    node.hear(Dialled.REACHED)
+    assert node.reach.offered() == (node.address,)
 
 
 async def test_a_mapped_port_makes_coordinators_look_again(

@@ -87,7 +87,9 @@ def test_a_breaker_a_name_and_a_flag_are_reasons() -> None:
 
 def test_jobs_that_no_node_could_take_count_too() -> None:
     market, recent = two_nodes()
-    run(market, recent, a_job(constraints=Constraints(regions=("mars",))))
+    for region in ("mars", "moon", "mars", "moon"):
+        job = a_job(constraints=Constraints(regions=(region,)))
+        run(market, recent, job, times=3)  # It waits, and is matched three times.
     found = standing(market, recent, 1)
     assert (found.jobs, found.chosen, found.outbid) == (4, 0, 0)
     assert [each.reason for each in found.reasons] == ["region"]
