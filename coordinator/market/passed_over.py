@@ -33,6 +33,7 @@ def model_standing(
     now_ms: int,
 ) -> ModelStanding:
     """The jobs judged again for this node, as things are now."""
+    rows = table.rows_of((node,))
     jobs = chosen = 0
     reasons: Counter[Reason] = Counter()
     dearer: list[float] = []
@@ -42,7 +43,6 @@ def model_standing(
         chosen += each.winner == node
         if each.winner == node:
             continue
-        rows = table.rows_of((node,))
         selection = selection_of(table, rows, book.machines, reputation, each.job, now_ms=now_ms)
         found = _reasons(selection, each.job, node)
         reasons.update(found)

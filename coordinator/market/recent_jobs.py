@@ -7,12 +7,14 @@ here, and a node that asks has the last few judged again, for itself alone.
 from collections import OrderedDict, deque
 from dataclasses import dataclass, replace
 
-from coordinator.market.matching import HERE, Candidate, Job
+from coordinator.market.matching import HERE, Candidate, Job, Vantage
 from protocol.ids import PeerId
 
 # Enough to see a pattern; judging one takes a tenth of a millisecond.
 JOBS_PER_MODEL = 24
 MODELS_MAX = 1_024
+
+_ELSEWHERE = Vantage(dials=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class RecentJobs:
             exclude=frozenset(),
             resting={},
             cache_at=None,
-            vantage=replace(job.vantage, rtt_ms=HERE.rtt_ms),
+            vantage=_ELSEWHERE if job.vantage.dials else HERE,
         )
         recent = RecentJob(
             kept,
