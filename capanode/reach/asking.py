@@ -15,13 +15,13 @@ log = structlog.get_logger(__name__)
 R = TypeVar("R")
 
 
-class Call(Protocol):
+class CoordinatorCall(Protocol):
     """Asks one coordinator. Raises RemoteProtocolError, NetError."""
 
     async def __call__(self, method: Method, ask: object, reply: type[R]) -> R: ...
 
 
-async def ask_dial_back(call: Call, reach: Reachability, coordinator: PeerId) -> None:
+async def ask_dial_back(call: CoordinatorCall, reach: Reachability, coordinator: PeerId) -> None:
     """Have the coordinator dial what may work; then, once more and paid for with padding, what its
     answer brings up. `reach` notes what came of it. Raises NetError."""
     addresses = reach.candidates()
