@@ -52,10 +52,30 @@ DECODERS = (
     "SmolLM3ForCausalLM",
 )
 
+# Those that the transformers library runs, where it is installed; slower than ours.
+OTHER_DECODERS = (
+    "BloomForCausalLM",
+    "CohereForCausalLM",
+    "FalconForCausalLM",
+    "GPT2LMHeadModel",
+    "GPTBigCodeForCausalLM",
+    "GPTJForCausalLM",
+    "GPTNeoXForCausalLM",
+    "GemmaForCausalLM",
+    "GraniteForCausalLM",
+    "MptForCausalLM",
+    "OPTForCausalLM",
+    "Olmo2ForCausalLM",
+    "OlmoForCausalLM",
+    "PhiForCausalLM",
+    "StableLmForCausalLM",
+    "Starcoder2ForCausalLM",
+)
+
 NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
     Task.CAUSAL_LM: NodeTaskSpec(
         engine="capanode.engines.causal_lm:CausalLM",
-        architectures=DECODERS,
+        architectures=(*DECODERS, *OTHER_DECODERS),
         model_files=("tokenizer.json",),
         dtype=None,
         cpu_slots=16,
@@ -114,6 +134,13 @@ NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
 
 # Loading a model of these runs what its maker wrote: only where the operator allows it.
 CODE_ARCHITECTURES = frozenset({"TensorExport"})
+
+
+def engine_of(task: Task, architecture: str) -> str:
+    """`module:Class` of the engine for a model."""
+    if architecture in OTHER_DECODERS:
+        return "capanode.engines.transformers_lm:TransformersLM"
+    return NODE_TASKS[task].engine
 
 
 def task_of_architecture(architecture: object) -> Task | None:

@@ -20,7 +20,7 @@ from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
 from capanode.sandbox.spawn import Sandbox
 from capanode.served import ModelWorker
 from capanode.settings import ModelSettings
-from capanode.tasks import CODE_ARCHITECTURES, NODE_TASKS
+from capanode.tasks import CODE_ARCHITECTURES, NODE_TASKS, engine_of
 from capanode.worker.jobs import WorkerState
 from capanode.worker.spec import GpuShare, WorkerSpec
 from capanode.worker.supervisor import WorkerSupervisor
@@ -86,7 +86,7 @@ class SandboxedWorkers:
 
     def worker(self, plan: ModelPlan, *, on_state: Callable[[WorkerState], None]) -> ModelWorker:
         spec = WorkerSpec(
-            engine=NODE_TASKS[plan.manifest.task].engine,
+            engine=engine_of(plan.manifest.task, plan.manifest.architecture),
             model_dir=plan.path,
             limits=limits_for_model(
                 plan.bytes, gpu=plan.gpu is not None, threads=plan.threads, nice=self._nice

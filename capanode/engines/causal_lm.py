@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from capanode.engines.answering import accept_tokens
 from capanode.engines.attending import JobCache, kernel_of, next_attention
 from capanode.engines.attention import NextAttention, PrefillChunk, ReplayAttention
 from capanode.engines.base import (
@@ -366,24 +367,7 @@ class CausalLM:
         scores: Sequence[TokenScore | None] = (),
     ) -> list[EngineEvent]:
         """Take each job's next token, with its score where there is one."""
-        scores = scores or [None] * len(jobs)
-        events: list[EngineEvent] = []
-        ended: list[Generation] = []
-        for job, token, score in zip(jobs, tokens, scores, strict=True):
-            if job.is_over:  # An answer that was checked.
-                events.append(job.finished(FinishReason.STOP))
-                ended.append(job)
-                continue
-            produced, reason = job.accept(token, score)
-            if job.failure is not None:
-                events.append(job.failed(job.failure))
-                ended.append(job)
-                continue
-            if produced is not None:
-                events.append(produced)
-            if reason is not None:
-                events.append(job.finished(reason))
-                ended.append(job)
+        events, ended = accept_tokens(jobs, tokens, scores or [None] * len(jobs))
         # From the last row down, so that no row is moved that is about to be freed.
         for job in sorted(ended, key=lambda job: job.row, reverse=True):
             self._forget(job)

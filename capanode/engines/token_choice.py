@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from capanode.engines.base import Produced
-from capanode.engines.decoder import DecoderModel
 from capanode.engines.detokenize import TokenBytes
 from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.gaps import signed_gap
@@ -18,6 +18,12 @@ from protocol.generation import TokenScore
 
 # A prompt's logits, in float32, are made for so many tokens at a time: 8 MB for 64,000 words.
 _SCORED_AT_ONCE = 32
+
+
+class HasHead(Protocol):
+    """What makes logits of what it kept of a prompt."""
+
+    def logits(self, hidden: Tensor) -> tuple[Tensor, ExactLogits | None]: ...
 
 
 def choose_next(jobs: Sequence[Generation], logits: Tensor, exact: ExactLogits | None) -> list[int]:
@@ -52,7 +58,7 @@ def score_next(
 
 
 def score_prompt(
-    job: Generation, start: int, hidden: Tensor, model: DecoderModel, pieces: TokenBytes
+    job: Generation, start: int, hidden: Tensor, model: HasHead, pieces: TokenBytes
 ) -> Iterator[Produced]:
     """The scores that a chunk of a prompt gives: those of the tokens after each of its own, which
     begin at `start`. `hidden` is what the model kept of it."""

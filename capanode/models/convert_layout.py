@@ -4,6 +4,7 @@ Runs only in the converter process. Nothing is rewritten, so the files keep the 
 publisher gave them.
 """
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +16,12 @@ from capanode.engines.weight_scheme import read_weight_scheme
 from capanode.models.layout_texts import check_texts
 from capanode.models.safetensors_file import read_header
 from capanode.models.sources import CODE_FILE
-from capanode.tasks import CODE_ARCHITECTURES, NODE_TASKS, task_of_architecture
+from capanode.tasks import (
+    CODE_ARCHITECTURES,
+    NODE_TASKS,
+    OTHER_DECODERS,
+    task_of_architecture,
+)
 from protocol.messages import Task
 
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
@@ -58,7 +64,7 @@ def convert_layout(
     is_code = architecture in CODE_ARCHITECTURES
     weights = [_program_file(source)] if is_code else _weight_files(source)
     if task is Task.CAUSAL_LM:
-        dtype, quantization = _decoder_types(weights, config)
+        dtype, quantization = _decoder_types(architecture, weights, config)
     else:
         dtype = quantization = _dtype([] if is_code else weights, NODE_TASKS[task].dtype)
     files = [*weights, *(source / name for name in _CONFIG_FILES if (source / name).exists())]
@@ -123,10 +129,20 @@ def _dtype(weights: list[Path], computed: str | None) -> str:
     return _DTYPE_NAMES[largest]
 
 
-def _decoder_types(weights: list[Path], config: dict[str, Any]) -> tuple[str, str]:
+def _decoder_types(
+    architecture: str, weights: list[Path], config: dict[str, Any]
+) -> tuple[str, str]:
     """What is computed in, and how many bits weights have. Raises ModelLoadError if the engine
     would not run the model."""
-    read_decoder_config(config)
+    if architecture in OTHER_DECODERS:
+        if importlib.util.find_spec("transformers") is None:
+            raise ValueError(
+                f"{architecture} is run by transformers: pip install 'capacloud[transformers]'"
+            )
+        if config.get("quantization_config") is not None:
+            raise ValueError(f"quantised weights of {architecture} are run by no engine here")
+    else:
+        read_decoder_config(config)
     scheme = read_weight_scheme(config)
     if scheme is None:
         dtype = _dtype(weights, None)
@@ -139,7 +155,9 @@ def _context_tokens(source: Path, config: dict[str, Any]) -> int:
     """How much text the model takes; sentence encoders are trained on less than they could."""
     sentence = source / "sentence_bert_config.json"
     limit = _read_json(sentence).get("max_seq_length") if sentence.exists() else None
-    value = limit if limit is not None else config.get("max_position_embeddings", 0)
+    # GPT-2 and its kin say `n_positions`.
+    of_text = config.get("max_position_embeddings", config.get("n_positions", 0))
+    value = limit if limit is not None else of_text
     if type(value) is not int or value < 0:
         raise ValueError("the model's context length is not a natural number")
     return value

@@ -15,8 +15,7 @@ from safetensors.torch import save_file
 from capanode.engines.attention import DecodeAttention, PrefillChunk
 from capanode.engines.base import ModelLoadError
 from capanode.engines.families import FAMILIES, read_decoder_config
-from capanode.tasks import NODE_TASKS
-from protocol.messages import Task
+from capanode.tasks import DECODERS
 from tests.capanode.engines.test_decoder import load_model
 
 SIZES: dict[str, Any] = {
@@ -243,4 +242,4 @@ def test_what_a_family_does_not_run_is_refused_by_name(
 
 
 def test_the_store_admits_the_families_that_are_run() -> None:
-    assert set(NODE_TASKS[Task.CAUSAL_LM].architectures) == set(FAMILIES)
+    assert set(DECODERS) == set(FAMILIES)
