@@ -27,7 +27,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "api.md"
 
 over_jobs = pytest.mark.parametrize("job", JOBS, ids=[job.template for job in JOBS])
 fuzzing = settings(
-    max_examples=30,
+    max_examples=20,
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
