@@ -143,8 +143,15 @@ def engine_of(task: Task, architecture: str) -> str:
     return NODE_TASKS[task].engine
 
 
-def task_of_architecture(architecture: object) -> Task | None:
-    """The task whose engine runs this architecture; None if no engine here does."""
+# Decoders that sentence-transformers also publishes as encoders, under the same architecture.
+EMBEDDING_DECODERS = frozenset({"Qwen3ForCausalLM"})
+
+
+def task_of_architecture(architecture: object, *, is_sentence_encoder: bool = False) -> Task | None:
+    """The task whose engine runs this architecture; None if no engine here does. The files of a
+    sentence encoder say how the states of its tokens become one vector."""
+    if is_sentence_encoder and architecture in EMBEDDING_DECODERS:
+        return Task.EMBEDDING
     for task, spec in NODE_TASKS.items():
         if architecture in spec.architectures:
             return task

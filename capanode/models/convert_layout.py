@@ -55,7 +55,8 @@ def convert_layout(
         if (source / name).exists() and "auto_map" in _read_json(source / name):
             raise ValueError(f"{name} wants to run code from the repository (auto_map)")
     architecture = next(iter(config.get("architectures") or ["none"]))
-    task = task_of_architecture(architecture)
+    is_encoder = (source / "1_Pooling" / "config.json").exists()
+    task = task_of_architecture(architecture, is_sentence_encoder=is_encoder)
     if task is None:
         raise ValueError(f"architecture {str(architecture)[:64]!r} is run by no engine here")
     missing = [name for name in NODE_TASKS[task].model_files if not (source / name).exists()]

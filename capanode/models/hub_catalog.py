@@ -1,8 +1,8 @@
 """Models of a hub that people ask for, by name: what they are and what they need.
 
-Unlike the entries of `capanode.models.catalog` they pin no content. `hub_catalog.json` was read off
-the publishers' configurations; what a pull brings is what the hub has at that revision, and the
-manifest then says which commit that was.
+Unlike the entries of `capanode.models.catalog` they pin no content. `hub_catalog.json` was written
+from memory, where no hub could be reached: its sizes are estimates. What a pull brings is what the
+hub has at that revision, and the manifest then says which commit that was.
 """
 
 import json

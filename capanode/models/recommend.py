@@ -164,7 +164,7 @@ def _of_hub(
 
 
 def _problem(entry: HubEntry, room: Room, context_tokens: int, *, is_here: bool) -> str:
-    if task_of_architecture(entry.architecture) is None:
+    if task_of_architecture(entry.architecture, is_sentence_encoder=True) is None:
         return f"no engine here runs {entry.architecture}"
     if context_tokens < min(_CONTEXT_TOKENS_MIN, entry.context_tokens):
         need = memory_need(entry.bytes, entry.cache, min(_CONTEXT_TOKENS_MIN, entry.context_tokens))

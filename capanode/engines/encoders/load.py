@@ -76,6 +76,7 @@ ARCHITECTURES: Mapping[str, _Architecture] = {
     "CamembertModel": _ROBERTA,
     "ModernBertModel": _MODERN_BERT,
     "Qwen3Model": _QWEN3,
+    "Qwen3ForCausalLM": _QWEN3,
     "BertForSequenceClassification": _Architecture(_bert, ("bert.",), bert_head),
     "RobertaForSequenceClassification": _ROBERTA_PAIRS,
     "XLMRobertaForSequenceClassification": _ROBERTA_PAIRS,

@@ -14,7 +14,7 @@ from capanode.engines.base import ModelLoadError
 from capanode.engines.encoders.load import ARCHITECTURES, load_encoder
 from capanode.engines.encoders.pooling import Pooling, pool
 from capanode.engines.encoders.text_batch import TextBatch, TokenizedText
-from capanode.tasks import NODE_TASKS
+from capanode.tasks import EMBEDDING_DECODERS, NODE_TASKS, task_of_architecture
 from protocol.messages import Task
 
 CPU = torch.device("cpu")
@@ -46,6 +46,8 @@ MODELS: list[tuple[str, str, dict[str, Any], tuple[int, ...]]] = [
     ("ModernBertModel", "ModernBertConfig", MODERN, (1, 5, 19, 20, 300, 310)),
     ("ModernBertModel", "ModernBertConfig", {**MODERN, "attention_bias": True}, (2, 30)),
     ("Qwen3Model", "Qwen3Config", QWEN, (1, 2, 9, 10, 41)),
+    # As sentence-transformers publishes it: with the decoder's names of weights.
+    ("Qwen3ForCausalLM", "Qwen3Config", QWEN, (7, 12)),
 ]
 PAIRS: list[tuple[str, str, dict[str, Any]]] = [
     ("BertForSequenceClassification", "BertConfig", {**BERT, "num_labels": 1}),
@@ -96,7 +98,8 @@ def test_states_are_those_of_transformers(
         encoder = load_encoder(tmp_path, CPU).encoder
         found = states(encoder.encode(TextBatch(texts, CPU)), texts)
         for text, own in zip(texts, found, strict=True):
-            expected = reference(torch.tensor([text.ids])).last_hidden_state[0]
+            encoded = getattr(reference, "model", reference)(torch.tensor([text.ids]))
+            expected = encoded.last_hidden_state[0]
             torch.testing.assert_close(own, expected, atol=2e-5, rtol=1e-4)
     assert encoder.tokens_max >= max(lengths)
 
@@ -174,4 +177,8 @@ def test_what_is_not_run_exactly_is_refused(
 
 
 def test_the_store_admits_what_the_engine_runs() -> None:
-    assert set(NODE_TASKS[Task.EMBEDDING].architectures) == set(ARCHITECTURES)
+    admitted = {*NODE_TASKS[Task.EMBEDDING].architectures, *EMBEDDING_DECODERS}
+    assert admitted == set(ARCHITECTURES)
+    for name in EMBEDDING_DECODERS:
+        assert task_of_architecture(name) is Task.CAUSAL_LM
+        assert task_of_architecture(name, is_sentence_encoder=True) is Task.EMBEDDING
