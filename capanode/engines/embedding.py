@@ -147,12 +147,13 @@ class TextEmbedder:
         if not isinstance(job_input, EmbeddingInput):
             raise EngineRefusal("this model embeds texts", code=Code.INVALID_INPUT)
         assert job_id not in self._jobs, "the parent names each job once"
-        if (job_input.query is None) is not (self._loaded.head is None):
+        if job_input.query is None and self._loaded.head is not None:
             raise EngineRefusal(
-                "this model scores texts against a query: there is none"
-                if job_input.query is None
-                else "this model embeds texts, and scores none against a query",
-                code=Code.INVALID_INPUT,
+                "this model scores texts against a query: there is none", code=Code.INVALID_INPUT
+            )
+        if job_input.query is not None and self._loaded.head is None:
+            raise EngineRefusal(
+                "this model embeds texts, and scores none against a query", code=Code.INVALID_INPUT
             )
         self._check_sizes(job_input.texts, job_input.query or "")
         texts = [self._tokenize(text, job_input.query) for text in job_input.texts]

@@ -1,7 +1,7 @@
 """A node in JavaScript, made from docs/protocol.md and stock libp2p, sells in our market."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -59,6 +59,12 @@ def purchase(
     return jobs
 
 
+def outcome(job: Mapping[str, Any]) -> tuple[str, int]:
+    """What the market made of a receipt: the state, and what was charged."""
+    settled = job["settled"]
+    return settled["state"], settled["amount_nano"]
+
+
 def stream(market: RunningMarket, *nodes: str, **body: Any) -> tuple[str, str, Any]:
     """Who of these nodes, in this order, answered through our gateway; the text; the usage."""
     text, usage = "", None
@@ -98,7 +104,9 @@ def test_both_sides_sign_for_a_long_text_window_by_window(
     assert job["signed_link"] == job["node_link"] == 1 + windows
     # The last of them may cross the receipt.
     assert windows - 1 <= job["receipt"]["countersigned"]["index"] <= 1 + windows
-    assert job["settled"] == {"state": "settled", "amount_nano": cost(2, 100)}
+    assert outcome(job) == ("settled", cost(2, 100))
+    # What is paid to the node, after the market's fee.
+    assert 0 < job["settled"]["node_nano"] < cost(2, 100)
     assert earned(market, seller.id) == cost(2, 100) * 95 // 100
     handed = wait(lambda: seller.call("handed"), lambda handed: handed)
     assert (handed[-1]["state"], handed[-1]["accepted"]) == ("settled", True)
@@ -152,7 +160,7 @@ def test_a_node_that_bills_more_than_it_sent_is_paid_for_what_came(
     (job,) = purchase(buyer, culprit, 20, request={"units_max": units})
     assert job["receipt"]["units"]["output_tokens"] == 21
     assert job["agrees"] is False
-    assert job["settled"] == {"state": "disputed", "amount_nano": cost(2, 20)}
+    assert outcome(job) == ("disputed", cost(2, 20))
 
 
 def test_a_text_that_breaks_goes_on_at_another_node_as_the_next_part(
@@ -162,7 +170,7 @@ def test_a_text_that_breaks_goes_on_at_another_node_as_the_next_part(
     request = {"model": CHAT_MODEL}
     first, second = purchase(buyer, culprit, 8, request=request, then=[our_node])
     assert (first["node"], first["code"], first["text"]) == (culprit.id, "worker_crashed", words(5))
-    assert first["settled"] == {"state": "settled", "amount_nano": cost(2, 5)}
+    assert outcome(first) == ("settled", cost(2, 5))
     assert (second["node"], second["code"]) == (our_node, None)
     assert second["job_id"] == first["job_id"]
     assert second["receipt"]["prefix_tokens"] == 5

@@ -402,3 +402,11 @@ def test_a_stream_that_breaks_before_its_first_event_ends_with_an_error() -> Non
         event = json.loads(last.removeprefix("event: error\ndata: "))
         assert event["type"] == "error"
         assert event["error"]["message"] == event["message"]
+
+
+@pytest.mark.parametrize("text", [None, {}, {"": None}, {"format": None, "verbosity": None}])
+def test_an_answer_names_its_format_whatever_stood_beside_it(
+    gateway: Harness, text: dict[str, Any] | None
+) -> None:
+    answer = gateway.post(PATH, body(text=text)).json()
+    assert answer["text"] == {"format": {"type": "text"}}

@@ -183,6 +183,7 @@ def _read_format(fields: Fields) -> OutputFormat | None:
 
 def _read_echo(fields: Fields, job_input: GenerationInput) -> dict[str, Any]:
     reasoning = fields.raw("reasoning") or {}
+    text = {name: value for name, value in (fields.raw("text") or {}).items() if value is not None}
     return {
         "instructions": fields.raw("instructions"),
         "max_output_tokens": fields.raw("max_output_tokens"),
@@ -190,7 +191,7 @@ def _read_echo(fields: Fields, job_input: GenerationInput) -> dict[str, Any]:
         "parallel_tool_calls": job_input.parallel_tool_calls,
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "temperature": job_input.temperature,
-        "text": fields.raw("text") or {"format": {"type": "text"}},
+        "text": {"format": {"type": "text"}} | text,
         "tool_choice": fields.raw("tool_choice") or "auto",
         "tools": fields.raw("tools") or [],
         "top_p": job_input.top_p,
