@@ -3,7 +3,8 @@
 The schema is the dataclass: str, int, float, bool, bytes, enums, optionals, homogeneous tuples and
 nested dataclasses. Decoding checks every type, refuses missing fields, fields that come twice and
 trailing bytes, and bounds what it allocates by the size of its input and by CONTAINERS_MAX.
-Encoding writes fields in declaration order and leaves out those that are None.
+Encoding writes fields in declaration order and leaves out those that are None, and `added` fields
+that have their default.
 
 A later version may say more than this one knows, and that must not spoil what this one does know:
 an unknown field is ignored, a word of an `OpenVocabulary` is passed on, and an item of a list of
@@ -31,6 +32,8 @@ T = TypeVar("T")
 _INT64_MAX = 2**63 - 1
 _INT64_MIN = -(2**63)
 
+_ADDED = "added"
+
 _Reader = Callable[[Any], Any]
 _Writer = Callable[[Any], Any]
 
@@ -41,6 +44,13 @@ class _Mismatch(Exception):
 
 class _UnknownWord(_Mismatch):
     """A choice has a word that this version does not know. Spoils the innermost item of a list."""
+
+
+def added(default: Any) -> Any:
+    """A field of a dataclass that came after its message was in use. It is written only where it
+    differs from its default: peers that do not know it then see what they always saw, and what they
+    compare field by field stays equal."""
+    return dataclasses.field(default=default, metadata={_ADDED: True})
 
 
 def encode(message: Any) -> bytes:
@@ -139,13 +149,16 @@ def _writer_for(kind: Any) -> _Writer:
 
 
 def _write_dataclass(cls: Any) -> _Writer:
-    names = tuple(field.name for field in dataclasses.fields(cls))
+    fields = tuple(
+        (field.name, field.default if field.metadata.get(_ADDED) else None)
+        for field in dataclasses.fields(cls)
+    )
 
     def write_fields(message: Any) -> dict[str, Any]:
         plain = {}
-        for name in names:
+        for name, unwritten in fields:
             item = getattr(message, name)
-            if item is not None:
+            if item is not None and (unwritten is None or item != unwritten):
                 kind: Any = type(item)
                 plain[name] = item if kind in _PLAIN else _writer_for(kind)(item)
         return plain
@@ -291,12 +304,16 @@ def _read_dataclass(cls: Any) -> _Reader:
 
     # Encoding leaves out what is None, so an absent nullable without a default is None.
     nullable = {name for name, _ in fields if type(None) in typing.get_args(hints[name])} - optional
+    # Where a peer writes what it does not have as nil.
+    unsaid = {field.name for field in dataclasses.fields(cls) if field.metadata.get(_ADDED)}
 
     def read_fields(value: Any) -> Any:
         if type(value) is not dict:
             raise _Mismatch("expected a map")
         arguments = {}
         for name, read in fields:
+            if name in unsaid and value.get(name) is None:
+                continue
             if name in value:
                 try:
                     arguments[name] = read(value[name])

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from protocol.codec import added
 from protocol.fields import check
 from protocol.limits import (
     CHAT_MESSAGES_MAX,
@@ -167,8 +168,8 @@ class GenerationInput:
     tokenizes_only: bool = False
     includes_stop: bool = False
     scores_prefix: bool = False
-    cache_salt: str = ""
-    shares_cache: bool = False
+    cache_salt: str = added("")
+    shares_cache: bool = added(False)
 
     def __post_init__(self) -> None:
         given = (bool(self.messages), self.prompt is not None, bool(self.prompt_tokens))

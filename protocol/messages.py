@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
+from protocol.codec import added
 from protocol.endings import Finish
 from protocol.features import Feature
 from protocol.fields import check, check_names, check_optional_digest, check_stamps
@@ -175,7 +176,7 @@ class JobRequest:
     delivered_digest: Digest | None = None
     is_batch: bool = False
     affinity: tuple[bytes, ...] = ()
-    counts_cached: bool = False
+    counts_cached: bool = added(False)
 
     def __post_init__(self) -> None:
         parse_ulid(self.job_id)

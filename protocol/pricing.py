@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
+from protocol.codec import added
 from protocol.limits import TENSOR_ELEMENTS_MAX, TOKENS_MAX
 from protocol.money import AMOUNT_NANO_MAX, divide_up
 
@@ -30,7 +31,7 @@ class Units:
     output_tokens: int = 0
     images: int = 0
     tensor_elements: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int = added(0)
 
     def __post_init__(self) -> None:
         if not (

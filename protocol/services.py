@@ -8,6 +8,7 @@ connection proves who speaks, and what moves money carries its own signature.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from protocol.codec import added
 from protocol.fields import STAMP_MS_MAX, check
 from protocol.ids import Digest, JobId, LeaseId, PeerId, parse_ulid
 from protocol.limits import (
@@ -427,7 +428,7 @@ class Notice(OpenVocabulary):
 class LoadAck:
     """The reply itself is the sign of life."""
 
-    notices: tuple[Notice, ...] = ()
+    notices: tuple[Notice, ...] = added(())
 
     def __post_init__(self) -> None:
         check(len(self.notices) <= LIST_ITEMS_MAX, "too many notices")

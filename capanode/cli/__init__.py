@@ -20,7 +20,8 @@ from capanode.cli import (
 )
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
-from protocol.programs.version import add_version, program_version
+from protocol.programs.version import program_version
+from protocol.programs.version_option import add_version
 
 app = typer.Typer(
     name="capanode",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from capanode.cli.options import ConfigFile, DataDir, Json, ModelStoreDir, load_config
-from protocol.programs.log import configure_logging
 from protocol.programs.output import bytes_text, print_json, print_table, say, time_text
 
 if TYPE_CHECKING:
@@ -95,6 +94,7 @@ def pull_command(
     from capanode.models.library import PullOptions, pull
     from capanode.models.room import Quota
     from capanode.models.store import ModelStore
+    from protocol.programs.log import configure_logging
 
     if name is not None and len(names) != 1:
         raise typer.BadParameter("--name goes with one model")
@@ -196,6 +196,7 @@ def recommend_command(
     from capanode.models.catalog import load_catalog
     from capanode.models.recommend import best, recommend
     from capanode.models.recommend_here import look_around
+    from protocol.programs.log import configure_logging
 
     config = load_config(data_dir, config_file, model_store=model_store)
     # To stderr, and no more than what is wrong: stdout is for the answer.

@@ -9,7 +9,6 @@ import typer
 from capanode.cli.options import ConfigFile, DataDir, Json, load_config
 from capanode.errors import ServiceError
 from capanode.service_unit import UNIT_NAME, own_program, unit_path, unit_text
-from protocol.programs.keyfile import load_key_file
 from protocol.programs.output import print_facts, print_json, say
 
 # systemctl only talks to a manager that runs; a start waits for no node.
@@ -25,6 +24,8 @@ def install(
     config_file: ConfigFile = None,
 ) -> None:
     """Write the unit and enable it. Other settings than these two belong into the configuration."""
+    from protocol.programs.keyfile import load_key_file
+
     config = load_config(data_dir, config_file)
     # A service that fails at each start is worse than none.
     load_key_file(config.key_path)

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Sequence
 
 import torch
-from torch.nn.attention import varlen
 
 from capanode.engines.attention import (
     Attention,
@@ -46,5 +45,10 @@ def next_attention(cache: JobCache, lengths: Sequence[int], rules: AttentionRule
 
 def kernel_of(device: torch.device) -> Kernel:
     """torch 2.11 has the kernel without block tables (pytorch#175924)."""
-    is_paged = "block_table" in inspect.signature(varlen.varlen_attn).parameters
-    return varlen.varlen_attn if device.type == "cuda" and is_paged else plain_varlen
+    if device.type != "cuda":
+        return plain_varlen
+    # It brings torch's compiler along: a second of every start, and packages that a node lacks.
+    from torch.nn.attention.varlen import varlen_attn  # noqa: PLC0415
+
+    is_paged = "block_table" in inspect.signature(varlen_attn).parameters
+    return varlen_attn if is_paged else plain_varlen

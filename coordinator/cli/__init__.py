@@ -12,7 +12,7 @@ from coordinator.cli.start import start
 from coordinator.cli.submit import submit
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
-from protocol.programs.version import add_version
+from protocol.programs.version_option import add_version
 
 app = typer.Typer(
     name="coordinator",

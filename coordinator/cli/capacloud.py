@@ -14,7 +14,7 @@ from coordinator.cli.submit import submit
 from protocol.programs.commands import run_command
 from protocol.programs.output import complain
 from protocol.programs.setting_options import Json, show_config
-from protocol.programs.version import add_version
+from protocol.programs.version_option import add_version
 
 app = typer.Typer(
     name="capacloud",

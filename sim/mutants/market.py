@@ -78,8 +78,8 @@ MARKET = (
     Mutant(
         "a node whose control stream is silent stays in the market",
         "coordinator/leasing/control.py",
-        "if heard_at < silent_since]",
-        "if heard_at < 0]",
+        "if self._heard_at[node] < now - BUSY_SILENT_AFTER_S or not self._leases.runs_at(node)",
+        "if self._heard_at[node] < 0",
         test="tests/coordinator/leasing/test_control.py::test_a_node_that_falls_silent_is_detached",
     ),
     Mutant(

@@ -23,7 +23,7 @@ NODE = (
     Mutant(
         "a lease at another price than the offer's is taken",
         "capanode/admission.py",
-        "if price != granted.price:",
+        "if granted.price not in (price, price.without_cached):",
         "if False:",
         test=f"{_JOBS}::test_a_price_other_than_the_offers_is_refused_even_a_higher_one",
     ),

@@ -52,7 +52,8 @@ def test_a_text_is_bought_in_windows_that_both_sides_signed_for(
     assert receipt["input_digest"]
     assert receipt["profile"]
     # Paid exactly, and the node had no account before.
-    assert bought["settled"] == {"state": "settled", "amount_nano": receipt["amount_nano"]}
+    assert bought["settled"]["state"] == "settled"
+    assert bought["settled"]["amount_nano"] == receipt["amount_nano"]
     assert balance(buyer) == before - receipt["amount_nano"]
     assert earned(market, bought["node"]) == receipt["amount_nano"] * (10_000 - FEE_BPS) // 10_000
 

@@ -136,7 +136,7 @@ def test_a_receipt_without_the_clients_word_waits_and_no_other_takes_its_place(
     buy_and_hang_up(buyer, seller)
     with pytest.raises(PeerError, match="receipt_mismatch"):
         seller.call("hand_in_other")
-    assert buyer.call("settle") == {"state": "settled", "amount_nano": cost(2, 6)}
+    assert outcome({"settled": buyer.call("settle")}) == ("settled", cost(2, 6))
 
 
 def test_a_delivery_pays_the_receipt_that_waits_for_its_client(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.codec import decode, encode
+from protocol.codec import added, decode, encode
 from protocol.errors import Code, ErrorBody, RemoteProtocolError
 from protocol.generation import ChatMessage, GenerationInput
 from protocol.limits import CHAT_MESSAGES_MAX, CONTAINERS_MAX
@@ -276,3 +276,17 @@ def test_the_message_with_most_containers_is_read() -> None:
     packed = encode(chat)
     assert len(packed) > CONTAINERS_MAX, "short messages are not counted"
     assert decode(GenerationInput, packed) == chat
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    old: int = 0
+    new: int = added(0)
+
+
+def test_an_added_field_is_written_only_where_it_says_something() -> None:
+    assert msgpack.unpackb(encode(Grown())) == {"old": 0}
+    assert msgpack.unpackb(encode(Grown(1, 2))) == {"old": 1, "new": 2}
+    assert decode(Grown, encode(Grown())) == Grown()
+    assert decode(Grown, msgpack.packb({"old": 1, "new": None})) == Grown(1)
+    assert decode(Grown, encode(Grown(1, 2))) == Grown(1, 2)

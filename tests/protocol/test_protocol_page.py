@@ -160,6 +160,8 @@ def type_word(annotation: Any) -> str:
 
 def default_word(field: "dataclasses.Field[Any]", annotation: Any) -> str:
     default = field.default
+    if field.metadata.get("added"):
+        return "absent"
     if default is dataclasses.MISSING:
         return "absent" if is_nullable(annotation) else "–"
     if default is None or default == b"":

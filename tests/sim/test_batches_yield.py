@@ -93,7 +93,7 @@ async def run(rng: random.Random) -> list[JobReport]:
 
 
 def test_live_jobs_start_at_once_and_batches_go_on_later() -> None:
-    reports = run_deterministically(run, 5)
+    reports = run_deterministically(run, 4)
     assert len(reports) == 2 * LAPTOP.slots + LAPTOP.queue_max
     for report in reports:
         assert report.end is End.ANSWERED

@@ -43,6 +43,7 @@ PROMISED = {
     "failover": {"failover_gap_ms_p50", "failover_gap_ms_max", "streams_cut"},
     "engine": {"ratio_1", "ratio_8", "ratio_32", "gumbel_agreement", "prefix_hit_share"},
     "embedding": {"ours_texts_per_s"},
+    "reach": {"reachable_share", "direct_share"},
     "batch": {
         *("batch_ratio", "batch_lines_per_s", "alone_lines_per_s", "day_median_min"),
         *("day_within_hour", "day_slowest_min", "day_batches", "day_idle_used"),

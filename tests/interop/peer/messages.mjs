@@ -19,7 +19,10 @@ const fallbackOf = ({ type, fallback }) => {
   return type in messages ? complete(type, value) : value
 }
 
-const complete = (message, fields) => Object.fromEntries(messages[message].map(field =>
+/** An object of the fields that have a value: one that is absent is no part of what is counted. */
+const present = fields => Object.fromEntries(fields.filter(([, value]) => value !== undefined))
+
+const complete = (message, fields) => present(messages[message].map(field =>
   [field.name, fields[field.name] ?? fallbackOf(field)]))
 
 // ---- writing
@@ -88,7 +91,7 @@ const read = (type, value) => {
 
 const readMessage = (message, value) => {
   if (value === null || typeof value !== 'object' || value.constructor !== Object) refuse(`${message} is no map`)
-  return Object.fromEntries(messages[message].map(field => {
+  return present(messages[message].map(field => {
     const given = value[field.name]
     if (given === undefined && field.fallback === '–') refuse(`${message} lacks ${field.name}`)
     if (given === undefined || (given === null && field.fallback === 'absent')) return [field.name, fallbackOf(field)]
