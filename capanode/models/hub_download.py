@@ -89,8 +89,11 @@ class HubDownload:
                 self._stop.set()
                 with self._work:
                     self._work.notify_all()
-                for line in self._connections:
-                    line.cut()
+                # Again and again: a line that was just about to connect has nothing to cut yet.
+                while wait(futures, timeout=0).not_done:
+                    for line in self._connections:
+                        line.cut()
+                    wait(futures, timeout=_POLL_S)
         self._check_digests()
         report(self._received())
 

@@ -58,7 +58,7 @@ def test_tasks_of_all_loops_are_summed() -> None:
     assert sum_tasks("other 3.0\n") is None
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_a_short_soak_samples_every_program(tmp_path: Path) -> None:
     options = SoakOptions(tmp_path, seed=3, lasts_s=10.0, nodes=1)
     figures = to_json(trio.run(run_soak, options, lambda _: None))
