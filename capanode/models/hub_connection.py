@@ -48,7 +48,8 @@ class TryAgain(Exception):
 
 
 class HubConnection:
-    """One request at a time, over one or two sockets. `cut` and `check` are for other threads."""
+    """One request at a time, over one or two sockets. `cut`, `end` and `check` are for other
+    threads."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class HubConnection:
         self._options = options
         self._clock = clock
         self._asked_at_s: float | None = None
+        self._is_over = False
         self._streams: deque[Any] = deque(maxlen=_STREAMS_KEPT)
         # httpx drops the authorization header when a redirect leads to another host, port or
         # scheme: where large files lie is often a server of another company.
@@ -84,6 +86,11 @@ class HubConnection:
                     # Not the method of an SSL socket, which also forgets the state that the other
                     # thread reads with.
                     socket.socket.shutdown(found, socket.SHUT_RDWR)
+
+    def end(self) -> None:
+        """Cut what is under way and what is about to connect: nothing more is wanted."""
+        self._is_over = True
+        self.cut()
 
     def check(self, now_s: float) -> None:
         """Cut a line whose answer has not begun: a server may send a header byte by byte."""
@@ -110,6 +117,8 @@ class HubConnection:
     def _trace(self, event: str, info: dict[str, Any]) -> None:
         if event.endswith(("connect_tcp.complete", "start_tls.complete")):
             self._streams.append(info["return_value"])
+            if self._is_over:
+                self.cut()
 
     def _check_status(self, response: httpx.Response, what: str) -> None:
         """Raises what the status means; returns if the body is the answer."""

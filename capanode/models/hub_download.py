@@ -9,7 +9,7 @@ that sends the whole file instead gets one connection for it.
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import httpx
@@ -75,8 +75,11 @@ class HubDownload:
                 self._queue.append((transfer, missing[0]))
         self._unfinished = len(self._queue)
         with ThreadPoolExecutor(len(self._connections)) as pool:
-            futures = [pool.submit(self._run_worker, line) for line in self._connections]
+            futures: list[Future[None]] = []
+            # From here on: Ctrl-C may come while the threads are started.
             try:
+                for line in self._connections:
+                    futures.append(pool.submit(self._run_worker, line))  # noqa: PERF401
                 pending = set(futures)
                 while pending:
                     done, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_EXCEPTION)
@@ -89,11 +92,8 @@ class HubDownload:
                 self._stop.set()
                 with self._work:
                     self._work.notify_all()
-                # Again and again: a line that was just about to connect has nothing to cut yet.
-                while wait(futures, timeout=0).not_done:
-                    for line in self._connections:
-                        line.cut()
-                    wait(futures, timeout=_POLL_S)
+                for line in self._connections:
+                    line.end()
         self._check_digests()
         report(self._received())
 
