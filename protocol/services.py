@@ -277,6 +277,7 @@ class Counted:
     output_tokens: int = 0
     images: int = 0
     tensor_elements: int = 0
+    cached_tokens: int = added(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class LocalProgress:
     completed: int = 0
     failed: int = 0
     input_tokens: int = 0
+    cached_tokens: int = 0
     output_tokens: int = 0
     images: int = 0
     cost_nano: int = 0
@@ -153,6 +154,7 @@ class LocalRun:
         progress.completed += len(answers)
         progress.cost_nano += sum(answer.cost_nano for answer in answers)
         progress.input_tokens += sum(answer.units.input_tokens for answer in answers)
+        progress.cached_tokens += sum(answer.units.cached_tokens for answer in answers)
         progress.output_tokens += sum(answer.units.output_tokens for answer in answers)
         progress.images += sum(answer.units.images for answer in answers)
 

@@ -193,5 +193,6 @@ def _sum_units(all_units: Iterable[Units]) -> Units:
             total.input_tokens + units.input_tokens,
             total.output_tokens + units.output_tokens,
             total.images + units.images,
+            cached_tokens=total.cached_tokens + units.cached_tokens,
         )
     return total

@@ -44,6 +44,7 @@ def record_of_answers(
             min(sum(answer.units.input_tokens for answer in answers), TOKENS_MAX),
             min(sum(answer.units.output_tokens for answer in answers), TOKENS_MAX),
             sum(answer.units.images for answer in answers),
+            cached_tokens=min(sum(answer.units.cached_tokens for answer in answers), TOKENS_MAX),
         ),
         sum(answer.cost_nano for answer in answers),
         text,

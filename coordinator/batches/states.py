@@ -86,6 +86,7 @@ def count(batch: StoredBatch, record: LineRecord) -> StoredBatch:
         completed=batch.completed + (0 if record.has_failed else done),
         failed=batch.failed + (done if record.has_failed else 0),
         input_tokens=batch.input_tokens + record.units.input_tokens,
+        cached_tokens=batch.cached_tokens + record.units.cached_tokens,
         output_tokens=batch.output_tokens + record.units.output_tokens,
         cost_nano=batch.cost_nano + record.cost_nano,
     )
@@ -93,7 +94,15 @@ def count(batch: StoredBatch, record: LineRecord) -> StoredBatch:
 
 def uncounted(batch: StoredBatch) -> StoredBatch:
     """Before its log is read again."""
-    return replace(batch, completed=0, failed=0, input_tokens=0, output_tokens=0, cost_nano=0)
+    return replace(
+        batch,
+        completed=0,
+        failed=0,
+        input_tokens=0,
+        cached_tokens=0,
+        output_tokens=0,
+        cost_nano=0,
+    )
 
 
 def finalize(batch: StoredBatch, *, now_ms: int) -> StoredBatch:
@@ -143,6 +152,7 @@ def info_of_batch(batch: StoredBatch) -> BatchInfo:
         completed=batch.completed,
         failed=batch.failed,
         input_tokens=batch.input_tokens,
+        cached_tokens=batch.cached_tokens,
         output_tokens=batch.output_tokens,
         cost_nano=batch.cost_nano,
         errors=tuple(BatchError(**error) for error in json.loads(batch.errors)),

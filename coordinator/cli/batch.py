@@ -168,6 +168,7 @@ def _plain(progress: "LocalProgress", target: Path) -> dict[str, object]:
         "completed": progress.completed,
         "failed": progress.failed,
         "input_tokens": progress.input_tokens,
+        "cached_tokens": progress.cached_tokens,
         "output_tokens": progress.output_tokens,
         "images": progress.images,
         "cost_nano": progress.cost_nano,

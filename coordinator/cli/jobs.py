@@ -77,7 +77,7 @@ def list_command(
         print_json([_plain_job(job, receipts) for job, receipts in found])
         return
     print_table(
-        ("job", "created", "state", "task", "client", "node", "in", "out", "credits"),
+        ("job", "created", "state", "task", "client", "node", "in", "cached", "out", "credits"),
         [
             (
                 job.job_id,
@@ -87,6 +87,7 @@ def list_command(
                 short(job.client),
                 ", ".join(short(receipt.node) for receipt in receipts) or "-",
                 sum(receipt.units.input_tokens for receipt in receipts),
+                sum(receipt.units.cached_tokens for receipt in receipts),
                 sum(receipt.units.output_tokens for receipt in receipts),
                 format_credits(sum(receipt.amount_nano for receipt in receipts)),
             )
@@ -145,6 +146,7 @@ def show(
             "hold",
             "state",
             "in",
+            "cached",
             "out",
             "images",
             "elements",
@@ -164,11 +166,17 @@ def _attempt_row(lease: "StoredLease", receipt: "StoredReceipt | None") -> tuple
         lease.state.value,
     )
     if receipt is None:
-        return (*head, "-", "-", "-", "-", "-", "none")
+        return (*head, "-", "-", "-", "-", "-", "-", "none")
     units = receipt.units
     paid = format_credits(receipt.amount_nano)
-    counts = (units.input_tokens, units.output_tokens, units.images, units.tensor_elements)
-    return (*head, *counts, paid, receipt.state.value)
+    counts = (units.input_tokens, units.cached_tokens, units.output_tokens)
+    return (
+        *(*head, *counts),
+        units.images,
+        units.tensor_elements,
+        paid,
+        receipt.state.value,
+    )
 
 
 def _plain_job(job: "StoredJob", receipts: "list[StoredReceipt]") -> dict[str, object]:
@@ -187,6 +195,7 @@ def _plain_job(job: "StoredJob", receipts: "list[StoredReceipt]") -> dict[str, o
                 "lease_id": receipt.lease_id,
                 "node": receipt.node,
                 "input_tokens": receipt.units.input_tokens,
+                "cached_tokens": receipt.units.cached_tokens,
                 "output_tokens": receipt.units.output_tokens,
                 "images": receipt.units.images,
                 "tensor_elements": receipt.units.tensor_elements,

@@ -73,7 +73,7 @@ def show_own_jobs(buyer: BuyerOptions, *, limit: int, before: str | None, as_jso
         print_json([_plain(job) for job in found])
         return
     print_table(
-        ("job", "created", "state", "task", "model", "in", "out", "credits"),
+        ("job", "created", "state", "task", "model", "in", "cached", "out", "credits"),
         [
             (
                 job.job_id,
@@ -82,6 +82,7 @@ def show_own_jobs(buyer: BuyerOptions, *, limit: int, before: str | None, as_jso
                 job.task.value,
                 job.model if len(job.model) < 40 else short(job.model),
                 job.units.input_tokens,
+                job.units.cached_tokens,
                 job.units.output_tokens,
                 format_credits(job.amount_nano),
             )
@@ -117,7 +118,18 @@ def show_own_job(buyer: BuyerOptions, text: str, *, as_json: bool) -> None:
         }
     )
     print_table(
-        ("attempt", "node", "state", "ended as", "in", "out", "paid", "first output", "receipt"),
+        (
+            "attempt",
+            "node",
+            "state",
+            "ended as",
+            "in",
+            "cached",
+            "out",
+            "paid",
+            "first output",
+            "receipt",
+        ),
         [
             (
                 attempt.attempt,
@@ -125,6 +137,7 @@ def show_own_job(buyer: BuyerOptions, text: str, *, as_json: bool) -> None:
                 attempt.state,
                 attempt.code or attempt.finish or "-",
                 attempt.units.input_tokens,
+                attempt.units.cached_tokens,
                 attempt.units.output_tokens,
                 format_credits(attempt.amount_nano),
                 f"{attempt.first_output_ms} ms" if attempt.first_output_ms else "-",

@@ -90,6 +90,7 @@ def _facts(evidence: "Evidence", proof: "Proof") -> dict[str, object]:
         "model": billed.model_digest,
         "finish": billed.finish.value,
         "input_tokens": billed.units.input_tokens,
+        "cached_tokens": billed.units.cached_tokens,
         "output_tokens": billed.units.output_tokens,
         "images": billed.units.images,
         "tensor_elements": billed.units.tensor_elements,

@@ -18,6 +18,7 @@ def outcome_plain(info: "AttemptTerms", outcome: "PurchaseResult") -> dict[str, 
         "model_digest": info.model_digest,
         "finish": outcome.finish.value,
         "input_tokens": outcome.units.input_tokens,
+        "cached_tokens": outcome.units.cached_tokens,
         "output_tokens": outcome.units.output_tokens,
         "images": outcome.units.images,
         "tensor_elements": outcome.units.tensor_elements,
@@ -32,6 +33,8 @@ def print_outcome(
     """One line under the answer: where, how fast, how much."""
     units = outcome.units
     used = f"{units.images} image" if units.images else f"{units.input_tokens} tokens in"
+    if units.cached_tokens:
+        used += f" ({units.cached_tokens} cached)"
     if units.tensor_elements:
         used = f"{units.tensor_elements} elements"
     if units.output_tokens:

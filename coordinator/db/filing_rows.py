@@ -68,3 +68,4 @@ class StoredBatch:
     errors: str = "[]"
     output_file_id: str | None = None
     error_file_id: str | None = None
+    cached_tokens: int = 0

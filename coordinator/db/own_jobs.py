@@ -5,6 +5,7 @@ the days asked for: ids of jobs begin with their time, so that the primary key l
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Connection, func, select
@@ -18,7 +19,7 @@ from protocol.envelope import open_envelope
 from protocol.errors import Code
 from protocol.ids import Digest, JobId, PeerId, new_ulid
 from protocol.messages import JobRequest, Lease, Receipt
-from protocol.pricing import UNIT_NAMES, Units
+from protocol.pricing import Units
 from protocol.services import (
     DAY_MS,
     Counted,
@@ -33,6 +34,7 @@ from protocol.services import (
 
 _ROWS_MAX = 2_000
 _LOWEST = bytes(10)
+_COUNTS = tuple(field.name for field in fields(Counted))
 
 
 def list_own_jobs(conn: Connection, client: PeerId, *, before: str, limit: int) -> JobsReply:
@@ -91,7 +93,7 @@ def sum_usage(conn: Connection, client: PeerId, *, last_day: int, days: int) -> 
     day = (jobs.c.created_at_ms // DAY_MS).label("day")
     # A clock that was off by an hour when the id was made hides no job.
     since = new_ulid(max(0, first_ms - DAY_MS), _LOWEST)
-    counts = [func.sum(receipts.c[name]) for name in UNIT_NAMES]
+    counts = [func.sum(receipts.c[name]) for name in _COUNTS]
     query = (
         select(
             day,
@@ -144,7 +146,7 @@ def _summary(job: StoredJob, billed: Sequence[StoredReceipt]) -> JobSummary:
         ended_at_ms=job.ended_at_ms or 0,
         error_code=job.error_code or "",
         amount_nano=sum(receipt.amount_nano for receipt in billed),
-        units=Counted(*(sum(getattr(r.units, name) for r in billed) for name in UNIT_NAMES)),
+        units=Counted(*(sum(getattr(r.units, name) for r in billed) for name in _COUNTS)),
     )
 
 

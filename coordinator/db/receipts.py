@@ -48,23 +48,21 @@ _FIELDS = (
     "state",
     "settled_at_ms",
 )
-_COLUMNS = [
-    *(receipts.c[field] for field in _FIELDS),
-    receipts.c.received_at_ms,
-    receipts.c.tensor_elements,
-]
+# Counts that came later, in their order: see `_digest_of`.
+_ADDED = ("tensor_elements", "cached_tokens")
+_COLUMNS = [receipts.c[field] for field in (*_FIELDS, "received_at_ms", *_ADDED)]
 
 # A receipt is first stored while its client has its say, and again when it is paid. The words that
 # were paid are the ones to keep: a node may have signed others before.
 _UPSERT = BulkInsert(
     receipts,
-    (*_FIELDS, "digest", "received_at_ms", "tensor_elements"),
+    (*_FIELDS, "digest", "received_at_ms", *_ADDED),
     on_conflict=(
         "ON CONFLICT (lease_id) DO UPDATE SET receipt = excluded.receipt, "
         "acceptance = excluded.acceptance, amount_nano = excluded.amount_nano, "
         "input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens, "
         "images = excluded.images, tensor_elements = excluded.tensor_elements, "
-        "state = excluded.state, "
+        "cached_tokens = excluded.cached_tokens, state = excluded.state, "
         "settled_at_ms = excluded.settled_at_ms, digest = excluded.digest "
         "WHERE receipts.state = 'pending'"
     ),
@@ -95,8 +93,8 @@ def record_receipt(
         state.value,
         now_ms if state is ReceiptState.SETTLED else None,
     )
-    elements = billed.units.tensor_elements
-    return Record(_UPSERT, (*values, _digest_of(values, elements), now_ms, elements))
+    added = tuple(getattr(billed.units, name) for name in _ADDED)
+    return Record(_UPSERT, (*values, _digest_of(values, added), now_ms, *added))
 
 
 def find_receipt(conn: Connection, lease_id: LeaseId) -> StoredReceipt | None:
@@ -134,22 +132,25 @@ def list_settled_receipts(
 
 def damaged_receipts(conn: Connection) -> Iterator[LeaseId]:
     """Receipts that are not as they were written."""
-    columns = [receipts.c[field] for field in _FIELDS]
-    query = select(receipts.c.digest, receipts.c.tensor_elements, *columns)
-    for digest, elements, *values in conn.execute(query):
-        if digest != _digest_of(values, elements):
+    columns = [receipts.c[field] for field in (*_FIELDS, *_ADDED)]
+    for digest, *row in conn.execute(select(receipts.c.digest, *columns)):
+        values, added = row[: len(_FIELDS)], row[len(_FIELDS) :]
+        if digest != _digest_of(values, added):
             yield values[0]
 
 
-def _digest_of(values: Sequence[Any], tensor_elements: int) -> bytes:
-    """Without elements of tensors it is the digest of the time before they were counted."""
-    counted = (tensor_elements,) if tensor_elements else ()
+def _digest_of(values: Sequence[Any], added: Sequence[int]) -> bytes:
+    """Without the counts that are 0 up to the end, so that a row of the time before a count came
+    keeps its digest."""
+    counted = list(added)
+    while counted and not counted[-1]:
+        counted.pop()
     return row_digest("receipts", *values, *counted)
 
 
 def _receipt(row: Sequence[Any]) -> StoredReceipt:
     lease_id, client, job_id, node, receipt, acceptance, amount_nano = row[:7]
-    state, settled, received, elements = row[10:]
+    state, settled, received, elements, cached = row[10:]
     return StoredReceipt(
         lease_id,
         client,
@@ -158,7 +159,7 @@ def _receipt(row: Sequence[Any]) -> StoredReceipt:
         receipt,
         acceptance,
         amount_nano,
-        Units(row[7], row[8], row[9], elements),
+        Units(row[7], row[8], row[9], elements, cached),
         ReceiptState(state),
         received,
         settled,

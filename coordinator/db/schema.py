@@ -274,6 +274,8 @@ receipts = Table(
     sha256("digest"),
     stamp("received_at_ms"),
     amount("tensor_elements", default=0),
+    # Of the input tokens.
+    amount("cached_tokens", default=0),
     one_of("state", ReceiptState, name="state_known"),
     CheckConstraint("(state = 'settled') = (settled_at_ms IS NOT NULL)", name="stamped_if_settled"),
     Index("ix_receipts_client_job_id", "client", "job_id"),
@@ -327,6 +329,7 @@ batches = Table(
     Column("errors", Text, nullable=False),
     Column("output_file_id", Text),
     Column("error_file_id", Text),
+    amount("cached_tokens", default=0),
     Index("ix_batches_account_id", "account", "id"),
     Index(
         "ix_batches_open",

@@ -153,6 +153,7 @@ def _usage(row: UsageRow) -> DayUsage:
         "usage": credits_number(row.amount_nano),
         "amount_nano": row.amount_nano,
         "prompt_tokens": row.units.input_tokens,
+        "cached_tokens": row.units.cached_tokens,
         "completion_tokens": row.units.output_tokens,
         "images": row.units.images,
         "tensor_elements": row.units.tensor_elements,

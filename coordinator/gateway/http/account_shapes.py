@@ -55,6 +55,7 @@ class DayUsage(TypedDict):
     usage: Credits
     amount_nano: int
     prompt_tokens: int
+    cached_tokens: Annotated[int, "of `prompt_tokens`"]
     completion_tokens: int
     images: int
     tensor_elements: int
@@ -78,6 +79,7 @@ class PlainJob(TypedDict):
     error_code: str | None
     amount_nano: int
     input_tokens: int
+    cached_tokens: Annotated[int, "of `input_tokens`"]
     output_tokens: int
     images: int
     tensor_elements: int
@@ -94,6 +96,7 @@ class PlainAttempt(TypedDict):
     ceiling_nano: int
     amount_nano: int
     input_tokens: int
+    cached_tokens: Annotated[int, "of `input_tokens`"]
     output_tokens: int
     created_at_ms: int
     ended_at_ms: int | None
@@ -136,6 +139,7 @@ class GenerationObject(TypedDict):
     tokens_prompt: int
     tokens_completion: int
     native_tokens_prompt: int
+    native_tokens_cached: int
     native_tokens_completion: int
     num_media_prompt: int
     latency: Annotated[int | None, "milliseconds to the first output"]

@@ -81,6 +81,7 @@ def plain_generation(found: JobReply, stages: Stages) -> GenerationObject:
         "tokens_prompt": job.units.input_tokens,
         "tokens_completion": job.units.output_tokens,
         "native_tokens_prompt": job.units.input_tokens,
+        "native_tokens_cached": job.units.cached_tokens,
         "native_tokens_completion": job.units.output_tokens,
         "num_media_prompt": job.units.images,
         "latency": last.first_output_ms if last is not None else None,

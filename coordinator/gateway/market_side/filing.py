@@ -56,6 +56,7 @@ class BatchInfo:
     completed: int
     failed: int
     input_tokens: int
+    cached_tokens: int
     output_tokens: int
     cost_nano: int
     errors: tuple[BatchError, ...]

@@ -93,6 +93,7 @@ async def test_good_lines_are_answered_and_a_bad_one_fails_alone(
     del lines[1]["body"]["messages"]
     with office(tmp_path / "files") as rooms:
         async with running(rooms, market := ScriptedMarket()) as service:
+            market.script.cached_tokens = 4
             batch = await put_batch(service, rooms.caller, lines)
             assert batch.status == "validating"
             ended = await wait_status(service, rooms.caller, batch.id, "completed")
@@ -106,6 +107,7 @@ async def test_good_lines_are_answered_and_a_bad_one_fails_alone(
     assert failed["custom_id"] == "c1"
     assert failed["response"]["status_code"] == 400
     assert failed["response"]["body"]["error"]["param"] == "messages"
+    assert (ended.input_tokens, ended.cached_tokens) == (2 * 7, 2 * 4)
     assert ended.output_tokens == 2 * 5
     assert ended.cost_nano == sum(line["response"]["body"]["usage"]["cost_nano"] for line in output)
     assert all(spec.is_batch for spec in market.specs)

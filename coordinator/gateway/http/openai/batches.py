@@ -92,7 +92,7 @@ def read_ask(fields: Fields) -> BatchRequest:
 def batch_object(info: BatchInfo) -> BatchObject:
     used: BatchUsage = {
         "input_tokens": info.input_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": info.cached_tokens},
         "output_tokens": info.output_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": info.input_tokens + info.output_tokens,
