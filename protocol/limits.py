@@ -81,6 +81,13 @@ CHANNELS_PER_PEER_MAX = 256
 # NTP keeps honest clocks within a second; 30 s forgives a laptop that just woke up.
 CLOCK_SKEW_MAX_MS = 30_000
 
+# What a model that is not in memory may take to be loaded: 140 GB from a fast disk. No buyer waits
+# longer for an answer to begin.
+LOAD_MS_MAX = 120_000
+# A job whose lease says nothing of a load waits for a short one all the same: its client gives the
+# node up after five seconds.
+LOAD_UNTOLD_MS_MAX = 3_000
+
 # An offer outlives three refreshes, so that one lost message does not hide a node.
 OFFER_REFRESH_MS = 60_000
 OFFER_LIFETIME_MAX_MS = 4 * OFFER_REFRESH_MS

@@ -7,11 +7,13 @@ market's to decide.
 from dataclasses import dataclass
 from typing import ClassVar
 
+from protocol.codec import added
 from protocol.fields import check, check_names, check_stamps
 from protocol.ids import Digest, LeaseId, PeerId, is_digest
 from protocol.limits import (
     ADDRESS_CHARS_MAX,
     DIMENSIONS_MAX,
+    LOAD_MS_MAX,
     NAME_CHARS_MAX,
     OFFER_ADDRESSES_MAX,
     OFFER_BYTES_MAX,
@@ -54,7 +56,8 @@ class ModelOffer:
     `features` are words of `protocol.features.Feature`; unknown ones of a later version are passed
     on. `chat_format` names an entry of `protocol.chat_formats`, and is empty for a model that does
     not chat. `signature` is what a tensor model takes and answers, `dimensions` how many numbers an
-    embedding has; 0 is unknown."""
+    embedding has; 0 is unknown. `load_ms` is how long a job waits until a cold model is loaded: one
+    that is not in memory; 0 while it is."""
 
     name: str
     manifest_digest: Digest
@@ -72,6 +75,7 @@ class ModelOffer:
     batch_percent: int = BATCH_PERCENT_DEFAULT
     signature: ModelSignature | None = None
     dimensions: int = 0
+    load_ms: int = added(0)
 
     def __post_init__(self) -> None:
         check(0 < len(self.name) <= NAME_CHARS_MAX, "the model's name is empty or too long")
@@ -86,6 +90,7 @@ class ModelOffer:
         check(len(self.chat_format) <= NAME_CHARS_MAX, "the chat format's name is too long")
         check(0 <= self.dimensions <= DIMENSIONS_MAX, "the dimensions are out of range")
         check(0 < self.batch_percent <= PERCENT, "the batch price is out of range")
+        check(0 <= self.load_ms <= LOAD_MS_MAX, "the load time is out of range")
 
     def asked_price(self, *, is_batch: bool) -> PriceSheet:
         """What a job pays here: the one rule for coordinator, client and node."""

@@ -151,10 +151,12 @@ class QuoteCandidate:
     region: str
     isolation: str
     reasons: tuple[str, ...]
+    # Until the model is loaded, where it is cold.
+    load_ms: int = added(0)
 
     @property
     def first_output_ms(self) -> float:
-        return self.rtt_ms + self.queue_ms + self.prefill_ms
+        return self.rtt_ms + self.queue_ms + self.load_ms + self.prefill_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,7 +263,18 @@ _UNIT_WORDS = {
 
 def _print_candidates(reply: QuoteReply, task: Task) -> None:
     print_table(
-        ("node", "cost", "latency", "= rtt", "+ queue", "+ prefill", "+ decode", "price", "why"),
+        (
+            "node",
+            "cost",
+            "latency",
+            "= rtt",
+            "+ queue",
+            "+ load",
+            "+ prefill",
+            "+ decode",
+            "price",
+            "why",
+        ),
         [
             (
                 short(candidate.node),
@@ -271,6 +282,7 @@ def _print_candidates(reply: QuoteReply, task: Task) -> None:
                 f"{candidate.latency_ms} ms",
                 f"{candidate.rtt_ms:.1f}",
                 candidate.queue_ms,
+                candidate.load_ms,
                 candidate.prefill_ms,
                 candidate.decode_ms,
                 price_text(candidate.price, TASKS[task].units),

@@ -64,6 +64,8 @@ NODES_BYTES_MAX = FRAME_BYTES_MAX // 2
 FIRST_OUTPUT_FLOOR_MS = 5_000
 GAP_FLOOR_MS = 5_000
 _SILENCE_FACTOR = 4.0
+# A load is as long as the disk takes: the same model took little less the last time.
+_LOAD_FACTOR = 2.0
 # One megabit a second, the slowest uplink that a client may have.
 _UPLOAD_BYTES_PER_MS = 125
 
@@ -104,8 +106,10 @@ class Choice:
     @property
     def first_output_within_ms(self) -> int:
         """Several times what we expect of it by what was measured of its earlier jobs."""
-        expected_ms = self.candidate.latency.first_output_ms
-        return int(max(FIRST_OUTPUT_FLOOR_MS, _SILENCE_FACTOR * expected_ms) + self.upload_ms)
+        latency = self.candidate.latency
+        expected_ms = latency.first_output_ms - latency.load_ms
+        silent_ms = max(FIRST_OUTPUT_FLOOR_MS, _SILENCE_FACTOR * expected_ms)
+        return int(silent_ms + _LOAD_FACTOR * latency.load_ms + self.upload_ms)
 
     @property
     def hedge_after_ms(self) -> int:

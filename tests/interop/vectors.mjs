@@ -47,6 +47,7 @@ same('manifest', canonicalManifest(manifest), vectors.manifest)
 same('manifest digest', hex(sha256(canonicalManifest(manifest))), vectors['manifest digest'])
 same('offer topic', offerTopic(parties.node.id), vectors['offer topic'])
 const offer = await envelopeOf('offer', 'node_offer', 'node', bytesOf(vectors['offer envelope']), vectors['offer digest'])
+same('cold model: encoded again', hex(encode('model_offer', decode('model_offer', bytesOf(vectors['cold model'])))), vectors['cold model'])
 
 bodyOf('HELLO', 'hello')
 const opening = bodyOf('JOB_OPEN', 'open_body')

@@ -225,6 +225,7 @@ def make_vectors() -> dict[str, str]:
         "offer topic": offer_topic(shard_of(NODE.peer_id)),
         "offer envelope": offer.raw.hex(),
         "offer digest": offer.digest,
+        "cold model": encode(replace(offer.message.models[0], load_ms=4_000)).hex(),
         "payload": PAYLOAD.hex(),
         "salt": SALT.hex(),
         "payload digest": salted_digest(PAYLOAD, SALT),

@@ -1,11 +1,15 @@
 """What a job would cost on each node, and how long it would take there.
 
-    first output = round trip + (overhead + queue wait + prefill + one decode step) x first ratio
+    first output = round trip + load
+                 + (overhead + queue wait + prefill + one decode step) x first ratio
     total        = first output + (output tokens - 1) x decode step x decode ratio
 
 Waits and speeds are the node's claims; the ratios are what was measured of its earlier jobs
 (`market.standings`). A wait that is systematically wrong is corrected along with the prefill,
 because both are inside the bracket that the measurement covers.
+
+The load of a cold model takes what its node says: what a job of a loaded one took says nothing of
+it. A first output that came late after a load counts against the node like any other.
 """
 
 from dataclasses import dataclass
@@ -16,7 +20,7 @@ from coordinator.market.matching.claim import Claim
 from coordinator.market.matching.filters import Selection, costs
 from coordinator.market.matching.job import Latency
 from coordinator.market.offers.entry import RTT_UNKNOWN_MS
-from coordinator.market.offers.table import DECODE_MS, PREFILL_MS, SLOTS
+from coordinator.market.offers.table import DECODE_MS, LOAD_MS, PREFILL_MS, SLOTS
 from coordinator.market.standings import Bools, Floats
 
 # Admission, frames and the first sampling. Without it, short prompts on fast nodes would claim to
@@ -41,6 +45,7 @@ class Estimates:
     queue_ms: Floats
     prefill_ms: Floats
     decode_ms: Floats
+    load_ms: Floats
     first_output_ms: Floats
     total_ms: Floats
     unit_ms: Floats  # per output token, or per input unit where there is no output
@@ -53,6 +58,7 @@ class Estimates:
             float(self.queue_ms[position]),
             float(self.prefill_ms[position]),
             float(self.decode_ms[position]),
+            float(self.load_ms[position]),
         )
 
     def claim(self, position: int) -> Claim:
@@ -70,8 +76,8 @@ def estimate(selection: Selection) -> Estimates:
     queue_ms = _queue_wait(selection.busy(), rows.value(SLOTS), own_ms)
     start_ms = prefill_ms + step_ms + OVERHEAD_MS
     decode_ms = step_ms * decode_ratio * max(units.output_tokens - 1, 0)
-    rtt_ms = selection.rtt_ms()
-    first_ms = rtt_ms + (queue_ms + start_ms) * first_ratio
+    rtt_ms, load_ms = selection.rtt_ms(), rows.value(LOAD_MS)
+    first_ms = rtt_ms + load_ms + (queue_ms + start_ms) * first_ratio
     is_generation = units.output_tokens > 0
     return Estimates(
         cost_nano=costs(rows, units, is_batch=selection.job.is_batch),
@@ -79,10 +85,11 @@ def estimate(selection: Selection) -> Estimates:
         queue_ms=queue_ms * first_ratio,
         prefill_ms=start_ms * first_ratio,
         decode_ms=decode_ms,
+        load_ms=load_ms,
         first_output_ms=first_ms,
         total_ms=first_ms + decode_ms,
         unit_ms=(step_ms * decode_ratio if is_generation else rows.value(PREFILL_MS) * first_ratio),
-        claimed_first_ms=queue_ms + start_ms,
+        claimed_first_ms=load_ms + queue_ms + start_ms,
         claimed_step_ms=step_ms,
     )
 
@@ -107,7 +114,7 @@ def latency_misses(selection: Selection, estimates: Estimates) -> Misses | None:
     limit_ms = selection.job.constraints.max_latency_ms
     if limit_ms is None:
         return None
-    found = _misses(selection, estimates.first_output_ms, limit_ms)
+    found = _misses(selection, estimates, estimates.first_output_ms, limit_ms)
     # No output comes before a round trip, and that was measured, or else is no claim of the node's.
     rtt_ms = estimates.rtt_ms
     is_too_far = (rtt_ms > limit_ms) & (rtt_ms != RTT_UNKNOWN_MS)
@@ -131,10 +138,14 @@ def deadline_misses(selection: Selection, estimates: Estimates) -> Misses | None
     if selection.job.deadline_at_ms is None:
         return None
     remaining_ms = selection.job.deadline_at_ms - selection.now_ms
-    return _misses(selection, estimates.total_ms, remaining_ms)
+    return _misses(selection, estimates, estimates.total_ms, remaining_ms)
 
 
-def _misses(selection: Selection, expected_ms: Floats, limit_ms: float) -> Misses:
+def _misses(
+    selection: Selection, estimates: Estimates, expected_ms: Floats, limit_ms: float
+) -> Misses:
     is_certain = expected_ms > limit_ms * CERTAIN_MISS
     is_certain &= selection.standings.measurements() >= CERTAIN_MEASUREMENTS
+    # A node's own word that it cannot do it needs no measurement.
+    is_certain |= estimates.load_ms > limit_ms
     return Misses(expected_ms > limit_ms, is_certain)

@@ -144,10 +144,11 @@ class Latency:
     queue_ms: float
     prefill_ms: float  # up to and including the first token
     decode_ms: float  # the tokens after it
+    load_ms: float = 0.0  # until a cold model is there, as its node says
 
     @property
     def first_output_ms(self) -> float:
-        return self.rtt_ms + self.queue_ms + self.prefill_ms
+        return self.rtt_ms + self.queue_ms + self.load_ms + self.prefill_ms
 
     @property
     def total_ms(self) -> float:

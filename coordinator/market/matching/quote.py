@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from coordinator.market.matching.job import Candidate, Job, Match, Reason, Rejection, Why
 from coordinator.market.offers import ModelState, NodeEntry, OfferBook
 from protocol.money import format_credits
+from protocol.offers import ModelOffer
 from protocol.pricing import asked_prices
 from protocol.services import QuoteCandidate, QuoteRejection, QuoteReply
 
@@ -17,6 +18,8 @@ _WHY_TEXT = {
     Why.NEAR_EQUAL: "near-equal",
     Why.NEXT: "next by score",
 }
+_TIME_LIMITS = (Reason.LATENCY_ABOVE_MAX, Reason.DEADLINE_TOO_SOON)
+_MS_PER_S = 1_000
 # Close to certain; below it a person wants to know.
 _SUCCESS_WORTH_SAYING = 0.95
 
@@ -55,17 +58,24 @@ def _candidate(candidate: Candidate) -> QuoteCandidate:
         region=offer.region,
         isolation=offer.tier.value,
         reasons=tuple(_reasons_for(candidate)),
+        load_ms=round(latency.load_ms),
     )
 
 
 def _reasons_for(candidate: Candidate) -> Iterator[str]:
     yield _WHY_TEXT[candidate.why]
+    if candidate.model.load_ms:
+        yield f"cold: {_load_text(candidate.model)}"
     if candidate.is_over_limit:
         yield "expected to miss your time limit"
     if candidate.load:
         yield f"load {candidate.load:.0%}"
     if candidate.success < _SUCCESS_WORTH_SAYING:
         yield f"success {candidate.success:.0%}"
+
+
+def _load_text(model: ModelOffer) -> str:
+    return f"it has to be loaded first, which takes {model.load_ms / _MS_PER_S:.1f} s"
 
 
 def _rejection(rejection: Rejection, job: Job, book: OfferBook) -> QuoteRejection:
@@ -92,6 +102,8 @@ def _detail(reason: Reason, entry: NodeEntry | None, state: ModelState | None, j
             for position, nano in asked_prices(model.price)
         )
         return f"asks {asked}"
+    if reason in _TIME_LIMITS:
+        return f"cold: {_load_text(model)}" if model.load_ms else ""
     texts = {
         Reason.QUANTIZATION: model.quantization,
         Reason.REGION: entry.offer.region or "not stated",

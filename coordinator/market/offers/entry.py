@@ -137,6 +137,7 @@ class NodeEntry:
             self.expires_at_ms,
             model.batch_percent / PERCENT,
             state.live,
+            model.load_ms,
         ]
 
     def row_codes(self, state: ModelState) -> list[int]:

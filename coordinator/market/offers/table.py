@@ -33,7 +33,8 @@ RTT_MS = _NEXT + 6
 EXPIRES_MS = _NEXT + 7
 BATCH_SHARE = _NEXT + 8  # of its prices that a batch job pays
 LIVE = _NEXT + 9  # those of BUSY that do not give way to a job that is not of a batch
-VALUES = _NEXT + 10
+LOAD_MS = _NEXT + 10  # claimed, until a cold model is loaded; 0 for one that is
+VALUES = _NEXT + 11
 
 # Rows of `codes`.
 TASK = 0
