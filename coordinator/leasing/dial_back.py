@@ -99,6 +99,11 @@ class DialBack:
             return True
         return any(CIRCUIT in address or self._may_work(address) for address in addresses)
 
+    def was_reached(self, addresses: Sequence[str]) -> bool:
+        """Whether the latest dial of one of them arrived."""
+        seen = (self._seen.get(address) for address in addresses)
+        return any(it is not None and it.outcome is Dialled.REACHED for it in seen)
+
     def _is_fresh(self, address: str, fresh_s: float | None) -> bool:
         seen = self._seen.get(address)
         if seen is None:
@@ -159,6 +164,8 @@ class DialBack:
         return DialResult(address, outcome, round(1_000 * (trio.current_time() - started_at)))
 
     def _remember(self, result: DialResult) -> None:
+        if result.outcome is Dialled.UNPROVEN and result.address in self._seen:
+            return  # What was seen says more than what was not looked at.
         self._has_reached_any |= result.outcome is Dialled.REACHED
         self._seen[result.address] = _Seen(result.outcome, trio.current_time())
         self._seen.move_to_end(result.address)

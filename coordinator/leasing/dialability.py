@@ -17,6 +17,10 @@ from protocol.reach import DialBackAsk, DialBackReply
 LOOK_EVERY_S = 1.0
 # A node that was just dialled is not dialled again for one more buyer.
 COMPLAINT_FRESH_S = 5.0
+# What failed is soon dialled again: it may have been a busy moment of either side.
+LOOK_AGAIN_AFTER_S = (2.0, 4.0, 8.0, 16.0)
+# Within a look, whatever else asks for one.
+DIALLED_JUST_NOW_S = 1.0
 
 
 class Dialability:
@@ -27,7 +31,8 @@ class Dialability:
         self._market = market
         self._clock = clock
         self._dial_back = DialBack(transport)
-        self._looking: set[PeerId] = set()
+        # Those that are looked at, each with what makes the next dial come at once.
+        self._looking: dict[PeerId, trio.Event] = {}
         self._untold: set[PeerId] = set()
         self._nursery: trio.Nursery | None = None
 
@@ -68,18 +73,47 @@ class Dialability:
         return DialBackReply(self._transport.observed_host(node), results, failed_buyers=buyers)
 
     def _look_soon(self, node: PeerId, *, fresh_s: float | None) -> None:
-        if self._nursery is not None and node not in self._looking:
-            self._looking.add(node)
+        if node in self._looking:
+            self._looking[node].set()
+        elif self._nursery is not None:
+            self._looking[node] = trio.Event()
             self._nursery.start_soon(self._look, node, fresh_s)
 
     async def _look(self, node: PeerId, fresh_s: float | None) -> None:
+        """Dial until it is reached, a few times. One that was reached before loses its buyers only
+        when two dials in a row have failed."""
         try:
-            entry = self._market.book.get(node)
-            if entry is not None:
-                await self._dial_back.look_at(node, entry.offer.addresses, fresh_s=fresh_s)
-                self._judge(node)
+            is_spared = self._was_reached(node)
+            if await self._reaches(node, fresh_s):
+                return
+            for pause_s in LOOK_AGAIN_AFTER_S:
+                if not is_spared:
+                    self._judge(node)
+                is_spared = False
+                with trio.move_on_after(pause_s):
+                    await self._looking[node].wait()
+                self._looking[node] = trio.Event()
+                if await self._reaches(node, DIALLED_JUST_NOW_S):
+                    return
+            self._judge(node)
         finally:
-            self._looking.discard(node)
+            del self._looking[node]
+
+    async def _reaches(self, node: PeerId, fresh_s: float | None) -> bool:
+        """Whether there is no reason to dial it again: it was reached, or it is gone."""
+        entry = self._market.book.get(node)
+        if entry is None:
+            return True
+        addresses = entry.offer.addresses
+        await self._dial_back.look_at(node, addresses, fresh_s=fresh_s)
+        is_dialable = self._dial_back.is_dialable(addresses)
+        if is_dialable:
+            self._judge(node)
+        return is_dialable
+
+    def _was_reached(self, node: PeerId) -> bool:
+        entry = self._market.book.get(node)
+        return entry is not None and self._dial_back.was_reached(entry.offer.addresses)
 
     def _judge(self, node: PeerId) -> None:
         entry = self._market.book.get(node)

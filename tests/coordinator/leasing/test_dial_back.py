@@ -149,6 +149,10 @@ def hole_of(node: ScriptedNode) -> str:
     return f"/memory/{HOLE}/p2p/{node.key.peer_id}"
 
 
+def port_of(node: ScriptedNode) -> int:
+    return int(node.transport.addresses[0].split("/")[2])
+
+
 def lists_a_hole(nodes: list[ScriptedNode]) -> None:
     """The first node announces a port that is not forwarded."""
     nodes[0].transport.network.swallow(HOLE)
@@ -241,7 +245,7 @@ async def test_what_a_buyer_says_makes_the_coordinator_look_and_no_more(
             Method.DIAL_BACK, DialBackAsk(node.transport.addresses), DialBackReply
         )
         assert reply.failed_buyers == 1
-        market.network.swallow(int(node.transport.addresses[0].split("/")[2]))
+        market.network.swallow(port_of(node))
         await trio.sleep(6)
         rules.note_unreached(node.key.peer_id, market.buyer.peer_id)
         await trio.sleep(10)
@@ -257,3 +261,35 @@ async def test_a_buyer_that_cannot_dial_tells_by_its_word_on_the_lease(
         await trio.sleep(10)
         rules, node = market.coordinator.market, market.nodes[0].key.peer_id
         assert rules.unreached.buyers(node, now_ms=market.clock.now_ms()) == 1
+
+
+async def test_one_dial_that_fails_takes_no_buyers_from_a_node_that_was_reached_before(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
+        await looked_at(market)
+        node = market.nodes[0]
+        market.network.swallow(port_of(node))
+        await trio.sleep(6)
+        market.coordinator.market.note_unreached(node.key.peer_id, market.buyer.peer_id)
+        await trio.sleep(5)  # A second until it is looked at, and three for the dial.
+        assert is_dialable(market)
+        market.network.answer(port_of(node))
+        await trio.sleep(60)
+        assert is_dialable(market)
+
+
+async def test_a_node_that_could_not_be_dialled_is_soon_dialled_again(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
+        await looked_at(market)
+        node = market.nodes[0]
+        market.network.swallow(port_of(node))
+        await trio.sleep(6)
+        market.coordinator.market.note_unreached(node.key.peer_id, market.buyer.peer_id)
+        await trio.sleep(10)
+        assert not is_dialable(market)
+        market.network.answer(port_of(node))
+        await trio.sleep(10)
+        assert is_dialable(market)
