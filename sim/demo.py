@@ -268,7 +268,9 @@ def _show_books(network: LocalNetwork, say: Say) -> None:
 
 def _show_api(network: LocalNetwork, key: str, say: Say) -> None:
     url = network.endpoint.http
-    body = json.dumps({"model": CHAT_MODEL, "messages": [{"role": "user", "content": "Hello!"}]})
+    # Without a limit so small a model may go on for thousands of tokens.
+    greeting = [{"role": "user", "content": "Hello!"}]
+    body = json.dumps({"model": CHAT_MODEL, "messages": greeting, "max_tokens": 100})
     say(f"  {url}/v1")
     say(f"  curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' \\")
     say(f"    -H 'Content-Type: application/json' -d '{body}'")

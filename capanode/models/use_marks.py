@@ -1,7 +1,8 @@
 """Which models running nodes serve, and when each was served last: a file per model, locked for as
 long as a node has it, so that the kernel takes the mark away when the node ends, however it ends.
 
-Nodes that share a store see each other's marks.
+Nodes that share a store see each other's marks. Who may not write to a store can serve from it all
+the same, unmarked: its models are then its owner's to keep.
 """
 
 import contextlib
@@ -11,8 +12,13 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import structlog
+
+from capanode.models.errors import StorageDeniedError
 from capanode.models.files import disk_errors_named, make_readable_folder
 from protocol.ids import Digest
+
+log = structlog.get_logger(__name__)
 
 _FILE_MODE = 0o666
 
@@ -22,16 +28,20 @@ class UseMarks:
 
     def __init__(self, folder: Path, *, below: Path) -> None:
         self._folder = folder
-        make_readable_folder(folder, below=below)
+        self._below = below
 
     @contextlib.contextmanager
     def hold(self, digests: Iterable[Digest]) -> Iterator[None]:
-        """Mark these models as served."""
+        """Mark these models as served, as far as we may write here."""
         with contextlib.ExitStack() as held, disk_errors_named(self._folder):
             for digest in digests:
-                held.callback(self.touch, digest)
-                descriptor = self._open(digest)
+                try:
+                    descriptor = self._open(digest)
+                except StorageDeniedError as error:
+                    log.warning("served_model_not_marked", model=digest, error=str(error))
+                    continue
                 held.callback(os.close, descriptor)
+                held.callback(self.touch, digest)
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
                 self.touch(digest)
             yield
@@ -58,8 +68,8 @@ class UseMarks:
 
     def touch(self, digest: Digest) -> None:
         """It is used now."""
-        os.close(self._open(digest))
-        with contextlib.suppress(PermissionError):
+        with contextlib.suppress(StorageDeniedError, PermissionError):
+            os.close(self._open(digest))
             os.utime(self._folder / digest)
 
     def last_used_s(self, digest: Digest) -> float | None:
@@ -76,6 +86,7 @@ class UseMarks:
 
     def _open(self, digest: Digest) -> int:
         with disk_errors_named(self._folder):
+            make_readable_folder(self._folder, below=self._below)
             return os.open(
                 self._folder / digest, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, _FILE_MODE
             )

@@ -1,5 +1,7 @@
 """Which models may leave, who uses them, and whether there is room for another."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -144,6 +146,22 @@ def test_a_served_model_is_removed_only_by_force(store: ModelStore) -> None:
     with store.use.hold([digest]):
         assert remove(store, "tiny", force=True) > 0
     assert store.digests() == []
+
+
+def test_a_store_that_may_only_be_read_is_served_from_unmarked(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = add_model(store).digest
+    store.use.forget(digest)
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with store.use.hold([digest]):
+        store.use.touch(digest)
+        assert not store.use.is_held(digest)
+        assert store.find("tiny").digest == digest
 
 
 def test_a_promised_model_is_removed_only_by_force(store: ModelStore) -> None:
