@@ -14,11 +14,10 @@ import trio
 from capanode.benchmark import SpeedCache
 from capanode.config import NodeConfig, reread_config
 from capanode.errors import NodeError
+from capanode.jobs.server import ROLE
 from capanode.live_settings import LiveSettings, live_rules
 from capanode.machine_use import MachineMeter, others_cpu_s
 from capanode.milestones import OnMilestone
-from capanode.models.blob_server import BlobServer
-from capanode.models.shared_blobs import SharedBlobs
 from capanode.models.store import ModelStore
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
@@ -38,8 +37,8 @@ from protocol.net.relay_places import RelayLimits
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
 from protocol.programs.locks import hold_lock
-from protocol.programs.runners import ThreadRunner
 from protocol.programs.runtime import Runtime, system_runtime
+from protocol.programs.sharing.blob_server import BlobServer
 from protocol.programs.shutdown import StopSignals, run_until_signal
 from protocol.programs.version import program_version
 from protocol.services import BLOB_PROTOCOL
@@ -47,7 +46,6 @@ from protocol.services import BLOB_PROTOCOL
 log = structlog.get_logger(__name__)
 
 STATUS_EVERY_S = 1.0
-_MBIT_BYTES = 125_000
 
 OnStatus = Callable[[NodeStatus], None]
 Keeper = Callable[[], Awaitable[None]]
@@ -90,7 +88,10 @@ async def serve(
         )
         models = ModelStore(config.model_store)
         if config.share_models:
-            transport.handle(BLOB_PROTOCOL, _blob_server(models, config).handle)
+            shared = BlobServer.of_store(
+                config.model_store, role=ROLE, mbit_per_s=config.share_mbit_per_s
+            )
+            transport.handle(BLOB_PROTOCOL, shared.handle)
         store = OutboxStore(config.outbox_path)
         try:
             node = Node(
@@ -180,15 +181,6 @@ def _require_port(place: str) -> None:
         check_port(place)
     except PortError as error:
         raise NodeError(f"{error}: {error.advice}") from None
-
-
-def _blob_server(models: ModelStore, config: NodeConfig) -> BlobServer:
-    # Threads of its own: reads of the disk for strangers never wait in front of a receipt.
-    return BlobServer(
-        SharedBlobs(models),
-        bytes_per_s=config.share_mbit_per_s * _MBIT_BYTES,
-        runner=ThreadRunner(),
-    )
 
 
 def _rules(config: NodeConfig, plan: StartPlan, software: str) -> NodeRules:

@@ -15,7 +15,7 @@ from capanode.gpus import Gpu
 from capanode.hardware import Machine
 from capanode.memory_ledger import MemoryPromise
 from capanode.models.errors import UnsafeModelError
-from capanode.models.store import ModelStore, StoredModel
+from capanode.models.store import ModelStore
 from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
 from capanode.sandbox.spawn import Sandbox
 from capanode.served import ModelWorker
@@ -28,6 +28,7 @@ from protocol.ids import Digest
 from protocol.manifest import ModelManifest
 from protocol.offers import Hardware
 from protocol.pricing import PriceSheet
+from protocol.programs.sharing.model_folder import StoredModel
 
 # A GPU streams its weights once for the whole batch, so that more jobs cost little.
 GPU_SLOTS = 64

@@ -1,6 +1,7 @@
 """The coordinator as a process: identity, books, network and gateway around `coordinator.app`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 from coordinator.app import Coordinator, MarketRules
 from coordinator.batches.blobs import SealedFolder
@@ -11,11 +12,13 @@ from coordinator.clock_check import check_clock
 from coordinator.db.engine import ThreadRunner, only_coordinator, open_database
 from coordinator.db.heads import store_head
 from coordinator.endpoint import Endpoint, write_endpoint
+from coordinator.errors import CoordinatorError
 from coordinator.gateway.config import GatewayConfig
 from coordinator.gateway.metrics import Metrics
 from coordinator.gateway.server import Gateway
 from coordinator.in_process.api_keys import ApiKeyService
 from coordinator.in_process.market import LocalMarket, list_known_models
+from coordinator.leasing.lease_server import ROLE
 from coordinator.settings import CoordinatorConfig
 from coordinator.vault import Vault
 from protocol.net.libp2p import Libp2pTransport
@@ -23,8 +26,11 @@ from protocol.net.relay_places import RelayLimits
 from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.locks import hold_lock
-from protocol.programs.runtime import system_runtime
+from protocol.programs.runtime import Runtime, system_runtime
+from protocol.programs.sharing.blob_server import BlobServer
+from protocol.programs.sharing.model_folder import ModelFolder
 from protocol.programs.shutdown import StopSignals, open_stages, run_until_signal
+from protocol.services import BLOB_PROTOCOL
 
 # For handing in what our own client has been charged, and closing the books.
 MARKET_STOP_WITHIN_S = 15.0
@@ -58,19 +64,13 @@ async def serve(
             policy=config.dial_policy,
             relay=RelayLimits() if config.relay else None,
         )
+        if config.share_store is not None:
+            transport.handle(BLOB_PROTOCOL, _blob_server(config.share_store, config).handle)
         coordinator = Coordinator(key, transport, database, _market_rules(config), runtime)
         known = await database.read(list_known_models, now_ms=runtime.clock.now_ms())
         keys = ApiKeyService(database, Vault(key))
         local = LocalMarket(coordinator, keys, known=known)
-        batches = BatchService(
-            BookFiling(database),
-            SealedFolder(config.files_dir, key, runtime.entropy),
-            local,
-            BookLeftovers(database, coordinator.lease_service, keys, runtime.clock),
-            keys,
-            runtime.steadied(),
-            bounds=BatchBounds(_file_bounds(config)),
-        )
+        batches = _make_batches(config, coordinator, local, keys, runtime)
         gateway = _make_gateway(config, local, batches)
 
         async def body(signals: StopSignals) -> None:
@@ -110,6 +110,35 @@ def _market_rules(config: CoordinatorConfig) -> MarketRules:
         config.catalogue,
         config.client_asks_per_minute,
         leases_ahead=config.lease_pool,
+    )
+
+
+def _blob_server(store: Path, config: CoordinatorConfig) -> BlobServer:
+    """Raises CoordinatorError."""
+    if not ModelFolder(store).path.is_dir():
+        raise CoordinatorError(
+            f"{store} is no store of models (`share_store`): fill it with "
+            f"`capanode models pull NAME --model-store {store}`"
+        )
+    return BlobServer.of_store(store, role=ROLE, mbit_per_s=config.share_mbit_per_s)
+
+
+def _make_batches(
+    config: CoordinatorConfig,
+    coordinator: Coordinator,
+    local: LocalMarket,
+    keys: ApiKeyService,
+    runtime: Runtime,
+) -> BatchService:
+    database = coordinator.database
+    return BatchService(
+        BookFiling(database),
+        SealedFolder(config.files_dir, coordinator.key, runtime.entropy),
+        local,
+        BookLeftovers(database, coordinator.lease_service, keys, runtime.clock),
+        keys,
+        runtime.steadied(),
+        bounds=BatchBounds(_file_bounds(config)),
     )
 
 

@@ -16,6 +16,7 @@ from protocol.net.dial_policy import DialPolicy, parse_networks
 from protocol.programs.kinds import (
     ADDRESSES,
     NETWORKS,
+    OPTIONAL_PATH,
     PATH,
     SWITCH,
     TEXT,
@@ -202,6 +203,16 @@ class CoordinatorConfig:
         LEASE_POOL,
         "How many leases its own HTTP API takes ahead of its jobs, for each account, model and "
         "size of jobs that is in demand; 0 takes none.",
+    )
+    share_store: Path | None = setting(
+        None,
+        OPTIONAL_PATH,
+        "A store of models, as `capanode models pull --model-store` fills it, from which nodes may "
+        "load what is public under a free licence; none is served unless you name one.",
+        example='"/srv/models"',
+    )
+    share_mbit_per_s: int = setting(
+        50, count(1, 100_000, "Mbit/s"), "How fast all of them together may load."
     )
     drain_s: int = setting(
         20,

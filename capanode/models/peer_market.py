@@ -1,5 +1,6 @@
-"""Peers to ask for a model: those that the operator names, and nodes that offer it in the markets
-that the configuration lists. The asker has a key of its own for each pull, and listens nowhere."""
+"""Peers to ask for a model: those that the operator names, the coordinators that the configuration
+lists, and the nodes that offer it in their markets. The asker has a key of its own for each pull,
+and listens nowhere."""
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -50,7 +51,7 @@ OnManifest = Callable[[ModelManifest], None]
 @dataclass(frozen=True, slots=True)
 class PeerOptions:
     """`named` are multiaddresses with /p2p/ of peers to ask first; `coordinators` are asked for
-    nodes that offer the model. `policy` judges every dial."""
+    the model, and for nodes that offer it. `policy` judges every dial."""
 
     named: tuple[str, ...]
     coordinators: tuple[str, ...]
@@ -136,9 +137,11 @@ def _run_as_client(policy: DialPolicy, body: Callable[[RpcClient, RpcClient], Aw
 
 
 async def find_peers(rpc: RpcClient, options: PeerOptions, digest: Digest) -> Sequence[PeerAddress]:
-    """Those named first, then what the coordinators know; a coordinator that does not answer is
-    left out."""
+    """Those named first, then the coordinators, which may serve a store of their own, then the
+    nodes that they know."""
     found = {peer.peer: peer for peer in map(peer_at, options.named)}
+    for coordinator in map(peer_at, options.coordinators):
+        found.setdefault(coordinator.peer, coordinator)
     for address in options.coordinators:
         reply = await _ask_nodes(rpc, address, NodesAsk(digest))
         for summary in reply.nodes:

@@ -16,7 +16,6 @@ import contextlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from capanode.models.blobs import BlobFolder
@@ -42,19 +41,10 @@ from capanode.models.files import (
 from capanode.models.foreign_tree import sha256_of, size_of
 from capanode.models.progress import ProgressCallback, ignore_progress
 from capanode.models.use_marks import UseMarks
-from protocol.errors import RemoteProtocolError
 from protocol.ids import Digest, is_digest, sha256_digest
 from protocol.limits import NAME_CHARS_MAX
-from protocol.manifest import (
-    MANIFEST_BYTES_MAX,
-    ModelFile,
-    ModelManifest,
-    decode_manifest,
-    encode_manifest,
-    manifest_digest,
-)
-
-MANIFEST_NAME = "manifest.json"
+from protocol.manifest import ModelFile, ModelManifest, encode_manifest, manifest_digest
+from protocol.programs.sharing.model_folder import MANIFEST_NAME, ModelFolder, StoredModel
 
 # Changes to the store are renames and links; a process that holds its lock for longer is stuck.
 _STORE_LOCK_TIMEOUT_S = 60.0
@@ -62,15 +52,6 @@ _STORE_LOCK_TIMEOUT_S = 60.0
 _PULL_LOCK_TIMEOUT_S = 3_600.0
 _NAMES_BYTES_MAX = 1024 * 1024
 _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/@:+-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredModel:
-    """A model that is complete on disk."""
-
-    digest: Digest
-    path: Path
-    manifest: ModelManifest
 
 
 def check_name(name: str) -> None:
@@ -87,7 +68,8 @@ class ModelStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
-        self._models = self.root / "models"
+        self._reader = ModelFolder(self.root)
+        self._models = self._reader.path
         self._scratch = self.root / "scratch"
         self._partial = self.root / "partial"
         self._locks = self.root / "locks"
@@ -122,7 +104,7 @@ class ModelStore:
 
     def digests(self) -> list[Digest]:
         """Every model here, named or not."""
-        return sorted(Digest(path.name) for path in self._models.iterdir() if is_digest(path.name))
+        return self._reader.digests()
 
     def find(self, name_or_digest: str) -> StoredModel:
         """Raises UnknownModelError if it is not here, CorruptModelError if a file is missing."""
@@ -275,20 +257,12 @@ class ModelStore:
         return file_lock(self._locks / "store", timeout_s=_STORE_LOCK_TIMEOUT_S)
 
     def _read(self, digest: Digest) -> StoredModel:
-        folder = self._models / digest
-        try:
-            with (folder / MANIFEST_NAME).open("rb") as file:
-                manifest = decode_manifest(file.read(MANIFEST_BYTES_MAX + 1))
-            sound = manifest_digest(manifest) == digest and all(
-                (folder / file.path).stat().st_size == file.bytes for file in manifest.files
-            )
-        except (OSError, RemoteProtocolError):
-            sound = False
-        if not sound:
+        model = self._reader.read(digest)
+        if model is None:
             raise CorruptModelError(
                 f"model {digest} in {self.root} is incomplete: pulling it again repairs it"
             )
-        return StoredModel(digest, folder, manifest)
+        return model
 
     def _write_names(self, names: dict[str, Digest]) -> None:
         write_durably(self._names, json.dumps(names, indent=2, sort_keys=True).encode() + b"\n")

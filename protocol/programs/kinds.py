@@ -162,6 +162,8 @@ def choice(choices: type[StrEnum] | Sequence[str]) -> ValueKind:
 
 
 PATH = ValueKind(read_path, "a path")
+# None unless the owner says something.
+OPTIONAL_PATH = ValueKind(read_path, "a path", tell=lambda value: str(value or ""))
 TEXT = ValueKind(read_text, "text")
 URL = ValueKind(read_url, "a URL", has_flag=False)
 SECRET = ValueKind(
@@ -173,7 +175,6 @@ SECRET = ValueKind(
 )
 SWITCH = ValueKind(read_switch, "yes or no", tell=lambda value: "yes" if value else "no")
 CREDITS = ValueKind(read_credits, "credits", tell=format_credits)
-# None unless the owner says something.
 OPTIONAL_CREDITS = ValueKind(
     read_credits, "credits", tell=lambda value: "" if value is None else format_credits(value)
 )

@@ -12,10 +12,11 @@ import httpx
 import numpy as np
 
 from capanode.models.safetensors_file import Tensor, write_safetensors
-from capanode.models.store import ModelStore, StoredModel
+from capanode.models.store import ModelStore
 from protocol.ids import sha256_digest
 from protocol.manifest import ModelFile, ModelManifest
 from protocol.messages import Task
+from protocol.programs.sharing.model_folder import StoredModel
 
 # What every decoder's config says.
 DECODER_SIZES = {

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import trio
 
-from capanode.models.blob_server import BlobServer
+from capanode.jobs.server import ROLE
 from capanode.models.catalog import Catalog
 from capanode.models.errors import (
     ConversionError,
-    CorruptModelError,
     DownloadError,
     ModelError,
     SourceError,
@@ -24,9 +23,8 @@ from capanode.models.errors import (
 from capanode.models.library import PullOptions, pull
 from capanode.models.peer_market import PeerOptions, ask_prices, find_peers
 from capanode.models.progress import ProgressCallback, ignore_progress
-from capanode.models.shared_blobs import SharedBlobs, may_be_shared
 from capanode.models.sources_peer import PeerAddress, PeerDownload
-from capanode.models.store import ModelStore, StoredModel
+from capanode.models.store import ModelStore
 from protocol.blobs import (
     PIECE_BYTES_MIN,
     PIECES_MAX,
@@ -48,6 +46,9 @@ from protocol.net.rpc import RpcClient, RpcServer
 from protocol.net.transport import Stream
 from protocol.pricing import PriceSheet
 from protocol.programs.runners import InlineRunner
+from protocol.programs.sharing.blob_server import BlobServer
+from protocol.programs.sharing.model_folder import ModelFolder, StoredModel
+from protocol.programs.sharing.shared_blobs import DamagedBlobError, SharedBlobs, may_be_shared
 from protocol.services import (
     BLOB_PROTOCOL,
     LEASE_PROTOCOL,
@@ -92,7 +93,7 @@ class Counting(SharedBlobs):
         lie: Callable[[int, bytes], bytes] = lambda offset, data: data,
         lie_outline: Callable[[bytes], bytes] = lambda outline: outline,
     ) -> None:
-        super().__init__(store)
+        super().__init__(ModelFolder(store.root))
         self.given_bytes = 0
         self._lie = lie
         self._lie_outline = lie_outline
@@ -118,7 +119,7 @@ async def market_of(
     async with trio.open_nursery() as nursery:
         for number, shelf in enumerate(shelves):
             transport = network.transport(key_of(10 + number))
-            server = BlobServer(shelf, bytes_per_s=bytes_per_s, runner=InlineRunner())
+            server = BlobServer(shelf, role=ROLE, bytes_per_s=bytes_per_s, runner=InlineRunner())
             transport.handle(BLOB_PROTOCOL, server.handle)
             await nursery.start(transport.run)
             peers.append(PeerAddress(transport.peer_id, transport.addresses))
@@ -166,7 +167,7 @@ def test_only_public_models_under_free_licences_are_shared(
 def test_what_is_not_shared_is_as_if_it_were_not_here(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     model = add_public(store, {"config.json": b"private"}, licence="llama3.1")
-    shared = SharedBlobs(store)
+    shared = SharedBlobs(ModelFolder(store.root))
     assert shared.manifest(model.digest) is None
     assert shared.path(sha256_digest(b"private")) is None
 
@@ -174,7 +175,7 @@ def test_what_is_not_shared_is_as_if_it_were_not_here(tmp_path: Path) -> None:
 def test_an_outline_is_made_in_turns_and_only_of_what_is_sound(
     seed_store: ModelStore, tmp_path: Path
 ) -> None:
-    shared, digest = SharedBlobs(seed_store), sha256_digest(WEIGHTS)
+    shared, digest = SharedBlobs(ModelFolder(seed_store.root)), sha256_digest(WEIGHTS)
     path = shared.path(digest)
     assert path is not None
     turns = 0
@@ -192,8 +193,8 @@ def test_an_outline_is_made_in_turns_and_only_of_what_is_sound(
     assert len(outline) == 3 * 32
     damaged = tmp_path / "damaged"
     damaged.write_bytes(WEIGHTS[:-1] + b"!")
-    with pytest.raises(CorruptModelError):
-        SharedBlobs(seed_store).outline(digest, damaged, is_time_up=lambda: False)
+    with pytest.raises(DamagedBlobError):
+        SharedBlobs(ModelFolder(seed_store.root)).outline(digest, damaged, is_time_up=lambda: False)
 
 
 def test_pieces_grow_with_files_so_that_an_outline_stays_small() -> None:
@@ -331,8 +332,10 @@ async def test_a_read_beyond_a_file_or_of_another_file_gives_nothing(
 
 
 @asynccontextmanager
-async def coordinator_of(*nodes: NodeSummary) -> AsyncIterator[tuple[RpcClient, str]]:
-    """A coordinator that lists two nodes a page."""
+async def coordinator_of(
+    *nodes: NodeSummary, shelf: SharedBlobs | None = None
+) -> AsyncIterator[tuple[RpcClient, str, RpcClient]]:
+    """A coordinator that lists two nodes a page, and clients of its market and of its blobs."""
 
     async def answer(_: PeerId, ask: NodesAsk) -> NodesReply:
         start = int(ask.after or 0)
@@ -348,11 +351,17 @@ async def coordinator_of(*nodes: NodeSummary) -> AsyncIterator[tuple[RpcClient, 
 
     transport, client = network.transport(key_of(2)), network.transport(key_of(1))
     transport.handle(LEASE_PROTOCOL, serve)
-    pool = StreamPool(client, LEASE_PROTOCOL, role="client", rng=random.Random(1))
+    if shelf is not None:
+        blobs = BlobServer(shelf, role="coordinator", bytes_per_s=10**9, runner=InlineRunner())
+        transport.handle(BLOB_PROTOCOL, blobs.handle)
+    pools = [
+        StreamPool(client, protocol, role="client", rng=random.Random(1))
+        for protocol in (LEASE_PROTOCOL, BLOB_PROTOCOL)
+    ]
     async with trio.open_nursery() as nursery:
-        for run in (transport.run, client.run, pool.run):
+        for run in (transport.run, client.run, *(pool.run for pool in pools)):
             await nursery.start(run)
-        yield RpcClient(pool), transport.addresses[0]
+        yield RpcClient(pools[0]), transport.addresses[0], RpcClient(pools[1])
         nursery.cancel_scope.cancel()
 
 
@@ -368,18 +377,42 @@ def node(signer: int, *, claims: int | None = None, output_nano: int = 0) -> Nod
 
 
 @virtual_time
-async def test_nodes_that_a_coordinator_lists_are_asked_if_they_signed_their_offers() -> None:
-    async with coordinator_of(node(5), node(6, claims=7)) as (rpc, address):
+async def test_a_coordinator_is_asked_and_the_nodes_that_signed_their_offers() -> None:
+    async with coordinator_of(node(5), node(6, claims=7)) as (rpc, address, _):
         options = PeerOptions((), (address, address), PUBLIC_ONLY)
         found = await find_peers(rpc, options, MODEL.digest)
-        assert list(found) == [PeerAddress(key_of(5).peer_id, ("/ip4/1.2.3.4/tcp/5",))]
+        assert list(found) == [
+            PeerAddress(key_of(2).peer_id, (address,)),
+            PeerAddress(key_of(5).peer_id, ("/ip4/1.2.3.4/tcp/5",)),
+        ]
+
+
+@virtual_time
+async def test_a_model_comes_from_a_coordinator_that_serves_a_store(
+    seed_store: ModelStore, tmp_path: Path
+) -> None:
+    digest = seed_store.digests()[0]
+    async with coordinator_of(shelf=Counting(seed_store)) as (rpc, address, blobs):
+        peers = await find_peers(rpc, PeerOptions((), (address,), PUBLIC_ONLY), digest)
+        assert await download(blobs, peers, digest, tmp_path) == FILES
+
+
+@virtual_time
+async def test_a_coordinator_that_serves_no_store_is_passed_over(
+    seed_store: ModelStore, tmp_path: Path
+) -> None:
+    digest = seed_store.digests()[0]
+    async with coordinator_of() as (rpc, address, blobs):
+        peers = await find_peers(rpc, PeerOptions((), (address,), PUBLIC_ONLY), digest)
+        with pytest.raises(DownloadError, match=f"{peers[0].peer[-8:]}: "):
+            await download(blobs, peers, digest, tmp_path)
 
 
 @virtual_time
 async def test_the_going_price_is_the_middle_one_whatever_some_ask() -> None:
     asked = (100, 110, 10**9, 120, 0)
     nodes = [node(10 + at, output_nano=price) for at, price in enumerate(asked)]
-    async with coordinator_of(*nodes) as (rpc, address):
+    async with coordinator_of(*nodes) as (rpc, address, _):
         prices = await ask_prices(rpc, [address])
         assert prices[MODEL.name].output_nano_per_mtok == 110
         assert prices[MODEL.digest] == prices[MODEL.name]

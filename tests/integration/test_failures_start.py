@@ -4,10 +4,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.integration.start_programs import running_coordinator
 
 pytestmark = pytest.mark.slow
 
@@ -46,18 +47,6 @@ def start_coordinator(data_dir: Path, *, http: int = 0, listen: int = 0) -> str:
     )
 
 
-@contextmanager
-def running_coordinator(data_dir: Path) -> Iterator[None]:
-    command = [sys.executable, "-m", "coordinator", "start", f"--data-dir={data_dir}", "--json"]
-    ports = ["--http=127.0.0.1:0", "--listen=/ip4/127.0.0.1/tcp/0", "--log-level=error"]
-    with subprocess.Popen([*command, *ports], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        # The first line is written when it serves.
-        assert process.stdout.readline().startswith("{")
-        yield
-        process.terminate()
-
-
 def test_a_coordinator_names_the_port_that_is_taken(tmp_path: Path, taken: int) -> None:
     for words in (
         start_coordinator(tmp_path, http=taken),
@@ -86,3 +75,11 @@ def test_a_second_coordinator_does_not_touch_the_books_of_the_first(tmp_path: Pa
         assert "--data-dir" in words
         # The first one is still the one that commands find.
         assert (tmp_path / "endpoint.json").exists()
+
+
+def test_a_store_to_share_that_is_none_is_named_with_what_fills_it(tmp_path: Path) -> None:
+    store = tmp_path / "nothing"
+    words = refusal(
+        "coordinator", "start", f"--data-dir={tmp_path / 'home'}", f"--share-store={store}"
+    )
+    assert f"capanode models pull NAME --model-store {store}" in words

@@ -9,19 +9,22 @@ import numpy as np
 import pytest
 import trio
 
-from capanode.models.blob_server import BlobServer
+from capanode.jobs.server import ROLE
 from capanode.models.catalog import Catalog
 from capanode.models.hub_connection import HubOptions
 from capanode.models.library import PullOptions, pull
 from capanode.models.peer_market import PeerOptions
-from capanode.models.shared_blobs import SharedBlobs
 from capanode.models.sources_hub import HubClient
 from capanode.models.store import ModelStore
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
 from protocol.programs.runners import ThreadRunner
+from protocol.programs.sharing.blob_server import BlobServer
+from protocol.programs.sharing.model_folder import ModelFolder
+from protocol.programs.sharing.shared_blobs import SharedBlobs
 from protocol.services import BLOB_PROTOCOL
 from tests.capanode.model_makers import FakeHub, layout_files, safetensors_bytes
+from tests.integration.start_programs import running_coordinator
 from tests.protocol.net.contract import key_of
 
 
@@ -45,7 +48,12 @@ async def test_a_model_comes_from_peers_that_share_it(seed: ModelStore, tmp_path
     async with trio.open_nursery() as nursery:
         for number in (1, 2):
             transport = Libp2pTransport(key_of(number), ("/ip4/127.0.0.1/tcp/0",))
-            server = BlobServer(SharedBlobs(seed), bytes_per_s=10**9, runner=ThreadRunner())
+            server = BlobServer(
+                SharedBlobs(ModelFolder(seed.root)),
+                role=ROLE,
+                bytes_per_s=10**9,
+                runner=ThreadRunner(),
+            )
             transport.handle(BLOB_PROTOCOL, server.handle)
             await nursery.start(transport.run)
             addresses += transport.addresses
@@ -65,7 +73,9 @@ async def test_the_command_prints_one_object_and_logs_beside_it(
 ) -> None:
     digest = seed.digests()[0]
     transport = Libp2pTransport(key_of(3), ("/ip4/127.0.0.1/tcp/0",))
-    server = BlobServer(SharedBlobs(seed), bytes_per_s=10**9, runner=ThreadRunner())
+    server = BlobServer(
+        SharedBlobs(ModelFolder(seed.root)), role=ROLE, bytes_per_s=10**9, runner=ThreadRunner()
+    )
     transport.handle(BLOB_PROTOCOL, server.handle)
     async with trio.open_nursery() as nursery:
         await nursery.start(transport.run)
@@ -78,3 +88,19 @@ async def test_the_command_prints_one_object_and_logs_beside_it(
             )
         nursery.cancel_scope.cancel()
     assert json.loads(done.stdout) == {"name": "owner/tiny", "digest": digest}
+
+
+@pytest.mark.slow
+async def test_a_running_coordinator_gives_models_of_its_store(
+    seed: ModelStore, tmp_path: Path
+) -> None:
+    digest = seed.digests()[0]
+    with running_coordinator(tmp_path / "coordinator", f"--share-store={seed.root}") as addresses:
+        options = PullOptions(peers=PeerOptions((), addresses, ALLOW_LOOPBACK))
+        store = ModelStore(tmp_path / "store")
+        with trio.fail_after(60):
+            model = await trio.to_thread.run_sync(
+                lambda: pull(store, Catalog(()), f"peer:{digest}", options=options)
+            )
+    assert model.digest == digest
+    store.verify(digest)

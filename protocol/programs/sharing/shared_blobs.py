@@ -9,11 +9,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from capanode.models.errors import CorruptModelError, UnknownModelError
-from capanode.models.store import ModelStore, StoredModel
 from protocol.blobs import piece_bytes_of
+from protocol.errors import CapaError
 from protocol.ids import Digest
 from protocol.manifest import encode_manifest
+from protocol.programs.sharing.model_folder import ModelFolder, StoredModel
 
 # As repositories write them, in lower case.
 FREE_LICENCES = frozenset(
@@ -34,6 +34,10 @@ _CHUNK_BYTES = 1024 * 1024
 _OUTLINES_KEPT = 256
 
 
+class DamagedBlobError(CapaError):
+    """A file of a store is not what its digest says."""
+
+
 def may_be_shared(model: StoredModel) -> bool:
     manifest = model.manifest
     is_free = manifest.licence.lower() in FREE_LICENCES
@@ -43,8 +47,8 @@ def may_be_shared(model: StoredModel) -> bool:
 class SharedBlobs:
     """Blocking reads of the store for peers; one thread at a time makes outlines."""
 
-    def __init__(self, store: ModelStore) -> None:
-        self._store = store
+    def __init__(self, models: ModelFolder) -> None:
+        self._models = models
         self._paths: dict[Digest, Path] = {}
         self._outlines: dict[Digest, bytes] = {}
         self._under_way: dict[Digest, _Outlining] = {}
@@ -59,7 +63,7 @@ class SharedBlobs:
         known = self._paths.get(digest)
         if known is not None and known.exists():
             return known
-        for model_digest in self._store.digests():
+        for model_digest in self._models.digests():
             model = self._find(model_digest)
             for file in model.manifest.files if model is not None else ():
                 if file.sha256 == digest:
@@ -77,7 +81,7 @@ class SharedBlobs:
     ) -> bytes | None:
         """The digests of a file's pieces; None if the time was up first: the next call goes on.
 
-        Raises CorruptModelError if the file is not what its digest says.
+        Raises DamagedBlobError if the file is not what its digest says.
         """
         if (known := self._outlines.get(digest)) is not None:
             return known
@@ -86,18 +90,15 @@ class SharedBlobs:
             return None
         del self._under_way[digest]
         if work.whole.hexdigest() != digest:
-            raise CorruptModelError(f"{path} changed on disk")
+            raise DamagedBlobError(f"{path} changed on disk")
         if len(self._outlines) >= _OUTLINES_KEPT:
             self._outlines.pop(next(iter(self._outlines)))
         self._outlines[digest] = bytes(work.digests)
         return self._outlines[digest]
 
     def _find(self, digest: Digest) -> StoredModel | None:
-        try:
-            model = self._store.find(digest)
-        except (CorruptModelError, UnknownModelError):
-            return None
-        return model if may_be_shared(model) else None
+        model = self._models.read(digest)
+        return model if model is not None and may_be_shared(model) else None
 
 
 class _Outlining:
@@ -120,7 +121,7 @@ class _Outlining:
                 left = piece_bytes - self._offset % piece_bytes
                 chunk = os.pread(file.fileno(), min(_CHUNK_BYTES, left), self._offset)
                 if not chunk:
-                    raise CorruptModelError(f"{self._path} became shorter")
+                    raise DamagedBlobError(f"{self._path} became shorter")
                 self.whole.update(chunk)
                 self._piece.update(chunk)
                 self._offset += len(chunk)

@@ -1,13 +1,13 @@
 """The serving side of `BLOB_PROTOCOL`: files of shared models for other nodes, at a pace that
-leaves the line to jobs. Only where the operator has said `share_models`."""
+leaves the line to jobs. Only where the operator has asked for it."""
 
 import time
 from functools import partial
+from pathlib import Path
+from typing import Self
 
 import trio
 
-from capanode.models.errors import CorruptModelError
-from capanode.models.shared_blobs import SharedBlobs
 from protocol.blobs import (
     BlobMethod,
     BlobRead,
@@ -25,10 +25,11 @@ from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
 from protocol.net.turns import GroupTurns
 from protocol.pace import Pace
-from protocol.programs.runners import Runner
+from protocol.programs.runners import Runner, ThreadRunner
+from protocol.programs.sharing.model_folder import ModelFolder
+from protocol.programs.sharing.shared_blobs import DamagedBlobError, SharedBlobs
 from protocol.token_buckets import Rate
 
-ROLE = "node"
 # Reads at once: the disk and the line have no use for more.
 _AT_ONCE = 4
 # What one peer may have us hold: so many reads, answered or not.
@@ -40,14 +41,16 @@ _OUTLINE_TURN_S = 5.0
 _AGAIN_MS = 500
 # What a frame adds to a body that is nearly as long as a frame may be.
 _BODY_SPARE_BYTES = 1_024
+_MBIT_BYTES = 1_000_000 // 8
 
 
 class BlobServer:
     """`handle` goes to the transport. Peers take turns at reading, so that one that asks for much
     delays itself; all of them together get `bytes_per_s`."""
 
-    def __init__(self, blobs: SharedBlobs, *, bytes_per_s: int, runner: Runner) -> None:
+    def __init__(self, blobs: SharedBlobs, *, role: str, bytes_per_s: int, runner: Runner) -> None:
         self._blobs = blobs
+        self._role = role
         self._runner = runner
         self._pace = Pace(Rate(float(bytes_per_s), _BURST_BYTES))
         self._turns = GroupTurns(_AT_ONCE)
@@ -57,8 +60,19 @@ class BlobServer:
         self._rpc.register(BlobMethod.OUTLINE, OutlineAsk, self._outline)
         self._rpc.register(BlobMethod.READ, BlobRead, self._read)
 
+    @classmethod
+    def of_store(cls, root: Path, *, role: str, mbit_per_s: int) -> Self:
+        """With threads of its own: reads of the disk for strangers never wait in front of a
+        receipt."""
+        return cls(
+            SharedBlobs(ModelFolder(root)),
+            role=role,
+            bytes_per_s=mbit_per_s * _MBIT_BYTES,
+            runner=ThreadRunner(),
+        )
+
     async def handle(self, stream: Stream) -> None:
-        await serve_channels(stream, self._rpc.serve_channel, role=ROLE, limits=_LIMITS)
+        await serve_channels(stream, self._rpc.serve_channel, role=self._role, limits=_LIMITS)
 
     async def _manifest(self, peer: PeerId, ask: ManifestAsk) -> ManifestReply:
         turn = await self._turns.wait(peer)
@@ -74,7 +88,7 @@ class BlobServer:
         turn = await self._outline_turn.wait(peer)
         try:
             outline = await self._runner.run_read(partial(self._work_on_outline, ask))
-        except CorruptModelError:
+        except DamagedBlobError:
             raise _not_here() from None
         finally:
             turn.end()
