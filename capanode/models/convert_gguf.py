@@ -36,8 +36,15 @@ _OUTER_NAMES = {
 }
 _BLOCK_PATTERN = re.compile(r"blk\.(\d{1,4})\.([a-z_]+)\.(weight|bias)")
 
-# Divisors of the rotation's frequencies (Llama 3.1): they become settings.
+# Divisors of the rotation's frequencies: they become settings. One list (Llama 3.1), or two, for
+# long contexts and for others (LongRoPE).
 _FREQUENCY_FACTORS = "rope_freqs.weight"
+_LONG_FACTORS, _SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+_SETTINGS = frozenset({_FREQUENCY_FACTORS, _LONG_FACTORS, _SHORT_FACTORS})
+
+# Tokens that end an answer beside the model's own: the end of a training document, which a model
+# emits when it was prompted without a chat template, and those of turns (llama.cpp stops at them).
+_END_TOKENS = ("<|endoftext|>", "<end_of_turn>", "<|end|>", "<|eot_id|>")
 
 # How many bits the weights really carry, in the words of the market's `quantizations` constraint.
 _QUANTIZATION_OF_TYPE = {
@@ -149,38 +156,49 @@ def _config(fields: GgufFields, family: GgufFamily, reader: gguf.GGUFReader) -> 
         "vocab_size": len(fields.tokens),
         **family.settings(fields),
     }
-    if fields.natural("rope.dimension_count", config["head_dim"]) != config["head_dim"]:
+    rotated = fields.natural("rope.dimension_count", config["head_dim"])
+    if rotated != config["head_dim"] and not family.may_rotate_a_part:
         raise ValueError("GGUF files that rotate a part of each head are not supported")
-    if fields.get("rope.scaling.type") not in (None, "none"):
+    if fields.get("rope.scaling.type") not in {None, "none", *family.scalings}:
         raise ValueError("GGUF files with scaled rotary embeddings are not supported")
     if _FREQUENCY_FACTORS in names:
-        config["rope_scaling"] = _frequency_factors(reader, config)
+        config["rope_scaling"] = _long_rope(reader, (_FREQUENCY_FACTORS,) * 2, config)
+        config["rope_scaling"]["attention_factor"] = 1.0
+    elif _LONG_FACTORS in names:
+        config["rope_scaling"] = _long_rope(reader, (_LONG_FACTORS, _SHORT_FACTORS), config)
+        if fields.get("rope.scaling.attn_factor") is not None:
+            factor = fields.number("rope.scaling.attn_factor")
+            config["rope_scaling"]["attention_factor"] = factor
     return config
 
 
-def _frequency_factors(reader: gguf.GGUFReader, config: dict[str, Any]) -> dict[str, Any]:
-    """As LongRoPE has them, where both lists are the same. The engine checks their number."""
-    tensor = next(item for item in reader.tensors if item.name == _FREQUENCY_FACTORS)
-    factors = [float(str(value)) for value in np.asarray(tensor.data, np.float32).ravel()]
+def _long_rope(
+    reader: gguf.GGUFReader, names: tuple[str, str], config: dict[str, Any]
+) -> dict[str, Any]:
+    """Llama's one list is LongRoPE with two that are the same. The engine checks their number."""
+    context = config["max_position_embeddings"]
+    long, short = (_factors(reader, name) for name in names)
     return {
-        "attention_factor": 1.0,
-        "long_factor": factors,
-        "original_max_position_embeddings": config["max_position_embeddings"],
+        "long_factor": long,
+        "original_max_position_embeddings": config.get("original_max_position_embeddings", context),
         "rope_type": "longrope",
-        "short_factor": factors,
+        "short_factor": short,
     }
 
 
+def _factors(reader: gguf.GGUFReader, name: str) -> list[float]:
+    tensor = next((item for item in reader.tensors if item.name == name), None)
+    if tensor is None:
+        raise ValueError(f"the GGUF file has no tensor {name}")
+    return [float(str(value)) for value in np.asarray(tensor.data, np.float32).ravel()]
+
+
 def _end_tokens(fields: GgufFields) -> list[int]:
-    """The tokens that end an answer: the model's own, and the end of a training document, which a
-    model emits when it was prompted without a chat template (llama.cpp stops at both)."""
     own, tokens = fields.token("eos"), fields.tokens
     if own is None:
         raise ValueError("the GGUF file names no token that ends an answer")
-    ends = [own]
-    if "<|endoftext|>" in tokens and tokens.index("<|endoftext|>") not in ends:
-        ends.append(tokens.index("<|endoftext|>"))
-    return ends
+    others = [tokens.index(token) for token in _END_TOKENS if token in tokens]
+    return [own, *(token for token in others if token != own)]
 
 
 def _quantization(reader: gguf.GGUFReader) -> str:
@@ -196,7 +214,7 @@ def _tensors(
 ) -> list[Tensor]:
     tensors: list[Tensor] = []
     for tensor in reader.tensors:
-        if tensor.name == _FREQUENCY_FACTORS:
+        if tensor.name in _SETTINGS:
             continue
         name, heads = _hugging_face_name(tensor.name, family), 0
         if family.is_interleaved and name.endswith("q_proj.weight"):
@@ -209,7 +227,9 @@ def _tensors(
         if keeps_codes and is_matrix and tensor.tensor_type.name in KEPT_TYPES:
             tensors += _kept(tensor, name, shape, heads)
         else:
-            tensors.append(Tensor(name, "BF16", shape, partial(_load, tensor, shape, heads)))
+            is_offset = family.has_offset_norms and name.endswith("norm.weight")
+            load = partial(_load, tensor, shape, heads, offset=-1 if is_offset else 0)
+            tensors.append(Tensor(name, "BF16", shape, load))
     return tensors
 
 
@@ -245,7 +265,9 @@ def _hugging_face_name(name: str, family: GgufFamily) -> str:
     return f"model.layers.{match[1]}.{family.block_names[match[2]]}.{match[3]}"
 
 
-def _load(tensor: gguf.ReaderTensor, shape: tuple[int, ...], heads: int) -> npt.NDArray[np.uint16]:
+def _load(
+    tensor: gguf.ReaderTensor, shape: tuple[int, ...], heads: int, *, offset: int
+) -> npt.NDArray[np.uint16]:
     try:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError:
@@ -254,6 +276,8 @@ def _load(tensor: gguf.ReaderTensor, shape: tuple[int, ...], heads: int) -> npt.
     values = np.ascontiguousarray(values, np.float32).reshape(shape)
     if heads:
         values = _unpermute(values, heads)
+    if offset:
+        values = values + np.float32(offset)
     if not np.isfinite(values).all():
         raise ValueError(f"tensor {tensor.name[:64]!r} holds values that are not finite")
     return to_bfloat16(values)

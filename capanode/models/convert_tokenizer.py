@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from capanode.models.gguf_fields import GgufFields
+from capanode.models.gguf_sentencepiece import sentencepiece_tokenizer
 
+_UNKNOWN = 2
 _CONTROL = 3
 _USER_DEFINED = 4
 
@@ -63,16 +65,18 @@ _SPLITTERS = {
 def tokenizer_files(fields: GgufFields) -> dict[str, Any]:
     """What goes into tokenizer.json and tokenizer_config.json. Raises ValueError if unsupported."""
     metadata = fields.metadata
-    model = metadata.get("tokenizer.ggml.model")
-    splitter = metadata.get("tokenizer.ggml.pre", "gpt-2")
-    if model != "gpt2" or splitter not in _SPLITTERS:
-        raise ValueError(f"tokenizer {model!r} with splitter {splitter!r} is not supported")
-    added = _added_tokens(fields.tokens, metadata["tokenizer.ggml.token_type"])
-    first = fields.token("bos") if metadata.get("tokenizer.ggml.add_bos_token") else None
+    # llama.cpp calls SentencePiece's pairs by the name of their first user.
+    is_sentencepiece = metadata.get("tokenizer.ggml.model") == "llama"
+    special = {_CONTROL, _UNKNOWN} if is_sentencepiece else {_CONTROL}
+    added = _added_tokens(fields.tokens, metadata["tokenizer.ggml.token_type"], special)
+    adds_first = metadata.get("tokenizer.ggml.add_bos_token", is_sentencepiece)
+    first = fields.token("bos") if adds_first else None
     if metadata.get("tokenizer.ggml.add_eos_token"):
         raise ValueError("tokenizers that add a token after every text are not supported")
-    merges = [merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"]]
-    tokenizer = _tokenizer(fields.tokens, added, merges, _SPLITTERS[splitter])
+    if is_sentencepiece:
+        tokenizer = sentencepiece_tokenizer(fields, added)
+    else:
+        tokenizer = _tokenizer(fields, added)
     tokenizer["post_processor"] = (
         None if first is None else _first_token(fields.tokens[first], first)
     )
@@ -82,7 +86,7 @@ def tokenizer_files(fields: GgufFields) -> dict[str, Any]:
     }
 
 
-def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
+def _added_tokens(tokens: list[str], types: list[int], special: set[int]) -> list[dict[str, Any]]:
     if not all(isinstance(token, str) for token in tokens) or len(set(tokens)) < len(tokens):
         raise ValueError("the tokens of the GGUF file are not different texts")
     return [
@@ -93,10 +97,10 @@ def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
             "lstrip": False,
             "rstrip": False,
             "normalized": False,
-            "special": kind == _CONTROL,
+            "special": kind in special,
         }
         for token_id, (content, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (_CONTROL, _USER_DEFINED)
+        if kind in {*special, _USER_DEFINED}
     ]
 
 
@@ -112,12 +116,12 @@ def _first_token(content: str, token_id: int) -> dict[str, Any]:
     }
 
 
-def _tokenizer(
-    tokens: list[str],
-    added: list[dict[str, Any]],
-    merges: list[list[str]],
-    splitter: _Splitter,
-) -> dict[str, Any]:
+def _tokenizer(fields: GgufFields, added: list[dict[str, Any]]) -> dict[str, Any]:
+    metadata = fields.metadata
+    model, name = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "gpt-2")
+    splitter = _SPLITTERS.get(name) if model == "gpt2" else None
+    if splitter is None:
+        raise ValueError(f"tokenizer {model!r} with splitter {name!r} is not supported")
     return {
         "version": "1.0",
         "truncation": None,
@@ -135,8 +139,8 @@ def _tokenizer(
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": splitter.ignores_merges,
-            "vocab": {content: token_id for token_id, content in enumerate(tokens)},
-            "merges": merges,
+            "vocab": {content: token_id for token_id, content in enumerate(fields.tokens)},
+            "merges": [merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"]],
         },
     }
 

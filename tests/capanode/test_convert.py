@@ -376,7 +376,7 @@ def test_frequency_factors_become_settings(source: Path, target: Path) -> None:
 
 
 def replace_tokenizer_model(writer: gguf.GGUFWriter) -> None:
-    writer.kv_data[0]["tokenizer.ggml.model"].value = "llama"
+    writer.kv_data[0]["tokenizer.ggml.model"].value = "bert"
 
 
 def replace_splitter(writer: gguf.GGUFWriter) -> None:
@@ -417,7 +417,8 @@ def add_infinite_tensor(writer: gguf.GGUFWriter) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (replace_tokenizer_model, "tokenizer 'llama'"),
+        (replace_tokenizer_model, "tokenizer 'bert'"),
+        (replace_field("tokenizer.ggml.model", "llama"), "no score for each"),
         (replace_splitter, "unheard-of"),
         (replace_architecture, "architecture 'mamba'"),
         (replace_field("llama.attention.head_count", 0), "head_count is out of range"),
