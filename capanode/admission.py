@@ -7,6 +7,7 @@ client's hold at once.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from capanode.served import ServedModel
 from protocol.envelope import Signed
 from protocol.errors import Code, RemoteProtocolError
 from protocol.ids import Digest, LeaseId, PeerId
-from protocol.limits import CLOCK_SKEW_MAX_MS, LEASE_OPEN_WITHIN_MS, MIB
+from protocol.limits import CLOCK_SKEW_MAX_MS, LEASE_OPEN_WITHIN_MS, LOAD_UNTOLD_MS_MAX, MIB
 from protocol.messages import DataCollection, IsolationTier, JobRequest, Lease
 from protocol.net.shares import Shares
 from protocol.receipts import check_lease
@@ -105,6 +106,7 @@ class Admission:
         self._spent = SpentLeases()
         # Jobs by client, those of batches apart: a client's batch keeps none of its others out.
         self._clients: dict[tuple[PeerId, bool], int] = {}
+        self._jobs: Counter[Digest] = Counter()
         self._uploads: Shares[Ticket] = Shares(
             UPLOAD_BYTES_MAX, rank=lambda ticket: ticket.upload_due_at
         )
@@ -159,12 +161,18 @@ class Admission:
                 "the deadline has passed already", code=Code.DEADLINE_EXCEEDED
             )
         self._check_room(asked, model)
+        self._check_memory(granted, model, now_ms)
         ticket = Ticket(granted.lease_id, asked.client, model, is_batch=asked.is_batch)
         if upload_bytes:
             self._begin_upload(ticket, granted, upload_bytes)
         place = (asked.client, asked.is_batch)
         self._clients[place] = self._clients.get(place, 0) + 1
+        self._jobs[model.digest] += 1
         return ticket
+
+    def has_jobs(self, model: Digest) -> bool:
+        """Whether any job of it is here, one whose payload still arrives included."""
+        return bool(self._jobs[model])
 
     def take_seat(self, ticket: Ticket) -> None:
         """The payload is whole. An upload holds no seat: a slow one would keep others out. Raises
@@ -179,6 +187,7 @@ class Admission:
         self._clients[place] -= 1
         if not self._clients[place]:
             del self._clients[place]
+        self._jobs[ticket.model.digest] -= 1
         ticket.model.seats.leave(ticket.lease_id, ran_ms=ran_ms)
 
     def _begin_upload(self, ticket: Ticket, lease: Lease, size: int) -> None:
@@ -271,3 +280,24 @@ class Admission:
                 retry_after_ms=model.seats.retry_after_ms,
             )
         model.seats.check_room(is_batch=asked.is_batch)
+
+    def _check_memory(self, granted: Lease, model: ServedModel, now_ms: int) -> None:
+        """Of a cold model: whether it could be loaded now, and the client knows that it has to be.
+        Raises RemoteProtocolError (BUSY)."""
+        load_ms = model.load_ms
+        if not load_ms:
+            return
+        if not model.has_room:
+            raise RemoteProtocolError(
+                f"{model.name} is not loaded, and the models that are have jobs",
+                code=Code.BUSY,
+                retry_after_ms=model.seats.retry_after_ms,
+            )
+        offered = self._offers.find(granted.offer_digest, model.digest, now_ms=now_ms)
+        is_told = offered is not None and offered.load_ms > 0
+        if not is_told and load_ms > LOAD_UNTOLD_MS_MAX:
+            raise RemoteProtocolError(
+                f"{model.name} was unloaded a moment ago, and loading it takes {load_ms} ms",
+                code=Code.BUSY,
+                retry_after_ms=load_ms,
+            )

@@ -89,9 +89,13 @@ class OwnOffers:
         self, offer: Digest, model: Digest, *, now_ms: int, is_batch: bool = False
     ) -> PriceSheet | None:
         """What we asked for `model` in this offer; None if we did not, or too long ago."""
-        until_ms, models = self._offers.get(offer, (0, {}))
-        offered = models.get(model) if now_ms < until_ms else None
+        offered = self.find(offer, model, now_ms=now_ms)
         return None if offered is None else offered.asked_price(is_batch=is_batch)
+
+    def find(self, offer: Digest, model: Digest, *, now_ms: int) -> ModelOffer | None:
+        """What we said of `model` in this offer; None if nothing, or too long ago."""
+        until_ms, models = self._offers.get(offer, (0, {}))
+        return models.get(model) if now_ms < until_ms else None
 
 
 class Announcer:

@@ -96,6 +96,18 @@ class NodeConfig:
         "What to serve; all that the store holds if none is listed. Prices are in credits.",
         flag="model",
     )
+    load_on_demand: bool = setting(
+        True,
+        SWITCH,
+        "Whether models for which there is no memory beside the others are offered all the same: "
+        "the first job loads one, in place of that whose last job is longest ago.",
+    )
+    memory_max_gib: int = setting(
+        0,
+        count(0, 1_000_000, "GiB"),
+        "How much of the machine's memory models on the processor may take together, by an "
+        "estimate from their files; 0 is what the machine has.",
+    )
     model_store: Path = setting(
         InDataDir(lambda data_dir: data_dir / "models", "models/"),
         PATH,
@@ -266,6 +278,10 @@ class NodeConfig:
         return self.data_dir / "benchmarks.json"
 
     @property
+    def load_times_path(self) -> Path:
+        return self.data_dir / "load_times.json"
+
+    @property
     def pause_path(self) -> Path:
         return self.data_dir / "paused"
 
@@ -321,4 +337,5 @@ _MODELS_COMMENT = (
     "# threads = 2",
     '# input_per_mtok = "0.02"',
     '# output_per_mtok = "0.06"',
+    "# keep_loaded = true  # gives its memory to no other model",
 )

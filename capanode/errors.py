@@ -43,6 +43,10 @@ class NoRoomForModelError(NodeError):
     """A model does not fit beside the others into the memory of any GPU."""
 
 
+class ModelNotLoadedError(NodeError):
+    """A model could not be loaded on demand."""
+
+
 class GpuError(NodeError):
     """A GPU is here and cannot be used; the message is the driver's reason and what to do."""
 

@@ -100,5 +100,5 @@ def live_rules(rules: NodeRules, config: NodeConfig) -> NodeRules:
     )
 
 
-def _sizes(config: NodeConfig) -> list[tuple[str, int | None, int | None]]:
-    return [(model.name, model.slots, model.threads) for model in config.models]
+def _sizes(config: NodeConfig) -> list[tuple[str, int | None, int | None, bool]]:
+    return [(one.name, one.slots, one.threads, one.keep_loaded) for one in config.models]

@@ -29,6 +29,8 @@ class MemoryNeed:
     workspace_bytes: int
     cache_min_bytes: int = 0
     cache_max_bytes: int = 0
+    # It is to be in memory whatever else is.
+    is_first: bool = False
 
     @property
     def least_bytes(self) -> int:
@@ -135,11 +137,11 @@ def promised_room(free_bytes: int) -> int:
 def place(
     needs: Sequence[MemoryNeed], room: Mapping[str, int]
 ) -> tuple[MemoryLedger, dict[str, NoRoomError]]:
-    """Promise memory to as many models as there is room for, the largest first, and share out the
-    rest as cache. Returns the refusals by model."""
+    """Promise memory to as many models as there is room for, the largest first after those that
+    must be loaded, and share out the rest as cache. Returns the refusals by model."""
     ledger = MemoryLedger(room)
     refused: dict[str, NoRoomError] = {}
-    for need in sorted(needs, key=lambda need: (-need.least_bytes, need.model)):
+    for need in sorted(needs, key=lambda need: (not need.is_first, -need.least_bytes, need.model)):
         try:
             ledger.promise(need)
         except NoRoomError as error:

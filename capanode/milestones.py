@@ -42,6 +42,13 @@ def model_failed(name: str, error: NodeError) -> Milestone:
     return Milestone("model_failed", f"{name} is not served: {error}", facts)
 
 
+def model_swapped(name: str, load_s: float, evicted: Sequence[str]) -> Milestone:
+    """A job was there for a model that was not in memory."""
+    facts = {"model": name, "load_s": round(load_s, 1), "evicted": list(evicted)}
+    place = f", in place of {', '.join(evicted)}" if evicted else ""
+    return Milestone("model_swapped", f"loaded {name} in {load_s:.1f} s{place}", facts)
+
+
 def gpu_not_used(failure: DeviceFailure) -> Milestone:
     """A GPU is here that runs no jobs."""
     facts = {"problem": failure.problem.value, "reason": failure.reason}

@@ -10,7 +10,7 @@ simulator runs the same `Node` on an in-memory network, under virtual time, with
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import structlog
@@ -20,9 +20,10 @@ from capanode.admission import Admission, AdmissionRules
 from capanode.announce import About, Announcer
 from capanode.benchmark import SpeedCache, speed_key
 from capanode.control import ControlLine
-from capanode.errors import NodeError, NothingToServeError
+from capanode.errors import ModelNotLoadedError, NodeError, NothingToServeError
 from capanode.hourly_rates import DEFAULT_HOURLY_RATES, HourlyRates
 from capanode.jobs import ROLE, JobServer
+from capanode.load_cache import KnownLoad, LoadCache, load_key
 from capanode.measurements import Speed
 from capanode.milestones import (
     Milestone,
@@ -42,13 +43,16 @@ from capanode.pricing_policy import hourly_nano, propose_price
 from capanode.reach import Reachability
 from capanode.reach.network_watch import watch_network
 from capanode.reach.port_keeper import FindMappers, PortKeeper
+from capanode.residency import Residency
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel, within_signature_room
 from capanode.settings import CoordinatorAddress
+from capanode.swapping import ModelSwapper, SwappedWorker
 from capanode.utilization_price import scaled
 from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
+from protocol.limits import LOAD_MS_MAX
 from protocol.messages import DataCollection, IsolationTier
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
@@ -85,6 +89,8 @@ class NodeRules:
     is_announced_by_hand: bool = False
     # How to find the ways to ask a router for a port; None asks none.
     find_mappers: FindMappers | None = None
+    # What models may take that share memory which does not hold all of them, by device.
+    model_room: Mapping[str, int] = field(default_factory=dict)
     # The container or virtual machine that the node runs in, as `virtual_network` names it.
     virtual_network: str = ""
 
@@ -102,6 +108,7 @@ class Node:
         *,
         store: OutboxStore,
         speeds: SpeedCache,
+        loads: LoadCache | None = None,
         runtime: Runtime,
         on_milestone: OnMilestone = ignore_milestone,
     ) -> None:
@@ -119,6 +126,7 @@ class Node:
         self._own_prices = {plan.name: plan.price for plan in self.plans}
         self.price_percent = PERCENT
         self._speeds = speeds
+        self._loads = loads or LoadCache(None)
         self._runtime = runtime
         self._tell = on_milestone
         self._stopping = trio.Event()
@@ -150,6 +158,7 @@ class Node:
             storage_failure=lambda: self.outbox.failure,
             is_paused=lambda: self.pauses.is_paused,
         )
+        self._swapper = self._make_swapper()
         self.jobs = JobServer(
             key, self.admission, self.outbox, clock=runtime.clock, on_change=self._load_changed
         )
@@ -177,6 +186,12 @@ class Node:
             task_status.started()
             await self._stopping.wait()
             await self._wind_down()
+
+    @property
+    def loaded_plans(self) -> tuple[ModelPlan, ...]:
+        """Those that take memory now."""
+        cold = {model.digest for model in self.models.values() if model.load_ms}
+        return tuple(plan for plan in self.plans if plan.digest not in cold)
 
     @property
     def is_stopping(self) -> bool:
@@ -238,11 +253,17 @@ class Node:
     # Starting.
 
     async def _start_models(self, stages: Stages) -> None:
-        """Start all workers, then measure one after the other, so that none slows another down."""
+        """Start all workers, then measure one after the other, so that none slows another down.
+        Cold models come first, while there is room to measure those that are not known."""
         ready: dict[Digest, ModelWorker] = {}
+        hot = [plan for plan in self.plans if not plan.is_cold]
+        await stages.start("workers", self._swapper.run)
+        for plan in self.plans:
+            if plan.is_cold:
+                await self._adopt_cold(plan)
 
         async def start(plan: ModelPlan) -> None:
-            worker = self._workers.worker(plan, on_state=lambda _: self._worker_changed())
+            worker = self._worker_of(plan)
             self._tell(model_loading(plan.name))
             try:
                 await stages.start("workers", worker.run)
@@ -253,15 +274,47 @@ class Node:
                 ready[plan.digest] = worker
 
         async with trio.open_nursery() as nursery:
-            for plan in self.plans:
+            for plan in hot:
                 nursery.start_soon(start, plan)
-        for plan in self.plans:
+        for plan in hot:
             if plan.digest in ready:
                 await self._adopt(plan, ready[plan.digest])
+        # In the owner's order, not in that of the loads.
+        for plan in self.plans:
+            if plan.digest in self.models:
+                self.models[plan.digest] = self.models.pop(plan.digest)
         if not self.models:
             raise NothingToServeError(
                 "no model could be started: see the errors above, and `capanode doctor`"
             )
+
+    def _worker_of(self, plan: ModelPlan) -> ModelWorker:
+        pool = self._workers if plan.footprint is None else self._swapper
+        return pool.worker(plan, on_state=lambda _: self._worker_changed())
+
+    async def _adopt_cold(self, plan: ModelPlan) -> None:
+        """Offer a model that is not loaded. If no earlier run has measured it, that comes first."""
+        worker = self._swapper.worker(plan, on_state=lambda _: self._worker_changed())
+        key = load_key(plan, software=self.rules.software)
+        known = self._loads.find(key)
+        if known is not None and self._known_speed(plan, known.info.slots) is not None:
+            worker.know(known)
+            await self._adopt(plan, worker)
+            return
+        self._tell(model_loading(plan.name))
+        try:
+            await self._swapper.load_at_start(worker)
+        except NodeError as error:
+            log.error("model_not_started", model=plan.name, error=str(error))
+            self._tell(model_failed(plan.name, error))
+            return
+        if worker.usual_load_ms <= LOAD_MS_MAX:
+            await self._adopt(plan, worker)
+        else:
+            self._tell(model_failed(plan.name, _too_slow_to_load(worker.usual_load_ms)))
+        await self._swapper.unload(worker)
+        if worker.info is not None and plan.digest in self.models:
+            self._loads.keep(key, KnownLoad(worker.info, worker.usual_load_ms))
 
     async def _adopt(self, plan: ModelPlan, worker: ModelWorker) -> None:
         """Measure, price and serve one model; one that fails its measurement is left out."""
@@ -284,6 +337,7 @@ class Node:
             threads=plan.threads,
             hardware=plan.hardware,
             batch_percent=self.rules.batch_percent,
+            on_demand=worker if isinstance(worker, SwappedWorker) else None,
         )
         model.price = self._price_of(model)
         self.models[plan.digest] = model
@@ -292,17 +346,22 @@ class Node:
     async def _speed(self, plan: ModelPlan, worker: ModelWorker) -> Speed:
         """Raises BenchmarkError."""
         assert worker.info is not None
-        key = self._speed_key(
-            plan.digest, plan.hardware, slots=worker.info.slots, threads=plan.threads
-        )
-        now_ms = self._runtime.clock.now_ms()
-        speed = self._speeds.find(key, now_ms=now_ms)
+        speed = self._known_speed(plan, worker.info.slots)
         if speed is None:
             self._tell(model_measuring(plan.name))
+            key = self._key_of_plan(plan, worker.info.slots)
+            now_ms = self._runtime.clock.now_ms()
             measured = await self._speeds.measure(key, worker, now_ms=now_ms)
             self._speeds.keep(key, measured)
             speed = measured.speed
         return speed
+
+    def _known_speed(self, plan: ModelPlan, slots: int) -> Speed | None:
+        key = self._key_of_plan(plan, slots)
+        return self._speeds.find(key, now_ms=self._runtime.clock.now_ms())
+
+    def _key_of_plan(self, plan: ModelPlan, slots: int) -> str:
+        return self._speed_key(plan.digest, plan.hardware, slots=slots, threads=plan.threads)
 
     def _speed_key(
         self, model: Digest, hardware: Hardware | None, *, slots: int, threads: int
@@ -372,6 +431,16 @@ class Node:
 
     # Parts.
 
+    def _make_swapper(self) -> ModelSwapper:
+        sizes = {plan.digest: plan.footprint for plan in self.plans if plan.footprint is not None}
+        return ModelSwapper(
+            self._workers,
+            Residency(self.rules.model_room, sizes),
+            is_in_use=self.admission.has_jobs,
+            on_change=self._load_changed,
+            on_milestone=self._tell,
+        )
+
     def _made_by(self, digest: Digest) -> MadeBy:
         """A job for a model that is not here earns nothing."""
         model = self.models.get(digest)
@@ -420,3 +489,10 @@ class Node:
     def _ready(self) -> Milestone:
         names = [model.name for model in self.models.values()]
         return node_ready(self.key.peer_id, self.transport.addresses, names, self.rules.isolation)
+
+
+def _too_slow_to_load(load_ms: int) -> ModelNotLoadedError:
+    return ModelNotLoadedError(
+        f"it does not fit beside the other models, and loading it takes {load_ms / 1_000:.0f} s, "
+        f"longer than any job waits ({LOAD_MS_MAX // 1_000} s)"
+    )

@@ -13,6 +13,7 @@ from capanode.errors import BenchmarkError
 from capanode.node import Node
 from capanode.observed_speed import ObservedSpeed
 from capanode.served import ServedModel
+from capanode.worker.jobs import WorkerState
 from protocol.ids import Digest
 
 log = structlog.get_logger(__name__)
@@ -65,7 +66,11 @@ class Remeasurer:
     async def _measure_one(self, now: float) -> None:
         for model in self._node.models.values():
             is_due = now >= self._due_at.get(model.digest, 0.0)
-            if is_due and model.is_available and not self._node.is_speed_settled(model):
+            if (
+                is_due
+                and model.worker.state is WorkerState.READY
+                and not self._node.is_speed_settled(model)
+            ):
                 self._due_at[model.digest] = now + AGAIN_AFTER_S
                 try:
                     await self._node.measure_again(model)

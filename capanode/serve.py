@@ -16,6 +16,7 @@ from capanode.config import NodeConfig, reread_config
 from capanode.errors import NodeError
 from capanode.jobs.server import ROLE
 from capanode.live_settings import LiveSettings, live_rules
+from capanode.load_cache import LoadCache
 from capanode.machine_use import MachineMeter, others_cpu_s
 from capanode.milestones import OnMilestone
 from capanode.models.store import ModelStore
@@ -108,6 +109,7 @@ async def serve(
                 store=store,
                 speeds=SpeedCache(config.benchmarks_path, others_cpu_s=others_cpu_s),
                 runtime=runtime,
+                loads=LoadCache(config.load_times_path),
                 on_milestone=on_milestone,
             )
             pause = OwnerPause(node.pauses, config.pause_path)
@@ -195,6 +197,7 @@ def _rules(config: NodeConfig, plan: StartPlan, software: str) -> NodeRules:
         is_announced_by_hand=bool(config.announce),
         find_mappers=find_mappers if config.map_port and not config.announce else None,
         virtual_network=virtual_network(),
+        model_room=plan.room,
     )
     return live_rules(rules, config)
 

@@ -30,7 +30,29 @@ class ModelWorker(JobWorker, Protocol):
         ...
 
 
-_NOT_OFFERED = frozenset({WorkerState.UNAVAILABLE, WorkerState.DEVICE_LOST, WorkerState.STOPPED})
+class LoadedOnDemand(Protocol):
+    """A model that is not always in memory; `capanode.swapping` has the one that is loaded."""
+
+    @property
+    def load_ms(self) -> int:
+        """How long a job that comes now waits until it is loaded; 0 if it is."""
+        ...
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it is in memory, or others would give way to it now."""
+        ...
+
+
+_NOT_OFFERED = frozenset(
+    {
+        WorkerState.UNAVAILABLE,
+        WorkerState.DEVICE_LOST,
+        WorkerState.STOPPED,
+        WorkerState.LOAD_FAILED,
+    }
+)
+_TAKES_JOBS = frozenset({WorkerState.READY, WorkerState.COLD, WorkerState.LOADING})
 
 # Of the 28 KiB of an offer: some ten tensor models say what they take and answer.
 SIGNATURES_BYTES_MAX = 2 * KIB
@@ -52,13 +74,25 @@ class ServedModel:
     # What runs it, where that is not what the node's offer says of all.
     hardware: Hardware | None = None
     batch_percent: int = BATCH_PERCENT_DEFAULT
+    # None for a model that is always in memory.
+    on_demand: LoadedOnDemand | None = None
     jobs_done: int = 0
     output_tokens_done: int = 0
 
     @property
     def is_available(self) -> bool:
-        """Jobs can be handed to it now."""
-        return self.worker.state is WorkerState.READY
+        """Jobs can be handed to it now, if there is room for it in memory."""
+        return self.worker.state in _TAKES_JOBS
+
+    @property
+    def load_ms(self) -> int:
+        """How long a job that comes now waits until it is loaded; 0 if it is."""
+        return 0 if self.on_demand is None else self.on_demand.load_ms
+
+    @property
+    def has_room(self) -> bool:
+        """False while it is cold, and no other model gives way to it."""
+        return self.on_demand is None or self.on_demand.has_room
 
     @property
     def is_offered(self) -> bool:
@@ -85,9 +119,13 @@ class ServedModel:
             batch_percent=self.batch_percent,
             signature=info.signature,
             dimensions=info.dimensions,
+            load_ms=self.load_ms,
         )
 
     def load(self) -> ModelLoad:
+        if not self.has_room:
+            # Full: a job that waits for its turn comes when another model is idle.
+            return ModelLoad(self.digest, self.seats.slots, self.seats.queue_max, available=True)
         return ModelLoad(
             self.digest, self.seats.running, self.seats.queued, available=self.is_available
         )

@@ -20,12 +20,14 @@ from protocol.programs.kinds import (
     read_count,
     read_credits,
     read_items,
+    read_switch,
 )
 
 THREADS_MAX = 1_024
 
 _PRICE_FIELDS = {position.name: position.field for position in PRICE_POSITIONS}
 _COUNT_KEYS = {"slots": SLOTS_MAX, "threads": THREADS_MAX}
+_KEEP_LOADED = "keep_loaded"
 
 
 class IfGpuFails(StrEnum):
@@ -49,12 +51,13 @@ class CoordinatorAddress:
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """A model to serve. What is None is decided by the engine (slots), the machine (threads) or
-    the pricing policy (price)."""
+    the pricing policy (price). One to `keep_loaded` gives its memory to no other model."""
 
     name: str
     slots: int | None = None
     threads: int | None = None
     price: PriceSheet | None = None
+    keep_loaded: bool = False
 
 
 def read_coordinators(raw: Any) -> tuple[CoordinatorAddress, ...]:
@@ -98,15 +101,18 @@ def _read_model_text(text: str) -> ModelSettings:
 def _read_model(name: str, table: Any) -> ModelSettings:
     if not 0 < len(name) <= NAME_CHARS_MAX or not isinstance(table, Mapping):
         raise KeyValueError('a table per model: [models."NAME"]', (name,))
-    for key in sorted(set(table) - set(_PRICE_FIELDS) - set(_COUNT_KEYS)):
-        known = ", ".join([*_COUNT_KEYS, *_PRICE_FIELDS])
+    for key in sorted(set(table) - {*_PRICE_FIELDS, *_COUNT_KEYS, _KEEP_LOADED}):
+        known = ", ".join([*_COUNT_KEYS, _KEEP_LOADED, *_PRICE_FIELDS])
         raise KeyValueError(f"for a model only {known}, not {key!r}", (name, key))
     counts: dict[str, int] = {}
     prices: dict[str, int] = {}
+    keep_loaded = False
     for key, raw in table.items():
         try:
             if key in _COUNT_KEYS:
                 counts[key] = read_count(1, _COUNT_KEYS[key])(raw)
+            elif key == _KEEP_LOADED:
+                keep_loaded = read_switch(raw)
             else:
                 field = _PRICE_FIELDS[key]
                 prices[field] = read_credits(raw)
@@ -118,7 +124,7 @@ def _read_model(name: str, table: Any) -> ModelSettings:
         price = PriceSheet(**prices) if prices else None
     except ValueError as error:
         raise KeyValueError(str(error), (name,)) from None
-    return ModelSettings(name, **counts, price=price)
+    return ModelSettings(name, **counts, price=price, keep_loaded=keep_loaded)
 
 
 COORDINATORS = ValueKind(read_coordinators, "multiaddresses with /p2p/", is_list=True)

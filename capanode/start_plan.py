@@ -13,15 +13,18 @@ from capanode.errors import GpuError, IsolationError
 from capanode.gpu_trial import settle_gpus, try_torch
 from capanode.gpus import Gpu
 from capanode.hardware import Machine, hardware_of, probe_machine, usable_gpus
+from capanode.memory_ledger import promised_room
 from capanode.milestones import Milestone, OnMilestone, gpu_not_used, model_failed
 from capanode.models.store import ModelStore
-from capanode.placement import ModelPlacement, place_models
+from capanode.placement import ModelPlacement, place_models, place_on_processor
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.sandbox.spawn import Sandbox
 from capanode.settings import IfGpuFails
 from capanode.workers import ModelPlan, plan_models
 from protocol.messages import IsolationTier
 from protocol.offers import Hardware
+
+_GIB = 1024**3
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class StartPlan:
     whole_sys: bool
     hardware: Hardware
     plans: tuple[ModelPlan, ...]
+    # See `ModelPlacement.room`.
+    room: Mapping[str, int]
 
 
 def plan_start(
@@ -69,6 +74,7 @@ def plan_start(
             replace(plan, hardware=hardware_of(machine, [plan.gpu] if plan.gpu else ()))
             for plan in placement.plans
         ),
+        room=placement.room,
     )
 
 
@@ -103,11 +109,19 @@ def require_leave(leave: IfGpuFails, failure: DeviceFailure) -> None:
 def _place(
     config: NodeConfig, machine: Machine, gpus: Sequence[Gpu], on_milestone: OnMilestone
 ) -> ModelPlacement:
-    """Plan what is served, and where. A model without room on a GPU is left out, or runs on the
-    processor with the owner's leave."""
+    """Plan what is served, and where. A model that fits on no GPU, not even alone, is left out, or
+    runs on the processor with the owner's leave."""
     store = ModelStore(config.model_store)
     plan = partial(plan_models, store=store, machine=machine, allow_code=config.allow_code_models)
-    placement = place_models(plan(config.models, gpu=bool(gpus)), gpus)
+    plans = plan(config.models, gpu=bool(gpus))
+    placement = place_models(plans, gpus, load_on_demand=config.load_on_demand)
+    if not gpus and config.load_on_demand:
+        limit_bytes = config.memory_max_gib * _GIB
+        placement = place_on_processor(
+            plans,
+            limit_bytes or promised_room(machine.memory_bytes),
+            is_owners_limit=bool(limit_bytes),
+        )
     for model, error in placement.refused:
         on_milestone(model_failed(model.name, error))
     if config.if_gpu_fails is IfGpuFails.CPU and placement.refused:

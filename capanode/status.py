@@ -25,6 +25,7 @@ from capanode.reach import ReachState, ReachStatus
 from capanode.reach.status import NOT_TRIED
 from capanode.served import ServedModel
 from capanode.status_socket import ANSWER_WITHIN_S, CONNECTIONS_MAX, listen_at
+from capanode.swapping import TRY_AGAIN_AFTER_S
 from capanode.worker.jobs import WorkerState
 from protocol.errors import CapaError
 from protocol.ids import Digest
@@ -57,6 +58,8 @@ class ModelStatus:
     tokens_per_s: float
     speed: Speed
     price: PriceSheet
+    # How long a job would wait for it to be loaded; 0 while it is in memory.
+    load_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
             tokens_per_s=rates.tokens_per_s(model.digest),
             speed=model.speed,
             price=model.price,
+            load_ms=model.load_ms,
         )
         for model in node.models.values()
     )
@@ -161,7 +165,7 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
         region=node.rules.region,
         isolation=node.rules.isolation.value,
         hardware=node.rules.hardware,
-        devices=devices_of(node.plans, node.rules.hardware),
+        devices=devices_of(node.loaded_plans, node.rules.hardware),
         models=models,
         coordinators=tuple(
             CoordinatorStatus(
@@ -272,6 +276,9 @@ def _warnings(node: Node) -> Iterator[str]:
         why = _last_ending(model) or "see the log"
         if model.worker.state is WorkerState.DEVICE_LOST:
             yield f"{model.name} is not offered until its GPU works again: {why}"
+        elif model.worker.state is WorkerState.LOAD_FAILED:
+            minutes = round(TRY_AGAIN_AFTER_S / 60)
+            yield f"{model.name} is not offered for {minutes} minutes, it did not load: {why}"
         elif not model.is_offered:
             yield f"{model.name} is not offered: its worker ended too often, the last time: {why}"
         elif model.worker.state is WorkerState.RESTARTING:

@@ -16,6 +16,7 @@ from capanode.hardware import Machine
 from capanode.memory_ledger import MemoryPromise
 from capanode.models.errors import UnsafeModelError
 from capanode.models.store import ModelStore
+from capanode.residency import Footprint
 from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
 from capanode.sandbox.spawn import Sandbox
 from capanode.served import ModelWorker
@@ -54,6 +55,11 @@ class ModelPlan:
     promise: MemoryPromise | None = None
     # What it runs on, where that is not what the node's offer says of all.
     hardware: Hardware | None = None
+    keep_loaded: bool = False
+    # What it takes where models share memory that does not hold all of them (`capanode.swapping`);
+    # None for a model that is loaded once and stays. One that `is_cold` is not loaded at the start.
+    footprint: Footprint | None = None
+    is_cold: bool = False
 
     @property
     def bytes(self) -> int:
@@ -158,4 +164,5 @@ def _plan(setting: ModelSettings, stored: StoredModel, machine: Machine, *, gpu:
         slots=setting.slots or (GPU_SLOTS if gpu else NODE_TASKS[stored.manifest.task].cpu_slots),
         threads=setting.threads or max(1, min(machine.cpu_threads, THREADS_MAX)),
         price=setting.price,
+        keep_loaded=setting.keep_loaded,
     )

@@ -92,7 +92,7 @@ def _models(models: Sequence[Plain]) -> StatusTable:
         tuple(
             (
                 m["name"],
-                m["state"],
+                _state_of(m),
                 f"{m['running']}/{m['slots']}",
                 str(m["queued"]),
                 f"{m['tokens_per_s']:.0f}",
@@ -102,6 +102,11 @@ def _models(models: Sequence[Plain]) -> StatusTable:
             for m in models
         ),
     )
+
+
+def _state_of(model: Plain) -> str:
+    load_ms = model["load_ms"]
+    return f"{model['state']}, loads in {load_ms / 1_000:.1f} s" if load_ms else str(model["state"])
 
 
 def _coordinators(coordinators: Sequence[Plain]) -> StatusTable:

@@ -40,6 +40,11 @@ class WorkerState(StrEnum):
     # Its GPU cannot be had; it is tried again now and then until it can.
     DEVICE_LOST = "device_lost"
     STOPPED = "stopped"
+    # Of a model that is loaded on demand (`capanode.swapping`): not in memory, being loaded, and
+    # tried again later because a load failed.
+    COLD = "cold"
+    LOADING = "loading"
+    LOAD_FAILED = "load_failed"
 
 
 @dataclass(frozen=True, slots=True)

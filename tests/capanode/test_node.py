@@ -1,7 +1,7 @@
 """A whole node, without a process: in-memory network, virtual time, a worker that is none."""
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +19,7 @@ from capanode.control import (
     LineState,
 )
 from capanode.errors import NodeError, NothingToServeError
+from capanode.load_cache import LoadCache
 from capanode.milestones import Milestone
 from capanode.node import Node, NodeRules
 from capanode.outbox_store import OutboxStore
@@ -180,10 +181,13 @@ class World:
     def line_states(self) -> list[LineState]:
         return [line.status.state for line in self.node.lines]
 
-    def grant(self, payload: bytes) -> tuple[Signed[JobRequest], Signed[Lease]]:
+    def grant(
+        self, payload: bytes, *, name: str = "", offer: Signed[NodeOffer] | None = None
+    ) -> tuple[Signed[JobRequest], Signed[Lease]]:
+        """Of the first model, unless one is named, on the latest offer."""
         now_ms = self.clock.now_ms()
-        offer = self.coordinator.attached[-1]
-        model = offer.message.models[0]
+        offer = offer or self.coordinator.attached[-1]
+        model = next(m for m in offer.message.models if name in ("", m.name))
         self._numbers.append(1)
         job_id = JobId(new_ulid(now_ms, len(self._numbers).to_bytes(10, "big")))
         request = seal(
@@ -260,6 +264,11 @@ async def open_world(
     store: OutboxStore | None = None,
     dial: Callable[[str], Dialled] | None = None,
     is_relay: bool = False,
+    pool: FakePool | None = None,
+    plans: Sequence[ModelPlan] | None = None,
+    room: Mapping[str, int] | None = None,
+    loads: LoadCache | None = None,
+    speeds: SpeedCache | None = None,
 ) -> AsyncIterator[World]:
     clock = VirtualClock()
     network = MemoryNetwork(random.Random(1))
@@ -268,7 +277,7 @@ async def open_world(
     coordinator.dial = dial
     client = network.transport(CLIENT)
     jobs = StreamPool(client, JOB_PROTOCOL, role="client", rng=random.Random(2))
-    pool = FakePool(broken=broken)
+    pool = pool or FakePool(broken=broken)
     own_store = store or OutboxStore(None)
     milestones: list[Milestone] = []
     async with trio.open_nursery() as nursery:
@@ -281,7 +290,7 @@ async def open_world(
             NODE,
             network.transport(NODE),
             pool,
-            [make_plan(name, price) for name in names],
+            plans or [make_plan(name, price) for name in names],
             NodeRules(
                 coordinators=(CoordinatorAddress(COORDINATOR.peer_id, address),),
                 isolation=IsolationTier.BWRAP,
@@ -289,9 +298,11 @@ async def open_world(
                 software="capanode/test",
                 region="eu",
                 drain_s=2.0,
+                model_room=room or {},
             ),
             store=own_store,
-            speeds=SpeedCache(None),
+            speeds=speeds or SpeedCache(None),
+            loads=loads,
             runtime=Runtime(clock, random.Random(5).randbytes, random.Random(6), InlineRunner()),
             on_milestone=milestones.append,
         )

@@ -1,8 +1,12 @@
+import random
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from capanode.gpus import Gpu
-from capanode.placement import memory_need, place_models
+from capanode.memory_ledger import CONTEXT_BYTES
+from capanode.placement import ModelPlacement, memory_need, place_models, place_on_processor
 from capanode.sandbox.gpu import GpuDevice
 from capanode.workers import ModelPlan
 from protocol.ids import sha256_digest
@@ -75,3 +79,84 @@ def test_an_eight_billion_model_keeps_a_cache_worth_having_on_a_card_of_24_gib()
 def test_only_generation_needs_a_cache() -> None:
     assert memory_need(plan("e", 1, task=Task.EMBEDDING)).cache_max_bytes == 0
     assert memory_need(plan("m", 1)).cache_min_bytes > 0
+
+
+def cold(placement: ModelPlacement) -> list[str]:
+    return [made.name for made in placement.plans if made.is_cold]
+
+
+def test_a_model_without_room_beside_the_others_is_cold() -> None:
+    card = (UNLIKE[2],)
+    placement = place_models([plan("a", 15), plan("b", 14), plan("c", 1)], card)
+    assert cold(placement) == ["b"]
+    assert placement.refused == ()
+    (room,) = placement.room.values()
+    for made in placement.plans:
+        assert made.gpu == UNLIKE[2]
+        assert made.promise is not None
+        assert made.footprint is not None
+        assert made.footprint.bytes == made.promise.bytes <= room
+    off = place_models([plan("a", 15), plan("b", 14)], card, load_on_demand=False)
+    assert [refused.name for refused, _ in off.refused] == ["b"]
+
+
+def test_models_on_cards_that_hold_all_of_theirs_are_loaded_for_good() -> None:
+    placement = place_models([plan("a", 19), plan("b", 18), plan("c", 8)], UNLIKE)
+    assert cold(placement) == ["b"]
+    footprints = {made.name: made.footprint for made in placement.plans}
+    assert footprints["c"] is None
+    assert set(placement.room) == {"GPU-2"}
+
+
+def test_a_model_to_keep_is_loaded_before_larger_ones() -> None:
+    kept = replace(plan("small", 6), keep_loaded=True)
+    placement = place_models([plan("large", 15), kept], (UNLIKE[2],))
+    assert cold(placement) == []
+    assert [refused.name for refused, _ in placement.refused] == ["large"]
+    plans = [plan("b", 1), replace(plan("a", 1), keep_loaded=True), plan("c", 20)]
+    tight = place_models(plans, (UNLIKE[2],), load_on_demand=True)
+    assert "a" not in cold(tight)
+
+
+def test_the_processor_loads_what_the_machine_holds_in_the_order_of_the_owner() -> None:
+    plans = [plan("a", 1), plan("b", 1), plan("c", 1)]
+    room = 2 * (CONTEXT_BYTES + 3 * GIB // 2)
+    placement = place_on_processor(plans, room, is_owners_limit=False)
+    assert cold(placement) == ["c"]
+    kept = [plans[0], plans[1], replace(plans[2], keep_loaded=True)]
+    assert cold(place_on_processor(kept, room, is_owners_limit=False)) == ["b"]
+    assert cold(place_on_processor(plans, 2 * room, is_owners_limit=False)) == []
+    assert place_on_processor(plans, 2 * room, is_owners_limit=False).plans == tuple(plans)
+
+
+def test_a_limit_of_the_owner_refuses_and_an_estimate_only_unloads_the_others() -> None:
+    plans = [plan("small", 1), plan("large", 50)]
+    limited = place_on_processor(plans, 8 * GIB, is_owners_limit=True)
+    ((refused, error),) = limited.refused
+    assert refused.name == "large"
+    assert "memory_max_gib" in str(error)
+    estimated = place_on_processor(plans, 8 * GIB, is_owners_limit=False)
+    assert cold(estimated) == ["large"]
+    assert estimated.plans[1].footprint is not None
+    assert estimated.plans[1].footprint.bytes == 8 * GIB
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_every_model_that_is_placed_fits_when_all_others_that_may_have_left(seed: int) -> None:
+    rng = random.Random(seed)
+    plans = [
+        replace(plan(f"m{number}", rng.uniform(0.1, 22)), keep_loaded=rng.random() < 0.2)
+        for number in range(rng.randint(1, 8))
+    ]
+    for placement in (
+        place_models(plans, UNLIKE),
+        place_on_processor(plans, 24 * GIB, is_owners_limit=True),
+        place_on_processor(plans, 24 * GIB, is_owners_limit=False),
+    ):
+        for device, room in placement.room.items():
+            prints = [made.footprint for made in placement.plans]
+            assert all(one.bytes <= room for one in prints if one and one.device == device)
+            hot = [made.footprint for made in placement.plans if not made.is_cold]
+            assert sum(one.bytes for one in hot if one and one.device == device) <= room
+        names = {made.name for made in placement.plans} | {m.name for m, _ in placement.refused}
+        assert names == {made.name for made in plans}
