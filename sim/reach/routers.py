@@ -38,7 +38,7 @@ def missing() -> str:
     """Why namespaces cannot be built here; empty if they can."""
     for program in ("unshare", "ip", "nft"):
         if shutil.which(program) is None:
-            return f"{program} is not installed"
+            return f"{program} is not installed: .ci/system-packages does that"
     check = "mount -t tmpfs tmpfs /run && mkdir /run/netns && ip netns add a && "
     check += (
         "ip netns exec a nft add table ip a && ip link add cable type veth peer name other netns a"

@@ -16,8 +16,10 @@ from capanode.models.library import PullOptions, pull
 from capanode.models.peer_market import PeerOptions
 from capanode.models.sources_hub import HubClient
 from capanode.models.store import ModelStore
+from protocol.limits import MIB
 from protocol.net.dial_policy import ALLOW_LOOPBACK
 from protocol.net.libp2p import Libp2pTransport
+from protocol.net.relay_places import RelayLimits
 from protocol.programs.runners import ThreadRunner
 from protocol.programs.sharing.blob_server import BlobServer
 from protocol.programs.sharing.model_folder import ModelFolder
@@ -26,6 +28,8 @@ from protocol.services import BLOB_PROTOCOL
 from tests.capanode.model_makers import FakeHub, layout_files, safetensors_bytes
 from tests.integration.start_programs import running_coordinator
 from tests.protocol.net.contract import key_of
+
+LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 
 
 @pytest.fixture
@@ -88,6 +92,36 @@ async def test_the_command_prints_one_object_and_logs_beside_it(
             )
         nursery.cancel_scope.cancel()
     assert json.loads(done.stdout) == {"name": "owner/tiny", "digest": digest}
+
+
+@pytest.mark.slow
+async def test_a_model_comes_through_a_relay_in_as_many_circuits_as_it_takes(
+    seed: ModelStore, tmp_path: Path
+) -> None:
+    digest = seed.digests()[0]
+    limits = RelayLimits(circuit_bytes_max=4 * MIB)
+    relay = Libp2pTransport(key_of(4), LOOPBACK, policy=ALLOW_LOOPBACK, relay=limits)
+    # As behind routers that give each destination another port.
+    hidden = Libp2pTransport(key_of(5), (), policy=ALLOW_LOOPBACK, does_without_relays=False)
+    blobs = SharedBlobs(ModelFolder(seed.root))
+    server = BlobServer(blobs, role=ROLE, bytes_per_s=10**9, runner=ThreadRunner())
+    hidden.handle(BLOB_PROTOCOL, server.handle)
+    store = ModelStore(tmp_path / "store")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(relay.run)
+        await nursery.start(hidden.run)
+        has_place = trio.Event()
+        place = hidden.reserve(relay.addresses[0], has_place.set)
+        with trio.fail_after(60):
+            await has_place.wait()
+            options = PullOptions(peers=PeerOptions(place.addresses, (), ALLOW_LOOPBACK))
+            model = await trio.to_thread.run_sync(
+                lambda: pull(store, Catalog(()), f"peer:{digest}", options=options)
+            )
+        # More than one circuit carries.
+        assert relay.statistics().relayed_bytes > 4 * MIB
+        nursery.cancel_scope.cancel()
+    store.verify(model.digest)
 
 
 @pytest.mark.slow
