@@ -14,7 +14,6 @@ CPU.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,14 +26,13 @@ from capanode.engines.base import (
     EngineEvent,
     EngineInfo,
     EngineInput,
-    EngineRefusal,
 )
 from capanode.engines.cache_budget import cache_budget
 from capanode.engines.decoder import DecoderModel
 from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.families import read_decoder_config
 from capanode.engines.generation import FinishReason, Generation
-from capanode.engines.generation_reader import GenerationReader, ReadGeneration, end_tokens_of
+from capanode.engines.generation_reader import GenerationReader, ReadGeneration
 from capanode.engines.graph_steps import GraphSteps, capture_cuda, runs_ahead
 from capanode.engines.kv_cache import KvCache
 from capanode.engines.linear import INVARIANT_ROWS
@@ -46,9 +44,8 @@ from capanode.engines.slots import Slots
 from capanode.engines.token_choice import choose_next, score_next, score_prompt
 from capanode.engines.varlen_plain import plain_varlen
 from capanode.engines.weight_scheme import read_weight_scheme
-from capanode.engines.weights import DTYPES, Weights, read_json
-from protocol.errors import Code
-from protocol.generation import GenerationInput, TokenScore
+from capanode.engines.weights import Weights, dtype_here, read_json
+from protocol.generation import TokenScore
 from protocol.messages import Task
 
 # Prompts are prefilled in chunks of this many tokens. Bigger ones are hardly more efficient (0.25
@@ -131,18 +128,16 @@ class CausalLM:
         device = torch.device(device)
         plain = read_json(model_dir / "config.json")
         config, scheme = read_decoder_config(plain), read_weight_scheme(plain)
-        dtype = DTYPES[config.dtype_name]
-        if dtype == torch.float16 and device.type == "cpu":
-            dtype = torch.bfloat16
+        dtype = dtype_here(config.dtype_name, device)
         budget = cache_budget(
             config, dtype, slots, device, context_tokens=context_tokens, cache_bytes=cache_bytes
         )
         shape = budget.shape
         reader = GenerationReader(
             model_dir,
+            plain,
             context_tokens=shape.context_tokens,
             vocab=config.vocab_size,
-            end_tokens=end_tokens_of(model_dir, plain),
         )
         with torch.inference_mode():
             weights = Weights(model_dir)
@@ -171,10 +166,7 @@ class CausalLM:
         return not self._jobs and not self._ready
 
     def slow_reading(self, job_input: EngineInput) -> Callable[[], ReadGeneration] | None:
-        """See `Engine.slow_reading`: of formats and of long texts."""
-        if isinstance(job_input, GenerationInput) and self._reader.is_slow(job_input):
-            return partial(self._reader.read, job_input)
-        return None
+        return self._reader.slow_reading(job_input)
 
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         """Raises EngineRefusal: PROMPT_TOO_LONG or INVALID_INPUT.
@@ -183,15 +175,12 @@ class CausalLM:
         counted. The answer also ends where the context is full. The worker's loop gives each input
         a seed; without one it is 0.
         """
-        if isinstance(job_input, GenerationInput):
-            job_input = self._reader.read(job_input)
-        if not isinstance(job_input, ReadGeneration):
-            raise EngineRefusal("this model generates text", code=Code.INVALID_INPUT)
+        read = self._reader.take(job_input)
         assert job_id not in self._jobs, "the parent names each job once"
-        if job_input.job_input.tokenizes_only:
-            self._ready += self._reader.tokenized(job_id, job_input)
+        if read.job_input.tokenizes_only:
+            self._ready += self._reader.tokenized(job_id, read)
             return
-        job = self._reader.job(job_id, job_input)
+        job = self._reader.job(job_id, read)
         self._jobs[job_id] = job
         self._waiting.append(job)
 

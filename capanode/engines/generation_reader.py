@@ -1,13 +1,15 @@
 """From an input to a job of the generation engine: all that is decided before it holds a slot."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from capanode.engines.base import (
     Completed,
     EngineEvent,
+    EngineInput,
     EngineRefusal,
     ModelLoadError,
     Produced,
@@ -53,9 +55,10 @@ class GenerationReader:
     """Reads the inputs of one model."""
 
     def __init__(
-        self, model_dir: Path, *, context_tokens: int, vocab: int, end_tokens: frozenset[int]
+        self, model_dir: Path, config: Mapping[str, Any], *, context_tokens: int, vocab: int
     ) -> None:
-        """`end_tokens` end an answer. Raises ModelLoadError."""
+        """`config` is the model's config.json. Raises ModelLoadError."""
+        end_tokens = _end_tokens_of(model_dir, config)
         self._prompts = PromptReader(model_dir, context_tokens=context_tokens, vocab_size=vocab)
         self._grammars = GrammarCompiler.load(
             model_dir / "tokenizer.json", vocab=vocab, end_tokens=end_tokens
@@ -76,10 +79,21 @@ class GenerationReader:
     def chat_format(self) -> str:
         return self._prompts.chat.name if self._prompts.chat is not None else ""
 
-    def is_slow(self, job_input: GenerationInput) -> bool:
-        """True if `read` may take longer than a step should."""
+    def slow_reading(self, job_input: EngineInput) -> Callable[[], ReadGeneration] | None:
+        """See `Engine.slow_reading`: of formats and of long texts."""
+        if not isinstance(job_input, GenerationInput):
+            return None
         has_grammar = job_input.format is not None or job_input.tool_choice is ToolChoice.REQUIRED
-        return has_grammar or given_chars(job_input) > _SLOW_CHARS
+        is_slow = has_grammar or given_chars(job_input) > _SLOW_CHARS
+        return partial(self.read, job_input) if is_slow else None
+
+    def take(self, job_input: EngineInput) -> ReadGeneration:
+        """An input that was read, or is read now. Raises EngineRefusal."""
+        if isinstance(job_input, GenerationInput):
+            job_input = self.read(job_input)
+        if not isinstance(job_input, ReadGeneration):
+            raise EngineRefusal("this model generates text", code=Code.INVALID_INPUT)
+        return job_input
 
     def read(self, job_input: GenerationInput) -> ReadGeneration:
         """Tokenize an input and compile its format; on any thread. Raises EngineRefusal."""
@@ -191,7 +205,7 @@ def _check_scores(job_input: GenerationInput, count: int) -> None:
         )
 
 
-def end_tokens_of(model_dir: Path, config: Mapping[str, Any]) -> frozenset[int]:
+def _end_tokens_of(model_dir: Path, config: Mapping[str, Any]) -> frozenset[int]:
     """The ids that end an answer. The generation config has the last word.
 
     Raises ModelLoadError.

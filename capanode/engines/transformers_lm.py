@@ -7,7 +7,6 @@ on what runs beside it. No code of a model's repository is run, and no pickle is
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,13 @@ from capanode.engines.base import (
     EngineEvent,
     EngineInfo,
     EngineInput,
-    EngineRefusal,
     ModelLoadError,
 )
 from capanode.engines.generation import FinishReason, Generation
-from capanode.engines.generation_reader import GenerationReader, ReadGeneration, end_tokens_of
+from capanode.engines.generation_reader import GenerationReader, ReadGeneration
 from capanode.engines.profile import DTYPE_NAMES, SAMPLER, Profile, device_class
 from capanode.engines.token_choice import choose_next, score_next, score_prompt
-from capanode.engines.weights import DTYPES, read_json
-from protocol.errors import Code
-from protocol.generation import GenerationInput
+from capanode.engines.weights import DTYPES, dtype_here, read_json
 from protocol.messages import Task
 
 ENGINE = "transformers/1"
@@ -101,9 +97,9 @@ class TransformersLM:
         fitting = _CACHE_BYTES // (token_bytes * context_tokens)
         reader = GenerationReader(
             model_dir,
+            plain,
             context_tokens=context_tokens,
             vocab=config.vocab_size,
-            end_tokens=end_tokens_of(model_dir, plain),
         )
         slots = max(1, min(slots, SLOTS_MAX, fitting))
         return cls(model, reader, slots=slots, context_tokens=context_tokens)
@@ -117,20 +113,15 @@ class TransformersLM:
         return not self._waiting and not self._running and not self._ready
 
     def slow_reading(self, job_input: EngineInput) -> Callable[[], ReadGeneration] | None:
-        if isinstance(job_input, GenerationInput) and self._reader.is_slow(job_input):
-            return partial(self._reader.read, job_input)
-        return None
+        return self._reader.slow_reading(job_input)
 
     def submit(self, job_id: str, job_input: EngineInput) -> None:
         """Raises EngineRefusal: PROMPT_TOO_LONG or INVALID_INPUT."""
-        if isinstance(job_input, GenerationInput):
-            job_input = self._reader.read(job_input)
-        if not isinstance(job_input, ReadGeneration):
-            raise EngineRefusal("this model generates text", code=Code.INVALID_INPUT)
-        if job_input.job_input.tokenizes_only:
-            self._ready += self._reader.tokenized(job_id, job_input)
+        read = self._reader.take(job_input)
+        if read.job_input.tokenizes_only:
+            self._ready += self._reader.tokenized(job_id, read)
             return
-        self._waiting.append(self._reader.job(job_id, job_input))
+        self._waiting.append(self._reader.job(job_id, read))
 
     def cancel(self, job_id: str) -> None:
         self._ready = [event for event in self._ready if event.job_id != job_id]
@@ -208,11 +199,10 @@ def _load_model(model_dir: Path, plain: Any, device: torch.device) -> Any:
         raise ModelLoadError(f"weights of type {str(name)[:32]!r} are not run here")
     # Bars on stderr would be lines of the node's log.
     transformers.utils.logging.disable_progress_bar()
-    is_half = name == "float16" and device.type == "cpu"
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             model_dir,
-            dtype=torch.bfloat16 if is_half else DTYPES[name],
+            dtype=dtype_here(name, device),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,

@@ -41,6 +41,13 @@ _STORED = {
 }
 
 
+def dtype_here(name: str, device: torch.device) -> torch.dtype:
+    """A type by its name in config.json; on a CPU, whose half floats are slow, bfloat16 in their
+    place."""
+    is_half_on_cpu = name == "float16" and device.type == "cpu"
+    return torch.bfloat16 if is_half_on_cpu else DTYPES[name]
+
+
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object. Raises ModelLoadError if the file is missing, too long or something else."""
     content = _parse_json(path)

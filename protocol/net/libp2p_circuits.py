@@ -1,5 +1,5 @@
-"""What a `Libp2pTransport` has to do with relays: being one, having a place at one, and calling and
-being called through one. Noise and Yamux run over the circuit, so that its relay reads nothing."""
+"""How a `Libp2pTransport` calls and is called through relays. Noise and Yamux run over the circuit,
+so that its relay reads nothing."""
 
 import math
 from collections.abc import Callable
@@ -11,17 +11,15 @@ from multiaddr import Multiaddr
 
 from protocol.ids import PeerId
 from protocol.net.addresses import check_tcp, split_peer_id
-from protocol.net.circuit_messages import HOP_PROTOCOL, STOP_PROTOCOL
-from protocol.net.circuits import CallTaker, CircuitCall, call_through
+from protocol.net.circuits import CircuitCall, call_through
 from protocol.net.clock import SystemClock
 from protocol.net.errors import NetError
 from protocol.net.libp2p_admission import HANDSHAKE_WITHIN_S
 from protocol.net.libp2p_connections import mux_of, peer_of
 from protocol.net.libp2p_pipe import CircuitPipe, raw_connection_over
 from protocol.net.libp2p_punch import HolePunches
-from protocol.net.relay import Relay
 from protocol.net.relay_places import RelayLimits
-from protocol.net.reservations import KeptReservation, Reservations
+from protocol.net.transport_circuits import TransportCircuits
 
 if TYPE_CHECKING:
     from libp2p.network.connection.swarm_connection import SwarmConn
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 
-class Libp2pCircuits:
+class Libp2pCircuits(TransportCircuits):
     """The circuits of one transport. `tells` says whether a place, without /p2p/, is one that
     strangers would dial."""
 
@@ -43,34 +41,11 @@ class Libp2pCircuits:
         tells: Callable[[str], bool],
         does_without_relays: bool,
     ) -> None:
+        super().__init__(owner, limits, SystemClock())
         self._owner = owner
         self._tells = tells
-        self._relay: Relay | None = None
         self._punches = HolePunches(owner)
         self._does_without_relays = does_without_relays
-        self._places = Reservations(owner, SystemClock(), read_address=self._read_address)
-        taker = CallTaker(self._places.holds_place_at, self._serve_call)
-        owner.handle(STOP_PROTOCOL, taker.handle_stop)
-        if limits is not None:
-            self._relay = Relay(owner, limits, SystemClock(), addresses=self._own_addresses)
-            owner.handle(HOP_PROTOCOL, self._relay.handle_hop)
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        return self._places.addresses
-
-    def keep(
-        self, relay_address: str, on_change: Callable[[], None], nursery: trio.Nursery
-    ) -> KeptReservation:
-        return self._places.keep(relay_address, on_change, nursery)
-
-    def forget(self, peer: PeerId) -> None:
-        """No connection to a peer is left."""
-        if self._relay is not None:
-            self._relay.forget(peer)
-
-    def statistics(self) -> dict[str, int]:
-        return {} if self._relay is None else self._relay.statistics()
 
     async def dial(self, relay_place: str, relay: PeerId, peer: PeerId) -> None:
         """Connect to `peer` through the relay at a place. Raises NetError."""
@@ -123,7 +98,6 @@ class Libp2pCircuits:
         return [Multiaddr(address).to_bytes() for address in self._owner.announced]
 
     def _read_address(self, data: bytes) -> str | None:
-        """The text of a relay's address, if we would tell it to others."""
         try:
             address = str(Multiaddr(data))
             place, _ = split_peer_id(address)

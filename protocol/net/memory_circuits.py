@@ -1,5 +1,4 @@
-"""What a `MemoryTransport` has to do with relays: being one, having a place at one, and calling
-through one.
+"""How a `MemoryTransport` calls and is called through relays.
 
 The talk with the relay is the real one. What would be a handshake over the circuit is a number that
 the caller sends through it; the connection that results has the delay of both ways, ends with its
@@ -14,14 +13,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from protocol.ids import PeerId
-from protocol.net.circuit_messages import HOP_PROTOCOL, STOP_PROTOCOL
-from protocol.net.circuits import CallTaker, CircuitCall, call_through
+from protocol.net.circuits import CircuitCall, call_through
 from protocol.net.errors import ConnectFailed, StreamClosed
 from protocol.net.memory_connection import MemoryConnection
-from protocol.net.relay import Relay
 from protocol.net.relay_places import RelayLimits
-from protocol.net.reservations import KeptReservation, Reservations
 from protocol.net.transport import Stream
+from protocol.net.transport_circuits import TransportCircuits
 
 if TYPE_CHECKING:
     from protocol.net.memory_transport import MemoryTransport
@@ -30,34 +27,12 @@ _NUMBER_BYTES = 8
 _JOINED = b"\x01"
 
 
-class MemoryCircuits:
+class MemoryCircuits(TransportCircuits):
     """The circuits of one transport."""
 
     def __init__(self, owner: "MemoryTransport", limits: RelayLimits | None) -> None:
+        super().__init__(owner, limits, owner.network.clock)
         self._owner = owner
-        self._relay: Relay | None = None
-        self._places = Reservations(owner, owner.network.clock, read_address=bytes.decode)
-        taker = CallTaker(self._places.holds_place_at, self._serve_call)
-        owner.handle(STOP_PROTOCOL, taker.handle_stop)
-        if limits is not None:
-            self._relay = Relay(owner, limits, owner.network.clock, addresses=self._own_addresses)
-            owner.handle(HOP_PROTOCOL, self._relay.handle_hop)
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        return self._places.addresses
-
-    def keep(
-        self, relay_address: str, on_change: Callable[[], None], nursery: trio.Nursery
-    ) -> KeptReservation:
-        return self._places.keep(relay_address, on_change, nursery)
-
-    def forget(self, peer: PeerId) -> None:
-        if self._relay is not None:
-            self._relay.forget(peer)
-
-    def statistics(self) -> dict[str, int]:
-        return {} if self._relay is None else self._relay.statistics()
 
     async def dial(self, relay_address: str, peer: PeerId) -> None:
         """Connect to `peer` through a relay. Raises NetError."""
@@ -112,3 +87,6 @@ class MemoryCircuits:
 
     def _own_addresses(self) -> list[bytes]:
         return [address.encode() for address in self._owner.addresses]
+
+    def _read_address(self, data: bytes) -> str | None:
+        return data.decode()
