@@ -18,24 +18,23 @@ import trio
 
 from capanode.admission import Admission, AdmissionRules
 from capanode.announce import About, Announcer
-from capanode.benchmark import SpeedCache, speed_key
+from capanode.benchmark import SpeedCache
 from capanode.control import ControlLine
-from capanode.errors import ModelNotLoadedError, NodeError, NothingToServeError
+from capanode.errors import NothingToServeError
 from capanode.hourly_rates import DEFAULT_HOURLY_RATES, HourlyRates
 from capanode.jobs import ROLE, JobServer
-from capanode.load_cache import KnownLoad, LoadCache, load_key
+from capanode.load_cache import LoadCache
 from capanode.measurements import Speed
 from capanode.milestones import (
     Milestone,
     OnMilestone,
     draining,
     ignore_milestone,
-    model_failed,
-    model_loading,
-    model_measuring,
     model_ready,
     node_ready,
 )
+from capanode.model_speeds import ModelSpeeds
+from capanode.model_start import ModelStarter
 from capanode.outbox import MadeBy, Outbox
 from capanode.outbox_store import OutboxStore
 from capanode.pauses import Pauses
@@ -52,7 +51,6 @@ from capanode.utilization_price import scaled
 from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId
 from protocol.keys import SigningKey
-from protocol.limits import LOAD_MS_MAX
 from protocol.messages import DataCollection, IsolationTier
 from protocol.net.pool import StreamPool
 from protocol.net.rpc import RpcClient
@@ -125,7 +123,9 @@ class Node:
         self.plans = tuple(plans)
         self._own_prices = {plan.name: plan.price for plan in self.plans}
         self.price_percent = PERCENT
-        self._speeds = speeds
+        self._speeds = ModelSpeeds(
+            speeds, hardware=rules.hardware, software=rules.software, clock=runtime.clock
+        )
         self._loads = loads or LoadCache(None)
         self._runtime = runtime
         self._tell = on_milestone
@@ -228,23 +228,19 @@ class Node:
 
     def doubt_speed(self, model: ServedModel) -> None:
         """Real jobs contradict it: the next measurement replaces it."""
-        self._speeds.doubt(self._key_of(model))
+        self._speeds.doubt(model)
 
     def is_speed_settled(self, model: ServedModel) -> bool:
         """False if it was only measured while other programs were busy."""
-        return self._speeds.is_settled(self._key_of(model))
+        return self._speeds.is_settled(model)
 
     async def measure_again(self, model: ServedModel) -> None:
         """Offer what is measured now, unless a job came meanwhile. Raises BenchmarkError."""
-        key = self._key_of(model)
         jobs_done = model.jobs_done
-        now_ms = self._runtime.clock.now_ms()
-        measured = await self._speeds.measure(key, model.worker, now_ms=now_ms)
+        measured = await self._speeds.measure_again(model)
         if self.jobs.live_jobs or model.jobs_done != jobs_done:
             return
-        self._speeds.keep(key, measured)
-        speed = self._speeds.find(key, now_ms=now_ms)
-        assert speed is not None, "one was kept just now"
+        speed = self._speeds.keep(model, measured)
         log.info("model_measured_again", model=model.name, before=model.speed, now=speed)
         if speed != model.speed:
             model.speed = speed
@@ -253,32 +249,18 @@ class Node:
     # Starting.
 
     async def _start_models(self, stages: Stages) -> None:
-        """Start all workers, then measure one after the other, so that none slows another down.
-        Cold models come first, while there is room to measure those that are not known."""
-        ready: dict[Digest, ModelWorker] = {}
-        hot = [plan for plan in self.plans if not plan.is_cold]
-        await stages.start("workers", self._swapper.run)
-        for plan in self.plans:
-            if plan.is_cold:
-                await self._adopt_cold(plan)
-
-        async def start(plan: ModelPlan) -> None:
-            worker = self._worker_of(plan)
-            self._tell(model_loading(plan.name))
-            try:
-                await stages.start("workers", worker.run)
-            except NodeError as error:
-                log.error("model_not_started", model=plan.name, error=str(error))
-                self._tell(model_failed(plan.name, error))
-            else:
-                ready[plan.digest] = worker
-
-        async with trio.open_nursery() as nursery:
-            for plan in hot:
-                nursery.start_soon(start, plan)
-        for plan in hot:
-            if plan.digest in ready:
-                await self._adopt(plan, ready[plan.digest])
+        """Raises NothingToServeError."""
+        starter = ModelStarter(
+            self._workers,
+            self._swapper,
+            self._speeds,
+            self._loads,
+            software=self.rules.software,
+            on_ready=self._adopt,
+            on_state=lambda _: self._worker_changed(),
+            on_milestone=self._tell,
+        )
+        await starter.start(self.plans, stages)
         # In the owner's order, not in that of the loads.
         for plan in self.plans:
             if plan.digest in self.models:
@@ -288,44 +270,10 @@ class Node:
                 "no model could be started: see the errors above, and `capanode doctor`"
             )
 
-    def _worker_of(self, plan: ModelPlan) -> ModelWorker:
-        pool = self._workers if plan.footprint is None else self._swapper
-        return pool.worker(plan, on_state=lambda _: self._worker_changed())
-
-    async def _adopt_cold(self, plan: ModelPlan) -> None:
-        """Offer a model that is not loaded. If no earlier run has measured it, that comes first."""
-        worker = self._swapper.worker(plan, on_state=lambda _: self._worker_changed())
-        key = load_key(plan, software=self.rules.software)
-        known = self._loads.find(key)
-        if known is not None and self._known_speed(plan, known.info.slots) is not None:
-            worker.know(known)
-            await self._adopt(plan, worker)
-            return
-        self._tell(model_loading(plan.name))
-        try:
-            await self._swapper.load_at_start(worker)
-        except NodeError as error:
-            log.error("model_not_started", model=plan.name, error=str(error))
-            self._tell(model_failed(plan.name, error))
-            return
-        if worker.usual_load_ms <= LOAD_MS_MAX:
-            await self._adopt(plan, worker)
-        else:
-            self._tell(model_failed(plan.name, _too_slow_to_load(worker.usual_load_ms)))
-        await self._swapper.unload(worker)
-        if worker.info is not None and plan.digest in self.models:
-            self._loads.keep(key, KnownLoad(worker.info, worker.usual_load_ms))
-
-    async def _adopt(self, plan: ModelPlan, worker: ModelWorker) -> None:
-        """Measure, price and serve one model; one that fails its measurement is left out."""
+    def _adopt(self, plan: ModelPlan, worker: ModelWorker, speed: Speed) -> None:
+        """Price and serve one model."""
         info = worker.info
         assert info is not None, "a worker that started has said what it is"
-        try:
-            speed = await self._speed(plan, worker)
-        except NodeError as error:
-            log.error("model_not_measured", model=plan.name, error=str(error))
-            self._tell(model_failed(plan.name, error))
-            return
         model = ServedModel(
             name=plan.name,
             digest=plan.digest,
@@ -342,43 +290,6 @@ class Node:
         model.price = self._price_of(model)
         self.models[plan.digest] = model
         self._tell(model_ready(model, is_proposed=plan.price is None))
-
-    async def _speed(self, plan: ModelPlan, worker: ModelWorker) -> Speed:
-        """Raises BenchmarkError."""
-        assert worker.info is not None
-        speed = self._known_speed(plan, worker.info.slots)
-        if speed is None:
-            self._tell(model_measuring(plan.name))
-            key = self._key_of_plan(plan, worker.info.slots)
-            now_ms = self._runtime.clock.now_ms()
-            measured = await self._speeds.measure(key, worker, now_ms=now_ms)
-            self._speeds.keep(key, measured)
-            speed = measured.speed
-        return speed
-
-    def _known_speed(self, plan: ModelPlan, slots: int) -> Speed | None:
-        key = self._key_of_plan(plan, slots)
-        return self._speeds.find(key, now_ms=self._runtime.clock.now_ms())
-
-    def _key_of_plan(self, plan: ModelPlan, slots: int) -> str:
-        return self._speed_key(plan.digest, plan.hardware, slots=slots, threads=plan.threads)
-
-    def _speed_key(
-        self, model: Digest, hardware: Hardware | None, *, slots: int, threads: int
-    ) -> str:
-        rules = self.rules
-        return speed_key(
-            model,
-            hardware or rules.hardware,
-            slots=slots,
-            threads=threads,
-            software=rules.software,
-        )
-
-    def _key_of(self, model: ServedModel) -> str:
-        return self._speed_key(
-            model.digest, model.hardware, slots=model.seats.slots, threads=model.threads
-        )
 
     # Prices.
 
@@ -489,10 +400,3 @@ class Node:
     def _ready(self) -> Milestone:
         names = [model.name for model in self.models.values()]
         return node_ready(self.key.peer_id, self.transport.addresses, names, self.rules.isolation)
-
-
-def _too_slow_to_load(load_ms: int) -> ModelNotLoadedError:
-    return ModelNotLoadedError(
-        f"it does not fit beside the other models, and loading it takes {load_ms / 1_000:.0f} s, "
-        f"longer than any job waits ({LOAD_MS_MAX // 1_000} s)"
-    )
