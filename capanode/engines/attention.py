@@ -88,9 +88,13 @@ def plan_segments(lengths: Sequence[int]) -> list[Segment]:
     return segments[::-1]
 
 
+def _shift(segment: Segment, rows: int) -> Segment:
+    return Segment(range(segment.rows.start + rows, segment.rows.stop + rows), segment.length)
+
+
 class _SegmentBatch:
-    """One segment's views of the cache and its mask. With a `shared_row` all of its rows read that
-    one row of the cache."""
+    """One segment's views of the cache and its mask. Its rows `read` as many rows of the cache, or
+    all of them one."""
 
     def __init__(
         self,
@@ -99,13 +103,12 @@ class _SegmentBatch:
         scratch: Tensor,
         rules: AttentionRules,
         *,
-        shared_row: int | None = None,
+        read: range,
     ) -> None:
         shape = cache.shape
         self.rows, self.length = segment.rows, segment.length
         self._groups = rules.heads // shape.kv_heads
         self._rules = rules.layers
-        read = segment.rows if shared_row is None else range(shared_row, shared_row + 1)
         sizes = (len(segment.rows), shape.kv_heads, 2, segment.length, shape.head_dim)
         self._views = [
             cache.keys_values(layer, read, segment.length).view(len(read), *sizes[1:]).expand(sizes)
@@ -145,8 +148,37 @@ class _SegmentBatch:
         return torch.bmm(weights, both[:, 1]).view(len(self.rows), -1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Neighbouring tokens of a pass, each of which is the next one of a row of the cache, or all of
+    which go to one row."""
+
+    tokens: range
+    rows: range
+
+    def read_by(self, segment: Segment) -> range:
+        if len(self.rows) < len(self.tokens):
+            return self.rows
+        shift = self.rows.start - self.tokens.start
+        return range(segment.rows.start + shift, segment.rows.stop + shift)
+
+
+def _plan_spans(first_row: int, counts: Sequence[int]) -> list[_Span]:
+    """For `counts` new tokens in the rows from the first one on."""
+    spans: list[_Span] = []
+    end = 0
+    for row, count in enumerate(counts, first_row):
+        start, end = end, end + count
+        last = spans[-1] if spans else None
+        if count == 1 and last is not None and len(last.rows) == len(last.tokens):
+            spans[-1] = _Span(range(last.tokens.start, end), range(last.rows.start, row + 1))
+        else:
+            spans.append(_Span(range(start, end), range(row, row + 1)))
+    return spans
+
+
 class _RowsAttention:
-    """One new token for each row, each in a row of the cache and at a position of its own."""
+    """New tokens of rows of the cache, each at a position of its own."""
 
     def __init__(
         self,
@@ -154,27 +186,35 @@ class _RowsAttention:
         lengths: Sequence[int],
         rules: AttentionRules,
         *,
-        shared_row: int | None = None,
+        counts: Sequence[int],
+        first_row: int = 0,
     ) -> None:
+        """From the first row on, each has `counts` new tokens; with the first of them it has one of
+        `lengths`."""
         self._cache = cache
         self._heads = rules.heads
         shape, device = cache.shape, cache.layers[0].device
-        segments = plan_segments(lengths)
+        own = [
+            length + more
+            for length, count in zip(lengths, counts, strict=True)
+            for more in range(count)
+        ]
+        planned = [
+            (_shift(segment, span.tokens.start), span)
+            for span in _plan_spans(first_row, counts)
+            for segment in plan_segments(own[span.tokens.start : span.tokens.stop])
+        ]
         # A GPU computes in what the cache holds.
         dtype = torch.float32 if device.type == "cpu" else shape.dtype
-        tokens = max(len(segment.rows) * segment.length for segment in segments)
+        tokens = max(len(segment.rows) * segment.length for segment, _ in planned)
         size = 0 if dtype == shape.dtype else tokens * 2 * shape.kv_heads * shape.head_dim
         scratch = torch.empty(size, dtype=dtype, device=device)
         self._batches = [
-            _SegmentBatch(cache, segment, scratch, rules, shared_row=shared_row)
-            for segment in segments
+            _SegmentBatch(cache, segment, scratch, rules, read=span.read_by(segment))
+            for segment, span in planned
         ]
-        count = len(lengths)
-        self._rows = (
-            torch.arange(count, device=device)
-            if shared_row is None
-            else torch.full((count,), shared_row, device=device)
-        )
+        rows = [row for row, count in enumerate(counts, first_row) for _ in range(count)]
+        self._rows = torch.tensor(rows, device=device)
         self._positions = self._rows
 
     def set_positions(self, positions: Tensor) -> None:
@@ -200,7 +240,7 @@ class DecodeAttention(_RowsAttention):
     """One new token for each of rows 0..n. Kept from step to step while the rows stay the same."""
 
     def __init__(self, cache: KvCache, lengths: Sequence[int], rules: AttentionRules) -> None:
-        super().__init__(cache, lengths, rules)
+        super().__init__(cache, lengths, rules, counts=[1] * len(lengths))
 
     def fits(self, lengths: Sequence[int]) -> bool:
         """True if the same number of rows, now of these lengths, can still be served."""
@@ -214,8 +254,23 @@ class ReplayAttention(_RowsAttention):
     same kernels see the same numbers, so the cache comes out alike."""
 
     def __init__(self, cache: KvCache, chunk: "PrefillChunk", rules: AttentionRules) -> None:
-        lengths = range(chunk.start + 1, chunk.start + chunk.count + 1)
-        super().__init__(cache, lengths, rules, shared_row=chunk.row)
+        super().__init__(cache, [chunk.start + 1], rules, counts=[chunk.count], first_row=chunk.row)
+
+
+class DraftAttention(_RowsAttention):
+    """The next token of each of rows 0..n, with the tokens that are drafted to follow it, as if
+    each were decoded in a step of its own."""
+
+    def __init__(
+        self,
+        cache: KvCache,
+        lengths: Sequence[int],
+        rules: AttentionRules,
+        *,
+        counts: Sequence[int],
+    ) -> None:
+        """`lengths` are those without the drafts, `counts` how many tokens each row gets."""
+        super().__init__(cache, lengths, rules, counts=counts)
 
 
 @dataclass(frozen=True, slots=True)

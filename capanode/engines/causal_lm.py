@@ -1,8 +1,8 @@
 """Generation with continuous batching: jobs come and go at any step, every step serves all of them.
 
 A step is one pass: either chunks of waiting prompts (which gives the first tokens) or one token for
-every running answer. The two alternate while both have work, so that a long prompt slows running
-answers down but never stops them.
+every running answer, with those that may follow it (`drafts`). The two alternate while both have
+work, so that a long prompt slows running answers down but never stops them.
 
 Determinism: a job's tokens depend on its input and seed. In bfloat16 on CPU they do so bit for bit
 whatever else runs, as long as no more than `INVARIANT_ROWS` jobs decode together: prompts are cut
@@ -21,7 +21,12 @@ from torch import Tensor
 
 from capanode.engines.answering import accept_tokens
 from capanode.engines.attending import JobCache, kernel_of, next_attention
-from capanode.engines.attention import NextAttention, PrefillChunk, ReplayAttention
+from capanode.engines.attention import (
+    DraftAttention,
+    NextAttention,
+    PrefillChunk,
+    ReplayAttention,
+)
 from capanode.engines.base import (
     EngineEvent,
     EngineInfo,
@@ -29,6 +34,7 @@ from capanode.engines.base import (
 )
 from capanode.engines.cache_budget import cache_budget
 from capanode.engines.decoder import DecoderModel
+from capanode.engines.drafts import DraftedStep, plan_drafts
 from capanode.engines.exact_logits import ExactLogits
 from capanode.engines.families import read_decoder_config
 from capanode.engines.generation import FinishReason, Generation
@@ -77,8 +83,11 @@ class CausalLM:
         reader: GenerationReader,
         *,
         cache_tokens: int,
+        drafts: bool = True,
     ) -> None:
+        """`drafts` are made on a CPU only: a GPU's steps run ahead of what they would need."""
         slots = cache.shape.rows - 1
+        self._drafts = drafts and isinstance(cache, KvCache)
         self._model, self._cache, self._reader = model, cache, reader
         self._cache_tokens = cache_tokens
         self._padding_row = slots
@@ -122,8 +131,10 @@ class CausalLM:
         device: str | torch.device = "cpu",
         context_tokens: int | None = None,
         cache_bytes: int | None = None,
+        drafts: bool = True,
     ) -> "CausalLM":
-        """Raises ModelLoadError if the directory does not hold a model that runs here."""
+        """Without `drafts` an answer takes a step for each of its tokens, which are the same.
+        Raises ModelLoadError if the directory does not hold a model that runs here."""
         torch.set_num_threads(threads)
         device = torch.device(device)
         plain = read_json(model_dir / "config.json")
@@ -155,7 +166,7 @@ class CausalLM:
                 else KvCache(shape, device=device)
             )
             model.warm_up(slots, _IDLE_PASS_TOKENS)
-            return cls(model, cache, reader, cache_tokens=budget.tokens)
+            return cls(model, cache, reader, cache_tokens=budget.tokens, drafts=drafts)
 
     @property
     def info(self) -> EngineInfo:
@@ -321,6 +332,10 @@ class CausalLM:
         jobs = self._slots.decoding
         if self._steps is not None and (self._steps.is_flying or runs_ahead(jobs)):
             return self._step_ahead(self._steps, jobs)
+        if self._drafts:
+            drafts = plan_drafts(jobs, self._cache_tokens - self._slots.token_count)
+            if any(drafts):
+                return self._decode_drafted(DraftedStep(list(jobs), drafts))
         lengths = [len(job.tokens) for job in jobs]
         if self._attention is None or not self._attention.fits(lengths):
             self._attention = next_attention(self._cache, lengths, self._model.config.attention)
@@ -330,6 +345,18 @@ class CausalLM:
         for job, length in zip(jobs, lengths, strict=True):
             job.cached = length
         return self._continue(list(jobs), logits, exact)
+
+    def _decode_drafted(self, step: DraftedStep) -> list[EngineEvent]:
+        """Run one token of every answer with those that may follow."""
+        assert isinstance(self._cache, KvCache), "drafts are made for rows only"
+        attention = DraftAttention(
+            self._cache, step.lengths, self._model.config.attention, counts=step.counts
+        )
+        logits, exact = self._model.decode(step.tokens, step.positions, attention)
+        events, ended = step.accept(logits, exact, self._reader.token_bytes)
+        step.settle(self._cache)
+        self._end(ended)
+        return events
 
     def _step_ahead(self, steps: GraphSteps, jobs: Sequence[Generation]) -> list[EngineEvent]:
         """Start a token of every answer, and take those of the step before."""
@@ -357,10 +384,13 @@ class CausalLM:
     ) -> list[EngineEvent]:
         """Take each job's next token, with its score where there is one."""
         events, ended = accept_tokens(jobs, tokens, scores or [None] * len(jobs))
+        self._end(ended)
+        return events
+
+    def _end(self, ended: Sequence[Generation]) -> None:
         # From the last row down, so that no row is moved that is about to be freed.
         for job in sorted(ended, key=lambda job: job.row, reverse=True):
             self._forget(job)
-        return events
 
     def _preempt(self) -> None:
         """If the cache is full, let the youngest answer wait, or a prompt that is not read yet: it

@@ -13,6 +13,7 @@ from torch.nn import functional
 from capanode.engines.attending import JobCache, prompt_attention
 from capanode.engines.attention import (
     Attention,
+    DraftAttention,
     NextAttention,
     PrefillChunk,
     ReplayAttention,
@@ -69,10 +70,13 @@ class DecoderModel:
         self._kinds = torch.tensor(kinds, device=device)
 
     def decode(
-        self, tokens: Sequence[int], positions: Sequence[int], attention: NextAttention
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        attention: NextAttention | DraftAttention,
     ) -> tuple[Tensor, ExactLogits | None]:
-        """The next logits [n, vocab] for rows 0..n, whose last token stands at `positions`, and
-        where they are rounded what that took."""
+        """The next logits [n, vocab] behind each token, which stand at `positions` of the rows that
+        `attention` serves, and where they are rounded what that took."""
         count = len(tokens)
         padding = [0] * (padded_rows(count) - count)
         place = torch.tensor([*positions, *padding], device=self.device)

@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from capanode.engines.base import Completed, Failed, Produced, Started
 from capanode.engines.detokenize import AnswerText
+from capanode.engines.drafter import Drafter
 from capanode.engines.logit_rules import LogitRules
 from capanode.engines.sampling import SamplingParameters
 from protocol.codec import encode
@@ -49,6 +50,7 @@ class Generation:
     score_bytes: int = 0
     failure: str | None = None  # why it cannot go on, in words of ours
     is_started: bool = False
+    drafter: Drafter | None = None  # once tokens were drafted for it, or might have been
 
     def __post_init__(self) -> None:
         self.input_count = len(self.tokens)

@@ -146,6 +146,7 @@ class Grammar:
     def __init__(self, matcher: llguidance.LLMatcher, vocab: int, *, after: bytes) -> None:
         self._matcher, self._vocab = matcher, vocab
         self._after, self._seen = after, b""
+        self._allowed: Tensor | None = None  # once it was asked for, until the next token
 
     @property
     def is_complete(self) -> bool:
@@ -159,6 +160,7 @@ class Grammar:
 
     def push(self, token: int, piece: bytes) -> None:
         """Take the answer's next token, which spells `piece`."""
+        self._allowed = None
         if not self._after:
             self._matcher.consume_token(token)
             return
@@ -170,9 +172,11 @@ class Grammar:
         """Which tokens may come next, as booleans [vocab]; None for all of them."""
         if self._after:
             return None
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        allowed = np.unpackbits(bits, count=self._vocab, bitorder="little")
-        return torch.from_numpy(allowed.view(np.bool_))
+        if self._allowed is None:
+            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+            allowed = np.unpackbits(bits, count=self._vocab, bitorder="little")
+            self._allowed = torch.from_numpy(allowed.view(np.bool_))
+        return self._allowed
 
 
 def _format_text(wanted: OutputFormat) -> str:

@@ -70,6 +70,11 @@ class KvCache:
         )
         return heads[rows.start * shape.kv_heads : rows.stop * shape.kv_heads, :, :length]
 
+    def clear(self, row: int, places: range) -> None:
+        """Forget some tokens of a row: they read as zeros, as if they had not been there."""
+        if places:
+            self.tokens(row, places).zero_()
+
     def move(self, source: int, target: int, length: int, target_length: int) -> None:
         """Copy `length` tokens over a row that held `target_length`, then release the source."""
         for layer in self.layers:

@@ -65,6 +65,12 @@ class LogitRules:
     def has_failed(self) -> bool:
         return self._grammar is not None and self._grammar.has_failed
 
+    def forbids(self, token: int) -> bool:
+        """Whether the format does not let `token` come next. Asks no more of the format than
+        `apply` does, so that its limits count alike."""
+        allowed = self._grammar.allowed() if self._grammar is not None else None
+        return allowed is not None and not bool(allowed[token])
+
     def note(self, token: int, piece: bytes) -> None:
         """The answer has one token more, which spells `piece`."""
         self._answered += 1

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from capanode.engines.attention import (
     DecodeAttention,
+    DraftAttention,
     PrefillAttention,
     PrefillChunk,
     ReplayAttention,
@@ -100,3 +101,31 @@ def test_replayed_tokens_attend_bit_for_bit_as_they_were_decoded(cache: KvCache)
     replay.set_positions(torch.arange(64, TOKENS))
     replayed = torch.stack([replay(index, part) for index, part in enumerate(mixed[:, 64:])])
     assert torch.equal(replayed, torch.cat(decoded, 1))
+
+
+@pytest.mark.parametrize("counts", [[1, 3, 1, 1], [4, 1, 1, 2], [2, 2, 2, 2], [1, 1, 1, 5]])
+def test_drafted_tokens_attend_bit_for_bit_as_if_each_were_decoded(
+    cache: KvCache, counts: list[int]
+) -> None:
+    lengths = [40, 64, 30, 64]  # Two rows go on in another segment of the cache.
+    mixed = [tokens_of(TOKENS, seed=row) for row in range(4)]
+    decoded: list[list[Tensor]] = [[] for _ in counts]
+    for row, length in enumerate(lengths):
+        prefill(cache, PrefillChunk(row, 0, length), mixed[row][:, :length])
+    for more in range(max(counts)):
+        places = [length + more for length in lengths]
+        attention = DecodeAttention(cache, [place + 1 for place in places], MODEL)
+        attention.set_positions(torch.tensor(places))
+        step = torch.stack([own[:, at] for own, at in zip(mixed, places, strict=True)], 1)
+        found = torch.stack([attention(index, part) for index, part in enumerate(step)])
+        for row in range(4):
+            decoded[row].append(found[:, row])
+    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        cache.clear(row, range(length, length + max(counts)))
+        decoded[row] = decoded[row][:count]
+    drafted = DraftAttention(cache, [length + 1 for length in lengths], MODEL, counts=counts)
+    pairs = list(zip(lengths, counts, strict=True))
+    drafted.set_positions(torch.tensor([n + more for n, count in pairs for more in range(count)]))
+    step = torch.cat([own[:, n : n + c] for own, (n, c) in zip(mixed, pairs, strict=True)], 1)
+    found = torch.stack([drafted(index, part) for index, part in enumerate(step)])
+    assert torch.equal(found, torch.stack([one for row in decoded for one in row], 1))
