@@ -15,7 +15,7 @@ DRAFT_TOKENS_MAX = 15
 
 # What is believed of a guess behind 2, 4, 8 and 16 equal tokens or more, before any was compared,
 # and how many comparisons that belief is worth.
-_BELIEVED = {2: 0.4, 3: 0.6, 4: 0.8, 5: 0.9}
+_BELIEVED = {2: 0.5, 3: 0.65, 4: 0.8, 5: 0.9}
 _BELIEF_WEIGHT = 4
 # Then half of them are forgotten: a text changes.
 _COMPARED_MAX = 32

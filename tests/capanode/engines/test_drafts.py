@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from capanode.engines import causal_lm
 from capanode.engines.base import Produced
 from capanode.engines.causal_lm import CausalLM
-from capanode.engines.kv_cache import KvCache
+from capanode.engines.kv_cache import CacheShape, KvCache
 from protocol.generation import (
     FormatKind,
     GenerationInput,
@@ -151,31 +152,41 @@ def test_an_answer_that_repeats_itself_takes_few_steps(
 
 
 def test_the_cache_holds_what_it_would_hold_without_drafts(
-    engines: tuple[CausalLM, CausalLM],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    plain, drafting = engines
-    job_input = asked("sampled", 5, max_tokens=200)
-    tokens = told(plain, [job_input]).tokens("0")
-    drafting.submit("job", job_input)
-    plain.submit("job", job_input)
-    seen = held = 0
-    while seen < 100:
-        seen += sum(isinstance(event, Produced) for event in drafting.step())
-    while held < seen:
-        held += sum(isinstance(event, Produced) for event in plain.step())
-    assert seen < len(tokens)
-    first, second = (rows_of(engine) for engine in engines)
-    assert torch.equal(first, second)
-    for engine in engines:
+    caches: list[KvCache] = []
+
+    class Seen(KvCache):
+        def __init__(self, shape: CacheShape, *, device: torch.device) -> None:
+            super().__init__(shape, device=device)
+            caches.append(self)
+
+    monkeypatch.setattr(causal_lm, "KvCache", Seen)
+    plain, drafting = load_both(write_llama(tmp_path, dtype="bfloat16"))
+    for engine in (plain, drafting):
+        engine.submit("job", asked("sampled", 5, max_tokens=200))
+    for target in (60, 90):
+        seen = held = steps = 0
+        while seen < target:
+            seen += produced(drafting)
+            steps += 1
+        while held < seen:
+            held += produced(plain)
+        assert steps < held == seen
+        assert torch.equal(rows_of(caches[0]), rows_of(caches[1]))
+    for engine, cache in zip((plain, drafting), caches, strict=True):
         engine.cancel("job")
-        assert not rows_of(engine).any()
+        assert not rows_of(cache).any()
 
 
-def rows_of(engine: CausalLM) -> torch.Tensor:
-    """All keys and values of the rows that jobs may have."""
-    cache = engine._cache
-    assert isinstance(cache, KvCache)
-    return torch.stack([layer[: engine.info.slots] for layer in cache.layers])
+def produced(engine: CausalLM) -> int:
+    """How many tokens a step gives."""
+    return sum(isinstance(event, Produced) for event in engine.step())
+
+
+def rows_of(cache: KvCache) -> torch.Tensor:
+    """All keys and values of the rows that jobs may have: the last one is for padding."""
+    return torch.stack([layer[:-1] for layer in cache.layers])
 
 
 def test_drafts_take_no_more_of_the_cache_than_there_is(tmp_path: Path) -> None:
