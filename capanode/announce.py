@@ -58,7 +58,7 @@ GOSSIP_QUEUE_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What an offer says that does not change while the node runs."""
+    """What an offer says of the node as a whole. Only the hardware changes while it runs."""
 
     region: str
     isolation: IsolationTier
@@ -105,7 +105,7 @@ class Announcer:
         self,
         transport: Transport,
         key: SigningKey,
-        about: About,
+        about: Callable[[], About],
         models: Callable[[], tuple[ModelOffer, ...]],
         *,
         clock: Clock,
@@ -203,13 +203,14 @@ class Announcer:
     def _says_something_new(self) -> bool:
         assert self.current is not None
         offered = self.current.message
-        says = (offered.models, offered.addresses, offered.incarnation_ms)
-        return says != (self._models(), self._addresses(), self.incarnation_ms)
+        says = (offered.models, offered.addresses, offered.incarnation_ms, offered.hardware)
+        now = (self._models(), self._addresses(), self.incarnation_ms, self._about().hardware)
+        return says != now
 
     def _make_offer(self) -> Signed[NodeOffer]:
         now_ms = self._clock.now_ms()
         self._sequence += 1
-        about = self._about
+        about = self._about()
         offer = seal(
             self._key,
             NodeOffer(

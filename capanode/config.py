@@ -169,7 +169,8 @@ class NodeConfig:
         IfGpuFails.STOP,
         choice(IfGpuFails),
         "What to do at the start if a GPU is here that cannot be used, or has no room for a model: "
-        "stop (leave that model out), or serve from the processor (cpu).",
+        "stop (leave that model out), or serve from the processor (cpu), also a model whose GPU is "
+        "lost later, until it works again.",
     )
     price_cpu_core_hour: int = setting(
         DEFAULT_HOURLY_RATES.cpu_core_hour_nano,

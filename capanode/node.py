@@ -134,7 +134,7 @@ class Node:
         self.is_drained_for_good = False
         # For the owner, beside the warnings of `capanode status`; empty if there is nothing.
         self.notice = ""
-        self.pauses = Pauses(self._worker_changed)
+        self.pauses = Pauses(self.worker_changed)
         self.reach = Reachability(
             transport,
             by_hand=rules.is_announced_by_hand,
@@ -145,7 +145,7 @@ class Node:
         self.announcer = Announcer(
             transport,
             key,
-            self._about(),
+            self._about,
             self._offered_models,
             clock=runtime.clock,
             rng=runtime.child_rng(),
@@ -192,6 +192,15 @@ class Node:
         """Those that take memory now."""
         cold = {model.digest for model in self.models.values() if model.load_ms}
         return tuple(plan for plan in self.plans if plan.digest not in cold)
+
+    @property
+    def hardware(self) -> Hardware:
+        """What jobs run on: what the node started with, unless no model runs on that now."""
+        own = self.rules.hardware
+        found = [model.hardware or own for model in self.models.values() if model.is_offered]
+        if not found or any(one.kind == own.kind for one in found):
+            return own
+        return found[0]
 
     @property
     def is_stopping(self) -> bool:
@@ -246,6 +255,25 @@ class Node:
             model.speed = speed
             self._price_again()
 
+    # Models that move from one device to another.
+
+    async def take_over(self, plan: ModelPlan, worker: ModelWorker) -> ServedModel:
+        """From now on this worker serves the plan's model. Raises BenchmarkError."""
+        assert worker.info is not None, "a worker that started has said what it is"
+        speed = self._speeds.known(plan, worker.info.slots)
+        if speed is None:
+            speed = await self._speeds.measure(plan, worker)
+        self._adopt(plan, worker, speed)
+        model = self.models[plan.digest]
+        self.put_back(plan, model)
+        return model
+
+    def put_back(self, plan: ModelPlan, model: ServedModel) -> None:
+        """It is served as it was planned; jobs of who served it meanwhile have ended."""
+        self.plans = tuple(plan if one.digest == plan.digest else one for one in self.plans)
+        self.models[plan.digest] = model
+        self._price_again()
+
     # Starting.
 
     async def _start_models(self, stages: Stages) -> None:
@@ -257,7 +285,7 @@ class Node:
             self._loads,
             software=self.rules.software,
             on_ready=self._adopt,
-            on_state=lambda _: self._worker_changed(),
+            on_state=lambda _: self.worker_changed(),
             on_milestone=self._tell,
         )
         await starter.start(self.plans, stages)
@@ -297,7 +325,7 @@ class Node:
         """New jobs see the new prices; leases rest on the offers that they name."""
         for model in self.models.values():
             model.price = self._price_of(model)
-        self._worker_changed()
+        self.worker_changed()
 
     def _price_of(self, model: ServedModel) -> PriceSheet:
         own = self._own_prices.get(model.name)
@@ -329,7 +357,8 @@ class Node:
         offers = tuple(model.offer() for model in self.models.values() if model.is_offered)
         return within_signature_room(offers)
 
-    def _worker_changed(self) -> None:
+    def worker_changed(self) -> None:
+        """What is offered may be different now."""
         self.announcer.changed()
         self._load_changed()
 
@@ -363,7 +392,7 @@ class Node:
         return About(
             region=self.rules.region,
             isolation=self.rules.isolation,
-            hardware=self.rules.hardware,
+            hardware=self.hardware,
             software=self.rules.software,
             data_collection=self.rules.data_collection,
         )

@@ -27,10 +27,12 @@ from capanode.owner_watch import OwnerWatch
 from capanode.pauses import OwnerPause
 from capanode.ports import PortError, check_port
 from capanode.price_keeper import PriceKeeper
+from capanode.processor_fallback import ProcessorFallback
 from capanode.reach.advice import virtual_network
 from capanode.reach.gateway import find_mappers
 from capanode.remeasure import Remeasurer
-from capanode.start_plan import StartPlan, plan_start
+from capanode.settings import IfGpuFails
+from capanode.start_plan import StartPlan, on_processor, plan_start
 from capanode.status import NodeStatus, StatusServer, read_status
 from capanode.update_notice import UpdateWatch
 from capanode.workers import SandboxedWorkers
@@ -95,15 +97,16 @@ async def serve(
             transport.handle(BLOB_PROTOCOL, shared.handle)
         store = OutboxStore(config.outbox_path)
         try:
+            workers = SandboxedWorkers(
+                plan.sandbox,
+                rng=runtime.child_rng(),
+                nice=config.worker_nice,
+                whole_sys=plan.whole_sys,
+            )
             node = Node(
                 key,
                 transport,
-                SandboxedWorkers(
-                    plan.sandbox,
-                    rng=runtime.child_rng(),
-                    nice=config.worker_nice,
-                    whole_sys=plan.whole_sys,
-                ),
+                workers,
                 plan.plans,
                 _rules(config, plan, software),
                 store=store,
@@ -116,7 +119,14 @@ async def serve(
             settings = LiveSettings(node, config, reread=reread_config)
             commands = OwnerCommands(node, pause, reload=settings.reload)
             server = StatusServer(node, config.status_socket, commands)
-            keepers = _keepers(node, settings, runtime)
+            fallback = ProcessorFallback(
+                node,
+                workers,
+                partial(on_processor, processor=plan.processor),
+                is_wanted=lambda: config.if_gpu_fails is IfGpuFails.CPU,
+                on_milestone=on_milestone,
+            )
+            keepers = (*_keepers(node, settings, runtime), fallback.run)
             # Other programs that share the store leave alone what is served here.
             with models.use.hold(one.digest for one in plan.plans):
                 await run_until_signal(partial(_run, node, server, keepers, on_status))

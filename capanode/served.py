@@ -74,6 +74,8 @@ class ServedModel:
     # What runs it, where that is not what the node's offer says of all.
     hardware: Hardware | None = None
     batch_percent: int = BATCH_PERCENT_DEFAULT
+    # For the owner; empty if there is nothing to say.
+    notice: str = ""
     # None for a model that is always in memory.
     on_demand: LoadedOnDemand | None = None
     jobs_done: int = 0

@@ -20,6 +20,7 @@ from capanode.placement import ModelPlacement, place_models, place_on_processor
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.sandbox.spawn import Sandbox
 from capanode.settings import IfGpuFails
+from capanode.tasks import NODE_TASKS
 from capanode.workers import ModelPlan, plan_models
 from protocol.messages import IsolationTier
 from protocol.offers import Hardware
@@ -39,6 +40,7 @@ class StartPlan:
     plans: tuple[ModelPlan, ...]
     # See `ModelPlacement.room`.
     room: Mapping[str, int]
+    processor: Hardware
 
 
 def plan_start(
@@ -75,6 +77,7 @@ def plan_start(
             for plan in placement.plans
         ),
         room=placement.room,
+        processor=hardware_of(machine),
     )
 
 
@@ -89,6 +92,18 @@ def require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> Iso
     words = f"isolation: {tier}, shown by a self-test that tried to break out"
     on_milestone(Milestone("isolation", words, {"tier": tier}))
     return report
+
+
+def on_processor(plan: ModelPlan, processor: Hardware) -> ModelPlan:
+    """The same model without its GPU."""
+    return replace(
+        plan,
+        gpu=None,
+        promise=None,
+        footprint=None,
+        slots=min(plan.slots, NODE_TASKS[plan.manifest.task].cpu_slots),
+        hardware=processor,
+    )
 
 
 def stops_start(leave: IfGpuFails, failure: DeviceFailure) -> bool:

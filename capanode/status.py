@@ -164,8 +164,8 @@ async def read_status(node: Node, rates: Rates) -> NodeStatus:
         addresses=node.transport.addresses,
         region=node.rules.region,
         isolation=node.rules.isolation.value,
-        hardware=node.rules.hardware,
-        devices=devices_of(node.loaded_plans, node.rules.hardware),
+        hardware=node.hardware,
+        devices=devices_of(node.loaded_plans, node.hardware),
         models=models,
         coordinators=tuple(
             CoordinatorStatus(
@@ -273,6 +273,8 @@ def _warnings(node: Node) -> Iterator[str]:
     if not node.lines:
         yield "no coordinator is listed, so no job can come: set `coordinators`"
     for model in node.models.values():
+        if model.notice:
+            yield f"{model.name}: {model.notice}"
         why = _last_ending(model) or "see the log"
         if model.worker.state is WorkerState.DEVICE_LOST:
             yield f"{model.name} is not offered until its GPU works again: {why}"

@@ -56,7 +56,7 @@ def make_announcer(
     return Announcer(
         transport or MemoryNetwork(Random(1)).transport(NODE),
         NODE,
-        about,
+        lambda: about,
         lambda: (MODEL.offer(),),
         clock=clock,
         rng=Random(2),

@@ -46,7 +46,7 @@ from protocol.net.pool import StreamPool
 from protocol.net.relay_places import RelayLimits
 from protocol.net.rpc import RpcServer
 from protocol.net.transport import Stream
-from protocol.offers import LoadReport, NodeOffer
+from protocol.offers import Hardware, LoadReport, NodeOffer
 from protocol.payload import SaltedPayload
 from protocol.pricing import PriceSheet, Units, cost_nano
 from protocol.programs.runners import InlineRunner
@@ -267,6 +267,7 @@ async def open_world(
     pool: FakePool | None = None,
     plans: Sequence[ModelPlan] | None = None,
     room: Mapping[str, int] | None = None,
+    hardware: Hardware = HARDWARE,
     loads: LoadCache | None = None,
     speeds: SpeedCache | None = None,
 ) -> AsyncIterator[World]:
@@ -294,7 +295,7 @@ async def open_world(
             NodeRules(
                 coordinators=(CoordinatorAddress(COORDINATOR.peer_id, address),),
                 isolation=IsolationTier.BWRAP,
-                hardware=HARDWARE,
+                hardware=hardware,
                 software="capanode/test",
                 region="eu",
                 drain_s=2.0,
