@@ -29,7 +29,9 @@ help:
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is too old: name a Python 3.11 or newer with PYTHON=..."; exit 1; }
-	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -m venv .venv; }
+	@# One whose creation was cut has a Python, and no pip: it is made anew.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
+		{ echo "creating .venv"; $(PYTHON) -m venv --clear .venv; }
 	@echo "installing dependencies (the first time takes a minute or two)"
 	@# To compile all of the 19,000 modules would take a minute. What a program imports is compiled
 	@# then; only what the sandbox imports has to be before, since nothing is written from there.

@@ -18,7 +18,7 @@ from capanode.config import NodeConfig
 from capanode.errors import NotRunningError, OwnerCommandError
 from capanode.gpu_trial import settle_gpus
 from capanode.hardware import MachineCheck, hardware_findings, probe_machine, usable_gpus
-from capanode.models.errors import ModelError, UnsafeModelError
+from capanode.models.errors import CorruptModelError, ModelError, UnsafeModelError
 from capanode.models.store import ModelStore
 from capanode.ports import PortError, check_port
 from capanode.sandbox.probe import IsolationReport, probe_isolation
@@ -210,10 +210,13 @@ def _models(config: NodeConfig, running: Mapping[str, Any] | None) -> MachineChe
         wanted = [model.name for model in config.models] or sorted(store.names())
         for name in wanted:
             stored = store.find(name)
+            store.check(stored.digest)
             if not config.allow_code_models:
                 refuse_code(stored)
     except UnsafeModelError as error:
         return MachineCheck("models", False, str(error), "`capanode models rm` forgets it")
+    except CorruptModelError as error:
+        return MachineCheck("models", False, str(error), "pull it again")
     except ModelError as error:
         return MachineCheck(
             "models", False, str(error), "`capanode models list` shows what there is"

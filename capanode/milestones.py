@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from capanode.device_problems import DeviceFailure
-from capanode.errors import NodeError
 from capanode.served import ServedModel
+from protocol.errors import CapaError
 from protocol.ids import PeerId
 from protocol.messages import IsolationTier
 from protocol.money import format_credits
@@ -36,7 +36,11 @@ def model_measuring(name: str) -> Milestone:
     return Milestone("model_measuring", f"measuring {name}", {"model": name})
 
 
-def model_failed(name: str, error: NodeError) -> Milestone:
+def model_checking(name: str) -> Milestone:
+    return Milestone("model_checking", f"checking the files of {name}", {"model": name})
+
+
+def model_failed(name: str, error: CapaError) -> Milestone:
     """The model is left out, the node goes on."""
     facts = {"model": name, "error": str(error)}
     return Milestone("model_failed", f"{name} is not served: {error}", facts)

@@ -153,7 +153,10 @@ class OutboxStore:
         with self._transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > _SCHEMA_VERSION:
-                raise OutboxError(f"{path} was written by a newer capanode: upgrade this one")
+                raise OutboxError(
+                    f"{path} has schema {version}, this capanode knows up to {_SCHEMA_VERSION}: "
+                    "run the newer version that wrote it"
+                )
             for statement in (*_SCHEMA, *_UPGRADES.get(version, ())):
                 connection.execute(statement)
             connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
@@ -333,7 +336,8 @@ def _translate(error: sqlite3.Error, place: str) -> OutboxError:
     code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_FULL:
         return OutboxFullError(f"the disk under the outbox {place} is full: free some space")
-    if isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_IOERR:
+    is_failed_read = code in (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
+    if isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_IOERR and not is_failed_read:
         # Some file systems report a full disk as a failed write or sync.
         return OutboxFullError(f"the outbox {place} cannot be written: {error}")
     return OutboxError(f"the outbox {place} cannot be used: {error}")

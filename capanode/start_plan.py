@@ -14,7 +14,8 @@ from capanode.gpu_trial import settle_gpus, try_torch
 from capanode.gpus import Gpu
 from capanode.hardware import Machine, hardware_of, probe_machine, usable_gpus
 from capanode.memory_ledger import promised_room
-from capanode.milestones import Milestone, OnMilestone, gpu_not_used, model_failed
+from capanode.milestones import Milestone, OnMilestone, gpu_not_used, model_checking, model_failed
+from capanode.models.errors import CorruptModelError
 from capanode.models.store import ModelStore
 from capanode.placement import ModelPlacement, place_models, place_on_processor
 from capanode.sandbox.probe import IsolationReport, probe_isolation
@@ -49,9 +50,10 @@ def plan_start(
     environment: Mapping[str, str] = os.environ,
 ) -> StartPlan:
     """Look at the machine and decide. Blocks for a second at most, and as long as torch takes to
-    start on a GPU, if there is one.
+    start on a GPU, if there is one, and as it takes to read models that were not checked yet.
 
-    Raises IsolationError, GpuError, and what `plan_models` raises.
+    Raises IsolationError, GpuError, and what `plan_models` raises; CorruptModelError if no model
+    is left.
     """
     machine = probe_machine()
     gpus = usable_gpus(machine, environment)
@@ -66,7 +68,9 @@ def plan_start(
         if not settled.working:
             require_leave(config.if_gpu_fails, failure)
         on_milestone(gpu_not_used(failure))
-    placement = _place(config, machine, settled.working, on_milestone)
+    store = ModelStore(config.model_store)
+    placement = _place(config, store, machine, settled.working, on_milestone)
+    plans = intact_plans(placement.plans, store, on_milestone)
     return StartPlan(
         tier=report.tier.with_gpu if placement.gpus else report.tier,
         sandbox=report.sandbox,
@@ -74,7 +78,7 @@ def plan_start(
         hardware=hardware_of(machine, placement.gpus),
         plans=tuple(
             replace(plan, hardware=hardware_of(machine, [plan.gpu] if plan.gpu else ()))
-            for plan in placement.plans
+            for plan in plans
         ),
         room=placement.room,
         processor=hardware_of(machine),
@@ -121,12 +125,37 @@ def require_leave(leave: IfGpuFails, failure: DeviceFailure) -> None:
         )
 
 
+def intact_plans(
+    plans: Sequence[ModelPlan], store: ModelStore, on_milestone: OnMilestone
+) -> tuple[ModelPlan, ...]:
+    """Those whose files are what their digests say: a damaged model is not served under the digest
+    of the sound one. Raises CorruptModelError if none is left."""
+    intact: list[ModelPlan] = []
+    for plan in plans:
+        try:
+            if not store.is_checked(plan.digest):
+                on_milestone(model_checking(plan.name))
+            store.check(plan.digest)
+        except CorruptModelError as error:
+            if len(plans) == 1:
+                raise
+            on_milestone(model_failed(plan.name, error))
+        else:
+            intact.append(plan)
+    if plans and not intact:
+        raise CorruptModelError("every model is damaged: pull them again, which repairs them")
+    return tuple(intact)
+
+
 def _place(
-    config: NodeConfig, machine: Machine, gpus: Sequence[Gpu], on_milestone: OnMilestone
+    config: NodeConfig,
+    store: ModelStore,
+    machine: Machine,
+    gpus: Sequence[Gpu],
+    on_milestone: OnMilestone,
 ) -> ModelPlacement:
     """Plan what is served, and where. A model that fits on no GPU, not even alone, is left out, or
     runs on the processor with the owner's leave."""
-    store = ModelStore(config.model_store)
     plan = partial(plan_models, store=store, machine=machine, allow_code=config.allow_code_models)
     plans = plan(config.models, gpu=bool(gpus))
     placement = place_models(plans, gpus, load_on_demand=config.load_on_demand)

@@ -7,6 +7,7 @@
     partial/                       downloads that stopped half way, for the next try
     locks/                         one lock for changes to the store, one per name for pulls
     use/                           a mark per model: locked while a node serves it
+    checked/                       a mark per model: it was hashed whole as it is
 
 A model's folder appears in one rename after its bytes were checked and synced, so a folder that
 exists is complete. All is readable by any uid: a worker runs as another user than the node.
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from capanode.models.blobs import BlobFolder
+from capanode.models.check_marks import CheckMarks
 from capanode.models.errors import (
     CorruptModelError,
     DigestMismatchError,
@@ -77,6 +79,7 @@ class ModelStore:
         try:
             with disk_errors_named(self.root):
                 self.use = UseMarks(self.root / "use", below=self.root)
+                self._checked = CheckMarks(self.root / "checked", below=self.root)
                 self._blobs = BlobFolder(self.root / "blobs" / "sha256", below=self.root)
                 for folder in (self._models, self._scratch, self._partial, self._locks):
                     make_readable_folder(folder, below=self.root)
@@ -145,6 +148,19 @@ class ModelStore:
                 f"`capanode models pull {model.manifest.name}` repairs it"
             )
 
+    def is_checked(self, digest: Digest) -> bool:
+        """True if `check` has nothing to read."""
+        return self._checked.is_fresh(self._read(digest))
+
+    def check(self, digest: Digest) -> None:
+        """Hash every file of a model, unless that was done since they changed.
+
+        Raises CorruptModelError.
+        """
+        if not self.is_checked(digest):
+            self.verify(digest)
+            self._checked.keep(self._read(digest))
+
     # Changing
 
     @contextlib.contextmanager
@@ -197,7 +213,9 @@ class ModelStore:
             self._publish(digest, manifest)
             self.use.touch(digest)
             self._write_names({**self.names(), name: digest})
-        return StoredModel(digest, self._models / digest, manifest)
+        stored = StoredModel(digest, self._models / digest, manifest)
+        self._checked.keep(stored)
+        return stored
 
     def set_name(self, name: str, digest: Digest) -> None:
         """Call a model `name`, instead of whatever had that name before."""
@@ -233,6 +251,7 @@ class ModelStore:
                     )
                 remove_tree(self._models / digest)
                 self.use.forget(Digest(digest))
+                self._checked.forget(Digest(digest))
             self._write_names(kept)
             return self._collect_garbage()
 
@@ -245,6 +264,7 @@ class ModelStore:
                     if is_free:
                         remove_tree(self._models / digest)
                         self.use.forget(digest)
+                        self._checked.forget(digest)
             for folder in list(self._partial.iterdir()):
                 lock = self._locks / f"partial-{folder.name}"
                 with contextlib.suppress(StoreBusyError), file_lock(lock, timeout_s=0.0):

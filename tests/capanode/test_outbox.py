@@ -17,7 +17,7 @@ from capanode.outbox import (
     WRITTEN_WITHIN_S,
     Outbox,
 )
-from capanode.outbox_store import Change, OutboxStore
+from capanode.outbox_store import Change, OutboxStore, read_paid_days
 from protocol.envelope import Signed, seal
 from protocol.ids import LeaseId, new_ulid
 from protocol.messages import Receipt
@@ -246,8 +246,16 @@ def test_a_file_of_a_newer_program_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(OutboxError, match="upgrade"):
+    with pytest.raises(OutboxError, match=r"has schema 99, .* up to 2"):
         OutboxStore(path)
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "outbox.sqlite"
+    path.mkdir()
+    with pytest.raises(OutboxError, match="cannot be used") as caught:
+        read_paid_days(path)
+    assert not isinstance(caught.value, OutboxFullError)
 
 
 def test_a_place_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
