@@ -16,7 +16,6 @@ from coordinator.buyer.client import MarketClient
 from coordinator.buyer.leaser import Leaser
 from coordinator.db.engine import Database
 from coordinator.db.heads import check_books
-from coordinator.db.kept_answers import SWEEP_MAX
 from coordinator.db.writer import LedgerWriter
 from coordinator.errors import CoordinatorError
 from coordinator.head_signer import sign_heads_forever
@@ -155,6 +154,7 @@ class Coordinator:
             for part in (self.transport, self.pool, self.client, self.control):
                 await stages.start("network", part.run)
             await stages.start("network", self._sweep_forever)
+            await stages.start("network", self._sweep_shelf)
             log.info("coordinator_started", peer_id=self.key.peer_id)
             task_status.started()
             await self._stopping.wait()
@@ -215,11 +215,13 @@ class Coordinator:
                 while await self.receipts.expire():
                     pass
                 await self.receipts.release_unopened()
-                while await self.shelf.sweep() == SWEEP_MAX:
-                    pass
             except CoordinatorError as error:
                 # What is due stays due: a database in trouble must not end the whole market.
                 log.error("sweep_failed", error=str(error))
+
+    async def _sweep_shelf(self, *, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        await self.shelf.sweep_forever()
 
 
 async def _drain(offers: trio.MemoryReceiveChannel[Gossip]) -> None:

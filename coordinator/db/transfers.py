@@ -29,6 +29,11 @@ from protocol.ids import TransferId
 _FIELDS = [transfers.c[field] for field in Transfer._fields]
 _RECORDED = (transfers.c.sequence, transfers.c.created_at_ns, *_FIELDS, transfers.c.chain_hash)
 _HOLDS = select(*_FIELDS).join(open_holds, open_holds.c.transfer_id == transfers.c.id)
+_DUE_HOLDS = (
+    _HOLDS.where(open_holds.c.timeout_at_ms <= bindparam("now_ms"))
+    .order_by(open_holds.c.timeout_at_ms)
+    .limit(bindparam("at_most"))
+)
 
 # Enum members look up faster in a dict than by calling their class.
 _KINDS = {kind.value: kind for kind in TransferKind}
@@ -175,9 +180,8 @@ def iterate_transfers(
 
 def list_due_holds(conn: Connection, now_ms: int, *, limit: int) -> list[Transfer]:
     """Open holds whose timeout has come, the oldest first."""
-    is_due = open_holds.c.timeout_at_ms <= now_ms
-    query = _HOLDS.where(is_due).order_by(open_holds.c.timeout_at_ms).limit(limit)
-    return [_transfer(row) for row in conn.execute(query)]
+    rows = conn.execute(_DUE_HOLDS, {"now_ms": now_ms, "at_most": limit})
+    return [_transfer(row) for row in rows]
 
 
 def count_open_holds(conn: Connection) -> int:

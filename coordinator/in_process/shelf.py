@@ -1,8 +1,12 @@
 """Answers that clients of the gateway may fetch again: sealed with the coordinator's key, in its
 books, so that they outlive a restart and a copy of the database shows nothing."""
 
+import structlog
+import trio
+
 from coordinator.db.engine import Database
 from coordinator.db.kept_answers import (
+    SWEEP_MAX,
     KeptBounds,
     StoredAnswer,
     claim_answer,
@@ -11,6 +15,7 @@ from coordinator.db.kept_answers import (
     find_answer,
     store_answer,
 )
+from coordinator.errors import CoordinatorError
 from coordinator.gateway.market_side.answers import ShelvedAnswer
 from coordinator.vault import Seal
 from protocol.clock import Clock, Entropy
@@ -18,7 +23,12 @@ from protocol.ids import JobId, PeerId
 from protocol.keys import SigningKey
 from protocol.limits import MIB
 
+log = structlog.get_logger(__name__)
+
 _PURPOSE = b"capacloud kept answers 1"
+
+# They are kept for hours, and to look for those that are over reads all of them.
+SWEEP_EVERY_S = 30.0
 
 # A day of one account's requests at one a second would be more, but such an account does not repeat
 # what it asked a day ago. The bytes are of the size of the books themselves.
@@ -76,6 +86,16 @@ class DurableShelf:
         now_ms = self._clock.now_ms()
         found = await self._database.read(find_answer, account, name, now_ms=now_ms)
         return self._opened(account, name, found)
+
+    async def sweep_forever(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_EVERY_S)
+            try:
+                while await self.sweep() == SWEEP_MAX:
+                    pass
+            except CoordinatorError as error:
+                # What is over stays over until the database is mended.
+                log.error("kept_answers_not_swept", error=str(error))
 
     async def sweep(self) -> int:
         """Delete some of what is over. Returns how many that were."""
