@@ -12,6 +12,7 @@ A receipt is acknowledged when it is durable, and repeating it changes nothing.
 """
 
 from collections.abc import Callable
+from hashlib import sha256
 from typing import TypeVar
 
 import structlog
@@ -67,7 +68,7 @@ class ReceiptService:
         self._leases = leases
         self._payments = payments
         self._clock = clock
-        # By the receipt's bytes as signed; the oldest first.
+        # By the SHA-256 of the receipt's bytes as signed, which are thousands; the oldest first.
         self._settled: dict[bytes, SettleReply] = {}
         # Those that are being accepted now, with who waits for that.
         self._under_way: dict[bytes, trio.Event] = {}
@@ -78,7 +79,7 @@ class ReceiptService:
         and every second job would be posted twice."""
         while (under_way := self._under_way.get(raw)) is not None:
             await under_way.wait()
-        return self._settled.get(raw)
+        return self._settled.get(sha256(raw).digest())
 
     async def accept(
         self, receipt: Signed[Receipt], acceptance: Signed[Acceptance] | None
@@ -286,7 +287,7 @@ class ReceiptService:
             raise RemoteProtocolError(str(error), code=error.code) from error
 
     def _remember(self, raw: bytes, reply: SettleReply) -> None:
-        self._settled[raw] = reply
+        self._settled[sha256(raw).digest()] = reply
         if len(self._settled) > self._remembered_max:
             del self._settled[next(iter(self._settled))]
 
