@@ -10,20 +10,20 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import trio
 
-from capanode.engines.base import Engine, Produced
+from capanode.engines.base import Engine
 from capanode.engines.causal_lm import CausalLM
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
 from coordinator.cli.market_session import open_market
 from coordinator.settings import CoordinatorConfig
-from protocol.generation import ChatMessage, GenerationInput
+from sim.bench.alone import EngineAlone, story_prompts
 from sim.bench.http_buyer import HttpBuyer
 from sim.demo import CHAT_MODEL, open_account, wait_nodes
 from sim.latency import LATENCY_CLASSES
@@ -41,8 +41,6 @@ GROWTH_WARM_UP_JOBS = 200
 GROWTH_JOBS = 1_000
 GROWTH_STREAMS = 32
 MB = 1_000_000
-
-_TOPICS = ("rain", "trains", "bread", "violins", "glaciers", "spices", "maps", "bees", "ink")
 
 
 def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
@@ -73,26 +71,18 @@ async def _measure(engine: Engine, folder: Path, store: Path) -> dict[str, float
         async with open_market(config, at=None, key_path=None) as market:
             await wait_nodes(market, 1, lambda offer, rtt_ms: None)
         async with HttpBuyer(network.endpoint.http, key, CHAT_MODEL) as buyer:
-            return await _Bench(engine, buyer, network).all_figures()
-
-
-def _prompts() -> Iterator[str]:
-    """Prompts of about the same length, none twice: no cache may help either side."""
-    for number in itertools.count():
-        topic = _TOPICS[number % len(_TOPICS)]
-        yield f"Tell story number {number} about {topic}, in a calm voice and many sentences."
+            return await _Bench(EngineAlone(engine), buyer, network).all_figures()
 
 
 @dataclass(slots=True)
 class _Bench:
-    engine: Engine
+    engine: EngineAlone
     buyer: HttpBuyer
     network: LocalNetwork
-    _ids: Iterator[int] = field(default_factory=itertools.count)
 
     async def all_figures(self) -> dict[str, float]:
         figures = self.idle_memory()
-        prompts = _prompts()
+        prompts = story_prompts()
         await self.warm_up(prompts)
         figures |= await self.first_tokens(prompts)
         for streams, tokens, rounds in THROUGHPUT:
@@ -117,14 +107,14 @@ class _Bench:
         """Connections, caches of statements and kernels: not what is measured."""
         for _ in range(5):
             prompt = next(prompts)
-            self._answer([prompt], 4)
+            self.engine.answer([prompt], 4)
             await self.buyer.stream(prompt, 4)
 
     async def first_tokens(self, prompts: Iterator[str]) -> dict[str, float]:
         ours_ms, alone_ms = [], []
         for _ in range(FIRST_TOKEN_PAIRS):
             prompt = next(prompts)
-            alone_ms.append(1_000 * self._answer([prompt], FIRST_TOKEN_TOKENS).first_s[0])
+            alone_ms.append(1_000 * self.engine.answer([prompt], FIRST_TOKEN_TOKENS).first_s[0])
             ours_ms.append(1_000 * (await self.buyer.stream(prompt, FIRST_TOKEN_TOKENS)).first_s)
         return {
             "ttft_ms_p50": statistics.median(ours_ms),
@@ -142,7 +132,7 @@ class _Bench:
         ours_tokens = 0
         for _ in range(rounds):
             asked = list(itertools.islice(prompts, streams))
-            alone.append(self._answer(asked, tokens).tokens_per_s)
+            alone.append(self.engine.answer(asked, tokens).tokens_per_s)
             began_s = time.perf_counter()
             answers = await self.buyer.stream_many(asked, tokens, streams)
             took_s = time.perf_counter() - began_s
@@ -179,32 +169,6 @@ class _Bench:
     def _cpu_s(self) -> dict[str, float]:
         times = {name: process.cpu_times() for name, process in self.processes().items()}
         return {name: spent.user + spent.system for name, spent in times.items()}
-
-    def _answer(self, prompts: list[str], tokens: int) -> "_Answered":
-        """The baseline: the engine with nothing around it."""
-        began_s = time.perf_counter()
-        first_s: dict[str, float] = {}
-        count = 0
-        for prompt in prompts:
-            self.engine.submit(str(next(self._ids)), _job_input(prompt, tokens))
-        while not self.engine.is_idle:
-            for event in self.engine.step():
-                if isinstance(event, Produced):
-                    count += len(event.token_ids)
-                    first_s.setdefault(event.job_id, time.perf_counter() - began_s)
-        return _Answered(list(first_s.values()), count / (time.perf_counter() - began_s))
-
-
-@dataclass(frozen=True, slots=True)
-class _Answered:
-    first_s: list[float]
-    tokens_per_s: float
-
-
-def _job_input(prompt: str, tokens: int) -> GenerationInput:
-    return GenerationInput(
-        max_tokens=tokens, messages=(ChatMessage("user", prompt),), temperature=0.0
-    )
 
 
 def _p99(values: list[float]) -> float:
