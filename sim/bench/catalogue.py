@@ -68,6 +68,16 @@ BENCHMARKS = {
             ),
         ),
         Benchmark(
+            "market",
+            "speed beside an engine with cores of its own, and processor time per token",
+            (
+                Target("market_share_8", 0.95, at_least=True),
+                Target("market_share_32", 0.95, at_least=True),
+                Target("market_cpu_us_per_token_32", 150.0),
+            ),
+            takes="two minutes",
+        ),
+        Benchmark(
             "gateway",
             "what door and market add to a mock engine, beside LiteLLM's proxy and vLLM's router",
             (

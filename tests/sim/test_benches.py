@@ -15,6 +15,7 @@ from sim.bench import (
     failover,
     gateway,
     ledger,
+    market,
     overhead,
     prefix_hits,
     sandbox,
@@ -29,6 +30,10 @@ PROMISED = {
         *("rss_coordinator_mb", "rss_node_mb", "rss_worker_mb", "rss_grown_coordinator_mb"),
         *("cpu_us_per_token_coordinator_32", "cpu_us_per_token_node_32"),
         "cpu_us_per_token_worker_32",
+    },
+    "market": {
+        *("market_share_8", "market_share_32", "market_cpu_us_per_token_32"),
+        *("cpu_us_per_token_coordinator_32", "cpu_us_per_token_node_32"),
     },
     "gateway": {
         *(
@@ -147,6 +152,14 @@ def test_overhead(
     monkeypatch.setattr(overhead, "GROWTH_JOBS", 2)
     monkeypatch.setattr(overhead, "GROWTH_STREAMS", 2)
     assert_complete("overhead", overhead.run(demo_model_store.root))
+
+
+@pytest.mark.bench
+@pytest.mark.models
+def test_market(demo_model_store: ModelStore, demo_models: Callable[[str], Path]) -> None:
+    demo_models(CHAT_MODEL)
+    figures = market.run(demo_model_store.root, market.SMALL)
+    assert_complete("market", figures)
 
 
 def test_the_command_prints_one_json_object(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from protocol.errors import Code
 from protocol.generation import GenerationInput
 from protocol.messages import Task
 from protocol.pricing import Units
-from sim.bench.mock.script import TOKEN_ID, WORD, pace_s
+from sim.bench.mock.script import TOKEN_ID, WORD, beat_s, pace_s
 
 CONTEXT_TOKENS = 262_144
 _BYTES_PER_TOKEN = 4
@@ -60,11 +60,12 @@ class MockEngine:
         texts = [message.content for message in job_input.messages]
         prompt = job_input.prompt or (texts[-1] if texts else "")
         size = sum(map(len, texts)) + len(job_input.prompt or "")
+        beat, now = beat_s(prompt), time.monotonic()
         self._jobs[job_id] = _MockJob(
             input_tokens=1 + size // _BYTES_PER_TOKEN,
             tokens_left=job_input.max_tokens,
-            pace_s=pace_s(prompt),
-            due_at=time.monotonic(),
+            pace_s=beat or pace_s(prompt),
+            due_at=now - now % beat if beat else now,
         )
 
     def cancel(self, job_id: str) -> None:
