@@ -28,7 +28,7 @@ from protocol.framing import Frame
 from protocol.grants import Granted
 from protocol.ids import Digest, JobId, PeerId
 from protocol.job_frames import Outgoing
-from protocol.net.errors import NetError
+from protocol.net.errors import NetError, NetTimeout
 from protocol.net.pool import Channel
 from protocol.payload import Chunk
 from protocol.pricing import PriceSheet, Units
@@ -302,8 +302,9 @@ class Attempt:
         try:
             if self._may_take_at_once() and trio.current_time() < until:
                 return self._channel.receive_nowait()
-            with trio.CancelScope(deadline=until):
-                return await self._channel.receive()
+            return await self._channel.receive(by=until)
+        except NetTimeout:
+            pass
         except NetError as error:
             raise self._fail(f"the node is gone: {error}", Code.NODE_LOST) from error
         except RemoteProtocolError as error:

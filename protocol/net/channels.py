@@ -4,6 +4,7 @@ What has arrived waits in the channel's buffer; the link (`protocol.net.link`) f
 it. Only what happens to one conversation is here.
 """
 
+import math
 from collections import deque
 from typing import Protocol
 
@@ -14,7 +15,8 @@ from protocol.codec import decode
 from protocol.errors import Code, ErrorBody
 from protocol.framing import Frame, FrameType
 from protocol.ids import PeerId
-from protocol.net.errors import Backpressure, NetError, StreamClosed
+from protocol.net.deadlines import Deadlines
+from protocol.net.errors import Backpressure, NetError, NetTimeout, StreamClosed
 
 # What a waiting frame costs us besides its body; else a flood of empty frames would count nothing.
 FRAME_OVERHEAD_BYTES = 128
@@ -35,13 +37,23 @@ class _Owner(Protocol):
 class Channel:
     """One conversation. Any task may send; one task receives."""
 
-    __slots__ = ("_arrived", "_buffer", "_failure", "_owner", "buffered_bytes", "number", "peer")
+    __slots__ = (
+        "_arrived",
+        "_buffer",
+        "_deadlines",
+        "_failure",
+        "_owner",
+        "buffered_bytes",
+        "number",
+        "peer",
+    )
 
-    def __init__(self, number: int, peer: PeerId, owner: _Owner) -> None:
+    def __init__(self, number: int, peer: PeerId, owner: _Owner, deadlines: Deadlines) -> None:
         self.number = number
         self.peer = peer
         self.buffered_bytes = 0
         self._owner = owner
+        self._deadlines = deadlines
         self._buffer: deque[Frame] = deque()
         self._arrived = ParkingLot()
         self._failure: NetError | None = None
@@ -61,19 +73,26 @@ class Channel:
         self._check_open()
         await self._owner.wait_send_frame(Frame(frame_type, self.number, body))
 
-    async def receive(self) -> Frame:
+    async def receive(self, *, by: float = math.inf) -> Frame:
         """The next frame.
 
         Raises StreamClosed when the peer closed the channel or the stream is gone, Backpressure
-        when we were too slow to receive, RemoteProtocolError with the code of an ERROR frame.
+        when we were too slow to receive, RemoteProtocolError with the code of an ERROR frame, and
+        NetTimeout when it is `by` on trio's clock, whatever has come.
         """
         if self._buffer:
             await trio.lowlevel.checkpoint()
-        while not self._buffer:
+        while trio.current_time() < by:
+            if self._buffer:
+                return self._pop()
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check_open()
-            await self._arrived.park()
-        return self._pop()
+            self._deadlines.add(self, by)
+            try:
+                await self._arrived.park()
+            finally:
+                self._deadlines.remove(self)
+        raise NetTimeout(f"{self.peer} was not heard in time")
 
     def receive_nowait(self) -> Frame:
         """As `receive`, but raises trio.WouldBlock when nothing has arrived."""
@@ -95,6 +114,10 @@ class Channel:
         self._buffer.append(frame)
         self.buffered_bytes += size
         self._arrived.unpark()
+
+    def wake(self) -> None:
+        """For the deadlines: one may be over."""
+        self._arrived.unpark_all()
 
     def fail(self, failure: NetError) -> None:
         """For the link: nothing more will arrive, because of `failure`."""

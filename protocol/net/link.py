@@ -20,6 +20,7 @@ from protocol.errors import CapaError, Code, ErrorBody, RemoteProtocolError, lea
 from protocol.framing import OPENING_TYPES, Frame, FrameType
 from protocol.limits import CHANNELS_PER_PEER_MAX, MESSAGE_CHARS_MAX, MIB, PAYLOAD_BYTES_MAX
 from protocol.net.channels import FRAME_OVERHEAD_BYTES, Channel
+from protocol.net.deadlines import Deadlines
 from protocol.net.errors import Backpressure, NetError, NetTimeout, StreamClosed
 from protocol.net.frames import FLUSH_WITHIN_S, HELLO_WITHIN_S, STREAM_CHANNEL, FramedStream
 from protocol.net.pace import CHANNEL_COST
@@ -85,6 +86,7 @@ class Link:
         self._memory = stream.memory
         self._serving = 0
         self._channels: dict[int, Channel] = {}
+        self._deadlines = Deadlines()
         self._last_number = STREAM_CHANNEL
         # Oldest first. First frames do not arrive in the order of their numbers, so a number alone
         # does not say whether its channel is new or over.
@@ -220,6 +222,7 @@ class Link:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read, nursery.cancel_scope)
+                nursery.start_soon(self._deadlines.run)
                 await self._framed.run_writer()
                 nursery.cancel_scope.cancel()
         except* (NetError, RemoteProtocolError) as group:
@@ -315,7 +318,7 @@ class Link:
         channel.close(error_body(error) if error is not None else None)
 
     def _add_channel(self, number: int) -> Channel:
-        channel = Channel(number, self.peer, self)
+        channel = Channel(number, self.peer, self, self._deadlines)
         self._channels[number] = channel
         return channel
 

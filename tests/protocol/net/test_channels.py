@@ -7,7 +7,7 @@ from protocol.errors import Code, RemoteProtocolError
 from protocol.framing import FrameType
 from protocol.limits import FRAME_BYTES_MAX, PAYLOAD_BYTES_MAX
 from protocol.net.channels import Channel
-from protocol.net.errors import Backpressure, StreamClosed
+from protocol.net.errors import Backpressure, NetTimeout, StreamClosed
 from protocol.net.link import CHANNEL_BYTES_MAX, Link, LinkLimits
 from protocol.net.memory_wire import Conditions
 from tests.protocol.net.pairs import CHANNELS, Pair, echo
@@ -92,6 +92,46 @@ async def test_receive_nowait_says_when_nothing_is_there() -> None:
         channel.send_nowait(FrameType.EVENT, b"x")
         await trio.sleep(1)
         assert channel.receive_nowait().body == b"x"
+
+
+@virtual_time
+async def test_a_receiver_waits_no_longer_than_it_says() -> None:
+    pair = Pair()
+    pair.serve_channels(echo)
+    async with pair.running() as nursery:
+        link = await pair.link(nursery)
+        channels = {10.0: link.open_channel(), 2.0: link.open_channel(), 5.0: link.open_channel()}
+        began_at = trio.current_time()
+        ended: list[float] = []
+
+        async def wait(channel: Channel, within_s: float) -> None:
+            with pytest.raises(NetTimeout):
+                await channel.receive(by=began_at + within_s)
+            ended.append(trio.current_time() - began_at)
+
+        async with trio.open_nursery() as waiting:
+            for within_s, channel in channels.items():
+                waiting.start_soon(wait, channel, within_s)
+        assert ended == pytest.approx([2.0, 5.0, 10.0])
+        late = channels[10.0]
+        late.send_nowait(FrameType.EVENT, b"x")
+        await trio.sleep(1)
+        with pytest.raises(NetTimeout):
+            await late.receive(by=trio.current_time())
+        assert (await late.receive(by=trio.current_time() + 1)).body == b"x"
+
+
+@virtual_time
+async def test_a_frame_in_time_outlives_its_deadline() -> None:
+    pair = Pair(Conditions(latency_s=0.4))
+    pair.serve_channels(echo)
+    async with pair.running() as nursery:
+        channel = (await pair.link(nursery)).open_channel()
+        for _ in range(5):
+            channel.send_nowait(FrameType.EVENT, b"x")
+            assert (await channel.receive(by=trio.current_time() + 1)).body == b"x"
+        with pytest.raises(NetTimeout):
+            await channel.receive(by=trio.current_time() + 1)
 
 
 @virtual_time
