@@ -5,7 +5,9 @@ large, and the one reading that the node's watchdog takes of it.
 import contextlib
 import os
 import resource
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 _KIB = 1024
@@ -39,6 +41,8 @@ NICE_MAX = 19
 # Added to its chance of being chosen when the machine is out of memory.
 _VICTIM_SCORE = "500"
 
+# Seven numbers.
+_STATM_BYTES = 256
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -104,10 +108,26 @@ def apply_limits(limits: Limits) -> None:
         resource.setrlimit(kind, (bound, bound))
 
 
-def resident_bytes(pid: int) -> int:
-    """What the process holds in memory now; 0 once it is gone."""
+@contextlib.contextmanager
+def open_resident(pid: int) -> Iterator[Callable[[], int]]:
+    """A reading of what the process holds in memory now, in bytes; 0 once it is gone.
+
+    The file stays open: the reading is taken many times a second for as long as a node runs.
+    """
     try:
-        fields = Path(f"/proc/{pid}/statm").read_bytes().split()
+        descriptor = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        yield lambda: 0
+        return
+    try:
+        yield partial(_read_resident, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_resident(descriptor: int) -> int:
+    try:
+        fields = os.pread(descriptor, _STATM_BYTES, 0).split()
     except OSError:
         return 0
     return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 else 0

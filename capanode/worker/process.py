@@ -14,7 +14,7 @@ import trio
 
 from capanode.device_problems import DeviceFailure
 from capanode.engines.base import EngineInfo
-from capanode.sandbox.limits import prefer_as_victim, resident_bytes
+from capanode.sandbox.limits import open_resident, prefer_as_victim
 from capanode.sandbox.spawn import Sandbox, SandboxedProcess
 from capanode.worker.commands import Command, Ping, Shutdown, encode_command
 from capanode.worker.frames import FrameBuffer, WorkerProtocolError
@@ -205,16 +205,17 @@ class WorkerProcess:
 
     async def _watch_memory(self) -> None:
         limit = self._spec.limits.memory_bytes
-        pid: int | None = None
-        while True:
-            await trio.sleep(MEMORY_POLL_S)
-            if pid is None:
+        with contextlib.ExitStack() as stack:
+            read: Callable[[], int] | None = None
+            while True:
+                await trio.sleep(MEMORY_POLL_S)
                 pid = self._process.find_program_pid()
-                if pid is not None:
+                if read is None and pid is not None:
                     prefer_as_victim(pid)
-            elif resident_bytes(pid) > limit:
-                what = f"the worker used more than {limit // MIB} MiB of memory"
-                self._end(Code.OUT_OF_MEMORY, what)
+                    read = stack.enter_context(open_resident(pid))
+                elif read is not None and read() > limit:
+                    what = f"the worker used more than {limit // MIB} MiB of memory"
+                    self._end(Code.OUT_OF_MEMORY, what)
 
     async def _read_stderr(self) -> None:
         pace = Pace(_STDERR)

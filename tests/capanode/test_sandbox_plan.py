@@ -1,6 +1,7 @@
 """What a sandbox is told to be, without starting one: view, options, limits."""
 
 import os
+import subprocess
 import sys
 import sysconfig
 from itertools import pairwise
@@ -18,8 +19,8 @@ from capanode.sandbox.limits import (
     NICE_DEFAULT,
     Limits,
     limits_for_model,
+    open_resident,
     prefer_as_victim,
-    resident_bytes,
     tasks_of_user,
 )
 from capanode.sandbox.spawn import Program, Sandbox
@@ -182,8 +183,18 @@ def test_limits_grow_with_the_model() -> None:
 
 
 def test_resident_size_is_read_for_the_living_only() -> None:
-    assert resident_bytes(os.getpid()) > 1 << 20
-    assert resident_bytes(2**22 + 1) == 0
+    with open_resident(os.getpid()) as resident_bytes:
+        assert resident_bytes() > 1 << 20
+    with open_resident(2**22 + 1) as resident_bytes:
+        assert resident_bytes() == 0
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child,
+        open_resident(child.pid) as resident_bytes,
+    ):
+        assert resident_bytes() > 0
+        child.kill()
+        child.wait()
+        assert resident_bytes() == 0
 
 
 def test_limits_say_how_far_a_worker_stands_back() -> None:
