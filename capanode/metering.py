@@ -4,7 +4,7 @@ What is billed is what was sent, which `protocol.node_session` counts and hashes
 worker says that it made. Here the input is counted, and what the worker makes is held to the lease.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from capanode.engines.base import Completed, Produced, Started
@@ -126,15 +126,15 @@ def _counts(units: Units) -> str:
     return ", ".join(counts)
 
 
-def chunks_of(event: Produced) -> Iterator[Chunk]:
+def chunks_of(event: Produced) -> Sequence[Chunk]:
     """The event in pieces that fit a frame: one, but for a large embedding; none if it is empty."""
     text, data = event.text, event.data
     if not (event.token_ids or text or data):
-        return
+        return ()
     if len(text) <= _TEXT_CHARS and len(data) <= DATA_BYTES:
-        yield Chunk(event.token_ids, text, data)
-        return
-    token_ids = event.token_ids
+        return (Chunk(event.token_ids, text, data),)
+    pieces, token_ids = [], event.token_ids
     while token_ids or text or data:
-        yield Chunk(token_ids, text[:_TEXT_CHARS], data[:DATA_BYTES])
+        pieces.append(Chunk(token_ids, text[:_TEXT_CHARS], data[:DATA_BYTES]))
         token_ids, text, data = (), text[_TEXT_CHARS:], data[DATA_BYTES:]
+    return pieces

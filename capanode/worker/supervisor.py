@@ -183,6 +183,9 @@ class WorkerSupervisor:
 
     def _hear(self, run: Run, event: EngineEvent) -> None:
         """Pass an event on to the job's owner, but not what a second run repeats."""
+        if run.has_answered and isinstance(event, Produced):
+            run.sink(event)  # Nearly every event: nothing is to be decided after the first piece.
+            return
         if is_end(event):
             was_on_trial = run is self._runs.on_trial
             self._runs.remove(run)
