@@ -55,7 +55,8 @@ def added(default: Any) -> Any:
 
 def encode(message: Any) -> bytes:
     """The wire bytes of a dataclass."""
-    return typing.cast(bytes, msgpack.packb(_to_plain(message), use_bin_type=True))
+    data: bytes = msgpack.packb(_to_plain(message), use_bin_type=True)
+    return data
 
 
 def decode(cls: type[T], data: bytes | memoryview) -> T:
@@ -65,11 +66,10 @@ def decode(cls: type[T], data: bytes | memoryview) -> T:
     class's own `__post_init__` (a bound that it states) becomes MALFORMED too.
     """
     try:
-        plain = _unpack(data)
-        reader: _Reader = _reader_for(typing.cast(Any, cls))
-        return typing.cast(T, reader(plain))
+        message: T = _reader_for(cls)(_unpack(data))
     except _Mismatch as mismatch:
         raise RemoteProtocolError(f"{cls.__name__}: {mismatch}", code=Code.MALFORMED) from None
+    return message
 
 
 def _unpack(data: bytes | memoryview) -> Any:
@@ -166,7 +166,10 @@ def _write_dataclass(cls: Any) -> _Writer:
     return write_fields
 
 
-def _write_items(items: tuple[Any, ...]) -> list[Any]:
+def _write_items(items: tuple[Any, ...]) -> tuple[Any, ...] | list[Any]:
+    # Items of one tuple have one type: token ids and most names travel as they are.
+    if not items or type(items[0]) in _PLAIN:
+        return items
     return [_to_plain(item) for item in items]
 
 

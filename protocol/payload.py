@@ -149,6 +149,10 @@ def salted_digest(payload: bytes | bytearray, salt: bytes) -> Digest:
     return Digest(digest.hexdigest())
 
 
+# Chunks, tokens, characters and bytes together: some forty chunks of a token each.
+_HASHED_AT_ONCE = 256
+
+
 class OutputDigest:
     """A running digest of an answer: equal on both sides however it was cut into chunks.
 
@@ -160,15 +164,24 @@ class OutputDigest:
         self._tokens = hashlib.sha256()
         self._text = hashlib.sha256()
         self._data = hashlib.sha256()
+        # To hash tokens one by one costs more than to relay them.
+        self._waiting: list[Chunk] = []
+        self._waiting_size = 0
 
     def add(self, chunk: Chunk) -> None:
-        if chunk.token_ids:
-            self._tokens.update(struct.pack(f">{len(chunk.token_ids)}I", *chunk.token_ids))
-        if chunk.text:
-            self._text.update(chunk.text.encode())
-        if chunk.data:
-            self._data.update(chunk.data)
+        self._waiting.append(chunk)
+        self._waiting_size += 1 + len(chunk.token_ids) + len(chunk.text) + len(chunk.data)
+        if self._waiting_size > _HASHED_AT_ONCE:
+            self._hash_waiting()
+
+    def _hash_waiting(self) -> None:
+        waiting, self._waiting, self._waiting_size = self._waiting, [], 0
+        token_ids = [token_id for chunk in waiting for token_id in chunk.token_ids]
+        self._tokens.update(struct.pack(f">{len(token_ids)}I", *token_ids))
+        self._text.update("".join([chunk.text for chunk in waiting]).encode())
+        self._data.update(b"".join([chunk.data for chunk in waiting]))
 
     def hexdigest(self) -> Digest:
+        self._hash_waiting()
         parts = (self._salt, self._tokens.digest(), self._text.digest(), self._data.digest())
         return Digest(hashlib.sha256(b"".join(parts)).hexdigest())

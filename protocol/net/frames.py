@@ -73,6 +73,7 @@ class FramedStream:
     def __init__(self, stream: Stream, *, queue_bytes_max: int = QUEUE_BYTES_MAX) -> None:
         self.peer: PeerId = stream.peer
         self._stream = stream
+        self._memory = stream.memory
         self._decoder = FrameDecoder()
         # When the frame that has arrived in part must be whole, and how many were cut before it.
         self._frame_due_at = math.inf
@@ -85,6 +86,8 @@ class FramedStream:
         # that nothing of it overtakes; channels take turns.
         self._bulk: dict[int, deque[bytes]] = {}
         self._work = ParkingLot()
+        # To wake a writer that is awake costs as much as to queue a frame.
+        self._is_writer_parked = False
         self._room = ParkingLot()
         self._ending = False
         self._closed = False
@@ -166,6 +169,7 @@ class FramedStream:
                 if not batch:
                     if self._ending:
                         return
+                    self._is_writer_parked = True
                     await self._work.park()
                     continue
                 # Nearly always there is room; a deadline and a turn of the loop cost 100 calls.
@@ -227,7 +231,7 @@ class FramedStream:
     def _charge(self) -> None:
         """Tell the connection's holding what this stream makes us keep."""
         kept = 0 if self._closed else self._decoder.buffered_bytes + self._queued_bytes
-        self._stream.memory.change(kept - self._charged_bytes)
+        self._memory.change(kept - self._charged_bytes)
         self._charged_bytes = kept
 
     def _check_open(self) -> None:
@@ -245,7 +249,9 @@ class FramedStream:
             self._urgent.append(data)
         self._queued_bytes += len(data)
         self._charge()
-        self._work.unpark()
+        if self._is_writer_parked:
+            self._is_writer_parked = False
+            self._work.unpark()
 
     def _take(self) -> bytes:
         """The next write: small frames first, then one turn of bulk if there is room."""
