@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -39,11 +40,12 @@ from sim.network import LocalNetwork, NodePlan, open_network
 
 SLOTS = 32
 _US_PER_S = 1_000_000
-_WARM_UPS = 3
+# Jobs at once while a new node earns its seats, as shares of the streams that follow.
+_RAMP = (0.1, 0.25, 0.5, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class BenchSize:
+class MarketSize:
     """How much is asked; the smaller one is for a test that the bench still runs. `shares` are
     (streams, tokens each, rounds)."""
 
@@ -54,24 +56,23 @@ class BenchSize:
     beat_ms: int = 40
 
 
-SMALL = BenchSize(shares=((8, 2, 1), (32, 2, 1)), tokens=5, rounds=1, beat_ms=10)
+SMALL = MarketSize(shares=((8, 2, 1), (32, 2, 1)), tokens=5, rounds=1, beat_ms=10)
 
 
-def run(store: Path = DEFAULT_STORE, size: BenchSize = BenchSize()) -> dict[str, float]:
+def run(store: Path = DEFAULT_STORE, size: MarketSize = MarketSize()) -> dict[str, float]:
     """Start both markets one after the other, measure, and stop them."""
     with tempfile.TemporaryDirectory(prefix="capacloud-bench-") as folder:
         figures = trio.run(_measure_cpu, Path(folder) / "mock", size)
         return figures | trio.run(_measure_shares, Path(folder) / "real", store.absolute(), size)
 
 
-async def _measure_cpu(folder: Path, size: BenchSize) -> dict[str, float]:
+async def _measure_cpu(folder: Path, size: MarketSize) -> dict[str, float]:
     models = ModelStore(folder / "models")
     await trio.to_thread.run_sync(add_recital, models)
     plan = replace(_plan(MOCK_MODEL, 1), program="sim.bench.mock.node")
     async with _market(folder, folder / "models", plan) as (network, buyer):
         prompts = [on_beat("Say words.", size.beat_ms)] * size.streams
-        for _ in range(_WARM_UPS):
-            await buyer.stream_many(prompts, 4, size.streams)
+        await _warm_up(buyer, prompts)
         processes = {
             "coordinator": psutil.Process(network.coordinator.pid),
             "node": psutil.Process(network.nodes[0].process.pid),
@@ -90,7 +91,7 @@ async def _measure_cpu(folder: Path, size: BenchSize) -> dict[str, float]:
     return {f"market_cpu_us_per_token_{size.streams}": sum(figures.values()), **figures}
 
 
-async def _measure_shares(folder: Path, store: Path, size: BenchSize) -> dict[str, float]:
+async def _measure_shares(folder: Path, store: Path, size: MarketSize) -> dict[str, float]:
     node_cores, other_cores = _halves()
     model = ensure(ModelStore(store), load_catalog(), CHAT_MODEL)
     alone = EngineAlone(CausalLM.load(model.path, slots=SLOTS, threads=len(node_cores)))
@@ -100,10 +101,12 @@ async def _measure_shares(folder: Path, store: Path, size: BenchSize) -> dict[st
         _pin(psutil.Process(network.nodes[0].process.pid), node_cores)
         _pin(psutil.Process(network.coordinator.pid), other_cores)
         prompts = story_prompts()
+        most = max(streams for streams, _, _ in size.shares)
+        await _warm_up(buyer, list(islice(prompts, most)))
         for streams, tokens, rounds in size.shares:
             shares = []
             for number in range(rounds + 1):
-                asked = [next(prompts) for _ in range(streams)]
+                asked = list(islice(prompts, streams))
                 _pin(psutil.Process(), node_cores)
                 alone_tps = alone.answer(asked, tokens).tokens_per_s
                 _pin(psutil.Process(), other_cores)
@@ -142,6 +145,13 @@ def _plan(model: str, threads: int) -> NodePlan:
         threads=threads,
         options=(f"--per-client-max={SLOTS}",),
     )
+
+
+async def _warm_up(buyer: HttpBuyer, prompts: list[str]) -> None:
+    """Connections and caches, and the node's record: a new one gets few jobs at once."""
+    for share in _RAMP:
+        at_once = max(1, round(share * len(prompts)))
+        await buyer.stream_many(prompts[:at_once], 2, at_once)
 
 
 async def _tokens_per_s(buyer: HttpBuyer, prompts: list[str], tokens: int) -> float:
