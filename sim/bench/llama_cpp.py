@@ -85,7 +85,8 @@ def open_llama_cpp() -> Iterator[LlamaCpp | None]:
         yield None
         return
     process = subprocess.Popen(
-        [python, llama_cpp_child.__file__, weights],
+        # -P: our folder has a module called as theirs.
+        [python, "-P", llama_cpp_child.__file__, weights],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
