@@ -36,7 +36,7 @@ from capanode.models.store import ModelStore
 from sim.bench import agreement, late_arrivals, prefix_hits
 from sim.bench.llama_cpp import HOW_TO_GET_IT, LlamaCpp, open_llama_cpp
 from sim.bench.streams import (
-    StreamRequest,
+    MixedRequest,
     StreamSpeed,
     answer_streams,
     draw_requests,
@@ -58,7 +58,7 @@ PREFILL_ROUNDS = 6
 
 _SEED = 7
 
-_Side = Callable[[Sequence[StreamRequest]], StreamSpeed]
+_Side = Callable[[Sequence[MixedRequest]], StreamSpeed]
 
 
 def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
@@ -91,7 +91,7 @@ def _sides(
     engine: CausalLM,
     reference: Any,
     llama_cpp: LlamaCpp | None,
-    unmeasured: Sequence[StreamRequest],
+    unmeasured: Sequence[MixedRequest],
 ) -> dict[str, _Side]:
     """Each has answered requests like those to come once: kernels are compiled, memory is touched,
     and llama.cpp has the settings that suit it."""
@@ -158,8 +158,8 @@ def _compare_prefill(engine: CausalLM, llama_cpp: LlamaCpp, rng: random.Random) 
     }
 
 
-def _prompt(rng: random.Random) -> list[StreamRequest]:
-    return [StreamRequest(draw_tokens(PREFILL_TOKENS, rng), answer_tokens=1)]
+def _prompt(rng: random.Random) -> list[MixedRequest]:
+    return [MixedRequest(draw_tokens(PREFILL_TOKENS, rng), answer_tokens=1)]
 
 
 def _compare_late(
@@ -185,7 +185,7 @@ def _compare_late(
     return {f"generate_ratio_{streams}": statistics.median(ratios)}
 
 
-def _generate(model: Any, requests: Sequence[StreamRequest]) -> StreamSpeed:
+def _generate(model: Any, requests: Sequence[MixedRequest]) -> StreamSpeed:
     """One static batch, all requests there from the start."""
     longest = max(len(request.prompt) for request in requests)
     answer = max(request.answer_tokens for request in requests)

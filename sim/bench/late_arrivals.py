@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from capanode.engines.causal_lm import CausalLM
-from sim.bench.streams import StreamRequest, greedy_input, produced_tokens
+from sim.bench.streams import MixedRequest, greedy_input, produced_tokens
 
 # More than either side serves at once: a queue forms, and speed decides.
 _LOAD = 2.0
@@ -27,7 +27,7 @@ def arrival_times(count: int, batch_s: float, rng: random.Random) -> list[float]
 
 
 def answer_as_they_come(
-    engine: CausalLM, requests: Sequence[StreamRequest], arrivals_s: Sequence[float]
+    engine: CausalLM, requests: Sequence[MixedRequest], arrivals_s: Sequence[float]
 ) -> float:
     """Our tokens per second."""
     coming = list(zip(arrivals_s, requests, strict=True))[::-1]
@@ -43,8 +43,8 @@ def answer_as_they_come(
 
 
 def generate_as_they_come(
-    generate: Callable[[Sequence[StreamRequest]], object],
-    requests: Sequence[StreamRequest],
+    generate: Callable[[Sequence[MixedRequest]], object],
+    requests: Sequence[MixedRequest],
     arrivals_s: Sequence[float],
 ) -> float:
     """Tokens per second of static batches, one after another."""
@@ -57,11 +57,11 @@ def generate_as_they_come(
 
 
 def _arrived(
-    coming: list[tuple[float, StreamRequest]], began_s: float, *, is_idle: bool
-) -> list[StreamRequest]:
+    coming: list[tuple[float, MixedRequest]], began_s: float, *, is_idle: bool
+) -> list[MixedRequest]:
     """Take those out of `coming`, whose next is the last, that have arrived; where `is_idle`, wait
     for one."""
-    arrived: list[StreamRequest] = []
+    arrived: list[MixedRequest] = []
     if is_idle and coming:
         arrives_s, request = coming.pop()
         time.sleep(max(0.0, began_s + arrives_s - time.perf_counter()))

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from sim.bench import llama_cpp_child
-from sim.bench.streams import STEPS_BETWEEN_ARRIVALS, StreamRequest, StreamSpeed
+from sim.bench.streams import STEPS_BETWEEN_ARRIVALS, MixedRequest, StreamSpeed
 
 ENVIRONMENT = Path(".capacloud/bench/llama-cpp")
 HOW_TO_GET_IT = "llama.cpp is left out: `make bench-deps` builds it (needs a C++ compiler)"
@@ -35,7 +35,7 @@ class LlamaCpp:
     threads: int = 1
     is_unified: bool = True
 
-    def answer(self, requests: Sequence[StreamRequest]) -> StreamSpeed:
+    def answer(self, requests: Sequence[MixedRequest]) -> StreamSpeed:
         """From the first arrival to the last token. Raises LlamaCppFailed."""
         found = self._ask(
             {
@@ -49,7 +49,7 @@ class LlamaCpp:
         speed = found["tokens"] / found["wall_s"]
         return StreamSpeed(speed, speed, found["cpu_s"] / found["tokens"])
 
-    def fastest_at(self, requests: Sequence[StreamRequest]) -> "LlamaCpp":
+    def fastest_at(self, requests: Sequence[MixedRequest]) -> "LlamaCpp":
         """The best of its settings for requests like these, each tried once."""
         settings = [
             replace(self, threads=threads, is_unified=is_unified)

@@ -21,7 +21,7 @@ ORDINARY_TOKENS = (1_000, 40_000)  # No special ones.
 
 
 @dataclass(frozen=True, slots=True)
-class StreamRequest:
+class MixedRequest:
     prompt: tuple[int, ...]
     answer_tokens: int
 
@@ -36,10 +36,10 @@ class StreamSpeed:
     cpu_s: float
 
 
-def draw_requests(count: int, rng: random.Random) -> list[StreamRequest]:
+def draw_requests(count: int, rng: random.Random) -> list[MixedRequest]:
     """Lengths spread evenly over their ranges, in random order."""
     return [
-        StreamRequest(draw_tokens(length, rng), answer)
+        MixedRequest(draw_tokens(length, rng), answer)
         for length, answer in zip(
             _spread(PROMPT_TOKENS, count, rng), _spread(ANSWER_TOKENS, count, rng), strict=True
         )
@@ -50,7 +50,7 @@ def draw_tokens(count: int, rng: random.Random) -> tuple[int, ...]:
     return tuple(rng.randrange(*ORDINARY_TOKENS) for _ in range(count))
 
 
-def greedy_input(request: StreamRequest) -> GenerationInput:
+def greedy_input(request: MixedRequest) -> GenerationInput:
     return GenerationInput(
         max_tokens=request.answer_tokens,
         prompt_tokens=request.prompt,
@@ -59,7 +59,7 @@ def greedy_input(request: StreamRequest) -> GenerationInput:
     )
 
 
-def answer_streams(engine: CausalLM, requests: Sequence[StreamRequest]) -> StreamSpeed:
+def answer_streams(engine: CausalLM, requests: Sequence[MixedRequest]) -> StreamSpeed:
     """From the first arrival to the last token."""
     waiting = list(enumerate(requests))[::-1]
     tokens = steps = 0
