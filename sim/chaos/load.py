@@ -134,19 +134,19 @@ async def _try_once(
         is_final = not stock_retries.is_retried(response.status_code, response.headers)
         reason = f"{response.status_code} {_code_of(data)}"
         raise _NotAnsweredError(reason, response.headers, is_final=is_final)
-    text = _streamed_text(data) if is_streamed else _whole_text(data)
-    return response.headers["x-capacloud-job-id"], text
+    answer_id, text = _read_stream(data) if is_streamed else _read_whole(data)
+    # By a header as well, except where a stream began before its job did.
+    return answer_id.removeprefix("chatcmpl-"), text
 
 
-def _whole_text(data: bytes) -> str:
+def _read_whole(data: bytes) -> tuple[str, str]:
     plain = json.loads(data)
-    text: str = plain["choices"][0]["message"]["content"]
-    return text
+    return plain["id"], plain["choices"][0]["message"]["content"]
 
 
-def _streamed_text(data: bytes) -> str:
+def _read_stream(data: bytes) -> tuple[str, str]:
     """Raises _NotAnsweredError if the stream does not say that it is complete."""
-    text, is_done = "", False
+    answer_id, text, is_done = "", "", False
     for line in data.decode().splitlines():
         if line == "data: [DONE]":
             is_done = True
@@ -155,10 +155,11 @@ def _streamed_text(data: bytes) -> str:
             if "error" in event:
                 reason = f"stream {event['error'].get('code')}"
                 raise _NotAnsweredError(reason, None, is_final=False)
+            answer_id = event["id"]
             text += "".join(c["delta"].get("content") or "" for c in event["choices"])
     if not is_done:
         raise _NotAnsweredError("stream cut", None, is_final=False)
-    return text
+    return answer_id, text
 
 
 def _code_of(data: bytes) -> str:
