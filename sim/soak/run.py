@@ -16,8 +16,9 @@ from sim.network import open_network
 from sim.soak.samples import Sample, take_samples
 
 NODES = 2
-# Caches fill, allocators find their size, and connections their number.
-WARM_UP_SHARE = 0.3
+# Caches fill (SQLite keeps 2 MB of pages a connection), allocators find their size, and connections
+# their number.
+WARM_UP_SHARE = 0.5
 _SAMPLES = 120
 _SAMPLE_EVERY_S_MIN = 1.0
 _SAY_EVERY_S = 60.0
