@@ -11,7 +11,7 @@ import torch
 from protocol.limits import NAME_CHARS_MAX
 
 # Bumped when a change of ours can change an answer's bits.
-LLAMA = "llama/1"
+LLAMA = "llama/2"
 BERT = "bert/2"
 MODERN_BERT = "modernbert/1"
 QWEN3_ENCODER = "qwen3-encoder/1"

@@ -129,3 +129,25 @@ def test_drafted_tokens_attend_bit_for_bit_as_if_each_were_decoded(
     step = torch.cat([own[:, n : n + c] for own, (n, c) in zip(mixed, pairs, strict=True)], 1)
     found = torch.stack([drafted(index, part) for index, part in enumerate(step)])
     assert torch.equal(found, torch.stack([one for row in decoded for one in row], 1))
+
+
+def test_a_row_attends_bit_for_bit_alike_whatever_its_padding_and_its_neighbours() -> None:
+    shape = CacheShape(len(RULES), 3, KV_HEADS, 1280, DIM, torch.bfloat16)
+    cache = KvCache(shape, device=torch.device("cpu"))
+    for row in range(3):
+        prefill(cache, PrefillChunk(row, 0, 1180), tokens_of(1180, seed=row).bfloat16())
+    mixed = tokens_of(3, seed=9).bfloat16()
+    ends = [70, 700, 1180]
+
+    def attended(lengths: list[int]) -> Tensor:
+        """For rows 0..n, padded as for these lengths."""
+        attention = DecodeAttention(cache, lengths, MODEL)
+        attention.set_positions(torch.tensor(ends[: len(lengths)]))
+        count = len(lengths)
+        return torch.stack([attention(layer, part[:count]) for layer, part in enumerate(mixed)])
+
+    together = attended([1190, 1190, 1190])
+    assert torch.isfinite(together).all()
+    assert torch.equal(attended([end + 1 for end in ends]), together)
+    assert torch.equal(attended([ends[0] + 1]), together[:, :1])
+    assert torch.equal(attended([ends[0] + 1, ends[1] + 1]), together[:, :2])

@@ -166,7 +166,7 @@ def test_a_chat_is_spelled_by_the_models_template(folder: Path, engine: CausalLM
 
 def test_the_profile_states_what_computes(engine: CausalLM) -> None:
     stated = engine.info.profile
-    for part in ("llama/1", f"torch/{torch.__version__}", "weights=fp32", "kv=fp32", "sampler="):
+    for part in ("llama/2", f"torch/{torch.__version__}", "weights=fp32", "kv=fp32", "sampler="):
         assert part in stated
     assert "device=cpu-" in stated or "device=cuda-" in stated
 

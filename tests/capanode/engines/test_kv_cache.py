@@ -3,7 +3,7 @@ import mmap
 import pytest
 import torch
 
-from capanode.engines.attention import LENGTH_STEP, SEGMENT_TOKENS_MAX, Segment, plan_segments
+from capanode.engines.attention import LENGTH_STEP, Segment, plan_segments
 from capanode.engines.kv_cache import CacheShape, KvCache
 
 # A row of the first takes whole pages and is given back to the system, one of the second does not.
@@ -71,12 +71,6 @@ def test_one_long_row_does_not_make_the_others_long() -> None:
     segments = plan_segments([40] * 10 + [2000] + [40] * 10)
     assert [segment.rows for segment in segments] == [range(10), range(10, 11), range(11, 21)]
     assert [segment.length for segment in segments] == [64, 2016, 64]
-
-
-def test_a_segment_is_bounded_unless_it_is_one_row() -> None:
-    segments = plan_segments([1000] * 32)
-    assert all(len(segment.rows) * segment.length <= SEGMENT_TOKENS_MAX for segment in segments)
-    assert plan_segments([9000]) == [Segment(range(1), 9024)]
 
 
 def test_segments_cover_every_row_once_and_reach_its_length() -> None:
