@@ -25,15 +25,15 @@ def devices_of(plans: Sequence[ModelPlan], hardware: Hardware) -> tuple[DeviceSt
     """`hardware` is the machine's, for what runs on its processor."""
     devices: dict[str, DeviceStatus] = {}
     for plan in plans:
-        device = PROCESSOR if plan.gpu is None else plan.gpu.device.uuid
         own = plan.hardware or hardware
         size = plan.bytes if plan.promise is None else plan.promise.bytes
-        known = devices.get(device, DeviceStatus(device, own.name, own.memory_bytes, 0, ()))
-        devices[device] = DeviceStatus(
-            device,
-            known.name,
-            known.memory_bytes,
-            known.promised_bytes + size,
-            (*known.models, plan.name),
-        )
+        for device in [gpu.device.uuid for gpu in plan.gpus] or [PROCESSOR]:
+            known = devices.get(device, DeviceStatus(device, own.name, own.memory_bytes, 0, ()))
+            devices[device] = DeviceStatus(
+                device,
+                known.name,
+                known.memory_bytes,
+                known.promised_bytes + size,
+                (*known.models, plan.name),
+            )
     return tuple(devices.values())

@@ -24,7 +24,9 @@ from capanode.ports import PortError, check_port
 from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.start_plan import stops_start
 from capanode.status_socket import ask_status
+from capanode.vllm_package import installed_vllm, is_known_vllm
 from capanode.workers import refuse_code
+from protocol.messages import IsolationTier
 from protocol.net.addresses import check_tcp, split_peer_id
 from protocol.net.errors import AddressInvalid
 from protocol.programs.keyfile import KeyFileError, load_key_file
@@ -106,6 +108,7 @@ def examine(config: NodeConfig) -> Diagnosis:
         _key(config),
         _isolation(isolation),
         *hardware_findings(machine, failure),
+        _vllm(isolation),
         _priority(config.worker_nice),
         *(_port(place, running) for place in config.listen),
         *_coordinators(config, running),
@@ -154,6 +157,20 @@ def _isolation(report: IsolationReport) -> MachineCheck:
     if report.sandbox is None:
         detail = "; ".join(failed) or "nothing works"
     return MachineCheck("isolation", report.sandbox is not None, detail, "; ".join(report.advice))
+
+
+def _vllm(report: IsolationReport) -> MachineCheck:
+    """The optional engine. Without it nothing is wrong."""
+    installed = installed_vllm()
+    if installed is None:
+        return MachineCheck("vllm", True, "not installed: an optional engine for models on GPUs")
+    if not is_known_vllm(installed):
+        advice = "run `pip install 'capacloud[vllm]'`; until then it is not used"
+        return MachineCheck("vllm", False, f"{installed} is a version that is not run", advice)
+    if report.sandbox is None or report.sandbox.tier is not IsolationTier.BWRAP:
+        advice = "vLLM is used with the isolation tier bwrap only: see `isolation`"
+        return MachineCheck("vllm", False, f"{installed}, and nothing here confines it", advice)
+    return MachineCheck("vllm", True, f"{installed}, for GPUs (which we never saw it on)")
 
 
 def _priority(nice: int) -> MachineCheck:

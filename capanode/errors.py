@@ -39,6 +39,10 @@ class NothingToServeError(NodeError):
     """No model that is configured can be offered."""
 
 
+class NoEngineError(NodeError):
+    """The engine that this model needs is not here, or has no GPU."""
+
+
 class NoRoomForModelError(NodeError):
     """A model does not fit beside the others into the memory of any GPU."""
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from capanode.device_status import PROCESSOR
-from capanode.errors import NoRoomForModelError
+from capanode.engine_choice import may_share_cards
+from capanode.errors import NodeError, NoRoomForModelError
 from capanode.gpus import Gpu
 from capanode.memory_ledger import CONTEXT_BYTES, MemoryNeed, MemoryPromise, place, promised_room
 from capanode.residency import Footprint
@@ -23,6 +24,8 @@ _WORKSPACE_PERCENT = 10
 _WORKSPACE_BYTES_MIN = 512 * _MIB
 # Some thousand tokens of an ordinary model: with less it could take no job.
 _CACHE_BYTES_MIN = 512 * _MIB
+# No machine that we know has more cards, and vLLM shares a model among so many and no more here.
+_GROUP_MAX = 8
 # More tokens than any 256 streams of the longest contexts hold.
 _CACHE_BYTES_MAX = 256 * _GIB
 # On the processor, beside what Python and torch take (about as much as a context of CUDA): the
@@ -36,30 +39,42 @@ class ModelPlacement:
     share memory which does not hold all of them, by device."""
 
     plans: tuple[ModelPlan, ...]
-    refused: tuple[tuple[ModelPlan, NoRoomForModelError], ...] = ()
+    refused: tuple[tuple[ModelPlan, NodeError], ...] = ()
     room: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def gpus(self) -> tuple[Gpu, ...]:
         """Those that run something."""
-        used = {plan.gpu.device.uuid: plan.gpu for plan in self.plans if plan.gpu is not None}
+        used = {gpu.device.uuid: gpu for plan in self.plans for gpu in plan.gpus}
         return tuple(used.values())
 
 
 def place_models(
-    plans: Sequence[ModelPlan], gpus: Sequence[Gpu], *, load_on_demand: bool = True
+    plans: Sequence[ModelPlan],
+    gpus: Sequence[Gpu],
+    *,
+    load_on_demand: bool = True,
+    has_vllm: bool = False,
 ) -> ModelPlacement:
-    """Give each plan a GPU and its bytes. Without GPUs they stay on the processor."""
+    """Give each plan its GPU, or several with vLLM, and its bytes. Without GPUs they stay on the
+    processor."""
     if not gpus:
         return ModelPlacement(tuple(plans))
     by_uuid = {gpu.device.uuid: gpu for gpu in gpus}
     room = {uuid: promised_room(gpu.free_bytes) for uuid, gpu in by_uuid.items()}
-    needs: dict[str, MemoryNeed] = {plan.digest: memory_need(plan) for plan in plans}
-    ledger, refused = place(list(needs.values()), room)
+    needs: dict[str, MemoryNeed] = {
+        plan.digest: memory_need(plan, has_vllm=has_vllm) for plan in plans
+    }
+    ledger, refused = place(list(needs.values()), room, _alike(gpus))
     promises = dict(ledger.promises)
     cold: dict[str, MemoryPromise] = {}
     if load_on_demand:
-        giving = [made for made in promises.values() if not needs[made.model].is_first]
+        # A model on several cards keeps them: to free one of them alone helps no other.
+        giving = [
+            made
+            for made in promises.values()
+            if not needs[made.model].is_first and not made.partners
+        ]
         shared = {device: ledger.left_bytes(device) for device in room}
         for made in giving:
             shared[made.device] += made.bytes
@@ -67,7 +82,14 @@ def place_models(
         cold = {promise.model: promise for promise in found if promise is not None}
     promises |= cold
     placed = [
-        replace(plan, gpu=by_uuid[own.device], promise=own, is_cold=plan.digest in cold)
+        replace(
+            plan,
+            gpus=tuple(by_uuid[device] for device in own.devices),
+            promise=own,
+            with_vllm=plan.with_vllm or bool(own.partners),
+            keep_loaded=plan.keep_loaded or bool(own.partners),
+            is_cold=plan.digest in cold,
+        )
         for plan in plans
         if (own := promises.get(plan.digest)) is not None
     ]
@@ -109,7 +131,16 @@ def place_on_processor(
     return _sharing(placed, sizes, {PROCESSOR: room_bytes}, tuple(refused))
 
 
-def memory_need(plan: ModelPlan) -> MemoryNeed:
+def _alike(gpus: Sequence[Gpu]) -> list[list[str]]:
+    """Sets of cards that may share a model. Instances of one card (MIG) do not reach each other."""
+    kinds: dict[tuple[str, int], list[str]] = {}
+    for gpu in gpus:
+        if not gpu.device.capability_minors:
+            kinds.setdefault((gpu.name, gpu.memory_bytes), []).append(gpu.device.uuid)
+    return list(kinds.values())
+
+
+def memory_need(plan: ModelPlan, *, has_vllm: bool = False) -> MemoryNeed:
     """What a model takes on a GPU, from its files: its weights are loaded as they are stored."""
     generates = plan.manifest.task is Task.CAUSAL_LM
     return MemoryNeed(
@@ -119,6 +150,7 @@ def memory_need(plan: ModelPlan) -> MemoryNeed:
         cache_min_bytes=_CACHE_BYTES_MIN if generates else 0,
         cache_max_bytes=_CACHE_BYTES_MAX if generates else 0,
         is_first=plan.keep_loaded,
+        devices_max=_GROUP_MAX if has_vllm and may_share_cards(plan) else 1,
     )
 
 
@@ -149,12 +181,17 @@ def _sharing(
     found = []
     for plan in plans:
         size = sizes[plan.digest]
-        if size.device in devices and plan.keep_loaded:
-            left[size.device] -= size.bytes
+        if plan.keep_loaded:
+            for device in devices.intersection(_devices_of(plan, size)):
+                left[device] -= size.bytes
         elif size.device in devices:
             plan = replace(plan, footprint=size)
         found.append(plan)
     return ModelPlacement(tuple(found), refused, left)
+
+
+def _devices_of(plan: ModelPlan, size: Footprint) -> tuple[str, ...]:
+    return (size.device,) if plan.promise is None else plan.promise.devices
 
 
 def _processor_bytes(plan: ModelPlan) -> int:

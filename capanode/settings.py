@@ -28,6 +28,7 @@ THREADS_MAX = 1_024
 _PRICE_FIELDS = {position.name: position.field for position in PRICE_POSITIONS}
 _COUNT_KEYS = {"slots": SLOTS_MAX, "threads": THREADS_MAX}
 _KEEP_LOADED = "keep_loaded"
+_ENGINE = "engine"
 
 
 class IfGpuFails(StrEnum):
@@ -35,6 +36,13 @@ class IfGpuFails(StrEnum):
 
     STOP = "stop"
     CPU = "cpu"
+
+
+class EngineWish(StrEnum):
+    """Which engine an operator wants for a model. Without a word the node decides."""
+
+    OWN = "own"
+    VLLM = "vllm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +58,16 @@ class CoordinatorAddress:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """A model to serve. What is None is decided by the engine (slots), the machine (threads) or
-    the pricing policy (price). One to `keep_loaded` gives its memory to no other model."""
+    """A model to serve. What is None is decided by the engine (slots), the machine (threads), the
+    pricing policy (price) or model and machine (engine). One to `keep_loaded` gives its memory to
+    no other model."""
 
     name: str
     slots: int | None = None
     threads: int | None = None
     price: PriceSheet | None = None
     keep_loaded: bool = False
+    engine: EngineWish | None = None
 
 
 def read_coordinators(raw: Any) -> tuple[CoordinatorAddress, ...]:
@@ -65,7 +75,7 @@ def read_coordinators(raw: Any) -> tuple[CoordinatorAddress, ...]:
 
 
 def read_models(raw: Any) -> tuple[ModelSettings, ...]:
-    """A table per model from TOML, or `NAME[,slots=4][,threads=2][,input_per_mtok=0.02]…` texts,
+    """A table per model from TOML, or `NAME[,slots=4][,engine=vllm][,input_per_mtok=0.02]…` texts,
     separated by `;` in the environment."""
     if isinstance(raw, Mapping):
         models = tuple(_read_model(name, table) for name, table in raw.items())
@@ -101,18 +111,21 @@ def _read_model_text(text: str) -> ModelSettings:
 def _read_model(name: str, table: Any) -> ModelSettings:
     if not 0 < len(name) <= NAME_CHARS_MAX or not isinstance(table, Mapping):
         raise KeyValueError('a table per model: [models."NAME"]', (name,))
-    for key in sorted(set(table) - {*_PRICE_FIELDS, *_COUNT_KEYS, _KEEP_LOADED}):
-        known = ", ".join([*_COUNT_KEYS, _KEEP_LOADED, *_PRICE_FIELDS])
+    for key in sorted(set(table) - {*_PRICE_FIELDS, *_COUNT_KEYS, _KEEP_LOADED, _ENGINE}):
+        known = ", ".join([*_COUNT_KEYS, _KEEP_LOADED, _ENGINE, *_PRICE_FIELDS])
         raise KeyValueError(f"for a model only {known}, not {key!r}", (name, key))
     counts: dict[str, int] = {}
     prices: dict[str, int] = {}
     keep_loaded = False
+    engine: EngineWish | None = None
     for key, raw in table.items():
         try:
             if key in _COUNT_KEYS:
                 counts[key] = read_count(1, _COUNT_KEYS[key])(raw)
             elif key == _KEEP_LOADED:
                 keep_loaded = read_switch(raw)
+            elif key == _ENGINE:
+                engine = _read_engine(raw)
             else:
                 field = _PRICE_FIELDS[key]
                 prices[field] = read_credits(raw)
@@ -124,13 +137,19 @@ def _read_model(name: str, table: Any) -> ModelSettings:
         price = PriceSheet(**prices) if prices else None
     except ValueError as error:
         raise KeyValueError(str(error), (name,)) from None
-    return ModelSettings(name, **counts, price=price, keep_loaded=keep_loaded)
+    return ModelSettings(name, **counts, price=price, keep_loaded=keep_loaded, engine=engine)
+
+
+def _read_engine(raw: Any) -> EngineWish:
+    if not isinstance(raw, str) or raw not in set(EngineWish):
+        raise ValueError(" or ".join(EngineWish))
+    return EngineWish(raw)
 
 
 COORDINATORS = ValueKind(read_coordinators, "multiaddresses with /p2p/", is_list=True)
 MODELS = ValueKind(
     read_models,
-    "names, each with slots, threads and prices",
+    "names, each with slots, threads, engine and prices",
     tell=lambda models: ", ".join(model.name for model in models),
     is_list=True,
 )

@@ -9,6 +9,7 @@ from functools import partial
 
 from capanode.config import NodeConfig
 from capanode.device_problems import DeviceFailure, DeviceProblem
+from capanode.engine_choice import choose_engines
 from capanode.errors import GpuError, IsolationError
 from capanode.gpu_trial import settle_gpus, try_torch
 from capanode.gpus import Gpu
@@ -22,6 +23,7 @@ from capanode.sandbox.probe import IsolationReport, probe_isolation
 from capanode.sandbox.spawn import Sandbox
 from capanode.settings import IfGpuFails
 from capanode.tasks import NODE_TASKS
+from capanode.vllm_package import installed_vllm, is_known_vllm
 from capanode.workers import ModelPlan, plan_models
 from protocol.messages import IsolationTier
 from protocol.offers import Hardware
@@ -69,17 +71,22 @@ def plan_start(
             require_leave(config.if_gpu_fails, failure)
         on_milestone(gpu_not_used(failure))
     store = ModelStore(config.model_store)
-    placement = _place(config, store, machine, settled.working, on_milestone)
+    placement = _place(
+        config,
+        machine,
+        settled.working,
+        store=store,
+        # Its processes are kept in by namespaces alone.
+        has_vllm=is_known_vllm(installed_vllm()) and report.tier is IsolationTier.BWRAP,
+        on_milestone=on_milestone,
+    )
     plans = intact_plans(placement.plans, store, on_milestone)
     return StartPlan(
         tier=report.tier.with_gpu if placement.gpus else report.tier,
         sandbox=report.sandbox,
         whole_sys=whole_sys,
         hardware=hardware_of(machine, placement.gpus),
-        plans=tuple(
-            replace(plan, hardware=hardware_of(machine, [plan.gpu] if plan.gpu else ()))
-            for plan in plans
-        ),
+        plans=tuple(replace(plan, hardware=hardware_of(machine, plan.gpus)) for plan in plans),
         room=placement.room,
         processor=hardware_of(machine),
     )
@@ -99,10 +106,11 @@ def require_isolation(report: IsolationReport, on_milestone: OnMilestone) -> Iso
 
 
 def on_processor(plan: ModelPlan, processor: Hardware) -> ModelPlan:
-    """The same model without its GPU."""
+    """The same model without its GPU, and so without vLLM."""
     return replace(
         plan,
-        gpu=None,
+        gpus=(),
+        with_vllm=False,
         promise=None,
         footprint=None,
         slots=min(plan.slots, NODE_TASKS[plan.manifest.task].cpu_slots),
@@ -149,16 +157,19 @@ def intact_plans(
 
 def _place(
     config: NodeConfig,
-    store: ModelStore,
     machine: Machine,
     gpus: Sequence[Gpu],
+    *,
+    store: ModelStore,
+    has_vllm: bool,
     on_milestone: OnMilestone,
 ) -> ModelPlacement:
     """Plan what is served, and where. A model that fits on no GPU, not even alone, is left out, or
     runs on the processor with the owner's leave."""
     plan = partial(plan_models, store=store, machine=machine, allow_code=config.allow_code_models)
-    plans = plan(config.models, gpu=bool(gpus))
-    placement = place_models(plans, gpus, load_on_demand=config.load_on_demand)
+    wanted = plan(config.models, gpu=bool(gpus))
+    plans, refused = choose_engines(wanted, has_gpu=bool(gpus), has_vllm=has_vllm)
+    placement = place_models(plans, gpus, load_on_demand=config.load_on_demand, has_vllm=has_vllm)
     if not gpus and config.load_on_demand:
         limit_bytes = config.memory_max_gib * _GIB
         placement = place_on_processor(
@@ -166,10 +177,11 @@ def _place(
             limit_bytes or promised_room(machine.memory_bytes),
             is_owners_limit=bool(limit_bytes),
         )
-    for model, error in placement.refused:
+    for model, error in (*refused, *placement.refused):
         on_milestone(model_failed(model.name, error))
     if config.if_gpu_fails is IfGpuFails.CPU and placement.refused:
         left_out = {model.digest for model, _ in placement.refused}
         slower = [made for made in plan(config.models, gpu=False) if made.digest in left_out]
+        slower, _ = choose_engines(slower, has_gpu=False, has_vllm=False)
         placement = replace(placement, plans=(*placement.plans, *slower))
     return placement

@@ -72,10 +72,24 @@ OTHER_DECODERS = (
     "Starcoder2ForCausalLM",
 )
 
+# Those that only vLLM runs: mixtures of experts, and a few others, by its registry.
+VLLM_DECODERS = (
+    "Ernie4_5ForCausalLM",
+    "Ernie4_5_MoeForCausalLM",
+    "Exaone4ForCausalLM",
+    "Glm4ForCausalLM",
+    "Glm4MoeForCausalLM",
+    "GraniteMoeForCausalLM",
+    "MixtralForCausalLM",
+    "OlmoeForCausalLM",
+    "Qwen2MoeForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
+
 NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
     Task.CAUSAL_LM: NodeTaskSpec(
         engine="capanode.engines.causal_lm:CausalLM",
-        architectures=(*DECODERS, *OTHER_DECODERS),
+        architectures=(*DECODERS, *OTHER_DECODERS, *VLLM_DECODERS),
         model_files=("tokenizer.json",),
         dtype=None,
         cpu_slots=16,
@@ -136,8 +150,10 @@ NODE_TASKS: Mapping[Task, NodeTaskSpec] = {
 CODE_ARCHITECTURES = frozenset({"TensorExport"})
 
 
-def engine_of(task: Task, architecture: str) -> str:
-    """`module:Class` of the engine for a model."""
+def engine_of(task: Task, architecture: str, *, with_vllm: bool = False) -> str:
+    """`module:Class` of the engine for a model. Whether that is vLLM, `capanode.placement` says."""
+    if with_vllm:
+        return "capanode.engines.vllm_lm:VllmLM"
     if architecture in OTHER_DECODERS:
         return "capanode.engines.transformers_lm:TransformersLM"
     return NODE_TASKS[task].engine

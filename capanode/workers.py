@@ -17,13 +17,14 @@ from capanode.memory_ledger import MemoryPromise
 from capanode.models.errors import UnsafeModelError
 from capanode.models.store import ModelStore
 from capanode.residency import Footprint
-from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model
+from capanode.sandbox.limits import NICE_DEFAULT, limits_for_model, with_open_start
+from capanode.sandbox.opening import SandboxOpening
 from capanode.sandbox.spawn import Sandbox
 from capanode.served import ModelWorker
-from capanode.settings import ModelSettings
+from capanode.settings import EngineWish, ModelSettings
 from capanode.tasks import CODE_ARCHITECTURES, NODE_TASKS, engine_of
 from capanode.worker.jobs import WorkerState
-from capanode.worker.spec import GpuShare, WorkerSpec
+from capanode.worker.spec import LOAD_TIMEOUT_S, OPEN_LOAD_TIMEOUT_S, GpuShare, WorkerSpec
 from capanode.worker.supervisor import WorkerSupervisor
 from protocol.ids import Digest
 from protocol.manifest import ModelManifest
@@ -41,8 +42,9 @@ THREADS_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """One model to serve. `price` is the operator's, None to let the policy propose one. `gpu` is
-    the device that it was promised memory of (see `capanode.placement`), None for the processor."""
+    """One model to serve. `price` is the operator's, None to let the policy propose one; `wish` is
+    which engine it is to be. `gpus` are the devices that it was promised memory of, () for the
+    processor, and `with_vllm` says whether that is its engine (see `capanode.placement`)."""
 
     name: str
     digest: Digest
@@ -51,7 +53,9 @@ class ModelPlan:
     slots: int
     threads: int
     price: PriceSheet | None = None
-    gpu: Gpu | None = None
+    wish: EngineWish | None = None
+    with_vllm: bool = False
+    gpus: tuple[Gpu, ...] = ()
     promise: MemoryPromise | None = None
     # What it runs on, where that is not what the node's offer says of all.
     hardware: Hardware | None = None
@@ -92,23 +96,39 @@ class SandboxedWorkers:
         self._rng = rng
 
     def worker(self, plan: ModelPlan, *, on_state: Callable[[WorkerState], None]) -> ModelWorker:
-        spec = WorkerSpec(
-            engine=engine_of(plan.manifest.task, plan.manifest.architecture),
-            model_dir=plan.path,
-            limits=limits_for_model(
-                plan.bytes, gpu=plan.gpu is not None, threads=plan.threads, nice=self._nice
-            ),
-            slots=plan.slots,
-            threads=plan.threads,
-            gpu=self._share(plan),
-        )
+        spec = worker_spec(plan, nice=self._nice, whole_sys=self._whole_sys)
         return WorkerSupervisor(self._sandbox, spec, rng=self._rng, on_state=on_state)
 
-    def _share(self, plan: ModelPlan) -> GpuShare | None:
-        if plan.gpu is None:
-            return None
-        allocated = None if plan.promise is None else plan.promise.allocated_bytes
-        return GpuShare((plan.gpu.device,), allocated, self._whole_sys)
+
+def worker_spec(plan: ModelPlan, *, nice: int, whole_sys: bool = False) -> WorkerSpec:
+    """What a worker for this plan is to run, and within which limits."""
+    opening = _opening_of(plan)
+    limits = limits_for_model(plan.bytes, gpu=bool(plan.gpus), threads=plan.threads, nice=nice)
+    if opening is not SandboxOpening.CLOSED:
+        limits = with_open_start(limits, cards=len(plan.gpus))
+    return WorkerSpec(
+        engine=engine_of(plan.manifest.task, plan.manifest.architecture, with_vllm=plan.with_vllm),
+        model_dir=plan.path,
+        limits=limits,
+        slots=plan.slots,
+        threads=plan.threads,
+        gpu=_share_of(plan, whole_sys=whole_sys),
+        load_timeout_s=LOAD_TIMEOUT_S if opening is SandboxOpening.CLOSED else OPEN_LOAD_TIMEOUT_S,
+        opening=opening,
+    )
+
+
+def _share_of(plan: ModelPlan, *, whole_sys: bool) -> GpuShare | None:
+    if not plan.gpus:
+        return None
+    allocated = None if plan.promise is None else plan.promise.allocated_bytes
+    return GpuShare(tuple(gpu.device for gpu in plan.gpus), allocated, whole_sys)
+
+
+def _opening_of(plan: ModelPlan) -> SandboxOpening:
+    if not plan.with_vllm:
+        return SandboxOpening.CLOSED
+    return SandboxOpening.GROUP if len(plan.gpus) > 1 else SandboxOpening.START
 
 
 def plan_models(
@@ -165,4 +185,5 @@ def _plan(setting: ModelSettings, stored: StoredModel, machine: Machine, *, gpu:
         threads=setting.threads or max(1, min(machine.cpu_threads, THREADS_MAX)),
         price=setting.price,
         keep_loaded=setting.keep_loaded,
+        wish=setting.engine,
     )

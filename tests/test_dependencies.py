@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from capanode.tasks import NODE_TASKS
+from capanode.vllm_package import VLLM_VERSIONS, is_known_vllm
 from tests.test_layering import ALLOWED, ROOT, imported_modules, source_files
 
 # Declared although no module of ours imports them, each with who needs it.
@@ -155,6 +156,18 @@ def test_a_buyer_installs_neither_torch_nor_a_database_nor_a_web_server() -> Non
     assert not client & {"torch", "sqlalchemy", "alembic", "uvicorn", "uvloop", "httptools"}
     assert not installed_with("gateway") & {"torch", "sqlalchemy", "alembic"}
     assert "torch" not in installed_with("market")
+
+
+def test_vllm_comes_with_its_own_extra_only_in_the_versions_that_are_run() -> None:
+    """It brings gigabytes, and a torch of its own: no other extra and no development needs it."""
+    (vllm,) = map(Requirement, project()["optional-dependencies"]["vllm"])
+    assert vllm.name == "vllm"
+    for edge, is_run in zip(VLLM_VERSIONS, (True, False), strict=True):
+        text = ".".join(map(str, edge))
+        assert vllm.specifier.contains(f"{text}.1") is is_known_vllm(f"{text}.1") is is_run
+    others = {extra for extra in project()["optional-dependencies"] if extra != "vllm"}
+    assert not [extra for extra in others if "vllm" in names(with_extra(extra))]
+    assert "vllm" not in names((ROOT / "constraints.txt").read_text().splitlines())
 
 
 @pytest.mark.slow

@@ -38,7 +38,6 @@ _ALWAYS = (
     Feature.SAMPLING,
     Feature.TOKENIZE,
     Feature.STOP_DETAILS,
-    Feature.ANSWER_SCORES,
 )
 
 
@@ -52,24 +51,35 @@ class ReadGeneration:
 
 
 class GenerationReader:
-    """Reads the inputs of one model."""
+    """Reads the inputs of one model. Where our sampler `chooses` the tokens of an answer, formats
+    are enforced and answers can be checked."""
 
     def __init__(
-        self, model_dir: Path, config: Mapping[str, Any], *, context_tokens: int, vocab: int
+        self,
+        model_dir: Path,
+        config: Mapping[str, Any],
+        *,
+        context_tokens: int,
+        vocab: int,
+        chooses: bool = True,
     ) -> None:
         """`config` is the model's config.json. Raises ModelLoadError."""
         end_tokens = _end_tokens_of(model_dir, config)
         self._prompts = PromptReader(model_dir, context_tokens=context_tokens, vocab_size=vocab)
-        self._grammars = GrammarCompiler.load(
-            model_dir / "tokenizer.json", vocab=vocab, end_tokens=end_tokens
-        )
+        self._chooses = chooses
+        self._grammars: GrammarCompiler | None = None
+        if chooses:
+            self._grammars = GrammarCompiler.load(
+                model_dir / "tokenizer.json", vocab=vocab, end_tokens=end_tokens
+            )
         self._context_tokens, self._vocab = context_tokens, vocab
         self._end_tokens = end_tokens
 
     @property
     def features(self) -> tuple[str, ...]:
         formats = (Feature.STRUCTURED_OUTPUTS,) if self._grammars is not None else ()
-        return (*self._prompts.features, *formats, *_ALWAYS)
+        checks = (Feature.ANSWER_SCORES,) if self._chooses else ()
+        return (*self._prompts.features, *formats, *_ALWAYS, *checks)
 
     @property
     def token_bytes(self) -> TokenBytes:
@@ -97,6 +107,8 @@ class GenerationReader:
 
     def read(self, job_input: GenerationInput) -> ReadGeneration:
         """Tokenize an input and compile its format; on any thread. Raises EngineRefusal."""
+        if job_input.scores_prefix and not self._chooses:
+            raise EngineRefusal("answers are not checked by this engine", code=Code.INVALID_INPUT)
         prompt = self._prompts.read(job_input)
         if job_input.tokenizes_only:
             return ReadGeneration(job_input, prompt)
@@ -174,13 +186,14 @@ class GenerationReader:
             return self._grammars.compile(job_input, chat_format, after=after)
         if job_input.format is not None or job_input.tool_choice is ToolChoice.REQUIRED:
             raise EngineRefusal(
-                "formats cannot be enforced with this model's tokenizer", code=Code.INVALID_INPUT
+                "formats cannot be enforced with this model here", code=Code.INVALID_INPUT
             )
         return None
 
     def _rules(self, read: ReadGeneration) -> LogitRules | None:
         job_input, prompt = read.job_input, read.prompt
-        if read.grammar is None and not LogitRules.are_needed(job_input):
+        is_needed = read.grammar is not None or LogitRules.are_needed(job_input)
+        if not self._chooses or not is_needed:
             return None
         return LogitRules(
             job_input,

@@ -7,6 +7,7 @@ milliseconds, by the limits below; what needs more is refused, or ends its own j
 
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ _JSON_OPTIONS = {"whitespace_pattern": r"[ \n\t]{0,32}"}
 _CALLS_MAX = 16
 
 
+# Older ones take our JSON options otherwise, and read less of a grammar.
+_LIBRARY_MIN = (1, 9)
+
+
+def _library_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in version("llguidance").split(".")[:2])
+
+
 class GrammarCompiler:
     """Reads what the inputs of one model ask for."""
 
@@ -67,7 +76,10 @@ class GrammarCompiler:
     def load(
         cls, tokenizer: Path, *, vocab: int, end_tokens: frozenset[int]
     ) -> "GrammarCompiler | None":
-        """None for a `tokenizer.json` of a kind that the library does not read."""
+        """None for a `tokenizer.json` of a kind that the library does not read, and where the
+        library is one that reads schemas otherwise (vLLM brings it)."""
+        if _library_version() < _LIBRARY_MIN:
+            return None
         ends = sorted(end_tokens) or None
         try:
             read = llguidance.LLTokenizer(str(tokenizer), n_vocab=vocab, eos_token=ends)

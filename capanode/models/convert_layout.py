@@ -20,8 +20,10 @@ from capanode.tasks import (
     CODE_ARCHITECTURES,
     NODE_TASKS,
     OTHER_DECODERS,
+    VLLM_DECODERS,
     task_of_architecture,
 )
+from capanode.vllm_package import installed_vllm
 from protocol.messages import Task
 
 _DTYPE_NAMES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16", "F64": "fp64"}
@@ -136,12 +138,16 @@ def _decoder_types(
     """What is computed in, and how many bits weights have. Raises ModelLoadError if the engine
     would not run the model."""
     if architecture in OTHER_DECODERS:
-        if importlib.util.find_spec("transformers") is None:
+        has_library = importlib.util.find_spec("transformers") is not None
+        if not has_library and installed_vllm() is None:
             raise ValueError(
                 f"{architecture} is run by transformers: pip install 'capacloud[transformers]'"
             )
         if config.get("quantization_config") is not None:
             raise ValueError(f"quantised weights of {architecture} are run by no engine here")
+    elif architecture in VLLM_DECODERS:
+        if installed_vllm() is None:
+            raise ValueError(f"{architecture} is run by vLLM: pip install 'capacloud[vllm]'")
     else:
         read_decoder_config(config)
     scheme = read_weight_scheme(config)

@@ -3,13 +3,13 @@
 import importlib.util
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from capanode.sandbox.gpu import GpuGrant
 from capanode.sandbox.limits import Limits
-from capanode.sandbox.view import READABLE_PROC, SCRATCH_TARGET, View
+from capanode.sandbox.view import READABLE_PROC, SCRATCH_TARGET, Mount, View
 
 # First with both --size and --disable-userns.
 _VERSION_MIN = (0, 8)
@@ -48,7 +48,8 @@ def _is_usable(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What differs from one worker to the next. The descriptors are inherited by bwrap."""
+    """What differs from one worker to the next. The descriptors are inherited by bwrap; `tools` are
+    what it may use of the host beside its view."""
 
     view: View
     limits: Limits
@@ -56,6 +57,7 @@ class World:
     gpu: GpuGrant | None
     filter_fd: int
     info_fd: int
+    tools: tuple[Mount, ...] = ()
 
 
 def bwrap_options(world: World) -> list[str]:
@@ -63,7 +65,7 @@ def bwrap_options(world: World) -> list[str]:
     (`--args FD`): the worker can read bwrap's command line, and host paths are not its business."""
     return [
         *_namespaces(),
-        *_file_systems(world.view),
+        *_file_systems(world.view, world.tools),
         *(_system_facts(world.view) if world.gpu is None else _gpu(world.gpu)),
         *_writable_places(world.limits),
         *("--clearenv",),
@@ -83,9 +85,9 @@ def _namespaces() -> list[str]:
     ]
 
 
-def _file_systems(view: View) -> list[str]:
+def _file_systems(view: View, tools: Sequence[Mount]) -> list[str]:
     words = []
-    for mount in view.mounts:
+    for mount in (*view.mounts, *tools):
         words += ["--ro-bind", mount.source, mount.target]
     for content, path in view.links:
         words += ["--symlink", content, path]

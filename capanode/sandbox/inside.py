@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capanode.sandbox.limits import Limits
+from capanode.sandbox.opening import SandboxOpening
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Surroundings:
     model_dir: Path
     scratch_dir: Path
     limits: Limits
+    opening: SandboxOpening
 
     def open_channel(self) -> socket.socket:
         # Family and type are given because asking the kernel for them is not allowed here.
@@ -31,4 +33,5 @@ def read_surroundings() -> Surroundings:
         model_dir=Path(settings["CAPANODE_MODEL_DIR"]),
         scratch_dir=Path(settings["CAPANODE_SCRATCH_DIR"]),
         limits=Limits(**json.loads(settings["CAPANODE_LIMITS"])),
+        opening=SandboxOpening(settings["CAPANODE_OPENING"]),
     )

@@ -6,7 +6,7 @@ import contextlib
 import os
 import resource
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,16 @@ GPU_FILES_MAX = 256
 # Reserved but never touched: thread stacks, malloc arenas, shared libraries. `import torch` alone
 # reserves 0.65 GiB with two threads.
 _UNTOUCHED_ADDRESS_SPACE_BYTES = 4 * _GIB
+
+# An engine that compiles kernels while it starts, and keeps them in its scratch folder: vLLM. All
+# estimates: not seen yet. Each card beyond the first is a process with its own libraries.
+_OPEN_SCRATCH_BYTES = 4 * _GIB
+_OPEN_FILE_BYTES = _GIB
+_OPEN_SHARED_BYTES = 2 * _GIB
+_OPEN_PROCESSES = 1_024
+_OPEN_FILES = 4_096
+_OPEN_MEMORY_BYTES = 8 * _GIB
+_CARD_MEMORY_BYTES = 4 * _GIB
 
 # How far a worker stands back when the processor is busy: at 5 the node's event loop has three
 # times the weight of each of its threads (1024 to 335). Measured: at 10 (110) a worker beside four
@@ -88,6 +98,20 @@ def limits_for_model(
     )
 
 
+def with_open_start(limits: Limits, *, cards: int = 1) -> Limits:
+    """The same for an engine whose sandbox is open while it starts (`sandbox.opening`)."""
+    return replace(
+        limits,
+        memory_bytes=limits.memory_bytes + _OPEN_MEMORY_BYTES + (cards - 1) * _CARD_MEMORY_BYTES,
+        address_space_bytes=None,
+        processes_max=_OPEN_PROCESSES,
+        files_max=_OPEN_FILES,
+        file_bytes_max=_OPEN_FILE_BYTES,
+        scratch_bytes=_OPEN_SCRATCH_BYTES,
+        shared_memory_bytes=_OPEN_SHARED_BYTES,
+    )
+
+
 def apply_limits(limits: Limits) -> None:
     """Bind this process, for good: soft and hard limits alike. Core dumps would hold prompts."""
     # Before any thread is started, since each has a nice value of its own.
@@ -131,6 +155,20 @@ def _read_resident(descriptor: int) -> int:
     except OSError:
         return 0
     return int(fields[1]) * _PAGE_BYTES if len(fields) > 1 else 0
+
+
+def resident_bytes_of_all(pid: int) -> int:
+    """Of the process and of all that it has started."""
+    total, waiting = 0, [pid]
+    while waiting:
+        one = waiting.pop()
+        with open_resident(one) as read:
+            total += read()
+        # Children are listed by the thread that made them.
+        for listed in Path(f"/proc/{one}/task").glob("*/children"):
+            with contextlib.suppress(OSError, ValueError):
+                waiting += map(int, listed.read_text().split())
+    return total
 
 
 def prefer_as_victim(pid: int) -> None:

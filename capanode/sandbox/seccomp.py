@@ -70,6 +70,19 @@ _GPU_CALLS: dict[str, int] = {
     "mlock2": 325,
 }  # fmt: skip
 
+# What a program may do beyond that while its sandbox is open for its start: run others (which have
+# the same filter), lead a session of them, and set the mode of a file that it made.
+_START_CALLS: dict[str, int] = {
+    "fork": 57, "vfork": 58, "chmod": 90, "fchmod": 91, "setpgid": 109, "setsid": 112,
+    "rt_sigtimedwait": 128, "rt_sigsuspend": 130, "flock": 73, "fchmodat": 268,
+}  # fmt: skip
+# And what processes need that talk to each other, in a network of their own without a way out.
+_TALK_CALLS: dict[str, int] = {
+    "connect": 42, "accept": 43, "sendto": 44, "sendmsg": 46, "recvmsg": 47, "bind": 49,
+    "listen": 50, "getsockname": 51, "getpeername": 52, "setsockopt": 54, "getsockopt": 55,
+    "accept4": 288, "recvmmsg": 299, "sendmmsg": 307,
+}  # fmt: skip
+
 _IOCTL = 16
 _SOCKET = 41
 _SENDTO = 44
@@ -84,12 +97,20 @@ _TGKILL = 234
 _PRLIMIT64 = 302
 _CLONE3 = 435
 
+# With these a program adds a filter to its own, for all its threads at once.
+SECCOMP = 317
+SECCOMP_SET_FILTER = 1
+SECCOMP_SYNC_THREADS = 1
+
 # A thread shares memory and thread group with its creator; anything else is a new process.
 _CLONE_THREAD_FLAGS = 0x00000100 | 0x00010000  # CLONE_VM | CLONE_THREAD
 # NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _CLONE_NAMESPACE_FLAGS = 0x7E020000
 
 _AF_UNIX = 1
+# AF_INET, AF_INET6, AF_NETLINK (which names the interfaces). Never AF_VSOCK: no network namespace
+# keeps its sockets in.
+_TALK_FAMILIES = (_AF_UNIX, 2, 10, 16)
 _SOCK_STREAM = 1
 _SOCK_SEQPACKET = 5
 _SOCK_FLAGS = 0x800 | 0x80000  # SOCK_NONBLOCK | SOCK_CLOEXEC
@@ -150,19 +171,38 @@ _GPU_CHECKS = (
 )
 
 
+_TALK_CHECKS = (
+    _Check(_SOCKET, (_Argument(0, _TALK_FAMILIES),)),
+    _Check(_SOCKETPAIR, (_Argument(0, (_AF_UNIX,)),)),
+)
+
+# A process or a thread of whichever kind, but in no namespace of its own.
+_START_CHECKS = (
+    _Check(_CLONE, (_Argument(0, (0,), mask=_CLONE_NAMESPACE_FLAGS),)),
+    _Check(SECCOMP, (_Argument(0, (SECCOMP_SET_FILTER,)), _Argument(1, (SECCOMP_SYNC_THREADS,)))),
+)
+
+
 def is_supported() -> bool:
     """True if this machine's system calls are the ones listed here."""
     return platform.machine() == "x86_64" and struct.calcsize("P") == 8
 
 
 def build_filter(
-    *, gpu: bool = False, own_pid: int | None = None, also: tuple[int, ...] = ()
+    *,
+    gpu: bool = False,
+    own_pid: int | None = None,
+    also: tuple[int, ...] = (),
+    starts: bool = False,
+    talks: bool = False,
 ) -> bytes:
     """The program as an array of `struct sock_filter`, ready for bwrap or prctl.
 
     With `own_pid` signals reach that process only; leave it out inside a pid namespace, which
     already bounds them. `also` are calls to allow with any arguments, for trials of what a driver
-    needs. Raises UnsupportedArchitecture.
+    needs. A program that `starts` may run others, and bind itself to a narrower filter; one that
+    `talks` may use sockets, which only a network namespace keeps in. Raises
+    UnsupportedArchitecture.
     """
     if not is_supported():
         raise UnsupportedArchitecture(
@@ -170,11 +210,15 @@ def build_filter(
             "isolation is unsupported here"
         )
     program = _prologue()
-    for check in (*_argument_checks(own_pid), *(_GPU_CHECKS if gpu else ())):
-        if check.number not in also:
-            program += _allow_if(check)
-    program += _fcntl_rule(gpu) + _ioctl_rule(gpu)
+    checks = {check.number: check for check in _argument_checks(own_pid)}
+    for wider, is_wanted in ((_GPU_CHECKS, gpu), (_TALK_CHECKS, talks), (_START_CHECKS, starts)):
+        checks |= {check.number: check for check in wider if is_wanted}
     allowed = _CALLS | (_GPU_CALLS if gpu else {})
+    allowed = allowed | (_TALK_CALLS if talks else {}) | (_START_CALLS if starts else {})
+    for number, check in checks.items():
+        if number not in also and number not in allowed.values():
+            program += _allow_if(check)
+    program += _fcntl_rule(gpu or starts) + _ioctl_rule(gpu)
     if own_pid is None:
         allowed = allowed | {"kill": _KILL, "tgkill": _TGKILL}
     for number in sorted({*allowed.values(), *also}):

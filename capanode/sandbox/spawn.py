@@ -22,8 +22,10 @@ from capanode.sandbox.gpu import GpuGrant
 from capanode.sandbox.host_folder import make_host_folder
 from capanode.sandbox.launch import FileRules, Launch
 from capanode.sandbox.limits import Limits, tasks_of_user
+from capanode.sandbox.opening import SandboxOpening
 from capanode.sandbox.privileges import WORKER_USER_ID
 from capanode.sandbox.seccomp import UnsupportedArchitecture, build_filter
+from capanode.sandbox.toolchain import SEARCH_PATH, toolchain
 from capanode.sandbox.view import (
     MODEL_TARGET,
     READABLE_DEVICES,
@@ -60,6 +62,8 @@ class Program:
     packages: tuple[Path, ...] = field(default_factory=own_packages)
     threads: int = 1
     gpu: GpuGrant | None = None
+    # How open its sandbox is until it closes it itself (`capanode.sandbox.last_lock`).
+    opening: SandboxOpening = SandboxOpening.CLOSED
     # For trials of what a driver needs: takes the place of the system-call filter.
     trial_filter: bytes = b""
 
@@ -111,6 +115,11 @@ class Sandbox:
 
     def spawn(self, program: Program) -> SandboxedProcess:
         """Start it. Raises SandboxError; that it came up is for its first message to show."""
+        if program.opening is not SandboxOpening.CLOSED and self.tier is not IsolationTier.BWRAP:
+            raise SandboxError(
+                "this model's engine starts programs of its own, which only bubblewrap confines: "
+                "`capanode doctor` says what keeps it from working here"
+            )
         view = plan_view(program.packages, program.model_dir)
         with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as after_start:
             ours, theirs = _channel_pair()
@@ -164,15 +173,16 @@ class _Start:
         self.after_start.callback(os.close, info_write_fd)
         self.inherited.append(info_write_fd)
         program = self.program
+        is_open = program.opening is not SandboxOpening.CLOSED
+        own_filter = build_filter(gpu=program.gpu is not None, starts=is_open, talks=is_open)
         world = World(
             view=self.view,
             limits=program.limits,
             environment=self._environment(MODEL_TARGET, SCRATCH_TARGET, self.view.search_path),
             gpu=program.gpu,
-            filter_fd=self._inherit(
-                program.trial_filter or build_filter(gpu=program.gpu is not None)
-            ),
+            filter_fd=self._inherit(program.trial_filter or own_filter),
             info_fd=info_write_fd,
+            tools=toolchain() if is_open else (),
         )
         options_fd = self._inherit("".join(f"{word}\0" for word in bwrap_options(world)).encode())
         command = (str(bwrap), "--args", str(options_fd), "--", *self._python_command())
@@ -265,7 +275,9 @@ class _Start:
             **inherited,
             **gpu,
             "CUDA_CACHE_PATH": f"{scratch}/kernels",
-            "PATH": "/nonexistent",
+            "PATH": "/nonexistent"
+            if self.program.opening is SandboxOpening.CLOSED
+            else SEARCH_PATH,
             "HOME": scratch,
             "TMPDIR": scratch,
             "USER": "worker",
@@ -287,6 +299,7 @@ class _Start:
             "CAPANODE_MODEL_DIR": model,
             "CAPANODE_SCRATCH_DIR": scratch,
             "CAPANODE_LIMITS": json.dumps(asdict(self.program.limits)),
+            "CAPANODE_OPENING": self.program.opening,
         }
 
 

@@ -23,7 +23,9 @@ from typing import Any, NoReturn, cast
 from capanode.device_problems import DeviceFailure
 from capanode.engines.base import Engine, EngineEvent, EngineRefusal, Failed
 from capanode.sandbox.inside import Surroundings, read_surroundings
+from capanode.sandbox.last_lock import close_sandbox
 from capanode.sandbox.limits import apply_limits
+from capanode.sandbox.opening import SandboxOpening
 from capanode.worker.allowance import settle_input
 from capanode.worker.commands import Cancel, Command, Ping, Start, parse_command
 from capanode.worker.device import CPU, device_failure_of
@@ -232,6 +234,8 @@ def main() -> None:
         _take_gpu(channel, options)
     try:
         engine = load_engine(options, surroundings)
+        if surroundings.opening is not SandboxOpening.CLOSED:
+            close_sandbox(surroundings.opening, gpu=options.device != CPU)
     # The boundary of loading: whatever a model's files do to the libraries that read them, the
     # node is told in words. No prompt has been seen yet, so the message may be told too.
     except Exception as error:

@@ -8,13 +8,15 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import structlog
 import trio
 
 from capanode.device_problems import DeviceFailure
 from capanode.engines.base import EngineInfo
-from capanode.sandbox.limits import open_resident, prefer_as_victim
+from capanode.sandbox.limits import open_resident, prefer_as_victim, resident_bytes_of_all
+from capanode.sandbox.opening import SandboxOpening
 from capanode.sandbox.spawn import Sandbox, SandboxedProcess
 from capanode.worker.commands import Command, Ping, Shutdown, encode_command
 from capanode.worker.frames import FrameBuffer, WorkerProtocolError
@@ -48,6 +50,8 @@ _LAST_READS_MAX = 8
 HEARTBEAT_S = 1.0
 # Memory can grow by gigabytes a second; reading a worker's size takes 20 µs.
 MEMORY_POLL_S = 0.05
+# Of one that has processes of its own, each thread of which is asked for its children.
+PROCESSES_POLL_S = 0.5
 # A worker that was told to stop has nothing to save.
 SHUTDOWN_GRACE_S = 1.0
 # From the end of its stream to the end of the process, and the other way round.
@@ -205,14 +209,18 @@ class WorkerProcess:
 
     async def _watch_memory(self) -> None:
         limit = self._spec.limits.memory_bytes
+        is_one = self._spec.opening is SandboxOpening.CLOSED
         with contextlib.ExitStack() as stack:
             read: Callable[[], int] | None = None
             while True:
-                await trio.sleep(MEMORY_POLL_S)
+                await trio.sleep(MEMORY_POLL_S if is_one else PROCESSES_POLL_S)
                 pid = self._process.find_program_pid()
                 if read is None and pid is not None:
                     prefer_as_victim(pid)
-                    read = stack.enter_context(open_resident(pid))
+                    if is_one:
+                        read = stack.enter_context(open_resident(pid))
+                    else:
+                        read = partial(resident_bytes_of_all, pid)
                 elif read is not None and read() > limit:
                     what = f"the worker used more than {limit // MIB} MiB of memory"
                     self._end(Code.OUT_OF_MEMORY, what)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from capanode.sandbox.gpu import GpuDevice, plan_grant
 from capanode.sandbox.limits import Limits
+from capanode.sandbox.opening import SandboxOpening
 from capanode.sandbox.spawn import Program
 from capanode.sandbox.view import own_packages
 from capanode.worker.device import CPU, CUDA
@@ -18,6 +19,9 @@ EXIT_NO_DEVICE = 72
 
 # A large model from a slow disk: 14 GB at 100 MB/s. Nothing waits for it but its own offer.
 LOAD_TIMEOUT_S = 180.0
+
+# vLLM compiles a model before it serves it: 233 s of an 8B on an L40S, as others report.
+OPEN_LOAD_TIMEOUT_S = 900.0
 
 # A step of a healthy engine takes well under a second; the longest is a prefill in one piece.
 HANG_AFTER_S = 60.0
@@ -37,7 +41,7 @@ class GpuShare:
 class WorkerSpec:
     """One model to serve, on the processor without a `gpu`. `engine` is `module:Class`, with a
     classmethod `load(model_dir, *, slots, threads, device)`; `packages` are the folders that the
-    worker may import."""
+    worker may import. `opening`: how open the sandbox is until the engine is loaded."""
 
     engine: str
     model_dir: Path
@@ -48,6 +52,7 @@ class WorkerSpec:
     load_timeout_s: float = LOAD_TIMEOUT_S
     hang_after_s: float = HANG_AFTER_S
     packages: tuple[Path, ...] = field(default_factory=own_packages)
+    opening: SandboxOpening = SandboxOpening.CLOSED
 
     def program(self) -> Program:
         share = self.gpu
@@ -68,6 +73,7 @@ class WorkerSpec:
             packages=self.packages,
             threads=self.threads,
             gpu=grant,
+            opening=self.opening,
         )
 
 

@@ -8,6 +8,7 @@ import fcntl
 import json
 import mmap
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from capanode.sandbox.inside import Surroundings, read_surroundings
+from capanode.sandbox.last_lock import close_sandbox
 from capanode.sandbox.limits import apply_limits
+from capanode.sandbox.opening import SandboxOpening
 
 _CALLS = {
     "ptrace": (101, 16, 1, 0, 0),
@@ -216,6 +219,17 @@ def call_in_foreign_architecture(kind: str) -> dict[str, str]:
     return {"result": "survived"}
 
 
+def compile_and_close(scratch: Path) -> dict[str, object]:
+    """What a compiled function answers, and how a new process ends after the last lock."""
+    source, library = scratch / "answer.c", scratch / "answer.so"
+    source.write_text("int answer(void) { return 42; }")
+    command = ["gcc", "-shared", "-fPIC", "-o", str(library), str(source)]
+    subprocess.run(command, check=True)
+    before = ctypes.CDLL(str(library)).answer()
+    close_sandbox(SandboxOpening.START, gpu=False)
+    return {"before": before, "after": _attempt(lambda: subprocess.run(command, check=True))}
+
+
 def main() -> None:
     surroundings = read_surroundings()
     apply_limits(surroundings.limits)
@@ -229,6 +243,8 @@ def main() -> None:
         "threads": lambda: start_threads(order["limit"]),
         "describe": lambda: describe(surroundings),
         "foreign": lambda: call_in_foreign_architecture(order["kind"]),
+        "compile": lambda: compile_and_close(surroundings.scratch_dir),
+        "tools": lambda: {"found": [name for name in ("cc", "gcc", "ld") if shutil.which(name)]},
         "sleep": lambda: {},
     }
     channel.sendall(json.dumps(answers[order["do"]]()).encode() + b"\n")

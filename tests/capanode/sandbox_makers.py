@@ -55,7 +55,11 @@ def model_folder(behaviour: str = "") -> Iterator[Path]:
 
 def ask(sandbox: Sandbox, model_dir: Path, limits: Limits = SMALL_LIMITS, **order: object) -> Any:
     """What `escape_attempts` answers in this sandbox; None if it ended without an answer."""
-    process = sandbox.spawn(escape_program(model_dir, limits, **order))
+    return ask_program(sandbox, escape_program(model_dir, limits, **order))
+
+
+def ask_program(sandbox: Sandbox, program: Program) -> Any:
+    process = sandbox.spawn(program)
     try:
         process.channel.settimeout(ANSWER_TIMEOUT_S)
         answer = b""

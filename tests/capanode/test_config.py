@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from capanode.config import NodeConfig, new_node_config_text
-from capanode.settings import ModelSettings
+from capanode.settings import EngineWish, ModelSettings
 from protocol.messages import DataCollection
 from protocol.pricing import PriceSheet
 from protocol.programs.settings import Setting, SettingError, settings_of
@@ -50,6 +50,26 @@ def test_models_and_their_prices_are_read_from_tables(tmp_path: Path) -> None:
     config = NodeConfig.resolve(flags={"data_dir": tmp_path})
     price = PriceSheet(input_nano_per_mtok=20_000_000, output_nano_per_mtok=60_000_000)
     assert config.models == (ModelSettings("smollm2", 4, 2, price), ModelSettings("minilm"))
+
+
+@pytest.mark.parametrize(
+    ("written", "wish"), [('"vllm"', EngineWish.VLLM), ('"own"', EngineWish.OWN)]
+)
+def test_a_models_engine_is_one_of_two_words(
+    tmp_path: Path, written: str, wish: EngineWish
+) -> None:
+    write(tmp_path, f"[models.m]\nengine = {written}\n")
+    (model,) = NodeConfig.resolve(flags={"data_dir": tmp_path}).models
+    assert model.engine is wish
+    flags = {"data_dir": tmp_path, "models": [f"m,engine={wish}"]}
+    assert NodeConfig.resolve(flags=flags).models == (model,)
+
+
+@pytest.mark.parametrize("written", ['"ours"', "[1]", "true", '""'])
+def test_another_word_for_an_engine_is_refused(tmp_path: Path, written: str) -> None:
+    write(tmp_path, f"[models.m]\nengine = {written}\n")
+    with pytest.raises(SettingError, match="own or vllm"):
+        NodeConfig.resolve(flags={"data_dir": tmp_path})
 
 
 def test_models_are_read_from_one_variable_and_from_flags(tmp_path: Path) -> None:

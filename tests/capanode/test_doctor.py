@@ -50,6 +50,34 @@ def find(config: NodeConfig, subject: str) -> MachineCheck:
     return finding
 
 
+@pytest.mark.parametrize(
+    ("installed", "report", "works", "words"),
+    [
+        (None, HELD, True, "not installed"),
+        ("0.33.0", HELD, True, "0.33.0"),
+        ("0.33.2.post1", HELD, True, "0.33.2"),
+        ("0.34.0", HELD, False, "not run"),
+        ("0.9.1", HELD, False, "not run"),
+        ("dev", HELD, False, "not run"),
+        ("0.33.0", BROKEN, False, "confines"),
+    ],
+)
+def test_vllm_is_optional_and_of_one_version(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: str | None,
+    report: IsolationReport,
+    works: bool,
+    words: str,
+) -> None:
+    monkeypatch.setattr(doctor, "installed_vllm", lambda: installed)
+    monkeypatch.setattr(doctor, "probe_isolation", lambda _: report)
+    finding = find(make_config(tmp_path), "vllm")
+    assert (finding.works, bool(finding.advice)) == (works, not works)
+    assert words in finding.detail
+    assert "vllm" not in doctor.ESSENTIAL
+
+
 def test_a_fresh_folder_lacks_a_key_and_a_model_and_says_how_to_get_them(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     assert "capanode init" in find(config, "key").advice

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -28,7 +29,7 @@ def need(name: str, gib: float, *, cache_gib: float = 64) -> MemoryNeed:
 
 def assert_sound(ledger: MemoryLedger, room: dict[str, int]) -> None:
     for device, total in room.items():
-        promised = [made for made in ledger.promises.values() if made.device == device]
+        promised = [made for made in ledger.promises.values() if device in made.devices]
         assert sum(made.bytes for made in promised) + ledger.left_bytes(device) == total
         assert ledger.left_bytes(device) >= 0
 
@@ -120,3 +121,42 @@ def test_no_device_is_ever_promised_twice(seed: int) -> None:
 
 def test_some_of_a_card_is_never_promised() -> None:
     assert 22 * GIB < promised_room(24 * GIB) < 24 * GIB
+
+
+FOUR = {f"card-{number}": 24 * GIB for number in range(4)}
+
+
+def test_a_model_on_several_cards_holds_the_same_of_each() -> None:
+    large = replace(need("large", 40, cache_gib=64), devices_max=8)
+    ledger, refused = place([large, need("small", 4)], FOUR, [list(FOUR)])
+    assert refused == {}
+    made = ledger.promises["large"]
+    assert made.devices == ("card-0", "card-1")
+    assert made.weights_bytes == 20 * GIB
+    assert made.cache_bytes > 2 * GIB
+    # It has both cards for itself, and leaves nothing of them.
+    assert all(ledger.left_bytes(card) <= MIB for card in made.devices)
+    assert ledger.promises["small"].device in {"card-2", "card-3"}
+    assert_sound(ledger, FOUR)
+
+
+def test_a_model_on_several_cards_leaves_those_beside_it_their_part() -> None:
+    room = {"a": 24 * GIB, "b": 24 * GIB}
+    large = replace(need("large", 30), devices_max=8)
+    ledger, refused = place([large, need("beside", 3)], room, [["a", "b"]])
+    assert refused == {}
+    assert ledger.promises["beside"].cache_bytes > GIB // 2
+    assert_sound(ledger, room)
+    ledger.release("large")
+    assert max(ledger.left_bytes("a"), ledger.left_bytes("b")) == 24 * GIB
+
+
+def test_no_model_is_shared_by_unlike_cards_or_by_more_than_it_may() -> None:
+    large = replace(need("large", 40), devices_max=8)
+    _, refused = place([large], FOUR, [["card-0"], ["card-1"]])
+    assert "GiB" in str(refused["large"])
+    _, refused = place([replace(large, devices_max=1)], FOUR, [list(FOUR)])
+    assert refused.keys() == {"large"}
+    huge = replace(need("huge", 88), devices_max=2)
+    _, refused = place([huge], FOUR, [list(FOUR)])
+    assert refused.keys() == {"huge"}

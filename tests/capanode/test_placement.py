@@ -8,6 +8,7 @@ from capanode.gpus import Gpu
 from capanode.memory_ledger import CONTEXT_BYTES
 from capanode.placement import ModelPlacement, memory_need, place_models, place_on_processor
 from capanode.sandbox.gpu import GpuDevice
+from capanode.settings import EngineWish
 from capanode.workers import ModelPlan
 from protocol.ids import sha256_digest
 from protocol.manifest import ModelFile, ModelManifest
@@ -16,11 +17,20 @@ from protocol.messages import Task
 GIB = 1024**3
 
 
-def plan(name: str, gib: float, *, task: Task = Task.CAUSAL_LM) -> ModelPlan:
+def plan(
+    name: str,
+    gib: float,
+    *,
+    task: Task = Task.CAUSAL_LM,
+    architecture: str = "LlamaForCausalLM",
+    wish: EngineWish | None = None,
+) -> ModelPlan:
     digest = sha256_digest(name.encode())
     file = ModelFile("model.safetensors", digest, round(gib * GIB))
-    manifest = ModelManifest(name, task, "Fake", (file,), "bf16", "bf16", 128, "mit", "file:fake")
-    return ModelPlan(name, digest, manifest, Path("/models") / name, slots=64, threads=1)
+    manifest = ModelManifest(
+        name, task, architecture, (file,), "bf16", "bf16", 128, "mit", "file:fake"
+    )
+    return ModelPlan(name, digest, manifest, Path("/models") / name, 64, 1, wish=wish)
 
 
 def gpu(name: str, gib: int, number: int) -> Gpu:
@@ -39,7 +49,7 @@ def test_without_a_gpu_plans_stay_on_the_processor() -> None:
 def test_the_card_that_is_named_is_the_one_that_runs_the_model() -> None:
     placement = place_models([plan("llama-8b", 15)], UNLIKE)
     (placed,) = placement.plans
-    assert placed.gpu == UNLIKE[2]
+    assert placed.gpus == (UNLIKE[2],)
     assert placement.gpus == (UNLIKE[2],)
     assert placed.promise is not None
     assert placed.promise.device == "GPU-2"
@@ -49,7 +59,7 @@ def test_several_models_take_several_cards() -> None:
     plans = [plan("a", 15), plan("b", 8), plan("c", 8), plan("e", 0.1, task=Task.EMBEDDING)]
     placement = place_models(plans, UNLIKE)
     assert [made.name for made in placement.plans] == ["a", "b", "c", "e"]
-    cards = [made.gpu.device.uuid for made in placement.plans if made.gpu]
+    cards = [gpu.device.uuid for made in placement.plans for gpu in made.gpus]
     assert cards[0] == "GPU-2"
     assert set(cards[1:3]) == {"GPU-0", "GPU-1"}
     assert len(placement.gpus) == 3
@@ -58,7 +68,7 @@ def test_several_models_take_several_cards() -> None:
 def test_memory_that_other_programs_hold_is_not_promised() -> None:
     busy = replace(UNLIKE[2], free_bytes=4 * GIB)
     (placed,) = place_models([plan("m", 6)], (UNLIKE[0], busy)).plans
-    assert placed.gpu == UNLIKE[0]
+    assert placed.gpus == (UNLIKE[0],)
 
 
 def test_a_model_that_fits_nowhere_is_refused_by_name() -> None:
@@ -92,7 +102,7 @@ def test_a_model_without_room_beside_the_others_is_cold() -> None:
     assert placement.refused == ()
     (room,) = placement.room.values()
     for made in placement.plans:
-        assert made.gpu == UNLIKE[2]
+        assert made.gpus == (UNLIKE[2],)
         assert made.promise is not None
         assert made.footprint is not None
         assert made.footprint.bytes == made.promise.bytes <= room
@@ -160,3 +170,50 @@ def test_every_model_that_is_placed_fits_when_all_others_that_may_have_left(seed
             assert sum(one.bytes for one in hot if one and one.device == device) <= room
         names = {made.name for made in placement.plans} | {m.name for m, _ in placement.refused}
         assert names == {made.name for made in plans}
+
+
+ALIKE = tuple(gpu("RTX 3090", 24, number) for number in range(5))
+SMALLER = gpu("RTX 3060", 12, 9)
+
+
+def test_a_model_too_large_for_one_card_takes_as_few_alike_as_hold_it_with_vllm() -> None:
+    placement = place_models([plan("m", 30), plan("small", 4)], (*ALIKE, SMALLER), has_vllm=True)
+    large, small = placement.plans
+    assert (len(large.gpus), large.with_vllm) == (2, True)
+    assert {gpu.name for gpu in large.gpus} == {"RTX 3090"}
+    assert (len(small.gpus), small.with_vllm) == (1, False)
+    assert large.promise is not None
+    assert large.promise.allocated_bytes < 24 * GIB
+    (huge,) = place_models([plan("m", 70)], ALIKE, has_vllm=True).plans
+    assert huge.gpus == ALIKE[:4]
+
+
+def test_cards_are_shared_by_vllm_only() -> None:
+    for plans, has_vllm in (
+        ([plan("m", 30)], False),
+        ([plan("m", 30, wish=EngineWish.OWN)], True),
+        ([plan("m", 30, task=Task.EMBEDDING)], True),
+    ):
+        placement = place_models(plans, ALIKE, has_vllm=has_vllm)
+        assert placement.plans == ()
+        assert "GiB" in str(placement.refused[0][1])
+
+
+def test_instances_of_one_card_share_no_model() -> None:
+    device = GpuDevice("MIG-1", 0, capability_minors=(3, 4))
+    instances = tuple(
+        replace(card, device=replace(device, uuid=f"MIG-{number}"))
+        for number, card in enumerate(ALIKE)
+    )
+    assert place_models([plan("m", 30)], instances, has_vllm=True).plans == ()
+
+
+def test_a_model_on_several_cards_stays_and_others_swap_beside_it() -> None:
+    plans = [plan("shared", 30), plan("a", 15), plan("b", 14)]
+    placement = place_models(plans, ALIKE[:3], has_vllm=True)
+    shared, *others = placement.plans
+    assert (len(shared.gpus), shared.keep_loaded, shared.footprint) == (2, True, None)
+    (card,) = {gpu.device.uuid for made in others for gpu in made.gpus}
+    assert card not in {gpu.device.uuid for gpu in shared.gpus}
+    assert cold(placement) == ["b"]
+    assert set(placement.room) == {card}

@@ -53,6 +53,9 @@ def _action(value: int) -> str | int:
 CPU = build_filter() if seccomp.is_supported() else b""
 GPU = build_filter(gpu=True) if seccomp.is_supported() else b""
 ALONE = build_filter(own_pid=4_321) if seccomp.is_supported() else b""
+# While an engine starts that runs programs of its own, and of several processes that then serve.
+OPEN = build_filter(gpu=True, starts=True, talks=True) if seccomp.is_supported() else b""
+GROUP = build_filter(gpu=True, talks=True) if seccomp.is_supported() else b""
 
 
 @pytest.mark.parametrize("number", [0, 1, 9, 45, 59, 202, 257, 332, 449])
@@ -213,7 +216,38 @@ def test_signals_are_bound_to_oneself_where_no_namespace_does_it() -> None:
     assert decide(ALONE, 62, 1) == decide(ALONE, 234, 1) == errno.EPERM
 
 
-@pytest.mark.parametrize("program", [CPU, GPU, ALONE])
+def test_a_program_that_starts_runs_others_and_narrows_its_filter_until_it_has() -> None:
+    for number, *arguments in ((57,), (58,), (56, 17), (56, 0x4111), (112,), (90,)):
+        assert decide(OPEN, number, *arguments) == ALLOWED
+        assert decide(GPU, number, *arguments) == decide(GROUP, number, *arguments) == errno.EPERM
+    # A filter for all threads, and nothing else of that call.
+    assert decide(OPEN, 317, 1, 1) == ALLOWED
+    for other in ((1, 0), (1, 9), (0, 0), (2, 1), (3, 0)):
+        assert decide(OPEN, 317, *other) == errno.EPERM
+    assert decide(GPU, 317, 1, 1) == decide(GROUP, 317, 1, 1) == errno.EPERM
+
+
+@pytest.mark.parametrize("program", [OPEN, GROUP])
+def test_processes_that_talk_use_sockets_of_a_network_that_is_their_own(program: bytes) -> None:
+    for number in (42, 43, 44, 46, 47, 49, 50, 51, 54, 55, 288):
+        assert decide(program, number, 3, 0x7F00, 8, 0, 0x7F0000001000, 16) == ALLOWED
+    for family in (1, 2, 10, 16):
+        assert decide(program, 41, family, 1, 0) == ALLOWED
+    # A network namespace does not keep in what is made of these: vsock, and kernel crypto.
+    for family in (40, 38, 17, 31):
+        assert decide(program, 41, family, 1, 0) == errno.EPERM
+
+
+@pytest.mark.parametrize("program", [OPEN, GROUP])
+@pytest.mark.parametrize(
+    "number", [101, 155, 161, 165, 246, 250, 272, 298, 304, 308, 310, 321, 323, 425, 428, 434, 438]
+)
+def test_what_breaks_out_is_refused_in_every_phase(program: bytes, number: int) -> None:
+    assert decide(program, number) == errno.EPERM
+    assert decide(program, 56, 17 | 0x10000000) == errno.EPERM
+
+
+@pytest.mark.parametrize("program", [CPU, GPU, ALONE, OPEN, GROUP])
 def test_program_is_well_formed(program: bytes) -> None:
     instructions = list(struct.iter_unpack("<HBBI", program))
     assert len(instructions) < 4_096

@@ -1,15 +1,27 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from capanode.errors import NothingToServeError
-from capanode.gpus import GpuReport
+from capanode.gpus import Gpu, GpuReport
 from capanode.hardware import Machine
 from capanode.models.errors import UnknownModelError, UnsafeModelError
 from capanode.models.store import ModelStore
-from capanode.settings import ModelSettings
+from capanode.sandbox.gpu import GpuDevice
+from capanode.sandbox.limits import limits_for_model
+from capanode.sandbox.opening import SandboxOpening
+from capanode.settings import EngineWish, ModelSettings
 from capanode.tasks import NODE_TASKS
-from capanode.workers import GPU_SLOTS, MODELS_MAX, THREADS_MAX, plan_models
+from capanode.worker.spec import LOAD_TIMEOUT_S, OPEN_LOAD_TIMEOUT_S, WorkerSpec
+from capanode.workers import (
+    GPU_SLOTS,
+    MODELS_MAX,
+    THREADS_MAX,
+    ModelPlan,
+    plan_models,
+    worker_spec,
+)
 from protocol.ids import Digest, sha256_digest
 from protocol.manifest import ModelFile, ModelManifest
 from protocol.messages import Task
@@ -87,3 +99,37 @@ def test_nothing_to_serve_says_how_to_get_something(store: ModelStore) -> None:
     many = tuple(ModelSettings(f"m{number}") for number in range(MODELS_MAX + 1))
     with pytest.raises(NothingToServeError, match="at most"):
         plan_models(many, store, MACHINE, gpu=False)
+
+
+def spec_of(plan: ModelPlan) -> WorkerSpec:
+    return worker_spec(plan, nice=5)
+
+
+def test_vllm_starts_in_an_open_sandbox_with_room_and_time_to_compile(store: ModelStore) -> None:
+    add_model(store, "a-model")
+    (plan,) = plan_models(
+        (ModelSettings("a-model", engine=EngineWish.VLLM),), store, MACHINE, gpu=True
+    )
+    assert plan.wish is EngineWish.VLLM
+    cards = tuple(Gpu("card", 8, 8, GpuDevice(f"GPU-{number}")) for number in range(2))
+    one, two = (spec_of(replace(plan, with_vllm=True, gpus=cards[:count])) for count in (1, 2))
+    assert (one.opening, two.opening) == (SandboxOpening.START, SandboxOpening.GROUP)
+    assert one.engine.endswith(":VllmLM")
+    assert one.load_timeout_s == OPEN_LOAD_TIMEOUT_S
+    usual = limits_for_model(plan.bytes, gpu=True)
+    assert one.limits.scratch_bytes > usual.scratch_bytes
+    assert one.limits.memory_bytes < two.limits.memory_bytes
+    assert two.gpu is not None
+    assert [device.uuid for device in two.gpu.devices] == ["GPU-0", "GPU-1"]
+
+
+def test_every_other_engine_starts_in_a_closed_sandbox(store: ModelStore) -> None:
+    add_model(store, "a-model")
+    (plan,) = plan_models((), store, MACHINE, gpu=False)
+    spec = spec_of(plan)
+    assert (spec.opening, spec.load_timeout_s, spec.gpu) == (
+        SandboxOpening.CLOSED,
+        LOAD_TIMEOUT_S,
+        None,
+    )
+    assert spec.engine.endswith(":CausalLM")
