@@ -110,6 +110,8 @@ BENCHMARKS = {
                     for n, bound in {1: 1.0, 8: 1.5, 16: 2.0, 32: 2.5}.items()
                 ),
                 Target("prefill_ratio", 1.0, at_least=True),
+                Target("draft_gain_copying", 1.3, at_least=True),
+                Target("draft_gain_plain", 0.98, at_least=True),
                 Target("gumbel_agreement", 0.98, at_least=True),
                 Target("prefix_hit_share", 0.15),
             ),

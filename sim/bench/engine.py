@@ -33,7 +33,7 @@ from capanode.engines.causal_lm import CausalLM
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
-from sim.bench import agreement, late_arrivals, prefix_hits
+from sim.bench import agreement, drafts, late_arrivals, prefix_hits
 from sim.bench.llama_cpp import HOW_TO_GET_IT, LlamaCpp, open_llama_cpp
 from sim.bench.streams import (
     MixedRequest,
@@ -65,9 +65,11 @@ def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
     """Figures in tokens per second; ratios are ours to theirs. `prefix_hit_share` is the time to
     the first token where a prompt's beginning is known to that where it is new.
     `gumbel_agreement` is the share of our tokens that a float32 model and the same seed choose too.
+    `draft_…`: see `sim.bench.drafts`.
     """
     model_dir = ensure(ModelStore(store), load_catalog(), MODEL).path
-    engine = CausalLM.load(model_dir, slots=SLOTS, threads=THREADS)
+    # Without drafts, which the others do not have either: what they gain are figures of their own.
+    engine = CausalLM.load(model_dir, slots=SLOTS, threads=THREADS, drafts=False)
     reference = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
     rng = random.Random(_SEED)
     figures: dict[str, float] = {}
@@ -84,6 +86,7 @@ def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
     figures["prefix_hit_share"] = prefix_hits.measure(engine)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     figures["gumbel_agreement"] = agreement.measure(engine, reference.float(), tokenizer)
+    figures |= drafts.measure(model_dir, threads=THREADS)
     return figures
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from capanode.models.store import ModelStore
 from sim.bench import (
     batch,
+    drafts,
     embedding,
     engine,
     failover,
@@ -138,6 +139,9 @@ def test_engine(
     monkeypatch.setattr(engine, "ROUNDS", dict.fromkeys(engine.ROUNDS, 1))
     monkeypatch.setattr(engine, "LATE_ROUNDS", 1)
     monkeypatch.setattr(engine, "PREFILL_ROUNDS", 1)
+    monkeypatch.setattr(drafts, "ROUNDS", 1)
+    monkeypatch.setattr(drafts, "COPIED_TOKENS", 6)
+    monkeypatch.setattr(drafts, "PLAIN_TOKENS", 6)
     monkeypatch.setattr(prefix_hits, "PAIRS", 1)
     monkeypatch.setattr(streams, "PROMPT_TOKENS", (4, 8))
     monkeypatch.setattr(streams, "ANSWER_TOKENS", (2, 4))
