@@ -49,7 +49,7 @@ class MarketSize:
     """How much is asked; the smaller one is for a test that the bench still runs. `shares` are
     (streams, tokens each, rounds)."""
 
-    shares: tuple[tuple[int, int, int], ...] = ((8, 64, 3), (32, 64, 3))
+    shares: tuple[tuple[int, int, int], ...] = ((8, 64, 2), (32, 64, 2))
     streams: int = 32
     tokens: int = 64
     rounds: int = 4
