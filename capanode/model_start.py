@@ -52,7 +52,8 @@ class ModelStarter:
     async def start(self, plans: Sequence[ModelPlan], stages: Stages) -> None:
         """Start all workers, then measure one after the other, so that none slows another down.
         Cold models come first, while there is room to measure those that are not known."""
-        await stages.start("workers", self._swapper.run)
+        if any(plan.footprint is not None for plan in plans):
+            await stages.start("workers", self._swapper.run)
         for plan in plans:
             if plan.is_cold:
                 await self._start_cold(plan)
