@@ -37,9 +37,9 @@ from capanode.status import NodeStatus, StatusServer, read_status
 from capanode.update_notice import UpdateWatch
 from capanode.workers import SandboxedWorkers
 from protocol.net.relay_places import RelayLimits
-from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_key_file
 from protocol.programs.locks import hold_lock
+from protocol.programs.process_memory import settle_garbage_collection
 from protocol.programs.runtime import Runtime, system_runtime
 from protocol.programs.sharing.blob_server import BlobServer
 from protocol.programs.shutdown import StopSignals, run_until_signal

@@ -23,9 +23,9 @@ from coordinator.settings import CoordinatorConfig
 from coordinator.vault import Vault
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.relay_places import RelayLimits
-from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.locks import hold_lock
+from protocol.programs.process_memory import settle_garbage_collection
 from protocol.programs.runtime import Runtime, system_runtime
 from protocol.programs.sharing.blob_server import BlobServer
 from protocol.programs.sharing.model_folder import ModelFolder

@@ -279,7 +279,7 @@ def _draw_bounds(rng: random.Random) -> MarketBounds:
         sweep_every_s=rng.choice((0.5, 2.0, 5.0)),
         sweep_max=rng.choice((1, 3, 500)),
         batch_max=rng.choice((16, 64, 1_000)),
-        receipts_remembered_max=rng.choice((1, 8, 4_096)),
+        receipts_remembered_max=rng.choice((1, 8, 1_024)),
         clients_remembered_max=rng.choice((2, 4, 50_000)),
         answers_restored_max=rng.choice((4, 2_000)),
         leases_restored_max=rng.choice((4, 20_000)),

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
-from protocol.programs.gc import settle_garbage_collection
+from protocol.programs.process_memory import settle_garbage_collection
 from tests.markets import start_rank
 
 _REPOSITORY = Path(__file__).parent.parent

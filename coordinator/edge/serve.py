@@ -29,9 +29,9 @@ from protocol.keys import SigningKey
 from protocol.net.libp2p import Libp2pTransport
 from protocol.net.pool import StreamPool
 from protocol.net.transport import Transport
-from protocol.programs.gc import settle_garbage_collection
 from protocol.programs.keyfile import load_or_create_key_file
 from protocol.programs.locks import hold_lock
+from protocol.programs.process_memory import settle_garbage_collection
 from protocol.programs.runtime import Runtime, system_runtime
 from protocol.programs.shutdown import Stages, StopSignals, open_stages, run_until_signal
 from protocol.services import JOB_PROTOCOL, LEASE_PROTOCOL

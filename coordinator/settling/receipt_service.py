@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 # Client and node both hand a receipt in, the second within seconds: this many are remembered, so
 # that it costs neither signatures nor queries. A kilobyte each.
-REMEMBERED_MAX = 4_096
+REMEMBERED_MAX = 1_024
 # One sweep's worth of receipts whose clients stayed silent.
 SWEEP_MAX = 500
 

@@ -18,6 +18,8 @@ from typing import Any
 import structlog
 import trio
 
+from protocol.programs.process_memory import trim_heap_forever
+
 log = structlog.get_logger(__name__)
 
 # A part without clients of its own ends within milliseconds of being cancelled.
@@ -167,13 +169,15 @@ class StopSignals:
 async def run_until_signal(
     body: Callable[[StopSignals], Awaitable[None]],
 ) -> None:
-    """Run a program's `body`, which ends in good order once `asked` is set.
+    """Run a program's `body`, which ends in good order once `asked` is set; its heap is trimmed
+    meanwhile.
 
     Raises KeyboardInterrupt if a signal had to cut it short, so that the exit code says so.
     """
     async with trio.open_nursery() as nursery:
         signals = StopSignals(nursery.cancel_scope)
         await nursery.start(signals.run)
+        nursery.start_soon(trim_heap_forever)
         await body(signals)
         nursery.cancel_scope.cancel()
     if signals.has_hurried:
