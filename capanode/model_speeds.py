@@ -6,7 +6,6 @@ from capanode.served import ServedModel
 from capanode.worker.jobs import JobWorker
 from capanode.workers import ModelPlan
 from protocol.clock import Clock
-from protocol.ids import Digest
 from protocol.offers import Hardware
 
 
@@ -23,13 +22,13 @@ class ModelSpeeds:
 
     def known(self, plan: ModelPlan, slots: int) -> Speed | None:
         """From an earlier run, or from this one."""
-        key = self._key(plan.digest, plan.hardware, slots, plan.threads)
+        key = self._key_of_plan(plan, slots)
         return self._cache.find(key, now_ms=self._clock.now_ms())
 
     async def measure(self, plan: ModelPlan, worker: JobWorker) -> Speed:
         """For the first time. Raises BenchmarkError."""
         assert worker.info is not None, "a worker is measured after it was ready"
-        key = self._key(plan.digest, plan.hardware, worker.info.slots, plan.threads)
+        key = self._key_of_plan(plan, worker.info.slots)
         measured = await self._cache.measure(key, worker, now_ms=self._clock.now_ms())
         self._cache.keep(key, measured)
         return measured.speed
@@ -55,9 +54,23 @@ class ModelSpeeds:
         """False if it was only measured while other programs were busy."""
         return self._cache.is_settled(self._key_of(model))
 
-    def _key_of(self, model: ServedModel) -> str:
-        return self._key(model.digest, model.hardware, model.seats.slots, model.threads)
+    def _key_of_plan(self, plan: ModelPlan, slots: int) -> str:
+        return speed_key(
+            plan.digest,
+            plan.hardware or self._hardware,
+            slots=slots,
+            threads=plan.threads,
+            software=self._software_with(vllm=plan.with_vllm),
+        )
 
-    def _key(self, model: Digest, hardware: Hardware | None, slots: int, threads: int) -> str:
-        own = hardware or self._hardware
-        return speed_key(model, own, slots=slots, threads=threads, software=self._software)
+    def _key_of(self, model: ServedModel) -> str:
+        return speed_key(
+            model.digest,
+            model.hardware or self._hardware,
+            slots=model.seats.slots,
+            threads=model.threads,
+            software=self._software_with(vllm=model.with_vllm),
+        )
+
+    def _software_with(self, *, vllm: bool) -> str:
+        return f"{self._software} with vLLM" if vllm else self._software

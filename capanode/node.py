@@ -312,6 +312,7 @@ class Node:
             price=PriceSheet(),
             threads=plan.threads,
             hardware=plan.hardware,
+            with_vllm=plan.with_vllm,
             batch_percent=self.rules.batch_percent,
             on_demand=worker if isinstance(worker, SwappedWorker) else None,
         )

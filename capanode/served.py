@@ -73,6 +73,7 @@ class ServedModel:
     threads: int = 1
     # What runs it, where that is not what the node's offer says of all.
     hardware: Hardware | None = None
+    with_vllm: bool = False
     batch_percent: int = BATCH_PERCENT_DEFAULT
     # For the owner; empty if there is nothing to say.
     notice: str = ""
