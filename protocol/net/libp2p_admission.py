@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from protocol.net.descriptors import network_descriptors, raise_descriptor_limit
-from protocol.net.libp2p_tcp import BufferedTcp
+from protocol.net.libp2p_tcp import BufferedTcp, remote_place_of
 from protocol.net.libp2p_yamux import Mux
 from protocol.net.shares import Shares, block_of
 from protocol.net.turns import GroupTurns, Turn
@@ -43,7 +43,8 @@ class Stranger:
     """A socket whose peer has not yet proven who it is."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
-        self.block = block_of(_host_of(stream))
+        host, _ = remote_place_of(stream) or ("", 0)
+        self.block = block_of(host)
         # trio's time of its last byte. One that never sent any gives way first.
         self.heard_at = 0.0
         self.came_at = trio.current_time()
@@ -138,10 +139,3 @@ class SocketPlaces:
 async def _end_later(turn: Turn) -> None:
     await trio.sleep(TURN_S)
     turn.end()
-
-
-def _host_of(stream: trio.SocketStream) -> str:
-    try:
-        return str(stream.socket.getpeername()[0])
-    except OSError:
-        return ""  # It is gone already.

@@ -39,6 +39,12 @@ class BufferedTcp(TrioTCPStream):
         super().__init__(stream)
         self._buffer = b""
         self._on_read = on_read
+        self._remote = remote_place_of(stream)
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Also when the connection is gone. The library's own knows no address of IPv6, for which a
+        socket gives four numbers instead of two."""
+        return self._remote
 
     async def wait_first(self) -> None:
         """Until the peer has sent something or has left."""
@@ -234,6 +240,15 @@ def place_at(host: str, port: int) -> str:
 def _host_and_port(place: str) -> tuple[str, int]:
     _, _, host, _, port = place.split("/")
     return host, int(port)
+
+
+def remote_place_of(stream: trio.SocketStream) -> tuple[str, int] | None:
+    """Host and port of the other end; None if the socket is gone."""
+    try:
+        host, port = stream.socket.getpeername()[:2]
+    except OSError:
+        return None
+    return str(host), int(port)
 
 
 def local_host_of(stream: trio.SocketStream) -> str:

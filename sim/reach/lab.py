@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from sim.reach.routers import (
+    PUBLIC_6,
     Line,
     RouterKind,
     build_internet,
@@ -157,7 +158,29 @@ def change_network(what: str) -> float:
                 return time.monotonic() - began_at
 
 
-_TASKS = {"lose_relay": lose_relay, "change_network": change_network}
+def be_on_ipv6(_: str) -> float:
+    """Seconds until a node and a buyer that have no IPv4 have talked, at the node's own address and
+    through a relay that has both."""
+    node_line = Line("node", RouterKind.IPV6_ONLY, 1)
+    buyer_line = Line("buyer", RouterKind.IPV6_ONLY, 2)
+    build_line(node_line)
+    build_line(buyer_line)
+    began_at = time.monotonic()
+    with (
+        relays() as (relay,),
+        RemoteParty("node", node_line.name, 1) as node,
+        RemoteParty("buyer", buyer_line.name, 2) as buyer,
+        RemoteParty("buyer", buyer_line.name, 3) as other,
+    ):
+        (own,) = (each for each in node.ask("addresses") if PUBLIC_6 in each)
+        assert buyer.ask("talk", address=own, text="hello")["relay"] is None
+        (place,) = (each for each in relay.ask("addresses") if PUBLIC_6 in each)
+        (held,) = (each for each in node.ask("reserve", relays=[place]) if PUBLIC_6 in each)
+        assert other.ask("talk", address=held, text="hello")["relay"] is not None
+    return time.monotonic() - began_at
+
+
+_TASKS = {"be_on_ipv6": be_on_ipv6, "lose_relay": lose_relay, "change_network": change_network}
 
 
 def survive(task: str, what: str = "") -> float:

@@ -15,7 +15,7 @@ from protocol.net.libp2p import Libp2pTransport
 from protocol.net.relay_places import RelayLimits
 from protocol.net.relay_roster import RelayRoster
 from protocol.net.transport import Stream
-from sim.reach.routers import RELAY_HOST
+from sim.reach.routers import RELAY_HOST, RELAY_HOST_6
 
 ECHO = "/reach/echo/1"
 PORT = 4101
@@ -32,10 +32,14 @@ class Party:
     """`relay` listens in the middle, `node` keeps places at relays, `buyer` only dials."""
 
     def __init__(self, role: str, number: int) -> None:
-        listen: tuple[str, ...] = () if role == "buyer" else (f"/ip4/0.0.0.0/tcp/{PORT}",)
+        listen: tuple[str, ...] = ()
         announce: tuple[str, ...] = ()
+        if role == "node":
+            listen = (f"/ip4/0.0.0.0/tcp/{PORT}", f"/ip6/::/tcp/{PORT}")
         if role == "relay":
-            listen = announce = (f"/ip4/{RELAY_HOST}/tcp/{PORT + number}",)
+            port = PORT + number
+            listen = (f"/ip4/{RELAY_HOST}/tcp/{port}", f"/ip6/{RELAY_HOST_6}/tcp/{port}")
+            announce = listen
         relay = RelayLimits() if role == "relay" else None
         key = SigningKey(bytes([number]) * 32)
         self.transport = Libp2pTransport(key, listen, announce=announce, relay=relay)

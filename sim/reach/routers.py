@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 RELAY_HOST = "5.0.0.1"
+# What all addresses of IPv6 here begin with.
+PUBLIC_6 = "2a00:"
+RELAY_HOST_6 = f"{PUBLIC_6}1000::1"
 # How long one command of `ip` or `nft` may take on a busy machine.
 COMMAND_WITHIN_S = 20
 
@@ -23,6 +26,7 @@ class RouterKind(StrEnum):
     SYMMETRIC = "symmetric"  # another place outside for each destination
     DOUBLE = "double"  # a router that keeps ports behind a carrier's that does, too
     BLOCKED = "blocked"  # passes nothing but connections to the relay
+    IPV6_ONLY = "ipv6_only"  # a public address of IPv6, and no other
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,8 @@ def build_internet() -> None:
     _run("mkdir /run/netns")
     _run("ip link set lo up")
     _run(f"ip addr add {RELAY_HOST}/32 dev lo")
+    _run(f"ip addr add {RELAY_HOST_6}/128 dev lo")
+    _run("tee /proc/sys/net/ipv6/conf/all/forwarding", stdin="1")
     _forward("")
 
 
@@ -68,6 +74,11 @@ def build_line(line: Line) -> None:
     if line.router is RouterKind.NONE:
         _add(line.name)
         _connect("", f"{public}.1", line.name, f"{public}.2", "lan")
+        return
+    if line.router is RouterKind.IPV6_ONLY:
+        public = f"{PUBLIC_6}1001:{line.number:x}:"
+        _add(line.name)
+        _connect("", f"{public}:1", line.name, f"{public}:2", "lan")
         return
     outer = f"{line.name}-router"
     _add(outer)
@@ -112,10 +123,13 @@ def _add(name: str) -> None:
 def _connect(upper: str, upper_host: str, lower: str, lower_host: str, device: str) -> None:
     """A cable from a namespace down to another, whose way out it is."""
     cable = f"to-{lower}"[:15]
+    # An address of IPv6 is used after a second of asking whether another host has it, else.
+    bits = "64" if ":" in upper_host else "24"
+    more = " nodad" if ":" in upper_host else ""
     _run(f"ip link add {cable} type veth peer name {device} netns {lower}", upper)
-    _run(f"ip addr add {upper_host}/24 dev {cable}", upper)
+    _run(f"ip addr add {upper_host}/{bits} dev {cable}{more}", upper)
     _run(f"ip link set {cable} up", upper)
-    _run(f"ip addr add {lower_host}/24 dev {device}", lower)
+    _run(f"ip addr add {lower_host}/{bits} dev {device}{more}", lower)
     _run(f"ip link set {device} up", lower)
     _run(f"ip route add default via {upper_host}", lower)
 

@@ -54,3 +54,7 @@ def test_a_node_keeps_a_place_elsewhere_when_its_relay_is_gone() -> None:
 @pytest.mark.parametrize("what", ["node", "router"])
 def test_a_node_whose_network_changes_is_reached_again(what: str) -> None:
     assert survive("change_network", what) < SURVIVED_WITHIN_S
+
+
+def test_parties_without_ipv4_reach_each_other_and_a_relay() -> None:
+    assert survive("be_on_ipv6") < SURVIVED_WITHIN_S
