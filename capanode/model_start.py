@@ -13,7 +13,8 @@ from capanode.measurements import Speed
 from capanode.milestones import OnMilestone, model_failed, model_loading, model_measuring
 from capanode.model_speeds import ModelSpeeds
 from capanode.served import ModelWorker
-from capanode.swapping import ModelSwapper, OnState
+from capanode.swapped_worker import OnState
+from capanode.swapping import ModelSwapper
 from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest
 from protocol.limits import LOAD_MS_MAX

@@ -46,7 +46,8 @@ from capanode.residency import Residency
 from capanode.seats import Seats
 from capanode.served import ModelWorker, ServedModel, within_signature_room
 from capanode.settings import CoordinatorAddress
-from capanode.swapping import ModelSwapper, SwappedWorker
+from capanode.swapped_worker import SwappedWorker
+from capanode.swapping import ModelSwapper
 from capanode.utilization_price import scaled
 from capanode.workers import ModelPlan, WorkerPool
 from protocol.ids import Digest, PeerId

@@ -31,7 +31,7 @@ class ModelWorker(JobWorker, Protocol):
 
 
 class LoadedOnDemand(Protocol):
-    """A model that is not always in memory; `capanode.swapping` has the one that is loaded."""
+    """A model that is not always in memory: `capanode.swapped_worker`."""
 
     @property
     def load_ms(self) -> int:
