@@ -159,6 +159,7 @@ class CausalLM:
                 dtype=dtype,
                 context_tokens=shape.context_tokens,
                 scheme=scheme,
+                slots=slots,
             )
             cache: JobCache = (
                 PagedCache(shape, pages=budget.pages, device=device)

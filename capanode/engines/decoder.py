@@ -21,7 +21,9 @@ from capanode.engines.attention import (
 from capanode.engines.decoder_builder import DecoderBuilder
 from capanode.engines.decoder_config import DecoderConfig
 from capanode.engines.exact_logits import ExactLogits, bend
+from capanode.engines.grouped_linear import CodesFor
 from capanode.engines.linear import (
+    INVARIANT_ROWS,
     many_rows_up_to,
     padded_many_rows,
     padded_rows,
@@ -31,6 +33,13 @@ from capanode.engines.profile import DTYPE_NAMES
 from capanode.engines.rope import rope_tables
 from capanode.engines.weight_scheme import WeightScheme
 from capanode.engines.weights import Weights
+
+# What a receipt's profile says of the weights that computed an answer.
+_PACKED = {
+    CodesFor.NOTHING: "",
+    CodesFor.ANSWERS: "-packed-answers",
+    CodesFor.ALL: "-packed",
+}
 
 
 class DecoderModel:
@@ -45,11 +54,13 @@ class DecoderModel:
         dtype: torch.dtype,
         context_tokens: int,
         scheme: WeightScheme | None = None,
+        slots: int = INVARIANT_ROWS,
     ) -> None:
-        """`scheme` is how the files hold matrices, None where they are plain."""
+        """`scheme` is how the files hold matrices, None where they are plain; `slots` how many
+        answers there may be at a time."""
         self.config = config
         self.device, self.dtype = device, dtype
-        build = DecoderBuilder(config, weights, scheme, device=device, dtype=dtype)
+        build = DecoderBuilder(config, weights, scheme, device=device, dtype=dtype, slots=slots)
         self._embedding = build.embedding()
         self._embedding_scale = build.embedding_scale()
         self._layers = [build.layer(index) for index in range(config.layers)]
@@ -57,7 +68,9 @@ class DecoderModel:
         self._head = build.head(self._embedding)
         # In the words of an offer, and of a receipt.
         self.quantization = scheme.name if scheme is not None else DTYPE_NAMES[dtype]
-        self.weights_name = f"{self.quantization}-packed" if build.has_codes else self.quantization
+        self.weights_name = self.quantization + _PACKED[build.codes]
+        # A processor's products with codes give a row the same bits in any number of rows.
+        self._is_padded = device.type != "cpu" or not build.has_codes_alone
         # Other heads are kept in a form that single rows cannot be read from.
         is_rounded = dtype != torch.float32
         self._head_rows = self._embedding if config.ties_embeddings and is_rounded else None
@@ -78,7 +91,7 @@ class DecoderModel:
         """The next logits [n, vocab] behind each token, which stand at `positions` of the rows that
         `attention` serves, and where they are rounded what that took."""
         count = len(tokens)
-        padding = [0] * (padded_rows(count) - count)
+        padding = self._padding(count)
         place = torch.tensor([*positions, *padding], device=self.device)
         attention.set_positions(place[:count])
         hidden = self._run(torch.tensor([*tokens, *padding], device=self.device), place, attention)
@@ -96,11 +109,11 @@ class DecoderModel:
         """Take in up to `INVARIANT_ROWS` tokens of one job, the first at position `start`, as they
         were decoded before; returns as `decode` the logits after the last one, [1, vocab]."""
         count = len(tokens)
-        padding = [0] * (padded_rows(count) - count)
+        padding = self._padding(count)
         place = torch.tensor([*range(start, start + count), *padding], device=self.device)
         attention.set_positions(place[:count])
         hidden = self._run(torch.tensor([*tokens, *padding], device=self.device), place, attention)
-        return self._next(hidden[count - 1 : count].repeat(padded_rows(1), 1), 1)
+        return self._next(hidden[count - 1 : count], 1)
 
     def prefill(
         self,
@@ -139,12 +152,18 @@ class DecoderModel:
         if not wanted:
             return hidden.new_empty((0, self.config.vocab_size)), None, kept
         rows = [ends[index] for index in wanted]
-        rows += rows[:1] * (padded_rows(len(wanted)) - len(wanted))
         last = hidden[torch.tensor(rows, device=self.device)]
         return *self._next(last, len(wanted)), kept
 
+    def _padding(self, count: int) -> list[int]:
+        """Tokens beside `count` that are decoded, so that the products give these the bits that
+        they give them in any other step."""
+        return [0] * (padded_rows(count) - count) if self._is_padded else []
+
     def _next(self, hidden: Tensor, count: int) -> tuple[Tensor, ExactLogits | None]:
-        states = self._norm(hidden)
+        """After the first `count` of `hidden`."""
+        missing = padded_rows(len(hidden)) - len(hidden) if self.device.type == "cpu" else 0
+        states = self._norm(functional.pad(hidden, (0, 0, 0, missing)) if missing else hidden)
         logits = self._head(states)[:count]
         softcap = self.config.logit_softcap
         if softcap is not None:
@@ -155,9 +174,7 @@ class DecoderModel:
 
     def logits(self, hidden: Tensor) -> tuple[Tensor, ExactLogits | None]:
         """As `decode`, after each of a few tokens that `prefill` has kept."""
-        rows = padded_rows(len(hidden))
-        padded = functional.pad(hidden, (0, 0, 0, rows - len(hidden)))
-        return self._next(padded, len(hidden))
+        return self._next(hidden, len(hidden))
 
     def warm_up(self, rows_max: int, prefill_tokens_max: int) -> None:
         """Run each product once for each number of rows to come: oneDNN compiles a kernel for each,

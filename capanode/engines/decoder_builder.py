@@ -7,7 +7,7 @@ from torch import Tensor
 
 from capanode.engines.decoder_config import DecoderConfig
 from capanode.engines.decoder_layer import DecoderLayer
-from capanode.engines.grouped_linear import keeps_codes, make_matrix_linear
+from capanode.engines.grouped_linear import CodesFor, codes_for, make_matrix_linear
 from capanode.engines.grouped_matrix import join_matrices
 from capanode.engines.linear import Linear, make_linear
 from capanode.engines.norms import HeadNorms, RmsNorm
@@ -28,15 +28,26 @@ class DecoderBuilder:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        slots: int,
     ) -> None:
         self._config, self._weights = config, weights
         self._matrices = MatrixReader(weights, scheme, dtype)
         self._device, self._dtype = device, dtype
-        self._keeps_codes = keeps_codes(2 * config.matrix_values, device)
-        self.has_codes = False  # whether some product computes with codes
+        self._codes = codes_for(2 * config.matrix_values, device, slots=slots)
+        self._has_codes, self._has_others = False, False
         # Where a rotation covers part of each head, all of the model's do: one order serves all.
         self._order = rotated_order(config.head_dim, config.ropes[0].channels)
         self._qkv_rows = _qkv_rows(config, self._order)
+
+    @property
+    def codes(self) -> CodesFor:
+        """Which products of what was built compute with codes."""
+        return self._codes if self._has_codes else CodesFor.NOTHING
+
+    @property
+    def has_codes_alone(self) -> bool:
+        """Whether all products of what was built compute with codes, but for a tied head."""
+        return self._has_codes and not self._has_others
 
     def embedding(self) -> Tensor:
         shape = (self._config.vocab_size, self._config.hidden_size)
@@ -126,9 +137,10 @@ class DecoderBuilder:
             matrix = matrix[rows]
             bias = None if bias is None else bias[rows.to(self._device)]
         linear, has_codes = make_matrix_linear(
-            matrix.to(self._device), bias, self._dtype, keeps=self._keeps_codes
+            matrix.to(self._device), bias, self._dtype, codes=self._codes
         )
-        self.has_codes |= has_codes
+        self._has_codes |= has_codes
+        self._has_others |= not has_codes
         return linear
 
     def _head_norms(self, name: str) -> HeadNorms:

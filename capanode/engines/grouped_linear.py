@@ -1,22 +1,26 @@
 """Products with matrices of few bits, by torch's own kernels where they fit.
 
 On CPUs those read a quarter (4 bits) or half (8 bits) of what bfloat16 takes, and each row's result
-is bit for bit the same for any number of rows (measured, torch 2.13, AVX-512). They are faster for
-one or two rows, and two to three times slower for 32: so a model that is small enough for bfloat16
-is widened to it, and only a larger one keeps its codes. What a GPU's kernel gives was never seen
-here; like every kernel it is used only where it agrees with the plain formula.
+is bit for bit the same for any number of rows (measured, torch 2.13, AVX-512). With 4 bits they are
+three times faster for one row, as fast for eight, and two times slower for 32: so a model that is
+too large for bfloat16 keeps its codes, and a smaller one is widened to it, for its prompts or
+altogether (`CodesFor`). What a GPU's kernel gives was never seen here; like every kernel it is used
+only where it agrees with the plain formula.
 """
 
 from collections.abc import Callable
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from capanode.engines.grouped_matrix import GroupedMatrix, Matrix
-from capanode.engines.linear import Linear, make_linear
+from capanode.engines.linear import INVARIANT_ROWS, Linear, make_linear
 
 # The matrices of a model that in bfloat16 take less than this are widened, on a CPU.
 WIDENED_BYTES_MAX = 1024**3
+# Up to so many answers at a time 4 bits are faster than bfloat16, or as fast.
+FEW_SLOTS = 8
 
 _INT4_GROUPS = (32, 64, 128, 256)
 # torch's kernel for GPUs reads this many times 16 columns at once.
@@ -26,30 +30,47 @@ _CHECKED_ROWS = 64
 _ERROR_MAX = 0.02
 
 
-def keeps_codes(dense_bytes: int, device: torch.device) -> bool:
-    """Whether a model whose matrices would take `dense_bytes` in bfloat16 keeps its codes."""
-    return device.type == "cuda" or dense_bytes > WIDENED_BYTES_MAX
+class CodesFor(Enum):
+    """Which products compute with the codes. Prompts and answers never share one, so that each may
+    have a kernel of its own; a model whose answers alone have codes is in memory twice."""
+
+    NOTHING = "nothing"
+    ANSWERS = "answers"
+    ALL = "all"
+
+
+def codes_for(dense_bytes: int, device: torch.device, *, slots: int) -> CodesFor:
+    """For a model whose matrices would take `dense_bytes` in bfloat16, and that gives up to `slots`
+    answers at a time."""
+    if device.type == "cuda" or dense_bytes > WIDENED_BYTES_MAX:
+        return CodesFor.ALL
+    return CodesFor.ANSWERS if slots <= FEW_SLOTS else CodesFor.NOTHING
 
 
 def make_matrix_linear(
-    matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, *, keeps: bool
+    matrix: Matrix, bias: Tensor | None, dtype: torch.dtype, *, codes: CodesFor
 ) -> tuple[Linear, bool]:
-    """`x @ matrix.T + bias` for 2-D `x` of `dtype`; whether it computes with the codes."""
+    """`x @ matrix.T + bias` for 2-D `x` of `dtype`; whether any of it computes with the codes."""
     if isinstance(matrix, Tensor):
         return make_linear(matrix, bias), False
-    multiply = _kernel(matrix) if keeps and dtype == torch.bfloat16 else None
+    multiply = _kernel(matrix, codes) if dtype == torch.bfloat16 else None
     if multiply is None or not _agrees(multiply, matrix):
         return make_linear(matrix.dense(dtype), bias), False
-    if bias is None:
-        return multiply, True
+    with_codes = multiply if bias is None else _adding(multiply, bias)
+    if codes is CodesFor.ALL:
+        return with_codes, True
+    widened = make_linear(matrix.dense(dtype), bias)
+    # A pass over prompts has more rows than any over answers.
+    return lambda x: with_codes(x) if len(x) <= INVARIANT_ROWS else widened(x), True
 
-    def linear(x: Tensor) -> Tensor:
-        return multiply(x).add_(bias)
 
-    return linear, True
+def _adding(multiply: Linear, bias: Tensor) -> Linear:
+    return lambda x: multiply(x).add_(bias)
 
 
-def _kernel(matrix: GroupedMatrix) -> Linear | None:
+def _kernel(matrix: GroupedMatrix, codes: CodesFor) -> Linear | None:
+    if codes is CodesFor.NOTHING or (codes is CodesFor.ANSWERS and matrix.bits != 4):
+        return None
     rows, columns = matrix.codes.shape
     on_gpu = matrix.codes.device.type == "cuda"
     if matrix.bits == 8 and matrix.scales.shape[1] == 1:

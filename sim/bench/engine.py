@@ -4,6 +4,8 @@ The weights are the same: llama.cpp reads the Q4_1 file that ours were converted
 
 - llama.cpp (`llama_cpp_ratio_N`, where `make bench-deps` has built it) gets the requests as ours
   does, one after another while earlier ones are answered, into continuous batches.
+- Ours with few slots (`int4_…`) has its answers computed with the 4-bit codes of that very file;
+  the other one, which has many slots, with the bfloat16 that the codes stand for.
 - `generate` (`ratio_N`) gets all of them at once as a static batch, left-padded, which is the best
   case for it, and (`generate_ratio_N`) as they come: see `sim.bench.late_arrivals`.
 
@@ -20,8 +22,9 @@ processors' time per token instead, which other programs disturb less.
 import random
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,11 +33,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from capanode.engines.causal_lm import CausalLM
+from capanode.engines.grouped_linear import FEW_SLOTS
 from capanode.models.catalog import load_catalog
+from capanode.models.convert_gguf import convert_gguf_codes
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
 from sim.bench import agreement, drafts, late_arrivals, prefix_hits
-from sim.bench.llama_cpp import HOW_TO_GET_IT, LlamaCpp, open_llama_cpp
+from sim.bench.llama_cpp import HOW_TO_GET_IT, LlamaCpp, gguf_file, open_llama_cpp
 from sim.bench.streams import (
     MixedRequest,
     StreamSpeed,
@@ -71,13 +76,17 @@ def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
     # Without drafts, which the others do not have either: what they gain are figures of their own.
     engine = CausalLM.load(model_dir, slots=SLOTS, threads=THREADS, drafts=False)
     reference = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+    few_slots = _engine_of_codes()
     rng = random.Random(_SEED)
     figures: dict[str, float] = {}
     with open_llama_cpp() as llama_cpp:
         if llama_cpp is None:
             print(HOW_TO_GET_IT, file=sys.stderr)
         for streams in ROUNDS:
-            sides = _sides(engine, reference, llama_cpp, draw_requests(streams, rng))
+            engines = {"ours": engine}
+            if few_slots is not None and streams <= FEW_SLOTS:
+                engines["int4"] = few_slots
+            sides = _sides(engines, reference, llama_cpp, draw_requests(streams, rng))
             figures |= _compare(sides, streams, rng)
         if llama_cpp is not None:
             figures |= _compare_prefill(engine, llama_cpp, rng)
@@ -90,8 +99,18 @@ def run(store: Path = DEFAULT_STORE) -> dict[str, float]:
     return figures
 
 
+def _engine_of_codes() -> CausalLM | None:
+    """With the codes of llama.cpp's file; None where that is not installed."""
+    weights = gguf_file()
+    if weights is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        convert_gguf_codes(weights.parent, Path(folder), on_bytes=lambda done, of: None)
+        return CausalLM.load(Path(folder), slots=FEW_SLOTS, threads=THREADS, drafts=False)
+
+
 def _sides(
-    engine: CausalLM,
+    engines: Mapping[str, CausalLM],
     reference: Any,
     llama_cpp: LlamaCpp | None,
     unmeasured: Sequence[MixedRequest],
@@ -99,9 +118,9 @@ def _sides(
     """Each has answered requests like those to come once: kernels are compiled, memory is touched,
     and llama.cpp has the settings that suit it."""
     sides: dict[str, _Side] = {
-        "ours": partial(answer_streams, engine),
-        "generate": partial(_generate, reference),
+        name: partial(answer_streams, engine) for name, engine in engines.items()
     }
+    sides["generate"] = partial(_generate, reference)
     for side in sides.values():
         side(unmeasured)
     if llama_cpp is not None:
@@ -127,12 +146,13 @@ def _compare(sides: dict[str, _Side], streams: int, rng: random.Random) -> dict[
     figures[f"ratio_computed_{streams}"] = statistics.median(
         ours.useful / his.computed for ours, his in pairs
     )
-    if "llama_cpp" in speeds:
-        pairs = list(zip(speeds["ours"], speeds["llama_cpp"], strict=True))
-        figures[f"llama_cpp_ratio_{streams}"] = statistics.median(
+    for name in speeds.keys() & {"ours", "int4"} if "llama_cpp" in speeds else ():
+        prefix = "" if name == "ours" else f"{name}_"
+        pairs = list(zip(speeds[name], speeds["llama_cpp"], strict=True))
+        figures[f"{prefix}llama_cpp_ratio_{streams}"] = statistics.median(
             ours.useful / theirs.useful for ours, theirs in pairs
         )
-        figures[f"llama_cpp_cpu_ratio_{streams}"] = statistics.median(
+        figures[f"{prefix}llama_cpp_cpu_ratio_{streams}"] = statistics.median(
             theirs.cpu_s / ours.cpu_s for ours, theirs in pairs
         )
     return figures

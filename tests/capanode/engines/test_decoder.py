@@ -20,12 +20,18 @@ CPU = torch.device("cpu")
 PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [70, 71, 72], [200] * 40 + [7]]
 
 
-def load_model(folder: Path) -> tuple[DecoderModel, KvCache]:
+def load_model(folder: Path, *, slots: int = 32) -> tuple[DecoderModel, KvCache]:
     plain = json.loads((folder / "config.json").read_text())
     config, scheme = read_decoder_config(plain), read_weight_scheme(plain)
     dtype = DTYPES[config.dtype_name]
     model = DecoderModel(
-        config, Weights(folder), device=CPU, dtype=dtype, context_tokens=128, scheme=scheme
+        config,
+        Weights(folder),
+        device=CPU,
+        dtype=dtype,
+        context_tokens=128,
+        scheme=scheme,
+        slots=slots,
     )
     shape = CacheShape(config.layers, 5, config.kv_heads, 128, config.head_dim, dtype)
     return model, KvCache(shape, device=CPU)

@@ -11,15 +11,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from capanode.engines.attention import PrefillChunk
+from capanode.engines.attention import DecodeAttention, PrefillChunk
 from capanode.engines.base import ModelLoadError
-from capanode.engines.grouped_linear import make_matrix_linear
+from capanode.engines.grouped_linear import FEW_SLOTS, CodesFor, make_matrix_linear
 from capanode.engines.grouped_matrix import GroupedMatrix
 from capanode.engines.quantized_weights import MatrixReader
 from capanode.engines.weight_scheme import read_weight_scheme
 from capanode.engines.weights import Weights
+from protocol.generation import GenerationInput
 from tests.capanode.engines.test_decoder import load_model
-from tests.capanode.engines.tiny_models import LLAMA, llama_weights, load, write_llama
+from tests.capanode.engines.tiny_models import LLAMA, llama_weights, load, run, write_llama
 
 ROWS, COLUMNS, GROUP = 48, 64, 32
 GROUPS = COLUMNS // GROUP
@@ -274,18 +275,20 @@ def test_a_scheme_that_is_not_read_is_refused_by_name(config: Any, reason: str) 
         read_weight_scheme({"quantization_config": config})
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("bits", "use"), [(4, CodesFor.ALL), (8, CodesFor.ALL), (4, CodesFor.ANSWERS)]
+)
 @torch.inference_mode()
 def test_products_with_codes_are_near_the_formula_and_alike_for_any_number_of_rows(
-    bits: int,
+    bits: int, use: CodesFor
 ) -> None:
     codes, scales, _ = random_parts(bits, groups=GROUPS if bits == 4 else 1)
     scales = scales.float()
     matrix = GroupedMatrix(codes.to(torch.uint8), scales, -(1 << (bits - 1)) * scales, bits)
     bias = torch.randn(ROWS).bfloat16()
-    linear, has_codes = make_matrix_linear(matrix, bias, torch.bfloat16, keeps=True)
+    linear, has_codes = make_matrix_linear(matrix, bias, torch.bfloat16, codes=use)
     assert has_codes
-    wide = torch.randn(40, 2 * COLUMNS, generator=torch.manual_seed(3)).bfloat16()
+    wide = torch.randn(32, 2 * COLUMNS, generator=torch.manual_seed(3)).bfloat16()
     x = wide[:, ::2]  # As a norm gives it: with gaps.
     found = linear(x)
     expected = x.float() @ matrix.dense(torch.float32).T + bias.float()
@@ -295,18 +298,22 @@ def test_products_with_codes_are_near_the_formula_and_alike_for_any_number_of_ro
 
 
 @pytest.mark.parametrize(
-    ("rows", "group", "dtype", "keeps"),
-    [(40, 32, torch.bfloat16, True), (48, 8, torch.bfloat16, True), (48, 32, torch.float32, True),
-     (48, 32, torch.bfloat16, False)],
+    ("rows", "group", "dtype", "use"),
+    [
+        (40, 32, torch.bfloat16, CodesFor.ALL),
+        (48, 8, torch.bfloat16, CodesFor.ALL),
+        (48, 32, torch.float32, CodesFor.ALL),
+        (48, 32, torch.bfloat16, CodesFor.NOTHING),
+    ],
     ids=["rows", "group", "float32", "small model"],
-)  # fmt: skip
+)
 def test_a_matrix_that_no_kernel_fits_is_widened(
-    rows: int, group: int, dtype: torch.dtype, keeps: bool
+    rows: int, group: int, dtype: torch.dtype, use: CodesFor
 ) -> None:
     codes = torch.randint(16, (rows, COLUMNS), generator=torch.manual_seed(4)).to(torch.uint8)
     scales = torch.full((rows, COLUMNS // group), 0.5)
     matrix = GroupedMatrix(codes, scales, -8 * scales, 4)
-    linear, has_codes = make_matrix_linear(matrix, None, dtype, keeps=keeps)
+    linear, has_codes = make_matrix_linear(matrix, None, dtype, codes=use)
     assert not has_codes
     x = torch.eye(COLUMNS, dtype=dtype)
     torch.testing.assert_close(linear(x).float(), matrix.dense(torch.float32).T)
@@ -320,12 +327,8 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes.view_as(weight).long(), scales
 
 
-@pytest.mark.parametrize("keeps", [False, True], ids=["widened", "codes"])
-@torch.inference_mode()
-def test_an_int4_model_answers_as_the_numbers_in_its_file_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keeps: bool
-) -> None:
-    monkeypatch.setattr("capanode.engines.grouped_linear.WIDENED_BYTES_MAX", 0 if keeps else 1e9)
+def write_int4_model(folder: Path, plain_folder: Path) -> Path:
+    """A tiny model in codes of 4 bits, and in `plain_folder` the numbers that they stand for."""
     plain, stored = dict(llama_weights(LLAMA)), {}
     for name, weight in plain.items():
         if "_proj" not in name:
@@ -335,23 +338,70 @@ def test_an_int4_model_answers_as_the_numbers_in_its_file_do(
         width = scales.float().repeat_interleave(GROUP, 1)
         plain[name] = (codes - 8).float() * width
         stored[f"{name}_packed"], stored[f"{name}_scale"] = pack(codes, 4), scales
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "packed").mkdir()
-    write_llama(tmp_path / "plain", weights=plain, dtype="bfloat16")
-    folder = write_llama(tmp_path / "packed", weights={}, dtype="bfloat16")
+    for each in (folder, plain_folder):
+        each.mkdir()
+    write_llama(plain_folder, weights=plain, dtype="bfloat16")
+    write_llama(folder, weights={}, dtype="bfloat16")
     save_file(stored, folder / "model.safetensors")
     scheme = compressed("pack-quantized", num_bits=4, type="int", strategy="group", group_size=32)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": scheme}))
-    info = load(folder).info
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("widened_bytes_max", "slots", "weights"),
+    [
+        (1e9, FEW_SLOTS + 1, "int4"),
+        (1e9, FEW_SLOTS, "int4-packed-answers"),
+        (0, FEW_SLOTS + 1, "int4-packed"),
+    ],
+)
+@torch.inference_mode()
+def test_an_int4_model_answers_as_the_numbers_in_its_file_do(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    widened_bytes_max: float,
+    slots: int,
+    weights: str,
+) -> None:
+    monkeypatch.setattr("capanode.engines.grouped_linear.WIDENED_BYTES_MAX", widened_bytes_max)
+    folder = write_int4_model(tmp_path / "packed", tmp_path / "plain")
+    info = load(folder, slots=slots).info
     assert info.quantization == "int4"
-    assert ("weights=int4-packed" in info.profile) == keeps
-    logits = []
+    assert f"weights={weights}" in info.profile.split(" ")
+    prompts, answers = [], []
     for each in (folder, tmp_path / "plain"):
-        model, cache = load_model(each)
+        model, cache = load_model(each, slots=slots)
         chunk = (PrefillChunk(0, 0, 5), [3, 1, 4, 1, 5])
-        logits.append(model.prefill([chunk], cache, padding_row=4, wanted=[0])[0][0].float())
-    found, expected = logits
-    if not keeps:
-        assert torch.equal(found, expected)
-    assert (found - expected).norm() < 0.03 * expected.norm()
+        prompts.append(model.prefill([chunk], cache, padding_row=4, wanted=[0])[0][0].float())
+        attention = DecodeAttention(cache, [6], model.config.attention)
+        answers.append(model.decode([9], [5], attention)[0][0].float())
+    for found, expected in (prompts, answers):
+        assert (found - expected).norm() < 0.03 * expected.norm()
+    # Prompts are read as if the file were not quantised, wherever there is memory for that.
+    assert torch.equal(*prompts) == (weights != "int4-packed")
+    assert torch.equal(*answers) == (weights == "int4")
+
+
+@pytest.mark.parametrize("slots", [FEW_SLOTS, FEW_SLOTS + 1])
+def test_answers_of_an_int4_model_are_alike_alone_and_among_others(
+    tmp_path: Path, slots: int
+) -> None:
+    engine = load(write_int4_model(tmp_path / "packed", tmp_path / "plain"), slots=slots)
+    jobs = {
+        str(number): GenerationInput(
+            max_tokens=12 + number,
+            prompt_tokens=tuple(range(3, 20 + number)),
+            temperature=1.5 * (number % 2),
+            seed=number,
+            ignore_eos=True,
+        )
+        for number in range(5)
+    }
+    for job_id, job_input in jobs.items():
+        engine.submit(job_id, job_input)
+    together = run(engine)
+    for job_id, job_input in jobs.items():
+        engine.submit("alone", job_input)
+        assert run(engine).tokens("alone") == together.tokens(job_id)
