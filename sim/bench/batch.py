@@ -23,13 +23,12 @@ from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
 from coordinator.batches.pieces import GROUP_TEXTS_MAX
-from coordinator.cli.market_session import open_market
-from coordinator.settings import CoordinatorConfig
 from protocol.payload import EmbeddingInput
 from sim.bench.batch_day import WHOLE_DAY, DaySize, run_day
-from sim.demo import EMBEDDING_MODEL, open_account, wait_nodes
+from sim.demo import EMBEDDING_MODEL
 from sim.latency import LATENCY_CLASSES
 from sim.network import NodePlan, open_network
+from sim.opening import open_buyer
 
 DEFAULT_STORE = Path(".capacloud/models")
 SLOTS = 8
@@ -76,10 +75,7 @@ async def _measure(engine: TextEmbedder, folder: Path, store: Path, lines: int) 
     async with open_network(folder, store) as network:
         await network.start_coordinator()
         await network.start_node(plan)
-        key = await open_account(network)
-        config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
-        async with open_market(config, at=None, key_path=None) as market:
-            await wait_nodes(market, 1, lambda offer, rtt_ms: None)
+        key = await open_buyer(network, nodes=1)
         headers = {"authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(
             base_url=network.endpoint.http, headers=headers, timeout=60, trust_env=False

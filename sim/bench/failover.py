@@ -17,15 +17,13 @@ import httpx
 import trio
 
 from capanode.models.store import ModelStore
-from coordinator.cli.market_session import open_market
-from coordinator.settings import CoordinatorConfig
 from protocol.errors import CapaError
 from sim.bench.mock.script import WORD, paced
 from sim.chaos.model import NAME as MODEL
 from sim.chaos.model import add_recital
-from sim.demo import open_account, wait_nodes
 from sim.latency import LATENCY_CLASSES
 from sim.network import LocalNetwork, LocalNode, NodePlan, open_network
+from sim.opening import open_buyer, wait_attached
 
 STREAMS = 4
 ROUNDS = 3
@@ -69,7 +67,7 @@ async def _measure(folder: Path, rounds: int) -> list[float]:
                 gaps_ms += await _cut(http, node)
                 if number + 1 < rounds:
                     await network.restart_node(node)
-                    await _wait_nodes(network)
+                    await wait_attached(network, 2)
                     await _earn_seats(http, node)
     return gaps_ms
 
@@ -144,20 +142,13 @@ class _Stream:
 
 @asynccontextmanager
 async def _buying(network: LocalNetwork) -> AsyncIterator[httpx.AsyncClient]:
-    key = await open_account(network)
-    await _wait_nodes(network)
+    key = await open_buyer(network, nodes=2)
     async with httpx.AsyncClient(
         base_url=network.endpoint.http,
         headers={"authorization": f"Bearer {key}"},
         timeout=_WITHIN_S,
     ) as http:
         yield http
-
-
-async def _wait_nodes(network: LocalNetwork) -> None:
-    config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
-    async with open_market(config, at=None, key_path=None) as market:
-        await wait_nodes(market, 2, lambda offer, rtt_ms: None)
 
 
 def _plan(number: int) -> NodePlan:

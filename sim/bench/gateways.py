@@ -16,13 +16,11 @@ import psutil
 import trio
 
 from capanode.models.store import ModelStore
-from coordinator.cli.market_session import open_market
-from coordinator.settings import CoordinatorConfig
 from sim.chaos.model import NAME as MODEL
 from sim.chaos.model import add_recital
-from sim.demo import open_account, wait_nodes
 from sim.latency import LATENCY_CLASSES
 from sim.network import LocalNetwork, NetworkError, NodePlan, free_port, open_network
+from sim.opening import open_buyer
 from sim.processes import ChildProcess
 
 ENVIRONMENTS = Path.cwd() / ".capacloud/bench"
@@ -62,10 +60,7 @@ async def open_ours(folder: Path) -> AsyncIterator[GatewayUnderTest]:
         await network.start_coordinator()
         for number in range(NODES):
             await network.start_node(_plan(number))
-        key = await open_account(network)
-        config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
-        async with open_market(config, at=None, key_path=None) as market:
-            await wait_nodes(market, NODES, lambda offer, rtt_ms: None)
+        key = await open_buyer(network, nodes=NODES)
         pids = [network.coordinator.pid, *(node.process.pid for node in network.nodes)]
         processes = tuple(map(psutil.Process, pids))
         yield GatewayUnderTest("ours", network.endpoint.http, key, MODEL, processes, network)

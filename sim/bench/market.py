@@ -26,17 +26,16 @@ from capanode.engines.causal_lm import CausalLM
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
-from coordinator.cli.market_session import open_market
-from coordinator.settings import CoordinatorConfig
 from sim.bench.alone import EngineAlone, story_prompts
 from sim.bench.http_buyer import HttpBuyer
 from sim.bench.mock.script import on_beat
 from sim.bench.overhead import DEFAULT_STORE
 from sim.chaos.model import NAME as MOCK_MODEL
 from sim.chaos.model import add_recital
-from sim.demo import CHAT_MODEL, open_account, wait_nodes
+from sim.demo import CHAT_MODEL
 from sim.latency import LATENCY_CLASSES
 from sim.network import LocalNetwork, NodePlan, open_network
+from sim.opening import open_buyer
 
 SLOTS = 32
 _US_PER_S = 1_000_000
@@ -125,10 +124,7 @@ async def _market(
     async with open_network(folder, store) as network:
         await network.start_coordinator()
         await network.start_node(plan)
-        key = await open_account(network)
-        config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
-        async with open_market(config, at=None, key_path=None) as market:
-            await wait_nodes(market, 1, lambda offer, rtt_ms: None)
+        key = await open_buyer(network, nodes=1)
         async with HttpBuyer(network.endpoint.http, key, plan.models[0]) as buyer:
             yield network, buyer
 

@@ -21,13 +21,12 @@ from capanode.engines.causal_lm import CausalLM
 from capanode.models.catalog import load_catalog
 from capanode.models.library import ensure
 from capanode.models.store import ModelStore
-from coordinator.cli.market_session import open_market
-from coordinator.settings import CoordinatorConfig
 from sim.bench.alone import EngineAlone, story_prompts
 from sim.bench.http_buyer import HttpBuyer
-from sim.demo import CHAT_MODEL, open_account, wait_nodes
+from sim.demo import CHAT_MODEL
 from sim.latency import LATENCY_CLASSES
 from sim.network import LocalNetwork, NodePlan, open_network
+from sim.opening import open_buyer
 
 DEFAULT_STORE = Path(".capacloud/models")
 SLOTS = 32
@@ -66,10 +65,7 @@ async def _measure(engine: Engine, folder: Path, store: Path) -> dict[str, float
     async with open_network(folder, store) as network:
         await network.start_coordinator()
         await network.start_node(plan)
-        key = await open_account(network)
-        config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
-        async with open_market(config, at=None, key_path=None) as market:
-            await wait_nodes(market, 1, lambda offer, rtt_ms: None)
+        key = await open_buyer(network, nodes=1)
         async with HttpBuyer(network.endpoint.http, key, CHAT_MODEL) as buyer:
             return await _Bench(EngineAlone(engine), buyer, network).all_figures()
 

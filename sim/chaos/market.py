@@ -4,14 +4,11 @@ import socket
 
 import trio
 
-from coordinator.cli.market_session import open_market
-from coordinator.settings import CoordinatorConfig
-from protocol.offers import NodeOffer
 from sim.chaos.load import Load
 from sim.chaos.model import NAME
-from sim.demo import open_account, wait_nodes
 from sim.latency import LATENCY_CLASSES
 from sim.network import LocalNetwork, NodePlan
+from sim.opening import open_buyer
 
 
 async def open_recital_market(
@@ -22,10 +19,7 @@ async def open_recital_market(
     async with trio.open_nursery() as starting:
         for number in range(nodes):
             starting.start_soon(network.start_node, _plan(number))
-    api_key = await open_account(network)
-    config = CoordinatorConfig.resolve(flags={"data_dir": network.coordinator_dir})
-    async with open_market(config, at=None, key_path=None) as market:
-        await wait_nodes(market, nodes, _ignore)
+    api_key = await open_buyer(network, nodes=nodes)
     return Load(network.endpoint.http, api_key, seed)
 
 
@@ -40,7 +34,3 @@ def _plan(number: int) -> NodePlan:
         latency=LATENCY_CLASSES[0],
         threads=1,
     )
-
-
-def _ignore(offer: NodeOffer, rtt_ms: float | None) -> None:
-    """Which node joins is of no interest here."""

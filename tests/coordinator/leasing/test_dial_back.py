@@ -263,15 +263,21 @@ async def test_a_buyer_that_cannot_dial_tells_by_its_word_on_the_lease(
         assert rules.unreached.buyers(node, now_ms=market.clock.now_ms()) == 1
 
 
+async def close_its_port(market: SmallMarket) -> ScriptedNode:
+    """Of a node that was reached before; a buyer tells of it."""
+    await looked_at(market)
+    node = market.nodes[0]
+    market.network.swallow(port_of(node))
+    await trio.sleep(6)  # Until a complaint counts again.
+    market.coordinator.market.note_unreached(node.key.peer_id, market.buyer.peer_id)
+    return node
+
+
 async def test_one_dial_that_fails_takes_no_buyers_from_a_node_that_was_reached_before(
     autojump_clock: MockClock,
 ) -> None:
     async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
-        await looked_at(market)
-        node = market.nodes[0]
-        market.network.swallow(port_of(node))
-        await trio.sleep(6)
-        market.coordinator.market.note_unreached(node.key.peer_id, market.buyer.peer_id)
+        node = await close_its_port(market)
         await trio.sleep(5)  # A second until it is looked at, and three for the dial.
         assert is_dialable(market)
         market.network.answer(port_of(node))
@@ -283,11 +289,7 @@ async def test_a_node_that_could_not_be_dialled_is_soon_dialled_again(
     autojump_clock: MockClock,
 ) -> None:
     async with open_small_market(Script.ANSWER, Script.ANSWER) as market:
-        await looked_at(market)
-        node = market.nodes[0]
-        market.network.swallow(port_of(node))
-        await trio.sleep(6)
-        market.coordinator.market.note_unreached(node.key.peer_id, market.buyer.peer_id)
+        node = await close_its_port(market)
         await trio.sleep(10)
         assert not is_dialable(market)
         market.network.answer(port_of(node))
